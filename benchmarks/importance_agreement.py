@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the cheap importance scores rank units as the exact class-wise KL does, and at what cost?
+
+    python benchmarks/importance_agreement.py WORK/01_teacher/model --recipe digits --work-dir WORK
+
+Scores a trained teacher with "kl" (the reference), "fisher" and "linear" for every class group and writes
+Kendall's tau per axis and layer, the overlap of the kept units, and seconds to
+results/importance_agreement_<recipe>.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from edvit_hf.data import TaskData, load_task
+from edvit_hf.provenance import environment
+from edvit_hf.pruning import UnitScores, make_plan, unit_scores
+from edvit_hf.pruning.config import ImportanceMethod
+from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.splitting import split_classes
+from edvit_hf.storage import write_json
+
+METHODS: tuple[ImportanceMethod, ...] = ("kl", "fisher", "linear", "hybrid")
+APPROXIMATIONS = ("fisher", "linear")
+TEACHER_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("teacher", type=Path, help="folder of a saved stock classifier")
+    add("--recipe", required=True, help="name or path; gives the dataset, groups and keep")
+    add("--work-dir", type=Path, help="folder of a recipe run, whose class groups are then used")
+    add("--keep-heads", type=int, help="heads kept per layer; default: the recipe's")
+    add("--samples-per-class", type=int, help="default: the recipe's")
+    add("--num-groups", type=int, help="score only the first so many class groups")
+    add("--batch-size", type=int, help="rows per forward; default: the recipe's")
+    add("--seed", type=int, default=0, help="of the drawn samples")
+    add("--results-dir", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def tau(exact: np.ndarray, other: np.ndarray) -> float | None:
+    """Kendall's tau-b of two score arrays; None where a ranking is constant."""
+    value = float(kendalltau(exact.ravel(), other.ravel()).statistic)
+    return None if np.isnan(value) else round(value, 4)
+
+
+def overlap(exact: Sequence[list[int]], other: Sequence[list[int]]) -> float:
+    """Share of the units kept under the exact scores that the other scores keep too, over all layers."""
+    shared = sum(len(set(a) & set(b)) for a, b in zip(exact, other, strict=True))
+    return round(shared / sum(map(len, exact)), 4)
+
+
+def compare(
+    exact: UnitScores, other: UnitScores, model: PreTrainedModel, keep: dict[str, int]
+) -> dict[str, Any]:
+    """All figures of one approximation on one class group."""
+    ours, theirs = (make_plan(scores, model.config, **keep) for scores in (exact, other))
+    layers = range(len(exact.ffn))
+    ffn_taus = [tau(exact.ffn[i], other.ffn[i]) for i in layers]
+    return {
+        "residual_tau": tau(exact.residual, other.residual),
+        "residual_overlap": overlap([ours.kept_residual], [theirs.kept_residual]),
+        "heads_tau_pooled": tau(exact.heads, other.heads),
+        "heads_tau_per_layer": [tau(exact.heads[i], other.heads[i]) for i in layers],
+        "heads_overlap": overlap(ours.kept_heads, theirs.kept_heads),
+        "ffn_tau_pooled": tau(exact.ffn, other.ffn),
+        "ffn_tau_per_layer": ffn_taus,
+        "ffn_tau_median": float(np.median([t for t in ffn_taus if t is not None])),
+        "ffn_overlap": overlap(ours.kept_ffn, theirs.kept_ffn),
+    }
+
+
+def sample(data: TaskData, group: list[int], samples_per_class: int, seed: int) -> torch.Tensor:
+    """Training images of the group's classes, equally many of each, drawn from the seed."""
+    generator, labels = np.random.default_rng([seed, *group]), data.train.labels
+    per_class = [generator.permutation(np.flatnonzero(labels == c))[:samples_per_class] for c in group]
+    return data.train.pixel_values(np.sort(np.concatenate(per_class)))
+
+
+def class_groups(recipe: Recipe, num_classes: int, work_dir: Path | None) -> list[list[int]]:
+    """The groups of a recipe run, or those that the recipe would make."""
+    if work_dir is None:
+        return split_classes(num_classes, recipe.split)
+    found = sorted(work_dir.glob("*split/class_groups.json"))
+    if not found:
+        raise SystemExit(f"{work_dir} holds no *split/class_groups.json; run the recipe's split stage first.")
+    return json.loads(found[0].read_text(encoding="utf-8"))["class_groups"]
+
+
+def sizes_to_keep(config: Any, keep_heads: int) -> dict[str, int]:
+    """Residual channels and FFN units in the ratio of the heads."""
+    ratio = keep_heads / config.num_attention_heads
+    return {
+        "keep_residual": round(config.hidden_size * ratio),
+        "keep_heads": keep_heads,
+        "keep_ffn": round(config.intermediate_size * ratio),
+    }
+
+
+def score_group(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    group: list[int],
+    keep: dict[str, int],
+    batch_size: int,
+) -> dict[str, Any]:
+    """Exact and approximate scores of one class group, compared and timed."""
+    scores: dict[str, UnitScores] = {}
+    seconds: dict[str, float] = {}
+    for method in METHODS:
+        start = time.perf_counter()
+        scores[method] = unit_scores(model, pixel_values, group, method=method, batch_size=batch_size)
+        seconds[method] = round(time.perf_counter() - start, 3)
+    row = {"class_group": group, "num_samples": len(pixel_values), "seconds": seconds}
+    return row | {method: compare(scores["kl"], scores[method], model, keep) for method in APPROXIMATIONS}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Lowest and median figure over the class groups."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for method in APPROXIMATIONS:
+        result[method] = {}
+        for name in rows[0][method]:
+            values = [row[method][name] for row in rows if isinstance(row[method][name], float)]
+            if values:
+                result[method][name] = {"min": min(values), "median": float(np.median(values))}
+    return result
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """What reproduces the result; the folders are the reader's own."""
+    options = [f"--recipe {Path(arguments.recipe).name}"]
+    options += ["--work-dir WORK_DIR"] if arguments.work_dir else []
+    for name in ("keep_heads", "samples_per_class", "num_groups", "batch_size", "seed"):
+        value = getattr(arguments, name)
+        options += [] if value is None else [f"--{name.replace('_', '-')} {value}"]
+    return " ".join(["python benchmarks/importance_agreement.py TEACHER_DIR", *options])
+
+
+def main() -> None:
+    """Score, compare, write, print."""
+    arguments = parse_arguments()
+    recipe = load_recipe(arguments.recipe)
+    keep_heads = arguments.keep_heads or recipe.prune.keep_heads
+    if not isinstance(keep_heads, int):
+        raise SystemExit('The recipe leaves keep_heads to the planner ("auto"): pass --keep-heads.')
+    model = AutoModelForImageClassification.from_pretrained(arguments.teacher).eval()
+    data = load_task(recipe.dataset, recipe.augmentation)
+    keep = sizes_to_keep(model.config, keep_heads)
+    samples_per_class = arguments.samples_per_class or recipe.prune.samples_per_class
+    batch_size = arguments.batch_size or recipe.prune.batch_size
+    groups = class_groups(recipe, model.config.num_labels, arguments.work_dir)[: arguments.num_groups]
+    rows = []
+    for group in groups:
+        pixel_values = sample(data, group, samples_per_class, arguments.seed)
+        rows.append(score_group(model, pixel_values, group, keep, batch_size))
+        print(json.dumps(rows[-1]))
+    result = {
+        "schema_version": 1,
+        "recipe": recipe.name,
+        "command": command_line(arguments),
+        "seed": arguments.seed,
+        "samples_per_class": samples_per_class,
+        "batch_size": batch_size,
+        "keep": keep,
+        "torch_threads": torch.get_num_threads(),
+        "teacher": {name: getattr(model.config, name) for name in TEACHER_SIZES},
+        "environment": environment(),
+        "summary": summary(rows),
+        "groups": rows,
+    }
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    path = arguments.results_dir / f"importance_agreement_{recipe.name}.json"
+    write_json(path, result)
+    print(json.dumps(result["summary"], indent=2))
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

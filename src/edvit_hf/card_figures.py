@@ -1,0 +1,238 @@
+"""The figures of a model card: accuracy against size, with sub-models absent, per class group.
+
+Colours are those of Okabe and Ito (readable with every form of colour blindness) and never the only mark:
+shapes and labels carry the same distinction. A figure without any measured value is not drawn.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edvit_hf.card_tables import group_names, result_row
+from edvit_hf.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+_INK, _GRID = "#222222", "#d9d9d9"
+_STYLES: tuple[tuple[str, str, str], ...] = (
+    ("teacher", "#000000", "D"),
+    ("ensemble", "#0072B2", "o"),
+    ("plain model, per-device size", "#D55E00", "s"),
+    ("plain model, total size", "#E69F00", "^"),
+    ("small CNN", "#009E73", "v"),
+)
+_OTHER_STYLE = ("#CC79A7", "P")
+
+
+def draw_figures(results: Mapping[str, Any], assets_dir: Path) -> dict[str, Path]:
+    """Draw what the results allow into `assets_dir`; returns figure name -> PNG path.
+
+    Names: `size` (accuracy against size), `absent` (accuracy with k sub-models absent), `groups` (accuracy
+    per class group). Files appear by write-then-rename.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    drawings: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure | None]]] = {
+        "size": ("accuracy_size.png", accuracy_against_size),
+        "absent": ("accuracy_absent.png", accuracy_with_absent),
+        "groups": ("accuracy_groups.png", accuracy_per_group),
+    }
+    paths = {}
+    for name, (file_name, draw) in drawings.items():
+        figure = draw(results)
+        if figure is None:
+            continue
+        assets_dir.mkdir(parents=True, exist_ok=True)
+        partial = assets_dir / f".{file_name}.partial"
+        # No software tag: the same results give the same bytes whatever matplotlib release drew them.
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+        partial.replace(assets_dir / file_name)
+        paths[name] = assets_dir / file_name
+    return paths
+
+
+def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
+    """Accuracy against the size one device holds (logarithmic); the ensemble also with its total size.
+
+    Bars are the 95 % interval of the paired difference to the teacher, drawn around the row's own accuracy.
+    """
+    rows = [row for row in results["rows"] if row.get("accuracy") is not None and row.get("bytes")]
+    if not rows:
+        return None
+    figure, axes = _canvas(7.2, 4.4)
+    has_interval = any(_interval(row) for row in rows)
+    places = _spread([(row.get("bytes_per_device") or row["bytes"]) / 2**20 for row in rows])
+    for row, place in zip(rows, places, strict=True):
+        _draw_row(axes, row, place)
+    sizes = [row.get("bytes_per_device") or row["bytes"] for row in rows] + [row["bytes"] for row in rows]
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 2**20 / 1.7, max(sizes) / 2**20 * 1.7)
+    _size_ticks(axes)
+    axes.margins(y=0.16)
+    axes.set_xlabel("size on one device, MiB of float32 weights (logarithmic)")
+    axes.set_ylabel("accuracy on the test split, %")
+    bars = " Bars: 95 % interval against the teacher." if has_interval else ""
+    _title(
+        axes,
+        "Accuracy against size per device",
+        f"Hollow: the whole ensemble.{bars} Equal sizes stand side by side.",
+    )
+    _legend_below(figure)
+    return figure
+
+
+def accuracy_with_absent(results: Mapping[str, Any]) -> "Figure | None":
+    """Mean accuracy and min-max band with 0, 1, 2, ... sub-models absent."""
+    entries = [entry for entry in results.get("absent") or [] if entry.get("accuracy_mean") is not None]
+    if not entries:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _canvas(7.2, 4.0)
+    colour = _STYLES[1][1]
+    absent = [entry["num_absent"] for entry in entries]
+    mean = [100 * entry["accuracy_mean"] for entry in entries]
+    low = [100 * entry.get("accuracy_min", entry["accuracy_mean"]) for entry in entries]
+    high = [100 * entry.get("accuracy_max", entry["accuracy_mean"]) for entry in entries]
+    axes.fill_between(
+        absent, low, high, color=colour, alpha=0.18, linewidth=0, label="lowest to highest subset"
+    )
+    axes.plot(absent, mean, color=colour, marker="o", linewidth=2, label="mean over subsets")
+    for x, y in zip(absent, mean, strict=True):
+        axes.annotate(
+            f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", color=_INK, fontsize=9
+        )
+    chance = 100 / sum(len(group) for group in results["class_groups"])
+    axes.axhline(chance, color=_INK, linewidth=1, linestyle=":", label=f"guessing ({chance:.0f} %)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 106)
+    axes.set_xlabel(f"sub-models absent, of {len(results['class_groups'])}")
+    axes.set_ylabel("accuracy on the test split, %")
+    _title(axes, "Accuracy with sub-models absent", "The fusion head is told which ones are missing.")
+    _legend_below(figure)
+    return figure
+
+
+def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
+    """One line per class group: teacher, ensemble and the own vote of the group's sub-model."""
+    votes = {entry["index"]: entry.get("group_accuracy") for entry in results.get("sub_models") or []}
+    names = [_shortened(name) for name in group_names(results)]
+    series: list[tuple[str, str, str, list[float | None]]] = [
+        (name, colour, marker, list(result_row(results, name).get("per_group_accuracy") or []))
+        for name, colour, marker in _STYLES[:2]
+    ]
+    series.append(
+        ("own vote of its sub-model", *_OTHER_STYLE, [votes.get(index) for index in range(len(names))])
+    )
+    series = [line for line in series if any(value is not None for value in line[3])]
+    if not series:
+        return None
+    figure, axes = _canvas(7.2, 1.9 + 0.42 * len(names))
+    measured = [[v for *_, values in series if (v := values[i]) is not None] for i in range(len(names))]
+    for place, found in enumerate(measured):
+        if found:
+            ends = [100 * min(found), 100 * max(found)]
+            axes.plot(ends, [place, place], color="#b0b0b0", linewidth=2, zorder=1)
+    shifts = [0.16 * (index - (len(series) - 1) / 2) for index in range(len(series))]
+    for (name, colour, marker, values), shift in zip(series, shifts, strict=True):
+        places = [place for place, value in enumerate(values) if value is not None]
+        shares = [100 * value for value in values if value is not None]
+        axes.scatter(
+            shares, [p + shift for p in places], color=colour, marker=marker, s=52, label=name, zorder=2
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("accuracy on the test items of these classes, %")
+    _title(axes, "Accuracy per class group", "Each line is one sub-model's classes.")
+    _legend_below(figure)
+    return figure
+
+
+def _canvas(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """A figure on the Agg canvas (no display, no global pyplot state) and its axes."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Drawing the figures of a model card", "train", "matplotlib") from error
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _title(axes: "Axes", title: str, subtitle: str) -> None:
+    axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold", color=_INK)
+    note = axes.text(0, 1.025, subtitle, transform=axes.transAxes, fontsize=9, color="#555555")
+    note.set_in_layout(False)  # a long line must not squeeze the axes
+
+
+def _legend_below(figure: "Figure") -> None:
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+
+
+def _draw_row(axes: "Axes", row: Mapping[str, Any], place: float) -> None:
+    """One row: a filled mark at `place` MiB; a hollow one at the total size if that differs."""
+    name = str(row.get("name", "unnamed"))
+    colour, marker = next(((c, m) for n, c, m in _STYLES if n == name), _OTHER_STYLE)
+    accuracy, whole = 100 * row["accuracy"], row["bytes"] / 2**20
+    if row.get("bytes_per_device") not in (None, row["bytes"]):
+        axes.plot([place, whole], [accuracy, accuracy], color=colour, linewidth=1.2, linestyle="--", zorder=1)
+        axes.scatter(
+            whole, accuracy, marker=marker, facecolor="white", edgecolor=colour, s=70, linewidth=1.5, zorder=4
+        )
+    interval = _interval(row)
+    if interval:
+        errors = [[accuracy - interval[0]], [interval[1] - accuracy]]
+        axes.errorbar(
+            place, accuracy, yerr=errors, fmt="none", ecolor=colour, capsize=4, elinewidth=1.4, zorder=2
+        )
+    axes.scatter(place, accuracy, color=colour, marker=marker, s=70, label=name, zorder=3)
+
+
+def _spread(sizes: list[float], step: float = 1.1) -> list[float]:
+    """Places on a logarithmic axis: sizes closer than `step` are set side by side, in order."""
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    clusters: list[list[int]] = []
+    for index in order:
+        if clusters and sizes[index] < step * sizes[clusters[-1][-1]]:
+            clusters[-1].append(index)
+        else:
+            clusters.append([index])
+    places = list(sizes)
+    for cluster in clusters:
+        centre = math.exp(sum(math.log(sizes[index]) for index in cluster) / len(cluster))
+        for rank, index in enumerate(cluster):
+            places[index] = centre * step ** (rank - (len(cluster) - 1) / 2)
+    return places
+
+
+def _interval(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Accuracy in per cent at both ends of the interval to the teacher, around the row's own accuracy."""
+    paired = row.get("against_teacher")
+    if not paired or paired.get("low") is None or paired.get("high") is None:
+        return None
+    accuracy, difference = row["accuracy"], paired["difference"]
+    return 100 * (accuracy + paired["low"] - difference), 100 * (accuracy + paired["high"] - difference)
+
+
+def _size_ticks(axes: "Axes") -> None:
+    """Plain numbers at 1, 2, 5 of every decade instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _shortened(name: str, limit: int = 34) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 3].rstrip(', ')} ..."

@@ -1,0 +1,244 @@
+"""`edvit`: thin commands over the library's functions."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from edvit_hf._version import __version__
+from edvit_hf.errors import EDViTError
+
+app = typer.Typer(
+    name="edvit",
+    help="Split a Vision-Transformer classifier by classes into small sub-models that run together on edge devices.",
+    epilog="Exit codes: 0 done, 1 an error of the input or of the machine (the message says what to do), "
+    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted (the same command resumes).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+log_console = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """Output formats of every command."""
+
+    human = "human"
+    json = "json"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="`human` prints tables, `json` one JSON document.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what each stage does.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors a user can act on become one message and exit code 1; an interruption becomes 130."""
+    try:
+        yield
+    except EDViTError as error:
+        log_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        log_console.print("interrupted: finished work is kept, the same command resumes", markup=False)
+        raise typer.Exit(130) from error
+
+
+def _start_logging(verbose: bool) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("edvit_hf").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, default=str))
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one (`digits`).")],
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Folder for every stage's result. Default: work/<recipe name>.")
+    ] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Comma-separated stages to run, e.g. `evaluate,export`. Default: all.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Set every training seed of the recipe.")] = None,
+    output: FormatOption = Format.human,
+    verbose: VerboseOption = False,
+) -> None:
+    """Take RECIPE through the whole trip: teacher, split, plan, prune, distill, fuse, evaluate, export, card.
+
+    Finished stages are skipped, an interrupted one resumes, and changing a value re-runs exactly the stages it touches.
+    """
+    _start_logging(verbose)
+    with _plain_errors():
+        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe import run as run_trip
+        from edvit_hf.recipe.run import ensemble_dir, stage_dir
+
+        values = load_recipe(recipe)
+        folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
+        if seed is not None:
+            values = values.with_seed(seed)
+        command = f"edvit run {_as_given(recipe)}" + (f" --seed {seed}" if seed is not None else "")
+        records = run_trip(
+            values, folder, stages=stages.split(",") if stages else None, command=command, observer=_announce
+        )
+        results = stage_dir(folder, "evaluate") / "results.json"
+        data = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+        if output is Format.json:
+            _print_json({
+                "ensemble": str(ensemble_dir(folder)), "results": data,
+                "stages": [{"name": r.name, "skipped": r.skipped, "seconds": r.seconds} for r in records],
+            })  # fmt: skip
+            return
+        if data is not None:
+            from edvit_hf.tables import results_tables
+
+            for table in results_tables(data):
+                console.print(table)
+        if ensemble_dir(folder).is_dir():
+            console.print(f"ensemble: {ensemble_dir(folder)}", markup=False, soft_wrap=True)
+
+
+def _as_given(recipe: str) -> str:
+    """The recipe argument without the folders of this machine."""
+    path = Path(recipe)
+    return f"recipes/{path.name}" if path.is_absolute() else recipe
+
+
+def _announce(stage: str, what: str) -> None:
+    note = {"skipped": "up to date, skipped", "started": "started", "finished": "done"}[what]
+    log_console.print(f"{stage:9s} {note}", markup=False, highlight=False)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one.")],
+    num_classes: Annotated[
+        int | None, typer.Option(help="Number of classes; needed only when the recipe does not tell it.")
+    ] = None,
+    output: FormatOption = Format.human,
+) -> None:
+    """Show what each device of RECIPE's fleet would carry, without training or downloading anything."""
+    _start_logging(False)
+    with _plain_errors():
+        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe.offline_plan import plan_recipe
+
+        result = plan_recipe(load_recipe(recipe), num_classes=num_classes)
+        if output is Format.json:
+            _print_json(result.to_dict())
+            return
+        from edvit_hf.tables import plan_table
+
+        console.print(plan_table(result))
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A published or finished ensemble folder.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Which exported variant: fp32 or int8.")] = "fp32",
+    max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
+    output: FormatOption = Format.human,
+) -> None:
+    """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with each sub-model absent."""
+    _start_logging(False)
+    with _plain_errors():
+        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe.measure import measure_exported
+
+        result = measure_exported(
+            folder, load_recipe(recipe) if recipe else None, precision=precision, max_items=max_items
+        )
+        if output is Format.json:
+            _print_json(result)
+            return
+        from edvit_hf.tables import evaluation_table
+
+        console.print(evaluation_table(result))
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="An image file of any common format and mode.")
+    ],
+    drop: Annotated[
+        list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Which exported variant: fp32 or int8.")] = "fp32",
+    output: FormatOption = Format.human,
+) -> None:
+    """Classify INPUT: class, probability, each sub-model's vote, and what changes when a sub-model is absent.
+
+    Needs no torch: this is what a device runs.
+    """
+    _start_logging(False)
+    with _plain_errors():
+        from edvit_hf.runtime import LocalEnsemble
+        from edvit_hf.tables import prediction_report, prediction_tables
+
+        ensemble = LocalEnsemble.from_pretrained(folder, precision=precision)
+        report = prediction_report(ensemble, image, absent=tuple(drop or ()))
+        if output is Format.json:
+            _print_json(report)
+            return
+        for table in prediction_tables(report):
+            console.print(table)
+
+
+@app.command()
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the Hub.")] = False,
+    output: FormatOption = Format.human,
+) -> None:
+    """Report versions, cores and threads, known bad pairs of packages and whether the Hub is reachable.
+
+    Exits with 3 when something is broken.
+    """
+    with _plain_errors():
+        from edvit_hf.doctor import examine
+
+        report = examine(check_hub=not offline)
+        if output is Format.json:
+            _print_json(report)
+        else:
+            from edvit_hf.tables import doctor_table
+
+            console.print(doctor_table(report))
+        if not report["healthy"]:
+            raise typer.Exit(3)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()

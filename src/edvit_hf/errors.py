@@ -1,0 +1,54 @@
+"""The errors of this library: one base class and the few children that a caller can act on.
+
+Each message says what was expected, what came, why it matters and what to do.
+"""
+
+
+class EDViTError(Exception):
+    """Base class of every error that `edvit_hf` raises on purpose."""
+
+
+class RecipeError(EDViTError, ValueError):
+    """A recipe holds a value that cannot be followed. Correct the recipe."""
+
+
+class DataError(EDViTError, ValueError):
+    """A dataset or an input (image, label, column) is not what was promised. Correct the data or its description."""
+
+
+class BudgetError(EDViTError, ValueError):
+    """No plan satisfies the fleet's budgets. Relax the budget that the message names."""
+
+
+class PruningError(EDViTError, ValueError):
+    """A model or a plan that cannot be pruned as asked. Correct the plan or the architecture table."""
+
+
+class CheckpointError(EDViTError, ValueError):
+    """Weights or a config on disk are damaged or do not belong together. Fetch or build them again."""
+
+
+class TrainingError(EDViTError, RuntimeError):
+    """Training cannot go on (for example a loss that is not finite). Change the training values."""
+
+
+class ManifestError(EDViTError, ValueError):
+    """A manifest or an exported folder breaks its contract. Export again, or use the version that wrote it."""
+
+
+class ExportGateError(EDViTError):
+    """An exported variant misses its own tolerance and was refused. Loosen the gate or change the export."""
+
+
+class WorkDirError(EDViTError, OSError):
+    """The work directory cannot be written. Choose another one or free space."""
+
+
+class MissingExtraError(EDViTError, ImportError):
+    """An optional dependency is not installed. The message carries the install line."""
+
+    def __init__(self, purpose: str, extra: str, missing: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package `{missing}`, which is not installed. "
+            f"Install it with: pip install 'edvit_hf[{extra}]'"
+        )

@@ -1,0 +1,238 @@
+"""One way to measure: `evaluate(predict, batches)` serves torch, ONNX and a live runtime alike."""
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+# (B, 3, H, W) float32 pixel values -> (B, L) logits
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one set of items; shares lie in 0..1, None where no item has the class.
+
+    `macro_f1` averages over the classes that occur as label or as prediction (scikit-learn's rule).
+    `seconds` is the time spent inside `predict`, without loading data.
+    """
+
+    num_items: int
+    accuracy: float
+    macro_f1: float
+    per_class_accuracy: list[float | None]
+    per_group_accuracy: list[float | None] | None
+    predictions: np.ndarray
+    labels: np.ndarray
+    seconds: float
+
+    def to_row(self) -> dict[str, Any]:
+        """The figures without the single predictions, ready for JSON."""
+        return {
+            "num_items": self.num_items,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "per_class_accuracy": self.per_class_accuracy,
+            "per_group_accuracy": self.per_group_accuracy,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class PairedInterval:
+    """Difference in accuracy (0..1) of two classifiers on the same items, a minus b, with its interval."""
+
+    difference: float
+    low: float
+    high: float
+    num_items: int
+
+
+def evaluate(
+    predict: Predict,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_labels: int,
+    class_groups: Sequence[Sequence[int]] | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Run `predict` over all batches and count.
+
+    Args:
+        predict (`Predict`): (B, 3, H, W) float32 -> (B, num_labels) logits.
+        batches (`Iterable[Mapping]`): Each with `pixel_values` and `labels`, arrays or CPU tensors.
+        num_labels (`int`): Number of logits expected; labels lie in 0..num_labels - 1.
+        class_groups (`Sequence[Sequence[int]]`, *optional*): For accuracy per class group.
+        progress (`bool`): Show a progress bar.
+
+    Returns:
+        `Evaluation`: The figures and every single prediction.
+
+    Raises:
+        ValueError: If there are no items, or logits or labels are not what was promised.
+    """
+    all_labels, all_predictions, seconds = [], [], 0.0
+    for batch in _with_bar(batches, is_shown=progress):
+        labels = np.asarray(batch["labels"], dtype=np.int64)
+        pixel_values = np.asarray(batch["pixel_values"], dtype=np.float32)
+        start = time.perf_counter()
+        logits = np.asarray(predict(pixel_values))
+        seconds += time.perf_counter() - start
+        _check_batch(logits, labels, num_labels)
+        all_labels.append(labels)
+        all_predictions.append(logits.argmax(axis=1))
+    if not all_labels:
+        raise ValueError(
+            "There are no batches to evaluate: a share of nothing is undefined. Check the split."
+        )
+    labels, predictions = np.concatenate(all_labels), np.concatenate(all_predictions)
+    counts = confusion_counts(labels, predictions, num_labels)
+    return Evaluation(
+        num_items=len(labels),
+        accuracy=float((labels == predictions).mean()),
+        macro_f1=macro_f1(counts),
+        per_class_accuracy=[_share(counts[label, label], counts[label].sum()) for label in range(num_labels)],
+        per_group_accuracy=None if class_groups is None else group_accuracy(counts, class_groups),
+        predictions=predictions,
+        labels=labels,
+        seconds=seconds,
+    )
+
+
+def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
+    """(num_labels, num_labels) int64: row is the label, column the prediction."""
+    flat = np.bincount(labels * num_labels + predictions, minlength=num_labels**2)
+    return flat.reshape(num_labels, num_labels)
+
+
+def macro_f1(counts: np.ndarray) -> float:
+    """Mean F1 over the classes that occur as label or as prediction."""
+    total = counts.sum(axis=0) + counts.sum(axis=1)
+    occurs = total > 0
+    return float((2 * counts.diagonal()[occurs] / total[occurs]).mean())
+
+
+def group_accuracy(counts: np.ndarray, class_groups: Sequence[Sequence[int]]) -> list[float | None]:
+    """Share of the items of each class group that get their exact class, from confusion counts."""
+    groups = [np.asarray(list(group), dtype=np.int64) for group in class_groups]
+    return [_share(counts[group, group].sum(), counts[group].sum()) for group in groups]
+
+
+def torch_predict(model: "torch.nn.Module", **forward_kwargs: Any) -> Predict:
+    """`predict` for a torch classifier, on the device where the model is, in eval mode.
+
+    Args:
+        model (`nn.Module`): Takes `pixel_values`, returns an object with `.logits`.
+        forward_kwargs: Passed to every forward call, for example `sub_model_mask`.
+    """
+    import torch
+
+    def predict(pixel_values: np.ndarray) -> np.ndarray:
+        was_training = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        try:
+            with torch.inference_mode():
+                inputs = torch.from_numpy(np.ascontiguousarray(pixel_values)).to(device)
+                return model(pixel_values=inputs, **forward_kwargs).logits.float().cpu().numpy()
+        finally:
+            model.train(was_training)
+
+    return predict
+
+
+def paired_interval(
+    correct_a: np.ndarray,
+    correct_b: np.ndarray,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> PairedInterval:
+    """Percentile bootstrap over items of accuracy a minus accuracy b.
+
+    An item adds -1, 0 or +1 to the difference, so drawing N items with replacement is one multinomial draw of
+    three counts: exact, and independent of N in time and memory.
+
+    Args:
+        correct_a (`np.ndarray`): (N,) bool, whether a is right on each item.
+        correct_b (`np.ndarray`): (N,) bool, for the same items in the same order.
+        level (`float`): Coverage in (0, 1).
+        num_resamples (`int`): Bootstrap draws.
+        seed (`int`): Seed of the draws.
+    """
+    correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if correct_a.shape != correct_b.shape or correct_a.ndim != 1 or len(correct_a) == 0:
+        raise ValueError(
+            f"`correct_a` and `correct_b` must be vectors over the same items, got {correct_a.shape} and "
+            f"{correct_b.shape}: a paired interval compares item by item."
+        )
+    if not 0 < level < 1 or num_resamples < 1:
+        raise ValueError(
+            f"`level` must lie in (0, 1) and `num_resamples` be at least 1, got {level}, {num_resamples}."
+        )
+    num_items = len(correct_a)
+    better, worse = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
+    shares = [better / num_items, worse / num_items, (num_items - better - worse) / num_items]
+    counts = np.random.default_rng(seed).multinomial(num_items, shares, size=num_resamples)
+    differences = (counts[:, 0] - counts[:, 1]) / num_items
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return PairedInterval((better - worse) / num_items, float(low), float(high), num_items)
+
+
+def absent_subsets(
+    num_sub_models: int, num_absent: int, limit: int = 20, seed: int = 0
+) -> list[tuple[int, ...]]:
+    """Which sub-models to take away: every subset of `num_absent`, or `limit` different ones drawn by seed.
+
+    Raises:
+        ValueError: If nothing would be left, or an argument is out of range.
+    """
+    if not 0 <= num_absent < num_sub_models:
+        raise ValueError(
+            f"`num_absent` must lie in 0..{num_sub_models - 1} for {num_sub_models} sub-models, got "
+            f"{num_absent}: at least one sub-model has to answer."
+        )
+    if limit < 1:
+        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    if math.comb(num_sub_models, num_absent) <= limit:
+        return list(itertools.combinations(range(num_sub_models), num_absent))
+    generator = random.Random(seed)
+    chosen: set[tuple[int, ...]] = set()
+    while len(chosen) < limit:
+        chosen.add(tuple(sorted(generator.sample(range(num_sub_models), num_absent))))
+    return sorted(chosen)
+
+
+def _with_bar(batches: Iterable[Mapping[str, Any]], *, is_shown: bool) -> Iterable[Mapping[str, Any]]:
+    if not is_shown:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc="evaluate", unit="batch")
+
+
+def _check_batch(logits: np.ndarray, labels: np.ndarray, num_labels: int) -> None:
+    if logits.shape != (len(labels), num_labels):
+        raise ValueError(
+            f"`predict` returned logits of shape {logits.shape}, expected {(len(labels), num_labels)}: one "
+            "row per item and one column per label. Check that model and dataset belong together."
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            "`predict` returned logits that are not finite: their argmax would be an arbitrary class."
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_labels:
+        raise ValueError(f"Labels must lie in 0..{num_labels - 1}, got {labels.min()}..{labels.max()}.")
+
+
+def _share(part: np.integer, whole: np.integer) -> float | None:
+    return float(part / whole) if whole else None

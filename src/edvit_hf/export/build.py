@@ -1,0 +1,205 @@
+"""Draws, checks and describes the files of one export, in a staging folder."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edvit_hf.export.config import ExportConfig
+from edvit_hf.export.gates import (
+    Arrays,
+    GraphSession,
+    OnnxEnsemble,
+    check_parity,
+    measure_parity,
+    run_batches,
+    vote_accuracy,
+)
+from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
+from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
+from edvit_hf.export.quantization import QuantizationPreset, QuantizedNodes, quantize_graph
+from edvit_hf.manifest import Parity, Variant, file_sha256
+from edvit_hf.modeling_edvit import EDViTForImageClassification
+from edvit_hf.profiles import detect_profile
+
+FUSION_FILE = "onnx/fusion.onnx"
+LATENCY_NOTE = "not measured by the export: measure it on the device itself"
+NO_LABELS_NOTE = "no labelled data was given to the export"
+_FUSION_NOTE = "the head alone has none: see `ensemble.accuracy`"
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchReference:
+    """What torch answers for the same pixels: features (N, d'), votes, and logits (N, L) by who is absent."""
+
+    pixel_values: np.ndarray
+    features: list[np.ndarray]
+    votes: list[np.ndarray]
+    logits: dict[tuple[int, ...], np.ndarray]
+
+
+@torch.no_grad()
+def run_torch(model: EDViTForImageClassification, pixel_values: np.ndarray) -> TorchReference:
+    """Run the ensemble with everybody present and with each sub-model absent (unless it is the only one).
+
+    Sub-models are asked through their stock interface, so that an error in what we trace cannot hide.
+    """
+    num_sub_models = model.config.num_sub_models
+    batches = [
+        torch.from_numpy(part) for part in np.array_split(pixel_values, -(-len(pixel_values) // _BATCH))
+    ]
+    features, votes = [], []
+    for sub_model in model.sub_models:
+        votes.append(torch.cat([sub_model(batch).logits for batch in batches]).numpy())
+    for part in torch.cat([model.features(b) for b in batches]).split(model.config.feature_sizes, dim=1):
+        features.append(part.numpy())
+    absences: list[tuple[int, ...]] = [
+        (),
+        *([(i,) for i in range(num_sub_models)] if num_sub_models > 1 else []),
+    ]
+    logits = {}
+    for absent in absences:
+        mask = torch.tensor([i not in absent for i in range(num_sub_models)])
+        logits[absent] = torch.cat([model(batch, sub_model_mask=mask).logits for batch in batches]).numpy()
+    return TorchReference(pixel_values=pixel_values, features=features, votes=votes, logits=logits)
+
+
+def _count_linear_maps(sub_model: Any) -> int:
+    """Linear maps of a sub-model without its vote head: what int8 must cover."""
+    return sum(isinstance(module, nn.Linear) for module in sub_model.base_model.modules())
+
+
+class GraphBuilder:
+    """One export under way. Every method writes into the staging folder and refuses what misses its gate."""
+
+    def __init__(
+        self,
+        model: EDViTForImageClassification,
+        staging: Path,
+        *,
+        config: ExportConfig,
+        pixel_values: np.ndarray,
+        labels: np.ndarray | None,
+    ) -> None:
+        self.model, self.staging, self.config, self.labels = model, staging, config, labels
+        self.reference = run_torch(model, pixel_values)
+        self.profile = config.profile or detect_profile()
+        self.groups = self.model.config.class_groups
+        self.fp32_files = [f"sub_models/{i:02d}/onnx/model.onnx" for i in range(len(self.groups))]
+
+    def draw_sub_models(self) -> Iterator[Variant]:
+        """Write and check the fp32 graph of one sub-model after the other."""
+        for index, file in enumerate(self.fp32_files):
+            sub_model = self.model.sub_models[index]
+            onnx_config = resolve_onnx_config(sub_model.config)
+            graph = draw_sub_model(sub_model, onnx_config, opset=self.config.opset)
+            save_graph(graph, self.staging / file)
+            parity, accuracy = self._check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION)
+            yield self._describe(file, parity, accuracy)
+
+    def _check_sub_model(
+        self, index: int, file: str, *, atol: float | None
+    ) -> tuple[Parity, dict[str, Any] | None]:
+        """Parity (refused beyond the tolerance if `atol` is given) and vote accuracy of one file."""
+        reference = {"features": self.reference.features[index], "logits": self.reference.votes[index]}
+        got = run_batches(GraphSession(self.staging / file), {"pixel_values": self.reference.pixel_values})
+        parity = measure_parity(reference, got, what=file)
+        if atol is not None:
+            tolerance = self.config.max_relative_difference
+            check_parity(parity, reference, got, tolerance=tolerance, atol=atol, what=file)
+        if self.labels is None:
+            return parity, None
+        accuracy = vote_accuracy(got["logits"][: len(self.labels)], self.labels, self.groups[index])
+        return parity, {**accuracy, "measured_on": detect_profile()}
+
+    def draw_fusion(self) -> Variant:
+        """Write and check the fusion head's graph, with everybody present and with each sub-model absent."""
+        onnx_config = resolve_onnx_config(self.model.config, model_type=FUSION_MODEL_TYPE)
+        graph = draw_graph(FusionGraph(self.model.fusion).eval(), onnx_config, opset=self.config.opset)
+        save_graph(graph, self.staging / FUSION_FILE)
+        features = np.concatenate(self.reference.features, axis=1)
+        session = GraphSession(self.staging / FUSION_FILE)
+        parts = []
+        for absent in self.reference.logits:
+            mask = np.ones((len(features), len(self.groups)), np.float32)
+            mask[:, list(absent)] = 0.0
+            parts.append(run_batches(session, {"features": features, "mask": mask})["logits"])
+        parity = self._compare_logits(parts, what=FUSION_FILE)
+        return self._describe(FUSION_FILE, parity, None, accuracy_note=_FUSION_NOTE)
+
+    def open_ensemble(self, variants: Sequence[Variant]) -> OnnxEnsemble:
+        """The staged files of these sub-model variants and the fusion head, ready to run."""
+        return OnnxEnsemble([self.staging / v.file for v in variants], self.staging / FUSION_FILE)
+
+    def check_ensemble(self, ensemble: OnnxEnsemble) -> Parity:
+        """Check the whole trip, from pixels to logits."""
+        pixels = {"pixel_values": self.reference.pixel_values}
+        parts = [
+            run_batches(lambda pixel_values, a=absent: {"logits": ensemble(pixel_values, a)}, pixels)[
+                "logits"
+            ]
+            for absent in self.reference.logits
+        ]
+        return self._compare_logits(parts, what="the exported ensemble")
+
+    def _compare_logits(self, parts: Sequence[np.ndarray], *, what: str) -> Parity:
+        reference: Arrays = {"logits": np.concatenate(list(self.reference.logits.values()))}
+        got: Arrays = {"logits": np.concatenate(parts)}
+        parity = measure_parity(reference, got, what=what)
+        onnx_config = resolve_onnx_config(self.model.config)
+        check_parity(
+            parity,
+            reference,
+            got,
+            tolerance=self.config.max_relative_difference,
+            atol=onnx_config.ATOL_FOR_VALIDATION,
+            what=what,
+        )
+        return parity
+
+    def quantize(self, preset: QuantizationPreset) -> Iterator[Variant]:
+        """Write the int8 variant of one sub-model after the other; the caller gates their joint accuracy."""
+        for index, source in enumerate(self.fp32_files):
+            sub_model = self.model.sub_models[index]
+            file = source.replace("model.onnx", f"model_{preset.suffix}.onnx")
+            nodes = quantize_graph(
+                self.staging / source,
+                self.staging / file,
+                preset,
+                resolve_onnx_config(sub_model.config),
+                num_expected=_count_linear_maps(sub_model),
+            )
+            parity, accuracy = self._check_sub_model(index, file, atol=None)
+            yield self._describe(file, parity, accuracy, nodes=nodes, preset=preset)
+
+    def _describe(
+        self,
+        file: str,
+        parity: Parity,
+        accuracy: dict[str, Any] | None,
+        *,
+        accuracy_note: str = NO_LABELS_NOTE,
+        nodes: QuantizedNodes | None = None,
+        preset: QuantizationPreset | None = None,
+    ) -> Variant:
+        path = self.staging / file
+        return Variant(
+            file=file,
+            sha256=file_sha256(path),
+            bytes=path.stat().st_size,
+            precision="int8" if nodes else "fp32",
+            op_types_quantized=nodes.op_types if nodes else [],
+            num_quantized_nodes=nodes.num_nodes if nodes else 0,
+            quantization=preset.describe() if preset else None,
+            profile=self.profile if nodes else None,
+            opset=self.config.opset,
+            parity=parity,
+            accuracy=accuracy,
+            accuracy_note=None if accuracy else accuracy_note,
+            latency_note=LATENCY_NOTE,
+        )

@@ -1,0 +1,288 @@
+"""The export stage: a saved ensemble -> ONNX files and a manifest that vouches for each of them."""
+
+import contextlib
+import errno
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edvit_hf.errors import CheckpointError, DataError, ExportGateError, ManifestError, WorkDirError
+from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder
+from edvit_hf.export.config import ExportConfig
+from edvit_hf.export.gates import MIN_ITEMS, Predict, int8_loss_message
+from edvit_hf.export.quantization import PRESETS
+from edvit_hf.manifest import (
+    MANIFEST_NAME,
+    EnsembleEntry,
+    FusionEntry,
+    Manifest,
+    Parity,
+    SubModelEntry,
+    Variant,
+    content_hash,
+    verify_file,
+)
+from edvit_hf.modeling_edvit import EDViTForImageClassification
+from edvit_hf.profiles import detect_profile, load_profiles
+
+logger = logging.getLogger(__name__)
+
+PREPROCESSOR_NAME = "preprocessor_config.json"
+STAGING_NAME = ".export"
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+Evaluate = Callable[[Predict], dict[str, Any]]
+Accuracies = dict[str, dict[str, Any]]  # by variant name
+
+
+def export_ensemble(
+    ensemble_dir: Path | str,
+    *,
+    config: ExportConfig,
+    pixel_values: np.ndarray,
+    labels: np.ndarray | None = None,
+    evaluate: Evaluate | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Export every sub-model and the fusion head of a saved ensemble, check each file, write the manifest.
+
+    Files are drawn in a staging folder; only when all have passed their gates do they replace what was
+    there, and the manifest comes last. A refused, interrupted or failed export leaves the former state, or
+    none that can be loaded. int8 files of other profiles stay, as long as they were made from the same
+    weights.
+
+    Args:
+        ensemble_dir (`Path`): A saved `EDViTForImageClassification` with its preprocessor_config.json.
+        config (`ExportConfig`): What to write and what it must satisfy.
+        pixel_values (`np.ndarray`): (N, 3, H, W) float32, normalised: what parity is measured on.
+        labels (`np.ndarray`): (N,) global class ids of these items, for the accuracy of the sub-models'
+            votes.
+        evaluate (`Callable`): Takes pixels -> logits, returns a row with "accuracy" (and "num_items") over
+            the test items. Without it accuracy is recorded as null, and the int8 files pass no accuracy gate.
+        progress (`bool`): Whether to show a progress bar.
+
+    Raises:
+        ExportGateError: If a file misses its tolerance.
+        CheckpointError: If the folder holds no complete ensemble.
+        DataError: If the inputs do not fit it.
+        WorkDirError: If the folder cannot be written.
+    """
+    root, started = Path(ensemble_dir), time.perf_counter()
+    model = load_ensemble(root)
+    pixel_values, labels = _check_inputs(model, pixel_values, labels)
+    with _staging_folder(root) as staging:
+        build = GraphBuilder(model, staging, config=config, pixel_values=pixel_values, labels=labels)
+        num_steps = len(build.groups) * (2 if config.int8 else 1) + 1
+        with _progress_bar(num_steps, progress) as bar:
+            fp32 = list(_each(build.draw_sub_models(), bar))
+            fusion = next(_each(iter([build.draw_fusion()]), bar))
+            ensemble = build.open_ensemble(fp32)
+            parity = build.check_ensemble(ensemble)
+            accuracy = {"fp32": _evaluate(evaluate, ensemble)} if evaluate else {}
+            int8 = _quantize(build, evaluate, accuracy, bar) if config.int8 else []
+        identity = content_hash(root)
+        per_sub_model = [list(files) for files in zip(fp32, *([int8] if int8 else []), strict=True)]
+        if config.int8:
+            _keep_other_profiles(root, identity, per_sub_model, accuracy)
+        entry = _describe_ensemble(identity, parity, accuracy)
+        manifest = _make_manifest(model, entry, per_sub_model, fusion)
+        _publish(staging, root, manifest)
+    logger.info(
+        "export: %d files, %.1e of the largest logit away from torch, in %.1f s",
+        sum(map(len, per_sub_model)) + 1, parity.relative_to_largest_logit, time.perf_counter() - started,
+    )  # fmt: skip
+    return manifest
+
+
+def load_ensemble(root: Path) -> EDViTForImageClassification:
+    """Load a saved ensemble in float32 and eval mode.
+
+    Raises:
+        CheckpointError: If something is missing or damaged.
+    """
+    for name in ("config.json", PREPROCESSOR_NAME):
+        if not (root / name).is_file():
+            raise CheckpointError(
+                f"Expected a saved ensemble with its image processor in {root}, found no {name}. Devices "
+                f"need both. Name the folder that `save_pretrained` wrote."
+            )
+    try:
+        model = EDViTForImageClassification.from_pretrained(root, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"Expected a saved ensemble in {root}: {error}") from error
+    return model.eval()
+
+
+def _check_inputs(
+    model: EDViTForImageClassification, pixel_values: np.ndarray, labels: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The items as float32 (repeated up to the number that parity needs) and their labels."""
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    expected = (model.config.num_channels, height, width)
+    if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected or not len(pixel_values):
+        raise DataError(
+            f"Expected pixel_values of shape (N, {', '.join(map(str, expected))}) with N >= 1, got "
+            f"{pixel_values.shape}. Parity must be measured on inputs the ensemble takes."
+        )
+    if labels is not None and len(labels) != len(pixel_values):
+        raise DataError(f"Expected one label per item, got {len(labels)} for {len(pixel_values)} items.")
+    num_items = max(len(pixel_values), MIN_ITEMS)
+    repeated = pixel_values[np.arange(num_items) % len(pixel_values)]
+    return np.ascontiguousarray(repeated, dtype=np.float32), labels
+
+
+def _evaluate(evaluate: Evaluate, predict: Predict) -> dict[str, Any]:
+    """The callback's row as plain JSON, with the hardware it was measured on."""
+    row = json.loads(json.dumps(evaluate(predict), default=lambda value: value.tolist()))
+    if not {"accuracy", "num_items"} <= set(row):
+        raise DataError(f"Expected `evaluate` to return `accuracy` and `num_items`, got {sorted(row)}.")
+    return {**row, "measured_on": detect_profile()}
+
+
+def _quantize(
+    build: GraphBuilder, evaluate: Evaluate | None, accuracy: Accuracies, bar: Any
+) -> list[Variant]:
+    """int8 variants that pass the accuracy gate; their ensemble's accuracy is added to `accuracy`."""
+    preset = PRESETS[load_profiles()[build.profile].quantization]
+    message: str | None = None
+    for attempt in preset.attempts():
+        variants = list(_each(build.quantize(attempt), bar))
+        if evaluate is None:
+            logger.warning("export: no labelled data, so the int8 files passed no accuracy gate")
+            return variants
+        row = _evaluate(evaluate, build.open_ensemble(variants))
+        message = int8_loss_message(accuracy["fp32"], row, max_loss=build.config.max_int8_accuracy_loss)
+        if message is None:
+            accuracy[attempt.suffix] = row
+            return variants
+        logger.warning("export: %s (reduce_range=%s)", message, attempt.reduce_range)
+    raise ExportGateError(message)
+
+
+def _keep_other_profiles(
+    root: Path, identity: str, per_sub_model: list[list[Variant]], accuracy: Accuracies
+) -> None:
+    """Add intact int8 variants that an earlier export of the same weights wrote for other hardware."""
+    try:
+        old = Manifest.load(root)
+    except ManifestError:
+        return
+    if old.ensemble.content_hash != identity:
+        return
+    new_names = {variant.name for variant in per_sub_model[0]}
+    for name in dict.fromkeys(v.name for v in old.sub_models[0].variants if v.name not in new_names):
+        variants = [v for entry in old.sub_models for v in entry.variants if v.name == name]
+        try:
+            for variant in variants:
+                verify_file(root, variant)
+        except ManifestError as error:
+            logger.warning("export: dropping %s of an earlier export: %s", name, error)
+            continue
+        if len(variants) == len(per_sub_model):
+            for files, variant in zip(per_sub_model, variants, strict=True):
+                files.append(variant)
+            if row := (old.ensemble.accuracy or {}).get(name):
+                accuracy[name] = row
+
+
+def _describe_ensemble(identity: str, parity: Parity, accuracy: Accuracies) -> EnsembleEntry:
+    return EnsembleEntry(
+        id=f"edvit-{identity[:12]}",
+        task="image-classification",
+        content_hash=identity,
+        parity=parity,
+        accuracy=accuracy or None,
+        accuracy_note=None if "fp32" in accuracy else NO_LABELS_NOTE,
+    )
+
+
+def _make_manifest(
+    model: EDViTForImageClassification,
+    entry: EnsembleEntry,
+    per_sub_model: Sequence[list[Variant]],
+    fusion: Variant,
+) -> Manifest:
+    """The manifest, checked by reading it back."""
+    config, sizes = model.config, model.config.feature_sizes
+    means, stds = (values.split(sizes) for values in (model.fusion.feature_mean, model.fusion.feature_std))
+    sub_models = [
+        SubModelEntry(
+            index=index,
+            class_group=list(config.class_groups[index]),
+            feature_size=sizes[index],
+            feature_mean=means[index].tolist(),
+            feature_std=stds[index].tolist(),
+            path=str(Path(variants[0].file).parent.parent.as_posix()),
+            variants=variants,
+        )
+        for index, variants in enumerate(per_sub_model)
+    ]
+    manifest = Manifest(
+        ensemble=entry,
+        label_names=[config.id2label[i] for i in range(config.num_labels)],
+        class_groups=[list(group) for group in config.class_groups],
+        image_preprocessing=PREPROCESSOR_NAME,
+        sub_models=sub_models,
+        fusion=FusionEntry(variants=[fusion]),
+    )
+    return Manifest.from_json(manifest.to_json())
+
+
+def _publish(staging: Path, root: Path, manifest: Manifest) -> None:
+    """Move the staged files into place; the manifest goes first and comes last: nothing loads without it."""
+    try:
+        old_files = {variant.file for variant in Manifest.load(root).variants}
+    except ManifestError:
+        old_files = set()
+    (root / MANIFEST_NAME).unlink(missing_ok=True)
+    for path in sorted(p for p in staging.rglob("*") if p.is_file()):
+        target = root / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    manifest.save(root)
+    for file in old_files - {variant.file for variant in manifest.variants}:
+        (root / file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _staging_folder(root: Path) -> Iterator[Path]:
+    """An empty folder inside `root` that is gone afterwards; what a killed export left is cleared first."""
+    staging = root / STAGING_NAME
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+    except OSError as error:
+        if isinstance(error, WorkDirError) or error.errno not in _NOT_WRITABLE:
+            raise
+        raise WorkDirError(
+            f"The export cannot be written to {root}: {error.strerror}. Nothing half-written can be "
+            f"loaded. Free "
+            f"space or correct the permissions, then run the export again."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress_bar(num_steps: int, progress: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=num_steps, desc="export", unit="file", disable=not progress) as bar:
+        yield bar
+
+
+def _each(variants: Iterable[Variant], bar: Any) -> Iterator[Variant]:
+    """Pass files on, one step of the bar each."""
+    for variant in variants:
+        bar.set_postfix_str(variant.file, refresh=False)
+        bar.update()
+        yield variant

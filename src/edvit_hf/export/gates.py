@@ -1,0 +1,186 @@
+"""Gates: what an exported file must satisfy before anybody may load it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.manifest import Parity
+
+Arrays = Mapping[str, np.ndarray]
+Predict = Callable[[np.ndarray], np.ndarray]  # pixel_values (B, 3, H, W) float32 -> logits (B, L)
+
+# Batches of 1 and 2 are where a graph that froze its batch size shows; 5 is no power of two.
+_TRIAL_BATCHES = (1, 2, 5)
+_BATCH = 64
+MIN_ITEMS = sum(_TRIAL_BATCHES)
+_MIN_FLIPS = 3  # net right-to-wrong flips below which a loss of accuracy is not told from chance
+
+
+class GraphSession:
+    """One ONNX file on onnxruntime's CPU provider.
+
+    Raises:
+        MissingExtraError: If onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("Checking an export", "export", "onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch: outputs by name."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
+class OnnxEnsemble:
+    """Exported sub-models and fusion head, run in turn: pixels -> logits."""
+
+    def __init__(self, sub_models: Sequence[Path], fusion: Path) -> None:
+        self.sub_models = [GraphSession(path) for path in sub_models]
+        self.fusion = GraphSession(fusion)
+
+    def __call__(self, pixel_values: np.ndarray, absent: Sequence[int] = ()) -> np.ndarray:
+        """Logits (B, L) of pixel_values (B, 3, H, W) with the named sub-models absent."""
+        pixels = np.ascontiguousarray(pixel_values, dtype=np.float32)
+        features = np.concatenate([run(pixel_values=pixels)["features"] for run in self.sub_models], axis=1)
+        mask = np.ones((len(pixels), len(self.sub_models)), np.float32)
+        mask[:, list(absent)] = 0.0
+        return self.fusion(features=features, mask=mask)["logits"]
+
+
+def run_batches(run: Callable[..., Arrays], inputs: Arrays) -> dict[str, np.ndarray]:
+    """Run all items in batches of 1, 2, 5 and then 64, and join the outputs."""
+    num_items = len(next(iter(inputs.values())))
+    starts = [0, *np.cumsum(_TRIAL_BATCHES)]
+    starts = [s for s in [*starts, *range(MIN_ITEMS + _BATCH, num_items, _BATCH)] if s < num_items]
+    stops = [*starts[1:], num_items]
+    parts = [run(**{k: v[a:b] for k, v in inputs.items()}) for a, b in zip(starts, stops, strict=True)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def measure_parity(reference: Arrays, got: Arrays, *, what: str) -> Parity:
+    """Compare outputs with torch's on the same inputs.
+
+    Args:
+        reference (`dict[str, np.ndarray]`): torch's outputs; "logits" (N, L) among them.
+        got (`dict[str, np.ndarray]`): The exported graph's.
+        what (`str`): Named in errors.
+
+    Returns:
+        `Parity`: The worst output counts; each is measured against its own largest absolute value.
+
+    Raises:
+        ExportGateError: If a value is not finite or a shape differs.
+    """
+    worst_abs = worst_relative = 0.0
+    for name, expected in reference.items():
+        found = got[name]
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            raise ExportGateError(
+                f"{what}: expected finite {name} of shape {expected.shape}, got shape {found.shape} with "
+                f"{int((~np.isfinite(found)).sum())} values that are not finite. Such a file answers "
+                f"nonsense; the "
+                f"export is at fault, or the torch model itself overflows."
+            )
+        difference = float(np.abs(found - expected).max())
+        worst_abs = max(worst_abs, difference)
+        worst_relative = max(worst_relative, difference / max(float(np.abs(expected).max()), 1e-30))
+    same = reference["logits"].argmax(axis=1) == got["logits"].argmax(axis=1)
+    return Parity(
+        max_abs=worst_abs,
+        relative_to_largest_logit=worst_relative,
+        argmax_agreement=float(same.mean()),
+        num_items=len(same),
+    )
+
+
+def check_parity(
+    parity: Parity, reference: Arrays, got: Arrays, *, tolerance: float, atol: float, what: str
+) -> None:
+    """Refuse an fp32 graph that differs from torch.
+
+    Args:
+        parity (`Parity`): Of these arrays.
+        reference (`dict[str, np.ndarray]`): torch's outputs.
+        got (`dict[str, np.ndarray]`): The exported graph's.
+        tolerance (`float`): Allowed difference over the largest value.
+        atol (`float`): Difference that is always allowed.
+        what (`str`): Named in errors.
+
+    Raises:
+        ExportGateError: If the difference is larger, or an answer changed that torch was sure of.
+    """
+    if parity.relative_to_largest_logit > tolerance and parity.max_abs > atol:
+        raise ExportGateError(
+            f"{what}: expected a difference from torch of at most {tolerance:.1e} of the largest value, got "
+            f"{parity.relative_to_largest_logit:.1e} (absolute {parity.max_abs:.1e}) over "
+            f"{parity.num_items} items. "
+            f"The file is not the trained model. Export with the versions in constraints.txt, or raise "
+            f"`max_relative_difference`."
+        )
+    logits = reference["logits"]
+    changed = logits.argmax(axis=1) != got["logits"].argmax(axis=1)
+    if logits.shape[1] < 2 or not changed.any():
+        return
+    top_two = np.sort(logits, axis=1)[:, -2:]
+    margin = (top_two[:, 1] - top_two[:, 0])[changed]
+    allowed = max(atol, tolerance * float(np.abs(logits).max()))
+    if (margin > allowed).any():
+        raise ExportGateError(
+            f"{what}: {int((margin > allowed).sum())} of {parity.num_items} answers differ from torch "
+            f"where its two "
+            f"best labels are more than {allowed:.1e} apart (up to {margin.max():.1e}). The file is not "
+            f"the trained "
+            f"model. Export with the versions in constraints.txt."
+        )
+
+
+def int8_loss_message(fp32: Mapping[str, Any], int8: Mapping[str, Any], *, max_loss: float) -> str | None:
+    """Say why int8 accuracy is not acceptable, or None if it is.
+
+    A loss counts only if at least three items, on balance, turned from right to wrong: with few test items a
+    single flip can exceed any percentage.
+
+    Args:
+        fp32 (`dict`): "accuracy" (fraction) and "num_items" of the fp32 ensemble.
+        int8 (`dict`): The same of the int8 ensemble, on the same items.
+        max_loss (`float`): Allowed loss, a fraction.
+    """
+    loss = fp32["accuracy"] - int8["accuracy"]
+    flips = round(loss * fp32["num_items"])
+    if loss <= max_loss or flips < _MIN_FLIPS:
+        return None
+    return (
+        f"int8 ensemble: expected at most {max_loss:.2%} less accuracy than fp32, got "
+        f"{fp32['accuracy']:.2%} -> "
+        f"{int8['accuracy']:.2%} ({flips} more of {fp32['num_items']} items wrong). Raise "
+        f"`max_int8_accuracy_loss`, or "
+        f"export without int8 (`int8: false`)."
+    )
+
+
+def vote_accuracy(votes: np.ndarray, labels: np.ndarray, class_group: Sequence[int]) -> dict[str, Any]:
+    """How often a sub-model's own vote is right, "other" included, and on the items of its own classes alone.
+
+    Args:
+        votes (`np.ndarray`): (N, |group| + 1) logits; without the last column for a group of all classes.
+        labels (`np.ndarray`): (N,) global class ids.
+        class_group (`Sequence[int]`): Its classes.
+    """
+    local = {global_id: index for index, global_id in enumerate(class_group)}
+    targets = np.array([local.get(int(label), len(class_group)) for label in labels])
+    right, own = votes.argmax(axis=1) == targets, targets < len(class_group)
+    return {
+        "accuracy": float(right.mean()),
+        "group_accuracy": float(right[own].mean()) if own.any() else None,
+        "num_items": len(labels),
+    }

@@ -1,0 +1,278 @@
+"""The order of the stages, and what makes each of them skippable and resumable.
+
+A stage owns `work_dir/NN_stage/`. `inputs.json` is written first and names the hash of everything the stage depends
+on; `done.json` is written last. A re-run skips a stage whose `done.json` carries the same hash, resumes one that was
+interrupted (same `inputs.json`, no `done.json`), and empties one whose inputs have changed.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edvit_hf.errors import RecipeError, WorkDirError
+from edvit_hf.provenance import peak_memory_mib, versions
+from edvit_hf.recipe import stages
+from edvit_hf.recipe.schema import Recipe, recipe_values
+from edvit_hf.storage import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when a stage writes other files than before: every stage then runs anew
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: its function, the stages whose output it reads, and the recipe values it depends on."""
+
+    name: str
+    function: Callable[[stages.Trip], None]
+    needs: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+# The order of the trip stands here and nowhere else.
+STAGES: tuple[Stage, ...] = (
+    Stage("teacher", stages.teacher, (), ("task", "dataset", "augmentation", "teacher")),
+    Stage("split", stages.split, ("teacher",), ("split",)),
+    Stage("plan", stages.plan, ("teacher", "split"), ("fleet", "prune.keep_heads", "fuse.hidden_size")),
+    Stage("prune", stages.prune, ("teacher", "split", "plan"), ("prune",)),
+    Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",)),
+    Stage("fuse", stages.fuse, ("teacher", "split", "distill"), ("fuse",)),
+    Stage("evaluate", stages.evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
+    Stage("export", stages.export, ("fuse",), ("export",)),
+    Stage("card", stages.card, ("plan", "evaluate", "export"), ("card", "name")),
+)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What happened to one stage in this run."""
+
+    name: str
+    skipped: bool
+    seconds: float
+    peak_memory_mib: float
+
+
+Observer = Callable[[str, str], None]  # (stage, "skipped" | "started" | "finished")
+
+
+def run(
+    recipe: Recipe,
+    work_dir: Path,
+    *,
+    stages: Sequence[str] | None = None,
+    command: str = "",
+    observer: Observer | None = None,
+) -> list[StageRecord]:
+    """Take a recipe through the whole trip (or the named stages of it).
+
+    Args:
+        recipe (`Recipe`): Values, from `load_recipe`.
+        work_dir (`Path`): Folder for all results; an earlier run in it is continued.
+        stages: Names of the stages to run; earlier ones must be done. None runs all.
+        command: The command line that reproduces this run, for the results file.
+        observer: Told of each stage that starts, finishes or is skipped.
+
+    Returns:
+        `list[StageRecord]`: One record per stage asked for. The finished ensemble lies in `ensemble_dir(work_dir)`.
+
+    Raises:
+        RecipeError: Unknown stage names, or a stage asked for whose inputs are not there.
+        WorkDirError: The folder cannot be written, is full, or another run is using it.
+    """
+    wanted = _wanted(stages)
+    _refuse_many_processes()
+    with _owned(work_dir):
+        trip = _trip(recipe, work_dir, command)
+        keys: dict[str, str] = {}
+        records = []
+        for number, stage in enumerate(STAGES, start=1):
+            keys[stage.name] = _key(stage, recipe, keys)
+            folder = work_dir / f"{number:02d}_{stage.name}"
+            done = _done(folder, keys[stage.name])
+            if done is None and stage.name not in wanted:
+                if any(s in wanted for s in _later(stage.name)):
+                    raise RecipeError(
+                        f"stage {stage.name!r} has no up-to-date result in {work_dir}, and a later stage needs it. "
+                        f"Run it first: --stages {stage.name},{','.join(sorted(wanted))}"
+                    )
+                break
+            if stage.name in wanted:
+                records.append(_run_stage(stage, trip, folder, keys[stage.name], done, observer))
+    return records
+
+
+def ensemble_dir(work_dir: Path) -> Path:
+    """The finished ensemble of a work directory: loadable, with its exports and its card."""
+    return work_dir / f"{len(STAGES):02d}_{STAGES[-1].name}" / "ensemble"
+
+
+def stage_dir(work_dir: Path, name: str) -> Path:
+    """The folder of one stage."""
+    names = [stage.name for stage in STAGES]
+    return work_dir / f"{names.index(name) + 1:02d}_{name}"
+
+
+def _wanted(names: Sequence[str] | None) -> set[str]:
+    known = [stage.name for stage in STAGES]
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise RecipeError(f"unknown stages {unknown}; the trip has, in this order: {', '.join(known)}.")
+    return set(known if names is None else names)
+
+
+def _later(name: str) -> list[str]:
+    names = [stage.name for stage in STAGES]
+    return names[names.index(name) + 1 :]
+
+
+def _refuse_many_processes() -> None:
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise RecipeError(
+            f"the trip was launched as {count} processes; it runs as one. Several would write the same work directory. "
+            "Launch with `--num_processes 1` (recipes/accelerate/cpu.yaml): one process uses every core."
+        )
+
+
+def _trip(recipe: Recipe, work_dir: Path, command: str) -> stages.Trip:
+    folders = {stage.name: stage_dir(work_dir, stage.name) for stage in STAGES}
+    return stages.Trip(recipe=recipe, folders=folders, command=command)
+
+
+def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
+    """Hash of everything a stage's result depends on: its recipe values and the keys of the stages it reads."""
+    values = recipe_values(recipe)
+    own: dict[str, Any] = {}
+    for path in stage.values:
+        value: Any = values
+        for part in path.split("."):
+            value = value[part]
+        own[path] = value
+    if "fleet" in own:
+        own["fleet"] = (
+            recipe.fleet_path.read_text(encoding="utf-8") if recipe.fleet_path.is_file() else own["fleet"]
+        )
+    if "dataset" in own:  # the same recipe on other data is another run
+        own["EDVIT_DATA_DIR"] = bool(os.environ.get("EDVIT_DATA_DIR"))
+    content = {
+        "format": FORMAT,
+        "stage": stage.name,
+        "values": own,
+        "needs": {n: keys[n] for n in stage.needs},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _done(folder: Path, key: str) -> dict[str, Any] | None:
+    """The record of a finished stage with the same inputs, else None."""
+    try:
+        done = read_json(folder / "done.json")
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return done if done.get("key") == key else None
+
+
+def _run_stage(
+    stage: Stage,
+    trip: stages.Trip,
+    folder: Path,
+    key: str,
+    done: dict[str, Any] | None,
+    observer: Observer | None,
+) -> StageRecord:
+    if done is not None:
+        logger.info("%s: up to date, skipped", stage.name)
+        if observer:
+            observer(stage.name, "skipped")
+        return StageRecord(stage.name, True, done["seconds"], done["peak_memory_mib"])
+    _open_stage(folder, key)
+    logger.info("%s: started", stage.name)
+    if observer:
+        observer(stage.name, "started")
+    begin = time.perf_counter()
+    stage.function(trip)
+    seconds = round(time.perf_counter() - begin, 2)
+    record = StageRecord(stage.name, False, seconds, peak_memory_mib())
+    write_json(
+        folder / "done.json",
+        {
+            "stage": stage.name,
+            "key": key,
+            "seconds": seconds,
+            "peak_memory_mib": record.peak_memory_mib,
+            "seeds": trip.recipe.seeds,
+            "versions": versions(),
+        },
+    )
+    logger.info("%s: done in %.1f s, peak memory %.0f MiB", stage.name, seconds, record.peak_memory_mib)
+    if observer:
+        observer(stage.name, "finished")
+    return record
+
+
+def _open_stage(folder: Path, key: str) -> None:
+    """Prepare the folder: keep what an interrupted run with the same inputs left, empty it otherwise."""
+    inputs = folder / "inputs.json"
+    try:
+        same = read_json(inputs)["key"] == key
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        same = False
+    if same:
+        (folder / "done.json").unlink(missing_ok=True)
+        logger.info("%s: resuming an interrupted run", folder.name)
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_json(inputs, {"key": key})
+
+
+@contextlib.contextmanager
+def _owned(work_dir: Path) -> Iterator[None]:
+    """Hold the work directory for this process; turn a full or read-only disk into one clear error."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock = (work_dir / ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise WorkDirError(
+            f"work directory {work_dir} cannot be written ({error.strerror}). Every stage stores its result there. "
+            "Choose another one with --work-dir or correct its permissions."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkDirError(
+                f"work directory {work_dir} is in use by another run. Two runs would overwrite each other's files. "
+                "Wait for it, stop it, or choose another --work-dir."
+            ) from error
+        try:
+            yield
+        except Exception as error:
+            if _is_disk_error(error):
+                raise WorkDirError(
+                    f"writing to {work_dir} failed: {error}. Finished stages are kept and nothing half-written will be "
+                    "read. Free space (or make it writable) and run the same command again: it resumes."
+                ) from error
+            raise
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    """Full or read-only disk, also when a library reports it by text alone (safetensors, torch)."""
+    if isinstance(error, WorkDirError):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return True
+    return "No space left on device" in str(error) or "os error 28" in str(error)

@@ -1,0 +1,254 @@
+"""A recipe: YAML values for the whole trip, read strictly into the configs of the stages."""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from edvit_hf.data import Augmentation, DatasetConfig
+from edvit_hf.errors import RecipeError
+from edvit_hf.export import ExportConfig
+from edvit_hf.pruning import PruneConfig
+from edvit_hf.splitting import SplitConfig
+from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(TrainConfig):
+    """The model that is split: a checkpoint (folder or Hub id) or a stock config trained from scratch.
+
+    Attributes:
+        checkpoint: Folder or Hub id of a stock image classifier; fine-tuned for `epochs` (0: taken as it is).
+        revision: Revision of a Hub checkpoint.
+        from_scratch: Values of a stock config, with its `model_type`.
+    """
+
+    epochs: int = 0
+    checkpoint: str | None = None
+    revision: str | None = None
+    from_scratch: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.from_scratch is None):
+            raise RecipeError(
+                "`teacher` needs exactly one of `checkpoint` (a folder or Hub id) and `from_scratch` (a stock config), "
+                f"got checkpoint={self.checkpoint!r}, from_scratch={self.from_scratch!r}. Write one of them."
+            )
+        if self.from_scratch is not None and "model_type" not in self.from_scratch:
+            raise RecipeError(
+                "`teacher.from_scratch` needs a `model_type` (for example vit): it names the stock class."
+            )
+        if self.epochs == 0 and self.checkpoint is not None:
+            return
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What stands beside the ensemble in the results.
+
+    Attributes:
+        baselines: Train the honest baselines (plain models of per-device and of total size, small CNN).
+        max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
+        batch_size: Test items per forward pass.
+    """
+
+    baselines: bool = True
+    max_subsets: int = 20
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """What only the owner can say for the model card."""
+
+    title: str | None = None
+    license: str = "apache-2.0"
+    repo_id: str | None = None
+    language: str | None = None
+    intended_use: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole trip as values. `name` and `folder` come from the file, everything else from its YAML."""
+
+    name: str
+    folder: Path
+    task: Literal["image-classification"]
+    dataset: DatasetConfig
+    teacher: TeacherConfig
+    fleet: str
+    split: SplitConfig
+    prune: PruneConfig
+    distill: DistillConfig
+    fuse: FuseConfig
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    card: CardConfig = field(default_factory=CardConfig)
+
+    def __post_init__(self) -> None:
+        if self.fuse.views > self.distill.views:
+            raise RecipeError(
+                f"`fuse.views` ({self.fuse.views}) cannot exceed `distill.views` ({self.distill.views}): "
+                "the fusion head learns from the teacher logits stored for distillation. Lower it."
+            )
+
+    @property
+    def fleet_path(self) -> Path:
+        """The fleet file, relative to the recipe."""
+        return (self.folder / self.fleet).resolve()
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Every seed of the trip."""
+        sections = ("dataset", "split", "prune", "teacher", "distill", "fuse")
+        return {name: getattr(self, name).seed for name in sections}
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """The same recipe with every training seed set (dataset split and class groups stay)."""
+        changed = {
+            n: dataclasses.replace(getattr(self, n), seed=seed)
+            for n in ("prune", "teacher", "distill", "fuse")
+        }
+        return dataclasses.replace(self, **changed)
+
+
+def packaged_recipes() -> Path:
+    """Folder of the recipes that ship with the package (the checkout's `recipes/` when run from one)."""
+    packaged = Path(__file__).resolve().parents[1] / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "recipes"
+
+
+def find_recipe(recipe: str | os.PathLike[str]) -> Path:
+    """The path of a recipe given as a file or as the name of a packaged one (`digits`).
+
+    Raises:
+        RecipeError: Neither exists; names the packaged ones.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    packaged = packaged_recipes() / f"{path.stem}.yaml"
+    if path.parent == Path() and packaged.is_file():
+        return packaged
+    known = sorted(p.stem for p in packaged_recipes().glob("*.yaml"))
+    raise RecipeError(
+        f"recipe {str(recipe)!r} does not exist. Give a YAML file or one of the packaged names: {known}."
+    )
+
+
+def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe strictly: an unknown key is an error that names the nearest valid one.
+
+    Raises:
+        RecipeError: Missing file, broken YAML, unknown or missing keys, wrong types, values out of bounds.
+    """
+    path = find_recipe(recipe)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is no readable YAML: {error}. Correct the file.") from error
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"recipe {path} must be a mapping of sections, got {type(data).__name__}. See recipes/digits.yaml."
+        )
+    for reserved in ("name", "folder"):
+        if reserved in data:
+            raise RecipeError(f"recipe {path}: `{reserved}` is taken from the file's path. Remove the key.")
+    return _build(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, where="")
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data without its place on disk, for hashing and for the card."""
+    values = dataclasses.asdict(recipe)
+    del values["folder"]
+    return values
+
+
+def dataset_from_values(values: dict[str, Any]) -> DatasetConfig:
+    """The dataset section of recorded recipe values, read as strictly as a recipe."""
+    config: DatasetConfig = _build(DatasetConfig, values, where="dataset.")
+    return config
+
+
+def _build(kind: Any, data: dict[str, Any], *, where: str) -> Any:
+    """Build a config dataclass from a mapping, strictly; `where` is the dotted path for messages."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
+            hint = f" Did you mean `{where}{near[0]}`?" if near else ""
+            raise RecipeError(
+                f"unknown recipe key `{where}{key}`.{hint} Valid keys here: {', '.join(sorted(fields))}. "
+                "An ignored key would silently run another recipe."
+            )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RecipeError(f"recipe key `{where}{missing[0]}` is missing and has no default. Add it.")
+    values = {key: _convert(hints[key], value, where=f"{where}{key}") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"recipe section `{where.rstrip('.') or 'top level'}`: {error}") from error
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    """Check one value against its annotation; lists become tuples, ints pass for floats."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise RecipeError(f"recipe key `{where}` must be a mapping of values, got {value!r}.")
+        return _build(hint, value, where=f"{where}.")
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(hint, value, where=where)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise RecipeError(
+                f"recipe key `{where}` must be one of {list(typing.get_args(hint))}, got {value!r}."
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"recipe key `{where}` must be a list, got {value!r}.")
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(inner, item, where=f"{where}[{i}]") for i, item in enumerate(value))
+    expected = origin or hint
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise RecipeError(f"recipe key `{where}` must be of type {expected.__name__}, got {value!r}.")
+    return value
+
+
+def _convert_union(hint: Any, value: Any, *, where: str) -> Any:
+    options = typing.get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, value, where=where)
+        except RecipeError as error:
+            errors.append(error)
+    raise (
+        errors[0]
+        if len(errors) == 1
+        else RecipeError(f"recipe key `{where}`: {value!r} fits none of {hint}.")
+    )

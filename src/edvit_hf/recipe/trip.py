@@ -1,0 +1,122 @@
+"""What the stages share during one run: the recipe, their folders, and the data, loaded once when first needed."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from edvit_hf.data import TaskData, load_task
+from edvit_hf.errors import CheckpointError
+from edvit_hf.planning import EncoderShape, Plan
+from edvit_hf.recipe.schema import Recipe
+from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One run of a recipe. Stages read and write only below `folders[stage]`."""
+
+    recipe: Recipe
+    folders: dict[str, Path]
+    command: str = ""
+
+    @functools.cached_property
+    def data(self) -> TaskData:
+        """The dataset of the recipe, decoded once."""
+        return load_task(self.recipe.dataset, self.recipe.augmentation)
+
+    @functools.cached_property
+    def teacher(self) -> "PreTrainedModel":
+        """The trained teacher, in eval mode."""
+        return load_model(self.folders["teacher"] / "model")
+
+    @functools.cached_property
+    def class_groups(self) -> list[list[int]]:
+        """Result of the split stage."""
+        groups: list[list[int]] = read_json(self.folders["split"] / "class_groups.json")["class_groups"]
+        return groups
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """Result of the plan stage."""
+        return Plan.from_dict(read_json(self.folders["plan"] / "plan.json"))
+
+    @functools.cached_property
+    def teacher_shape(self) -> EncoderShape:
+        """Sizes of the teacher."""
+        config = self.teacher.config
+        return EncoderShape.from_config(config.to_dict(), num_labels=config.num_labels)
+
+    def sub_models(self, stage: str) -> "list[PreTrainedModel]":
+        """The sub-models that `prune` or `distill` left."""
+        return [
+            load_model(self.folders[stage] / f"sub_models/{i:02d}") for i in range(len(self.class_groups))
+        ]
+
+    @functools.cached_property
+    def ensemble(self) -> Any:
+        """The fused ensemble, in eval mode."""
+        from edvit_hf.auto import EDViTForImageClassification
+
+        return EDViTForImageClassification.from_pretrained(self.folders["fuse"] / "ensemble").eval()
+
+    @functools.cached_property
+    def teacher_logits(self) -> np.ndarray:
+        """Teacher logits on the replayed training views, (V, N, C) float32, stored by the distill stage."""
+        return load_array(self.folders["distill"] / "teacher_logits.safetensors")
+
+    def training_sample(self, class_group: Sequence[int], samples_per_class: int, seed: int) -> np.ndarray:
+        """Indices of training items of the group's classes, evenly and seeded, for the importance scores."""
+        generator = np.random.default_rng([seed, *class_group])
+        labels = self.data.train.labels
+        chosen = []
+        for class_index in class_group:
+            items = np.flatnonzero(labels == class_index)
+            chosen.append(generator.permutation(items)[:samples_per_class])
+        return np.sort(np.concatenate(chosen))
+
+
+def load_model(folder: Path) -> "PreTrainedModel":
+    """A stock classifier that an earlier stage saved.
+
+    Raises:
+        CheckpointError: The folder is damaged or incomplete.
+    """
+    from transformers import AutoModelForImageClassification
+
+    try:
+        return AutoModelForImageClassification.from_pretrained(folder).eval()
+    except Exception as error:
+        raise CheckpointError(
+            f"the model in {folder} cannot be loaded: {error}. A later stage needs it whole. "
+            "Delete that stage's folder and run again: it is rebuilt."
+        ) from error
+
+
+def save_model(model: "PreTrainedModel", folder: Path, preprocessor: dict[str, Any]) -> None:
+    """Save a stock model with its image processor; the folder appears whole or not at all."""
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+        write_json(partial / "preprocessor_config.json", preprocessor)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as safetensors, by write-then-rename."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    save_file({"array": np.ascontiguousarray(array)}, partial)
+    partial.replace(path)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Read an array written by `save_array`."""
+    return load_file(path)["array"]

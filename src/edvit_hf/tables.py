@@ -1,0 +1,168 @@
+"""Tables for the terminal, from the same data that `--format json` prints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from edvit_hf.planning import Plan
+    from edvit_hf.runtime import LocalEnsemble
+
+MIB = 2**20
+
+
+def results_tables(results: dict[str, Any]) -> list[Table]:
+    """Results of the trip: every row of the comparison, and accuracy with k sub-models absent."""
+    items = results["dataset"]["num_test_items"]
+    rows = Table(
+        title=f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
+    )
+    for name, justify in (
+        ("", "left"), ("accuracy %", "right"), ("macro F1 %", "right"), ("to teacher, points", "right"),
+        ("parameters", "right"), ("per device", "right"), ("times smaller", "right"), ("MMACs per device", "right"),
+    ):  # fmt: skip
+        rows.add_column(name, justify=justify)  # type: ignore[arg-type]
+    teacher = results["rows"][0]
+    for row in results["rows"]:
+        against = row["against_teacher"]
+        rows.add_row(
+            row["name"],
+            f"{100 * row['accuracy']:.2f}",
+            f"{100 * row['macro_f1']:.2f}",
+            "" if against is None else _points(against),
+            f"{row['parameters']:,}",
+            f"{row['parameters_per_device']:,}",
+            f"{teacher['parameters_per_device'] / row['parameters_per_device']:.1f}",
+            f"{row['macs_per_device'] / 1e6:.2f}",
+        )
+    absent = Table(title="accuracy over all classes with sub-models absent")
+    for name in ("absent", "mean %", "lowest %", "highest %", "subsets"):
+        absent.add_column(name, justify="right")
+    for row in results["absent"]:
+        values = (f"{100 * row[f'accuracy_{k}']:.2f}" for k in ("mean", "min", "max"))
+        absent.add_row(str(row["num_absent"]), *values, str(row["num_subsets"]))
+    return [rows, absent]
+
+
+def _points(interval: dict[str, float]) -> str:
+    return (
+        f"{100 * interval['difference']:+.2f} [{100 * interval['low']:+.2f}, {100 * interval['high']:+.2f}]"
+    )
+
+
+def plan_table(plan: "Plan") -> Table:
+    """What each device carries."""
+    table = Table(
+        title=f"keep {plan.keep_heads} of {plan.num_heads} heads; largest sub-model {plan.size_ratio:.1f} times smaller",
+        caption=f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters; predictions from sizes alone",
+    )
+    for name in ("", "device", "classes", "parameters", "MiB fp32", "MMACs", "predicted ms"):
+        table.add_column(name, justify="left" if name in ("", "device", "classes") else "right")
+    teacher = plan.teacher
+    table.add_row(
+        "teacher", "", "all", f"{teacher['parameters']:,}", f"{teacher['bytes'] / MIB:.2f}",
+        f"{teacher['macs'] / 1e6:.2f}", "",
+    )  # fmt: skip
+    for s in plan.sub_models:
+        predicted = "not known" if s.predicted_ms is None else f"{s.predicted_ms:.2f}"
+        table.add_row(
+            f"sub-model {s.index}", s.device, " ".join(map(str, s.class_group)), f"{s.parameters:,}",
+            f"{s.bytes / MIB:.2f}", f"{s.macs / 1e6:.2f}", predicted,
+        )  # fmt: skip
+    return table
+
+
+def evaluation_table(result: dict[str, Any]) -> Table:
+    """An exported ensemble, whole and with each sub-model absent."""
+    whole = result["rows"][0]
+    table = Table(title=f"{result['precision']} on {whole['num_items']} test items")
+    table.add_column("absent")
+    for name in ("accuracy %", "macro F1 %", "per class group %"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        groups = " ".join(f"{100 * a:.1f}" for a in row["per_group_accuracy"])
+        absent = ", ".join(map(str, row["absent"])) or "none"
+        table.add_row(absent, f"{100 * row['accuracy']:.2f}", f"{100 * row['macro_f1']:.2f}", groups)
+    return table
+
+
+def prediction_report(
+    ensemble: "LocalEnsemble", image: Path, *, absent: Sequence[int] = ()
+) -> dict[str, Any]:
+    """One prediction as data: class, probability, every sub-model's vote, and the answer without each sub-model."""
+    answer = ensemble(image, absent=absent)
+    names = list(ensemble.manifest.label_names)
+    votes = []
+    for index, group in enumerate(ensemble.manifest.class_groups):
+        own = answer.votes[index]
+        vote = None
+        if own is not None:
+            labels = [names[c] for c in group] + (["other"] if own.shape[-1] > len(group) else [])
+            vote = {"label": labels[int(np.argmax(own[0]))], "probability": float(own[0].max())}
+        votes.append(
+            {
+                "sub_model": index,
+                "classes": [names[c] for c in group],
+                "present": vote is not None,
+                "vote": vote,
+            }
+        )
+    return {
+        "input": str(image),
+        "absent": sorted(absent),
+        **_top(answer.probabilities[0], names),
+        "probabilities": {n: float(p) for n, p in zip(names, answer.probabilities[0], strict=True)},
+        "votes": votes,
+        "without": [
+            {"sub_model": i, **_top(ensemble(image, absent=sorted({*absent, i})).probabilities[0], names)}
+            for i in range(len(votes))
+            if votes[i]["present"] and sum(v["present"] for v in votes) > 1
+        ],
+    }
+
+
+def _top(probabilities: np.ndarray, names: list[str]) -> dict[str, Any]:
+    best = int(np.argmax(probabilities))
+    return {"label": names[best], "probability": float(probabilities[best])}
+
+
+def prediction_tables(report: dict[str, Any]) -> list[Table]:
+    """The report of `edvit predict`."""
+    head = f"{report['label']}, probability {report['probability']:.3f}"
+    if report["absent"]:
+        head += f" (without sub-models {', '.join(map(str, report['absent']))})"
+    table = Table(title=head)
+    table.add_column("sub-model", justify="right")
+    for name in ("classes", "its vote", "answer without it"):
+        table.add_column(name)
+    without = {w["sub_model"]: w for w in report["without"]}
+    for row in report["votes"]:
+        vote = row["vote"]
+        alone = without.get(row["sub_model"])
+        changed = "" if alone is None else f"{alone['label']} ({alone['probability']:.3f})"
+        if alone is not None and alone["label"] != report["label"]:
+            changed += "  changes"
+        table.add_row(
+            str(row["sub_model"]), " ".join(row["classes"]),
+            "absent" if vote is None else f"{vote['label']} ({vote['probability']:.3f})", changed,
+        )  # fmt: skip
+    return [table]
+
+
+def doctor_table(report: dict[str, Any]) -> Table:
+    """The report of `edvit doctor`."""
+    machine = report["machine"]
+    table = Table(
+        title=f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; profile {report['profile']}"
+    )
+    table.add_column("")
+    table.add_column("what")
+    table.add_column("found")
+    for name, version in report["versions"].items():
+        table.add_row("", name, version or "not installed")
+    for finding in report["findings"]:
+        table.add_row(finding["level"], finding["subject"], finding["text"])
+    return table

@@ -1,0 +1,151 @@
+"""Checkpoints that are whole or absent; a resumed run equals an uninterrupted one."""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from edvit_hf.errors import CheckpointError
+from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder, write_json
+from edvit_hf.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_FILE = "progress.json"
+NUM_KEPT = 2  # the newest, and one before it in case the newest turns out unreadable
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLog:
+    """What a run did, one dict per epoch.
+
+    Each has `epoch` (from 1), `loss`, the objective's figures, `learning_rate`, `seconds` and
+    `samples_per_second`.
+    """
+
+    epochs: list[dict[str, float]]
+
+    def to_dict(self) -> dict[str, list[dict[str, float]]]:
+        """The log, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands.
+
+    `sums`, `num_items` and `seconds` are totals of the epoch under way; the rest counts from the start.
+    """
+
+    run: str
+    epoch: int = 0
+    batches_done: int = 0
+    optimizer_steps: int = 0
+    num_items: float = 0.0
+    seconds: float = 0.0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    log: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    random_state: str = ""
+
+
+def run_identity(config: TrainConfig, model: nn.Module, num_items: int, description: str) -> str:
+    """A hash of what a checkpoint must share with the run that continues it."""
+    values = dataclasses.asdict(config)
+    for harmless in ("num_workers", "checkpoint_every_steps"):  # neither changes the result
+        del values[harmless]
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    facts = (description, type(config).__name__, sorted(values.items()), num_items, shapes)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def write_checkpoint(accelerator: Accelerator, checkpoint_dir: Path, progress: Progress) -> None:
+    """Save model, optimiser and random states, the progress last; rename into place; keep the newest two."""
+    target = checkpoint_dir / f"epoch_{progress.epoch:05d}_step_{progress.optimizer_steps:08d}"
+    if accelerator.is_main_process:
+        writer: contextlib.AbstractContextManager[Path] = whole_folder(target)
+    else:
+        writer = contextlib.nullcontext(target.with_name(target.name + PARTIAL_SUFFIX))
+    with writer as folder:
+        accelerator.wait_for_everyone()  # the main process has made the folder
+        accelerator.save_state(str(folder))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            progress.random_state = random_state_digest(accelerator.device)
+            write_json(folder / PROGRESS_FILE, dataclasses.asdict(progress))
+    if accelerator.is_main_process:
+        _drop_old(checkpoint_dir, progress.run)
+    accelerator.wait_for_everyone()
+
+
+def newest_checkpoint(checkpoint_dir: Path, run: str) -> tuple[Path, Progress] | None:
+    """The newest complete checkpoint of this run, or None; warns about those of another run."""
+    found = _complete_checkpoints(checkpoint_dir)
+    own = [(folder, progress) for folder, progress in found if progress.run == run]
+    if found and not own:
+        logger.warning(
+            "%s holds checkpoints of a run with other values, another model or other data: they are not "
+            "continued, training starts from the beginning and replaces them",
+            checkpoint_dir,
+        )
+    return own[-1] if own else None
+
+
+def restore(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
+    """Load model, optimiser and random states from a checkpoint.
+
+    Raises:
+        CheckpointError: If a file is damaged, or the random state did not come back (accelerate only logs).
+    """
+    advice = (
+        f"Delete {folder} and run again: training continues from the checkpoint before it, "
+        "or from the beginning."
+    )
+    try:
+        accelerator.load_state(str(folder))
+    except Exception as error:  # safetensors, pickle, zip and torch errors have no common base
+        raise CheckpointError(
+            f"The checkpoint {folder} cannot be loaded ({type(error).__name__}: {error}). {advice}"
+        ) from error
+    if accelerator.is_main_process and random_state_digest(accelerator.device) != progress.random_state:
+        raise CheckpointError(
+            f"The random state in {folder} is missing, damaged or from another kind of device. "
+            f"A resumed run would differ from an uninterrupted one. {advice}"
+        )
+
+
+def random_state_digest(device: torch.device) -> str:
+    """A hash of torch's random state, to notice one that was not restored."""
+    digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
+    if device.type == "cuda":
+        digest.update(torch.cuda.get_rng_state(device).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _complete_checkpoints(checkpoint_dir: Path) -> list[tuple[Path, Progress]]:
+    """Checkpoints in order of their steps; a folder that was never renamed is not among them."""
+    found = []
+    for file in sorted(checkpoint_dir.glob(f"epoch_*/{PROGRESS_FILE}")):
+        if file.parent.name.endswith(PARTIAL_SUFFIX):
+            continue
+        try:
+            found.append((file.parent, Progress(**read_json(file))))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{file} is not the progress of a training run ({error}). Delete {file.parent} and run again."
+            ) from error
+    return found
+
+
+def _drop_old(checkpoint_dir: Path, run: str) -> None:
+    found = _complete_checkpoints(checkpoint_dir)
+    own = [folder for folder, progress in found if progress.run == run]
+    for folder in {folder for folder, _ in found} - set(own[-NUM_KEPT:]):
+        shutil.rmtree(folder)
+    for partial in checkpoint_dir.glob(f"epoch_*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(partial)

@@ -1,0 +1,130 @@
+"""What is minimised: plain classification, distillation for a class group, fusion under absent sub-models."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edvit_hf.modeling_edvit import FusionHead, sample_sub_model_mask
+
+# (model, batch) -> (loss to minimise, figures for the progress bar and the log)
+Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+
+# Shape letters: B batch, C classes, G classes of the group, D feature size of all sub-models together.
+
+
+def group_distribution(
+    logits: Tensor, class_group: Sequence[int] | None, *, temperature: float = 1.0
+) -> Tensor:
+    """Log-probabilities over a class group and one pooled "other" class.
+
+    The other classes are pooled by logsumexp *before* the temperature divides: then the sub-model logits that
+    match at temperature T also match the teacher's true posterior at T = 1. Softening first would hand
+    "other" the sum of many softened tails, up to T * log(C - G) nats too much, and the sub-model would vote
+    "other" too often.
+
+    Args:
+        logits (`torch.Tensor`): (B, C) over all classes.
+        class_group (`Sequence[int]`, *optional*): Class indices; None or all classes means no "other".
+        temperature (`float`): Divides the logits after pooling.
+
+    Returns:
+        `torch.Tensor`: (B, G + 1) log-probabilities in the order of the group, "other" last; (B, C) without
+            "other".
+    """
+    num_classes = logits.shape[-1]
+    if class_group is None or len(class_group) == num_classes:
+        return F.log_softmax(logits / temperature, dim=-1)
+    kept = torch.as_tensor(list(class_group), device=logits.device)
+    is_other = torch.ones(num_classes, dtype=torch.bool, device=logits.device)
+    is_other[kept] = False
+    pooled = torch.logsumexp(logits[:, is_other], dim=-1, keepdim=True)
+    return F.log_softmax(torch.cat([logits[:, kept], pooled], dim=-1) / temperature, dim=-1)
+
+
+def classify_objective(label_smoothing: float = 0.0) -> Objective:
+    """Cross-entropy on `pixel_values` and `labels`."""
+
+    def objective(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(pixel_values=batch["pixel_values"]).logits
+        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=label_smoothing)
+        return loss, {"accuracy": _accuracy(logits, batch["labels"])}
+
+    return objective
+
+
+def distill_objective(
+    class_group: Sequence[int] | None, temperature: float, weight: float, label_smoothing: float = 0.0
+) -> Objective:
+    """From stored teacher logits: weight * T^2 * KL(teacher || sub-model) + (1 - weight) * cross-entropy.
+
+    A batch holds `pixel_values`, global `labels` (B,) and `teacher_logits` (B, C). Both terms live on the
+    class group plus "other"; `class_group` None or all classes is distillation into a plain model.
+
+    Source: Hinton et al., arXiv 1503.02531, section 2; T^2 keeps the two gradients on one scale.
+    """
+
+    def objective(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(pixel_values=batch["pixel_values"]).logits
+        teacher_logits = batch["teacher_logits"]
+        targets = _group_targets(batch["labels"], class_group, teacher_logits.shape[-1])
+        teacher = group_distribution(teacher_logits, class_group, temperature=temperature)
+        distillation = _softened_divergence(teacher, logits, temperature)
+        cross_entropy = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        loss = weight * distillation + (1 - weight) * cross_entropy
+        return loss, {"accuracy": _accuracy(logits, targets), "divergence": distillation.detach()}
+
+    return objective
+
+
+def fuse_objective(
+    sub_model_dropout: float,
+    weight: float,
+    temperature: float,
+    label_smoothing: float = 0.0,
+) -> Objective:
+    """Cross-entropy and divergence from the teacher for a `FusionHead`, sub-models absent at random.
+
+    The model is a `FusionHead`; a batch holds `features` (B, D), `labels` (B,), `teacher_logits` (B, C). The
+    masks come from torch's global generator, whose state travels with the checkpoints, so a resumed run sees
+    the same absences.
+    """
+
+    def objective(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        features, labels = batch["features"], batch["labels"]
+        head = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        num_sub_models = len(cast(FusionHead, head).feature_sizes)
+        mask = sample_sub_model_mask(
+            features.shape[0], num_sub_models, sub_model_dropout, device=features.device
+        )
+        logits = model(features, mask)
+        teacher = group_distribution(batch["teacher_logits"], None, temperature=temperature)
+        distillation = _softened_divergence(teacher, logits, temperature)
+        cross_entropy = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        loss = weight * distillation + (1 - weight) * cross_entropy
+        return loss, {"accuracy": _accuracy(logits, labels), "divergence": distillation.detach()}
+
+    return objective
+
+
+def _softened_divergence(teacher_log_probabilities: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || model), nats per item."""
+    own = F.log_softmax(logits / temperature, dim=-1)
+    return temperature**2 * F.kl_div(own, teacher_log_probabilities, reduction="batchmean", log_target=True)
+
+
+def _group_targets(labels: Tensor, class_group: Sequence[int] | None, num_classes: int) -> Tensor:
+    """Global labels (B,) -> position in the group, G for "other"."""
+    if class_group is None or len(class_group) == num_classes:
+        return labels
+    positions = torch.full((num_classes,), len(class_group), dtype=torch.long, device=labels.device)
+    positions[torch.as_tensor(list(class_group), device=labels.device)] = torch.arange(
+        len(class_group), device=labels.device
+    )
+    return positions[labels]
+
+
+def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits.detach().argmax(dim=-1) == targets).float().mean()

@@ -1,0 +1,314 @@
+"""Turn an image into a model's input with numpy and pillow alone, equal to the stock ViT processor.
+
+Devices and training read images through this one module, so both see the same pixels.
+"""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edvit_hf.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Largest accepted image, in pixels: 64 Mpx decode to 192 MB of RGB."""
+MIN_SIDE = 2
+"""Smallest accepted side, in pixels."""
+
+# Raster formats only: other Pillow readers start external programs (EPS runs Ghostscript) on untrusted bytes.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "ICO")
+_WHAT_TO_DO = f"Give an image file ({', '.join(_FORMATS)}), its bytes, a PIL image or a numpy array."
+
+
+def open_image(source: "bytes | str | Path | Image.Image | np.ndarray") -> "Image.Image":
+    """Read any supported image as an upright 8-bit RGB PIL image.
+
+    What happens to each mode:
+
+    * 1, L, RGB, P, CMYK and the like: `convert("RGB")`, as the stock processor does (`do_convert_rgb`).
+    * Alpha (LA, RGBA, PA, or a transparent colour in P, L, RGB): composited on white, as the stock processor
+      does. The stock `pipeline` differs: it drops alpha before its processor runs, so what is hidden under
+      transparent pixels shows there.
+    * 16-bit grey (I;16 and I): the high byte, `value >> 8`. The stock conversion clips at 255 instead, which
+      turns most such images white.
+    * 32-bit float (F) and float arrays: values in [0, 1] are scaled to 0..255 and rounded.
+    * An EXIF orientation is applied (as the stock `pipeline` does); of an animation the first frame is used.
+
+    Args:
+        source (`bytes | str | Path | PIL.Image.Image | np.ndarray`): Encoded file, path of a file, PIL image,
+            or an array: uint8 (0..255) or float (0..1), shaped (H, W), (H, W, 3) or (H, W, 4).
+
+    Returns:
+        `PIL.Image.Image`: Mode RGB.
+
+    Raises:
+        DataError: Not an image, truncated, empty, a side under 2 px, more than 64 Mpx (read from the header,
+            before anything is decoded), a value that is not finite, or an array of another shape or type.
+        MissingExtraError: Pillow is not installed.
+    """
+    pil = _pillow()
+    if isinstance(source, np.ndarray):
+        return _upright_rgb(_from_array(source), "the array")
+    if isinstance(source, pil.Image):
+        return _upright_rgb(source, "the PIL image")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) == 0:
+            raise DataError(f"Expected the bytes of an image file, got 0 bytes. {_WHAT_TO_DO}")
+        return _upright_rgb(_open(io.BytesIO(source), f"the given {len(source)} bytes"), "the given bytes")
+    if not isinstance(source, (str, Path)):
+        raise DataError(
+            f"Expected an image, got {type(source).__name__}, which cannot be read. {_WHAT_TO_DO}"
+        )
+    try:
+        with Path(source).open("rb") as file:
+            return _upright_rgb(_open(file, f"the file {source}"), f"the file {source}")
+    except OSError as error:
+        raise DataError(
+            f"Expected the path of a readable image file, got {str(source)[:200]!r} "
+            f"({error.strerror or error}). Check the path; download a URL first. {_WHAT_TO_DO}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What a stock `ViTImageProcessor` (PIL backend) does, without torch or transformers.
+
+    Attributes:
+        size: Height and width of the result, in pixels; None leaves the image's own size (`do_resize` off).
+        mean: Per channel, subtracted after rescaling; None when normalisation is off.
+        std: Per channel, divided by afterwards; None when normalisation is off.
+        rescale_factor: Multiplies the 0..255 pixels; None when rescaling is off.
+        resample: Pillow's filter number (2: bilinear).
+    """
+
+    size: tuple[int, int] | None
+    mean: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+    rescale_factor: float | None = 1 / 255
+    resample: int = 2
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < MIN_SIDE):
+            raise DataError(
+                f"`size` must be (height, width) of at least {MIN_SIDE} px each, got {self.size}."
+            )
+        if (self.mean is None) != (self.std is None):
+            raise DataError(
+                "`mean` and `std` belong together, got one without the other. Give both or neither."
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and (len(values) != 3 or not all(math.isfinite(v) for v in values)):
+                raise DataError(
+                    f"`{name}` must be three finite numbers (images are read as RGB), got {values}."
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"`std` must be positive, got {self.std}: pixels are divided by it.")
+        if self.resample not in range(6):
+            raise DataError(f"`resample` must be a Pillow filter number in 0..5, got {self.resample}.")
+
+    @classmethod
+    def from_preprocessor(cls, preprocessor: Mapping[str, Any]) -> "ImageTransform":
+        """Build it from the content of a `preprocessor_config.json`.
+
+        Raises:
+            DataError: The config asks for a step that is not done here (a centre crop, padding, a shortest
+                edge): ignoring it would feed the model pixels that it was not trained on.
+        """
+        known = {"do_resize", "do_rescale", "do_normalize", "do_convert_rgb"}
+        extra = sorted(k for k, v in preprocessor.items() if k.startswith("do_") and v and k not in known)
+        if extra:
+            raise DataError(
+                f"Expected a preprocessor that resizes, rescales and normalises, got one with "
+                f"{', '.join(extra)}. Leaving that step out would change what the model sees. Use a plain "
+                "`ViTImageProcessor` config."
+            )
+        normalises = preprocessor.get("do_normalize", True)
+        return cls(
+            size=_size(preprocessor.get("size", 224)) if preprocessor.get("do_resize", True) else None,
+            mean=_per_channel("image_mean", preprocessor) if normalises else None,
+            std=_per_channel("image_std", preprocessor) if normalises else None,
+            rescale_factor=preprocessor.get("rescale_factor", 1 / 255)
+            if preprocessor.get("do_rescale", True)
+            else None,
+            resample=int(preprocessor.get("resample", 2)),
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ImageTransform":
+        """Build it from a `preprocessor_config.json`, or from the folder that holds one."""
+        path = Path(path)
+        path = path / "preprocessor_config.json" if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"Expected the JSON of an image preprocessor in {path}, got: {error}. "
+                "Without it the model's pixel scale is unknown. Export or download the folder again."
+            ) from error
+        if not isinstance(content, dict):
+            raise DataError(
+                f"Expected a JSON object in {path}, got {type(content).__name__}. Export the folder again."
+            )
+        return cls.from_preprocessor(content)
+
+    def pixels(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
+        """Read and resize: (H, W, 3) uint8, RGB. Raises what `open_image` raises."""
+        opened = open_image(image)
+        if self.size is not None and opened.size != (self.size[1], self.size[0]):
+            opened = opened.resize((self.size[1], self.size[0]), resample=self.resample)
+        return np.asarray(opened)
+
+    def __call__(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
+        """Return the model's input: (1, 3, H, W) float32. Raises what `open_image` raises."""
+        values = self.pixels(image)
+        # The stock order of types: rescale in float64, round to float32, normalise in float32.
+        scaled: np.ndarray = values.astype(np.float64)
+        if self.rescale_factor is not None:
+            scaled = scaled * self.rescale_factor
+        scaled = scaled.astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            scaled = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("Reading an image", "device", "pillow") from error
+    return Image
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    pil = _pillow()
+    pil.init()  # AVIF and JPEG2000 depend on how Pillow was built
+    return tuple(name for name in _FORMATS if name in pil.OPEN)
+
+
+def _open(file: Any, what: str) -> "Image.Image":
+    """Read the header; decode nothing yet."""
+    pil = _pillow()
+    try:
+        return pil.open(file, formats=_formats())
+    except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
+        raise DataError(
+            f"Expected an image of at most {MAX_PIXELS // 1_000_000} Mpx, got more in {what} ({error}). "
+            "Decoding it could exhaust the memory. Scale it down first."
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly every type on damaged input
+        raise DataError(f"Expected an image, got something else in {what}: {error}. {_WHAT_TO_DO}") from error
+
+
+def _upright_rgb(image: "Image.Image", what: str) -> "Image.Image":
+    from PIL import ImageOps
+
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise DataError(
+            f"Expected an image with sides of at least {MIN_SIDE} px, got {width} x {height} px in {what}. "
+            "A one-pixel side holds no picture; such files are usually placeholders. Remove or replace it."
+        )
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"Expected an image of at most {MAX_PIXELS // 1_000_000} Mpx, got {width} x {height} px in "
+            f"{what}. Decoding it could exhaust the memory. Scale it down first."
+        )
+    try:
+        return _rgb(ImageOps.exif_transpose(image))
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:  # as in _open
+        raise DataError(
+            f"Expected a complete image, got one in {what} that cannot be decoded: {error}. "
+            "The file is truncated or damaged. Fetch it again or remove it."
+        ) from error
+
+
+def _rgb(image: "Image.Image") -> "Image.Image":
+    pil = _pillow()
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(
+                f"Expected integer pixels in 0..65535 (16 bit), got {values.min()}..{values.max()}. "
+                "Their scale is unknown. Convert the image to 8 or 16 bits."
+            )
+        return pil.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return pil.fromarray(_bytes_from_floats(np.asarray(image))).convert("RGB")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        opaque = pil.new("RGBA", image.size, (255, 255, 255, 255))
+        return pil.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> "Image.Image":
+    has_image_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not has_image_shape or array.size == 0:
+        hint = (
+            "Move the channels last: array.transpose(1, 2, 0). "
+            if array.ndim == 3 and array.shape[0] in (1, 3, 4)
+            else ""
+        )
+        raise DataError(
+            f"Expected an image array shaped (H, W), (H, W, 3) or (H, W, 4), got {array.shape}. {hint}"
+            "Pass one image at a time."
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        array = _bytes_from_floats(array)
+    elif array.dtype != np.uint8:
+        raise DataError(
+            f"Expected an image array of uint8 (0..255) or floats (0..1), got {array.dtype}, whose scale is "
+            "unknown. Scale it to 0..255 and convert it: array.astype(np.uint8)."
+        )
+    return _pillow().fromarray(np.ascontiguousarray(array))
+
+
+def _bytes_from_floats(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"Expected finite pixel values, got {int((~np.isfinite(values)).sum())} NaN or infinite ones. "
+            "They would make every answer NaN. Repair or drop the image."
+        )
+    if values.min() < 0 or values.max() > 1:
+        raise DataError(
+            f"Expected float pixels in [0, 1], got {values.min():g}..{values.max():g}. "
+            "Divide by the largest possible value, or pass uint8."
+        )
+    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, Mapping) and {"height", "width"} == {k for k, v in value.items() if v is not None}:
+        return int(value["height"]), int(value["width"])
+    raise DataError(
+        f"Expected a preprocessor `size` of {{'height', 'width'}}, got {value!r}. "
+        "Other resizing rules are not done on devices. Use a plain `ViTImageProcessor` config."
+    )
+
+
+def _per_channel(name: str, preprocessor: Mapping[str, Any]) -> tuple[float, ...]:
+    value = preprocessor.get(name)
+    if isinstance(value, (int, float)):
+        return (float(value),) * 3
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+        return tuple(float(v) for v in value)
+    raise DataError(
+        f"Expected three numbers in the preprocessor's `{name}`, got {value!r}. Export the folder again."
+    )

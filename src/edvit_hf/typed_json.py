@@ -1,0 +1,64 @@
+"""Typed JSON: a dataclass is the schema, and what does not fit is named precisely. Standard library only."""
+
+import dataclasses
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def parse_json(expected: Any, value: Any, where: str = "") -> Any:
+    """Turn parsed JSON into `expected`: a dataclass, builtin, Literal, list, dict or an optional of these.
+
+    Args:
+        expected (`type`): What to build.
+        value (`Any`): Parsed JSON.
+        where (`str`): Dotted path of `value`, named in errors.
+
+    Raises:
+        ValueError: For a missing or unknown key, a wrong type, or a number that is not finite.
+    """
+    origin, arguments = get_origin(expected), get_args(expected)
+    if expected is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        inner = next(a for a in arguments if a is not type(None))
+        return None if value is None else parse_json(inner, value, where)
+    if origin is Literal:
+        _require(value in arguments, f"`{where}` must be one of {list(arguments)}, got {value!r}.")
+        return value
+    if dataclasses.is_dataclass(expected):
+        return _parse_object(expected, value, where)
+    if origin is list:
+        _require(isinstance(value, list), f"`{where}` must be a list, got {type(value).__name__}.")
+        return [parse_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    kind = origin or expected
+    accepted = (int, float) if kind is float else kind
+    matches = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    _require(matches, f"`{where}` must be of type {kind.__name__}, got {value!r:.60}.")
+    if kind is float:
+        _require(math.isfinite(value), f"`{where}` must be finite, got {value}.")
+    return kind(value)
+
+
+def _parse_object(expected: Any, value: Any, where: str) -> Any:
+    """Turn a JSON object into a dataclass; every field without a default must be there, and nothing else."""
+    prefix = f"{where}." if where else ""
+    _require(isinstance(value, dict), f"`{where}` must be an object, got {type(value).__name__}.")
+    hints = get_type_hints(expected)
+    fields = dataclasses.fields(expected)
+    missing = [
+        f.name
+        for f in fields
+        if f.name not in value and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    _require(not missing, f"the key `{prefix}{missing[0] if missing else ''}` is missing.")
+    unknown = sorted(set(value) - {f.name for f in fields})
+    _require(not unknown, f"unknown key `{prefix}{unknown[0] if unknown else ''}`.")
+    return expected(
+        **{name: parse_json(hints[name], item, f"{prefix}{name}") for name, item in value.items()}
+    )

@@ -1,0 +1,72 @@
+"""Shared fixtures: seeds fixed, network refused but for loopback, tiny real models."""
+
+import os
+import socket
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+
+_LOOPBACK = ("127.", "::1", "localhost")
+_connect = socket.socket.connect
+
+
+def _guarded_connect(self, address):
+    host = address[0] if isinstance(address, tuple) else ""
+    if self.family in (socket.AF_INET, socket.AF_INET6) and not str(host).startswith(_LOOPBACK):
+        raise RuntimeError(f"a test tried to reach {address}: tests use no network but loopback")
+    return _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", _guarded_connect)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    np.random.seed(0)
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.manual_seed(0)
+
+
+def tiny_vit(
+    num_labels: int = 4,
+    *,
+    hidden_size: int = 32,
+    num_heads: int = 4,
+    num_layers: int = 2,
+    intermediate_size: int = 64,
+    image_size: int = 8,
+    patch_size: int = 4,
+    seed: int = 0,
+):
+    """A real ViT classifier at toy size, eval mode, with weights large enough that its logits differ by class."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        hidden_size=hidden_size,
+        num_attention_heads=num_heads,
+        num_hidden_layers=num_layers,
+        intermediate_size=intermediate_size,
+        image_size=image_size,
+        patch_size=patch_size,
+        num_channels=3,
+        id2label={i: f"class_{i}" for i in range(num_labels)},
+        label2id={f"class_{i}": i for i in range(num_labels)},
+        initializer_range=0.2,
+    )
+    return ViTForImageClassification(config).eval()
+
+
+@pytest.fixture
+def teacher():
+    return tiny_vit()

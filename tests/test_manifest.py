@@ -1,0 +1,317 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edvit_hf.errors import ManifestError
+from edvit_hf.manifest import (
+    SCHEMA_VERSION,
+    DeviceProfile,
+    EnsembleEntry,
+    FusionEntry,
+    Manifest,
+    Parity,
+    SubModelEntry,
+    Variant,
+    content_hash,
+    detect_profile,
+    file_sha256,
+    load_profiles,
+)
+from edvit_hf.profiles import FIGURES
+
+PARITY = Parity(max_abs=1e-6, relative_to_largest_logit=1e-7, argmax_agreement=1.0, num_items=40)
+
+
+def make_variant(root, file, content=b"graph", precision="fp32", profile=None):
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    int8 = {"op_types_quantized": ["MatMul"], "num_quantized_nodes": 6} if precision == "int8" else {}
+    return Variant(
+        file=file, sha256=file_sha256(path), bytes=len(content), precision=precision, profile=profile,
+        opset=20, parity=PARITY, accuracy={"accuracy": 0.9, "num_items": 40}, latency_note="not measured",
+        **int8,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    sub_models = [
+        SubModelEntry(
+            index=i, class_group=group, feature_size=2, feature_mean=[0.0, 0.5], feature_std=[1.0, 2.0],
+            path=f"sub_models/{i:02d}",
+            variants=[
+                make_variant(tmp_path, f"sub_models/{i:02d}/onnx/model.onnx"),
+                make_variant(
+                    tmp_path, f"sub_models/{i:02d}/onnx/model_qint8_arm64.onnx", b"int8", "int8",
+                    "raspberry-pi-5"
+                ),
+            ],
+        )
+        for i, group in enumerate([[0, 2], [1]])
+    ]  # fmt: skip
+    return Manifest(
+        ensemble=EnsembleEntry(
+            id="edvit-x", task="image-classification", content_hash="a" * 64, parity=PARITY
+        ),
+        label_names=["zero", "one", "two"],
+        class_groups=[[0, 2], [1]],
+        sub_models=sub_models,
+        fusion=FusionEntry(variants=[make_variant(tmp_path, "onnx/fusion.onnx")]),
+    )
+
+
+def edited(manifest, change):
+    data = json.loads(manifest.to_json())
+    change(data)
+    return json.dumps(data)
+
+
+def test_a_manifest_survives_the_trip_through_its_file(manifest, tmp_path):
+    path = manifest.save(tmp_path)
+    assert path.name == "manifest.json"
+    assert Manifest.load(tmp_path) == manifest == Manifest.load(path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mean=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5),
+    names=st.lists(st.text(max_size=8), min_size=1, max_size=4),
+)
+def test_any_finite_statistics_and_label_names_survive_the_trip(mean, names):
+    variant = Variant(
+        file="a.onnx", sha256="0" * 64, bytes=1, precision="fp32", opset=20, parity=PARITY,
+        accuracy_note="none", latency_note="none",
+    )  # fmt: skip
+    entry = SubModelEntry(
+        index=0, class_group=list(range(len(names))), feature_size=len(mean), feature_mean=mean,
+        feature_std=[abs(m) for m in mean], path="sub_models/00", variants=[variant],
+    )  # fmt: skip
+    manifest = Manifest(
+        ensemble=EnsembleEntry(id="e", task="image-classification", content_hash="0" * 64),
+        label_names=names,
+        class_groups=[entry.class_group],
+        sub_models=[entry],
+        fusion=FusionEntry(variants=[dataclasses.replace(variant, file="b.onnx")]),
+    )
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def _set(*keys, value):
+    def change(data):
+        for key in keys[:-1]:
+            data = data[key]
+        data[keys[-1]] = value
+
+    return change
+
+
+def _drop(*keys):
+    def change(data):
+        for key in keys[:-1]:
+            data = data[key]
+        del data[keys[-1]]
+
+    return change
+
+
+FIRST = ("sub_models", 0, "variants", 0)
+BROKEN = [
+    (_drop("fusion"), "`fusion` is missing"),
+    (_drop(*FIRST, "parity", "max_abs"), "`sub_models[0].variants[0].parity.max_abs` is missing"),
+    (_set(*FIRST, "parity", value=3), "`sub_models[0].variants[0].parity` must be an object"),
+    (_set(*FIRST, "bytes", value="9"), "`sub_models[0].variants[0].bytes` must be of type int"),
+    (_set(*FIRST, "bytes", value=True), "must be of type int"),
+    (_set(*FIRST, "bytes", value=0), "must be positive"),
+    (_set(*FIRST, "precision", value="fp16"), "must be one of ['fp32', 'int8']"),
+    (_set(*FIRST, "num_quantized_nodes", value=3), "an fp32 file has none"),
+    (_set(*FIRST, "sha256", value="abc"), "64 hex digits"),
+    (_set(*FIRST, "latency_note", value=None), "latency is null"),
+    (_set(*FIRST, "accuracy", value=None), "accuracy is null"),
+    (_set(*FIRST, "fille", value="x"), "unknown key `sub_models[0].variants[0].fille`"),
+    (_set(*FIRST, "parity", "argmax_agreement", value=1.5), "must lie in [0, 1]"),
+    (_set(*FIRST, "parity", "num_items", value=0), "parity of nothing"),
+    (
+        _set("sub_models", 0, "feature_mean", value=[0.0, "x"]),
+        "`sub_models[0].feature_mean[1]` must be of type",
+    ),
+    (_set("sub_models", 0, "feature_mean", value=[0.0]), "must agree"),
+    (_set("sub_models", 0, "feature_std", value=[1.0, -1.0]), "must not be negative"),
+    (_set("sub_models", 0, "class_group", value=[0]), "differs from"),
+    (_set("sub_models", 1, "index", value=0), "must be numbered 0 to 1"),
+    (_set("sub_models", 0, "variants", value=[]), "at least one variant"),
+    (_set("class_groups", value=[[0, 2], [2]]), "exactly once"),
+    (_set("ensemble", "content_hash", value="short"), "`content_hash` must be 64"),
+    (_set("fusion", "variants", 0, "file", value="sub_models/00/onnx/model.onnx"), "name the same file"),
+    (_set("schema_version", value="1"), "must be a positive integer"),
+    (_set("schema_version", value=True), "must be a positive integer"),
+    (_set("schema_version", value=SCHEMA_VERSION + 1), "Upgrade edvit_hf"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_a_broken_manifest_is_refused_with_the_key_that_breaks_it(manifest, change, message):
+    with pytest.raises(ManifestError, match=re.escape(message)):
+        Manifest.from_json(edited(manifest, change))
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../other/model.onnx", "a/../../b", "", "C:/x.onnx", "a\\..\\b", "a\0b", "sub/.."]
+)
+@pytest.mark.parametrize("keys", [(*FIRST, "file"), ("sub_models", 0, "path"), ("image_preprocessing",)])
+def test_no_path_leaves_the_ensemble_folder(manifest, keys, path):
+    with pytest.raises(ManifestError, match="inside the ensemble folder"):
+        Manifest.from_json(edited(manifest, _set(*keys, value=path)))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1', "\ufeff{}"])
+def test_text_that_is_no_manifest_is_refused(text):
+    with pytest.raises(ManifestError, match=r"manifest\.json"):
+        Manifest.from_json(text)
+
+
+def test_a_manifest_with_nan_is_refused(manifest):
+    text = edited(manifest, _set("sub_models", 0, "feature_mean", value=[0.0, float("nan")]))
+    with pytest.raises(ManifestError, match="must be finite"):
+        Manifest.from_json(text)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_missing_or_binary_manifest_file_is_refused(tmp_path, content):
+    if content:
+        (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ManifestError, match=r"manifest\.json"):
+        Manifest.load(tmp_path)
+
+
+def test_intact_files_verify(manifest, tmp_path):
+    manifest.verify_files(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["sub_models/01/onnx/model.onnx", "onnx/fusion.onnx"])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"grap", "truncated"), (b"grapH", "altered"), (None, "missing")]
+)
+def test_a_damaged_file_is_named(manifest, tmp_path, file, content, message):
+    path = tmp_path / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ManifestError, match=message) as caught:
+        manifest.verify_files(tmp_path)
+    assert file in str(caught.value)
+
+
+def test_a_device_verifies_only_what_it_holds(manifest, tmp_path):
+    (tmp_path / "sub_models/00/onnx/model.onnx").unlink()
+    (tmp_path / "sub_models/01/onnx/model.onnx").unlink()
+    manifest.verify_files(tmp_path, sub_models=[1], precision="int8")
+    with pytest.raises(ManifestError, match="missing"):
+        manifest.verify_files(tmp_path, sub_models=[0])
+
+
+def test_the_variant_of_the_profile_is_chosen_and_others_are_named(manifest):
+    entry = manifest.sub_models[0]
+    assert entry.variant().precision == "fp32"
+    assert entry.variant("fp32", "raspberry-pi-5").file.endswith("onnx/model.onnx")  # fp32 suits any hardware
+    assert entry.variant("int8", "raspberry-pi-5").name == "qint8_arm64"
+    with pytest.raises(ManifestError, match=r"no int8 file for jetson-nano; it has: .*raspberry-pi-5"):
+        entry.variant("int8", "jetson-nano")
+
+
+def test_the_content_hash_follows_weights_and_configs_and_nothing_else(tmp_path):
+    folder = tmp_path / "sub_models" / "00"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    before = content_hash(tmp_path)
+    (tmp_path / "README.md").write_text("card")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
+    assert content_hash(tmp_path) == before
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    assert content_hash(tmp_path) != before
+    (folder / "other.safetensors").rename(folder / "model.safetensors")
+    assert content_hash(tmp_path) == before
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    assert content_hash(tmp_path) != before
+    with pytest.raises(ManifestError, match="no content to hash"):
+        content_hash(folder / "onnx")
+
+
+def test_every_figure_of_a_profile_names_its_source():
+    profiles = load_profiles()
+    expected = {"raspberry-pi-4b", "raspberry-pi-5", "jetson-nano", "jetson-orin-nano", "intel-n100"}
+    assert expected | {"x86-avx2", "x86-avx512-vnni"} <= set(profiles)
+    for profile in profiles.values():
+        assert set(profile.sources) == set(FIGURES), profile.name
+        for figure in FIGURES:
+            is_absent = getattr(profile, figure) is None
+            assert profile.sources[figure].startswith("null") == is_absent, (profile.name, figure)
+
+
+def test_a_profile_without_a_source_or_with_a_strange_figure_is_refused(tmp_path):
+    good = {
+        "name": "x",
+        "isa": "avx2",
+        "quantization": "avx2",
+        "sources": dict.fromkeys(FIGURES, "null: unknown"),
+    }
+    DeviceProfile(**good)
+    for change in ({"sources": {}}, {"quantization": "avx3"}, {"watts": 0}, {"cores": -1}):
+        with pytest.raises(ManifestError, match="profile 'x'"):
+            DeviceProfile(**{**good, **change})
+    path = tmp_path / "devices.yaml"
+    for content in (
+        "- a list",
+        yaml.safe_dump({"x": {"isa": "avx2"}}),
+        yaml.safe_dump({"x": {"colour": "red"}}),
+    ):
+        path.write_text(content)
+        load_profiles.cache_clear()
+        with pytest.raises(ManifestError, match=r"devices\.yaml"):
+            load_profiles(path)
+
+
+X86 = "model name\t: Some CPU\nflags\t\t: fpu sse2 {}\n"
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "board", "profile"),
+    [
+        ("x86_64", X86.format("avx2 avx512f avx512bw avx512_vnni"), None, "x86-avx512-vnni"),
+        ("x86_64", X86.format("avx2 avx512f avx512bw"), None, "x86-avx512"),
+        ("AMD64", X86.format("avx2"), None, "x86-avx2"),
+        ("x86_64", None, None, "x86-avx2"),  # a system that lists no flags
+        ("x86_64", "model name\t: Intel(R) N100\nflags : avx2 avx_vnni\n", None, "intel-n100"),
+        ("aarch64", None, "Raspberry Pi 4 Model B Rev 1.4\0", "raspberry-pi-4b"),
+        ("aarch64", None, "Raspberry Pi 5 Model B Rev 1.0\0", "raspberry-pi-5"),
+        ("aarch64", None, "NVIDIA Jetson Nano Developer Kit\0", "jetson-nano"),
+        ("aarch64", None, "NVIDIA Jetson Orin Nano Developer Kit\0", "jetson-orin-nano"),
+        ("arm64", None, None, "arm64"),
+    ],
+)
+def test_the_machine_is_recognised(tmp_path, machine, cpuinfo, board, profile):
+    paths = {"cpuinfo": tmp_path / "cpuinfo", "board": tmp_path / "model"}
+    for name, content in (("cpuinfo", cpuinfo), ("board", board)):
+        if content is not None:
+            paths[name].write_text(content)
+    assert detect_profile(machine=machine, **paths) == profile
+    assert profile in load_profiles()
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ManifestError, match="'riscv64'"):
+        detect_profile(machine="riscv64")
+
+
+def test_reading_a_manifest_loads_no_heavy_package():
+    code = "import sys, edvit_hf.manifest, edvit_hf.export; print(sorted({'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"  # noqa: E501
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

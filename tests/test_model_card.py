@@ -1,0 +1,293 @@
+"""The model card: metadata the Hub's client accepts, honest sentences, no blanks, code blocks that run."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from conftest import tiny_vit
+from edvit_hf.card_figures import _spread, draw_figures
+from edvit_hf.card_tables import splitting_finding
+from edvit_hf.errors import EDViTError
+from edvit_hf.model_card import NOT_MEASURED, CardData, render_card, template_path, write_card
+from tiny_ensemble import PREPROCESSOR, SIZE, write_tiny_ensemble
+
+GOLDEN = Path(__file__).parent / "golden" / "model_card.md"
+GROUPS = [[0, 3], [1], [2, 4]]
+
+
+def interval(difference, low, high):
+    return {"difference": difference, "low": low, "high": high}
+
+
+def row(name, kind, parameters, share, accuracy, teacher, ensemble, note=""):
+    per_device = parameters // share
+    return {
+        "name": name, "kind": kind, "parameters": parameters, "parameters_per_device": per_device,
+        "bytes": 4 * parameters, "bytes_per_device": 4 * per_device, "macs": 65 * parameters,
+        "macs_per_device": 65 * per_device, "accuracy": accuracy, "macro_f1": accuracy - 0.002,
+        "per_group_accuracy": [accuracy + 0.01, accuracy - 0.02, accuracy + 0.005],
+        "against_teacher": teacher, "against_ensemble": ensemble, "note": note,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results():
+    return {
+        "schema_version": 1, "recipe": "digits", "task": "image-classification",
+        "command": "edvit run recipes/digits.yaml", "seed": 0, "seeds": {"teacher": 0, "split": 0},
+        "environment": {
+            "commit": "3f2a9c1", "date": "2026-11-21",
+            "versions": {"python": "3.12.3", "torch": "2.13.0", "onnx": None},
+            "machine": {"cpu": "Example CPU 3000", "architecture": "x86_64", "cores": 2, "memory_gib": 23.5},
+        },
+        "dataset": {"path": "digits", "num_test_items": 450, "num_labels": 5, "label_names": list("01234")},
+        "class_groups": GROUPS,
+        "rows": [
+            row("teacher", "teacher", 812_042, 1, 0.9778, None, interval(0.0133, 0.002, 0.027)),
+            row("ensemble", "ensemble", 287_450, 3, 0.9644, interval(-0.0133, -0.027, -0.002), None),
+            row("plain model, per-device size", "baseline", 95_210, 1, 0.9578,
+                interval(-0.02, -0.036, -0.007), interval(-0.0067, -0.02, 0.0067), "distilled, same budget"),
+            row("plain model, total size", "baseline", 281_004, 1, 0.9711,
+                interval(-0.0067, -0.018, 0.004), interval(0.0067, -0.004, 0.02)),
+            row("small CNN", "baseline", 96_310, 1, 0.9489,
+                interval(-0.0289, -0.047, -0.0133), interval(-0.0155, -0.033, 0.0)),
+        ],
+        "absent": [
+            {"num_absent": k, "accuracy_mean": mean, "accuracy_min": low, "accuracy_max": high,
+             "num_subsets": n}
+            for k, mean, low, high, n in (
+                (0, 0.9644, 0.9644, 0.9644, 1), (1, 0.842, 0.771, 0.893, 3), (2, 0.391, 0.293, 0.462, 3)
+            )
+        ],
+        "sub_models": [
+            {"index": i, "classes": [str(c) for c in group], "parameters": 95_817,
+             "bytes": 383_268, "macs": 6_228_105,
+             "vote_accuracy": 0.95 + 0.01 * i, "group_accuracy": 0.91 + 0.02 * i}
+            for i, group in enumerate(GROUPS)
+        ],
+        "stages": [{"name": "teacher", "seconds": 61.2, "peak_memory_mib": 811.0}],
+    }  # fmt: skip
+
+
+MANIFEST = {
+    "ensemble": {"accuracy": {"fp32": {"accuracy": 0.9644, "num_items": 450}}},
+    "sub_models": [
+        {
+            "index": index,
+            "feature_size": 32,
+            "variants": [
+                {
+                    "file": f"sub_models/{index:02d}/onnx/model.onnx", "precision": "fp32",
+                    "bytes": 391_000, "profile": None,
+                    "parity": {"relative_to_largest_logit": 2.1e-6, "argmax_agreement": 1.0},
+                    "accuracy": {"accuracy": 0.95},
+                    "latency_ms": None, "latency_note": "not measured by the export",
+                }
+            ],
+        }
+        for index in range(3)
+    ],
+    "fusion": {"variants": []},
+}  # fmt: skip
+FIGURES = {name: f"assets/accuracy_{name}.png" for name in ("size", "absent", "groups")}
+
+
+def test_the_card_reads_as_agreed(results):
+    """Golden file; renew it after a wanted change by running this test with EDVIT_RENEW_GOLDEN=1."""
+    card = render_card(CardData.from_run(results, MANIFEST), figures=FIGURES)
+    if os.environ.get("EDVIT_RENEW_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(card, encoding="utf-8")
+    assert card == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_metadata_survives_the_hubs_own_client(results):
+    recipe = {
+        "teacher": {"checkpoint": "google/vit-base-patch16-224-in21k"},
+        "card": {"license": "mit", "title": "T"},
+    }
+    results["dataset"]["path"] = "uoft-cs/cifar10"
+    parsed = ModelCard(render_card(CardData.from_run(results, MANIFEST, recipe, language="en"))).data
+    assert parsed.library_name == "transformers"
+    assert parsed.pipeline_tag == "image-classification"
+    assert parsed.license == "mit"
+    assert parsed.language == "en"
+    assert parsed.datasets == ["uoft-cs/cifar10"]
+    assert parsed.base_model == "google/vit-base-patch16-224-in21k"
+    assert parsed.base_model_relation == "finetune"
+    assert parsed.model_name == "T"
+    assert [(r.metric_type, r.metric_value) for r in parsed.eval_results] == [
+        ("accuracy", 0.9644),
+        ("f1", 0.9624),
+    ]
+    assert {r.dataset_type for r in parsed.eval_results} == {"uoft-cs/cifar10"}
+
+
+@pytest.mark.parametrize(
+    "teacher", [{"from_scratch": {"model_type": "vit"}, "checkpoint": None}, {"checkpoint": "tests/golden"}]
+)
+def test_a_teacher_that_is_no_hub_checkpoint_claims_no_base_model(results, teacher, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    parsed = ModelCard(render_card(CardData.from_run(results, MANIFEST, {"teacher": teacher}))).data.to_dict()
+    assert "base_model" not in parsed
+    assert "base_model_relation" not in parsed
+    assert "datasets" not in parsed, "the embedded digits have no Hub id"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.05, -0.01, "on this task splitting pays."),
+        (0.01, 0.05, "on this task splitting does not pay."),
+        (-0.02, 0.01, "no evidence that splitting pays"),
+        (-0.02, 0.0, "no evidence that splitting pays"),
+    ],
+)
+def test_the_finding_on_splitting_follows_the_interval(results, low, high, verdict):
+    results["rows"][2]["against_ensemble"] = interval((low + high) / 2, low, high)
+    assert verdict in splitting_finding(results)
+    del results["rows"][2]
+    assert NOT_MEASURED in splitting_finding(results)
+
+
+def test_what_nobody_measured_reads_not_measured_and_no_cell_is_blank(results):
+    bare = {
+        "task": results["task"],
+        "class_groups": GROUPS,
+        "rows": [{"name": "ensemble", "kind": "ensemble"}],
+    }
+    card = render_card(CardData.from_run(bare))
+    table_lines = [line for line in card.splitlines() if line.startswith("|")]
+    assert table_lines
+    for line in table_lines:
+        assert all(cell.strip() for cell in line.strip("|").split("|")), line
+    assert card.count(NOT_MEASURED) > 15
+    assert not re.search(r"\b(None|nan|Undefined)\b", card)
+    assert "model-index" not in card, "no figure, no claim"
+    assert "![" not in card
+
+
+def test_every_single_missing_value_still_gives_a_full_card(results):
+    for key in ("environment", "dataset", "absent", "sub_models", "stages", "command", "seed"):
+        without = {k: v for k, v in copy.deepcopy(results).items() if k != key}
+        card = render_card(CardData.from_run(without, MANIFEST))
+        assert NOT_MEASURED in card, key
+        assert "None" not in card, key
+
+
+def test_results_without_rows_are_refused():
+    with pytest.raises(EDViTError, match="class_groups, rows missing"):
+        CardData.from_run({"task": "image-classification"})
+
+
+def test_label_names_cannot_break_a_table(results):
+    results["dataset"]["label_names"][1] = "a|b\nc"
+    card = render_card(CardData.from_run(results, MANIFEST))
+    assert "| a\\|b c |" in card
+
+
+def test_the_machine_command_and_commit_stand_beside_the_results(results):
+    card = render_card(CardData.from_run(results, MANIFEST))
+    for text in (
+        "edvit run recipes/digits.yaml",
+        "3f2a9c1",
+        "Example CPU 3000",
+        "23.5 GiB",
+        "teacher 0, split 0",
+    ):
+        assert text in card
+    for number in ("2410.11650", "2309.05015", "2407.05941"):
+        assert f"https://arxiv.org/abs/{number}" in card
+    assert "-1.3 [-2.7, -0.2]" in card
+
+
+def test_write_card_leaves_readme_and_figures_and_nothing_else(results, tmp_path):
+    path = write_card(tmp_path, CardData.from_run(results, MANIFEST))
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert found == [
+        "README.md",
+        "assets/accuracy_absent.png",
+        "assets/accuracy_groups.png",
+        "assets/accuracy_size.png",
+    ]
+    for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text()):
+        with Image.open(tmp_path / link) as image:
+            assert image.width >= 1000, "readable at the width of a Hub page"
+    first = {name: (tmp_path / name).read_bytes() for name in found}
+    write_card(tmp_path, CardData.from_run(results, MANIFEST))
+    assert {name: (tmp_path / name).read_bytes() for name in found} == first, "same results, same bytes"
+
+
+def test_figures_without_values_are_not_drawn(tmp_path):
+    assert draw_figures({"class_groups": GROUPS, "rows": [{"name": "teacher"}]}, tmp_path / "assets") == {}
+    assert not (tmp_path / "assets").exists()
+
+
+def test_marks_of_nearly_equal_size_stand_side_by_side_and_others_stay():
+    places = _spread([1.0, 1.01, 5.0])
+    assert places[2] == pytest.approx(5.0)
+    assert places[0] < 1.0 < 1.01 < places[1]
+
+
+def test_a_missing_folder_is_refused(results, tmp_path):
+    with pytest.raises(EDViTError, match="Export it first"):
+        write_card(tmp_path / "nowhere", CardData.from_run(results))
+
+
+def test_the_template_of_the_checkout_is_found():
+    assert template_path().name == "ensemble.md.j2"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder as it lies on the Hub: a real torch ensemble at toy size with exported graphs beside it."""
+    from edvit_hf import EDViTForImageClassification
+
+    root = tmp_path_factory.mktemp("published") / "ensemble"
+    sub_models = [
+        tiny_vit(num_labels=len(group) + 1, seed=i, image_size=SIZE) for i, group in enumerate(GROUPS)
+    ]
+    names = {i: f"class_{i}" for i in range(5)}
+    for sub_model, group in zip(sub_models, GROUPS, strict=True):
+        labels = [*(names[c] for c in group), "other"]
+        sub_model.config.id2label = dict(enumerate(labels))
+        sub_model.config.label2id = {label: i for i, label in enumerate(labels)}
+    model = EDViTForImageClassification.from_sub_models(
+        sub_models, GROUPS, id2label=names, label2id={name: i for i, name in names.items()}
+    )
+    root.mkdir()
+    (root / "preprocessor_config.json").write_text(
+        json.dumps({**PREPROCESSOR, "image_processor_type": "ViTImageProcessor"})
+    )
+    model.save_pretrained(root)
+    write_tiny_ensemble(root, GROUPS)
+    (root / "preprocessor_config.json").write_text(
+        json.dumps({**PREPROCESSOR, "image_processor_type": "ViTImageProcessor"})
+    )
+    return root
+
+
+def test_every_code_block_of_the_card_runs(results, published, monkeypatch):
+    monkeypatch.chdir(published.parent)  # the card downloads to the folder `ensemble` and loads it from there
+    card = render_card(CardData.from_run(results, MANIFEST, repo_id=str(published)))
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 4
+    names: dict = {}
+    printed = io.StringIO()
+    for block in blocks:
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, "card", "exec"), names)
+    assert "other" in printed.getvalue()
+    top = names["classifier"](Image.fromarray(np.zeros((20, 20, 3), np.uint8)))
+    assert len(top) == 5
+    assert names["answer"].degraded
+    assert f"hf download {published} --local-dir ensemble" in card

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edvit_hf.errors import RecipeError
+from edvit_hf.recipe.schema import find_recipe, load_recipe, packaged_recipes, recipe_values
+
+RECIPES = sorted(packaged_recipes().glob("*.yaml"))
+
+
+@pytest.fixture
+def values():
+    return yaml.safe_load((packaged_recipes() / "digits.yaml").read_text())
+
+
+def written(tmp_path, values) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads_and_opens_with_a_lab_note(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.fleet_path.is_file()
+    note = path.read_text().split("task:")[0]
+    for word in ("# Source", "# Data", "# Cost", "# Expect", "# Knob"):
+        assert word in note, f"{path.name} says nothing under {word}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "near"),
+    [
+        (None, "distil", "distill"),
+        ("prune", "keep_head", "prune.keep_heads"),
+        ("fuse", "epoch", "fuse.epochs"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest_valid_one(tmp_path, values, section, key, near):
+    (values if section is None else values[section])[key] = 1
+    with pytest.raises(RecipeError, match=f"unknown recipe key .*Did you mean `{near}`"):
+        load_recipe(written(tmp_path, values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("split"), "`split` is missing"),
+        (lambda v: v["distill"].update(epochs="ten"), "distill.epochs"),
+        (lambda v: v["distill"].update(learning_rate="1e-3"), "distill.learning_rate"),
+        (lambda v: v["split"].update(strategy="clever"), "one of"),
+        (lambda v: v["split"].update(num_sub_models=0), "at least 1"),
+        (lambda v: v["teacher"].update(checkpoint="x"), "exactly one of"),
+        (lambda v: v["teacher"].update(from_scratch={"hidden_size": 8}), "model_type"),
+        (lambda v: v["fuse"].update(views=99), "cannot exceed `distill.views`"),
+        (lambda v: v["prune"].update(keep_heads=0), "keep_heads"),
+        (lambda v: v.update(name="other"), "taken from the file"),
+        (lambda v: v["dataset"].update(mean=0.5), "must be a list"),
+        (lambda v: v["export"].update(int8="yes"), "export.int8"),
+        (lambda v: v.update(task="image-segmentation"), "image-classification"),
+    ],
+)
+def test_values_that_cannot_be_followed_are_refused_by_name(tmp_path, values, change, message):
+    change(values)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(written(tmp_path, values))
+
+
+def test_a_missing_recipe_names_the_packaged_ones():
+    with pytest.raises(RecipeError, match="digits"):
+        find_recipe("nowhere.yaml")
+    assert find_recipe("digits").name == "digits.yaml"
+
+
+def test_broken_yaml_is_refused(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("task: [image")
+    with pytest.raises(RecipeError, match="no readable YAML"):
+        load_recipe(path)
+    path.write_text("just text")
+    with pytest.raises(RecipeError, match="mapping of sections"):
+        load_recipe(path)
+
+
+def test_the_seed_reaches_every_training_stage_but_not_the_split(values, tmp_path):
+    recipe = load_recipe(written(tmp_path, values)).with_seed(7)
+    assert {name: recipe.seeds[name] for name in ("teacher", "prune", "distill", "fuse")} == dict.fromkeys(
+        ("teacher", "prune", "distill", "fuse"), 7
+    )
+    assert recipe.seeds["split"] == 0
+    assert "folder" not in recipe_values(recipe)

@@ -1,0 +1,136 @@
+"""A real exported ensemble at toy size: linear ONNX graphs that keep the manifest's promises."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edvit_hf.manifest import (
+    EnsembleEntry,
+    FusionEntry,
+    Manifest,
+    Parity,
+    SubModelEntry,
+    Variant,
+    file_sha256,
+)
+
+SIZE = 8
+FEATURES = 4
+PARITY = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
+PREPROCESSOR = {
+    "do_resize": True, "size": {"height": SIZE, "width": SIZE}, "resample": 2, "do_rescale": True,
+    "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}  # fmt: skip
+
+
+def write_tiny_ensemble(
+    root: Path, class_groups, *, label_names=None, broken=None, templates=None
+) -> Manifest:
+    """Write graphs and manifest; returns the manifest.
+
+    `broken`: index of a sub-model whose features are NaN. `templates`: (L, SIZE, SIZE) pictures in 0..1; a
+    feature is then the match with the picture of one class, so that the ensemble really recognises them.
+    Without, random weights.
+    """
+    num_labels = sum(len(group) for group in class_groups)
+    rng = np.random.default_rng(0)
+    entries, columns = [], []
+    for index, group in enumerate(class_groups):
+        width = len(group) if templates is not None else FEATURES
+        if templates is None:
+            weight = rng.normal(size=(3 * SIZE * SIZE, width)) / 4
+            vote = rng.normal(size=(width, len(group) + 1))
+        else:
+            weight = np.stack([_matched_filter(templates[c]) for c in group], axis=1)
+            vote = np.concatenate([40 * np.eye(width), np.full((width, 1), 8.0)], axis=1)
+        if index == broken:
+            weight = weight * np.nan
+        file = f"sub_models/{index:02d}/onnx/model.onnx"
+        _save(root / file, _sub_model_graph(weight, vote))
+        files = [_variant(root, file, "fp32")]
+        if index == 0:  # only the first sub-model has an int8 file: the others must name what they have
+            int8 = "sub_models/00/onnx/model_quint8_avx2.onnx"
+            _save(root / int8, _sub_model_graph(weight.round(1), vote))
+            files.append(_variant(root, int8, "int8"))
+        entries.append(
+            SubModelEntry(
+                index=index, class_group=list(group), feature_size=width, feature_mean=[0.0] * width,
+                feature_std=[1.0] * width, path=f"sub_models/{index:02d}", variants=files,
+            )
+        )  # fmt: skip
+        columns += list(group) if templates is not None else [None] * width
+    fusion = (
+        rng.normal(size=(len(columns) + len(class_groups), num_labels))
+        if templates is None
+        else np.concatenate([40 * np.eye(num_labels)[columns], np.zeros((len(class_groups), num_labels))])
+    )
+    _save(root / "onnx/fusion.onnx", _fusion_graph(fusion, len(columns), len(class_groups)))
+    manifest = Manifest(
+        ensemble=EnsembleEntry(id="tiny", task="image-classification", content_hash="0" * 64),
+        label_names=label_names or [f"class_{i}" for i in range(num_labels)],
+        class_groups=[list(group) for group in class_groups],
+        sub_models=entries,
+        fusion=FusionEntry(variants=[_variant(root, "onnx/fusion.onnx", "fp32")]),
+    )
+    (root / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    manifest.save(root)
+    return manifest
+
+
+def _matched_filter(picture):
+    """Weights on (3, SIZE, SIZE) pixels in -1..1 that respond most to `picture`."""
+    centred = picture - picture.mean()
+    centred = centred / np.linalg.norm(centred)
+    return np.repeat(centred[None], 3, axis=0).reshape(-1) / (3 * SIZE)
+
+
+def _variant(root, file, precision):
+    return Variant(
+        file=file, sha256=file_sha256(root / file), bytes=(root / file).stat().st_size, precision=precision,
+        op_types_quantized=["MatMul"] if precision == "int8" else [],
+        num_quantized_nodes=1 if precision == "int8" else 0,
+        profile="x86-avx2" if precision == "int8" else None, opset=20, parity=PARITY,
+        accuracy_note="toy", latency_note="not measured: toy graph",
+    )  # fmt: skip
+
+
+def _sub_model_graph(weight, vote):
+    flat = helper.make_node("Flatten", ["pixel_values"], ["flat"], axis=1)
+    features = helper.make_node("MatMul", ["flat", "weight"], ["features"])
+    logits = helper.make_node("MatMul", ["features", "vote"], ["logits"])
+    return helper.make_graph(
+        [flat, features, logits], "sub_model",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", weight.shape[1]]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", vote.shape[1]]),
+        ],
+        [_tensor(weight, "weight"), _tensor(vote, "vote")],
+    )  # fmt: skip
+
+
+def _fusion_graph(weight, num_features, num_sub_models):
+    joined = helper.make_node("Concat", ["features", "mask"], ["joined"], axis=1)
+    logits = helper.make_node("MatMul", ["joined", "weight"], ["logits"])
+    return helper.make_graph(
+        [joined, logits], "fusion",
+        [
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", num_features]),
+            helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", num_sub_models]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weight.shape[1]])],
+        [_tensor(weight, "weight")],
+    )  # fmt: skip
+
+
+def _tensor(values, name):
+    return numpy_helper.from_array(np.asarray(values, np.float32), name)
+
+
+def _save(path, graph):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
