@@ -36,9 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("teacher", type=Path, help="folder of a saved stock classifier")
     add("--recipe", required=True, help="name or path; gives the dataset, groups and keep")
@@ -64,9 +62,7 @@ def overlap(exact: Sequence[list[int]], other: Sequence[list[int]]) -> float:
     return round(shared / sum(map(len, exact)), 4)
 
 
-def compare(
-    exact: UnitScores, other: UnitScores, model: PreTrainedModel, keep: dict[str, int]
-) -> dict[str, Any]:
+def compare(exact: UnitScores, other: UnitScores, model: PreTrainedModel, keep: dict[str, int]) -> dict[str, Any]:
     """All figures of one approximation on one class group."""
     ours, theirs = (make_plan(scores, model.config, **keep) for scores in (exact, other))
     layers = range(len(exact.ffn))

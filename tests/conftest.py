@@ -70,3 +70,16 @@ def tiny_vit(
 @pytest.fixture
 def teacher():
     return tiny_vit()
+
+
+@pytest.fixture(scope="session")
+def finished_trip(tmp_path_factory):
+    """A tiny recipe taken through the whole trip once: (recipe path, work directory). Read only."""
+    from tiny_recipe import write_tiny_recipe
+
+    from edvit_hf.recipe import load_recipe, run
+
+    folder = tmp_path_factory.mktemp("trip")
+    path = write_tiny_recipe(folder)
+    run(load_recipe(path), folder / "work", command="edvit run tiny.yaml")
+    return path, folder / "work"

@@ -48,9 +48,7 @@ def exported(tmp_path_factory):
     """One export that most tests look at: folder, torch model, labels, manifest, what it logged."""
     root = tmp_path_factory.mktemp("export") / "ensemble"
     model = save_tiny_ensemble(root, GROUPS)
-    labels = (
-        model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()
-    )  # the fp32 ensemble is right by definition
+    labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()  # the fp32 ensemble is right by definition
 
     def evaluate(predict):
         logits = np.concatenate([predict(PIXELS[:1]), predict(PIXELS[1:3]), predict(PIXELS[3:])])
@@ -141,9 +139,7 @@ def test_the_batch_axis_has_a_readable_name_and_no_other_symbol_is_left(exported
         graph = onnx.load(file).graph
         dims = [d for v in [*graph.input, *graph.output] for d in v.type.tensor_type.shape.dim]
         assert {d.dim_param for d in dims} == {"batch", ""}, file
-        assert [v.type.tensor_type.shape.dim[0].dim_param for v in graph.input] == ["batch"] * len(
-            graph.input
-        )
+        assert [v.type.tensor_type.shape.dim[0].dim_param for v in graph.input] == ["batch"] * len(graph.input)
         assert not graph.value_info
 
 

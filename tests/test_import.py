@@ -23,9 +23,7 @@ def run_fresh(code):
 
 def heavy_after(statement):
     """Which heavy packages a fresh interpreter holds after `statement`."""
-    return set(
-        run_fresh(f"{statement}; import sys; print(*(set({sorted(HEAVY)!r}) & sys.modules.keys()))").split()
-    )
+    return set(run_fresh(f"{statement}; import sys; print(*(set({sorted(HEAVY)!r}) & sys.modules.keys()))").split())
 
 
 @pytest.mark.parametrize("module", ["", ".errors", ".manifest", ".transforms", ".runtime"])

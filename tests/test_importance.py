@@ -81,9 +81,7 @@ def test_gated_norm_equals_the_norm_over_the_kept_channels():
 def test_open_gates_change_nothing():
     model, pixel_values = small_teacher(), images()
     expected = model(pixel_values).logits
-    gates = Gates(
-        residual=torch.ones(5, 16), heads=dict.fromkeys((0, 1), torch.ones(5, 4)), ffn={1: torch.ones(5, 8)}
-    )
+    gates = Gates(residual=torch.ones(5, 16), heads=dict.fromkeys((0, 1), torch.ones(5, 4)), ffn={1: torch.ones(5, 8)})
     with gated(model, architecture_of(model), gates):
         torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -119,9 +117,7 @@ def test_a_closed_residual_gate_equals_cutting_the_channel_out():
     plan = PruningPlan(**{**vars(everything), "kept_residual": kept})
     with gated(model, architecture_of(model), Gates(residual=one_gate(16, channel))):
         gated_logits = model(pixel_values).logits
-    torch.testing.assert_close(
-        prune(model, plan, None)(pixel_values).logits, gated_logits, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(prune(model, plan, None)(pixel_values).logits, gated_logits, rtol=1e-5, atol=1e-5)
     assert torch.equal(masked_forward(model, plan, pixel_values), gated_logits)
 
 
@@ -140,13 +136,8 @@ def test_kl_scores_equal_removing_each_unit_by_hand(batch_size):
     model, pixel_values = small_teacher(), images()
     scores = unit_scores(model, pixel_values, GROUP, method="kl", batch_size=batch_size, progress=False)
     residual = [kl_by_hand(model, pixel_values, Gates(residual=one_gate(16, i))) for i in range(16)]
-    heads = [
-        [kl_by_hand(model, pixel_values, Gates(heads={at: one_gate(4, i)})) for i in range(4)]
-        for at in (0, 1)
-    ]
-    ffn = [
-        [kl_by_hand(model, pixel_values, Gates(ffn={at: one_gate(8, i)})) for i in range(8)] for at in (0, 1)
-    ]
+    heads = [[kl_by_hand(model, pixel_values, Gates(heads={at: one_gate(4, i)})) for i in range(4)] for at in (0, 1)]
+    ffn = [[kl_by_hand(model, pixel_values, Gates(ffn={at: one_gate(8, i)})) for i in range(8)] for at in (0, 1)]
     for got, expected in ((scores.residual, residual), (scores.heads, heads), (scores.ffn, ffn)):
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-7)
         assert (got > 0).all()
@@ -218,9 +209,7 @@ def test_magnitude_is_the_norm_of_every_weight_that_goes_with_the_unit():
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         ]
         head = sum(squares) + attention.o_proj.weight[:, 4:8].square().sum()
-        ffn = (
-            mlp.fc1.weight[2].square().sum() + mlp.fc1.bias[2].square() + mlp.fc2.weight[:, 2].square().sum()
-        )
+        ffn = mlp.fc1.weight[2].square().sum() + mlp.fc1.bias[2].square() + mlp.fc2.weight[:, 2].square().sum()
         model.vit.embeddings.cls_token[..., 9] += 100
     after = unit_scores(model, images(), GROUP, method="magnitude")
     assert before.heads[1, 1] == pytest.approx(head.sqrt().item(), rel=1e-5)
@@ -235,9 +224,7 @@ def test_scores_repeat_under_the_same_seed_and_leave_the_teacher_alone(method):
     model.vit.layers[0].eval()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes, generator = [m.training for m in model.modules()], torch.get_rng_state()
-    first, second = (
-        unit_scores(model, pixel_values, GROUP, method=method, seed=7, progress=False) for _ in range(2)
-    )
+    first, second = (unit_scores(model, pixel_values, GROUP, method=method, seed=7, progress=False) for _ in range(2))
     for name in ("residual", "heads", "ffn"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
     assert (first.method, first.num_samples) == (method, 5)

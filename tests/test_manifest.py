@@ -58,9 +58,7 @@ def manifest(tmp_path):
         for i, group in enumerate([[0, 2], [1]])
     ]  # fmt: skip
     return Manifest(
-        ensemble=EnsembleEntry(
-            id="edvit-x", task="image-classification", content_hash="a" * 64, parity=PARITY
-        ),
+        ensemble=EnsembleEntry(id="edvit-x", task="image-classification", content_hash="a" * 64, parity=PARITY),
         label_names=["zero", "one", "two"],
         class_groups=[[0, 2], [1]],
         sub_models=sub_models,
@@ -197,9 +195,7 @@ def test_intact_files_verify(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["sub_models/01/onnx/model.onnx", "onnx/fusion.onnx"])
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"grap", "truncated"), (b"grapH", "altered"), (None, "missing")]
-)
+@pytest.mark.parametrize(("content", "message"), [(b"grap", "truncated"), (b"grapH", "altered"), (None, "missing")])
 def test_a_damaged_file_is_named(manifest, tmp_path, file, content, message):
     path = tmp_path / file
     path.unlink() if content is None else path.write_bytes(content)

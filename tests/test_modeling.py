@@ -82,9 +82,7 @@ def test_outputs_are_stock_and_hold_nothing_but_loss_and_logits(ensemble, pixels
 def test_masking_all_but_one_leaves_logits_to_that_one_alone(ensemble, kept, seed, spoiled):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(3, NUM_FEATURES, generator=generator)
-    others = (
-        torch.full_like(features, torch.nan) if spoiled else torch.randn(3, NUM_FEATURES, generator=generator)
-    )
+    others = torch.full_like(features, torch.nan) if spoiled else torch.randn(3, NUM_FEATURES, generator=generator)
     sizes = ensemble.feature_sizes
     own = torch.cat([torch.full((size,), i == kept) for i, size in enumerate(sizes)])
     mask = (torch.arange(NUM_SUB_MODELS) == kept).expand(3, -1)
@@ -237,12 +235,8 @@ def test_sub_models_under_default_names_get_their_groups_names():
 
 def test_groups_in_another_order_than_the_sub_models_are_refused():
     subs = tiny_sub_models()
-    with pytest.raises(
-        ValueError, match=r"sub-model 0 to vote over \['cat', 'eel', 'other'\], got \['ant', 'bee'"
-    ):
-        EDViTForImageClassification.from_sub_models(
-            subs, [[2, 4], [0, 1], [3]], id2label=dict(enumerate(NAMES))
-        )
+    with pytest.raises(ValueError, match=r"sub-model 0 to vote over \['cat', 'eel', 'other'\], got \['ant', 'bee'"):
+        EDViTForImageClassification.from_sub_models(subs, [[2, 4], [0, 1], [3]], id2label=dict(enumerate(NAMES)))
 
 
 def test_a_sub_model_without_a_vote_head_is_refused():

@@ -81,9 +81,7 @@ def test_missing_biases_are_allowed():
     assert architecture_of(ViTForImageClassification(config)) is ARCHITECTURES["vit"]
 
 
-@pytest.mark.parametrize(
-    ("residual", "heads", "ffn", "labels"), [(32, 4, 64, 4), (16, 2, 32, 3), (17, 1, 5, 2)]
-)
+@pytest.mark.parametrize(("residual", "heads", "ffn", "labels"), [(32, 4, 64, 4), (16, 2, 32, 3), (17, 1, 5, 2)])
 def test_counted_parameters_equal_those_of_a_built_model(teacher, residual, heads, ffn, labels):
     widths = resized(VIT.widths(teacher.config), residual=residual, heads=heads, ffn=ffn, labels=labels)
     config = ViTConfig(**{**teacher.config.to_dict(), "id2label": {i: str(i) for i in range(labels)}})

@@ -62,9 +62,7 @@ def test_sliced_equals_masked(heads, ffn, residual, seed):
     model = tiny_vit(seed=seed)
     plan = random_plan(model, seed, keep_residual=residual, keep_heads=heads, keep_ffn=ffn)
     pruned = prune(model, plan, None)
-    torch.testing.assert_close(
-        pruned(images()).logits, masked_forward(model, plan, images()), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(pruned(images()).logits, masked_forward(model, plan, images()), rtol=1e-5, atol=1e-5)
     assert num_parameters(pruned) == plan.parameters_after
 
 
@@ -101,14 +99,10 @@ def test_parted_widths_are_written_as_head_dim_and_survive_saving(teacher, tmp_p
     pruned = prune(teacher, plan, None)
     assert pruned.config.head_dim == 8
     pruned.save_pretrained(tmp_path)
-    assert torch.equal(
-        ViTForImageClassification.from_pretrained(tmp_path)(images()).logits, pruned(images()).logits
-    )
+    assert torch.equal(ViTForImageClassification.from_pretrained(tmp_path)(images()).logits, pruned(images()).logits)
 
 
-@pytest.mark.parametrize(
-    ("group", "names"), [([1, 3], ["class_1", "class_3", "other"]), ([2], ["class_2", "other"])]
-)
+@pytest.mark.parametrize(("group", "names"), [([1, 3], ["class_1", "class_3", "other"]), ([2], ["class_2", "other"])])
 def test_a_sub_model_names_its_classes_then_other_and_reloads_as_stock(teacher, tmp_path, group, names):
     pruned = prune(teacher, random_plan(teacher, num_labels=len(group) + 1), group)
     pruned.save_pretrained(tmp_path)
@@ -170,9 +164,7 @@ def test_a_plan_for_another_teacher_is_refused(teacher):
 
 def test_a_width_that_the_model_ignores_is_refused(teacher, monkeypatch):
     plan = random_plan(teacher)
-    monkeypatch.setattr(
-        type(VIT), "set_widths", lambda _self, config, widths: setattr(config, "hidden_size", 16)
-    )
+    monkeypatch.setattr(type(VIT), "set_widths", lambda _self, config, widths: setattr(config, "hidden_size", 16))
     with pytest.raises(PruningError, match=r"fc1.*should have shape \(32, 16\).*built \(64, 16\)"):
         prune(teacher, plan, None)
 

@@ -40,9 +40,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(
-            f"module 'edvit_hf' has no attribute {name!r}; public names: {', '.join(__all__)}"
-        )
+        raise AttributeError(f"module 'edvit_hf' has no attribute {name!r}; public names: {', '.join(__all__)}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

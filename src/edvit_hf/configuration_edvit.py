@@ -184,9 +184,7 @@ class EDViTConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is a chance of dropping, in [0, 1), got {getattr(self, name)}.")
         if self.fusion_hidden_size < 0:
-            raise ValueError(
-                f"`fusion_hidden_size` must be 0 (linear) or more units, got {self.fusion_hidden_size}."
-            )
+            raise ValueError(f"`fusion_hidden_size` must be 0 (linear) or more units, got {self.fusion_hidden_size}.")
         self._check_groups()
         self._check_labels()
         self._check_sub_models()
@@ -220,9 +218,7 @@ class EDViTConfig(PreTrainedConfig):
         assert self.id2label is not None
         assert self.label2id is not None
         if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ValueError(
-                f"Expected `id2label` keys 0..{len(self.id2label) - 1}, got {sorted(self.id2label)}."
-            )
+            raise ValueError(f"Expected `id2label` keys 0..{len(self.id2label) - 1}, got {sorted(self.id2label)}.")
         agree = set(self.label2id) == set(self.id2label.values()) and all(
             self.id2label.get(int(i)) == name for name, i in self.label2id.items()
         )
@@ -258,9 +254,7 @@ def _refuse_unknown(names: dict[str, Any], allowed: set[str] = _STOCK_KEYWORDS) 
         if name not in known and not name.startswith("_"):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean `{near[0]}`?" if near else f"Valid names: {', '.join(sorted(known))}."
-            raise ValueError(
-                f"`{name}` is not a field of EDViTConfig; it would be stored and never read. {hint}"
-            )
+            raise ValueError(f"`{name}` is not a field of EDViTConfig; it would be stored and never read. {hint}")
 
 
 def _plain_config(values: dict[str, Any]) -> dict[str, Any]:

@@ -72,9 +72,7 @@ class Parity:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(
-            self.max_abs >= 0 and math.isfinite(self.max_abs), f"`max_abs` must be finite and >= 0: {self}"
-        )
+        _require(self.max_abs >= 0 and math.isfinite(self.max_abs), f"`max_abs` must be finite and >= 0: {self}")
         _require(self.relative_to_largest_logit >= 0, f"`relative_to_largest_logit` must be >= 0: {self}")
         _require(0 <= self.argmax_agreement <= 1, f"`argmax_agreement` must lie in [0, 1]: {self}")
         _require(self.num_items >= 1, f"`num_items` must be >= 1, parity of nothing says nothing: {self}")
@@ -162,8 +160,7 @@ class SubModelEntry:
         sizes = (self.feature_size, len(self.feature_mean), len(self.feature_std))
         _require(
             self.feature_size > 0 and len(set(sizes)) == 1,
-            f"{where}: `feature_size` and the lengths of `feature_mean` and `feature_std` must agree, "
-            f"got {sizes}.",
+            f"{where}: `feature_size` and the lengths of `feature_mean` and `feature_std` must agree, got {sizes}.",
         )
         _require(all(s >= 0 for s in self.feature_std), f"{where}: `feature_std` must not be negative.")
         _require(bool(self.variants), f"{where}: at least one variant is needed, got none. Export again.")
@@ -240,8 +237,7 @@ class Manifest:
         for entry, group in zip(self.sub_models, self.class_groups, strict=True):
             _require(
                 entry.class_group == group,
-                f"sub-model {entry.index}: `class_group` {entry.class_group} differs from {group} in "
-                f"`class_groups`.",
+                f"sub-model {entry.index}: `class_group` {entry.class_group} differs from {group} in `class_groups`.",
             )
         files = [v.file for v in self.variants]
         _require(len(files) == len(set(files)), f"two variants name the same file: {sorted(files)}.")
@@ -285,9 +281,7 @@ class Manifest:
         try:
             return parse_json(cls, data)
         except ValueError as error:
-            raise ManifestError(
-                f"{source}: {error} Export again, or use the version that wrote it."
-            ) from error
+            raise ManifestError(f"{source}: {error} Export again, or use the version that wrote it.") from error
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -306,9 +300,7 @@ class Manifest:
                 f"Run the export again."
             ) from error
         except UnicodeDecodeError as error:
-            raise ManifestError(
-                f"{path}: expected UTF-8 text, got other bytes. Fetch or export it again."
-            ) from error
+            raise ManifestError(f"{path}: expected UTF-8 text, got other bytes. Fetch or export it again.") from error
         return cls.from_json(text, source=path.name)
 
     def save(self, path: Path | str) -> Path:
@@ -353,9 +345,7 @@ def verify_file(root: Path, variant: Variant) -> Path:
     """
     path = root / check_relative_path(variant.file, "`file`")
     if not path.is_file():
-        raise ManifestError(
-            f"{variant.file} is listed in the manifest but missing. Fetch or export it again."
-        )
+        raise ManifestError(f"{variant.file} is listed in the manifest but missing. Fetch or export it again.")
     size = path.stat().st_size
     if size != variant.bytes:
         raise ManifestError(

@@ -27,7 +27,8 @@ from transformers.utils.hub import DownloadKwargs
 
 from .configuration_edvit import NUM_FEATURE_TOKENS, EDViTConfig, sub_model_folder
 
-_PUBLISHED = ["*.json", "*.safetensors", "*.py", "README.md", "sub_models/*"]
+_PUBLISHED = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors*", "model-0*"]
+_PUBLISHED += ["fusion.safetensors", "configuration_edvit.py", "modeling_edvit.py", "sub_models/*"]
 _GATHERED = ("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules")
 
 
@@ -260,9 +261,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
                 raise SafetensorError(f"{name}: {error}") from error
         return {**kwargs, "config": config, "state_dict": weights, "sub_models": present}
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *, state_dict: Any = None, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, state_dict: Any = None, **kwargs: Any) -> None:
         """Write the ensemble whole, its code, and every sub-model and the fusion head by themselves.
 
         A `preprocessor_config.json` that already lies in the directory is copied beside each sub-model.
@@ -276,9 +275,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
                 f"{list(self.present)}. It could not be loaded whole. Load it without `sub_models` first."
             )
         if unsupported := {"variant", "safe_serialization", "distributed_checkpoint"} & set(kwargs):
-            raise ValueError(
-                f"Remove {sorted(unsupported)}: weights are safetensors under names devices know."
-            )
+            raise ValueError(f"Remove {sorted(unsupported)}: weights are safetensors under fixed names.")
         weights = self.state_dict() if state_dict is None else state_dict
         if kwargs.get("is_main_process", True):
             self._save_parts(Path(save_directory), weights)
@@ -310,9 +307,7 @@ class EDViTModel(EDViTPreTrainedModel):
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^fusion\."]
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, sub_model_mask: Tensor | None = None
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Tensor, sub_model_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
         """Return features (B, D), zeros for absent sub-models, as `last_hidden_state` and `pooler_output`.
 
         `sub_model_mask` is (S,) or (B, S), non-zero where present.

@@ -36,12 +36,8 @@ class DeviceProfile:
     quantization: str  # the int8 preset that suits it, see `QUANTIZATION_PRESETS`
     memory_mib: int | None = None
     cores: int | None = None
-    sustained_gflops: float | None = (
-        None  # double-precision HPL Linpack on all cores; single precision is faster
-    )
-    watts: float | None = (
-        None  # while `sustained_gflops` was measured, or the rated power if the source says so
-    )
+    sustained_gflops: float | None = None  # double-precision HPL Linpack on all cores; single precision is faster
+    watts: float | None = None  # while `sustained_gflops` was measured, or the rated power if the source says so
     sources: Mapping[str, str]  # figure -> where it was published, or why it is absent
 
     def __post_init__(self) -> None:
@@ -54,9 +50,7 @@ class DeviceProfile:
         for figure in FIGURES:
             value = getattr(self, figure)
             if value is not None and not value > 0:
-                raise ManifestError(
-                    f"profile {self.name!r}: `{figure}` must be positive or null, got {value}."
-                )
+                raise ManifestError(f"profile {self.name!r}: `{figure}` must be positive or null, got {value}.")
             if not self.sources.get(figure):
                 raise ManifestError(
                     f"profile {self.name!r}: `{figure}` has no entry under `sources`. A figure without a "

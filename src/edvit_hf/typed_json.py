@@ -51,14 +51,8 @@ def _parse_object(expected: Any, value: Any, where: str) -> Any:
     _require(isinstance(value, dict), f"`{where}` must be an object, got {type(value).__name__}.")
     hints = get_type_hints(expected)
     fields = dataclasses.fields(expected)
-    missing = [
-        f.name
-        for f in fields
-        if f.name not in value and f.default is f.default_factory is dataclasses.MISSING
-    ]
+    missing = [f.name for f in fields if f.name not in value and f.default is f.default_factory is dataclasses.MISSING]
     _require(not missing, f"the key `{prefix}{missing[0] if missing else ''}` is missing.")
     unknown = sorted(set(value) - {f.name for f in fields})
     _require(not unknown, f"unknown key `{prefix}{unknown[0] if unknown else ''}`.")
-    return expected(
-        **{name: parse_json(hints[name], item, f"{prefix}{name}") for name, item in value.items()}
-    )
+    return expected(**{name: parse_json(hints[name], item, f"{prefix}{name}") for name, item in value.items()})

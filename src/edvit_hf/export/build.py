@@ -50,9 +50,7 @@ def run_torch(model: EDViTForImageClassification, pixel_values: np.ndarray) -> T
     Sub-models are asked through their stock interface, so that an error in what we trace cannot hide.
     """
     num_sub_models = model.config.num_sub_models
-    batches = [
-        torch.from_numpy(part) for part in np.array_split(pixel_values, -(-len(pixel_values) // _BATCH))
-    ]
+    batches = [torch.from_numpy(part) for part in np.array_split(pixel_values, -(-len(pixel_values) // _BATCH))]
     features, votes = [], []
     for sub_model in model.sub_models:
         votes.append(torch.cat([sub_model(batch).logits for batch in batches]).numpy())
@@ -102,9 +100,7 @@ class GraphBuilder:
             parity, accuracy = self._check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION)
             yield self._describe(file, parity, accuracy)
 
-    def _check_sub_model(
-        self, index: int, file: str, *, atol: float | None
-    ) -> tuple[Parity, dict[str, Any] | None]:
+    def _check_sub_model(self, index: int, file: str, *, atol: float | None) -> tuple[Parity, dict[str, Any] | None]:
         """Parity (refused beyond the tolerance if `atol` is given) and vote accuracy of one file."""
         reference = {"features": self.reference.features[index], "logits": self.reference.votes[index]}
         got = run_batches(GraphSession(self.staging / file), {"pixel_values": self.reference.pixel_values})
@@ -140,9 +136,7 @@ class GraphBuilder:
         """Check the whole trip, from pixels to logits."""
         pixels = {"pixel_values": self.reference.pixel_values}
         parts = [
-            run_batches(lambda pixel_values, a=absent: {"logits": ensemble(pixel_values, a)}, pixels)[
-                "logits"
-            ]
+            run_batches(lambda pixel_values, a=absent: {"logits": ensemble(pixel_values, a)}, pixels)["logits"]
             for absent in self.reference.logits
         ]
         return self._compare_logits(parts, what="the exported ensemble")

@@ -39,8 +39,7 @@ class ExportConfig:
             )
         if not 0 <= self.max_int8_accuracy_loss <= 1:
             raise ValueError(
-                f"`max_int8_accuracy_loss` must lie in [0, 1], got {self.max_int8_accuracy_loss}. It is a "
-                f"fraction."
+                f"`max_int8_accuracy_loss` must lie in [0, 1], got {self.max_int8_accuracy_loss}. It is a fraction."
             )
         if self.profile is not None and self.profile not in load_profiles():
             near = difflib.get_close_matches(self.profile, load_profiles(), n=1)

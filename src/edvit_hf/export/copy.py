@@ -18,9 +18,7 @@ _PARTIAL_SUFFIX = ".partial"
 _NOT_COPIED = ("onnx", ".export", ".git", ".cache", MANIFEST_NAME)  # made anew, or not part of the ensemble
 
 
-def export_copy(
-    source: Path, target: Path, *, config: ExportConfig, seed: int = 0, progress: bool = True
-) -> Manifest:
+def export_copy(source: Path, target: Path, *, config: ExportConfig, seed: int = 0, progress: bool = True) -> Manifest:
     """Copy a saved ensemble to `target` and export the copy; `target` appears whole or not at all.
 
     Parity is measured on seeded random inputs (standard normal, like normalised pixels): enough to show that
@@ -33,13 +31,9 @@ def export_copy(
         ExportGateError: If a file misses its tolerance.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise WorkDirError(
-            f"{target} exists and is not empty; an export never mixes with other files. Name another."
-        )
+        raise WorkDirError(f"{target} exists and is not empty; an export never mixes with other files. Name another.")
     if source.resolve() in (target.resolve(), *target.resolve().parents):
-        raise WorkDirError(
-            f"{target} lies inside the ensemble {source}, so it would copy itself. Name another folder."
-        )
+        raise WorkDirError(f"{target} lies inside the ensemble {source}, so it would copy itself. Name another folder.")
     ensemble = load_ensemble(source).config
     size = ensemble.image_size
     height, width = (size, size) if isinstance(size, int) else size

@@ -147,9 +147,7 @@ def _evaluate(evaluate: Evaluate, predict: Predict) -> dict[str, Any]:
     return {**row, "measured_on": detect_profile()}
 
 
-def _quantize(
-    build: GraphBuilder, evaluate: Evaluate | None, accuracy: Accuracies, bar: Any
-) -> list[Variant]:
+def _quantize(build: GraphBuilder, evaluate: Evaluate | None, accuracy: Accuracies, bar: Any) -> list[Variant]:
     """int8 variants that pass the accuracy gate; their ensemble's accuracy is added to `accuracy`."""
     preset = PRESETS[load_profiles()[build.profile].quantization]
     message: str | None = None
@@ -167,9 +165,7 @@ def _quantize(
     raise ExportGateError(message)
 
 
-def _keep_other_profiles(
-    root: Path, identity: str, per_sub_model: list[list[Variant]], accuracy: Accuracies
-) -> None:
+def _keep_other_profiles(root: Path, identity: str, per_sub_model: list[list[Variant]], accuracy: Accuracies) -> None:
     """Add intact int8 variants that an earlier export of the same weights wrote for other hardware."""
     try:
         old = Manifest.load(root)

@@ -103,9 +103,7 @@ def measure_parity(reference: Arrays, got: Arrays, *, what: str) -> Parity:
     )
 
 
-def check_parity(
-    parity: Parity, reference: Arrays, got: Arrays, *, tolerance: float, atol: float, what: str
-) -> None:
+def check_parity(parity: Parity, reference: Arrays, got: Arrays, *, tolerance: float, atol: float, what: str) -> None:
     """Refuse an fp32 graph that differs from torch.
 
     Args:

@@ -112,10 +112,7 @@ def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -
         raise MissingExtraError("Exporting", "export", "onnx and onnxscript") from error
     symbols = {symbol for axes in onnx_config.inputs.values() for symbol in axes.values()}
     dims = {symbol: torch.export.Dim(symbol, min=1) for symbol in sorted(symbols)}
-    shapes = {
-        name: {axis: dims[symbol] for axis, symbol in axes.items()}
-        for name, axes in onnx_config.inputs.items()
-    }
+    shapes = {name: {axis: dims[symbol] for axis, symbol in axes.items()} for name, axes in onnx_config.inputs.items()}
     with _quiet(), torch.no_grad():
         model = _trace(module, onnx_config, shapes, opset)
     clean_graph(model, onnx_config)

@@ -103,9 +103,7 @@ def quantize_graph(
         raise MissingExtraError("Quantizing", "export", "onnx and onnxruntime") from error
     model = onnx.load(source)
     op_type_by_name = {node.name: node.op_type for node in model.graph.node}
-    onnx.helper.set_model_props(
-        model, {"onnx.quant.pre_process": "onnxruntime.quant"}
-    )  # it is shape-complete
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # it is shape-complete
     target.parent.mkdir(parents=True, exist_ok=True)
     with _root_logger_diverted():
         quantize_dynamic(

@@ -175,9 +175,7 @@ class Architecture:
     def norm_modules(self, model: nn.Module) -> list[nn.LayerNorm]:
         """All LayerNorms over the residual channels."""
         num_layers = len(self.layer_modules(model))
-        paths = [
-            path.format(layer=i) for path in self.norms for i in range(num_layers if "{layer}" in path else 1)
-        ]
+        paths = [path.format(layer=i) for path in self.norms for i in range(num_layers if "{layer}" in path else 1)]
         return [_module_at(model, path, nn.LayerNorm) for path in paths]
 
     def layer_modules(self, model: nn.Module) -> nn.ModuleList:

@@ -95,9 +95,7 @@ class ExactKL:
         num_inputs = len(self.inputs)
         totals = torch.zeros(num_units, dtype=torch.float64, device=self.inputs.device)
         pairs = torch.arange(num_units * num_inputs, device=self.inputs.device)
-        with tqdm(
-            total=len(pairs), desc=f"KL: {name}", unit="row", disable=not self.progress, leave=False
-        ) as bar:
+        with tqdm(total=len(pairs), desc=f"KL: {name}", unit="row", disable=not self.progress, leave=False) as bar:
             for chunk in pairs.split(self.batch_size):
                 units, rows = chunk // num_inputs, chunk % num_inputs
                 log_p, log_q = (

@@ -54,9 +54,7 @@ def gated(model: PreTrainedModel, architecture: Architecture, gates: Gates) -> I
 
 
 @contextmanager
-def resumed_at(
-    model: PreTrainedModel, architecture: Architecture, layer: int, hidden: Tensor
-) -> Iterator[None]:
+def resumed_at(model: PreTrainedModel, architecture: Architecture, layer: int, hidden: Tensor) -> Iterator[None]:
     """Start the forwards inside the block at `layer` from `hidden` (B, T, D); earlier layers do nothing."""
     layers = architecture.layer_modules(model)
 

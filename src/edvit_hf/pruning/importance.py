@@ -50,9 +50,7 @@ class UnitScores:
             ("ffn", self.ffn, 2),
         ):
             if scores.ndim != ndim or scores.size == 0:
-                raise PruningError(
-                    f"`{name}` scores must be a non-empty {ndim}-dimensional array, got {scores.shape}."
-                )
+                raise PruningError(f"`{name}` scores must be a non-empty {ndim}-dimensional array, got {scores.shape}.")
             if not np.isfinite(scores).all():
                 raise PruningError(
                     f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} {name} scores "
@@ -104,9 +102,7 @@ def unit_scores(
     size; mean instead of sum; pooled "other". "fisher", "linear" and "hybrid" are this library's.
     """
     if method not in get_args(ImportanceMethod):
-        raise PruningError(
-            f"`method` must be one of {', '.join(get_args(ImportanceMethod))}, got {method!r}."
-        )
+        raise PruningError(f"`method` must be one of {', '.join(get_args(ImportanceMethod))}, got {method!r}.")
     if batch_size < 1:
         raise PruningError(f"`batch_size` must be at least 1, got {batch_size}. It counts rows per forward.")
     architecture = architecture_of(model)

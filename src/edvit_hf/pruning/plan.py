@@ -62,18 +62,14 @@ class PruningPlan:
         for name in (*sizes, "parameters_before", "parameters_after"):
             value = getattr(self, name)
             if not _is_int(value) or value < 1:
-                raise PruningError(
-                    f"`{name}` of a pruning plan must be a positive whole number, got {value!r}."
-                )
+                raise PruningError(f"`{name}` of a pruning plan must be a positive whole number, got {value!r}.")
         _check_indices("kept_residual", self.kept_residual, self.hidden_size)
         for name, per_layer, size in (
             ("kept_heads", self.kept_heads, self.num_heads),
             ("kept_ffn", self.kept_ffn, self.intermediate_size),
         ):
             if not isinstance(per_layer, list) or not per_layer:
-                raise PruningError(
-                    f"`{name}` must be a list with one list of indices per layer, got {per_layer!r}."
-                )
+                raise PruningError(f"`{name}` must be a list with one list of indices per layer, got {per_layer!r}.")
             for layer, kept in enumerate(per_layer):
                 _check_indices(f"{name}[{layer}]", kept, size)
             if len({len(kept) for kept in per_layer}) > 1:
@@ -165,16 +161,13 @@ class PruningPlan:
             f"  {'axis':<18}{'kept / total':>15}",
         ]
         lines += [
-            f"  {name:<18}{f'{kept} / {total}':>15}{kept / total:>8.1%}{note}"
-            for name, kept, total, note in rows
+            f"  {name:<18}{f'{kept} / {total}':>15}{kept / total:>8.1%}{note}" for name, kept, total, note in rows
         ]
         lines.append(
             f"  parameters  {self.parameters_before:,} -> {self.parameters_after:,}"
             f"  ({self.parameters_before / self.parameters_after:.1f} times smaller)"
         )
-        lines.append(
-            f"  float32     {_mib(self.parameters_before):.2f} -> {_mib(self.parameters_after):.2f} MiB"
-        )
+        lines.append(f"  float32     {_mib(self.parameters_before):.2f} -> {_mib(self.parameters_after):.2f} MiB")
         return "\n".join(lines)
 
 
@@ -212,16 +205,9 @@ def make_plan(
             f"The scores have shapes {shapes}, the teacher's config needs {expected} (residual, heads, FFN). "
             f"They belong to another model; score this teacher."
         )
-    for name, keep, total in (
-        ("keep_residual", keep_residual, before.residual),
-        ("keep_heads", keep_heads, before.heads),
-        ("keep_ffn", keep_ffn, before.ffn),
-    ):
-        if not _is_int(keep) or not 1 <= keep <= total:
-            raise PruningError(
-                f"`{name}` must lie in 1..{total}, what the teacher has, got {keep!r}. A layer without units "
-                f"cannot run and a cut cannot add any; choose a number in the range, or a larger teacher."
-            )
+    _check_keep("keep_residual", keep_residual, before.residual)
+    _check_keep("keep_heads", keep_heads, before.heads)
+    _check_keep("keep_ffn", keep_ffn, before.ffn)
     labels = before.labels if num_labels is None else num_labels
     after = resized(before, residual=keep_residual, heads=keep_heads, ffn=keep_ffn, labels=labels)
     architecture.check_tie(after)
@@ -253,6 +239,14 @@ def check_plan_fits(plan: PruningPlan, architecture: Architecture, config: PreTr
             f"The plan was made for {plan.model_type} {plan.widths_before}, but this model is "
             f"{architecture.model_type} {widths}. Its indices would cut the wrong units; make a plan for "
             f"this model."
+        )
+
+
+def _check_keep(name: str, keep: int, total: int) -> None:
+    if not _is_int(keep) or not 1 <= keep <= total:
+        raise PruningError(
+            f"`{name}` must lie in 1..{total}, what the teacher has, got {keep!r}. A layer without units "
+            f"cannot run and a cut cannot add any; choose a number in the range, or a larger teacher."
         )
 
 

@@ -55,9 +55,7 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     architecture.set_widths(config, after)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initial weights are overwritten: do not draw from the caller's generator
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: do not draw from the caller's generator
         pruned = type(model)(config).to(device=model.device, dtype=model.dtype)
 
     state = {name: _cut(name, tensor, architecture, plan) for name, tensor in model.state_dict().items()}

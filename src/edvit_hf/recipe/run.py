@@ -275,4 +275,4 @@ def _is_disk_error(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         return True
-    return "No space left on device" in str(error) or "os error 28" in str(error)
+    return any(text in str(error) for text in ("No space left on device", "os error 28", "os error 27"))

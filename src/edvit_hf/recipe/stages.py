@@ -84,7 +84,7 @@ def prune(trip: Trip) -> None:
             continue
         model, pruning_plan = prune_for(trip, group, trip.plan.keep_heads)
         logger.info("sub-model %d, classes %s\n%s", index, group, pruning_plan)
-        write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_json())
+        write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_dict())
         save_model(model, target, trip.data.preprocessor)
 
 
@@ -100,9 +100,10 @@ def prune_for(trip: Trip, class_group: list[int], keep_heads: int) -> "tuple[Pre
         trip.teacher, trip.data.train.pixel_values(sample), class_group,
         method=config.importance, batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
+    covers_all = len(class_group) == num_classes
     pruning_plan = make_plan(
         scores, trip.teacher.config, keep_residual=shape.hidden_size, keep_heads=keep_heads,
-        keep_ffn=shape.intermediate_size,
+        keep_ffn=shape.intermediate_size, num_labels=num_classes if covers_all else len(class_group) + 1,
     )  # fmt: skip
     return cut(trip.teacher, pruning_plan, class_group), pruning_plan
 

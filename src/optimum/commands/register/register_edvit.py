@@ -23,9 +23,7 @@ class EDViTExportCommand(BaseOptimumCLICommand):
     def parse_args(parser: ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a saved ensemble.")
-        parser.add_argument(
-            "--profile", help="Hardware the int8 files are for; default: this machine's kind."
-        )
+        parser.add_argument("--profile", help="Hardware the int8 files are for; default: this machine's kind.")
         parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default: 20).")
         parser.add_argument("--no-int8", action="store_true", help="Write fp32 files only.")
         parser.add_argument("output", type=Path, help="Folder to create; it must not exist or be empty.")

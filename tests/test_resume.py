@@ -1,0 +1,115 @@
+"""A run that is killed or interrupted in every stage, and resumed each time, ends as an uninterrupted one."""
+
+import multiprocessing
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from tiny_recipe import fingerprint, tiny_recipe
+
+PRELOAD = [
+    "edvit_hf.recipe.run",
+    "edvit_hf.recipe.results",
+    "edvit_hf.export.ensemble",
+    "edvit_hf.model_card",
+    "matplotlib.pyplot",
+    "sklearn.datasets",
+    "accelerate",
+]
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Clean processes that have the heavy imports already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def run_and_stop(folder: Path, work: Path, stage: str, rename: int, number: int) -> None:
+    """Run the trip; send this process a signal just before its `rename`-th rename inside `stage`.
+
+    Every file and folder of the library appears by a rename, so these are the moments when something is half-done.
+    """
+    from edvit_hf.recipe import run
+
+    now = {"stage": "", "count": 0}
+    replace = os.replace
+
+    def counted(source, target, **keywords):
+        if now["stage"] == stage:
+            now["count"] += 1
+            if now["count"] == rename:
+                os.kill(os.getpid(), number)
+        return replace(source, target, **keywords)
+
+    os.replace = counted
+    Path.replace = lambda self, target: counted(self, target) or Path(target)
+    os.environ["EDVIT_NUM_THREADS"] = "1"
+    run(tiny_recipe(folder), work, observer=lambda name, what: now.update(stage=name, count=0))
+
+
+def run_whole(folder: Path, work: Path, file_size_limit: int | None = None) -> None:
+    from edvit_hf.errors import WorkDirError
+    from edvit_hf.recipe import run
+
+    os.environ["EDVIT_NUM_THREADS"] = "1"
+    if file_size_limit is None:
+        run(tiny_recipe(folder), work)
+        return
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    try:
+        run(tiny_recipe(folder), work)
+    except WorkDirError as error:
+        assert "Free space" in str(error)
+        os._exit(17)
+
+
+def finish(processes, function, *arguments) -> int:
+    process = processes.Process(target=function, args=arguments)
+    process.start()
+    process.join(timeout=200)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(processes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert finish(processes, run_whole, folder, folder / "work") == 0
+    return fingerprint(folder / "work")
+
+
+# (stage, rename inside it, signal): the renames of a training are its checkpoints and then its result.
+STOPS = [
+    ("teacher", 3, signal.SIGKILL),
+    ("teacher", 5, signal.SIGINT),
+    ("split", 1, signal.SIGINT),
+    ("plan", 1, signal.SIGKILL),
+    ("prune", 2, signal.SIGINT),
+    ("distill", 3, signal.SIGKILL),
+    ("fuse", 2, signal.SIGINT),
+    ("evaluate", 4, signal.SIGKILL),
+    ("export", 2, signal.SIGINT),
+    ("card", 3, signal.SIGKILL),
+]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_every_stage_ends_as_an_uninterrupted_one(processes, uninterrupted, tmp_path):
+    for stage, rename, number in STOPS:
+        code = finish(processes, run_and_stop, tmp_path, tmp_path / "work", stage, rename, number)
+        assert code != 0, f"the run was not stopped in {stage} at rename {rename}"
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+    assert finish(processes, run_whole, tmp_path, tmp_path / "work") == 0
+    assert fingerprint(tmp_path / "work") == uninterrupted
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_clear_error_and_the_run_resumes(processes, uninterrupted, tmp_path):
+    assert finish(processes, run_whole, tmp_path, tmp_path / "work", 12_000) == 17
+    assert finish(processes, run_whole, tmp_path, tmp_path / "work") == 0
+    assert fingerprint(tmp_path / "work") == uninterrupted

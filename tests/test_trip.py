@@ -1,0 +1,137 @@
+"""The whole trip: what is skipped, what is re-run, what is refused, and what it leaves."""
+
+import fcntl
+import json
+
+import pytest
+from tiny_recipe import fingerprint, tiny_recipe
+
+from edvit_hf.errors import RecipeError, WorkDirError
+from edvit_hf.recipe import STAGES, run
+from edvit_hf.recipe.run import _done, _key, ensemble_dir, stage_dir
+
+NAMES = [stage.name for stage in STAGES]
+
+
+def keys(recipe):
+    found = {}
+    for stage in STAGES:
+        found[stage.name] = _key(stage, recipe, found)
+    return found
+
+
+def test_the_trip_leaves_a_folder_ready_to_push(finished_trip):
+    _, work = finished_trip
+    folder = ensemble_dir(work)
+    for name in (
+        "README.md config.json model.safetensors fusion.safetensors preprocessor_config.json configuration_edvit.py "
+        "modeling_edvit.py manifest.json results.json placement.json onnx/fusion.onnx sub_models/01/config.json "
+        "sub_models/01/model.safetensors sub_models/01/preprocessor_config.json sub_models/01/onnx/model.onnx"
+    ).split():
+        assert (folder / name).is_file(), name
+    assert {"d0", "d1"} == set(json.loads((folder / "placement.json").read_text())["devices"])
+    assert not list(work.rglob("*.partial"))
+
+
+def test_every_stage_records_time_memory_seeds_and_versions(finished_trip):
+    _, work = finished_trip
+    for name in NAMES:
+        done = json.loads((stage_dir(work, name) / "done.json").read_text())
+        assert done["seconds"] >= 0
+        assert done["peak_memory_mib"] > 50
+        assert done["seeds"]["teacher"] == 0
+        assert done["versions"]["torch"]
+
+
+def test_the_results_hold_the_ensemble_and_every_honest_baseline(finished_trip):
+    _, work = finished_trip
+    results = json.loads((stage_dir(work, "evaluate") / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == [
+        "teacher",
+        "ensemble",
+        "plain model, per-device size",
+        "plain model, total size",
+        "small CNN",
+    ]
+    teacher, ensemble, per_device, *_ = results["rows"]
+    assert teacher["against_teacher"] is None
+    assert ensemble["against_ensemble"] is None
+    assert ensemble["against_teacher"]["low"] <= ensemble["against_teacher"]["difference"]
+    assert ensemble["parameters_per_device"] * 1.3 > per_device["parameters"] > ensemble["parameters_per_device"] / 1.3
+    assert [row["num_absent"] for row in results["absent"]] == [0, 1]
+    assert results["absent"][0]["accuracy_mean"] == ensemble["accuracy"]
+    assert results["environment"]["machine"]["cores"] >= 1
+
+
+def test_a_second_run_skips_every_stage(finished_trip):
+    path, work = finished_trip
+    before = fingerprint(work)
+    seen = []
+    records = run(tiny_recipe(path.parent), work, observer=lambda stage, what: seen.append((stage, what)))
+    assert [record.name for record in records if record.skipped] == NAMES
+    assert seen == [(name, "skipped") for name in NAMES]
+    assert fingerprint(work) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        ({"export": {"opset": 21}}, {"export", "card"}),
+        ({"fuse": {"epochs": 1}}, {"fuse", "evaluate", "export", "card"}),
+        ({"fuse": {"hidden_size": 4}}, {"plan", "prune", "distill", "fuse", "evaluate", "export", "card"}),
+        ({"evaluate": {"baselines": False}}, {"evaluate", "card"}),
+        ({"card": {"title": "Mine"}}, {"card"}),
+        ({"teacher": {"epochs": 1}}, set(NAMES)),
+        ({"distill": {"epochs": 1}}, {"distill", "fuse", "evaluate", "export", "card"}),
+    ],
+)
+def test_changing_a_value_re_runs_exactly_the_stages_it_touches(finished_trip, tmp_path, change, touched):
+    path, work = finished_trip
+    changed = keys(tiny_recipe(tmp_path, **change))
+    assert {name for name in NAMES if _done(stage_dir(work, name), changed[name]) is None} == touched
+    assert all(_done(stage_dir(work, n), k) is not None for n, k in keys(tiny_recipe(path.parent)).items())
+
+
+def test_a_stage_without_its_inputs_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="stage 'teacher' has no up-to-date result"):
+        run(tiny_recipe(tmp_path), tmp_path / "work", stages=["fuse"])
+
+
+def test_an_unknown_stage_names_the_known_ones(tmp_path):
+    with pytest.raises(RecipeError, match="teacher, split, plan"):
+        run(tiny_recipe(tmp_path), tmp_path / "work", stages=["trian"])
+
+
+def test_a_work_directory_in_use_is_refused(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    with (work / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(WorkDirError, match="in use by another run"):
+            run(tiny_recipe(tmp_path), work)
+
+
+def test_an_unwritable_work_directory_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(WorkDirError, match="cannot be written"):
+        run(tiny_recipe(tmp_path), tmp_path / "file" / "work")
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="launched as 2 processes"):
+        run(tiny_recipe(tmp_path), tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"prune": {"keep_heads": 3}}, RecipeError, "between 1 and the teacher's 2 heads"),
+        ({"split": {"num_sub_models": 11}}, RecipeError, "only 10 classes"),
+    ],
+)
+def test_impossible_values_are_refused_in_planning_without_training(tmp_path, change, error, message):
+    from edvit_hf.recipe.offline_plan import plan_recipe
+
+    with pytest.raises(error, match=message):
+        plan_recipe(tiny_recipe(tmp_path, **change))
