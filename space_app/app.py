@@ -69,9 +69,7 @@ def build(ensemble: LocalEnsemble) -> gr.Blocks:
                     elem_classes="pixels",
                 )
                 choices = [(name, index) for index, name in enumerate(sub_model_names(ensemble))]
-                unplugged = gr.CheckboxGroup(
-                    choices, value=[], label="Unplug sub-models (number: its digits)"
-                )
+                unplugged = gr.CheckboxGroup(choices, value=[], label="Unplug sub-models (number: its digits)")
             with gr.Column():
                 sentence = gr.Markdown(FIRST_STEP)
                 label = gr.Label(label="Answer of the fusion head", num_top_classes=5)
@@ -94,9 +92,7 @@ def build(ensemble: LocalEnsemble) -> gr.Blocks:
         draw.click(on_draw, [sketch, unplugged], shown, api_name="draw")
         upload.click(on_upload, [file, unplugged], shown, api_name="upload")
         samples.click(on_example, [samples, unplugged], shown, api_name="example")
-        unplugged.change(
-            on_unplug, [picture, unplugged], shown, api_name="unplug", trigger_mode="always_last"
-        )
+        unplugged.change(on_unplug, [picture, unplugged], shown, api_name="unplug", trigger_mode="always_last")
     return page
 
 

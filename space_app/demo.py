@@ -67,9 +67,7 @@ def load_ensemble(model_dir: Path = MODEL_DIR) -> LocalEnsemble:
             "and start again."
         )
     ensemble = LocalEnsemble.from_pretrained(model_dir, num_threads=1)
-    ensemble.predict(
-        np.zeros((1, *ensemble.input_shape), np.float32)
-    )  # the first run allocates: keep it off the clock
+    ensemble.predict(np.zeros((1, *ensemble.input_shape), np.float32))  # the first run allocates: keep it off the clock
     return ensemble
 
 
@@ -83,9 +81,7 @@ def example_files(folder: Path = EXAMPLES_DIR) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
-def view_of_drawing(
-    ensemble: LocalEnsemble, drawing: Mapping[str, Any] | None, unplugged: Sequence[int]
-) -> View:
+def view_of_drawing(ensemble: LocalEnsemble, drawing: Mapping[str, Any] | None, unplugged: Sequence[int]) -> View:
     """Answer for what the sketchpad holds: a mapping with RGBA arrays under "layers" and "composite"."""
     try:
         picture = digit_from_drawing(drawing)
@@ -159,16 +155,12 @@ def digit_from_file(path: str | Path | None) -> np.ndarray:
     if path is None:
         raise DataError("Choose a picture of one digit first: PNG, JPEG or another common format.")
     if Path(path).stat().st_size > MAX_FILE_BYTES:
-        raise DataError(
-            f"This file is larger than {MAX_FILE_BYTES // 2**20} MiB. Choose or make a smaller one."
-        )
+        raise DataError(f"This file is larger than {MAX_FILE_BYTES // 2**20} MiB. Choose or make a smaller one.")
     try:
         image = open_image(Path(path))
     except DataError as error:
         logger.info("refused an upload: %s", error)
-        raise DataError(
-            "This file is not a readable picture. Choose a complete PNG or JPEG of one digit."
-        ) from error
+        raise DataError("This file is not a readable picture. Choose a complete PNG or JPEG of one digit.") from error
     if max(image.size) <= READY_SIDE:
         return np.asarray(image)
     ink = _ink_on_paper(np.asarray(image.convert("L")))
@@ -192,9 +184,7 @@ def _in_form_of_the_data(ink: np.ndarray) -> np.ndarray:
     cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     # Thickening adds one pixel on each side and step; the margin keeps it inside the width of the data.
     width = max(1, min(MAX_WIDTH - 2, round(BITMAP_SIDE * cut.shape[1] / cut.shape[0])))
-    small = Image.fromarray(np.uint8(255) * cut.astype(np.uint8)).resize(
-        (width, BITMAP_SIDE), Image.Resampling.BOX
-    )
+    small = Image.fromarray(np.uint8(255) * cut.astype(np.uint8)).resize((width, BITMAP_SIDE), Image.Resampling.BOX)
     bitmap = Image.new("L", (BITMAP_SIDE, BITMAP_SIDE))
     bitmap.paste(small, ((BITMAP_SIDE - width) // 2, 0))
     candidates = [bitmap]

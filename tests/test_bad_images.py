@@ -101,9 +101,7 @@ def test_the_size_limit_is_inclusive(monkeypatch):
     reached = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: reached.append(self.size))
     assert MAX_PIXELS == 8_000 * 8_000
-    with pytest.raises(
-        DataError, match="cannot be decoded"
-    ):  # the header passed, there are no pixels to convert
+    with pytest.raises(DataError, match="cannot be decoded"):  # the header passed, there are no pixels to convert
         open_image(_png_header(8_000, 8_000))
     assert reached
 
@@ -135,9 +133,7 @@ def test_arrays_of_another_type_are_refused(dtype):
         open_image(np.zeros((4, 4, 3), dtype))
 
 
-@pytest.mark.parametrize(
-    "shape", [(), (4,), (4, 4, 2), (4, 4, 1), (4, 4, 5), (1, 4, 4, 3), (0, 4, 3), (0, 0)]
-)
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4, 2), (4, 4, 1), (4, 4, 5), (1, 4, 4, 3), (0, 4, 3), (0, 0)])
 def test_arrays_of_another_shape_are_refused(shape):
     with pytest.raises(DataError, match=r"shaped \(H, W\)"):
         open_image(np.zeros(shape, np.uint8))

@@ -47,9 +47,7 @@ def _png(index, size=10):
     return buffer.getvalue()
 
 
-def _write_split(
-    folder, split, labels, label_feature, *, images=None, columns=("image", "label"), declared=None
-):
+def _write_split(folder, split, labels, label_feature, *, images=None, columns=("image", "label"), declared=None):
     """Write one parquet split; `declared` replaces the label feature in the file's metadata, unchecked."""
     folder.mkdir(exist_ok=True)
     images = images or [_png(index) for index in range(len(labels))]
@@ -108,9 +106,7 @@ def test_the_embedded_digits_need_no_files():
 
 
 def test_equal_configs_give_equal_splits_and_another_seed_gives_others():
-    first, second, other = (
-        load_task(DatasetConfig(path="digits", image_size=8, seed=s), _OFF) for s in (0, 0, 1)
-    )
+    first, second, other = (load_task(DatasetConfig(path="digits", image_size=8, seed=s), _OFF) for s in (0, 0, 1))
     everything = range(len(first.test))
     assert torch.equal(first.test.pixel_values(everything), second.test.pixel_values(everything))
     assert not torch.equal(first.test.pixel_values(everything), other.test.pixel_values(everything))
@@ -204,9 +200,7 @@ def test_a_validation_split_is_used_when_named(animals):
 def test_sample_limits_keep_the_classes_in_balance(animals):
     loaded = load_task(_config(animals, max_train_samples=12, max_test_samples=2), _OFF)
     assert len(loaded.train) + len(loaded.validation) == 12
-    assert (
-        np.bincount(loaded.train.labels) + np.bincount(loaded.validation.labels, minlength=3)
-    ).tolist() == [4] * 3
+    assert (np.bincount(loaded.train.labels) + np.bincount(loaded.validation.labels, minlength=3)).tolist() == [4] * 3
     assert len(loaded.test) == 2
 
 
@@ -272,12 +266,8 @@ def test_a_single_class_is_refused(tmp_path):
 @pytest.mark.parametrize("hidden", [-1, None, 3, 17])
 def test_a_label_outside_the_declared_classes_is_refused_with_its_row(tmp_path, hidden):
     _write_split(tmp_path / "set", "train", _TRAIN, datasets.Value("int64"), declared=_NAMES)
-    _write_split(
-        tmp_path / "set", "test", [0, 1, hidden, 2, hidden], datasets.Value("int64"), declared=_NAMES
-    )
-    with pytest.raises(
-        DataError, match=rf"class ids in 0\.\.2 in split 'test', got 2 row.*row 2: {hidden}, row 4"
-    ):
+    _write_split(tmp_path / "set", "test", [0, 1, hidden, 2, hidden], datasets.Value("int64"), declared=_NAMES)
+    with pytest.raises(DataError, match=rf"class ids in 0\.\.2 in split 'test', got 2 row.*row 2: {hidden}, row 4"):
         load_task(_config(tmp_path / "set"), _OFF)
 
 
@@ -357,17 +347,11 @@ def test_the_preprocessor_is_what_the_stock_one_saves_and_gives_our_pixels(anima
         ViTImageProcessor.from_pretrained(tmp_path),
         AutoImageProcessor.from_pretrained(tmp_path),
     ):
-        np.testing.assert_allclose(
-            ours, processor(images, return_tensors="np")["pixel_values"], rtol=0, atol=1e-6
-        )
+        np.testing.assert_allclose(ours, processor(images, return_tensors="np")["pixel_values"], rtol=0, atol=1e-6)
         processor.save_pretrained(tmp_path / "again")
-        assert (
-            json.loads((tmp_path / "again" / "preprocessor_config.json").read_text()) == loaded.preprocessor
-        )
+        assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text()) == loaded.preprocessor
     device = ImageTransform.from_preprocessor(loaded.preprocessor)
-    np.testing.assert_allclose(
-        ours, np.concatenate([device(_png(index)) for index in range(3)]), rtol=0, atol=1e-6
-    )
+    np.testing.assert_allclose(ours, np.concatenate([device(_png(index)) for index in range(3)]), rtol=0, atol=1e-6)
 
 
 def test_the_stock_pipeline_sees_the_pixels_that_training_saw(animals):
@@ -378,9 +362,7 @@ def test_the_stock_pipeline_sees_the_pixels_that_training_saw(animals):
     processor = ViTImageProcessor(**loaded.preprocessor)
     grey = Image.open(io.BytesIO(_png(0))).convert("L")
     stock = processor(load_image(grey), return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(
-        ImageTransform.from_preprocessor(loaded.preprocessor)(grey), stock, rtol=0, atol=1e-6
-    )
+    np.testing.assert_allclose(ImageTransform.from_preprocessor(loaded.preprocessor)(grey), stock, rtol=0, atol=1e-6)
     assert stock.shape == (1, 3, 8, 8)
 
 
@@ -505,9 +487,7 @@ _EXACT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("parameters", "expected"), [case[1:] for case in _EXACT], ids=[case[0] for case in _EXACT]
-)
+@pytest.mark.parametrize(("parameters", "expected"), [case[1:] for case in _EXACT], ids=[case[0] for case in _EXACT])
 def test_a_known_movement_gives_the_known_image_with_black_entering(parameters, expected):
     image = torch.rand(1, 3, 6, 8) + 0.5
     moved = _AUGMENTATION.apply(image, torch.tensor([parameters], dtype=torch.float32))
@@ -531,9 +511,7 @@ def test_a_zoom_above_one_enlarges():
 def test_what_enters_is_black_after_normalisation():
     pixels = np.full((1, 3, 8, 8), 200, np.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    split = ImageSplit(
-        CachedPixels(pixels), np.zeros(1), mean=mean, std=std, augmentation=Augmentation(shift=1.0)
-    )
+    split = ImageSplit(CachedPixels(pixels), np.zeros(1), mean=mean, std=std, augmentation=Augmentation(shift=1.0))
     view = next(v for v in range(50) if np.abs(split.augmentation.parameters(1, v, 0)[0, 2]) > 0.5)
     black = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
     entered = split.pixel_values([0], view)[0].amin(dim=(1, 2))

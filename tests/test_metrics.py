@@ -16,9 +16,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def test_accuracy_by_hand():
-    assert Accuracy().compute(predictions=PREDICTIONS, references=REFERENCES) == {
-        "accuracy": pytest.approx(4 / 6)
-    }
+    assert Accuracy().compute(predictions=PREDICTIONS, references=REFERENCES) == {"accuracy": pytest.approx(4 / 6)}
 
 
 def test_macro_f1_by_hand():
@@ -40,9 +38,7 @@ def test_metrics_agree_with_the_evaluation():
     counts = confusion_counts(references, predictions, 6)
     groups = [[0, 1], [2, 3, 4], [5]]
     f1 = MacroF1().compute(predictions=predictions, references=references)["macro_f1"]
-    by_group = ClassGroupAccuracy().compute(
-        predictions=predictions, references=references, class_groups=groups
-    )
+    by_group = ClassGroupAccuracy().compute(predictions=predictions, references=references, class_groups=groups)
     assert f1 == pytest.approx(macro_f1(counts))
     assert by_group["class_group_accuracy"] == pytest.approx(group_accuracy(counts, groups))
 

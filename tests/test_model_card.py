@@ -253,9 +253,7 @@ def published(tmp_path_factory):
     from edvit_hf import EDViTForImageClassification
 
     root = tmp_path_factory.mktemp("published") / "ensemble"
-    sub_models = [
-        tiny_vit(num_labels=len(group) + 1, seed=i, image_size=SIZE) for i, group in enumerate(GROUPS)
-    ]
+    sub_models = [tiny_vit(num_labels=len(group) + 1, seed=i, image_size=SIZE) for i, group in enumerate(GROUPS)]
     names = {i: f"class_{i}" for i in range(5)}
     for sub_model, group in zip(sub_models, GROUPS, strict=True):
         labels = [*(names[c] for c in group), "other"]

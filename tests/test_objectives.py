@@ -64,9 +64,7 @@ def test_the_distillation_loss_is_its_formula():
     p, q = (pooled / 2).softmax(dim=1), (own / 2).softmax(dim=1)
     divergence = (p * (p / q).log()).sum(dim=1).mean()
     targets = torch.tensor([0, 2, 1, 2, 2, 0])
-    assert loss.item() == pytest.approx(
-        (0.7 * 4 * divergence + 0.3 * F.cross_entropy(own, targets)).item(), rel=1e-5
-    )
+    assert loss.item() == pytest.approx((0.7 * 4 * divergence + 0.3 * F.cross_entropy(own, targets)).item(), rel=1e-5)
     assert figures["accuracy"].item() == pytest.approx((own.argmax(dim=1) == targets).float().mean().item())
 
 

@@ -60,9 +60,7 @@ def test_the_given_keep_is_used_and_every_sub_model_is_placed():
 def test_auto_takes_the_largest_keep_that_fits_every_device():
     shape = small_shape()
     sizes = {k: shape.keep(k, num_labels=3).bytes / MIB for k in (1, 2, 3)}
-    result = plan(
-        shape, GROUPS, fleet(memory_mib=(sizes[2] + sizes[3]) / 2), keep_heads=None, fusion_hidden_size=0
-    )
+    result = plan(shape, GROUPS, fleet(memory_mib=(sizes[2] + sizes[3]) / 2), keep_heads=None, fusion_hidden_size=0)
     assert result.keep_heads == 2
 
 

@@ -167,9 +167,7 @@ def test_a_graph_with_other_inputs_is_refused(tmp_path):
         LocalEnsemble.from_pretrained(tmp_path, sub_models=[1])
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 3, SIZE, SIZE + 1), (3, SIZE, SIZE), (0, 3, SIZE, SIZE), (1, 1, SIZE, SIZE)]
-)
+@pytest.mark.parametrize("shape", [(1, 3, SIZE, SIZE + 1), (3, SIZE, SIZE), (0, 3, SIZE, SIZE), (1, 1, SIZE, SIZE)])
 def test_an_input_of_another_shape_is_refused(ensemble, shape):
     with pytest.raises(DataError, match="Expected pixel values of shape"):
         ensemble.predict(np.zeros(shape, np.float32))

@@ -76,8 +76,7 @@ def assert_same_run(model, log, expected_weights, expected_log):
     for name, value in model.state_dict().items():
         assert torch.equal(value, expected_weights[name]), f"{name} differs"
     timeless = [
-        [{k: v for k, v in entry.items() if "second" not in k} for entry in one.epochs]
-        for one in (log, expected_log)
+        [{k: v for k, v in entry.items() if "second" not in k} for entry in one.epochs] for one in (log, expected_log)
     ]
     assert timeless[0] == timeless[1]
 
@@ -196,9 +195,7 @@ def test_a_finished_run_returns_its_result_without_a_step(tmp_path, uninterrupte
 
 def test_only_the_newest_two_checkpoints_stay(tmp_path):
     run(make_model(), tmp_path)
-    epochs = [
-        json.loads((folder / "progress.json").read_text())["epoch"] for folder in sorted(tmp_path.iterdir())
-    ]
+    epochs = [json.loads((folder / "progress.json").read_text())["epoch"] for folder in sorted(tmp_path.iterdir())]
     assert epochs == [2, 3]
 
 
@@ -213,9 +210,7 @@ def test_changed_values_start_over_with_a_warning(tmp_path, caplog):
     assert all(torch.equal(value, assert_same_weights[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"]
-)
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_works(tmp_path, uninterrupted, file):
     run(make_model(), tmp_path)
     newest = sorted(tmp_path.iterdir())[-1]
@@ -239,9 +234,7 @@ def test_a_loss_that_is_not_finite_names_run_epoch_batch_and_remedy(tmp_path, va
         loss, figures = classify_objective()(model, batch)
         return (loss * value if calls == 8 else loss), figures
 
-    with pytest.raises(
-        TrainingError, match=rf"teacher: the loss became {value} in epoch 2 of 3, batch 3;"
-    ) as error:
+    with pytest.raises(TrainingError, match=rf"teacher: the loss became {value} in epoch 2 of 3, batch 3;") as error:
         run(make_model(), tmp_path, objective=objective)
     assert "`learning_rate` (now 0.003)" in str(error.value)
 
@@ -263,9 +256,7 @@ def test_bf16_trains_and_hands_back_an_unwrapped_float32_model(tmp_path):
     assert "forward" not in vars(model)
     assert model.classifier.weight.dtype == torch.float32
     assert not torch.equal(before, model.classifier.weight)
-    run(
-        tiny_vit(), tmp_path / "next", TrainConfig(epochs=1, batch_size=16)
-    )  # another precision, same process
+    run(tiny_vit(), tmp_path / "next", TrainConfig(epochs=1, batch_size=16))  # another precision, same process
 
 
 def test_fp16_without_a_gpu_is_refused(tmp_path):
@@ -335,9 +326,7 @@ def test_values_that_cannot_train_are_refused_at_birth(config, field, value):
 
 
 def test_values_can_be_checked_without_torch():
-    code = (
-        "import sys, edvit_hf.training.config as c; c.FuseConfig(epochs=1); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, edvit_hf.training.config as c; c.FuseConfig(epochs=1); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -46,9 +46,7 @@ _FILES = {
     "RGB JPEG": lambda: _encoded(Image.fromarray(_picture(3)), "JPEG"),
     "RGBA": lambda: _encoded(Image.fromarray(_picture(4))),
     "P": lambda: _encoded(Image.fromarray(_picture(3)).quantize(32)),
-    "P with a transparent colour": lambda: _encoded(
-        Image.fromarray(_picture(3)).quantize(32), transparency=1
-    ),
+    "P with a transparent colour": lambda: _encoded(Image.fromarray(_picture(3)).quantize(32), transparency=1),
     "P GIF": lambda: _encoded(Image.fromarray(_picture(3)).quantize(32), "GIF"),
     "PA": lambda: _encoded(_palette_with_alpha()),
     "CMYK JPEG": lambda: _encoded(Image.fromarray(_picture(4), mode="CMYK"), "JPEG"),
@@ -197,9 +195,7 @@ def test_reading_an_image_loads_neither_torch_nor_transformers():
         "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=_environment()
-    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_environment())
     assert result.returncode == 0, result.stderr
 
 

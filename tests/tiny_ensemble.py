@@ -26,9 +26,7 @@ PREPROCESSOR = {
 }  # fmt: skip
 
 
-def write_tiny_ensemble(
-    root: Path, class_groups, *, label_names=None, broken=None, templates=None
-) -> Manifest:
+def write_tiny_ensemble(root: Path, class_groups, *, label_names=None, broken=None, templates=None) -> Manifest:
     """Write graphs and manifest; returns the manifest.
 
     `broken`: index of a sub-model whose features are NaN. `templates`: (L, SIZE, SIZE) pictures in 0..1; a

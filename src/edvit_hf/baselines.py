@@ -54,9 +54,7 @@ class SmallCNN(nn.Module):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-def small_cnn(
-    num_labels: int, image_size: int, target_parameters: int, *, seed: int | None = None
-) -> SmallCNN:
+def small_cnn(num_labels: int, image_size: int, target_parameters: int, *, seed: int | None = None) -> SmallCNN:
     """A `SmallCNN` whose number of parameters comes as close as possible to the target.
 
     The widths double per stage from a base width; the base is searched, then the width of the last

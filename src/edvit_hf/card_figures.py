@@ -99,14 +99,10 @@ def accuracy_with_absent(results: Mapping[str, Any]) -> "Figure | None":
     mean = [100 * entry["accuracy_mean"] for entry in entries]
     low = [100 * entry.get("accuracy_min", entry["accuracy_mean"]) for entry in entries]
     high = [100 * entry.get("accuracy_max", entry["accuracy_mean"]) for entry in entries]
-    axes.fill_between(
-        absent, low, high, color=colour, alpha=0.18, linewidth=0, label="lowest to highest subset"
-    )
+    axes.fill_between(absent, low, high, color=colour, alpha=0.18, linewidth=0, label="lowest to highest subset")
     axes.plot(absent, mean, color=colour, marker="o", linewidth=2, label="mean over subsets")
     for x, y in zip(absent, mean, strict=True):
-        axes.annotate(
-            f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", color=_INK, fontsize=9
-        )
+        axes.annotate(f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", color=_INK, fontsize=9)
     chance = 100 / sum(len(group) for group in results["class_groups"])
     axes.axhline(chance, color=_INK, linewidth=1, linestyle=":", label=f"guessing ({chance:.0f} %)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -126,9 +122,7 @@ def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
         (name, colour, marker, list(result_row(results, name).get("per_group_accuracy") or []))
         for name, colour, marker in _STYLES[:2]
     ]
-    series.append(
-        ("own vote of its sub-model", *_OTHER_STYLE, [votes.get(index) for index in range(len(names))])
-    )
+    series.append(("own vote of its sub-model", *_OTHER_STYLE, [votes.get(index) for index in range(len(names))]))
     series = [line for line in series if any(value is not None for value in line[3])]
     if not series:
         return None
@@ -142,9 +136,7 @@ def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
     for (name, colour, marker, values), shift in zip(series, shifts, strict=True):
         places = [place for place, value in enumerate(values) if value is not None]
         shares = [100 * value for value in values if value is not None]
-        axes.scatter(
-            shares, [p + shift for p in places], color=colour, marker=marker, s=52, label=name, zorder=2
-        )
+        axes.scatter(shares, [p + shift for p in places], color=colour, marker=marker, s=52, label=name, zorder=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -187,15 +179,11 @@ def _draw_row(axes: "Axes", row: Mapping[str, Any], place: float) -> None:
     accuracy, whole = 100 * row["accuracy"], row["bytes"] / 2**20
     if row.get("bytes_per_device") not in (None, row["bytes"]):
         axes.plot([place, whole], [accuracy, accuracy], color=colour, linewidth=1.2, linestyle="--", zorder=1)
-        axes.scatter(
-            whole, accuracy, marker=marker, facecolor="white", edgecolor=colour, s=70, linewidth=1.5, zorder=4
-        )
+        axes.scatter(whole, accuracy, marker=marker, facecolor="white", edgecolor=colour, s=70, linewidth=1.5, zorder=4)
     interval = _interval(row)
     if interval:
         errors = [[accuracy - interval[0]], [interval[1] - accuracy]]
-        axes.errorbar(
-            place, accuracy, yerr=errors, fmt="none", ecolor=colour, capsize=4, elinewidth=1.4, zorder=2
-        )
+        axes.errorbar(place, accuracy, yerr=errors, fmt="none", ecolor=colour, capsize=4, elinewidth=1.4, zorder=2)
     axes.scatter(place, accuracy, color=colour, marker=marker, s=70, label=name, zorder=3)
 
 

@@ -107,10 +107,7 @@ def _per_device_finding(results: Mapping[str, Any]) -> str:
         )
     figures = f"{points(interval)} points against the ensemble, with the 95 % interval over the test items"
     if interval["high"] < 0:
-        return (
-            f"One plain distilled model of the per-device size falls short ({figures}): "
-            f"on this task splitting pays."
-        )
+        return f"One plain distilled model of the per-device size falls short ({figures}): on this task splitting pays."
     if interval["low"] > 0:
         return (
             f"One plain distilled model of the per-device size is better ({figures}): "

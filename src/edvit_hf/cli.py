@@ -25,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+# Tables need more than the 80 columns that a pipe is taken to have.
+console = Console(width=None if sys.stdout.isatty() else 132)
 log_console = Console(stderr=True)
 
 
@@ -36,9 +37,7 @@ class Format(StrEnum):
     json = "json"
 
 
-FormatOption = Annotated[
-    Format, typer.Option("--format", help="`human` prints tables, `json` one JSON document.")
-]
+FormatOption = Annotated[Format, typer.Option("--format", help="`human` prints tables, `json` one JSON document.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what each stage does.")]
 
 
@@ -160,9 +159,7 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A published or finished ensemble folder.")],
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."
-        ),
+        typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."),
     ] = None,
     precision: Annotated[str, typer.Option(help="Which exported variant: fp32 or int8.")] = "fp32",
     max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
@@ -188,9 +185,7 @@ def evaluate(
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
-    image: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="An image file of any common format and mode.")
-    ],
+    image: Annotated[Path, typer.Argument(metavar="INPUT", help="An image file of any common format and mode.")],
     drop: Annotated[
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,

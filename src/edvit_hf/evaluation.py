@@ -90,9 +90,7 @@ def evaluate(
         all_labels.append(labels)
         all_predictions.append(logits.argmax(axis=1))
     if not all_labels:
-        raise ValueError(
-            "There are no batches to evaluate: a share of nothing is undefined. Check the split."
-        )
+        raise ValueError("There are no batches to evaluate: a share of nothing is undefined. Check the split.")
     labels, predictions = np.concatenate(all_labels), np.concatenate(all_predictions)
     counts = confusion_counts(labels, predictions, num_labels)
     return Evaluation(
@@ -176,9 +174,7 @@ def paired_interval(
             f"{correct_b.shape}: a paired interval compares item by item."
         )
     if not 0 < level < 1 or num_resamples < 1:
-        raise ValueError(
-            f"`level` must lie in (0, 1) and `num_resamples` be at least 1, got {level}, {num_resamples}."
-        )
+        raise ValueError(f"`level` must lie in (0, 1) and `num_resamples` be at least 1, got {level}, {num_resamples}.")
     num_items = len(correct_a)
     better, worse = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
     shares = [better / num_items, worse / num_items, (num_items - better - worse) / num_items]
@@ -188,9 +184,7 @@ def paired_interval(
     return PairedInterval((better - worse) / num_items, float(low), float(high), num_items)
 
 
-def absent_subsets(
-    num_sub_models: int, num_absent: int, limit: int = 20, seed: int = 0
-) -> list[tuple[int, ...]]:
+def absent_subsets(num_sub_models: int, num_absent: int, limit: int = 20, seed: int = 0) -> list[tuple[int, ...]]:
     """Which sub-models to take away: every subset of `num_absent`, or `limit` different ones drawn by seed.
 
     Raises:
@@ -227,9 +221,7 @@ def _check_batch(logits: np.ndarray, labels: np.ndarray, num_labels: int) -> Non
             "row per item and one column per label. Check that model and dataset belong together."
         )
     if not np.isfinite(logits).all():
-        raise ValueError(
-            "`predict` returned logits that are not finite: their argmax would be an arbitrary class."
-        )
+        raise ValueError("`predict` returned logits that are not finite: their argmax would be an arbitrary class.")
     if labels.size and not 0 <= labels.min() <= labels.max() < num_labels:
         raise ValueError(f"Labels must lie in 0..{num_labels - 1}, got {labels.min()}..{labels.max()}.")
 

@@ -47,13 +47,11 @@ CITATIONS: tuple[tuple[str, str, str], ...] = (
 KNOWN_DATA: Mapping[str, tuple[str, str]] = {
     "digits": (
         "UCI optical handwritten digits, as shipped in scikit-learn",
-        "CC BY 4.0, E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49. 1,797 images of 8 by 8 "
-        "pixels.",
+        "CC BY 4.0, E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49. 1,797 images of 8 by 8 pixels.",
     ),
     "ylecun/mnist": (
         "MNIST",
-        "Its authors, Y. LeCun and C. Cortes, state no licence with the files; redistributors name CC BY-SA "
-        "3.0.",
+        "Its authors, Y. LeCun and C. Cortes, state no licence with the files; redistributors name CC BY-SA 3.0.",
     ),
 }
 _TEMPLATE = "ensemble.md.j2"
@@ -175,11 +173,7 @@ class CardData:
     def dataset_licence(self) -> str:
         """Licence and origin of the data, in words."""
         known = KNOWN_DATA.get(str(self.run.dataset.get("path")), ("", ""))[1]
-        return (
-            self.text.dataset_licence
-            or known
-            or "Licence of the data: not recorded by this run; see its own page."
-        )
+        return self.text.dataset_licence or known or "Licence of the data: not recorded by this run; see its own page."
 
     @property
     def dataset_id(self) -> str | None:

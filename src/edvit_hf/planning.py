@@ -43,13 +43,7 @@ class EncoderShape:
         attention = 3 * (d * a + (a if self.qkv_bias else 0)) + a * d + d
         ffn = d * f + f + f * d + d
         embeddings = self.patch_values * d + d + d + (self.num_patches + 1) * d
-        return (
-            embeddings
-            + self.num_layers * (attention + ffn + 4 * d)
-            + 2 * d
-            + d * self.num_labels
-            + self.num_labels
-        )
+        return embeddings + self.num_layers * (attention + ffn + 4 * d) + 2 * d + d * self.num_labels + self.num_labels
 
     @property
     def macs(self) -> int:
@@ -187,9 +181,7 @@ def load_fleet(path: Path) -> Fleet:
         RecipeError: Missing file, unknown keys, duplicate names, unknown profiles or impossible budgets.
     """
     if not path.is_file():
-        raise RecipeError(
-            f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`."
-        )
+        raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         devices = tuple(Device(**entry) for entry in data["devices"])
@@ -297,9 +289,7 @@ def plan(
     reasons: list[str] = []
     candidates = [keep_heads] if keep_heads is not None else list(range(teacher.num_heads, 0, -1))
     for keep in candidates:
-        shapes = [
-            teacher.keep(keep, num_labels=_sub_model_labels(group, class_groups)) for group in class_groups
-        ]
+        shapes = [teacher.keep(keep, num_labels=_sub_model_labels(group, class_groups)) for group in class_groups]
         fusion = fusion_parameters([s.hidden_size for s in shapes], teacher.num_labels, fusion_hidden_size)
         try:
             devices = _place(shapes, fleet, fusion)
@@ -313,9 +303,7 @@ def plan(
             hidden_size=shapes[0].hidden_size,
             intermediate_size=shapes[0].intermediate_size,
             sub_models=[
-                SubModelPlan(
-                    i, list(group), device.name, keep, s.parameters, s.bytes, s.macs, _predicted_ms(s, device)
-                )
+                SubModelPlan(i, list(group), device.name, keep, s.parameters, s.bytes, s.macs, _predicted_ms(s, device))
                 for i, (group, s, device) in enumerate(zip(class_groups, shapes, devices, strict=True))
             ],
             fusion_parameters=fusion,

@@ -65,9 +65,7 @@ def split_classes(num_classes: int, config: SplitConfig) -> list[list[int]]:
         return check_class_groups(config.class_groups, num_classes, num_groups=config.num_sub_models)
     order = np.random.default_rng(config.seed).permutation(num_classes)
     groups = [sorted(int(c) for c in part) for part in np.array_split(order, config.num_sub_models)]
-    logger.info(
-        "split: %d classes into %d groups of sizes %s", num_classes, len(groups), [len(g) for g in groups]
-    )
+    logger.info("split: %d classes into %d groups of sizes %s", num_classes, len(groups), [len(g) for g in groups])
     return groups
 
 

@@ -21,10 +21,10 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
         title=f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
     )
     for name, justify in (
-        ("", "left"), ("accuracy %", "right"), ("macro F1 %", "right"), ("to teacher, points", "right"),
-        ("parameters", "right"), ("per device", "right"), ("times smaller", "right"), ("MMACs per device", "right"),
+        ("", "left"), ("accuracy %", "right"), ("macro F1 %", "right"), ("points to teacher", "right"),
+        ("parameters", "right"), ("per device", "right"), ("smaller", "right"), ("MMACs", "right"),
     ):  # fmt: skip
-        rows.add_column(name, justify=justify)  # type: ignore[arg-type]
+        rows.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     teacher = results["rows"][0]
     for row in results["rows"]:
         against = row["against_teacher"]
@@ -48,9 +48,7 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
 
 
 def _points(interval: dict[str, float]) -> str:
-    return (
-        f"{100 * interval['difference']:+.2f} [{100 * interval['low']:+.2f}, {100 * interval['high']:+.2f}]"
-    )
+    return f"{100 * interval['difference']:+.2f} [{100 * interval['low']:+.2f}, {100 * interval['high']:+.2f}]"
 
 
 def plan_table(plan: "Plan") -> Table:
@@ -89,9 +87,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def prediction_report(
-    ensemble: "LocalEnsemble", image: Path, *, absent: Sequence[int] = ()
-) -> dict[str, Any]:
+def prediction_report(ensemble: "LocalEnsemble", image: Path, *, absent: Sequence[int] = ()) -> dict[str, Any]:
     """One prediction as data: class, probability, every sub-model's vote, and the answer without each sub-model."""
     answer = ensemble(image, absent=absent)
     names = list(ensemble.manifest.label_names)

@@ -65,9 +65,7 @@ def open_image(source: "bytes | str | Path | Image.Image | np.ndarray") -> "Imag
             raise DataError(f"Expected the bytes of an image file, got 0 bytes. {_WHAT_TO_DO}")
         return _upright_rgb(_open(io.BytesIO(source), f"the given {len(source)} bytes"), "the given bytes")
     if not isinstance(source, (str, Path)):
-        raise DataError(
-            f"Expected an image, got {type(source).__name__}, which cannot be read. {_WHAT_TO_DO}"
-        )
+        raise DataError(f"Expected an image, got {type(source).__name__}, which cannot be read. {_WHAT_TO_DO}")
     try:
         with Path(source).open("rb") as file:
             return _upright_rgb(_open(file, f"the file {source}"), f"the file {source}")
@@ -98,18 +96,12 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if self.size is not None and (len(self.size) != 2 or min(self.size) < MIN_SIDE):
-            raise DataError(
-                f"`size` must be (height, width) of at least {MIN_SIDE} px each, got {self.size}."
-            )
+            raise DataError(f"`size` must be (height, width) of at least {MIN_SIDE} px each, got {self.size}.")
         if (self.mean is None) != (self.std is None):
-            raise DataError(
-                "`mean` and `std` belong together, got one without the other. Give both or neither."
-            )
+            raise DataError("`mean` and `std` belong together, got one without the other. Give both or neither.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and (len(values) != 3 or not all(math.isfinite(v) for v in values)):
-                raise DataError(
-                    f"`{name}` must be three finite numbers (images are read as RGB), got {values}."
-                )
+                raise DataError(f"`{name}` must be three finite numbers (images are read as RGB), got {values}.")
         if self.std is not None and min(self.std) <= 0:
             raise DataError(f"`std` must be positive, got {self.std}: pixels are divided by it.")
         if self.resample not in range(6):
@@ -155,9 +147,7 @@ class ImageTransform:
                 "Without it the model's pixel scale is unknown. Export or download the folder again."
             ) from error
         if not isinstance(content, dict):
-            raise DataError(
-                f"Expected a JSON object in {path}, got {type(content).__name__}. Export the folder again."
-            )
+            raise DataError(f"Expected a JSON object in {path}, got {type(content).__name__}. Export the folder again.")
         return cls.from_preprocessor(content)
 
     def pixels(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
@@ -309,6 +299,4 @@ def _per_channel(name: str, preprocessor: Mapping[str, Any]) -> tuple[float, ...
         return (float(value),) * 3
     if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
         return tuple(float(v) for v in value)
-    raise DataError(
-        f"Expected three numbers in the preprocessor's `{name}`, got {value!r}. Export the folder again."
-    )
+    raise DataError(f"Expected three numbers in the preprocessor's `{name}`, got {value!r}. Export the folder again.")

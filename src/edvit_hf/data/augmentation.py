@@ -80,9 +80,7 @@ class Augmentation:
             `torch.Tensor`: (B, C, H, W); the input itself when everything is off.
         """
         if parameters.shape != (len(pixel_values), 5):
-            raise ValueError(
-                f"Expected parameters shaped ({len(pixel_values)}, 5), got {tuple(parameters.shape)}."
-            )
+            raise ValueError(f"Expected parameters shaped ({len(pixel_values)}, 5), got {tuple(parameters.shape)}.")
         if self.is_off:
             return pixel_values
         height, width = pixel_values.shape[-2:]

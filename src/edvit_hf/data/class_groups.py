@@ -47,9 +47,7 @@ def class_group_indices(
         DataError: No item has a label of the group: there would be nothing to learn.
     """
     if not (np.isfinite(negatives_per_positive) and negatives_per_positive >= 0):
-        raise ValueError(
-            f"`negatives_per_positive` must be finite and not negative, got {negatives_per_positive}."
-        )
+        raise ValueError(f"`negatives_per_positive` must be finite and not negative, got {negatives_per_positive}.")
     if seed < 0 or epoch < 0:
         raise ValueError(f"`seed` and `epoch` must not be negative, got {seed} and {epoch}.")
     group = _checked_group(class_group)
@@ -70,9 +68,7 @@ def class_group_indices(
     return indices
 
 
-def _spread_sample(
-    labels: np.ndarray, candidates: np.ndarray, size: int, random: np.random.Generator
-) -> np.ndarray:
+def _spread_sample(labels: np.ndarray, candidates: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
     """Sample `size` of the candidates (or all), as evenly over their classes as their counts allow."""
     classes, counts = np.unique(labels[candidates], return_counts=True)
     # Smallest class first: what it cannot give is shared by those after it. Ties in random order.

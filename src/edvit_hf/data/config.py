@@ -62,14 +62,10 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise DataError(
-                "`path` is empty. Name a dataset: 'digits', a Hub id, 'parquet' or 'imagefolder'."
-            )
+            raise DataError("`path` is empty. Name a dataset: 'digits', a Hub id, 'parquet' or 'imagefolder'.")
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
-                raise DataError(
-                    f"`{name}` must lie in (0, 1), got {getattr(self, name)}. It is a share of the rows."
-                )
+                raise DataError(f"`{name}` must lie in (0, 1), got {getattr(self, name)}. It is a share of the rows.")
         for name in ("max_train_samples", "max_test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -84,9 +80,7 @@ class DatasetConfig:
         if self.local_name is not None and (
             "/" in self.local_name or "\\" in self.local_name or self.local_name == ".."
         ):
-            raise DataError(
-                f"`local_name` must be one folder name under EDVIT_DATA_DIR, got {self.local_name!r}."
-            )
+            raise DataError(f"`local_name` must be one folder name under EDVIT_DATA_DIR, got {self.local_name!r}.")
 
     def preprocessor(self) -> dict[str, Any]:
         """Return the content of `preprocessor_config.json`, as a stock `ViTImageProcessor` would save it.
@@ -110,8 +104,6 @@ class DatasetConfig:
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3 or not all(math.isfinite(v) for v in values):
-            raise DataError(
-                f"`{name}` must be three finite numbers (every image is read as RGB), got {values}."
-            )
+            raise DataError(f"`{name}` must be three finite numbers (every image is read as RGB), got {values}.")
     if min(std) <= 0:
         raise DataError(f"`std` must be positive, got {std}: pixels are divided by it.")

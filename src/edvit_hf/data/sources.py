@@ -75,9 +75,7 @@ def _local_folder(config: DatasetConfig) -> Path | None:
         if folder.is_dir():
             logger.info("data: reading %s (EDVIT_DATA_DIR is set)", folder)
             return folder
-        logger.warning(
-            "data: EDVIT_DATA_DIR is set but has no folder %s; going on without it", config.local_name
-        )
+        logger.warning("data: EDVIT_DATA_DIR is set but has no folder %s; going on without it", config.local_name)
     if config.data_dir is None:
         if config.path in _BUILDERS:
             raise DataError(
@@ -88,9 +86,7 @@ def _local_folder(config: DatasetConfig) -> Path | None:
         return None
     folder = Path(config.data_dir).expanduser()
     if not folder.is_dir():
-        raise DataError(
-            f"Expected `data_dir` to be an existing folder, got {config.data_dir!r}. Correct the path."
-        )
+        raise DataError(f"Expected `data_dir` to be an existing folder, got {config.data_dir!r}. Correct the path.")
     return folder
 
 
@@ -160,9 +156,7 @@ def _raw_split(name: str, dataset: Any, config: DatasetConfig) -> RawSplit:
             f"got {label_feature}. Multi-label and regression targets cannot be split by classes. Set "
             "`label_column`."
         )
-    labels = (
-        dataset.select_columns([config.label_column]).with_format("arrow")[:][config.label_column].to_pylist()
-    )
+    labels = dataset.select_columns([config.label_column]).with_format("arrow")[:][config.label_column].to_pylist()
     images = _DatasetImages(_undecoded(dataset.select_columns([config.image_column]), config.image_column))
     return RawSplit(name, labels, list(label_feature.names) if is_class_label else None, images)
 

@@ -29,9 +29,7 @@ class CachedPixels:
 
     def __init__(self, pixels: np.ndarray) -> None:
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != np.uint8:
-            raise ValueError(
-                f"Expected pixels shaped (N, 3, H, W) of uint8, got {pixels.shape} of {pixels.dtype}."
-            )
+            raise ValueError(f"Expected pixels shaped (N, 3, H, W) of uint8, got {pixels.shape} of {pixels.dtype}.")
         self._pixels = pixels
 
     def __len__(self) -> int:
@@ -77,9 +75,7 @@ class ImageSplit:
         self._rows = np.arange(len(store)) if rows is None else np.asarray(rows, np.int64)
         self.labels = np.asarray(labels, np.int64)
         if self.labels.shape != self._rows.shape:
-            raise ValueError(
-                f"Expected one label per item ({len(self._rows)}), got labels shaped {self.labels.shape}."
-            )
+            raise ValueError(f"Expected one label per item ({len(self._rows)}), got labels shaped {self.labels.shape}.")
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self._store, self._mean, self._std = store, tuple(mean), tuple(std)
@@ -134,9 +130,7 @@ class ImageSplit:
         if chosen.size == 0:
             chosen = chosen.astype(np.int64)
         if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
-            raise IndexError(
-                f"Expected a list of integer indices, got shape {chosen.shape} of {chosen.dtype}."
-            )
+            raise IndexError(f"Expected a list of integer indices, got shape {chosen.shape} of {chosen.dtype}.")
         if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"Expected indices in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}.")
         return chosen

@@ -12,9 +12,7 @@ def stratified_subset(labels: np.ndarray, size: int, *, seed: tuple[int, ...]) -
     return _first_by_rank(labels, size, seed=seed, spares_last=False)
 
 
-def stratified_split(
-    labels: np.ndarray, fraction: float, *, seed: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float, *, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Split the rows in two, every class in its share; no class loses its last row to the second part.
 
     Returns:

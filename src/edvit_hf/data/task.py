@@ -126,16 +126,12 @@ def _check_classes(config: DatasetConfig, train_ids: np.ndarray, label_names: li
         )
 
 
-def _pixel_store(
-    split: RawSplit, rows: np.ndarray, role: str, config: DatasetConfig
-) -> tuple[PixelStore, np.ndarray]:
+def _pixel_store(split: RawSplit, rows: np.ndarray, role: str, config: DatasetConfig) -> tuple[PixelStore, np.ndarray]:
     """Decode the rows into RAM if they fit; return the store and the rows that it holds."""
     transform = ImageTransform(size=(config.image_size, config.image_size), mean=config.mean, std=config.std)
     fits = len(rows) * 3 * config.image_size**2 <= CACHE_LIMIT_BYTES
     if not fits and config.on_error == "raise":
-        logger.info(
-            "data: %s: %d images are decoded on access: they do not fit into the cache", role, len(rows)
-        )
+        logger.info("data: %s: %d images are decoded on access: they do not fit into the cache", role, len(rows))
         return _DecodedOnAccess(split, rows, transform), rows
     start = time.perf_counter()
     cache = np.empty((len(rows) if fits else 1, 3, config.image_size, config.image_size), np.uint8)
@@ -155,14 +151,10 @@ def _pixel_store(
     if bad:
         logger.warning("data: %s: skipped %d of %d rows; the first: %s", role, len(bad), len(rows), bad[0])
     if not kept:
-        raise DataError(
-            f"Expected images for {role}, got none: all {len(rows)} rows are damaged. The first: {bad[0]}"
-        )
+        raise DataError(f"Expected images for {role}, got none: all {len(rows)} rows are damaged. The first: {bad[0]}")
     kept_rows = np.asarray(kept, np.int64)
     logger.info("data: %s: %d images decoded in %.1f s", role, len(kept), time.perf_counter() - start)
-    return (
-        CachedPixels(cache[: len(kept)]) if fits else _DecodedOnAccess(split, kept_rows, transform)
-    ), kept_rows
+    return (CachedPixels(cache[: len(kept)]) if fits else _DecodedOnAccess(split, kept_rows, transform)), kept_rows
 
 
 def _each_image(images: RawImages, rows: np.ndarray, description: str) -> Any:

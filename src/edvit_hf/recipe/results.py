@@ -146,9 +146,7 @@ def _baselines(trip: Trip) -> list[Candidate]:
         ("plain model, total size", total_keep),
     ):
         model = _plain_model(trip, name, keep, config)
-        rows.append(
-            _baseline(trip, name, model, shapes[keep].macs, f"{keep} of {shape.num_heads} heads kept; {note}")
-        )
+        rows.append(_baseline(trip, name, model, shapes[keep].macs, f"{keep} of {shape.num_heads} heads kept; {note}"))
     cnn, macs = _small_cnn(trip, config, max(s.parameters for s in plan.sub_models))
     rows.append(_baseline(trip, "small CNN", cnn, macs, note))
     return rows
@@ -158,11 +156,7 @@ def _equal_budget(trip: Trip) -> DistillConfig:
     """The distillation config with as many epochs over all items as the sub-models had item passes together."""
     config, labels = trip.recipe.distill, trip.data.train.labels
     items = sum(
-        len(
-            class_group_indices(
-                labels, g, negatives_per_positive=config.negatives_per_positive, seed=0, epoch=0
-            )
-        )
+        len(class_group_indices(labels, g, negatives_per_positive=config.negatives_per_positive, seed=0, epoch=0))
         for g in trip.class_groups
     )
     return dataclasses.replace(config, epochs=max(1, round(config.epochs * items / len(labels))))
@@ -185,9 +179,7 @@ def _plain_model(trip: Trip, name: str, keep: int, config: DistillConfig) -> tor
     if not (folder / "model").is_dir():
         torch.manual_seed(config.seed)
         model, _ = prune_for(trip, list(range(trip.teacher.config.num_labels)), keep)
-        distill_into(
-            trip, model, trip.teacher_logits, config, class_group=None, folder=folder, description=name
-        )
+        distill_into(trip, model, trip.teacher_logits, config, class_group=None, folder=folder, description=name)
         save_model(model, folder / "model", trip.data.preprocessor)
     return load_model(folder / "model")
 
@@ -201,9 +193,7 @@ def _small_cnn(trip: Trip, config: DistillConfig, target_parameters: int) -> tup
     torch.manual_seed(config.seed)
     model = small_cnn(len(trip.data.label_names), size, target_parameters)
     if not (folder / "model").is_dir():
-        distill_into(
-            trip, model, trip.teacher_logits, config, class_group=None, folder=folder, description="small CNN"
-        )
+        distill_into(trip, model, trip.teacher_logits, config, class_group=None, folder=folder, description="small CNN")
         with whole_folder(folder / "model") as partial:
             save_weights(model, str(partial / "model.safetensors"))
     load_weights(model, folder / "model" / "model.safetensors")

@@ -161,9 +161,7 @@ def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
             value = value[part]
         own[path] = value
     if "fleet" in own:
-        own["fleet"] = (
-            recipe.fleet_path.read_text(encoding="utf-8") if recipe.fleet_path.is_file() else own["fleet"]
-        )
+        own["fleet"] = recipe.fleet_path.read_text(encoding="utf-8") if recipe.fleet_path.is_file() else own["fleet"]
     if "dataset" in own:  # the same recipe on other data is another run
         own["EDVIT_DATA_DIR"] = bool(os.environ.get("EDVIT_DATA_DIR"))
     content = {

@@ -114,10 +114,7 @@ class Recipe:
 
     def with_seed(self, seed: int) -> "Recipe":
         """The same recipe with every training seed set (dataset split and class groups stay)."""
-        changed = {
-            n: dataclasses.replace(getattr(self, n), seed=seed)
-            for n in ("prune", "teacher", "distill", "fuse")
-        }
+        changed = {n: dataclasses.replace(getattr(self, n), seed=seed) for n in ("prune", "teacher", "distill", "fuse")}
         return dataclasses.replace(self, **changed)
 
 
@@ -140,9 +137,7 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
     if path.parent == Path() and packaged.is_file():
         return packaged
     known = sorted(p.stem for p in packaged_recipes().glob("*.yaml"))
-    raise RecipeError(
-        f"recipe {str(recipe)!r} does not exist. Give a YAML file or one of the packaged names: {known}."
-    )
+    raise RecipeError(f"recipe {str(recipe)!r} does not exist. Give a YAML file or one of the packaged names: {known}.")
 
 
 def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
@@ -218,9 +213,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         return _convert_union(hint, value, where=where)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise RecipeError(
-                f"recipe key `{where}` must be one of {list(typing.get_args(hint))}, got {value!r}."
-            )
+            raise RecipeError(f"recipe key `{where}` must be one of {list(typing.get_args(hint))}, got {value!r}.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -247,8 +240,4 @@ def _convert_union(hint: Any, value: Any, *, where: str) -> Any:
             return _convert(option, value, where=where)
         except RecipeError as error:
             errors.append(error)
-    raise (
-        errors[0]
-        if len(errors) == 1
-        else RecipeError(f"recipe key `{where}`: {value!r} fits none of {hint}.")
-    )
+    raise (errors[0] if len(errors) == 1 else RecipeError(f"recipe key `{where}`: {value!r} fits none of {hint}."))

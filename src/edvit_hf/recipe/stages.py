@@ -138,9 +138,7 @@ def distill_into(
         negatives_per_positive=config.negatives_per_positive, seed=config.seed,
     )  # fmt: skip
     objective = distill_objective(class_group, config.temperature, config.distillation_weight)
-    log = train(
-        model, data, objective, config, checkpoint_dir=folder / "checkpoints", description=description
-    )
+    log = train(model, data, objective, config, checkpoint_dir=folder / "checkpoints", description=description)
     model.eval()
     write_json(folder / "training_log.json", log.to_dict())
 
@@ -190,9 +188,7 @@ def _training_features(trip: Trip, ensemble: Any, views: int) -> np.ndarray:
             for view in range(views):
                 for start in range(0, len(split), batch):
                     indices = np.arange(start, min(start + batch, len(split)))
-                    features[view, indices] = ensemble.features(
-                        split.pixel_values(indices, view=view)
-                    ).numpy()
+                    features[view, indices] = ensemble.features(split.pixel_values(indices, view=view)).numpy()
         save_array(path, features)
     return load_array(path)
 
@@ -200,9 +196,7 @@ def _training_features(trip: Trip, ensemble: Any, views: int) -> np.ndarray:
 def _statistics(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each feature, (D,) each; a constant feature gets 1 so that it stays finite."""
     deviation = features.std(axis=0)
-    return torch.from_numpy(features.mean(axis=0)), torch.from_numpy(
-        np.where(deviation > 1e-6, deviation, 1.0)
-    )
+    return torch.from_numpy(features.mean(axis=0)), torch.from_numpy(np.where(deviation > 1e-6, deviation, 1.0))
 
 
 def evaluate(trip: Trip) -> None:
@@ -223,9 +217,7 @@ def export(trip: Trip) -> None:
 
     def accuracy_of(predict: Any) -> dict[str, Any]:
         batches = ({**b, "pixel_values": b["pixel_values"]} for b in _test_batches(trip))
-        result = measure(
-            predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups
-        )
+        result = measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
         return result.to_row()
 
     with whole_folder(folder / "ensemble") as partial:

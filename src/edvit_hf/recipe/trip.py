@@ -59,9 +59,7 @@ class Trip:
 
     def sub_models(self, stage: str) -> "list[PreTrainedModel]":
         """The sub-models that `prune` or `distill` left."""
-        return [
-            load_model(self.folders[stage] / f"sub_models/{i:02d}") for i in range(len(self.class_groups))
-        ]
+        return [load_model(self.folders[stage] / f"sub_models/{i:02d}") for i in range(len(self.class_groups))]
 
     @functools.cached_property
     def ensemble(self) -> Any:

@@ -135,13 +135,9 @@ class LocalEnsemble:
         chosen = range(len(manifest.sub_models)) if sub_models is None else sorted(set(sub_models))
         _check_indices(chosen, len(manifest.sub_models), "sub_models")
         if not chosen:
-            raise EDViTError(
-                "`sub_models` is empty: without any sub-model there is no answer. Name at least one."
-            )
+            raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
         options = _session_options(num_threads)
-        sessions = {
-            i: _open(root, _suited(manifest.sub_models[i], precision, profile), options) for i in chosen
-        }
+        sessions = {i: _open(root, _suited(manifest.sub_models[i], precision, profile), options) for i in chosen}
         for index, session in sessions.items():
             _check_sub_model(manifest, index, session)
         fusion = _open(root, manifest.fusion.variant("fp32"), options)
@@ -172,9 +168,7 @@ class LocalEnsemble:
         _check_indices([index], len(self.manifest.sub_models), "index")
         return BYTES_PER_FEATURE * self.manifest.sub_models[index].feature_size
 
-    def __call__(
-        self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()
-    ) -> Answer:
+    def __call__(self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()) -> Answer:
         """Answer for one image (B = 1), read and resized as in training. Raises what `predict` raises."""
         return self.predict(self.transform(image), absent=absent)
 
@@ -298,9 +292,7 @@ def _session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_threads = min(MAX_DEFAULT_THREADS, cores)
     if num_threads < 1:
-        raise EDViTError(
-            f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all."
-        )
+        raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1

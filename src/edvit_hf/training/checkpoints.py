@@ -102,10 +102,7 @@ def restore(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
     Raises:
         CheckpointError: If a file is damaged, or the random state did not come back (accelerate only logs).
     """
-    advice = (
-        f"Delete {folder} and run again: training continues from the checkpoint before it, "
-        "or from the beginning."
-    )
+    advice = f"Delete {folder} and run again: training continues from the checkpoint before it, or from the beginning."
     try:
         accelerator.load_state(str(folder))
     except Exception as error:  # safetensors, pickle, zip and torch errors have no common base

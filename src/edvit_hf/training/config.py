@@ -46,21 +46,15 @@ class TrainConfig:
             "a negative one climbs the loss, zero stands still",
         )
         number("weight_decay", self.weight_decay, "[0, inf)", "a negative one makes the weights grow")
-        number(
-            "warmup_fraction", self.warmup_fraction, "[0, 1)", "it is the share of the run spent warming up"
-        )
-        number(
-            "label_smoothing", self.label_smoothing, "[0, 1)", "it is the share of the target spread evenly"
-        )
+        number("warmup_fraction", self.warmup_fraction, "[0, 1)", "it is the share of the run spent warming up")
+        number("label_smoothing", self.label_smoothing, "[0, 1)", "it is the share of the target spread evenly")
         number(
             "max_grad_norm",
             self.max_grad_norm,
             "(0, inf]",
             "zero would stop every step; use .inf not to clip",
         )
-        whole_number(
-            "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "1 means no accumulation"
-        )
+        whole_number("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "1 means no accumulation")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise RecipeError(
                 f"`mixed_precision` must be one of no, bf16, fp16, got {self.mixed_precision!r}. "
@@ -90,9 +84,7 @@ class DistillConfig(TrainConfig):
         """Refuse values that cannot train."""
         super().__post_init__()
         number("temperature", self.temperature, "(0, inf)", "logits are divided by it")
-        number(
-            "distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss"
-        )
+        number("distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss")
         why = 'without any item of "other" classes a sub-model cannot learn to say "other"'
         number("negatives_per_positive", self.negatives_per_positive, "(0, inf)", why)
         whole_number("views", self.views, 1, "at least one view of every item is needed")
@@ -121,9 +113,7 @@ class FuseConfig(TrainConfig):
             "it is the share of sub-models taken as absent",
         )
         number("temperature", self.temperature, "(0, inf)", "logits are divided by it")
-        number(
-            "distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss"
-        )
+        number("distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss")
         whole_number("views", self.views, 1, "at least one view of every item is needed")
 
 

@@ -127,9 +127,7 @@ def train(
 
 def _check_trainable(data: EpochData, config: TrainConfig, description: str) -> None:
     if len(data) == 0:
-        raise TrainingError(
-            f"{description}: there are no items to train on. Check the split and the class group."
-        )
+        raise TrainingError(f"{description}: there are no items to train on. Check the split and the class group.")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError(
             f"{description}: `mixed_precision: fp16` needs a GPU and none was found; a CPU has no fast "
@@ -167,9 +165,7 @@ def _resume(
     return state
 
 
-def _make_bar(
-    config: TrainConfig, data: EpochData, state: Progress, description: str, *, is_shown: bool
-) -> tqdm:
+def _make_bar(config: TrainConfig, data: EpochData, state: Progress, description: str, *, is_shown: bool) -> tqdm:
     batches = math.ceil(len(data) / config.batch_size)
     done = state.epoch * len(data) + min(len(data), state.batches_done * config.batch_size if batches else 0)
     return tqdm(
@@ -199,9 +195,7 @@ def _train_epoch(run: _Run) -> None:
     config, state, accelerator = run.config, run.progress, run.accelerator
     run.data.set_epoch(state.epoch)
     order = epoch_order(len(run.data), config.seed, state.epoch)
-    positions = [
-        order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)
-    ]
+    positions = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     num_batches, accumulation = len(positions), config.gradient_accumulation_steps
     num_steps = math.ceil(num_batches / accumulation)
     run.model.train()
@@ -272,9 +266,7 @@ def _flush(run: _Run) -> None:
         return
     state = run.progress
     names = list(run.pending[0][0])
-    table = torch.stack(
-        [torch.stack([row[name].float() for name in names]) for row, _ in run.pending]
-    ).tolist()
+    table = torch.stack([torch.stack([row[name].float() for name in names]) for row, _ in run.pending]).tolist()
     for index, (values, (_, weight)) in enumerate(zip(table, run.pending, strict=True)):
         if not math.isfinite(values[0]):
             batch = state.batches_done - len(run.pending) + index + 1

@@ -15,9 +15,7 @@ Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, dict[str, Ten
 # Shape letters: B batch, C classes, G classes of the group, D feature size of all sub-models together.
 
 
-def group_distribution(
-    logits: Tensor, class_group: Sequence[int] | None, *, temperature: float = 1.0
-) -> Tensor:
+def group_distribution(logits: Tensor, class_group: Sequence[int] | None, *, temperature: float = 1.0) -> Tensor:
     """Log-probabilities over a class group and one pooled "other" class.
 
     The other classes are pooled by logsumexp *before* the temperature divides: then the sub-model logits that
@@ -96,9 +94,7 @@ def fuse_objective(
         features, labels = batch["features"], batch["labels"]
         head = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         num_sub_models = len(cast(FusionHead, head).feature_sizes)
-        mask = sample_sub_model_mask(
-            features.shape[0], num_sub_models, sub_model_dropout, device=features.device
-        )
+        mask = sample_sub_model_mask(features.shape[0], num_sub_models, sub_model_dropout, device=features.device)
         logits = model(features, mask)
         teacher = group_distribution(batch["teacher_logits"], None, temperature=temperature)
         distillation = _softened_divergence(teacher, logits, temperature)

@@ -32,9 +32,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": groups[True], "weight_decay": config.weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in options if group["params"]], lr=config.learning_rate, fused=True
-    )
+    return torch.optim.AdamW([group for group in options if group["params"]], lr=config.learning_rate, fused=True)
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:
@@ -42,9 +40,7 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
     names = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_spared = (
-                parameter.ndim < 2 or name in _UNDECAYED_NAMES or isinstance(module, _UNDECAYED_MODULES)
-            )
+            is_spared = parameter.ndim < 2 or name in _UNDECAYED_NAMES or isinstance(module, _UNDECAYED_MODULES)
             if is_spared:
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names

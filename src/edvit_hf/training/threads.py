@@ -44,9 +44,7 @@ def _threads_wanted() -> tuple[int, str]:
     explicit = os.environ.get(THREADS_VARIABLE, "")
     if explicit:
         if not explicit.isdecimal() or int(explicit) < 1:
-            raise RecipeError(
-                f"{THREADS_VARIABLE} must be a whole number of at least 1, got {explicit!r}. Unset it."
-            )
+            raise RecipeError(f"{THREADS_VARIABLE} must be a whole number of at least 1, got {explicit!r}. Unset it.")
         return int(explicit), THREADS_VARIABLE
     omp = os.environ.get("OMP_NUM_THREADS", "")
     if omp.isdecimal() and int(omp) >= 1 and (int(omp) > 1 or not _is_launched()):

@@ -1,0 +1,129 @@
+"""The import order of the package, read from the source: nouns <- stages <- runtime <- recipe <- cli."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edvit_hf"
+
+BASE = {"errors", "_version", "storage", "provenance", "typed_json"}
+MODEL = {"configuration_edvit", "modeling_edvit"}
+NOUNS = BASE | MODEL | {"auto", "transforms", "profiles", "manifest", "data", "baselines", "metrics"}
+STAGES = {"splitting", "planning", "pruning", "training", "evaluation", "export", "model_card"}
+
+# unit (module or sub-package) -> what of ours it may import
+ALLOWED: dict[str, set[str]] = {
+    "_version": set(),
+    "errors": set(),
+    "storage": {"errors"},
+    "provenance": {"errors"},
+    "typed_json": {"errors"},
+    "configuration_edvit": set(),
+    "modeling_edvit": {"configuration_edvit"},
+    "auto": MODEL,
+    "transforms": {"errors"},
+    "profiles": {"errors"},
+    "manifest": {"errors", "typed_json", "profiles", "storage"},
+    "data": {"errors", "transforms"},
+    "baselines": {"errors"},
+    "metrics": {"errors"},
+    "card_tables": {"errors"},
+    "card_figures": {"errors", "card_tables"},
+    **{stage: NOUNS for stage in STAGES},
+    "model_card": NOUNS | {"card_tables", "card_figures"},
+    "runtime": {"errors", "manifest", "profiles", "transforms"},
+    "doctor": NOUNS | {"training"},
+    "tables": {"planning", "runtime"},
+    "recipe": NOUNS | STAGES | {"runtime"},
+    "cli": {"errors", "_version", "recipe", "runtime", "tables", "doctor"},
+    "__init__": {"_version", "auto", "manifest", "recipe", "runtime", *MODEL},
+}
+TRAVELS_TO_THE_HUB = {
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "json",
+    "copy",
+    "os",
+    "math",
+    "logging",
+}
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path):
+    """Every module the file imports, lazily or not, with relative imports resolved."""
+    package = ["edvit_hf", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            yield module
+            if module == "edvit_hf":
+                yield from (f"edvit_hf.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_order(path):
+    unit = unit_of(path)
+    assert unit in ALLOWED, f"{unit} has no row in the import table: add one"
+    ours = {m.split(".")[1] for m in imported(path) if m.startswith("edvit_hf.")} - {unit}
+    assert ours <= ALLOWED[unit], f"{path.name} may not import {sorted(ours - ALLOWED[unit])}"
+
+
+def test_no_row_of_the_table_is_stale():
+    assert set(ALLOWED) == {unit_of(path) for path in FILES}
+
+
+def test_the_table_allows_no_circle():
+    done: list[str] = []
+    waiting = dict(ALLOWED)
+    while waiting:
+        free = [u for u, needs in waiting.items() if needs & set(waiting) - {u} <= set()]
+        assert free, f"a circle among {sorted(waiting)}"
+        done += free
+        for unit in free:
+            del waiting[unit]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    assert path.name not in {"utils.py", "helpers.py", "misc.py"}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 70, f"{path.name}:{node.lineno} {node.name} is {length} lines long"
+
+
+def test_the_light_modules_import_neither_torch_nor_transformers():
+    for path in FILES:
+        if unit_of(path) in {
+            "errors",
+            "manifest",
+            "profiles",
+            "transforms",
+            "runtime",
+            "splitting",
+            "planning",
+            "storage",
+        }:
+            heavy = {m.split(".")[0] for m in imported(path)} & {"torch", "transformers", "datasets", "huggingface_hub"}
+            assert not heavy, f"{path.name} imports {heavy}"
+
+
+def test_the_files_that_travel_to_the_hub_import_nothing_of_ours_but_each_other():
+    for name in ("configuration_edvit.py", "modeling_edvit.py"):
+        roots = {m.split(".")[0] for m in imported(PACKAGE / name) if not m.startswith("edvit_hf.configuration")}
+        assert "edvit_hf" not in roots
