@@ -75,9 +75,8 @@ def teacher():
 @pytest.fixture(scope="session")
 def finished_trip(tmp_path_factory):
     """A tiny recipe taken through the whole trip once: (recipe path, work directory). Read only."""
-    from tiny_recipe import write_tiny_recipe
-
     from edvit_hf.recipe import load_recipe, run
+    from tiny_recipe import write_tiny_recipe
 
     folder = tmp_path_factory.mktemp("trip")
     path = write_tiny_recipe(folder)

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_recipe import write_tiny_recipe
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
-from edvit_hf.recipe.run import ensemble_dir
+from edvit_hf.recipe.running import ensemble_dir
+from tiny_recipe import write_tiny_recipe
 
 runner = CliRunner()
 

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors"},
     "card_tables": {"errors"},
     "card_figures": {"errors", "card_tables"},
-    **{stage: NOUNS for stage in STAGES},
+    **dict.fromkeys(STAGES, NOUNS),
     "model_card": NOUNS | {"card_tables", "card_figures"},
     "runtime": {"errors", "manifest", "profiles", "transforms"},
     "doctor": NOUNS | {"training"},

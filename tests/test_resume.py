@@ -7,10 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tiny_recipe import fingerprint, tiny_recipe
 
+REFUSED = 17  # exit code of a run that ended with the expected error
 PRELOAD = [
-    "edvit_hf.recipe.run",
+    "edvit_hf.recipe.running",
     "edvit_hf.recipe.results",
     "edvit_hf.export.ensemble",
     "edvit_hf.model_card",
@@ -60,11 +62,9 @@ def run_whole(folder: Path, work: Path, file_size_limit: int | None = None) -> N
         run(tiny_recipe(folder), work)
         return
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    try:
+    with pytest.raises(WorkDirError, match="Free space"):
         run(tiny_recipe(folder), work)
-    except WorkDirError as error:
-        assert "Free space" in str(error)
-        os._exit(17)
+    os._exit(REFUSED)
 
 
 def finish(processes, function, *arguments) -> int:
@@ -110,6 +110,6 @@ def test_a_run_stopped_in_every_stage_ends_as_an_uninterrupted_one(processes, un
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_clear_error_and_the_run_resumes(processes, uninterrupted, tmp_path):
-    assert finish(processes, run_whole, tmp_path, tmp_path / "work", 12_000) == 17
+    assert finish(processes, run_whole, tmp_path, tmp_path / "work", 12_000) == REFUSED
     assert finish(processes, run_whole, tmp_path, tmp_path / "work") == 0
     assert fingerprint(tmp_path / "work") == uninterrupted

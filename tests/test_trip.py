@@ -4,11 +4,11 @@ import fcntl
 import json
 
 import pytest
-from tiny_recipe import fingerprint, tiny_recipe
 
 from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.recipe import STAGES, run
-from edvit_hf.recipe.run import _done, _key, ensemble_dir, stage_dir
+from edvit_hf.recipe.running import _done, _key, ensemble_dir, stage_dir
+from tiny_recipe import fingerprint, tiny_recipe
 
 NAMES = [stage.name for stage in STAGES]
 
@@ -24,10 +24,22 @@ def test_the_trip_leaves_a_folder_ready_to_push(finished_trip):
     _, work = finished_trip
     folder = ensemble_dir(work)
     for name in (
-        "README.md config.json model.safetensors fusion.safetensors preprocessor_config.json configuration_edvit.py "
-        "modeling_edvit.py manifest.json results.json placement.json onnx/fusion.onnx sub_models/01/config.json "
-        "sub_models/01/model.safetensors sub_models/01/preprocessor_config.json sub_models/01/onnx/model.onnx"
-    ).split():
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "fusion.safetensors",
+        "preprocessor_config.json",
+        "configuration_edvit.py",
+        "modeling_edvit.py",
+        "manifest.json",
+        "results.json",
+        "placement.json",
+        "onnx/fusion.onnx",
+        "sub_models/01/config.json",
+        "sub_models/01/model.safetensors",
+        "sub_models/01/preprocessor_config.json",
+        "sub_models/01/onnx/model.onnx",
+    ):
         assert (folder / name).is_file(), name
     assert {"d0", "d1"} == set(json.loads((folder / "placement.json").read_text())["devices"])
     assert not list(work.rglob("*.partial"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edvit_hf.configuration_edvit import EDViTConfig
     from edvit_hf.manifest import Manifest
     from edvit_hf.modeling_edvit import EDViTForImageClassification, EDViTModel
-    from edvit_hf.recipe import Recipe, run
+    from edvit_hf.recipe import Recipe
     from edvit_hf.runtime import LocalEnsemble
 
 _PUBLIC = {
@@ -23,7 +23,6 @@ _PUBLIC = {
     "LocalEnsemble": "edvit_hf.runtime",
     "Manifest": "edvit_hf.manifest",
     "Recipe": "edvit_hf.recipe",
-    "run": "edvit_hf.recipe",
 }
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "Manifest",
     "Recipe",
     "__version__",
-    "run",
 ]
 
 

@@ -30,6 +30,13 @@ console = Console(width=None if sys.stdout.isatty() else 132)
 log_console = Console(stderr=True)
 
 
+class Precision(StrEnum):
+    """Exported variants."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+
+
 class Format(StrEnum):
     """Output formats of every command."""
 
@@ -93,7 +100,7 @@ def run(
     with _plain_errors():
         from edvit_hf.recipe import load_recipe
         from edvit_hf.recipe import run as run_trip
-        from edvit_hf.recipe.run import ensemble_dir, stage_dir
+        from edvit_hf.recipe.running import ensemble_dir, stage_dir
 
         values = load_recipe(recipe)
         folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
@@ -161,7 +168,7 @@ def evaluate(
         str | None,
         typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Which exported variant: fp32 or int8.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
     max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
     output: FormatOption = Format.human,
 ) -> None:
@@ -172,7 +179,7 @@ def evaluate(
         from edvit_hf.recipe.measure import measure_exported
 
         result = measure_exported(
-            folder, load_recipe(recipe) if recipe else None, precision=precision, max_items=max_items
+            folder, load_recipe(recipe) if recipe else None, precision=precision.value, max_items=max_items
         )
         if output is Format.json:
             _print_json(result)
@@ -189,7 +196,7 @@ def predict(
     drop: Annotated[
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Which exported variant: fp32 or int8.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
     output: FormatOption = Format.human,
 ) -> None:
     """Classify INPUT: class, probability, each sub-model's vote, and what changes when a sub-model is absent.
@@ -201,7 +208,7 @@ def predict(
         from edvit_hf.runtime import LocalEnsemble
         from edvit_hf.tables import prediction_report, prediction_tables
 
-        ensemble = LocalEnsemble.from_pretrained(folder, precision=precision)
+        ensemble = LocalEnsemble.from_pretrained(folder, precision=precision.value)
         report = prediction_report(ensemble, image, absent=tuple(drop or ()))
         if output is Format.json:
             _print_json(report)

@@ -69,7 +69,7 @@ def _bad_pairs() -> list[Finding]:
                 "torch and torchvision",
                 f"CPU torch {torch} with torchvision {torchvision}: the operator torchvision::nms does not exist, and "
                 "Transformers then cannot import its models. Uninstall torchvision: nothing here needs it.",
-            )  # fmt: skip
+            )
         )
     if timm and not torchvision:
         findings.append(
@@ -78,7 +78,7 @@ def _bad_pairs() -> list[Finding]:
                 "timm without torchvision",
                 f"timm {timm} needs torchvision to import; an importable-but-broken timm breaks `accelerate launch`. "
                 "Uninstall timm: nothing here needs it.",
-            )  # fmt: skip
+            )
         )
     if _installed("optimum-onnx"):
         findings.append(
@@ -87,7 +87,7 @@ def _bad_pairs() -> list[Finding]:
                 "optimum-onnx and transformers 5",
                 "optimum-onnx pins transformers below 4.58 and fails on import beside 5.x. Uninstall it: the graphs "
                 "come from transformers.exporters.",
-            )  # fmt: skip
+            )
         )
     return findings or [Finding("ok", "packages", "no known bad pair is installed")]
 

@@ -3,9 +3,7 @@
 Works from sizes alone (no weights, no torch), so `edvit plan` answers before anything is trained.
 """
 
-import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ import yaml
 
 from edvit_hf.errors import BudgetError, RecipeError
 from edvit_hf.profiles import load_profiles
+from edvit_hf.storage import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class EncoderShape:
     def keep(self, keep_heads: int, *, num_labels: int) -> "EncoderShape":
         """The shape after keeping `keep_heads` heads and the same share of residual channels and FFN units.
 
-        Source: the working reading of ED-ViT's ratios, 2410.11650 (d' = kept heads x head size, one share for all three axes).
+        Source: the working reading of ED-ViT's ratios (2410.11650): d' = kept heads x head size, one share for all.
         """
         if not 1 <= keep_heads <= self.num_heads:
             raise RecipeError(
@@ -234,9 +233,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, by write-then-rename."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, self.to_dict())
 
     @property
     def size_ratio(self) -> float:

@@ -31,7 +31,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.num_sub_models < 1:
             raise RecipeError(
-                f"`split.num_sub_models` must be at least 1, got {self.num_sub_models}: each sub-model runs on a device."
+                f"`split.num_sub_models` must be at least 1, got {self.num_sub_models}: each runs on a device."
             )
         if (self.strategy == "given") != (self.class_groups is not None):
             raise RecipeError(

@@ -15,7 +15,7 @@ def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON; the file appears complete or not at all."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:
@@ -33,7 +33,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     yield partial
     if path.exists():
         shutil.rmtree(path)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -54,7 +54,7 @@ def _points(interval: dict[str, float]) -> str:
 def plan_table(plan: "Plan") -> Table:
     """What each device carries."""
     table = Table(
-        title=f"keep {plan.keep_heads} of {plan.num_heads} heads; largest sub-model {plan.size_ratio:.1f} times smaller",
+        title=f"keep {plan.keep_heads} of {plan.num_heads} heads; sub-models {plan.size_ratio:.1f} times smaller",
         caption=f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters; predictions from sizes alone",
     )
     for name in ("", "device", "classes", "parameters", "MiB fp32", "MMACs", "predicted ms"):
@@ -115,7 +115,7 @@ def prediction_report(ensemble: "LocalEnsemble", image: Path, *, absent: Sequenc
         "without": [
             {"sub_model": i, **_top(ensemble(image, absent=sorted({*absent, i})).probabilities[0], names)}
             for i in range(len(votes))
-            if votes[i]["present"] and sum(v["present"] for v in votes) > 1
+            if votes[i]["present"] and len(votes) - len(set(absent)) > 1
         ],
     }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,7 +15,11 @@ from edvit_hf.storage import read_json
 
 
 def measure_exported(
-    folder: Path, recipe: Recipe | None = None, *, precision: str = "fp32", max_items: int | None = None
+    folder: Path,
+    recipe: Recipe | None = None,
+    *,
+    precision: Literal["fp32", "int8"] = "fp32",
+    max_items: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with each sub-model absent.
 

@@ -45,7 +45,7 @@ def _teacher_config(recipe: Recipe) -> dict[str, Any]:
     local = Path(teacher.checkpoint or "") / "config.json"
     if not local.is_file():
         raise RecipeError(
-            f"the sizes of `teacher.checkpoint` {teacher.checkpoint!r} are not on this machine: {local} does not exist. "
+            f"the sizes of `teacher.checkpoint` {teacher.checkpoint!r} are not here: {local} does not exist. "
             "Planning downloads nothing. Give a local folder, or run the teacher stage first."
         )
     config: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))

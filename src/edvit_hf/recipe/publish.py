@@ -26,7 +26,8 @@ def write_publishable(trip: Trip) -> None:
         card = recipe.card
         text = {
             "model_name": card.title, "repo_id": card.repo_id, "licence": card.license, "language": card.language,
-            "dataset_id": recipe.dataset.path if "/" in recipe.dataset.path else None, "intended_use": card.intended_use,
+            "dataset_id": recipe.dataset.path if "/" in recipe.dataset.path else None,
+            "intended_use": card.intended_use,
         }  # fmt: skip
         data = CardData.from_run(
             results, read_json(partial / "manifest.json"), recipe_values(recipe),

@@ -14,7 +14,6 @@ from edvit_hf.data import class_group_indices, class_group_labels, iterate_batch
 from edvit_hf.evaluation import Evaluation, absent_subsets, paired_interval, torch_predict
 from edvit_hf.evaluation import evaluate as measure
 from edvit_hf.planning import BYTES_PER_PARAMETER
-from edvit_hf.provenance import environment
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages import distill_into, prune_for
 from edvit_hf.recipe.trip import Trip, load_array, load_model, save_array, save_model
@@ -56,7 +55,7 @@ def write_results(trip: Trip) -> None:
             "command": trip.command,
             "seed": trip.recipe.teacher.seed,
             "seeds": trip.recipe.seeds,
-            "environment": environment(),
+            "environment": trip.environment,
             "dataset": {
                 "path": trip.recipe.dataset.path,
                 "num_train_items": len(data.train),

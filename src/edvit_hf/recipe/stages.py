@@ -15,9 +15,10 @@ from edvit_hf import planning, splitting
 from edvit_hf.errors import RecipeError
 from edvit_hf.evaluation import evaluate as measure
 from edvit_hf.evaluation import torch_predict
+
 from edvit_hf.pruning import make_plan, prune as cut, unit_scores  # isort: skip
 from edvit_hf.recipe.trip import Trip, load_array, load_model, save_array, save_model
-from edvit_hf.storage import link_tree, read_json, whole_folder, write_json
+from edvit_hf.storage import link_tree, whole_folder, write_json
 from edvit_hf.training import (
     ClassifyData,
     DistillConfig,
@@ -247,7 +248,7 @@ def _base_model(trip: Trip) -> "PreTrainedModel":
             return AutoModelForImageClassification.from_config(stock)
         except (ValueError, TypeError) as error:
             raise RecipeError(
-                f"`teacher.from_scratch` {config.from_scratch} is no stock image classifier: {error}. Correct its values."
+                f"`teacher.from_scratch` {config.from_scratch} is no stock image classifier: {error}. Correct it."
             ) from error
     try:
         return AutoModelForImageClassification.from_pretrained(

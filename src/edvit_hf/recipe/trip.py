@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from edvit_hf.data import TaskData, load_task
 from edvit_hf.errors import CheckpointError
 from edvit_hf.planning import EncoderShape, Plan
+from edvit_hf.provenance import environment
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder, write_json
 
@@ -29,6 +30,7 @@ class Trip:
     recipe: Recipe
     folders: dict[str, Path]
     command: str = ""
+    environment: dict[str, Any] = field(default_factory=environment)  # as the run starts: the code that is running
 
     @functools.cached_property
     def data(self) -> TaskData:

@@ -63,7 +63,7 @@ def _local_processes() -> int:
 
 def usable_cores() -> int:
     """Physical cores, at most the logical CPUs in this process's affinity and the cgroup v2 CPU quota."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     limits = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
