@@ -91,8 +91,8 @@ def test_evaluate_agrees_with_the_results_of_the_run(finished_trip):
     [
         (("run", "nowhere.yaml"), "does not exist"),
         (("plan", "nowhere.yaml"), "does not exist"),
-        (("evaluate", "/nonexistent"), "manifest"),
-        (("predict", "/nonexistent", "x.png"), "manifest"),
+        (("evaluate", "/nonexistent"), "exported ensemble"),
+        (("predict", "/nonexistent", "x.png"), "exported ensemble"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_1(arguments, message):
