@@ -23,6 +23,7 @@ from edvit_hf.training import DistillConfig
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+COMPUTE_CAP = 2.0  # a larger plain model trains with at most this many times the sub-models' compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,35 +131,43 @@ def _ensemble(trip: Trip) -> Candidate:
 def _baselines(trip: Trip) -> list[Candidate]:
     """Plain distilled models of per-device and of total size, and a small CNN of per-device size.
 
-    Each gets the same teacher logits, the same hyper-parameters and as many training items in all as the sub-models
-    together had.
+    Each learns from the same teacher logits with the same hyper-parameters, see `_fair_budget`.
     """
-    config = _equal_budget(trip)
     plan, shape, labels = trip.plan, trip.teacher_shape, trip.teacher.config.num_labels
     total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
     shapes = {k: shape.keep(k, num_labels=labels) for k in range(1, shape.num_heads + 1)}
     total_keep = min(shapes, key=lambda k: abs(np.log(shapes[k].parameters / total)))
-    note = f"{config.epochs} epochs over all classes from the same stored teacher logits"
     rows = []
-    for name, keep in (
-        ("plain model, per-device size", plan.keep_heads),
-        ("plain model, total size", total_keep),
-    ):
+    for name, keep in (("plain model, per-device size", plan.keep_heads), ("plain model, total size", total_keep)):
+        config = _fair_budget(trip, shapes[keep].macs)
         model = _plain_model(trip, name, keep, config)
-        rows.append(_baseline(trip, name, model, shapes[keep].macs, f"{keep} of {shape.num_heads} heads kept; {note}"))
-    cnn, macs = _small_cnn(trip, config, max(s.parameters for s in plan.sub_models))
-    rows.append(_baseline(trip, "small CNN", cnn, macs, note))
-    return rows
+        note = f"{keep} of {shape.num_heads} heads kept; {_note(config)}"
+        rows.append(_baseline(trip, name, model, shapes[keep].macs, note))
+    cnn, macs, config = _small_cnn(trip, max(s.parameters for s in plan.sub_models))
+    return [*rows, _baseline(trip, "small CNN", cnn, macs, _note(config))]
 
 
-def _equal_budget(trip: Trip) -> DistillConfig:
-    """The distillation config with as many epochs over all items as the sub-models had item passes together."""
+def _note(config: DistillConfig) -> str:
+    return f"{config.epochs} epochs over all classes from the same stored teacher logits"
+
+
+def _fair_budget(trip: Trip, macs: int) -> DistillConfig:
+    """The distillation config with the epochs that are fair for a plain model of `macs` per item.
+
+    As many item passes as all sub-models had together, but at most `COMPUTE_CAP` times their training compute (which
+    binds for models larger than a sub-model). `evaluate.baseline_epochs` overrides it; the row's note states it.
+    """
     config, labels = trip.recipe.distill, trip.data.train.labels
-    items = sum(
-        len(class_group_indices(labels, g, negatives_per_positive=config.negatives_per_positive, seed=0, epoch=0))
-        for g in trip.class_groups
-    )
-    return dataclasses.replace(config, epochs=max(1, round(config.epochs * items / len(labels))))
+    if trip.recipe.evaluate.baseline_epochs is not None:
+        return dataclasses.replace(config, epochs=trip.recipe.evaluate.baseline_epochs)
+    ratio = config.negatives_per_positive
+    items = [
+        len(class_group_indices(labels, group, negatives_per_positive=ratio, seed=0, epoch=0))
+        for group in trip.class_groups
+    ]
+    compute = sum(n * s.macs for n, s in zip(items, trip.plan.sub_models, strict=True))
+    passes = min(sum(items), COMPUTE_CAP * compute / macs)
+    return dataclasses.replace(config, epochs=max(1, round(config.epochs * passes / len(labels))))
 
 
 def _baseline(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> Candidate:
@@ -183,22 +192,23 @@ def _plain_model(trip: Trip, name: str, keep: int, config: DistillConfig) -> tor
     return load_model(folder / "model")
 
 
-def _small_cnn(trip: Trip, config: DistillConfig, target_parameters: int) -> tuple[torch.nn.Module, int]:
+def _small_cnn(trip: Trip, target_parameters: int) -> tuple[torch.nn.Module, int, DistillConfig]:
     from safetensors.torch import load_model as load_weights
     from safetensors.torch import save_model as save_weights
     from torch.utils.flop_counter import FlopCounterMode
 
-    folder, size = _folder(trip, "small CNN"), trip.recipe.dataset.image_size
-    torch.manual_seed(config.seed)
-    model = small_cnn(len(trip.data.label_names), size, target_parameters)
+    folder, size, seed = _folder(trip, "small CNN"), trip.recipe.dataset.image_size, trip.recipe.distill.seed
+    model = small_cnn(len(trip.data.label_names), size, target_parameters, seed=seed)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(pixel_values=torch.zeros(1, 3, size, size))
+    macs = counter.get_total_flops() // 2
+    config = _fair_budget(trip, macs)
     if not (folder / "model").is_dir():
         distill_into(trip, model, trip.teacher_logits, config, class_group=None, folder=folder, description="small CNN")
         with whole_folder(folder / "model") as partial:
             save_weights(model, str(partial / "model.safetensors"))
     load_weights(model, folder / "model" / "model.safetensors")
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(pixel_values=torch.zeros(1, 3, size, size))
-    return model, counter.get_total_flops() // 2
+    return model, macs, config
 
 
 def _test_features(trip: Trip) -> np.ndarray:

@@ -55,13 +55,21 @@ class EvaluateConfig:
 
     Attributes:
         baselines: Train the honest baselines (plain models of per-device and of total size, small CNN).
+        baseline_epochs: Epochs of each baseline over all items. None: as many item passes as the sub-models together.
         max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
         batch_size: Test items per forward pass.
     """
 
     baselines: bool = True
+    baseline_epochs: int | None = None
     max_subsets: int = 20
     batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("baseline_epochs", "max_subsets", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"`evaluate.{name}` must be at least 1, got {value}. Nothing would be measured.")
 
 
 @dataclass(frozen=True, kw_only=True)

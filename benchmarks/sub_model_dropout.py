@@ -1,0 +1,104 @@
+"""What sub-model dropout in the fusion head buys when a sub-model is absent, and costs when all are present.
+
+    python benchmarks/sub_model_dropout.py WORK_DIR recipes/mnist_small.yaml --seeds 0 1 2
+
+Needs a finished `fuse` stage in WORK_DIR; only the fusion head is trained again, on the features stored there.
+Writes `benchmarks/results/sub_model_dropout_<recipe>.json` with accuracies on the test split, in fractions.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edvit_hf.data import ImageSplit, iterate_batches
+from edvit_hf.modeling_edvit import FusionHead
+from edvit_hf.provenance import environment
+from edvit_hf.recipe import STAGES, load_recipe
+from edvit_hf.recipe.running import stage_dir
+from edvit_hf.recipe.trip import Trip, load_array
+from edvit_hf.storage import write_json
+from edvit_hf.training import FuseData, fuse_objective, train
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def fusion_head(trip: Trip, features: np.ndarray, dropout: float, seed: int) -> FusionHead:
+    """A fusion head trained as the recipe says, but with this share of sub-models absent at random."""
+    config = dataclasses.replace(trip.recipe.fuse, seed=seed, sub_model_dropout=dropout)
+    torch.manual_seed(seed)
+    ensemble = trip.ensemble
+    head = FusionHead(ensemble.config.feature_sizes, len(trip.data.label_names), config.hidden_size, config.dropout)
+    head.set_feature_statistics(ensemble.fusion.feature_mean, ensemble.fusion.feature_std)
+    data = FuseData(features, trip.data.train.labels, trip.teacher_logits[: config.views])
+    objective = fuse_objective(dropout, config.distillation_weight, config.temperature)
+    with tempfile.TemporaryDirectory() as folder:
+        train(head, data, objective, config, checkpoint_dir=Path(folder), description=f"fuse, dropout {dropout}")
+    return head.eval()
+
+
+def accuracy(head: FusionHead, features: torch.Tensor, labels: np.ndarray, count: int, absent: int | None) -> float:
+    """Share of right answers over all classes with one sub-model (or none) absent."""
+    mask = torch.ones(len(features), count, dtype=torch.bool)
+    if absent is not None:
+        mask[:, absent] = False
+    with torch.inference_mode():
+        return float((head(features, mask).argmax(-1).numpy() == labels).mean())
+
+
+def test_features(trip: Trip, split: ImageSplit) -> torch.Tensor:
+    """Features of all sub-models, (N, D)."""
+    with torch.inference_mode():
+        return torch.cat([trip.ensemble.features(b["pixel_values"]) for b in iterate_batches(split, 512)])
+
+
+def main() -> None:
+    """Train heads with and without dropout over the seeds and write the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe)
+    trip = Trip(recipe, {stage.name: stage_dir(arguments.work_dir, stage.name) for stage in STAGES})
+    stored = load_array(trip.folders["fuse"] / "features.safetensors")
+    features, labels, count = test_features(trip, trip.data.test), trip.data.test.labels, len(trip.class_groups)
+    rows: list[dict[str, Any]] = []
+    for dropout in (0.0, recipe.fuse.sub_model_dropout):
+        for seed in arguments.seeds:
+            head = fusion_head(trip, stored, dropout, seed)
+            one = [accuracy(head, features, labels, count, i) for i in range(count)]
+            rows.append(
+                {
+                    "sub_model_dropout": dropout,
+                    "seed": seed,
+                    "all_present": accuracy(head, features, labels, count, None),
+                    "one_absent_mean": statistics.mean(one),
+                    "one_absent_min": min(one),
+                }
+            )
+    means = {
+        str(d): {k: statistics.mean(r[k] for r in rows if r["sub_model_dropout"] == d) for k in list(rows[0])[2:]}
+        for d in (0.0, recipe.fuse.sub_model_dropout)
+    }
+    RESULTS.mkdir(exist_ok=True)
+    command = f"python benchmarks/sub_model_dropout.py WORK_DIR recipes/{recipe.name}.yaml"
+    content = {
+        "command": command,
+        "environment": environment(),
+        "num_test_items": len(labels),
+        "mean": means,
+        "rows": rows,
+    }
+    write_json(RESULTS / f"sub_model_dropout_{recipe.name}.json", content)
+    print(json.dumps(means, indent=2))
+
+
+if __name__ == "__main__":
+    main()
