@@ -1,13 +1,16 @@
 """The whole trip: what is skipped, what is re-run, what is refused, and what it leaves."""
 
+import dataclasses
 import fcntl
 import json
+import shutil
 
 import pytest
 
-from edvit_hf.errors import RecipeError, WorkDirError
+from edvit_hf.errors import CheckpointError, RecipeError, WorkDirError
 from edvit_hf.recipe import STAGES, run
 from edvit_hf.recipe.running import _done, _key, ensemble_dir, stage_dir
+from edvit_hf.recipe.schema import TeacherConfig
 from tiny_recipe import fingerprint, tiny_recipe
 
 NAMES = [stage.name for stage in STAGES]
@@ -147,3 +150,33 @@ def test_impossible_values_are_refused_in_planning_without_training(tmp_path, ch
 
     with pytest.raises(error, match=message):
         plan_recipe(tiny_recipe(tmp_path, **change))
+
+
+def test_a_checkpoint_folder_can_be_the_teacher_as_it_is(finished_trip, tmp_path):
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    folder = stage_dir(finished_trip[1], "teacher") / "model"
+    recipe = tiny_recipe(tmp_path)
+    recipe = dataclasses.replace(recipe, teacher=TeacherConfig(checkpoint=str(folder), epochs=0))
+    run(recipe, tmp_path / "work", stages=["teacher", "split", "plan"])
+    taken = AutoModelForImageClassification.from_pretrained(stage_dir(tmp_path / "work", "teacher") / "model")
+    original = AutoModelForImageClassification.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), original.parameters(), strict=True))
+    assert (stage_dir(tmp_path / "work", "plan") / "plan.json").is_file()
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_refused(tmp_path):
+    recipe = dataclasses.replace(tiny_recipe(tmp_path), teacher=TeacherConfig(checkpoint="no/such-model", epochs=0))
+    with pytest.raises(RecipeError, match="cannot be loaded"):
+        run(recipe, tmp_path / "work", stages=["teacher"])
+
+
+def test_a_damaged_sub_model_of_an_earlier_stage_is_named(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    weights = stage_dir(work, "prune") / "sub_models/00/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    shutil.rmtree(stage_dir(work, "distill"))
+    with pytest.raises(CheckpointError, match=r"04_prune/sub_models/00 cannot be loaded"):
+        run(tiny_recipe(finished_trip[0].parent), work)
