@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.provenance import peak_memory_mib, versions
 from edvit_hf.recipe import stages
 from edvit_hf.recipe.schema import Recipe, recipe_values
+from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -32,22 +33,33 @@ FORMAT = 1  # raised when a stage writes other files than before: every stage th
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: its function, the stages whose output it reads, and the recipe values it depends on."""
+    """One step: its function, the stages whose output it reads, and the recipe values it depends on.
+
+    A need is the name of a stage (its whole output) or one of the `parts` that a stage declares: pruning needs the
+    keep that the planner chose, but not the placement, so a wider fusion head does not prune and distil again.
+    """
 
     name: str
-    function: Callable[[stages.Trip], None]
+    function: Callable[[Trip], None]
     needs: tuple[str, ...]
     values: tuple[str, ...]
+    parts: Callable[[Trip], dict[str, str]] = field(default=lambda trip: {})
 
 
 # The order of the trip stands here and nowhere else.
 STAGES: tuple[Stage, ...] = (
     Stage("teacher", stages.teacher, (), ("task", "dataset", "augmentation", "teacher")),
     Stage("split", stages.split, ("teacher",), ("split",)),
-    Stage("plan", stages.plan, ("teacher", "split"), ("fleet", "prune.keep_heads", "fuse.hidden_size")),
-    Stage("prune", stages.prune, ("teacher", "split", "plan"), ("prune",)),
+    Stage(
+        "plan",
+        stages.plan,
+        ("teacher", "split"),
+        ("fleet", "prune.keep_heads", "fuse.hidden_size"),
+        parts=lambda trip: {"plan.keep_heads": str(trip.plan.keep_heads)},
+    ),
+    Stage("prune", stages.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
     Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",)),
-    Stage("fuse", stages.fuse, ("teacher", "split", "distill"), ("fuse",)),
+    Stage("fuse", stages.fuse, ("teacher", "split", "distill"), ("fuse", "name")),
     Stage("evaluate", stages.evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
     Stage("export", stages.export, ("fuse",), ("export",)),
     Stage("card", stages.card, ("plan", "evaluate", "export"), ("card", "name")),
@@ -110,6 +122,7 @@ def run(
                 break
             if stage.name in wanted:
                 records.append(_run_stage(stage, trip, folder, keys[stage.name], done, observer))
+            keys |= stage.parts(trip)
     return records
 
 
@@ -146,9 +159,9 @@ def _refuse_many_processes() -> None:
         )
 
 
-def _trip(recipe: Recipe, work_dir: Path, command: str) -> stages.Trip:
+def _trip(recipe: Recipe, work_dir: Path, command: str) -> Trip:
     folders = {stage.name: stage_dir(work_dir, stage.name) for stage in STAGES}
-    return stages.Trip(recipe=recipe, folders=folders, command=command)
+    return Trip(recipe=recipe, folders=folders, command=command)
 
 
 def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
@@ -184,7 +197,7 @@ def _done(folder: Path, key: str) -> dict[str, Any] | None:
 
 def _run_stage(
     stage: Stage,
-    trip: stages.Trip,
+    trip: Trip,
     folder: Path,
     key: str,
     done: dict[str, Any] | None,
