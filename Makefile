@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install run test lint format clean
+.PHONY: help install run space test lint format clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: $(STAMP)  ## take the digits recipe through the whole trip and print its results
 	$(BIN)/edvit run recipes/digits.yaml
+
+space: run  ## fill space_app/model/ with the digits ensemble and open the demo on 127.0.0.1:7860
+	$(BIN)/python space_app/assemble.py work/digits/09_card/ensemble
+	$(BIN)/python space_app/app.py
 
 test: $(STAMP)  ## the whole test suite, offline
 	$(BIN)/python -m pytest -q

@@ -3,7 +3,7 @@
 
     python benchmarks/importance_agreement.py WORK/01_teacher/model --recipe digits --work-dir WORK
 
-Scores a trained teacher with "kl" (the reference), "fisher" and "linear" for every class group and writes
+Scores a trained teacher with "kl" (the reference), "fisher", "linear" and "hybrid" for every class group and writes
 Kendall's tau per axis and layer, the overlap of the kept units, and seconds to
 results/importance_agreement_<recipe>.json.
 """
@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
-from edvit_hf.data import TaskData, load_task
-from edvit_hf.provenance import environment
+from edvit_hf.planning import EncoderShape
 from edvit_hf.pruning import UnitScores, make_plan, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
 from edvit_hf.storage import write_json
 
 METHODS: tuple[ImportanceMethod, ...] = ("kl", "fisher", "linear", "hybrid")
-APPROXIMATIONS = ("fisher", "linear")
+APPROXIMATIONS = ("fisher", "linear", "hybrid")
 TEACHER_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
 RESULTS = Path(__file__).parent / "results"
 
@@ -80,13 +80,6 @@ def compare(exact: UnitScores, other: UnitScores, model: PreTrainedModel, keep: 
     }
 
 
-def sample(data: TaskData, group: list[int], samples_per_class: int, seed: int) -> torch.Tensor:
-    """Training images of the group's classes, equally many of each, drawn from the seed."""
-    generator, labels = np.random.default_rng([seed, *group]), data.train.labels
-    per_class = [generator.permutation(np.flatnonzero(labels == c))[:samples_per_class] for c in group]
-    return data.train.pixel_values(np.sort(np.concatenate(per_class)))
-
-
 def class_groups(recipe: Recipe, num_classes: int, work_dir: Path | None) -> list[list[int]]:
     """The groups of a recipe run, or those that the recipe would make."""
     if work_dir is None:
@@ -97,14 +90,11 @@ def class_groups(recipe: Recipe, num_classes: int, work_dir: Path | None) -> lis
     return json.loads(found[0].read_text(encoding="utf-8"))["class_groups"]
 
 
-def sizes_to_keep(config: Any, keep_heads: int) -> dict[str, int]:
-    """Residual channels and FFN units in the ratio of the heads."""
-    ratio = keep_heads / config.num_attention_heads
-    return {
-        "keep_residual": round(config.hidden_size * ratio),
-        "keep_heads": keep_heads,
-        "keep_ffn": round(config.intermediate_size * ratio),
-    }
+def sizes_to_keep(config: PretrainedConfig, keep_heads: int) -> dict[str, int]:
+    """What the prune stage keeps for so many heads."""
+    shape = EncoderShape.from_config(config.to_dict(), num_labels=config.num_labels)
+    kept = shape.keep(keep_heads, num_labels=config.num_labels)
+    return {"keep_residual": kept.hidden_size, "keep_heads": keep_heads, "keep_ffn": kept.intermediate_size}
 
 
 def score_group(
@@ -155,14 +145,15 @@ def main() -> None:
     if not isinstance(keep_heads, int):
         raise SystemExit('The recipe leaves keep_heads to the planner ("auto"): pass --keep-heads.')
     model = AutoModelForImageClassification.from_pretrained(arguments.teacher).eval()
-    data = load_task(recipe.dataset, recipe.augmentation)
+    trip = Trip(recipe, {})
     keep = sizes_to_keep(model.config, keep_heads)
     samples_per_class = arguments.samples_per_class or recipe.prune.samples_per_class
     batch_size = arguments.batch_size or recipe.prune.batch_size
     groups = class_groups(recipe, model.config.num_labels, arguments.work_dir)[: arguments.num_groups]
     rows = []
     for group in groups:
-        pixel_values = sample(data, group, samples_per_class, arguments.seed)
+        indices = trip.training_sample(group, samples_per_class, arguments.seed)
+        pixel_values = trip.data.train.pixel_values(indices)
         rows.append(score_group(model, pixel_values, group, keep, batch_size))
         print(json.dumps(rows[-1]))
     result = {
@@ -175,7 +166,7 @@ def main() -> None:
         "keep": keep,
         "torch_threads": torch.get_num_threads(),
         "teacher": {name: getattr(model.config, name) for name in TEACHER_SIZES},
-        "environment": environment(),
+        "environment": trip.environment,
         "summary": summary(rows),
         "groups": rows,
     }

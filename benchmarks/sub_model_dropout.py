@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edvit_hf.auto import EDViTForImageClassification
 from edvit_hf.data import ImageSplit, iterate_batches
 from edvit_hf.modeling_edvit import FusionHead
 from edvit_hf.provenance import environment
@@ -24,23 +25,40 @@ from edvit_hf.recipe import STAGES, load_recipe
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.trip import Trip, load_array
 from edvit_hf.storage import write_json
-from edvit_hf.training import FuseData, fuse_objective, train
+from edvit_hf.training import FuseConfig, FuseData, fuse_objective, train
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def fusion_head(trip: Trip, features: np.ndarray, dropout: float, seed: int) -> FusionHead:
-    """A fusion head trained as the recipe says, but with this share of sub-models absent at random."""
+    """A fusion head trained as the recipe says, but with this share of sub-models absent at random.
+
+    With the recipe's own seed and dropout it is the head of the trip, bit for bit.
+    """
     config = dataclasses.replace(trip.recipe.fuse, seed=seed, sub_model_dropout=dropout)
-    torch.manual_seed(seed)
-    ensemble = trip.ensemble
-    head = FusionHead(ensemble.config.feature_sizes, len(trip.data.label_names), config.hidden_size, config.dropout)
-    head.set_feature_statistics(ensemble.fusion.feature_mean, ensemble.fusion.feature_std)
+    head = fresh_fusion_head(trip, config)
+    head.set_feature_statistics(trip.ensemble.fusion.feature_mean, trip.ensemble.fusion.feature_std)
     data = FuseData(features, trip.data.train.labels, trip.teacher_logits[: config.views])
-    objective = fuse_objective(dropout, config.distillation_weight, config.temperature)
+    objective = fuse_objective(
+        dropout, config.distillation_weight, config.temperature, label_smoothing=config.label_smoothing
+    )
     with tempfile.TemporaryDirectory() as folder:
         train(head, data, objective, config, checkpoint_dir=Path(folder), description=f"fuse, dropout {dropout}")
     return head.eval()
+
+
+def fresh_fusion_head(trip: Trip, config: FuseConfig) -> FusionHead:
+    """The fusion head as the fuse stage starts it: weights drawn by the ensemble, from the seed."""
+    torch.manual_seed(config.seed)
+    ensemble = EDViTForImageClassification.from_sub_models(
+        trip.sub_models("distill"),
+        trip.class_groups,
+        id2label=trip.teacher.config.id2label,
+        fusion_hidden_size=config.hidden_size,
+        fusion_dropout=config.dropout,
+    )
+    head: FusionHead = ensemble.fusion
+    return head
 
 
 def accuracy(head: FusionHead, features: torch.Tensor, labels: np.ndarray, count: int, absent: int | None) -> float:
@@ -52,7 +70,7 @@ def accuracy(head: FusionHead, features: torch.Tensor, labels: np.ndarray, count
         return float((head(features, mask).argmax(-1).numpy() == labels).mean())
 
 
-def test_features(trip: Trip, split: ImageSplit) -> torch.Tensor:
+def features_of(trip: Trip, split: ImageSplit) -> torch.Tensor:
     """Features of all sub-models, (N, D)."""
     with torch.inference_mode():
         return torch.cat([trip.ensemble.features(b["pixel_values"]) for b in iterate_batches(split, 512)])
@@ -68,7 +86,7 @@ def main() -> None:
     recipe = load_recipe(arguments.recipe)
     trip = Trip(recipe, {stage.name: stage_dir(arguments.work_dir, stage.name) for stage in STAGES})
     stored = load_array(trip.folders["fuse"] / "features.safetensors")
-    features, labels, count = test_features(trip, trip.data.test), trip.data.test.labels, len(trip.class_groups)
+    features, labels, count = features_of(trip, trip.data.test), trip.data.test.labels, len(trip.class_groups)
     rows: list[dict[str, Any]] = []
     for dropout in (0.0, recipe.fuse.sub_model_dropout):
         for seed in arguments.seeds:

@@ -62,9 +62,9 @@ def load_ensemble(model_dir: Path = MODEL_DIR) -> LocalEnsemble:
     if not (model_dir / "manifest.json").is_file():
         raise EDViTError(
             f"There is no ensemble in {model_dir.name}/: this page needs an exported one to answer. Make it "
-            "with `edvit run recipes/digits.yaml --work-dir work/digits` (a few minutes on two cores), then "
-            f"copy the finished ensemble folder, the one with manifest.json, to space_app/{model_dir.name}/ "
-            "and start again."
+            "with `edvit run recipes/digits.yaml --work-dir work/digits` (a few minutes on two cores), then fill "
+            f"space_app/{model_dir.name}/ with `python space_app/assemble.py work/digits/09_card/ensemble` and start "
+            "again. `make space` does all three."
         )
     ensemble = LocalEnsemble.from_pretrained(model_dir, num_threads=1)
     ensemble.predict(np.zeros((1, *ensemble.input_shape), np.float32))  # the first run allocates: keep it off the clock

@@ -35,6 +35,7 @@ def class_splits(draw):
     return [list(classes[a:b]) for a, b in itertools.pairwise(edges)]
 
 
+# P-1: a list of configs inside a config cannot be written as JSON unless `to_dict` is overridden.
 @settings(deadline=None, max_examples=15)
 @given(groups=class_splits(), data=st.data())
 def test_any_split_with_mixed_architectures_survives_dict_and_json(groups, data, tmp_path_factory):
@@ -114,6 +115,7 @@ def test_labels_come_from_the_groups_when_none_are_given():
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 
 
+# P-11: `num_labels=7` over saved labels resizes the head and leaves names that do not fit.
 def test_overriding_labels_on_load_renames_both_ways_and_is_validated(tmp_path):
     make_config([[0], [1]], id2label={0: "a", 1: "b"}).save_pretrained(tmp_path)
     config = EDViTConfig.from_pretrained(tmp_path, id2label={0: "ant", 1: "bee"})

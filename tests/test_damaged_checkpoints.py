@@ -57,6 +57,7 @@ def resize_sub(folder, **fields):
     edit_config(folder, lambda values: values["sub_model_configs"][1].update(fields))
 
 
+# P-4: what loading leaves to `_init_weights` becomes random weights, with a warning at most.
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

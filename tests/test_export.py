@@ -3,6 +3,7 @@ import logging
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 import edvit_hf
 from edvit_hf.errors import CheckpointError, DataError, ExportGateError, ManifestError, WorkDirError
 from edvit_hf.export import ExportConfig, export_ensemble
-from edvit_hf.export.build import GraphBuilder
+from edvit_hf.export.build import GraphBuilder, judged
 from edvit_hf.export.ensemble import _keep_other_profiles, _publish, _quantize, _staging_folder, load_ensemble
-from edvit_hf.export.gates import check_parity, int8_loss_message, measure_parity, run_batches, vote_accuracy
+from edvit_hf.export.gates import check_parity, int8_gate, int8_loss_message, measure_parity, run_batches
 from edvit_hf.export.onnx import draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import (
     BACKEND,
@@ -45,34 +46,41 @@ class Bar:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """One export that most tests look at: folder, torch model, labels, manifest, what it logged."""
+    """One export that most tests look at: folder, torch model, whom its judges were asked about, manifest."""
     root = tmp_path_factory.mktemp("export") / "ensemble"
     model = save_tiny_ensemble(root, GROUPS)
     labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()  # the fp32 ensemble is right by definition
 
-    def evaluate(predict):
-        logits = np.concatenate([predict(PIXELS[:1]), predict(PIXELS[1:3]), predict(PIXELS[3:])])
-        right = logits.argmax(1) == labels
-        return {
-            "accuracy": np.float64(right.mean()),
-            "num_items": len(labels),
-            "per_group_accuracy": [None, 1.0],
-        }
+    asked = []
 
-    config = ExportConfig(profile=PROFILE)
+    def judge(split, items, predict, class_group=None):
+        asked.append((split, class_group))
+        pixels, right = PIXELS[items], labels[items]
+        if class_group is not None:
+            right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in right])
+        logits = np.concatenate([predict(pixels[:1]), predict(pixels[1:3]), predict(pixels[3:])])
+        assert logits.shape == (len(pixels), 4 if class_group is None else len(class_group) + 1)
+        accuracy = np.float64((logits.argmax(1) == right).mean())
+        return {"split": split, "num_items": len(pixels), "accuracy": accuracy}
+
     manifest = export_ensemble(
-        root, config=config, pixel_values=PIXELS, labels=labels, evaluate=evaluate, progress=False
+        root,
+        config=ExportConfig(profile=PROFILE),
+        pixel_values=PIXELS,
+        gate=partial(judge, "validation", slice(0, 8)),
+        report=partial(judge, "test", slice(8, 20)),
+        progress=False,
     )
-    return root, model, labels, manifest
+    return root, model, asked, manifest
 
 
 @pytest.fixture
 def builder(exported, tmp_path):
     """A builder over a copy of the exported files, so that later steps run without tracing again."""
-    root, model, labels, _ = exported
+    root, model, _, _ = exported
     shutil.copytree(root, tmp_path / "copy")
     config = ExportConfig(profile=PROFILE, max_int8_accuracy_loss=0.05)
-    return GraphBuilder(model, tmp_path / "copy", config=config, pixel_values=PIXELS, labels=labels)
+    return GraphBuilder(model, tmp_path / "copy", config=config, pixel_values=PIXELS)
 
 
 def session(path):
@@ -155,7 +163,7 @@ def test_stock_attention_returns_after_tracing(exported):
 
 
 def test_the_manifest_vouches_for_what_was_measured(exported):
-    root, model, labels, manifest = exported
+    root, model, _, manifest = exported
     assert Manifest.load(root) == manifest
     manifest.verify_files(root)
     assert manifest.ensemble.content_hash == content_hash(root)
@@ -178,7 +186,8 @@ def test_the_manifest_vouches_for_what_was_measured(exported):
         assert int8.num_quantized_nodes == 6  # query, key, value, output, two of the FFN
         for variant in (fp32, int8):
             assert 0 <= variant.accuracy["accuracy"] <= 1
-            assert variant.accuracy["num_items"] == len(labels)
+            assert (variant.accuracy["split"], variant.accuracy["num_items"]) == ("test", 12)
+            assert variant.accuracy_note is None
             assert variant.latency_ms is None
             assert variant.latency_note
 
@@ -222,38 +231,73 @@ def test_a_quantizer_that_skips_layers_is_refused(exported, tmp_path):
         quantize_graph(source, tmp_path / "int8.onnx", PRESETS["avx2"], config, num_expected=7)
 
 
-def accuracy_rows(*accuracies):
-    rows = iter([{"accuracy": a, "num_items": 20} for a in accuracies])
-    return lambda predict: next(rows)
+def test_only_the_gating_split_decides_and_the_test_split_is_asked_once_for_each_accepted_variant(exported):
+    _, _, asked, manifest = exported
+    assert asked[:2] == [("validation", None)] * 2  # fp32, then the one int8 attempt that was needed
+    assert asked[2:] == [("test", each) for each in [None, None, *GROUPS, *GROUPS]]
+    assert {row["split"] for row in manifest.ensemble.accuracy.values()} == {"test"}
+    gate = manifest.ensemble.int8_gates["quint8_avx2"]
+    assert (gate["split"], gate["num_items"], gate["passed"]) == ("validation", 8, True)
+    assert (gate["max_loss"], gate["max_net_flips"], gate["tolerance"]) == (0.005, 2, 0.25)
+
+
+def judge_rows(*accuracies):
+    rows = iter([{"split": "validation", "accuracy": a, "num_items": 20} for a in accuracies])
+    return lambda predict, class_group=None: next(rows)
 
 
 def test_int8_that_loses_accuracy_is_refused(builder):
-    accuracy = {"fp32": {"accuracy": 0.9, "num_items": 20}}
-    with pytest.raises(ExportGateError, match="int8 ensemble: expected at most"):
-        _quantize(builder, accuracy_rows(0.7, 0.7), accuracy, Bar())
-    assert set(accuracy) == {"fp32"}
+    gates = {}
+    with pytest.raises(ExportGateError, match="expected at most 2 more of 20 validation items wrong than fp32"):
+        _quantize(builder, None, judge_rows(0.9, 0.7, 0.7), gates, Bar())
+    assert gates == {}
 
 
 def test_reduced_range_is_tried_when_accuracy_falls_and_the_manifest_says_so(builder):
-    accuracy = {"fp32": {"accuracy": 0.9, "num_items": 20}}
-    variants = _quantize(builder, accuracy_rows(0.7, 0.88), accuracy, Bar())
+    gates = {}
+    variants = _quantize(builder, None, judge_rows(0.9, 0.7, 0.85), gates, Bar())
     assert [v.quantization["reduce_range"] for v in variants] == [True, True]
-    assert accuracy["quint8_avx2"]["accuracy"] == 0.88
+    assert (gates["quint8_avx2"]["accuracy_int8"], gates["quint8_avx2"]["net_flips"]) == (0.85, 1)
+
+
+def test_int8_without_a_judge_is_written_and_said_to_be_ungated(builder, caplog):
+    gates = {}
+    with caplog.at_level(logging.WARNING, logger="edvit_hf"):
+        assert len(_quantize(builder, None, None, gates, Bar())) == 2
+    assert gates == {}
+    assert "passed no accuracy gate" in caplog.text
+
+
+def test_a_judge_that_does_not_name_its_items_is_refused():
+    with pytest.raises(DataError, match="`split`, `num_items` and `accuracy`"):
+        judged(lambda predict, class_group: {"accuracy": 1.0}, None)
 
 
 @pytest.mark.parametrize(
-    ("fp32", "int8", "num_items", "is_refused"),
+    ("fp32", "int8", "num_items", "allowed", "is_refused"),
     [
-        (0.95, 0.90, 20, False),  # one item: 5 %, but chance
-        (0.95, 0.80, 20, True),  # three items
-        (0.95, 0.949, 10_000, False),  # ten items, within the allowed half per cent
-        (0.95, 0.94, 10_000, True),
-        (0.90, 0.95, 100, False),  # a gain
+        (0.95, 0.90, 20, 2, False),  # one item: 5 %, but chance
+        (0.95, 0.80, 20, 2, True),  # three items
+        (0.95, 0.949, 10_000, 50, False),  # ten items, within the allowed half per cent
+        (0.95, 0.945, 10_000, 50, False),  # exactly the allowed half per cent
+        (0.95, 0.9449, 10_000, 50, True),
+        (0.90, 0.95, 100, 2, False),  # a gain
     ],
 )
-def test_a_loss_of_accuracy_counts_only_if_three_items_flip(fp32, int8, num_items, is_refused):
-    rows = [{"accuracy": a, "num_items": num_items} for a in (fp32, int8)]
-    assert (int8_loss_message(*rows, max_loss=0.005) is not None) == is_refused
+def test_a_loss_of_accuracy_counts_only_if_three_items_flip(fp32, int8, num_items, allowed, is_refused):
+    rows = [{"split": "validation", "accuracy": a, "num_items": num_items} for a in (fp32, int8)]
+    gate = int8_gate(*rows, max_loss=0.005)
+    assert gate["passed"] != is_refused
+    assert gate["max_net_flips"] == allowed
+    assert gate["tolerance"] == allowed / num_items
+    assert f"at most {allowed} more of {num_items} validation items" in int8_loss_message(gate)
+
+
+def test_a_gate_on_two_different_sets_of_items_is_refused():
+    row = {"split": "validation", "accuracy": 0.9, "num_items": 20}
+    for other in ({**row, "num_items": 19}, {**row, "split": "test"}):
+        with pytest.raises(DataError, match="on the same items"):
+            int8_gate(row, other, max_loss=0.005)
 
 
 def check(reference, got, tolerance=1e-4):
@@ -302,13 +346,6 @@ def test_items_run_in_batches_of_one_two_five_and_then_sixty_four_each_once(num_
     assert max(seen) <= 64
 
 
-def test_votes_are_judged_with_other_and_on_the_own_classes():
-    votes = np.eye(3)[[0, 1, 2, 2]]
-    row = vote_accuracy(votes, np.array([4, 7, 1, 7]), [4, 7])
-    assert row == {"accuracy": 0.75, "group_accuracy": pytest.approx(2 / 3), "num_items": 4}
-    assert vote_accuracy(votes[:1], np.array([1]), [4, 7])["group_accuracy"] is None
-
-
 def test_files_for_other_hardware_stay_as_long_as_they_are_intact(exported, tmp_path):
     source, _, _, manifest = exported
     root = tmp_path / "copy"
@@ -316,18 +353,18 @@ def test_files_for_other_hardware_stay_as_long_as_they_are_intact(exported, tmp_
     identity = content_hash(root)
     new = [[entry.variants[0]] for entry in manifest.sub_models]
 
-    accuracy = {}
+    accuracy, gates = {}, {}
     files = [list(each) for each in new]
-    _keep_other_profiles(root, identity, files, accuracy)
+    _keep_other_profiles(root, identity, files, accuracy, gates)
     assert [[v.name for v in each] for each in files] == [["fp32", "quint8_avx2"]] * 2
-    assert set(accuracy) == {"quint8_avx2"}
+    assert set(accuracy) == set(gates) == {"quint8_avx2"}
 
     files = [list(each) for each in new]
-    _keep_other_profiles(root, "b" * 64, files, accuracy)  # other weights
+    _keep_other_profiles(root, "b" * 64, files, accuracy, gates)  # other weights
     assert files == new
 
     (root / manifest.sub_models[1].variants[1].file).write_bytes(b"damaged")
-    _keep_other_profiles(root, identity, files, accuracy)
+    _keep_other_profiles(root, identity, files, accuracy, gates)
     assert files == new
 
 
@@ -460,11 +497,7 @@ def test_a_folder_that_holds_no_whole_ensemble_is_refused(exported, tmp_path, fi
         load_ensemble(root)
 
 
-@pytest.mark.parametrize(
-    ("shape", "num_labels"),
-    [((4, 3, SIZE, SIZE + 4), None), ((0, 3, SIZE, SIZE), None), ((4, 3, SIZE, SIZE), 3)],
-)
-def test_items_that_do_not_fit_the_ensemble_are_refused(exported, shape, num_labels):
-    labels = None if num_labels is None else np.zeros(num_labels, np.int64)
+@pytest.mark.parametrize("shape", [(4, 3, SIZE, SIZE + 4), (0, 3, SIZE, SIZE), (3, SIZE, SIZE)])
+def test_items_that_do_not_fit_the_ensemble_are_refused(exported, shape):
     with pytest.raises(DataError):
-        export_ensemble(exported[0], config=ExportConfig(), pixel_values=np.zeros(shape), labels=labels)
+        export_ensemble(exported[0], config=ExportConfig(), pixel_values=np.zeros(shape))

@@ -1,5 +1,6 @@
 """The light parts of the package stay light: fresh interpreters are asked what they loaded."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import edvit_hf
+from edvit_hf.errors import named_extra
 
 SOURCE = Path(edvit_hf.__file__).parents[1]
 HEAVY = {"torch", "transformers", "safetensors", "datasets", "PIL", "onnx", "gradio", "matplotlib", "sklearn"}
@@ -26,7 +28,10 @@ def heavy_after(statement):
     return set(run_fresh(f"{statement}; import sys; print(*(set({sorted(HEAVY)!r}) & sys.modules.keys()))").split())
 
 
-@pytest.mark.parametrize("module", ["", ".errors", ".manifest", ".transforms", ".runtime"])
+LIGHT = [".errors", ".manifest", ".transforms", ".runtime", ".recipe", ".recipe.schema", ".recipe.offline_plan"]
+
+
+@pytest.mark.parametrize("module", ["", *LIGHT, ".planning", ".splitting", ".data", ".cli", ".doctor"])
 def test_light_modules_load_no_heavy_package(module):
     assert heavy_after(f"import edvit_hf{module}") == set()
 
@@ -59,3 +64,98 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_every_public_name_resolves_or_is_lazy():
     assert set(edvit_hf.__all__) <= set(dir(edvit_hf))
     assert edvit_hf.EDViTModel.__name__ == "EDViTModel"
+
+
+WITHOUT = """
+import sys
+
+class Hidden:
+    \"\"\"Finds everything but the hidden packages, so that importing one fails as where it is not installed.\"\"\"
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *arguments):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, *arguments)
+
+    def find_distributions(self, context):
+        found = getattr(self.finder, "find_distributions", lambda context: [])(context)
+        return (d for d in found if d.name.replace("-", "_") not in HIDDEN)
+
+sys.meta_path[:] = [Hidden(finder) for finder in sys.meta_path]
+"""
+TORCH_STACK = ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate", "datasets", "psutil")
+
+
+def run_without(hidden, code):
+    return run_fresh(f"HIDDEN = {set(hidden)!r}{WITHOUT}{code}")
+
+
+def cli_without(hidden, *arguments):
+    """Exit code and whatever `edvit` prints where the packages are not installed."""
+    code = f"""
+from typer.testing import CliRunner
+from edvit_hf.cli import app
+result = CliRunner().invoke(app, {[str(a) for a in arguments]!r}, catch_exceptions=False)
+print(result.exit_code, " ".join(result.output.split()))
+"""
+    exit_code, _, text = run_without(hidden, code).partition(" ")
+    return int(exit_code), text
+
+
+def test_a_hidden_package_is_missing_as_if_it_were_not_installed():
+    code = "try:\n    import torch\nexcept ModuleNotFoundError as error:\n    print(error.name)"
+    assert run_without({"torch"}, code) == "torch"
+
+
+def test_planning_needs_neither_torch_nor_transformers():
+    exit_code, text = cli_without(TORCH_STACK, "plan", "digits", "--format", "json")
+    assert exit_code == 0
+    assert len(json.loads(text)["sub_models"]) == 5
+    assert cli_without(TORCH_STACK, "--help")[0] == 0
+
+
+@pytest.mark.parametrize("hidden", [{"torch"}, {"transformers"}, TORCH_STACK], ids=" ".join)
+def test_touching_a_model_class_without_its_packages_names_the_extra(hidden):
+    code = """
+import edvit_hf
+from edvit_hf.errors import MissingExtraError
+for touch in (lambda: edvit_hf.EDViTModel, lambda: __import__("edvit_hf.auto")):
+    try:
+        touch()
+    except MissingExtraError as error:
+        print(error)
+"""
+    lines = run_without(hidden, code).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("Using a model class needs the package `")
+        assert line.endswith("Install it with: pip install 'edvit_hf[torch]'")
+
+
+@pytest.mark.parametrize("hidden", [{"torch"}, {"transformers"}, {"accelerate"}, TORCH_STACK], ids=" ".join)
+def test_running_without_the_training_stack_names_the_extra(hidden, tmp_path):
+    exit_code, text = cli_without(hidden, "run", "digits", "--work-dir", tmp_path)
+    assert exit_code == 1
+    assert f"needs the package `{'torch' if len(hidden) > 1 else next(iter(hidden))}`" in text
+    assert "pip install 'edvit_hf[train,export]'" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluating_without_the_training_stack_names_the_extra(tmp_path):
+    exit_code, text = cli_without(TORCH_STACK, "evaluate", tmp_path)
+    assert exit_code == 1
+    assert "pip install 'edvit_hf[train]'" in text
+
+
+def test_a_missing_package_that_no_extra_installs_is_not_renamed():
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"), named_extra("This", "torch"):
+        import no_such_package  # noqa: F401
+
+
+@pytest.mark.parametrize("hidden", [{"psutil"}, TORCH_STACK], ids=["psutil", "torch stack"])
+def test_the_doctor_works_without_what_it_reports_on(hidden):
+    exit_code, text = cli_without(hidden, "doctor", "--offline", "--format", "json")
+    assert exit_code == 0
+    found = {finding["subject"]: finding for finding in json.loads(text)["findings"]}
+    assert ("torch is not installed" in found["threads"]["text"]) == ("torch" in hidden)

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "typed_json": {"errors"},
     "configuration_edvit": set(),
     "modeling_edvit": {"configuration_edvit"},
-    "auto": MODEL,
+    "auto": MODEL | {"errors"},
     "transforms": {"errors"},
     "profiles": {"errors"},
     "manifest": {"errors", "typed_json", "profiles", "storage"},

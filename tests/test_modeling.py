@@ -1,11 +1,12 @@
 """What the ensemble computes: stock features and votes, a head that survives absent sub-models."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import BertConfig, DeiTConfig, DeiTForImageClassification, ViTModel
+from transformers import BertConfig, DeiTConfig, DeiTForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from conftest import tiny_vit
 from edvit_hf.auto import EDViTForImageClassification, EDViTModel
@@ -67,6 +68,8 @@ def test_logits_cover_all_classes_and_the_loss_is_cross_entropy(ensemble, pixels
     assert torch.allclose(output.loss, F.cross_entropy(output.logits, labels))
 
 
+# P-8: an output class of our own is unknown to the process that reads an exported graph.
+# P-9: each further output tensor is gathered into memory by evaluation loops.
 @torch.no_grad()
 def test_outputs_are_stock_and_hold_nothing_but_loss_and_logits(ensemble, pixels):
     output = ensemble(pixels, labels=torch.zeros(4, dtype=torch.long))
@@ -74,6 +77,19 @@ def test_outputs_are_stock_and_hold_nothing_but_loss_and_logits(ensemble, pixels
     assert list(output) == ["loss", "logits"]
     (logits,) = ensemble(pixels, return_dict=False)
     assert torch.equal(logits, output.logits)
+
+
+# P-9: extra output tensors turn the predictions of a Trainer into a tuple.
+def test_a_trainer_gathers_the_logits_and_nothing_else(tmp_path, pixels):
+    ensemble = tiny_torch_ensemble()
+    rows = [{"pixel_values": image, "labels": i} for i, image in enumerate(pixels)]
+    arguments = TrainingArguments(tmp_path, per_device_eval_batch_size=3, report_to=[], use_cpu=True, disable_tqdm=True)
+    predicted = Trainer(model=ensemble, args=arguments).predict(rows)
+    with torch.no_grad():
+        expected = ensemble(pixels, labels=torch.arange(4))
+    assert isinstance(predicted.predictions, np.ndarray)
+    assert np.allclose(predicted.predictions, expected.logits, atol=1e-6)
+    assert predicted.metrics["test_loss"] == pytest.approx(expected.loss.item(), abs=1e-5)
 
 
 @settings(deadline=None, max_examples=10)
@@ -163,9 +179,14 @@ def test_an_absent_sub_model_gets_no_gradient(pixels):
     assert moved == [True, False, True]
 
 
-def test_feature_statistics_are_persistent_and_standardise():
+# P-5: a buffer that is not persistent holds whatever memory held after `from_pretrained`.
+def test_every_buffer_is_saved(ensemble):
+    buffers = {name for name, _ in ensemble.named_buffers()}
+    assert {"fusion.feature_mean", "fusion.feature_std"} <= buffers <= set(ensemble.state_dict())
+
+
+def test_feature_statistics_standardise():
     head = FusionHead([2, 3], num_labels=4, hidden_size=0, dropout=0.0)
-    assert {"feature_mean", "feature_std"} <= set(head.state_dict())
     features, mask = torch.randn(6, 5) * 3 + 2, torch.ones(6, 2)
     standardised = (features - features.mean(0)) / features.std(0)
     expected = head(standardised, mask)
@@ -207,6 +228,7 @@ def test_given_sub_models_are_copied_not_kept():
     assert torch.equal(subs[0].classifier.weight, before)
 
 
+# P-6: `save_pretrained` refuses a model in which two sub-models share a tensor.
 def test_tensors_that_sub_models_share_are_shared_no_more(tmp_path):
     subs = [tiny_sub_model(group) for group in GROUPS]
     subs[1].vit.embeddings = subs[0].vit.embeddings
@@ -255,17 +277,20 @@ def test_one_sub_model_over_all_classes_works_without_other(pixels):
         assert ensemble(pixels).logits.shape == (4, 3)
 
 
+# P-7: `post_init` gathers tied keys and unsplittable modules from direct children; a ModuleList has none.
 def test_settings_of_sub_models_reach_the_top(ensemble):
     assert "ViTLayer" in ensemble._no_split_modules
     assert ensemble.all_tied_weights_keys == {}
 
 
+# P-2: the same for `set_attn_implementation` on a built model.
 def test_attention_can_be_changed_for_every_sub_model():
     ensemble = tiny_torch_ensemble()
     ensemble.set_attn_implementation("eager")
     assert {m.config._attn_implementation for m in (ensemble, *ensemble.sub_models)} == {"eager"}
 
 
+# P-10: some architectures ignore `head_dim` and silently build at full width.
 def test_thin_heads_are_built_at_the_width_the_config_names(pixels):
     sub = tiny_sub_model([0]).config.to_dict() | {"head_dim": 4, "num_attention_heads": 2}
     config = EDViTConfig(sub_model_configs=[sub], class_groups=[[0]], id2label={0: "ant"})
@@ -274,6 +299,7 @@ def test_thin_heads_are_built_at_the_width_the_config_names(pixels):
     assert model(pixels).logits.shape == (4, 1)
 
 
+# P-10: those are refused by name.
 def test_an_architecture_that_ignores_head_dim_is_refused(monkeypatch):
     assert not hasattr(BertConfig(), "head_dim")
     monkeypatch.setattr("edvit_hf.configuration_edvit.HONOURS_HEAD_DIM", ("deit",))
@@ -282,6 +308,7 @@ def test_an_architecture_that_ignores_head_dim_is_refused(monkeypatch):
         EDViTConfig(sub_model_configs=[sub], class_groups=[[0]])
 
 
+# P-10: and what was built is compared with the config.
 def test_attention_built_at_another_width_than_the_config_names_is_refused(monkeypatch):
     config = EDViTConfig(sub_model_configs=[tiny_sub_model([0]).config.to_dict()], class_groups=[[0]])
     monkeypatch.setattr(
@@ -292,6 +319,7 @@ def test_attention_built_at_another_width_than_the_config_names_is_refused(monke
         EDViTForImageClassification(config)
 
 
+# P-8: the exported forward, too, returns a stock output class.
 @torch.no_grad()
 def test_exported_graph_answers_other_batches_and_masks():
     ensemble = tiny_torch_ensemble(tiny_sub_models(num_layers=1))

@@ -106,8 +106,24 @@ def test_a_plan_survives_its_file(tmp_path):
         ("devices: [{name: a, profile: x86-avx2}, {name: a, profile: x86-avx2}]", "unique"),
         ("devices: [{name: a, profile: abacus}]", "unknown profile 'abacus'"),
         ("devices: [{name: a, profile: x86-avx2, memory_mib: -1}]", "must be above 0"),
-        ("devices: [{name: a, profile: x86-avx2, memori: 1}]", "cannot be read"),
-        ("nothing: 1", "cannot be read"),
+        ("devices: [{name: a, profile: x86-avx2, memory_mib: .nan}]", "must be above 0"),
+        ("devices: [{name: a, profile: x86-avx2}]\ntotal_mib: 0", "`total_mib` must be above 0"),
+        ("devices: [{name: a, profile: x86-avx2, memory_mb: 1}]", r"devices\[0\].*Did you mean `memory_mib`"),
+        ("devices: [{name: a, profile: x86-avx2}]\ntotal_mb: 10", "`total_mb`.*Did you mean `total_mib`"),
+        ("devices: [{name: a, profile: x86-avx2}]\n1: 10", "unknown key `1`"),
+        ("devices: [{name: a, profile: x86-avx2, macs: 1e9}]", "`macs` must be of type int, got '1e9'"),
+        ("devices: [{name: a, profile: x86-avx2, memory_mib: yes}]", "must be of type int or float, got True"),
+        ("devices: [{name: 7, profile: x86-avx2}]", "`name` must be of type str, got 7"),
+        ("devices: [{name: a, profile: null}]", "`profile` must be of type str, got None"),
+        ("devices: [{name: a}]", "`profile` is missing"),
+        ("devices: [a]", r"devices\[0\] must be a mapping"),
+        ("devices: {name: a, profile: x86-avx2}", "`devices` must be of type list"),
+        ("devices: null", "`devices` must be of type list"),
+        ("total_mib: 1", "`devices` is missing"),
+        ("nothing: 1", "unknown key `nothing`"),
+        ("", "must be a mapping"),
+        ("devices: [{name: a", "no readable YAML"),
+        ("devices: [\x01]", "no readable YAML"),
     ],
 )
 def test_a_bad_fleet_file_is_refused_with_the_reason(tmp_path, text, message):
@@ -115,6 +131,18 @@ def test_a_bad_fleet_file_is_refused_with_the_reason(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
         load_fleet(path)
+
+
+def test_every_key_of_a_fleet_file_is_followed_and_null_means_no_limit(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "total_mib: 10\ndevices:\n"
+        "  - {name: a, profile: x86-avx2, memory_mib: 2.5, macs: 1000, link_mbit_per_s: 100, link_ms: 1}\n"
+        "  - {name: b, profile: x86-avx2, memory_mib: null}\n"
+    )
+    first = Device(name="a", profile="x86-avx2", memory_mib=2.5, macs=1000, link_mbit_per_s=100, link_ms=1)
+    expected = Fleet(devices=(first, Device(name="b", profile="x86-avx2")), total_mib=10, name="mine")
+    assert load_fleet(path) == expected
 
 
 def test_a_missing_fleet_file_is_named(tmp_path):

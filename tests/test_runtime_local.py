@@ -205,6 +205,24 @@ def test_what_if_absent_equals_asking_without_each_sub_model(ensemble):
         assert change.changed == [without.labels != whole.labels]
 
 
+def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_of_them_once(ensemble, monkeypatch):
+    image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    expected = {i: ensemble(image, absent=[1, i]) for i in (0, 2)}
+    runs, run = [], ensemble._run
+    monkeypatch.setattr(ensemble, "_run", lambda index, pixels: runs.append(index) or run(index, pixels))
+    answer, changes = ensemble.explain(image, absent=[1])
+    assert runs == [0, 2]
+    assert answer.present == (True, False, True)
+    assert [change.index for change in changes] == [0, 2]
+    for change in changes:
+        np.testing.assert_allclose(change.probabilities, expected[change.index].probabilities, atol=1e-7)
+    again = ensemble.what_if_absent(image, absent=[1])
+    assert [change.labels for change in again] == [change.labels for change in changes]
+    assert ensemble.what_if_absent(image, absent=[0, 1]) == []
+    with pytest.raises(EDViTError, match="`absent` names sub-model 5"):
+        ensemble.what_if_absent(image, absent=[5])
+
+
 def test_what_if_absent_is_empty_when_a_single_sub_model_is_loaded(root):
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     assert LocalEnsemble.from_pretrained(root, sub_models=[1]).what_if_absent(image) == []

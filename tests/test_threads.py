@@ -1,12 +1,15 @@
 """Threads follow the user, then the machine; the launch files are what accelerate reads."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from edvit_hf.doctor import examine
 from edvit_hf.errors import RecipeError
 from edvit_hf.training import use_all_cores
+from edvit_hf.training.threads import usable_cores
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -44,11 +47,31 @@ def test_a_wrong_number_of_threads_is_refused(monkeypatch, value):
         use_all_cores()
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu"])
+@pytest.mark.parametrize("name", ["cpu", "single_gpu"])
 def test_accelerate_reads_the_launch_files(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(REPOSITORY / f"recipes/accelerate/{name}.yaml"))
     assert config.use_cpu == (name == "cpu")
-    assert config.num_processes == (2 if name == "multi_gpu" else 1)
+    assert config.num_processes == 1
     assert config.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("cores", "level"), [(1, "ok"), (4, "note")])
+def test_the_doctor_compares_threads_with_the_cores_this_process_may_use(monkeypatch, cores, level):
+    monkeypatch.setenv("EDVIT_NUM_THREADS", "1")
+    monkeypatch.setattr("edvit_hf.training.threads.usable_cores", lambda: cores)
+    monkeypatch.setattr("edvit_hf.doctor.machine", lambda: {"cores": 64})
+    before = torch.get_num_threads()
+    try:
+        (finding,) = (f for f in examine(check_hub=False)["findings"] if f["subject"] == "threads")
+    finally:
+        torch.set_num_threads(before)
+    assert finding["level"] == level
+    assert "64" not in finding["text"]
+
+
+def test_without_psutil_the_logical_cpus_stand_in(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert usable_cores() == 1

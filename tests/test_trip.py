@@ -6,12 +6,14 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
-from edvit_hf.errors import CheckpointError, RecipeError, WorkDirError
-from edvit_hf.recipe import STAGES, run
+from edvit_hf.cli import app
+from edvit_hf.errors import CheckpointError, DataError, RecipeError, WorkDirError
+from edvit_hf.recipe import STAGES, run, running
 from edvit_hf.recipe.running import _done, _key, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
-from tiny_recipe import fingerprint, tiny_recipe
+from tiny_recipe import fingerprint, tiny_recipe, write_tiny_recipe
 
 NAMES = [stage.name for stage in STAGES]
 
@@ -144,13 +146,64 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     [
         ({"prune": {"keep_heads": 3}}, RecipeError, "between 1 and the teacher's 2 heads"),
         ({"split": {"num_sub_models": 11}}, RecipeError, "only 10 classes"),
+        ({"split": {"strategy": "given", "class_groups": [[0, 1], []]}}, RecipeError, "class group 1 is empty"),
+        ({"split": {"strategy": "given", "class_groups": [[0], [0, 1]]}}, RecipeError, "stands in group 0 and in"),
+        ({"teacher": {"from_scratch": {"model_type": "nonsense"}}}, RecipeError, "no stock image classifier"),
+        ({"dataset": {"path": "imagefolder", "data_dir": "/nonexistent"}}, DataError, "nonexistent"),
     ],
 )
-def test_impossible_values_are_refused_in_planning_without_training(tmp_path, change, error, message):
-    from edvit_hf.recipe.offline_plan import plan_recipe
-
+def test_impossible_values_are_refused_before_any_training(tmp_path, change, error, message):
     with pytest.raises(error, match=message):
-        plan_recipe(tiny_recipe(tmp_path, **change))
+        run(tiny_recipe(tmp_path, **change), tmp_path / "work")
+    assert not (stage_dir(tmp_path / "work", "teacher") / "checkpoints").exists()
+
+
+def test_an_interrupted_clean_up_does_not_leave_a_stage_that_counts_as_done(finished_trip, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+
+    def stopped(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe(tmp_path, card={"title": "Mine"}), work)
+    assert _done(stage_dir(work, "card"), keys(tiny_recipe(tmp_path))["card"]) is None
+
+
+def test_other_data_under_the_same_recipe_is_another_run(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, dataset={"local_name": "mine"})
+    without = keys(recipe)["teacher"]
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "mine" / "train-0.parquet").write_bytes(b"1234")
+    monkeypatch.setenv("EDVIT_DATA_DIR", str(tmp_path / "data"))
+    small = keys(recipe)["teacher"]
+    (tmp_path / "data" / "mine" / "train-0.parquet").write_bytes(b"12345")
+    assert len({without, small, keys(recipe)["teacher"]}) == 3
+
+
+def test_results_of_an_earlier_recipe_are_not_shown_as_this_runs(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    path = write_tiny_recipe(tmp_path, teacher={"epochs": 1})
+    done = CliRunner().invoke(
+        app, ["run", str(path), "--work-dir", str(work), "--stages", "teacher", "--format", "json"]
+    )
+    document = json.loads(done.stdout)
+    assert document["results"] is None
+    assert document["ensemble"] is None
+
+
+@pytest.mark.parametrize("section", ["distill", "fuse"])
+def test_label_smoothing_is_followed_in_every_training(finished_trip, tmp_path, section):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    run(tiny_recipe(tmp_path, **{section: {"label_smoothing": 0.3}}), work, stages=["distill", "fuse"])
+    assert fuse_weights(work) != fuse_weights(finished_trip[1])
+
+
+def fuse_weights(work):
+    return (stage_dir(work, "fuse") / "ensemble/fusion.safetensors").read_bytes()
 
 
 def test_a_checkpoint_folder_can_be_the_teacher_as_it_is(finished_trip, tmp_path):
@@ -181,3 +234,44 @@ def test_a_damaged_sub_model_of_an_earlier_stage_is_named(finished_trip, tmp_pat
     shutil.rmtree(stage_dir(work, "distill"))
     with pytest.raises(CheckpointError, match=r"04_prune/sub_models/00 cannot be loaded"):
         run(tiny_recipe(finished_trip[0].parent), work)
+
+
+def damaged(folder, kind):
+    """A copy of a teacher checkpoint with one fault."""
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    if kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:300])
+        return
+    tensors = load_file(weights)
+    name = next(n for n in tensors if n.endswith("layernorm.weight"))
+    if kind == "nan":
+        tensors[name] = tensors[name] * float("nan")
+    elif kind == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["truncated", "nan", "missing", "misshapen"])
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_damaged_teacher_checkpoint_is_refused(finished_trip, tmp_path, kind, epochs):
+    shutil.copytree(stage_dir(finished_trip[1], "teacher") / "model", tmp_path / "teacher")
+    damaged(tmp_path / "teacher", kind)
+    teacher = TeacherConfig(checkpoint=str(tmp_path / "teacher"), epochs=epochs)
+    with pytest.raises((RecipeError, CheckpointError), match="teacher"):
+        run(dataclasses.replace(tiny_recipe(tmp_path), teacher=teacher), tmp_path / "work", stages=["teacher"])
+    assert not (stage_dir(tmp_path / "work", "teacher") / "model").exists()
+
+
+def test_a_ready_teacher_with_other_labels_is_refused(finished_trip, tmp_path):
+    folder = tmp_path / "teacher"
+    shutil.copytree(stage_dir(finished_trip[1], "teacher") / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {k: f"other {v}" for k, v in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    recipe = dataclasses.replace(tiny_recipe(tmp_path), teacher=TeacherConfig(checkpoint=str(folder), epochs=0))
+    with pytest.raises(RecipeError, match="classes would be mixed up"):
+        run(recipe, tmp_path / "work", stages=["teacher"])

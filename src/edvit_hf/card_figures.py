@@ -74,13 +74,13 @@ def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
     axes.set_xlim(min(sizes) / 2**20 / 1.7, max(sizes) / 2**20 * 1.7)
     _size_ticks(axes)
     axes.margins(y=0.16)
-    axes.set_xlabel("size on one device, MiB of float32 weights (logarithmic)")
+    axes.set_xlabel("size on one device, MiB of float32 weights (logarithmic; equal sizes side by side)")
     axes.set_ylabel("accuracy on the test split, %")
-    bars = " Bars: 95 % interval against the teacher." if has_interval else ""
+    bars = " Bars: 95 % interval of the difference to the teacher (may pass 100)." if has_interval else ""
     _title(
         axes,
         "Accuracy against size per device",
-        f"Hollow: the whole ensemble.{bars} Equal sizes stand side by side.",
+        f"Hollow: the whole ensemble.{bars}",
     )
     _legend_below(figure)
     return figure

@@ -5,11 +5,14 @@ in MiB; a missing value is printed as "not measured".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 NOT_MEASURED = "not measured"
 PLAIN_DEVICE_SIZE = "plain model, per-device size"
 PLAIN_TOTAL_SIZE = "plain model, total size"
+BASELINE_NOTE = "same hyper-parameters as the sub-models, not tuned for the baselines."
+_SIZE_SLACK = 1.05  # sizes are matched by whole layers, so a baseline "of one device's size" may be a little larger
 
 
 def result_row(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -88,36 +91,57 @@ def results_table(results: Mapping[str, Any]) -> str:
             ]
         )
     notes = [f"- {row['name']}: {row['note']}" for row in results["rows"] if row.get("note")]
+    if any(row.get("kind") == "baseline" for row in results["rows"]):
+        notes.append(f"- Every baseline: {BASELINE_NOTE}")
     return "\n".join([_table(header, lines), *(["", *notes] if notes else [])])
 
 
 def splitting_finding(results: Mapping[str, Any]) -> str:
-    """Whether splitting paid: plain models of per-device and of total size against the ensemble."""
+    """Whether splitting paid: every baseline that one device could hold, and the one of total size."""
     total = result_row(results, PLAIN_TOTAL_SIZE).get("against_ensemble")
     beside = f" One plain distilled model of the *total* size: {points(total)} points." if total else ""
     return _per_device_finding(results) + beside
 
 
+def _device_baselines(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The baselines no larger than what one device holds: the plain model of that size, and any other that fits."""
+    plain, ensemble = result_row(results, PLAIN_DEVICE_SIZE), result_row(results, "ensemble")
+    limit = _SIZE_SLACK * max(row.get("parameters_per_device") or 0 for row in (plain, ensemble))
+    return [
+        row
+        for row in results["rows"]
+        if row.get("kind") == "baseline" and (row is plain or (row.get("parameters_per_device") or limit + 1) <= limit)
+    ]
+
+
 def _per_device_finding(results: Mapping[str, Any]) -> str:
-    interval = result_row(results, PLAIN_DEVICE_SIZE).get("against_ensemble")
-    if not interval or interval.get("low") is None or interval.get("high") is None:
+    """Splitting pays only if all of these baselines fall short, each by an interval that excludes zero."""
+    rows = _device_baselines(results)
+    found = {f"the {str(row['name']).replace(', ', ' of ')}": row.get("against_ensemble") or {} for row in rows}
+    if not any(row["name"] == PLAIN_DEVICE_SIZE for row in rows) or any(
+        i.get("low") is None or i.get("high") is None for i in found.values()
+    ):
         return (
-            "The ensemble was not compared, with a paired interval, with one plain model of the per-device "
-            "size. Whether splitting pays on this task is therefore not measured."
+            "The ensemble was not compared, with a paired interval, with one plain model of the per-device size and "
+            "every other baseline that fits one device. Whether splitting pays on this task is therefore not measured."
         )
-    figures = f"{points(interval)} points against the ensemble, with the 95 % interval over the test items"
-    if interval["high"] < 0:
-        return f"One plain distilled model of the per-device size falls short ({figures}): on this task splitting pays."
-    if interval["low"] > 0:
-        return (
-            f"One plain distilled model of the per-device size is better ({figures}): "
-            f"on this task splitting does not pay. Prefer the plain model unless the devices must share the "
-            "work."
-        )
-    return (
-        f"This test split cannot tell the ensemble from one plain distilled model of the per-device size "
-        f"({figures}): these results are no evidence that splitting pays on this task."
+    figures = (
+        "In one trained run, against the ensemble and with 95 % intervals over the test items, the baselines of one "
+        f"device's size differ by {'; '.join(f'{points(each)} points ({name})' for name, each in found.items())}."
     )
+    better = [name for name, each in found.items() if each["low"] > 0]
+    level = [name for name, each in found.items() if each["low"] <= 0 <= each["high"]]
+    if better:
+        return (
+            f"{figures} Better than the ensemble: {' and '.join(better)}. So on this task splitting does not pay: "
+            "prefer such a model unless the devices must share the work."
+        )
+    if level:
+        return (
+            f"{figures} This test split cannot tell the ensemble from {' and '.join(level)}: these results are no "
+            "evidence that splitting pays on this task."
+        )
+    return f"{figures} All of them fall short: in this run splitting pays on this task."
 
 
 def absent_table(results: Mapping[str, Any]) -> str:
@@ -194,10 +218,46 @@ def variant_table(manifest: Mapping[str, Any]) -> str:
 
 
 def whole_onnx_finding(manifest: Mapping[str, Any]) -> str:
-    """One sentence on the accuracy of the whole ensemble on onnxruntime, by precision."""
-    rows = (manifest.get("ensemble") or {}).get("accuracy") or {}
+    """The accuracy of the whole ensemble on onnxruntime, by variant, and what accepted the int8 ones."""
+    entry = manifest.get("ensemble") or {}
+    rows, gates = entry.get("accuracy") or {}, entry.get("int8_gates") or {}
     figures = [f"`{name}` {percent(row.get('accuracy'))}" for name, row in rows.items()]
-    return f"Accuracy of the whole ensemble on onnxruntime: {', '.join(figures) or NOT_MEASURED}."
+    splits = " and ".join(sorted({str(row["split"]) for row in rows.values() if row.get("split")}))
+    where = f"onnxruntime, {splits} split" if splits else "onnxruntime"
+    text = f"Accuracy of the whole ensemble on {where}: {', '.join(figures) or NOT_MEASURED}."
+    gated = [_gate_line(name, gate) for name, gate in gates.items()]
+    ungated = [f"- `{name}` passed no accuracy gate." for name in _int8_names(manifest) if name not in gates]
+    return "\n".join([text, *(["", *gated, *ungated] if gated or ungated else [])])
+
+
+def _gate_line(name: str, gate: Mapping[str, Any]) -> str:
+    """What an int8 variant had to satisfy, as it really binds on so many items."""
+    return (
+        f"- `{name}` was accepted on the {gate['split']} split, {gate['num_items']} items: fp32 "
+        f"{percent(gate['accuracy_fp32'])}, int8 {percent(gate['accuracy_int8'])}. Up to {gate['max_net_flips']} more "
+        f"items wrong than fp32 were allowed, which is {100 * gate['tolerance']:.2f} points of so many items (set: "
+        f"{100 * gate['max_loss']:.2f} points)."
+    )
+
+
+def _int8_names(manifest: Mapping[str, Any]) -> list[str]:
+    """Names of the int8 variants, as the manifest derives them from their files."""
+    first: Mapping[str, Any] = next(iter(manifest.get("sub_models") or []), {})
+    files = [str(v.get("file")) for v in first.get("variants") or [] if v.get("precision") == "int8"]
+    return [PurePosixPath(file).stem.removeprefix("model_") for file in files]
+
+
+def own_vote_finding(manifest: Mapping[str, Any]) -> str:
+    """On what the own votes in the table of exported files were measured."""
+    variants = [v for entry in manifest.get("sub_models") or [] for v in entry.get("variants") or []]
+    rows = [variant["accuracy"] for variant in variants if variant.get("accuracy")]
+    items = sorted({f"{row['num_items']} items" + _of_split(row) for row in rows if row.get("num_items")})
+    measured = f"on {' or '.join(items)}" if items else NOT_MEASURED
+    return f"*Own vote*: accuracy of the sub-model by itself, `other` included, {measured}."
+
+
+def _of_split(row: Mapping[str, Any]) -> str:
+    return f" of the {row['split']} split" if row.get("split") else ""
 
 
 def has_int8(manifest: Mapping[str, Any]) -> bool:

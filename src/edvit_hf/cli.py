@@ -106,31 +106,34 @@ def run(
         folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
         if seed is not None:
             values = values.with_seed(seed)
-        command = f"edvit run {_as_given(recipe)}" + (f" --seed {seed}" if seed is not None else "")
+        command = _reproducing_command(recipe, values.dataset.local_name, seed)
         records = run_trip(
             values, folder, stages=stages.split(",") if stages else None, command=command, observer=_announce
         )
+        # Only what this run made or found up to date: other results in the folder may be of another recipe.
+        ran = {record.name for record in records}
         results = stage_dir(folder, "evaluate") / "results.json"
-        data = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+        data = json.loads(results.read_text(encoding="utf-8")) if "evaluate" in ran else None
+        ensemble = ensemble_dir(folder) if "card" in ran else None
         if output is Format.json:
-            _print_json({
-                "ensemble": str(ensemble_dir(folder)), "results": data,
-                "stages": [{"name": r.name, "skipped": r.skipped, "seconds": r.seconds} for r in records],
-            })  # fmt: skip
+            stage_rows = [{"name": r.name, "skipped": r.skipped, "seconds": r.seconds} for r in records]
+            _print_json({"ensemble": ensemble, "results": data, "stages": stage_rows})
             return
         if data is not None:
             from edvit_hf.tables import results_tables
 
             for table in results_tables(data):
                 console.print(table)
-        if ensemble_dir(folder).is_dir():
-            console.print(f"ensemble: {ensemble_dir(folder)}", markup=False, soft_wrap=True)
+        if ensemble is not None:
+            console.print(f"ensemble: {ensemble}", markup=False, soft_wrap=True)
 
 
-def _as_given(recipe: str) -> str:
-    """The recipe argument without the folders of this machine."""
+def _reproducing_command(recipe: str, local_name: str | None, seed: int | None) -> str:
+    """The command line that repeats this run, without the folders of this machine."""
+    data = "EDVIT_DATA_DIR=... " if local_name and os.environ.get("EDVIT_DATA_DIR") else ""
     path = Path(recipe)
-    return f"recipes/{path.name}" if path.is_absolute() else recipe
+    name = path.name if path.is_absolute() else recipe
+    return f"{data}edvit run {name}" + ("" if seed is None else f" --seed {seed}")
 
 
 def _announce(stage: str, what: str) -> None:

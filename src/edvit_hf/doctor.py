@@ -42,11 +42,11 @@ def _installed(package: str) -> str | None:
 
 
 def _threads() -> Finding:
-    cores = machine()["cores"]
+    from edvit_hf.training.threads import usable_cores, use_all_cores
+
+    cores = usable_cores()
     if _installed("torch") is None:
         return Finding("note", "threads", f"{cores} cores; torch is not installed, so nothing trains here")
-    from edvit_hf.training import use_all_cores
-
     threads = use_all_cores()
     if threads < cores:
         setting = {k: os.environ[k] for k in ("OMP_NUM_THREADS", "EDVIT_NUM_THREADS") if k in os.environ}

@@ -3,6 +3,17 @@
 Each message says what was expected, what came, why it matters and what to do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OPTIONAL_PACKAGES = {
+    **{"sklearn": "scikit-learn", "PIL": "pillow"},
+    **{name: name for name in ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate", "datasets")},
+    **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib")},
+    **{name: name for name in ("optimum", "onnx", "onnxscript", "onnxslim", "gradio")},
+}
+"""Import name -> package name of everything that only an extra installs."""
+
 
 class EDViTError(Exception):
     """Base class of every error that `edvit_hf` raises on purpose."""
@@ -52,3 +63,23 @@ class MissingExtraError(EDViTError, ImportError):
             f"{purpose} needs the package `{missing}`, which is not installed. "
             f"Install it with: pip install 'edvit_hf[{extra}]'"
         )
+
+
+@contextmanager
+def named_extra(purpose: str, extra: str) -> Iterator[None]:
+    """Turn a failed import of an optional package inside the block into the error that names the extra.
+
+    Args:
+        purpose: What needs the package, as the start of a sentence.
+        extra: The extra, or several separated by commas, that installs everything the block imports.
+
+    Raises:
+        MissingExtraError: A package of an extra is not installed. Any other import error passes unchanged.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = _OPTIONAL_PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise MissingExtraError(purpose, extra, package) from error

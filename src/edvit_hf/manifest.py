@@ -199,6 +199,7 @@ class EnsembleEntry:
     parity: Parity | None = None  # fp32 ONNX from pixels to logits, against torch
     accuracy: dict[str, Any] | None = None  # by variant name: {"fp32": {...}, "qint8_avx512_vnni": {...}}
     accuracy_note: str | None = None
+    int8_gates: dict[str, Any] | None = None  # by variant name: what accepted it, on a split that is not reported
 
     def __post_init__(self) -> None:
         """Check the hash."""

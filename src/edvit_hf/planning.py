@@ -3,7 +3,9 @@
 Works from sizes alone (no weights, no torch), so `edvit plan` answers before anything is trained.
 """
 
+import difflib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -166,31 +168,67 @@ class Fleet:
                     f"device {device.name!r} has the unknown profile {device.profile!r}; known: {sorted(profiles)}. "
                     "The profile decides which exported variant fits."
                 )
-            for label, budget in (("memory_mib", device.memory_mib), ("macs", device.macs)):
-                if budget is not None and budget <= 0:
-                    raise RecipeError(
-                        f"device {device.name!r}: `{label}` must be above 0, got {budget}. Leave it out for no limit."
-                    )
+            _refuse_empty_budgets(device, ("memory_mib", "macs"), f"device {device.name!r}")
+        _refuse_empty_budgets(self, ("total_mib",), f"fleet {self.name!r}")
+
+
+def _refuse_empty_budgets(owner: Device | Fleet, labels: Sequence[str], where: str) -> None:
+    for label in labels:
+        budget = getattr(owner, label)
+        if budget is not None and not 0 < budget < math.inf:
+            raise RecipeError(f"{where}: `{label}` must be above 0, got {budget}. Leave it out for no limit.")
 
 
 def load_fleet(path: Path) -> Fleet:
-    """Read a fleet file (`recipes/fleets/*.yaml`).
+    """Read a fleet file (`recipes/fleets/*.yaml`) strictly.
 
     Raises:
-        RecipeError: Missing file, unknown keys, duplicate names, unknown profiles or impossible budgets.
+        RecipeError: Missing file, broken YAML, unknown or missing keys, wrong types, duplicate names, unknown
+            profiles or impossible budgets.
     """
     if not path.is_file():
         raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        devices = tuple(Device(**entry) for entry in data["devices"])
-        return Fleet(devices=devices, total_mib=data.get("total_mib"), name=path.stem)
-    except (TypeError, KeyError) as error:
-        known = sorted(Device.__dataclass_fields__)
-        raise RecipeError(
-            f"fleet file {path} cannot be read: {error}. Expected `devices:` as a list with the keys {known} "
-            "(name and profile are required) and optionally `total_mib`."
-        ) from error
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"fleet file {path} is no readable YAML: {error}. Correct the file.") from error
+    where = f"fleet file {path}"
+    values = _checked(data, _FLEET_KINDS, ("devices",), where)
+    entries = [
+        _checked(entry, _DEVICE_KINDS, ("name", "profile"), f"{where}, devices[{i}]")
+        for i, entry in enumerate(values.pop("devices"))
+    ]
+    return Fleet(devices=tuple(Device(**entry) for entry in entries), name=path.stem, **values)
+
+
+_NUMBER = (int, float)
+_FLEET_KINDS: dict[str, tuple[type, ...]] = {"devices": (list,), "total_mib": _NUMBER}
+_DEVICE_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,), "profile": (str,), "memory_mib": _NUMBER, "macs": (int,), "link_mbit_per_s": _NUMBER,
+    "link_ms": _NUMBER,
+}  # fmt: skip
+
+
+def _checked(data: Any, kinds: dict[str, tuple[type, ...]], required: Sequence[str], where: str) -> dict[str, Any]:
+    """The mapping itself if it holds only known keys, every required one, and values of the right type."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where} must be a mapping with the keys {sorted(kinds)}, got {data!r}. Correct the file.")
+    for key, value in data.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(str(key), kinds, n=1, cutoff=0.4)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise RecipeError(
+                f"{where}: unknown key `{key}`.{hint} Valid keys here: {', '.join(sorted(kinds))}. "
+                "An ignored key would silently mean no limit."
+            )
+        optional = key not in required
+        if not (value is None and optional) and (not isinstance(value, kinds[key]) or isinstance(value, bool)):
+            names = " or ".join(kind.__name__ for kind in kinds[key])
+            raise RecipeError(f"{where}: `{key}` must be of type {names}, got {value!r}. Correct the value.")
+    missing = [key for key in required if key not in data]
+    if missing:
+        raise RecipeError(f"{where}: the key `{missing[0]}` is missing and has no default. Add it.")
+    return dict(data)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL_SUFFIX = ".partial"
+LINKED_SUFFIXES = {".safetensors", ".onnx"}
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -37,12 +38,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder without copying bytes where the file system allows it (hard links).
+    """Copy a folder without copying the bytes of weights and graphs where the file system allows hard links.
 
-    Safe because every writer of this library replaces files instead of changing them in place.
+    Small files are copied, so that an edited config in one folder never changes another.
     """
 
     def link(src: str, dst: str) -> str:
+        if Path(src).suffix not in LINKED_SUFFIXES:
+            return str(shutil.copy2(src, dst))
         try:
             os.link(src, dst)
         except OSError:  # another file system, or one without hard links

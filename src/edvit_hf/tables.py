@@ -21,8 +21,9 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
         title=f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
     )
     for name, justify in (
-        ("", "left"), ("accuracy %", "right"), ("macro F1 %", "right"), ("points to teacher", "right"),
-        ("parameters", "right"), ("per device", "right"), ("smaller", "right"), ("MMACs", "right"),
+        ("", "left"), ("accuracy\n%", "right"), ("macro\nF1 %", "right"), ("points to teacher", "right"),
+        ("parameters", "right"), ("parameters\nper device", "right"), ("x smaller\nper device", "right"),
+        ("MMACs\nper device", "right"),
     ):  # fmt: skip
         rows.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     teacher = results["rows"][0]
@@ -89,7 +90,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
 
 def prediction_report(ensemble: "LocalEnsemble", image: Path, *, absent: Sequence[int] = ()) -> dict[str, Any]:
     """One prediction as data: class, probability, every sub-model's vote, and the answer without each sub-model."""
-    answer = ensemble(image, absent=absent)
+    answer, without = ensemble.explain(image, absent)
     names = list(ensemble.manifest.label_names)
     votes = []
     for index, group in enumerate(ensemble.manifest.class_groups):
@@ -112,11 +113,7 @@ def prediction_report(ensemble: "LocalEnsemble", image: Path, *, absent: Sequenc
         **_top(answer.probabilities[0], names),
         "probabilities": {n: float(p) for n, p in zip(names, answer.probabilities[0], strict=True)},
         "votes": votes,
-        "without": [
-            {"sub_model": i, **_top(ensemble(image, absent=sorted({*absent, i})).probabilities[0], names)}
-            for i in range(len(votes))
-            if votes[i]["present"] and len(votes) - len(set(absent)) > 1
-        ],
+        "without": [{"sub_model": change.index, **_top(change.probabilities[0], names)} for change in without],
     }
 
 

@@ -5,13 +5,14 @@ A teacher's logits can so be stored once for a few augmented views and read back
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from edvit_hf.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 _GRID_PADDING = {"black": "zeros", "border": "border", "reflection": "reflection"}
 
@@ -68,7 +69,7 @@ class Augmentation:
         parameters[:, 4] = np.where(draws[:, 4] < 0.5, -1, 1) if self.flip else 1
         return parameters
 
-    def apply(self, pixel_values: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    def apply(self, pixel_values: "torch.Tensor", parameters: "torch.Tensor") -> "torch.Tensor":
         """Transform each image by its row of parameters (bilinear).
 
         Args:
@@ -79,6 +80,9 @@ class Augmentation:
         Returns:
             `torch.Tensor`: (B, C, H, W); the input itself when everything is off.
         """
+        import torch
+        from torch.nn import functional as F
+
         if parameters.shape != (len(pixel_values), 5):
             raise ValueError(f"Expected parameters shaped ({len(pixel_values)}, 5), got {tuple(parameters.shape)}.")
         if self.is_off:
@@ -91,17 +95,21 @@ class Augmentation:
 
 
 @lru_cache(maxsize=8)
-def _pixel_centres(length: int) -> torch.Tensor:
+def _pixel_centres(length: int) -> "torch.Tensor":
     """Centres of the pixels along one side, in -1..1."""
+    import torch
+
     return (2 * torch.arange(length, dtype=torch.float32) + 1) / length - 1
 
 
-def _sampling_grid(parameters: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _sampling_grid(parameters: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
     """Where each output pixel is read from: (B, H, W, 2), x then y in -1..1.
 
     Written out instead of `affine_grid`: separate elementwise products give an item the same bits in any
         batch.
     """
+    import torch
+
     angle, zoom, right, down, mirror = (column.view(-1, 1, 1) for column in parameters.unbind(1))
     x = _pixel_centres(width).view(1, 1, -1) - 2 * right
     y = _pixel_centres(height).view(1, -1, 1) - 2 * down

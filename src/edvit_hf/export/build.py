@@ -1,7 +1,8 @@
 """Draws, checks and describes the files of one export, in a staging folder."""
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from edvit_hf.errors import DataError
 from edvit_hf.export.config import ExportConfig
 from edvit_hf.export.gates import (
     Arrays,
     GraphSession,
+    Judge,
     OnnxEnsemble,
+    Predict,
     check_parity,
     measure_parity,
     run_batches,
-    vote_accuracy,
 )
 from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
@@ -67,6 +70,26 @@ def run_torch(model: EDViTForImageClassification, pixel_values: np.ndarray) -> T
     return TorchReference(pixel_values=pixel_values, features=features, votes=votes, logits=logits)
 
 
+def judged(judge: Judge, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
+    """The judge's row as plain JSON, with the hardware it was measured on.
+
+    Raises:
+        DataError: If the row does not say what was measured on what.
+    """
+    row = json.loads(json.dumps(judge(predict, class_group), default=lambda value: value.tolist()))
+    if not {"split", "num_items", "accuracy"} <= set(row):
+        raise DataError(
+            f"Expected a judge to return `split`, `num_items` and `accuracy`, got {sorted(row)}. A figure says "
+            "nothing without its items. Add what is missing."
+        )
+    return {**row, "measured_on": detect_profile()}
+
+
+def vote_of(session: GraphSession) -> Predict:
+    """Pixels -> the vote of one exported sub-model."""
+    return lambda pixel_values: session(pixel_values=np.ascontiguousarray(pixel_values, np.float32))["logits"]
+
+
 def _count_linear_maps(sub_model: Any) -> int:
     """Linear maps of a sub-model without its vote head: what int8 must cover."""
     return sum(isinstance(module, nn.Linear) for module in sub_model.base_model.modules())
@@ -82,9 +105,8 @@ class GraphBuilder:
         *,
         config: ExportConfig,
         pixel_values: np.ndarray,
-        labels: np.ndarray | None,
     ) -> None:
-        self.model, self.staging, self.config, self.labels = model, staging, config, labels
+        self.model, self.staging, self.config = model, staging, config
         self.reference = run_torch(model, pixel_values)
         self.profile = config.profile or detect_profile()
         self.groups = self.model.config.class_groups
@@ -97,21 +119,25 @@ class GraphBuilder:
             onnx_config = resolve_onnx_config(sub_model.config)
             graph = draw_sub_model(sub_model, onnx_config, opset=self.config.opset)
             save_graph(graph, self.staging / file)
-            parity, accuracy = self._check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION)
-            yield self._describe(file, parity, accuracy)
+            yield self._describe(file, self._check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION))
 
-    def _check_sub_model(self, index: int, file: str, *, atol: float | None) -> tuple[Parity, dict[str, Any] | None]:
-        """Parity (refused beyond the tolerance if `atol` is given) and vote accuracy of one file."""
+    def _check_sub_model(self, index: int, file: str, *, atol: float | None) -> Parity:
+        """Parity of one file, refused beyond the tolerance if `atol` is given."""
         reference = {"features": self.reference.features[index], "logits": self.reference.votes[index]}
         got = run_batches(GraphSession(self.staging / file), {"pixel_values": self.reference.pixel_values})
         parity = measure_parity(reference, got, what=file)
         if atol is not None:
             tolerance = self.config.max_relative_difference
             check_parity(parity, reference, got, tolerance=tolerance, atol=atol, what=file)
-        if self.labels is None:
-            return parity, None
-        accuracy = vote_accuracy(got["logits"][: len(self.labels)], self.labels, self.groups[index])
-        return parity, {**accuracy, "measured_on": detect_profile()}
+        return parity
+
+    def report_votes(self, variants: Sequence[Variant], report: Judge) -> list[Variant]:
+        """The sub-models' variants with the accuracy of their own votes."""
+        reported = []
+        for variant, group in zip(variants, self.groups, strict=True):
+            row = judged(report, vote_of(GraphSession(self.staging / variant.file)), group)
+            reported.append(replace(variant, accuracy=row, accuracy_note=None))
+        return reported
 
     def draw_fusion(self) -> Variant:
         """Write and check the fusion head's graph, with everybody present and with each sub-model absent."""
@@ -126,7 +152,7 @@ class GraphBuilder:
             mask[:, list(absent)] = 0.0
             parts.append(run_batches(session, {"features": features, "mask": mask})["logits"])
         parity = self._compare_logits(parts, what=FUSION_FILE)
-        return self._describe(FUSION_FILE, parity, None, accuracy_note=_FUSION_NOTE)
+        return self._describe(FUSION_FILE, parity, accuracy_note=_FUSION_NOTE)
 
     def open_ensemble(self, variants: Sequence[Variant]) -> OnnxEnsemble:
         """The staged files of these sub-model variants and the fusion head, ready to run."""
@@ -168,14 +194,13 @@ class GraphBuilder:
                 resolve_onnx_config(sub_model.config),
                 num_expected=_count_linear_maps(sub_model),
             )
-            parity, accuracy = self._check_sub_model(index, file, atol=None)
-            yield self._describe(file, parity, accuracy, nodes=nodes, preset=preset)
+            parity = self._check_sub_model(index, file, atol=None)
+            yield self._describe(file, parity, nodes=nodes, preset=preset)
 
     def _describe(
         self,
         file: str,
         parity: Parity,
-        accuracy: dict[str, Any] | None,
         *,
         accuracy_note: str = NO_LABELS_NOTE,
         nodes: QuantizedNodes | None = None,
@@ -193,7 +218,6 @@ class GraphBuilder:
             profile=self.profile if nodes else None,
             opset=self.config.opset,
             parity=parity,
-            accuracy=accuracy,
-            accuracy_note=None if accuracy else accuracy_note,
+            accuracy_note=accuracy_note,
             latency_note=LATENCY_NOTE,
         )

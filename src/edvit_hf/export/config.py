@@ -18,7 +18,7 @@ class ExportConfig:
         profile: Hardware the int8 files are for (a name in devices.yaml); None is this machine's.
         max_relative_difference: Largest difference from torch allowed for fp32, over the largest logit.
         max_int8_accuracy_loss: Largest loss of ensemble accuracy (fraction) allowed for int8 against fp32
-            ONNX.
+            ONNX on the gating split; up to two items are allowed whatever it says.
     """
 
     opset: int = 20

@@ -2,11 +2,10 @@
 
 import contextlib
 import errno
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 
 from edvit_hf.errors import CheckpointError, DataError, ExportGateError, ManifestError, WorkDirError
-from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder
+from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, judged
 from edvit_hf.export.config import ExportConfig
-from edvit_hf.export.gates import MIN_ITEMS, Predict, int8_loss_message
+from edvit_hf.export.gates import MIN_ITEMS, Judge, OnnxEnsemble, int8_gate, int8_loss_message
 from edvit_hf.export.quantization import PRESETS
 from edvit_hf.manifest import (
     MANIFEST_NAME,
@@ -30,7 +29,7 @@ from edvit_hf.manifest import (
     verify_file,
 )
 from edvit_hf.modeling_edvit import EDViTForImageClassification
-from edvit_hf.profiles import detect_profile, load_profiles
+from edvit_hf.profiles import load_profiles
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,7 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 STAGING_NAME = ".export"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
-Evaluate = Callable[[Predict], dict[str, Any]]
-Accuracies = dict[str, dict[str, Any]]  # by variant name
+Figures = dict[str, dict[str, Any]]  # by variant name
 
 
 def export_ensemble(
@@ -47,8 +45,8 @@ def export_ensemble(
     *,
     config: ExportConfig,
     pixel_values: np.ndarray,
-    labels: np.ndarray | None = None,
-    evaluate: Evaluate | None = None,
+    gate: Judge | None = None,
+    report: Judge | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Export every sub-model and the fusion head of a saved ensemble, check each file, write the manifest.
@@ -62,10 +60,10 @@ def export_ensemble(
         ensemble_dir (`Path`): A saved `EDViTForImageClassification` with its preprocessor_config.json.
         config (`ExportConfig`): What to write and what it must satisfy.
         pixel_values (`np.ndarray`): (N, 3, H, W) float32, normalised: what parity is measured on.
-        labels (`np.ndarray`): (N,) global class ids of these items, for the accuracy of the sub-models'
-            votes.
-        evaluate (`Callable`): Takes pixels -> logits, returns a row with "accuracy" (and "num_items") over
-            the test items. Without it accuracy is recorded as null, and the int8 files pass no accuracy gate.
+        gate (`Judge`): Measures on the split that decides (validation): which int8 files are accepted hangs on
+            it. Without it they pass no accuracy gate.
+        report (`Judge`): Measures on the split that is reported (test), once for each accepted variant; nothing
+            hangs on it. Without it accuracy is recorded as null.
         progress (`bool`): Whether to show a progress bar.
 
     Raises:
@@ -76,22 +74,25 @@ def export_ensemble(
     """
     root, started = Path(ensemble_dir), time.perf_counter()
     model = load_ensemble(root)
-    pixel_values, labels = _check_inputs(model, pixel_values, labels)
+    pixel_values = _check_inputs(model, pixel_values)
     with _staging_folder(root) as staging:
-        build = GraphBuilder(model, staging, config=config, pixel_values=pixel_values, labels=labels)
+        build = GraphBuilder(model, staging, config=config, pixel_values=pixel_values)
         num_steps = len(build.groups) * (2 if config.int8 else 1) + 1
         with _progress_bar(num_steps, progress) as bar:
             fp32 = list(_each(build.draw_sub_models(), bar))
             fusion = next(_each(iter([build.draw_fusion()]), bar))
             ensemble = build.open_ensemble(fp32)
             parity = build.check_ensemble(ensemble)
-            accuracy = {"fp32": _evaluate(evaluate, ensemble)} if evaluate else {}
-            int8 = _quantize(build, evaluate, accuracy, bar) if config.int8 else []
+            gates: Figures = {}
+            chosen = [fp32, *([_quantize(build, ensemble, gate, gates, bar)] if config.int8 else [])]
+        accuracy: Figures = {}
+        if report is not None:
+            accuracy, chosen = _report(build, report, chosen)
         identity = content_hash(root)
-        per_sub_model = [list(files) for files in zip(fp32, *([int8] if int8 else []), strict=True)]
+        per_sub_model = [list(files) for files in zip(*chosen, strict=True)]
         if config.int8:
-            _keep_other_profiles(root, identity, per_sub_model, accuracy)
-        entry = _describe_ensemble(identity, parity, accuracy)
+            _keep_other_profiles(root, identity, per_sub_model, accuracy, gates)
+        entry = _describe_ensemble(identity, parity, accuracy, gates)
         manifest = _make_manifest(model, entry, per_sub_model, fusion)
         _publish(staging, root, manifest)
     logger.info(
@@ -120,10 +121,8 @@ def load_ensemble(root: Path) -> EDViTForImageClassification:
     return model.eval()
 
 
-def _check_inputs(
-    model: EDViTForImageClassification, pixel_values: np.ndarray, labels: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The items as float32 (repeated up to the number that parity needs) and their labels."""
+def _check_inputs(model: EDViTForImageClassification, pixel_values: np.ndarray) -> np.ndarray:
+    """The items as float32, repeated up to the number that parity needs."""
     size = model.config.image_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     expected = (model.config.num_channels, height, width)
@@ -132,40 +131,40 @@ def _check_inputs(
             f"Expected pixel_values of shape (N, {', '.join(map(str, expected))}) with N >= 1, got "
             f"{pixel_values.shape}. Parity must be measured on inputs the ensemble takes."
         )
-    if labels is not None and len(labels) != len(pixel_values):
-        raise DataError(f"Expected one label per item, got {len(labels)} for {len(pixel_values)} items.")
     num_items = max(len(pixel_values), MIN_ITEMS)
     repeated = pixel_values[np.arange(num_items) % len(pixel_values)]
-    return np.ascontiguousarray(repeated, dtype=np.float32), labels
+    return np.ascontiguousarray(repeated, dtype=np.float32)
 
 
-def _evaluate(evaluate: Evaluate, predict: Predict) -> dict[str, Any]:
-    """The callback's row as plain JSON, with the hardware it was measured on."""
-    row = json.loads(json.dumps(evaluate(predict), default=lambda value: value.tolist()))
-    if not {"accuracy", "num_items"} <= set(row):
-        raise DataError(f"Expected `evaluate` to return `accuracy` and `num_items`, got {sorted(row)}.")
-    return {**row, "measured_on": detect_profile()}
-
-
-def _quantize(build: GraphBuilder, evaluate: Evaluate | None, accuracy: Accuracies, bar: Any) -> list[Variant]:
-    """int8 variants that pass the accuracy gate; their ensemble's accuracy is added to `accuracy`."""
+def _quantize(build: GraphBuilder, fp32: OnnxEnsemble, gate: Judge | None, gates: Figures, bar: Any) -> list[Variant]:
+    """The first int8 attempt that passes the accuracy gate, whose figures are added to `gates`."""
     preset = PRESETS[load_profiles()[build.profile].quantization]
+    reference = None if gate is None else judged(gate, fp32)
     message: str | None = None
     for attempt in preset.attempts():
         variants = list(_each(build.quantize(attempt), bar))
-        if evaluate is None:
+        if gate is None or reference is None:
             logger.warning("export: no labelled data, so the int8 files passed no accuracy gate")
             return variants
-        row = _evaluate(evaluate, build.open_ensemble(variants))
-        message = int8_loss_message(accuracy["fp32"], row, max_loss=build.config.max_int8_accuracy_loss)
-        if message is None:
-            accuracy[attempt.suffix] = row
+        row = judged(gate, build.open_ensemble(variants))
+        figures = int8_gate(reference, row, max_loss=build.config.max_int8_accuracy_loss)
+        if figures["passed"]:
+            gates[attempt.suffix] = figures
             return variants
+        message = int8_loss_message(figures)
         logger.warning("export: %s (reduce_range=%s)", message, attempt.reduce_range)
     raise ExportGateError(message)
 
 
-def _keep_other_profiles(root: Path, identity: str, per_sub_model: list[list[Variant]], accuracy: Accuracies) -> None:
+def _report(build: GraphBuilder, report: Judge, chosen: list[list[Variant]]) -> tuple[Figures, list[list[Variant]]]:
+    """The accuracy of every accepted variant of the ensemble, and its sub-models' variants with that of their votes."""
+    accuracy = {variants[0].name: judged(report, build.open_ensemble(variants)) for variants in chosen}
+    return accuracy, [build.report_votes(variants, report) for variants in chosen]
+
+
+def _keep_other_profiles(
+    root: Path, identity: str, per_sub_model: list[list[Variant]], accuracy: Figures, gates: Figures
+) -> None:
     """Add intact int8 variants that an earlier export of the same weights wrote for other hardware."""
     try:
         old = Manifest.load(root)
@@ -185,11 +184,12 @@ def _keep_other_profiles(root: Path, identity: str, per_sub_model: list[list[Var
         if len(variants) == len(per_sub_model):
             for files, variant in zip(per_sub_model, variants, strict=True):
                 files.append(variant)
-            if row := (old.ensemble.accuracy or {}).get(name):
-                accuracy[name] = row
+            for kept, figures in ((old.ensemble.accuracy, accuracy), (old.ensemble.int8_gates, gates)):
+                if row := (kept or {}).get(name):
+                    figures[name] = row
 
 
-def _describe_ensemble(identity: str, parity: Parity, accuracy: Accuracies) -> EnsembleEntry:
+def _describe_ensemble(identity: str, parity: Parity, accuracy: Figures, gates: Figures) -> EnsembleEntry:
     return EnsembleEntry(
         id=f"edvit-{identity[:12]}",
         task="image-classification",
@@ -197,6 +197,7 @@ def _describe_ensemble(identity: str, parity: Parity, accuracy: Accuracies) -> E
         parity=parity,
         accuracy=accuracy or None,
         accuracy_note=None if "fp32" in accuracy else NO_LABELS_NOTE,
+        int8_gates=gates or None,
     )
 
 

@@ -31,6 +31,11 @@ def plan_recipe(recipe: Recipe, *, num_classes: int | None = None) -> planning.P
         )
     groups = splitting.split_classes(num_classes, recipe.split)
     shape = planning.EncoderShape.from_config(_teacher_config(recipe), num_labels=num_classes)
+    return plan_groups(recipe, shape, groups)
+
+
+def plan_groups(recipe: Recipe, shape: planning.EncoderShape, groups: list[list[int]]) -> planning.Plan:
+    """The plan for given sizes and class groups under the recipe's keep and fleet."""
     keep = recipe.prune.keep_heads
     return planning.plan(
         shape, groups, planning.load_fleet(recipe.fleet_path),

@@ -1,5 +1,8 @@
 """The card stage: ensemble + exports + results + card in one folder, ready to push."""
 
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
 from edvit_hf.model_card import CardData, write_card
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.trip import Trip
@@ -9,11 +12,13 @@ PLACEMENT_SCHEMA_VERSION = 1
 
 
 def write_publishable(trip: Trip) -> None:
-    """Write `ensemble/`: everything of the export stage, `results.json`, `placement.json` and the card."""
-    recipe = trip.recipe
+    """Write `ensemble/`: everything of the export stage, `results.json`, `placement.json` and the card.
+
+    Folders of this machine that the recipe names do not leave it: see `without_folders`.
+    """
     with whole_folder(trip.folders["card"] / "ensemble") as partial:
         link_tree(trip.folders["export"] / "ensemble", partial)
-        results = read_json(trip.folders["evaluate"] / "results.json")
+        results = _published(read_json(trip.folders["evaluate"] / "results.json"))
         write_json(partial / "results.json", results)
         write_json(
             partial / "placement.json",
@@ -23,17 +28,30 @@ def write_publishable(trip: Trip) -> None:
                 "devices": _placed([(s.device, s.index) for s in trip.plan.sub_models]),
             },
         )
-        card = recipe.card
-        text = {
-            "model_name": card.title, "repo_id": card.repo_id, "licence": card.license, "language": card.language,
-            "dataset_id": recipe.dataset.path if "/" in recipe.dataset.path else None,
-            "intended_use": card.intended_use,
-        }  # fmt: skip
-        data = CardData.from_run(
-            results, read_json(partial / "manifest.json"), recipe_values(recipe),
-            **{key: value for key, value in text.items() if value is not None},
-        )  # fmt: skip
-        write_card(partial, data)
+        manifest = read_json(partial / "manifest.json")
+        write_card(partial, CardData.from_run(results, manifest, without_folders(recipe_values(trip.recipe))))
+
+
+def _published(results: dict[str, Any]) -> dict[str, Any]:
+    """The results without folders of this machine. Label names stay: one may well look like a path."""
+    dataset = {**results["dataset"], "path": without_folders(results["dataset"]["path"])}
+    return {**results, "dataset": dataset, "recipe_values": without_folders(results["recipe_values"])}
+
+
+def without_folders(value: Any) -> Any:
+    """The same plain data, in which every text that is a whole absolute path keeps only its last component.
+
+    Paths that start at a home folder ("~") count as absolute, and so do Windows paths.
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
+        return Path(value).name
+    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
+        return PureWindowsPath(value).name
+    return value
 
 
 def _placed(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:

@@ -275,9 +275,10 @@ def _sub_models(trip: Trip) -> list[dict[str, Any]]:
 
 
 def _stage_records(trip: Trip) -> list[dict[str, Any]]:
-    records = []
+    records: list[dict[str, Any]] = []
     for name, folder in trip.folders.items():
-        if (folder / "done.json").is_file() and name != "evaluate":
-            done = read_json(folder / "done.json")
-            records.append({"name": name, **{k: done[k] for k in ("seconds", "peak_memory_mib")}})
+        if name == "evaluate":  # what stands behind it may be of an earlier recipe
+            return records
+        done = read_json(folder / "done.json")
+        records.append({"name": name, **{k: done[k] for k in ("seconds", "resumed", "peak_memory_mib", "commit")}})
     return records

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.errors import RecipeError, WorkDirError
-from edvit_hf.provenance import peak_memory_mib, versions
+from edvit_hf.provenance import peak_memory_mib, reset_peak_memory, versions
 from edvit_hf.recipe import stages
 from edvit_hf.recipe.schema import Recipe, recipe_values
+from edvit_hf.recipe.sources import card_sources, export_sources, fleet_sources, teacher_sources
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
 
@@ -44,25 +45,27 @@ class Stage:
     needs: tuple[str, ...]
     values: tuple[str, ...]
     parts: Callable[[Trip], dict[str, str]] = field(default=lambda trip: {})
+    sources: Callable[[Recipe], Any] = field(default=lambda recipe: None)  # what it reads outside the recipe
 
 
 # The order of the trip stands here and nowhere else.
 STAGES: tuple[Stage, ...] = (
-    Stage("teacher", stages.teacher, (), ("task", "dataset", "augmentation", "teacher")),
+    Stage("teacher", stages.teacher, (), ("task", "dataset", "augmentation", "teacher"), sources=teacher_sources),
     Stage("split", stages.split, ("teacher",), ("split",)),
     Stage(
         "plan",
         stages.plan,
         ("teacher", "split"),
         ("fleet", "prune.keep_heads", "fuse.hidden_size"),
+        sources=fleet_sources,
         parts=lambda trip: {"plan.keep_heads": str(trip.plan.keep_heads)},
     ),
     Stage("prune", stages.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
     Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",)),
     Stage("fuse", stages.fuse, ("teacher", "split", "distill"), ("fuse", "name")),
     Stage("evaluate", stages.evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
-    Stage("export", stages.export, ("fuse",), ("export",)),
-    Stage("card", stages.card, ("plan", "evaluate", "export"), ("card", "name")),
+    Stage("export", stages.export, ("fuse",), ("export",), sources=export_sources),
+    Stage("card", stages.card, ("plan", "evaluate", "export"), ("card", "name"), sources=card_sources),
 )
 
 
@@ -103,7 +106,7 @@ def run(
         RecipeError: Unknown stage names, or a stage asked for whose inputs are not there.
         WorkDirError: The folder cannot be written, is full, or another run is using it.
     """
-    wanted = _wanted(stages)
+    wanted = _wanted(None if stages is None else [name.strip() for name in stages])
     _refuse_many_processes()
     with _owned(work_dir):
         trip = _trip(recipe, work_dir, command)
@@ -173,14 +176,11 @@ def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
         for part in path.split("."):
             value = value[part]
         own[path] = value
-    if "fleet" in own:
-        own["fleet"] = recipe.fleet_path.read_text(encoding="utf-8") if recipe.fleet_path.is_file() else own["fleet"]
-    if "dataset" in own:  # the same recipe on other data is another run
-        own["EDVIT_DATA_DIR"] = bool(os.environ.get("EDVIT_DATA_DIR"))
     content = {
         "format": FORMAT,
         "stage": stage.name,
         "values": own,
+        "sources": stage.sources(recipe),
         "needs": {n: keys[n] for n in stage.needs},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
@@ -208,10 +208,11 @@ def _run_stage(
         if observer:
             observer(stage.name, "skipped")
         return StageRecord(stage.name, True, done["seconds"], done["peak_memory_mib"])
-    _open_stage(folder, key)
+    resumed = _open_stage(folder, key)
     logger.info("%s: started", stage.name)
     if observer:
         observer(stage.name, "started")
+    reset_peak_memory()
     begin = time.perf_counter()
     stage.function(trip)
     seconds = round(time.perf_counter() - begin, 2)
@@ -222,9 +223,11 @@ def _run_stage(
             "stage": stage.name,
             "key": key,
             "seconds": seconds,
+            "resumed": resumed,  # then `seconds` are those of the last process alone
             "peak_memory_mib": record.peak_memory_mib,
             "seeds": trip.recipe.seeds,
             "versions": versions(),
+            "commit": trip.environment["commit"],
         },
     )
     logger.info("%s: done in %.1f s, peak memory %.0f MiB", stage.name, seconds, record.peak_memory_mib)
@@ -233,8 +236,8 @@ def _run_stage(
     return record
 
 
-def _open_stage(folder: Path, key: str) -> None:
-    """Prepare the folder: keep what an interrupted run with the same inputs left, empty it otherwise."""
+def _open_stage(folder: Path, key: str) -> bool:
+    """Keep what an interrupted run with the same inputs left (True), or empty the folder (False)."""
     inputs = folder / "inputs.json"
     try:
         same = read_json(inputs)["key"] == key
@@ -243,11 +246,15 @@ def _open_stage(folder: Path, key: str) -> None:
     if same:
         (folder / "done.json").unlink(missing_ok=True)
         logger.info("%s: resuming an interrupted run", folder.name)
-        return
+        return True
     if folder.exists():
+        # First what makes the folder count as done or resumable: the rest may be interrupted half-way.
+        (folder / "done.json").unlink(missing_ok=True)
+        inputs.unlink(missing_ok=True)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_json(inputs, {"key": key})
+    return False
 
 
 @contextlib.contextmanager
@@ -272,7 +279,7 @@ def _owned(work_dir: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if _is_disk_error(error):
+            if _is_disk_error(error, work_dir):
                 raise WorkDirError(
                     f"writing to {work_dir} failed: {error}. Finished stages are kept and nothing half-written will be "
                     "read. Free space (or make it writable) and run the same command again: it resumes."
@@ -280,10 +287,12 @@ def _owned(work_dir: Path) -> Iterator[None]:
             raise
 
 
-def _is_disk_error(error: BaseException) -> bool:
-    """Full or read-only disk, also when a library reports it by text alone (safetensors, torch)."""
+def _is_disk_error(error: BaseException, work_dir: Path) -> bool:
+    """Full, read-only or forbidden disk, also when a library reports it by text alone (safetensors, torch)."""
     if isinstance(error, WorkDirError):
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         return True
+    if isinstance(error, PermissionError):
+        return str(error.filename).startswith(str(work_dir))
     return any(text in str(error) for text in ("No space left on device", "os error 28", "os error 27"))

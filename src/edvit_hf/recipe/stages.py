@@ -3,6 +3,7 @@
 Each function may be interrupted anywhere: what it has finished is found again, what is half-written is ignored.
 """
 
+import functools
 import logging
 import shutil
 from pathlib import Path
@@ -17,7 +18,8 @@ from edvit_hf.evaluation import evaluate as measure
 from edvit_hf.evaluation import torch_predict
 
 from edvit_hf.pruning import make_plan, prune as cut, unit_scores  # isort: skip
-from edvit_hf.recipe.trip import Trip, load_array, load_model, save_array, save_model
+from edvit_hf.recipe.offline_plan import plan_groups
+from edvit_hf.recipe.trip import Trip, check_weights, load_array, load_model, save_array, save_model
 from edvit_hf.storage import link_tree, whole_folder, write_json
 from edvit_hf.training import (
     ClassifyData,
@@ -41,9 +43,11 @@ def teacher(trip: Trip) -> None:
     """Dataset + base checkpoint (Hub id, folder or from-scratch config) -> fine-tuned stock model."""
     folder, config, data = trip.folders["teacher"], trip.recipe.teacher, trip.data
     if (folder / "model").is_dir():
+        _drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
     model = _base_model(trip)
+    _refuse_impossible_plan(trip, model.config)
     if config.epochs:
         log = train(
             model, ClassifyData(data.train), classify_objective(config.label_smoothing), config,
@@ -67,11 +71,7 @@ def split(trip: Trip) -> None:
 
 def plan(trip: Trip) -> None:
     """Group sizes + teacher sizes + fleet -> keep, placement and predicted costs."""
-    keep = trip.recipe.prune.keep_heads
-    result = planning.plan(
-        trip.teacher_shape, trip.class_groups, planning.load_fleet(trip.recipe.fleet_path),
-        keep_heads=None if keep == "auto" else keep, fusion_hidden_size=trip.recipe.fuse.hidden_size,
-    )  # fmt: skip
+    result = plan_groups(trip.recipe, trip.teacher_shape, trip.class_groups)
     logger.info("%s", result)
     result.save(trip.folders["plan"] / "plan.json")
 
@@ -138,7 +138,9 @@ def distill_into(
         trip.data.train, stored, class_group=class_group,
         negatives_per_positive=config.negatives_per_positive, seed=config.seed,
     )  # fmt: skip
-    objective = distill_objective(class_group, config.temperature, config.distillation_weight)
+    objective = distill_objective(
+        class_group, config.temperature, config.distillation_weight, label_smoothing=config.label_smoothing
+    )
     log = train(model, data, objective, config, checkpoint_dir=folder / "checkpoints", description=description)
     model.eval()
     write_json(folder / "training_log.json", log.to_dict())
@@ -150,6 +152,7 @@ def fuse(trip: Trip) -> None:
 
     folder, config, data = trip.folders["fuse"], trip.recipe.fuse, trip.data
     if (folder / "ensemble").is_dir():
+        _drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
     config_of_teacher = trip.teacher.config
@@ -162,7 +165,7 @@ def fuse(trip: Trip) -> None:
     ensemble.fusion.set_feature_statistics(*_statistics(features[0]))
     objective = fuse_objective(
         sub_model_dropout=config.sub_model_dropout, weight=config.distillation_weight,
-        temperature=config.temperature,
+        temperature=config.temperature, label_smoothing=config.label_smoothing,
     )  # fmt: skip
     log = train(
         ensemble.fusion, FuseData(features, data.train.labels, trip.teacher_logits[: config.views]), objective, config,
@@ -208,24 +211,35 @@ def evaluate(trip: Trip) -> None:
 
 
 def export(trip: Trip) -> None:
-    """Ensemble -> ONNX variants + `manifest.json`, each with parity and accuracy."""
+    """Ensemble -> ONNX variants + `manifest.json`: int8 accepted on validation, accuracy reported on test."""
+    from edvit_hf.data import class_group_labels, iterate_batches
     from edvit_hf.export import export_ensemble
 
-    folder, test = trip.folders["export"], trip.data.test
+    folder, data = trip.folders["export"], trip.data
     if (folder / "ensemble").is_dir():
         return
-    parity_items = np.arange(min(len(test), 256))
 
-    def accuracy_of(predict: Any) -> dict[str, Any]:
-        batches = ({**b, "pixel_values": b["pixel_values"]} for b in _test_batches(trip))
-        result = measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
-        return result.to_row()
+    def judge(name: str, predict: Any, class_group: list[int] | None = None) -> dict[str, Any]:
+        """A split's row for the ensemble's logits, or for a sub-model's vote over its class group and "other"."""
+        batches = iterate_batches(getattr(data, name), trip.recipe.evaluate.batch_size)
+        num_labels, groups = len(data.label_names), trip.class_groups
+        if class_group is None:
+            return {"split": name, **measure(predict, batches, num_labels=num_labels, class_groups=groups).to_row()}
+        own = list(range(len(class_group)))
+        result = measure(
+            predict, ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
+            num_labels=min(len(own) + 1, num_labels), class_groups=[own],
+        )  # fmt: skip
+        (group_accuracy,) = result.per_group_accuracy or [None]
+        figures = {"accuracy": result.accuracy, "group_accuracy": group_accuracy}
+        return {"split": name, "num_items": result.num_items, **figures}
 
     with whole_folder(folder / "ensemble") as partial:
         link_tree(trip.folders["fuse"] / "ensemble", partial)
         export_ensemble(
-            partial, config=trip.recipe.export, pixel_values=test.pixel_values(parity_items).numpy(),
-            labels=test.labels[parity_items], evaluate=accuracy_of,
+            partial, config=trip.recipe.export,
+            pixel_values=data.test.pixel_values(np.arange(min(len(data.test), 256))).numpy(),
+            gate=functools.partial(judge, "validation"), report=functools.partial(judge, "test"),
         )  # fmt: skip
 
 
@@ -250,15 +264,54 @@ def _base_model(trip: Trip) -> "PreTrainedModel":
             raise RecipeError(
                 f"`teacher.from_scratch` {config.from_scratch} is no stock image classifier: {error}. Correct it."
             ) from error
+    return load_teacher(config.checkpoint, config.revision, names, is_final=config.epochs == 0)
+
+
+def load_teacher(
+    checkpoint: str | None, revision: str | None, names: list[str], *, is_final: bool
+) -> "PreTrainedModel":
+    """A teacher from a folder or a Hub id, its head fitted to the dataset's labels.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        revision: Of a Hub id.
+        names: Label names of the dataset, in order.
+        is_final: The model is used as it is, so its head must already be that of the dataset.
+
+    Raises:
+        RecipeError: It cannot be loaded, or it is to be used as it is and its head or labels do not fit.
+        CheckpointError: Its weights are damaged, incomplete or not finite.
+    """
+    from transformers import AutoModelForImageClassification
+
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    own = {} if is_final else {"ignore_mismatched_sizes": True, **labels}
     try:
-        return AutoModelForImageClassification.from_pretrained(
-            config.checkpoint, revision=config.revision or "main", ignore_mismatched_sizes=True, **labels
+        model, report = AutoModelForImageClassification.from_pretrained(
+            checkpoint, revision=revision or "main", output_loading_info=True, **own
         )
-    except OSError as error:
+    except Exception as error:
         raise RecipeError(
-            f"`teacher.checkpoint` {config.checkpoint!r} cannot be loaded: {error}. "
+            f"`teacher.checkpoint` {checkpoint!r} cannot be loaded: {error}. "
             "Give a folder written by save_pretrained, or a Hub id that this machine can reach."
         ) from error
+    found = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if is_final and found != names:
+        raise RecipeError(
+            f"`teacher.checkpoint` {checkpoint!r} answers with {found[:5]}..., the dataset has {names[:5]}... With "
+            "`epochs: 0` the model is used as it is, so its classes would be mixed up. Fine-tune it (epochs above 0)."
+        )
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    missing = [key for key in unfit if is_final or not key.startswith("classifier")]
+    check_weights(model, missing, str(checkpoint))
+    return model
+
+
+def _refuse_impossible_plan(trip: Trip, config: Any) -> None:
+    """Split and plan from sizes alone, before the teacher is trained: what cannot fit must not cost hours first."""
+    groups = splitting.split_classes(config.num_labels, trip.recipe.split)
+    shape = planning.EncoderShape.from_config(config.to_dict(), num_labels=config.num_labels)
+    plan_groups(trip.recipe, shape, groups)
 
 
 def _accuracy(model: torch.nn.Module, trip: Trip) -> float:
@@ -269,22 +322,21 @@ def _accuracy(model: torch.nn.Module, trip: Trip) -> float:
     return measure(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
 
 
-def _test_batches(trip: Trip) -> Any:
-    from edvit_hf.data import iterate_batches
-
-    return iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
-
-
 def _parent(trip: Trip) -> dict[str, Any]:
     """Where the ensemble comes from, for cards and ratios."""
     config, shape = trip.recipe.teacher, trip.teacher_shape
     return {
-        "id": config.checkpoint,
+        "id": None if config.checkpoint is None else _public_name(config.checkpoint),
         "revision": config.revision,
         "recipe": trip.recipe.name,
         "parameters": shape.parameters,
         "macs": shape.macs,
     }
+
+
+def _public_name(checkpoint: str) -> str:
+    """A Hub id as it is; of a local folder only its name, since this is published."""
+    return Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
 
 
 def _drop_checkpoints(folder: Path) -> None:

@@ -95,12 +95,29 @@ def load_model(folder: Path) -> "PreTrainedModel":
     from transformers import AutoModelForImageClassification
 
     try:
-        return AutoModelForImageClassification.from_pretrained(folder).eval()
+        model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     except Exception as error:
         raise CheckpointError(
             f"the model in {folder} cannot be loaded: {error}. A later stage needs it whole. "
             "Delete that stage's folder and run again: it is rebuilt."
         ) from error
+    check_weights(model, list(report["missing_keys"]), str(folder))
+    return model.eval()
+
+
+def check_weights(model: "PreTrainedModel", missing: list[str], source: str) -> None:
+    """Raise `CheckpointError` if weights are missing (they would be random) or not finite."""
+    if missing:
+        raise CheckpointError(
+            f"the model in {source} lacks the weights {missing[:3]}: they would be random. "
+            "The file is incomplete or of another model. Fetch or build it again."
+        )
+    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"the model in {source} has weights that are not finite (first: {broken[0]}). "
+            "Every answer would be NaN. Fetch or train it again."
+        )
 
 
 def save_model(model: "PreTrainedModel", folder: Path, preprocessor: dict[str, Any]) -> None:

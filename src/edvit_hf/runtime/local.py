@@ -183,6 +183,10 @@ class LocalEnsemble:
             DataError: For an input of the wrong shape, an empty one, or one with values that are not finite.
             EDViTError: If an index is unknown or no sub-model is left.
         """
+        return self._answer(pixel_values, absent)[0]
+
+    def _answer(self, pixel_values: np.ndarray, absent: Sequence[int]) -> tuple[Answer, np.ndarray]:
+        """The answer and the features (B, D) it was fused from, zero where absent."""
         start = time.perf_counter()
         pixels = self._checked(pixel_values)
         _check_indices(absent, len(self.manifest.sub_models), "absent")
@@ -190,7 +194,7 @@ class LocalEnsemble:
         features, votes, milliseconds, failed = self._gather(runs, len(pixels))
         present = tuple(vote is not None for vote in votes)
         probabilities = self._fuse(features, present)
-        return Answer(
+        answer = Answer(
             label_names=self.label_names,
             probabilities=probabilities,
             votes=votes,
@@ -199,20 +203,30 @@ class LocalEnsemble:
             milliseconds=milliseconds,
             total_milliseconds=1000 * (time.perf_counter() - start),
         )
+        return answer, features
 
-    def what_if_absent(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> list[AbsentAnswer]:
-        """For one image: the answer without each sub-model in turn.
+    def what_if_absent(
+        self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()
+    ) -> list[AbsentAnswer]:
+        """For one image: the answer without each (further) sub-model in turn, as `explain` gives it."""
+        return self.explain(image, absent)[1]
 
-        Every sub-model runs once and only the fusion head is asked again. With a single sub-model loaded the
-        list is empty: without it there is no answer.
+    def explain(
+        self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()
+    ) -> tuple[Answer, list[AbsentAnswer]]:
+        """For one image: the answer, and what it would be without each (further) sub-model in turn.
+
+        Every sub-model runs once and only the fusion head is asked again. With a single sub-model present the
+        list is empty: without it there is no answer. Raises what `predict` raises.
+
+        Args:
+            image (`bytes | str | Path | Image | np.ndarray`): What `transform` takes.
+            absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
         """
-        pixels = self._checked(self.transform(image))
-        features, votes, _, _ = self._gather({i: self._run(i, pixels) for i in self._sessions}, len(pixels))
-        present = [vote is not None for vote in votes]
-        whole = self._fuse(features, present).argmax(axis=1)
-        changes = []
-        for index in np.flatnonzero(present) if sum(present) > 1 else ():
-            without = self._fuse(features, [there and i != index for i, there in enumerate(present)])
+        answer, features = self._answer(self.transform(image), absent)
+        whole, changes = answer.probabilities.argmax(axis=1), []
+        for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
+            without = self._fuse(features, [there and i != index for i, there in enumerate(answer.present)])
             winners = without.argmax(axis=1)
             changes.append(
                 AbsentAnswer(
@@ -222,7 +236,7 @@ class LocalEnsemble:
                     changed=[bool(change) for change in winners != whole],
                 )
             )
-        return changes
+        return answer, changes
 
     def _run(self, index: int, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """Features (B, d), logits (B, |group| + 1) and milliseconds of one sub-model."""

@@ -5,8 +5,6 @@ import logging
 import os
 from pathlib import Path
 
-import torch
-
 from edvit_hf.errors import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +24,8 @@ def use_all_cores() -> int:
     Raises:
         RecipeError: If EDVIT_NUM_THREADS is not a whole number of at least 1.
     """
+    import torch
+
     threads, reason = _threads_wanted()
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
@@ -62,10 +62,11 @@ def _local_processes() -> int:
 
 
 def usable_cores() -> int:
-    """Physical cores, at most the logical CPUs in this process's affinity and the cgroup v2 CPU quota."""
-    import psutil
+    """Physical cores, at most the logical CPUs in this process's affinity and the cgroup v2 CPU quota.
 
-    limits = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
+    Without psutil, which comes with the extra `train`, the logical CPUs stand in for the physical cores.
+    """
+    limits = [_physical_cores() or os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     quota_file = Path("/sys/fs/cgroup/cpu.max")
@@ -74,3 +75,12 @@ def usable_cores() -> int:
         if quota.isdecimal():
             limits.append(max(1, int(quota) // int(period)))
     return min(limits)
+
+
+def _physical_cores() -> int | None:
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    cores: int | None = psutil.cpu_count(logical=False)
+    return cores

@@ -1,0 +1,51 @@
+"""What a stage reads outside the recipe and its own folder: data, checkpoints, fleets, hardware, templates.
+
+Each function returns JSON-able content for the stage's key, so that other data under the same recipe is another run,
+while moving the same data to another folder is not.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from edvit_hf.model_card import template_path
+from edvit_hf.profiles import detect_profile
+from edvit_hf.recipe.schema import Recipe
+
+
+def teacher_sources(recipe: Recipe) -> dict[str, Any]:
+    """Local data files by name and size; a local checkpoint by the hashes of its files."""
+    dataset, checkpoint = recipe.dataset, recipe.teacher.checkpoint
+    root = os.environ.get("EDVIT_DATA_DIR")
+    folder = Path(root) / dataset.local_name if root and dataset.local_name else None
+    if folder is None or not folder.is_dir():
+        folder = Path(dataset.data_dir) if dataset.data_dir else None
+    return {
+        "data": None if folder is None else [(p.name, p.stat().st_size) for p in _files(folder)],
+        "checkpoint": None if checkpoint is None else [(p.name, _sha256(p)) for p in _files(Path(checkpoint))],
+    }
+
+
+def fleet_sources(recipe: Recipe) -> str | None:
+    """Text of the fleet file."""
+    return recipe.fleet_path.read_text(encoding="utf-8") if recipe.fleet_path.is_file() else None
+
+
+def export_sources(recipe: Recipe) -> str:
+    """The hardware the int8 files are made for."""
+    return recipe.export.profile or detect_profile()
+
+
+def card_sources(recipe: Recipe) -> str:
+    """The card's template."""
+    return _sha256(template_path())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
