@@ -30,11 +30,12 @@ def run_seed(recipe: str, seed: int, work_dir: Path) -> dict[str, Any]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     wall = time.perf_counter() - begin
     document = json.loads(done.stdout)
-    was_fresh = not any(stage["skipped"] for stage in document["stages"])
     stages = {}
     for path in sorted(work_dir.glob("*/done.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        stages[record["stage"]] = {k: record[k] for k in ("seconds", "peak_memory_mib")}
+        stages[record["stage"]] = {k: record[k] for k in ("seconds", "resumed", "peak_memory_mib", "commit")}
+    was_fresh = not any(stage["skipped"] for stage in document["stages"])
+    was_fresh = was_fresh and not any(stage["resumed"] for stage in stages.values())
     results = document["results"]
     manifest = json.loads((Path(document["ensemble"]) / "manifest.json").read_text(encoding="utf-8"))
     return {

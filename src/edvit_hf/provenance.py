@@ -47,13 +47,11 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "model\t")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of the processor (x86: `model name`) or of the board (ARM: `Model`)."""
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
 
 
 def source_commit() -> str | None:
