@@ -75,6 +75,13 @@ def _start_logging(verbose: bool) -> None:
     logging.getLogger("edvit_hf").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
+def _quiet_transformers() -> None:
+    """A trip loads and saves dozens of small models: without the bar that each of them would draw."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, default=str))
 
@@ -102,6 +109,7 @@ def run(
         from edvit_hf.recipe import run as run_trip
         from edvit_hf.recipe.running import ensemble_dir, stage_dir
 
+        _quiet_transformers()
         values = load_recipe(recipe)
         folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
         if seed is not None:

@@ -118,13 +118,15 @@ def _teacher(trip: Trip) -> Candidate:
 
 def _ensemble(trip: Trip) -> Candidate:
     evaluation, plan = _measure(trip, torch_predict(trip.ensemble)), trip.plan
+    devices = {s.device for s in plan.sub_models}
     return Candidate(
         "ensemble", "ensemble", evaluation.predictions, evaluation,
         sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters,
-        max(s.parameters for s in plan.sub_models),
+        max(sum(s.parameters for s in plan.sub_models if s.device == d) for d in devices),
         sum(s.macs for s in plan.sub_models) + plan.fusion_parameters,
-        max(s.macs for s in plan.sub_models),
-        note=f"{len(plan.sub_models)} sub-models, fusion head frozen-feature MLP",
+        max(sum(s.macs for s in plan.sub_models if s.device == d) for d in devices),
+        note=f"{len(plan.sub_models)} sub-models on {len(devices)} devices; the fusion head "
+        f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone",
     )  # fmt: skip
 
 
