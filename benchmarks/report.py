@@ -48,7 +48,12 @@ def trip_table(name: str, data: dict[str, Any]) -> list[str]:
     walls = [run["wall_seconds"] for run in runs if run["wall_seconds"] is not None]
     totals = [run["stage_seconds_total"] for run in runs]
     memory = max(run["peak_memory_mib"] for run in runs)
-    time = f"{max(walls):.0f} s wall" if walls else f"{min(totals):.0f} to {max(totals):.0f} s in the stages"
+    if walls:
+        time = f"{max(walls):.0f} s wall"
+    else:
+        time = f"{min(totals):.0f} to {max(totals):.0f} s in the stages"
+        if any(stage["resumed"] for run in runs for stage in run["stages"].values()):
+            time += " (of interrupted and resumed stages the last process alone)"
     machine = runs[0]["environment"]["machine"]
     lines += [
         f"Cost a seed: {time}, at most {memory:.0f} MiB, on {machine['cpu']} with {machine['cores']} cores. "
@@ -93,7 +98,7 @@ def measured() -> str:
             lines += trip_table(name, data)
             exports.append(export_line(name, data))
     lines += ["**Exported ensembles on onnxruntime**", "", *exports, ""]
-    lines += dropout_lines() + agreement_lines()
+    lines += dropout_lines() + agreement_lines() + import_lines()
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -113,6 +118,22 @@ def dropout_lines() -> list[str]:
         if lines
         else []
     )
+
+
+def import_lines() -> list[str]:
+    """Import and second-run times."""
+    lines, imports = [], results("import_time")
+    if imports is not None:
+        rows = imports["seconds"]
+        lines += [
+            f"- `import {module}`: {row['median']:.2f} s "
+            f"(median of {row['repeats']} fresh processes, {row['min']:.2f} to {row['max']:.2f})"
+            for module, row in rows.items()
+        ]
+    digits = results("digits")
+    if digits is not None:
+        lines.append(f"- second `edvit run recipes/digits.yaml`: {digits['runs'][0]['second_run_seconds']} s")
+    return ["**Start-up**", "", *lines, ""] if lines else []
 
 
 def agreement_lines() -> list[str]:
