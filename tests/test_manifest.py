@@ -192,6 +192,7 @@ def test_a_missing_or_binary_manifest_file_is_refused(tmp_path, content):
 
 def test_intact_files_verify(manifest, tmp_path):
     manifest.verify_files(tmp_path)
+    assert all((tmp_path / variant.file).is_file() for variant in manifest.variants)
 
 
 @pytest.mark.parametrize("file", ["sub_models/01/onnx/model.onnx", "onnx/fusion.onnx"])

@@ -128,7 +128,7 @@ def test_the_metadata_survives_the_hubs_own_client(results):
     }
     results["dataset"]["path"] = "uoft-cs/cifar10"
     parsed = ModelCard(render_card(CardData.from_run(results, MANIFEST, recipe, language="en"))).data
-    assert parsed.library_name == "transformers"
+    assert parsed.to_dict()["library_name"] == "transformers"
     assert parsed.pipeline_tag == "image-classification"
     assert parsed.license == "mit"
     assert parsed.language == "en"
