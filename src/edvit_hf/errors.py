@@ -3,7 +3,8 @@
 Each message says what was expected, what came, why it matters and what to do.
 """
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 _OPTIONAL_PACKAGES = {
@@ -83,3 +84,9 @@ def named_extra(purpose: str, extra: str) -> Iterator[None]:
         if package is None:
             raise
         raise MissingExtraError(purpose, extra, package) from error
+
+
+def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """A sentence naming the valid name nearest to a misspelt one, with a leading space; empty if none is near."""
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    return f" Did you mean `{prefix}{near[0]}`?" if near else ""

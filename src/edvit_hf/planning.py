@@ -3,7 +3,6 @@
 Works from sizes alone (no weights, no torch), so `edvit plan` answers before anything is trained.
 """
 
-import difflib
 import logging
 import math
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from edvit_hf.errors import BudgetError, RecipeError
+from edvit_hf.errors import BudgetError, RecipeError, did_you_mean
 from edvit_hf.profiles import load_profiles
 from edvit_hf.storage import write_json
 
@@ -215,11 +214,9 @@ def _checked(data: Any, kinds: dict[str, tuple[type, ...]], required: Sequence[s
         raise RecipeError(f"{where} must be a mapping with the keys {sorted(kinds)}, got {data!r}. Correct the file.")
     for key, value in data.items():
         if key not in kinds:
-            near = difflib.get_close_matches(str(key), kinds, n=1, cutoff=0.4)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
             raise RecipeError(
-                f"{where}: unknown key `{key}`.{hint} Valid keys here: {', '.join(sorted(kinds))}. "
-                "An ignored key would silently mean no limit."
+                f"{where}: unknown key `{key}`.{did_you_mean(str(key), kinds)} "
+                f"Valid keys here: {', '.join(sorted(kinds))}. An ignored key would silently mean no limit."
             )
         optional = key not in required
         if not (value is None and optional) and (not isinstance(value, kinds[key]) or isinstance(value, bool)):

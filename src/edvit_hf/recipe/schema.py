@@ -1,7 +1,6 @@
 """A recipe: YAML values for the whole trip, read strictly into the configs of the stages."""
 
 import dataclasses
-import difflib
 import os
 import types
 import typing
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from edvit_hf.data import Augmentation, DatasetConfig
-from edvit_hf.errors import RecipeError
+from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
@@ -188,11 +187,9 @@ def _build(kind: Any, data: dict[str, Any], *, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
-            hint = f" Did you mean `{where}{near[0]}`?" if near else ""
             raise RecipeError(
-                f"unknown recipe key `{where}{key}`.{hint} Valid keys here: {', '.join(sorted(fields))}. "
-                "An ignored key would silently run another recipe."
+                f"unknown recipe key `{where}{key}`.{did_you_mean(str(key), fields, where)} "
+                f"Valid keys here: {', '.join(sorted(fields))}. An ignored key would silently run another recipe."
             )
     missing = [
         name

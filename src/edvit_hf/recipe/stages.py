@@ -90,10 +90,7 @@ def prune(trip: Trip) -> None:
 
 
 def prune_for(trip: Trip, class_group: list[int], keep_heads: int) -> "tuple[PreTrainedModel, Any]":
-    """Score the teacher's units for these classes, keep the best, and cut.
-
-    Iterative pruning (prune, short retrain, prune again) would loop here, in the recipe, not inside a stage.
-    """
+    """Score the teacher's units for these classes, keep the best, and cut; also returns the pruning plan."""
     config, num_classes = trip.recipe.prune, trip.teacher.config.num_labels
     shape = trip.teacher_shape.keep(keep_heads, num_labels=num_classes)
     sample = trip.training_sample(class_group, config.samples_per_class, config.seed)
