@@ -244,6 +244,14 @@ def test_a_description_that_does_not_fit_is_refused_by_name(animals, change, nam
         load_task(_config(animals, **change), _OFF)
 
 
+def test_the_only_column_of_images_need_not_be_named(tmp_path):
+    feature = datasets.ClassLabel(names=_NAMES)
+    _write_dataset(tmp_path / "other_name", _TRAIN, _TEST, feature, columns=("img", "label"))
+    _write_dataset(tmp_path / "usual_name", _TRAIN, _TEST, feature)
+    other, usual = (load_task(_config(tmp_path / name), _OFF) for name in ("other_name", "usual_name"))
+    assert torch.equal(other.test.pixel_values([0, 1]), usual.test.pixel_values([0, 1]))
+
+
 def test_an_image_column_without_images_is_refused(animals):
     with pytest.raises(DataError, match=r"Expected images in column 'label'"):
         load_task(_config(animals, image_column="label"), _OFF)

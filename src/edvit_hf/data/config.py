@@ -21,7 +21,7 @@ class DatasetConfig:
         data_dir: Local folder of parquet files or of class folders; used instead of the Hub.
         local_name: Folder name under the environment variable EDVIT_DATA_DIR; when that folder exists it is
             used instead of everything above.
-        image_column: Column of the images.
+        image_column: Column of the images. None: `image`, or else the only column of images.
         label_column: Column of the labels: class ids, integers or strings.
         train_split: Name of the training split.
         test_split: Name of the test split.
@@ -45,7 +45,7 @@ class DatasetConfig:
     revision: str | None = None
     data_dir: str | None = None
     local_name: str | None = None
-    image_column: str = "image"
+    image_column: str | None = None
     label_column: str = "label"
     train_split: str = "train"
     test_split: str = "test"

@@ -142,7 +142,8 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
 def _raw_split(name: str, dataset: Any, config: DatasetConfig) -> RawSplit:
     import datasets
 
-    for role, column in (("image", config.image_column), ("label", config.label_column)):
+    image_column = config.image_column or _image_column(dataset)
+    for role, column in (("image", image_column), ("label", config.label_column)):
         if column not in dataset.column_names:
             raise DataError(
                 f"Expected {role}s in a column named {column!r} of split {name!r}, got columns: "
@@ -157,8 +158,16 @@ def _raw_split(name: str, dataset: Any, config: DatasetConfig) -> RawSplit:
             "`label_column`."
         )
     labels = dataset.select_columns([config.label_column]).with_format("arrow")[:][config.label_column].to_pylist()
-    images = _DatasetImages(_undecoded(dataset.select_columns([config.image_column]), config.image_column))
+    images = _DatasetImages(_undecoded(dataset.select_columns([image_column]), image_column))
     return RawSplit(name, labels, list(label_feature.names) if is_class_label else None, images)
+
+
+def _image_column(dataset: Any) -> str:
+    """`image`, or else the only column of images: the same data is published under either name."""
+    import datasets
+
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    return found[0] if len(found) == 1 and "image" not in dataset.column_names else "image"
 
 
 def _undecoded(dataset: Any, column: str) -> Any:
