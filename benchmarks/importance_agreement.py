@@ -3,9 +3,9 @@
 
     python benchmarks/importance_agreement.py WORK/01_teacher/model --recipe digits --work-dir WORK
 
-Scores a trained teacher with "kl" (the reference), "fisher", "linear" and "hybrid" for every class group and writes
+Scores a trained teacher with "kl" (the reference) and with every method of --methods for every class group and writes
 Kendall's tau per axis and layer, the overlap of the kept units, and seconds to
-results/importance_agreement_<recipe>.json.
+results/importance_agreement_<recipe>.json. Attention dimensions overlap as "merged" heads keep them.
 """
 
 import argparse
@@ -13,23 +13,23 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from edvit_hf.planning import EncoderShape
-from edvit_hf.pruning import UnitScores, make_plan, unit_scores
+from edvit_hf.architectures import Widths, widths_of_heads
+from edvit_hf.pruning import UnitScores, architecture_of, make_plan, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
 from edvit_hf.storage import write_json
 
-METHODS: tuple[ImportanceMethod, ...] = ("kl", "fisher", "linear", "hybrid")
-APPROXIMATIONS = ("fisher", "linear", "hybrid")
+APPROXIMATIONS: tuple[ImportanceMethod, ...] = ("fisher", "linear", "hybrid")
+OTHERS = [method for method in get_args(ImportanceMethod) if method != "kl"]
 TEACHER_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     add("teacher", type=Path, help="folder of a saved stock classifier")
     add("--recipe", required=True, help="name or path; gives the dataset, groups and keep")
     add("--work-dir", type=Path, help="folder of a recipe run, whose class groups are then used")
+    add("--methods", nargs="+", choices=OTHERS, default=list(APPROXIMATIONS), help="compared with the exact KL")
     add("--keep-heads", type=int, help="heads kept per layer; default: the recipe's")
     add("--samples-per-class", type=int, help="default: the recipe's")
     add("--num-groups", type=int, help="score only the first so many class groups")
@@ -62,20 +63,29 @@ def overlap(exact: Sequence[list[int]], other: Sequence[list[int]]) -> float:
     return round(shared / sum(map(len, exact)), 4)
 
 
-def compare(exact: UnitScores, other: UnitScores, model: PreTrainedModel, keep: dict[str, int]) -> dict[str, Any]:
+def taus(name: str, exact: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Rank agreement over all layers at once and in every single one; (layers, units)."""
+    per_layer = [tau(*layers) for layers in zip(exact, other, strict=True)]
+    found = [value for value in per_layer if value is not None]
+    return {
+        f"{name}_tau_pooled": tau(exact, other),
+        f"{name}_tau_per_layer": per_layer,
+        f"{name}_tau_median": float(np.median(found)) if found else None,
+    }
+
+
+def compare(exact: UnitScores, other: UnitScores, model: PreTrainedModel, after: Widths) -> dict[str, Any]:
     """All figures of one approximation on one class group."""
-    ours, theirs = (make_plan(scores, model.config, **keep) for scores in (exact, other))
-    layers = range(len(exact.ffn))
-    ffn_taus = [tau(exact.ffn[i], other.ffn[i]) for i in layers]
+    ours, theirs = (make_plan(scores, model.config, after) for scores in (exact, other))
+    merged = [make_plan(scores, model.config, after, attention="merged").kept_attention for scores in (exact, other)]
     return {
         "residual_tau": tau(exact.residual, other.residual),
         "residual_overlap": overlap([ours.kept_residual], [theirs.kept_residual]),
-        "heads_tau_pooled": tau(exact.heads, other.heads),
-        "heads_tau_per_layer": [tau(exact.heads[i], other.heads[i]) for i in layers],
+        **taus("heads", exact.heads, other.heads),
         "heads_overlap": overlap(ours.kept_heads, theirs.kept_heads),
-        "ffn_tau_pooled": tau(exact.ffn, other.ffn),
-        "ffn_tau_per_layer": ffn_taus,
-        "ffn_tau_median": float(np.median([t for t in ffn_taus if t is not None])),
+        **taus("attention", exact.attention, other.attention),
+        "attention_overlap": overlap(*merged),
+        **taus("ffn", exact.ffn, other.ffn),
         "ffn_overlap": overlap(ours.kept_ffn, theirs.kept_ffn),
     }
 
@@ -90,35 +100,29 @@ def class_groups(recipe: Recipe, num_classes: int, work_dir: Path | None) -> lis
     return json.loads(found[0].read_text(encoding="utf-8"))["class_groups"]
 
 
-def sizes_to_keep(config: PretrainedConfig, keep_heads: int) -> dict[str, int]:
-    """What the prune stage keeps for so many heads."""
-    shape = EncoderShape.from_config(config.to_dict(), num_labels=config.num_labels)
-    kept = shape.keep(keep_heads, num_labels=config.num_labels)
-    return {"keep_residual": kept.hidden_size, "keep_heads": keep_heads, "keep_ffn": kept.intermediate_size}
-
-
 def score_group(
     model: PreTrainedModel,
     pixel_values: torch.Tensor,
     group: list[int],
-    keep: dict[str, int],
+    after: Widths,
+    methods: Sequence[ImportanceMethod],
     batch_size: int,
 ) -> dict[str, Any]:
     """Exact and approximate scores of one class group, compared and timed."""
     scores: dict[str, UnitScores] = {}
     seconds: dict[str, float] = {}
-    for method in METHODS:
+    for method in ("kl", *methods):
         start = time.perf_counter()
         scores[method] = unit_scores(model, pixel_values, group, method=method, batch_size=batch_size)
         seconds[method] = round(time.perf_counter() - start, 3)
     row = {"class_group": group, "num_samples": len(pixel_values), "seconds": seconds}
-    return row | {method: compare(scores["kl"], scores[method], model, keep) for method in APPROXIMATIONS}
+    return row | {method: compare(scores["kl"], scores[method], model, after) for method in methods}
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def summary(rows: list[dict[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """Lowest and median figure over the class groups."""
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for method in APPROXIMATIONS:
+    for method in methods:
         result[method] = {}
         for name in rows[0][method]:
             values = [row[method][name] for row in rows if isinstance(row[method][name], float)]
@@ -131,6 +135,8 @@ def command_line(arguments: argparse.Namespace) -> str:
     """What reproduces the result; the folders are the reader's own."""
     options = [f"--recipe {Path(arguments.recipe).name}"]
     options += ["--work-dir WORK_DIR"] if arguments.work_dir else []
+    if tuple(arguments.methods) != APPROXIMATIONS:
+        options += [f"--methods {' '.join(arguments.methods)}"]
     for name in ("keep_heads", "samples_per_class", "num_groups", "batch_size", "seed"):
         value = getattr(arguments, name)
         options += [] if value is None else [f"--{name.replace('_', '-')} {value}"]
@@ -146,7 +152,8 @@ def main() -> None:
         raise SystemExit('The recipe leaves keep_heads to the planner ("auto"): pass --keep-heads.')
     model = AutoModelForImageClassification.from_pretrained(arguments.teacher).eval()
     trip = Trip(recipe, {})
-    keep = sizes_to_keep(model.config, keep_heads)
+    widths = architecture_of(model).widths(model.config)
+    after = widths_of_heads(widths, keep_heads, labels=widths.labels)
     samples_per_class = arguments.samples_per_class or recipe.prune.samples_per_class
     batch_size = arguments.batch_size or recipe.prune.batch_size
     groups = class_groups(recipe, model.config.num_labels, arguments.work_dir)[: arguments.num_groups]
@@ -154,7 +161,7 @@ def main() -> None:
     for group in groups:
         indices = trip.training_sample(group, samples_per_class, arguments.seed)
         pixel_values = trip.data.train.pixel_values(indices)
-        rows.append(score_group(model, pixel_values, group, keep, batch_size))
+        rows.append(score_group(model, pixel_values, group, after, arguments.methods, batch_size))
         print(json.dumps(rows[-1]))
     result = {
         "schema_version": 1,
@@ -163,11 +170,11 @@ def main() -> None:
         "seed": arguments.seed,
         "samples_per_class": samples_per_class,
         "batch_size": batch_size,
-        "keep": keep,
+        "keep": {"keep_residual": after.residual, "keep_heads": after.heads, "keep_ffn": after.ffn},
         "torch_threads": torch.get_num_threads(),
         "teacher": {name: getattr(model.config, name) for name in TEACHER_SIZES},
         "environment": trip.environment,
-        "summary": summary(rows),
+        "summary": summary(rows, arguments.methods),
         "groups": rows,
     }
     arguments.results_dir.mkdir(parents=True, exist_ok=True)

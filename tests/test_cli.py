@@ -51,6 +51,31 @@ def test_plan_needs_no_training(tmp_path):
     assert "times smaller" in invoke("plan", write_tiny_recipe(tmp_path)).output
 
 
+def test_plan_of_the_deployment_recipe_has_the_promised_keys_and_figures(tmp_path):
+    done = invoke("plan", "cifar10_vit_base", "--format", "json", "--figure", tmp_path / "plan.png")
+    document = json.loads(done.stdout)
+    teacher, sub_models = document["teacher"], document["sub_models"]
+    assert set(teacher) == {"parameters", "bytes", "macs"}
+    assert round(teacher["parameters"] / 1e6, 2) == 85.81
+    for sub_model in sub_models:
+        assert {"device", "classes", "parameters", "bytes", "macs", "predicted_ms"} <= set(sub_model)
+        assert round(sub_model["parameters"] / 1e6, 2) == 2.50
+        # Its own two outputs make it a little smaller than the same cut with all ten, which is what papers compare.
+        assert round(teacher["parameters"] / sub_model["parameters"], 2) == 34.27
+        assert round(teacher["macs"] / sub_model["macs"], 2) == 29.11
+    assert (document["same_head"]["size_ratio"], document["same_head"]["macs_ratio"]) == (34.26, 29.11)
+    assert sorted(s["device"] for s in sub_models) == [f"pi-{i}" for i in range(10)]
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_takes_another_fleet_and_way_of_placing():
+    done = invoke("plan", "cifar10_vit_base", "--fleet", "five_x86", "--placement", "greedy", "--format", "json")
+    document = json.loads(done.stdout)
+    assert (document["fleet"], document["placement"]["method"]) == ("five_x86", "greedy")
+    assert document["latency_ms"] is None  # nothing tells the speed of a generic x86 machine
+    assert invoke("plan", "cifar10_vit_base", "--fleet", "nowhere").exit_code == 1
+
+
 def test_predict_names_the_class_every_vote_and_what_an_absence_changes(finished_trip, picture):
     folder = ensemble_dir(finished_trip[1])
     report = json.loads(invoke("predict", folder, picture, "--format", "json").stdout)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,22 @@ def test_a_misspelt_key_names_the_nearest_valid_one(tmp_path, values, section, k
         (lambda v: v["dataset"].update(mean=0.5), "must be a list"),
         (lambda v: v["export"].update(int8="yes"), "export.int8"),
         (lambda v: v.update(task="image-segmentation"), "image-classification"),
+        (lambda v: v["teacher"].update(config={"model_type": "vit"}), "Remove `config`"),
+        (lambda v: v.update(teacher={"checkpoint": "x", "config": {"hidden_size": 8}}), "`teacher.config` needs a"),
+        (lambda v: v["dataset"].update(num_labels=1), "at least 2"),
+        (lambda v: v["prune"].update(keep_heads=[2, 1]), "lists 2 numbers, but `split.num_sub_models` is 5"),
+        (lambda v: v["prune"].update(keep_heads=[2, 1, 1, 1, 0]), "keep_heads"),
+        (lambda v: v["prune"].update(keep_heads="most"), "keep_heads"),
+        (lambda v: v["prune"].update(keep_ratios={"residual": 0.5, "attention": 0.5, "ffn": 0.5}), "Write one of them"),
+        (
+            lambda v: v.update(prune={"keep_ratios": {"residual": 1.5, "attention": 0.5, "ffn": 0.5}}),
+            "keep_ratios.resid",
+        ),
+        (lambda v: v.update(prune={"keep_ratios": {"residual": 0.5, "ffn": 0.5}}), "keep_ratios.attention` is missing"),
+        (lambda v: v["prune"].update(attention="narrow"), "prune.attention"),
+        (lambda v: v["prune"].update(rounds=0), "rounds"),
+        (lambda v: v["split"].update(similarity="both"), "split.similarity"),
+        (lambda v: v["split"].update(samples_per_class=0), "split.samples_per_class"),
     ],
 )
 def test_values_that_cannot_be_followed_are_refused_by_name(tmp_path, values, change, message):
@@ -91,3 +108,15 @@ def test_the_seed_reaches_every_training_stage_but_not_the_split(values, tmp_pat
     )
     assert recipe.seeds["split"] == 0
     assert "folder" not in recipe_values(recipe)
+
+
+def test_every_way_to_say_what_stays_is_read(values, tmp_path):
+    values["prune"] = {"keep_heads": [1, 2, 2, 2, 3], "attention": "thin", "compensate": True, "rounds": 2}
+    prune = load_recipe(written(tmp_path, values)).prune
+    assert prune.keep_heads == (1, 2, 2, 2, 3)
+    assert (prune.attention, prune.compensate, prune.rounds) == ("thin", True, 2)
+    values["prune"] = {"keep_ratios": {"residual": 0.5, "attention": 1, "ffn": 0.25}}
+    ratios = load_recipe(written(tmp_path, values)).prune.keep_ratios
+    assert (ratios.residual, ratios.attention, ratios.ffn) == (0.5, 1.0, 0.25)
+    values["prune"] = {"keep_heads": "per-sub-model"}
+    assert load_recipe(written(tmp_path, values)).prune.keep_heads == "per-sub-model"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole trip: what is skipped, what is re-run, what is refused, and what it leaves."""
 
 import dataclasses
@@ -5,17 +6,25 @@ import fcntl
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
-from edvit_hf.errors import CheckpointError, DataError, RecipeError, WorkDirError
+from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
+from edvit_hf.profiles import load_profiles
 from edvit_hf.recipe import STAGES, run, running
 from edvit_hf.recipe.running import _done, _key, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
+from edvit_hf.recipe.trip import load_array, load_model
+from edvit_hf.splitting import similarity_within
 from tiny_recipe import fingerprint, tiny_recipe, write_tiny_recipe
 
 NAMES = [stage.name for stage in STAGES]
+
+
+KEEP_NOTHING = {"keep_heads": "auto", "keep_ratios": {"residual": 0.5, "attention": 0.1, "ffn": 0.5}}
 
 
 def keys(recipe):
@@ -101,6 +110,12 @@ def test_a_second_run_skips_every_stage(finished_trip):
         ({"card": {"title": "Mine"}}, {"card"}),
         ({"teacher": {"epochs": 1}}, set(NAMES)),
         ({"distill": {"epochs": 1}}, {"distill", "fuse", "evaluate", "export", "card"}),
+        ({"split": {"strategy": "similarity"}}, set(NAMES) - {"teacher"}),
+        ({"prune": {"compensate": True}}, set(NAMES) - {"teacher", "split", "plan"}),
+        ({"prune": {"attention": "merged"}}, set(NAMES) - {"teacher", "split"}),
+        ({"dataset": {"num_labels": None}}, set()),
+        ({"prune": {"round_epochs": 5, "compensation_samples": 9, "rounds": 1}}, set()),
+        ({"split": {"similarity": "separate", "samples_per_class": 3}}, set()),
     ],
 )
 def test_changing_a_value_re_runs_exactly_the_stages_it_touches(finished_trip, tmp_path, change, touched):
@@ -144,12 +159,18 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"prune": {"keep_heads": 3}}, RecipeError, "between 1 and the teacher's 2 heads"),
+        ({"prune": {"keep_heads": 3}}, PruningError, "between 1 and the teacher's 2 heads"),
         ({"split": {"num_sub_models": 11}}, RecipeError, "only 10 classes"),
         ({"split": {"strategy": "given", "class_groups": [[0, 1], []]}}, RecipeError, "class group 1 is empty"),
         ({"split": {"strategy": "given", "class_groups": [[0], [0, 1]]}}, RecipeError, "stands in group 0 and in"),
         ({"teacher": {"from_scratch": {"model_type": "nonsense"}}}, RecipeError, "no stock image classifier"),
         ({"dataset": {"path": "imagefolder", "data_dir": "/nonexistent"}}, DataError, "nonexistent"),
+        ({"dataset": {"num_labels": 9}}, RecipeError, "has 10 classes"),
+        ({"split": {"sizes": "proportional"}}, RecipeError, "profile 'x86-avx2' of device 'd0' states none"),
+        ({"split": {"strategy": "similarity", "num_sub_models": 11}}, RecipeError, "only 10 classes"),
+        ({"prune": {"keep_heads": 1, "rounds": 2}}, RecipeError, "only 1 of 2 heads"),
+        ({"prune": KEEP_NOTHING}, PruningError, "rounds to zero"),
+        ({"prune": {"keep_heads": [1, 3]}}, PruningError, "between 1 and the teacher's 2 heads"),
     ],
 )
 def test_impossible_values_are_refused_before_any_training(tmp_path, change, error, message):
@@ -218,6 +239,109 @@ def test_a_checkpoint_folder_can_be_the_teacher_as_it_is(finished_trip, tmp_path
     original = AutoModelForImageClassification.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), original.parameters(), strict=True))
     assert (stage_dir(tmp_path / "work", "plan") / "plan.json").is_file()
+
+
+def test_a_class_group_without_training_items_is_refused_before_any_training(tmp_path):
+    pixels, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2
+    for split in ("train", "test"):
+        for name in "abc":
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+        for index, label in enumerate(labels):
+            Image.fromarray(pixels[index]).save(tmp_path / "data" / split / "ab"[label] / f"{index}.png")
+    Image.fromarray(pixels[0]).save(tmp_path / "data" / "test" / "c" / "0.png")
+    data = {"path": "imagefolder", "data_dir": str(tmp_path / "data"), "num_labels": 3, "max_train_samples": None}
+    recipe = tiny_recipe(tmp_path, dataset=data, split={"strategy": "given", "class_groups": [[0, 1], [2]]})
+    with pytest.raises(DataError, match=r"class group 1 .classes \[2\]. has no item"):
+        run(recipe, tmp_path / "work", stages=["teacher"])
+
+
+@pytest.fixture
+def ready_teacher(finished_trip):
+    """A recipe that takes the finished trip's teacher as it is, with these promised sizes."""
+
+    def recipe(folder, **config):
+        model = stage_dir(finished_trip[1], "teacher") / "model"
+        promised = {"model_type": "vit", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+        promised |= {"intermediate_size": 32, "patch_size": 4, "image_size": 8} | config
+        teacher = TeacherConfig(checkpoint=str(model), epochs=0, config={k: v for k, v in promised.items() if v})
+        return dataclasses.replace(tiny_recipe(folder), teacher=teacher)
+
+    return recipe
+
+
+def test_a_checkpoint_that_agrees_with_the_promised_sizes_is_taken(ready_teacher, tmp_path):
+    run(ready_teacher(tmp_path, num_labels=3), tmp_path / "work", stages=["teacher"])
+    assert (stage_dir(tmp_path / "work", "teacher") / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("promised", "message"),
+    [
+        ({"hidden_size": 32}, "hidden_size = 32, the checkpoint has 16"),
+        ({"image_size": 224}, "image_size = 224, the checkpoint has 8"),
+        ({"model_type": "deit"}, "model_type = 'deit', the checkpoint has 'vit'"),
+        ({"intermediate_size": None}, "ffn = 3072, the checkpoint has 32"),  # planning took the stock default
+    ],
+)
+def test_a_checkpoint_that_differs_from_the_promised_sizes_is_refused(ready_teacher, tmp_path, promised, message):
+    with pytest.raises(RecipeError, match=message):
+        run(ready_teacher(tmp_path, **promised), tmp_path / "work", stages=["teacher"])
+
+
+def test_groups_by_similarity_follow_the_trained_teachers_confusions(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    within = {}
+    for kind in ("group", "separate"):
+        recipe = tiny_recipe(tmp_path, split={"strategy": "similarity", "similarity": kind})
+        run(recipe, work, stages=["split", "plan"])
+        found = json.loads((stage_dir(work, "split") / "class_groups.json").read_text())
+        matrix = load_array(stage_dir(work, "split") / "confusions.safetensors")
+        assert matrix.shape == (10, 10)
+        assert (matrix == matrix.T).all()
+        assert 0 < matrix.sum() < 10  # probabilities given to other classes, one row of them per class
+        assert sorted(len(g) for g in found["class_groups"]) == [5, 5]
+        assert found["similarity_within"] == pytest.approx(similarity_within(found["class_groups"], matrix))
+        within[kind] = found["similarity_within"]
+    balanced = json.loads((stage_dir(finished_trip[1], "split") / "class_groups.json").read_text())["class_groups"]
+    assert within["separate"] < similarity_within(balanced, matrix) < within["group"]
+
+
+def test_group_sizes_follow_the_speed_of_the_devices(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    recipe = tiny_recipe(tmp_path, split={"sizes": "proportional"})
+    devices = [{"name": "slow", "profile": "raspberry-pi-4b"}, {"name": "fast", "profile": "raspberry-pi-5"}]
+    (tmp_path / "fleet.yaml").write_text(json.dumps({"devices": devices}))
+    run(recipe, work, stages=["split", "plan"])
+    groups = json.loads((stage_dir(work, "split") / "class_groups.json").read_text())["class_groups"]
+    speeds = [load_profiles()[d["profile"]].sustained_gflops for d in devices]
+    assert len(groups[0]) < len(groups[1])
+    assert abs(len(groups[0]) - 10 * speeds[0] / sum(speeds)) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("prune", "shape"),
+    [
+        ({"keep_heads": 1, "attention": "thin"}, (8, 2, 4, 16)),
+        ({"keep_heads": 1, "attention": "merged"}, (8, 1, 8, 16)),
+        ({"keep_heads": [1, 2]}, (8, 1, 8, 16)),
+        ({"keep_heads": "auto", "keep_ratios": {"residual": 1.0, "attention": 0.5, "ffn": 0.25}}, (16, 1, 8, 8)),
+        ({"keep_heads": 1, "compensate": True, "compensation_samples": 32}, (8, 1, 8, 16)),
+    ],
+    ids=["thin", "merged", "per sub-model", "ratios", "compensated"],
+)
+def test_every_way_of_cutting_makes_a_stock_sub_model_of_the_planned_sizes(finished_trip, tmp_path, prune, shape):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    run(tiny_recipe(tmp_path, prune=prune), work, stages=["plan", "prune", "distill", "fuse"])
+    config = load_model(stage_dir(work, "prune") / "sub_models/00").config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert (config.hidden_size, config.num_attention_heads, head_dim, config.intermediate_size) == shape
+    planned = json.loads((stage_dir(work, "plan") / "plan.json").read_text())["sub_models"]
+    for index in range(2):
+        built = load_model(stage_dir(work, "distill") / f"sub_models/{index:02d}")
+        assert sum(p.numel() for p in built.parameters()) == planned[index]["parameters"]
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_refused(tmp_path):

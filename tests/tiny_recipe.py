@@ -13,7 +13,7 @@ from edvit_hf.recipe import Recipe, load_recipe
 FLEET = {"devices": [{"name": f"d{i}", "profile": "x86-avx2", "memory_mib": 8} for i in range(2)]}
 VALUES: dict[str, Any] = {
     "task": "image-classification",
-    "dataset": {"path": "digits", "image_size": 8, "max_train_samples": 200, "max_test_samples": 60},
+    "dataset": {"path": "digits", "num_labels": 10, "image_size": 8, "max_train_samples": 200, "max_test_samples": 60},
     "augmentation": {"shift": 0.05},
     "teacher": {
         "from_scratch": {

@@ -37,6 +37,14 @@ class Precision(StrEnum):
     int8 = "int8"
 
 
+class Placement(StrEnum):
+    """How sub-models are placed on devices."""
+
+    auto = "auto"
+    exact = "exact"
+    greedy = "greedy"
+
+
 class Format(StrEnum):
     """Output formats of every command."""
 
@@ -151,25 +159,66 @@ def _announce(stage: str, what: str) -> None:
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|REPO|DIR",
+            help="Recipe file, or the name of a packaged one; or a published ensemble: its folder or its Hub id.",
+        ),
+    ],
+    fleet: Annotated[
+        str | None,
+        typer.Option(
+            help="Fleet file, or the name of a packaged one. Default: the recipe's. A published ensemble needs one."
+        ),
+    ] = None,
+    placement: Annotated[
+        Placement, typer.Option(help="`greedy` is the paper's, `exact` needs scipy, `auto` is the best that is here.")
+    ] = Placement.auto,
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes; needed only when the recipe does not tell it.")
     ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the plan into this PNG file.")] = None,
+    destination: Annotated[
+        Path, typer.Option("--output", help="Where the placement of a published ensemble is written.")
+    ] = Path("placement.json"),
     output: FormatOption = Format.human,
 ) -> None:
-    """Show what each device of RECIPE's fleet would carry, without training or downloading anything."""
+    """Show what each device of a fleet would carry, without training anything.
+
+    For RECIPE from sizes alone, without a download. For a published ensemble also written as the `placement.json` that
+    tells each device which files to load; of a Hub id, only its config and manifest are fetched.
+    """
     _start_logging(False)
     with _plain_errors():
-        from edvit_hf.recipe import load_recipe
-        from edvit_hf.recipe.offline_plan import plan_recipe
+        from edvit_hf.recipe.offline_plan import find_fleet, plan_recipe
+        from edvit_hf.recipe.published_plan import is_published, plan_published
 
-        result = plan_recipe(load_recipe(recipe), num_classes=num_classes)
+        fleet_path = None if fleet is None else find_fleet(fleet)
+        placed = None
+        if is_published(target):
+            if fleet_path is None:
+                raise typer.BadParameter("a published ensemble is placed on your fleet: give --fleet FILE")
+            result, placed = plan_published(target, fleet_path, placement=placement.value)
+        else:
+            from edvit_hf.recipe import load_recipe
+
+            result = plan_recipe(
+                load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement.value
+            )
+        if figure is not None:
+            from edvit_hf.plan_figure import save_plan_figure
+
+            save_plan_figure(result, figure)
+        written = None if placed is None else placed.save(destination)
         if output is Format.json:
             _print_json(result.to_dict())
             return
         from edvit_hf.tables import plan_table
 
         console.print(plan_table(result))
+        if written is not None:
+            console.print(f"placement: {written}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -249,6 +298,47 @@ def doctor(
             console.print(doctor_table(report))
         if not report["healthy"]:
             raise typer.Exit(3)
+
+
+@app.command()
+def profile(
+    file: Annotated[Path, typer.Option("--output", help="Profile file to write, e.g. my_pi5.yaml.")],
+    name: Annotated[str | None, typer.Option(help="Name of the profile. Default: the file's name.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the measurement beside that on one thread. Default: all cores.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed runs of every encoder. Default: 15, quick: 7.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of a minute; a coarser model.")] = False,
+    output: FormatOption = Format.human,
+) -> None:
+    """Measure this machine and write its device profile: what `edvit plan` needs to predict latencies here.
+
+    Needs onnx and onnxruntime, no torch. Run it on the device itself, with nothing else running.
+    """
+    _start_logging(False)
+    with _plain_errors():
+        from edvit_hf.profiles import profile_dict, save_profile
+        from edvit_hf.profiling import check_writable, profile_machine
+
+        check_writable(file)
+        result = profile_machine(
+            file.stem if name is None else name, threads=threads, repeats=repeats, quick=quick,
+            progress=log_console.is_terminal,
+        )  # fmt: skip
+        save_profile(result, file)
+        if output is Format.json:
+            _print_json(profile_dict(result))
+            return
+        figures = f"{result.cores} cores, {result.memory_mib} MiB, {result.sustained_gflops} GFLOP/s, {result.isa}"
+        console.print(f"{result.name}: {figures}", markup=False, highlight=False)
+        for fitted in (result.provenance or {})["fits"]:
+            console.print(
+                f"latency on {fitted['threads']} thread(s): {len(fitted['measurements'])} encoders, median error "
+                f"{fitted['median_relative_error']:.1%}, on encoders left out of the fit "
+                f"{fitted['median_relative_error_left_out']:.1%}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+        console.print(f"profile: {file}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -4,13 +4,13 @@ Each message says what was expected, what came, why it matters and what to do.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 _OPTIONAL_PACKAGES = {
     **{"sklearn": "scikit-learn", "PIL": "pillow"},
     **{name: name for name in ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate", "datasets")},
-    **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib")},
+    **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib", "scipy")},
     **{name: name for name in ("optimum", "onnx", "onnxscript", "onnxslim", "gradio")},
 }
 """Import name -> package name of everything that only an extra installs."""
@@ -29,7 +29,16 @@ class DataError(EDViTError, ValueError):
 
 
 class BudgetError(EDViTError, ValueError):
-    """No plan satisfies the fleet's budgets. Relax the budget that the message names."""
+    """No plan satisfies the fleet's budgets. Relax the budget that the message names.
+
+    Attributes:
+        nearest: What the budgets must be at least, all else unchanged: dotted name -> value, for example
+            {"total_mib": 96.8} or {"devices.pi-3.memory_mib": 9.6}. Empty where it is not known.
+    """
+
+    def __init__(self, message: str, nearest: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.nearest = dict(nearest or {})
 
 
 class PruningError(EDViTError, ValueError):

@@ -1,397 +1,272 @@
-"""Cost model, budget search and placement: how much of the teacher each device carries.
+# SPDX-License-Identifier: Apache-2.0
+"""How much of the teacher each sub-model keeps, and which device runs it, within the budgets of a fleet.
 
 Works from sizes alone (no weights, no torch), so `edvit plan` answers before anything is trained.
 """
 
+import dataclasses
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Literal, NoReturn, Protocol
 
-import yaml
+import numpy as np
 
-from edvit_hf.errors import BudgetError, RecipeError, did_you_mean
-from edvit_hf.profiles import load_profiles
-from edvit_hf.storage import write_json
+from edvit_hf.architectures import AttentionKind, Widths, widths_of_heads, widths_of_ratios
+from edvit_hf.costs import ModelShape
+from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
+from edvit_hf.fleet import MIB, Device, Fleet, load_fleet
+from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
+from edvit_hf.placement import Clock, feasible, has_solver
+from edvit_hf.placing import FEASIBILITY_SECONDS, nearest_budgets, place
+from edvit_hf.plans import DevicePlan, Plan, Replica, SubModelPlan
+
+__all__ = [
+    "MIB", "Device", "DevicePlan", "Fleet", "Plan", "Replica", "SubModelPlan", "load_fleet", "place_loads", "plan",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-MIB = 2**20
-BYTES_PER_PARAMETER = 4  # fp32 safetensors
+PlacementMethod = Literal["auto", "exact", "greedy"]
 
 
-@dataclass(frozen=True)
-class EncoderShape:
-    """The sizes of a ViT classifier that decide its cost."""
-
-    hidden_size: int
-    num_heads: int
-    head_dim: int
-    intermediate_size: int
-    num_layers: int
-    num_patches: int
-    patch_values: int  # channels x patch height x patch width
-    num_labels: int
-    qkv_bias: bool = True
+class Ratios(Protocol):
+    """Shares of the teacher that stay, each in (0, 1]: `edvit_hf.pruning.KeepRatios`."""
 
     @property
-    def parameters(self) -> int:
-        """Number of parameters of the stock `ViTForImageClassification` of this shape (exact)."""
-        d, a, f = self.hidden_size, self.num_heads * self.head_dim, self.intermediate_size
-        attention = 3 * (d * a + (a if self.qkv_bias else 0)) + a * d + d
-        ffn = d * f + f + f * d + d
-        embeddings = self.patch_values * d + d + d + (self.num_patches + 1) * d
-        return embeddings + self.num_layers * (attention + ffn + 4 * d) + 2 * d + d * self.num_labels + self.num_labels
+    def residual(self) -> float:
+        """Of the residual channels."""
 
     @property
-    def macs(self) -> int:
-        """Multiply-accumulates for one input: convolution, linear maps and the two attention products (exact)."""
-        d, a, f, tokens = (
-            self.hidden_size,
-            self.num_heads * self.head_dim,
-            self.intermediate_size,
-            self.num_patches + 1,
-        )
-        layer = tokens * (4 * d * a + 2 * d * f) + 2 * tokens * tokens * a
-        return self.num_patches * self.patch_values * d + self.num_layers * layer + d * self.num_labels
+    def attention(self) -> float:
+        """Of the attention dimensions."""
 
     @property
-    def bytes(self) -> int:
-        """Bytes of the weights in fp32, without the file header."""
-        return self.parameters * BYTES_PER_PARAMETER
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], *, num_labels: int) -> "EncoderShape":
-        """Read the shape from a stock ViT config as a dict.
-
-        Raises:
-            RecipeError: If the config is not of a ViT, or its sizes do not divide.
-        """
-        if config.get("model_type", "vit") != "vit":
-            raise RecipeError(
-                f"planning knows the costs of model_type 'vit', got {config.get('model_type')!r}. "
-                "A wrong cost would place sub-models on devices that cannot hold them. Use a ViT teacher."
-            )
-        d, heads = int(config.get("hidden_size", 768)), int(config.get("num_attention_heads", 12))
-        image, patch = int(config.get("image_size", 224)), int(config.get("patch_size", 16))
-        if d % heads and "head_dim" not in config:
-            raise RecipeError(
-                f"`hidden_size` {d} is no multiple of `num_attention_heads` {heads}: heads would be unequal. "
-                "Choose sizes that divide."
-            )
-        if image % patch:
-            raise RecipeError(
-                f"`image_size` {image} is no multiple of `patch_size` {patch}: the border would be cut off. "
-                "Choose sizes that divide."
-            )
-        return cls(
-            hidden_size=d,
-            num_heads=heads,
-            head_dim=int(config.get("head_dim", d // heads)),
-            intermediate_size=int(config.get("intermediate_size", 3072)),
-            num_layers=int(config.get("num_hidden_layers", 12)),
-            num_patches=(image // patch) ** 2,
-            patch_values=int(config.get("num_channels", 3)) * patch * patch,
-            num_labels=num_labels,
-            qkv_bias=bool(config.get("qkv_bias", True)),
-        )
-
-    def keep(self, keep_heads: int, *, num_labels: int) -> "EncoderShape":
-        """The shape after keeping `keep_heads` heads and the same share of residual channels and FFN units.
-
-        Source: the working reading of ED-ViT's ratios (2410.11650): d' = kept heads x head size, one share for all.
-        """
-        if not 1 <= keep_heads <= self.num_heads:
-            raise RecipeError(
-                f"`prune.keep_heads` must lie between 1 and the teacher's {self.num_heads} heads, got {keep_heads}. "
-                "It is the number of heads that stay in every layer, not the number cut."
-            )
-        share = keep_heads / self.num_heads
-        return EncoderShape(
-            hidden_size=round(self.hidden_size * share),
-            num_heads=keep_heads,
-            head_dim=self.head_dim,
-            intermediate_size=max(1, round(self.intermediate_size * share)),
-            num_layers=self.num_layers,
-            num_patches=self.num_patches,
-            patch_values=self.patch_values,
-            num_labels=num_labels,
-            qkv_bias=self.qkv_bias,
-        )
+    def ffn(self) -> float:
+        """Of the FFN units."""
 
 
-def fusion_parameters(feature_sizes: Sequence[int], num_labels: int, hidden_size: int) -> int:
-    """Parameters of the fusion head on concatenated features and presence bits (exact)."""
-    inputs = sum(feature_sizes) + len(feature_sizes)
-    if hidden_size == 0:
-        return inputs * num_labels + num_labels
-    return inputs * hidden_size + hidden_size + hidden_size * num_labels + num_labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """A named member of a fleet. `memory_mib` and `macs` are budgets for one device; `None` means no limit."""
-
-    name: str
-    profile: str
-    memory_mib: float | None = None
-    macs: int | None = None
-    link_mbit_per_s: float | None = None
-    link_ms: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fleet:
-    """The devices that run one ensemble together, and the budget they share."""
-
-    devices: tuple[Device, ...]
-    total_mib: float | None = None
-    name: str = "unnamed"
-
-    def __post_init__(self) -> None:
-        if not self.devices:
-            raise RecipeError("a fleet needs at least one device, got none. Add a device to the fleet file.")
-        names = [device.name for device in self.devices]
-        doubled = sorted({n for n in names if names.count(n) > 1})
-        if doubled:
-            raise RecipeError(
-                f"device names must be unique in a fleet, got {doubled} more than once. "
-                "The placement names devices. Rename them."
-            )
-        profiles = load_profiles()
-        for device in self.devices:
-            if device.profile not in profiles:
-                raise RecipeError(
-                    f"device {device.name!r} has the unknown profile {device.profile!r}; known: {sorted(profiles)}. "
-                    "The profile decides which exported variant fits."
-                )
-            _refuse_empty_budgets(device, ("memory_mib", "macs"), f"device {device.name!r}")
-        _refuse_empty_budgets(self, ("total_mib",), f"fleet {self.name!r}")
-
-
-def _refuse_empty_budgets(owner: Device | Fleet, labels: Sequence[str], where: str) -> None:
-    for label in labels:
-        budget = getattr(owner, label)
-        if budget is not None and not 0 < budget < math.inf:
-            raise RecipeError(f"{where}: `{label}` must be above 0, got {budget}. Leave it out for no limit.")
-
-
-def load_fleet(path: Path) -> Fleet:
-    """Read a fleet file (`recipes/fleets/*.yaml`) strictly.
-
-    Raises:
-        RecipeError: Missing file, broken YAML, unknown or missing keys, wrong types, duplicate names, unknown
-            profiles or impossible budgets.
-    """
-    if not path.is_file():
-        raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"fleet file {path} is no readable YAML: {error}. Correct the file.") from error
-    where = f"fleet file {path}"
-    values = _checked(data, _FLEET_KINDS, ("devices",), where)
-    entries = [
-        _checked(entry, _DEVICE_KINDS, ("name", "profile"), f"{where}, devices[{i}]")
-        for i, entry in enumerate(values.pop("devices"))
-    ]
-    return Fleet(devices=tuple(Device(**entry) for entry in entries), name=path.stem, **values)
-
-
-_NUMBER = (int, float)
-_FLEET_KINDS: dict[str, tuple[type, ...]] = {"devices": (list,), "total_mib": _NUMBER}
-_DEVICE_KINDS: dict[str, tuple[type, ...]] = {
-    "name": (str,), "profile": (str,), "memory_mib": _NUMBER, "macs": (int,), "link_mbit_per_s": _NUMBER,
-    "link_ms": _NUMBER,
-}  # fmt: skip
-
-
-def _checked(data: Any, kinds: dict[str, tuple[type, ...]], required: Sequence[str], where: str) -> dict[str, Any]:
-    """The mapping itself if it holds only known keys, every required one, and values of the right type."""
-    if not isinstance(data, dict):
-        raise RecipeError(f"{where} must be a mapping with the keys {sorted(kinds)}, got {data!r}. Correct the file.")
-    for key, value in data.items():
-        if key not in kinds:
-            raise RecipeError(
-                f"{where}: unknown key `{key}`.{did_you_mean(str(key), kinds)} "
-                f"Valid keys here: {', '.join(sorted(kinds))}. An ignored key would silently mean no limit."
-            )
-        optional = key not in required
-        if not (value is None and optional) and (not isinstance(value, kinds[key]) or isinstance(value, bool)):
-            names = " or ".join(kind.__name__ for kind in kinds[key])
-            raise RecipeError(f"{where}: `{key}` must be of type {names}, got {value!r}. Correct the value.")
-    missing = [key for key in required if key not in data]
-    if missing:
-        raise RecipeError(f"{where}: the key `{missing[0]}` is missing and has no default. Add it.")
-    return dict(data)
-
-
-@dataclass(frozen=True)
-class SubModelPlan:
-    """What one sub-model costs and where it runs."""
-
-    index: int
-    class_group: list[int]
-    device: str
-    keep_heads: int
-    parameters: int
-    bytes: int
-    macs: int
-    predicted_ms: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Keep ratio, predicted costs and placement of every sub-model."""
-
-    teacher: dict[str, int]
-    keep_heads: int
-    num_heads: int
-    hidden_size: int
-    intermediate_size: int
-    sub_models: list[SubModelPlan]
-    fusion_parameters: int
-    fleet: str
-    notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Plan":
-        """Rebuild a plan from `to_dict`."""
-        sub_models = [SubModelPlan(**entry) for entry in data["sub_models"]]
-        return cls(**{**data, "sub_models": sub_models})
-
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON, by write-then-rename."""
-        write_json(path, self.to_dict())
-
-    @property
-    def size_ratio(self) -> float:
-        """Teacher parameters over the parameters of the largest sub-model."""
-        return self.teacher["parameters"] / max(s.parameters for s in self.sub_models)
-
-    def __str__(self) -> str:
-        largest = max(self.sub_models, key=lambda s: s.parameters)
-        lines = [
-            f"plan: keep {self.keep_heads} of {self.num_heads} heads in every sub-model "
-            f"(hidden {self.hidden_size}, FFN {self.intermediate_size})",
-            f"teacher    {self.teacher['parameters']:>12,} parameters {self.teacher['bytes'] / MIB:8.2f} MiB "
-            f"{self.teacher['macs'] / 1e6:10.2f} MMACs",
-        ]
-        lines += [
-            f"sub-model {s.index} {s.parameters:>11,} parameters {s.bytes / MIB:8.2f} MiB {s.macs / 1e6:10.2f} MMACs"
-            f"  on {s.device}, classes {s.class_group}"
-            for s in self.sub_models
-        ]
-        lines.append(
-            f"largest sub-model: {self.size_ratio:.1f} times smaller than the teacher, "
-            f"{self.teacher['macs'] / largest.macs:.1f} times fewer MACs"
-        )
-        return "\n".join(lines + self.notes)
+Keep = int | Sequence[int] | Literal["auto", "per-sub-model"] | Ratios
+Cut = int | Ratios  # of one sub-model
 
 
 def plan(
-    teacher: EncoderShape,
+    teacher: ModelShape,
     class_groups: Sequence[Sequence[int]],
     fleet: Fleet,
     *,
-    keep_heads: int | None,
+    keep: Keep = "auto",
     fusion_hidden_size: int,
+    attention: AttentionKind = "whole",
+    placement: PlacementMethod = "auto",
 ) -> Plan:
-    """Choose the keep (if `keep_heads` is None: the largest that fits) and place every sub-model on a device.
+    """Choose the keep (unless given), then the placement with the lowest predicted latency.
 
     Args:
-        teacher (`EncoderShape`): Sizes of the teacher.
+        teacher (`ModelShape`): Sizes of the teacher.
         class_groups: Classes of each sub-model; each gets one output more for "other".
         fleet (`Fleet`): Devices with budgets.
-        keep_heads: Heads kept in every layer, or None for the largest uniform keep that fits every budget.
-        fusion_hidden_size: Hidden width of the fusion head, which counts for the total budget.
+        keep: Heads kept in every layer: one number, one per sub-model, "auto" for the largest number that fits every
+            budget, or "per-sub-model": that number first, then more in single sub-models while everything fits.
+            Or three shares (`KeepRatios`).
+        fusion_hidden_size: Hidden width of the fusion head, which counts for the total budget and, where the fleet
+            names a coordinator, for that device's.
+        attention: How attention shrinks; see `PruneConfig.attention`.
+        placement: "greedy" is the paper's; "exact" searches on from there (needs scipy); "auto" is "exact" where scipy
+            is installed.
 
     Raises:
-        BudgetError: No keep (or not the given one) fits; names the binding budget.
+        BudgetError: No keep (or not the given one) fits; names the binding budget and the nearest value that would do.
+        RecipeError: A list of keeps of another length than the groups.
+        PruningError: A keep outside the teacher's heads, or widths that the architecture ties.
+        MissingExtraError: "exact" was asked for and scipy is not installed.
 
     Source: ED-ViT (2410.11650) outer loop over heads and greedy assignment; the pseudo-code follows EC-SNN
     (IJCAI-24, Algorithm 1), with the device budgets reset in every round, which the printed version omits.
+    Differs: whether a keep fits, and the placement, are decided by integer programming; the objective is the predicted
+    latency from input to answer.
     """
-    reasons: list[str] = []
-    candidates = [keep_heads] if keep_heads is not None else list(range(teacher.num_heads, 0, -1))
-    for keep in candidates:
-        shapes = [teacher.keep(keep, num_labels=_sub_model_labels(group, class_groups)) for group in class_groups]
-        fusion = fusion_parameters([s.hidden_size for s in shapes], teacher.num_labels, fusion_hidden_size)
-        try:
-            devices = _place(shapes, fleet, fusion)
-        except BudgetError as error:
-            reasons.append(f"keep {keep}: {error}")
-            continue
-        return Plan(
-            teacher={"parameters": teacher.parameters, "bytes": teacher.bytes, "macs": teacher.macs},
-            keep_heads=keep,
-            num_heads=teacher.num_heads,
-            hidden_size=shapes[0].hidden_size,
-            intermediate_size=shapes[0].intermediate_size,
-            sub_models=[
-                SubModelPlan(i, list(group), device.name, keep, s.parameters, s.bytes, s.macs, _predicted_ms(s, device))
-                for i, (group, s, device) in enumerate(zip(class_groups, shapes, devices, strict=True))
-            ],
-            fusion_parameters=fusion,
-            fleet=fleet.name,
-        )
-    raise BudgetError(
-        f"no plan fits the fleet {fleet.name!r} of {len(fleet.devices)} devices. {reasons[-1]} "
-        "Raise that budget, add a device or use fewer heads (`prune.keep_heads: auto` finds the largest keep)."
-    )
+    search = _Search(teacher, class_groups, fleet, fusion_hidden_size, attention, *_method(placement))
+    cuts = search.choose(keep)
+    result = place(search.costs(cuts), exact=search.exact, notes=search.notes, start=search.starts.get(_key(cuts)))
+    return search.describe(result, cuts)
 
 
-def _sub_model_labels(group: Sequence[int], class_groups: Sequence[Sequence[int]]) -> int:
-    """A sub-model votes over its group and "other"; a single group that holds every class has no "other"."""
-    return len(group) + 1 if len(class_groups) > 1 else len(group)
+def _method(placement: PlacementMethod) -> tuple[bool, list[str]]:
+    """Whether to search exactly, and a note where that was wished for and cannot be."""
+    if placement not in ("auto", "exact", "greedy"):
+        raise RecipeError(f"`placement` must be auto, exact or greedy, got {placement!r}. Leave it out for auto.")
+    if placement == "greedy" or has_solver():
+        return placement != "greedy", []
+    if placement == "exact":
+        raise MissingExtraError("Exact placement", "plan", "scipy")
+    return False, ["scipy is not installed: the placement is the greedy one (pip install 'edvit_hf[plan]')"]
 
 
-def _place(shapes: list[EncoderShape], fleet: Fleet, fusion: int) -> list[Device]:
-    """Greedy: the most expensive sub-model first, each to the device with the most free compute that holds it."""
-    total_mib = (sum(s.bytes for s in shapes) + fusion * BYTES_PER_PARAMETER) / MIB
-    if fleet.total_mib is not None and total_mib > fleet.total_mib:
-        raise BudgetError(
-            f"all sub-models and the fusion head need {total_mib:.2f} MiB, `total_mib` is {fleet.total_mib}."
-        )
-    used_bytes = {device.name: 0 for device in fleet.devices}
-    used_macs = {device.name: 0 for device in fleet.devices}
-    chosen: dict[int, Device] = {}
-    for index in sorted(range(len(shapes)), key=lambda i: (-shapes[i].macs, i)):
-        shape = shapes[index]
-        fitting = [
-            device
-            for device in fleet.devices
-            if _fits(used_bytes[device.name] + shape.bytes, device.memory_mib and device.memory_mib * MIB)
-            and _fits(used_macs[device.name] + shape.macs, device.macs)
-        ]
-        if not fitting:
-            raise BudgetError(
-                f"sub-model {index} needs {shape.bytes / MIB:.2f} MiB and {shape.macs / 1e6:.2f} MMACs; "
-                f"no device has that much left (largest free memory "
-                f"{max(_free_mib(d, used_bytes) for d in fleet.devices):.2f} MiB)."
+def _key(cuts: Sequence[Cut]) -> tuple[int, ...]:
+    return tuple(cut if isinstance(cut, int) else id(cut) for cut in cuts)
+
+
+class _Search:
+    """The search over keeps: costs of a cut, whether it fits, and the order in which cuts are tried."""
+
+    def __init__(
+        self, teacher: ModelShape, class_groups: Sequence[Sequence[int]], fleet: Fleet, fusion_hidden_size: int,
+        attention: AttentionKind, exact: bool, notes: list[str],
+    ) -> None:  # fmt: skip
+        self.teacher, self.groups, self.fleet = teacher, [list(group) for group in class_groups], fleet
+        self.hidden, self.attention, self.exact, self.notes = fusion_hidden_size, attention, exact, notes
+        self.clock = Clock(FEASIBILITY_SECONDS)
+        self.starts: dict[tuple[int, ...], list[int]] = {}
+        self._shapes: dict[Widths, ModelShape] = {}
+        self._loads: dict[Widths, Load] = {}
+
+    def shape(self, cut: Cut, group: Sequence[int]) -> ModelShape:
+        """The teacher after the cut, voting over the group and "other" (a single group of all classes has none)."""
+        labels = len(group) + 1 if len(self.groups) > 1 else len(group)
+        before = self.teacher.widths
+        if isinstance(cut, int):
+            widths = widths_of_heads(before, cut, attention=self.attention, labels=labels)
+        else:
+            widths = widths_of_ratios(
+                before, cut.residual, cut.attention, cut.ffn, kind=self.attention, labels=labels
+            )  # fmt: skip
+        if widths not in self._shapes:
+            self.teacher.architecture.check_ties(self.teacher.config, widths)
+            self._shapes[widths] = self.teacher.resized(widths)
+        return self._shapes[widths]
+
+    def costs(self, cuts: Sequence[Cut]) -> FleetCosts:
+        """Costs of sub-models cut like this on the fleet."""
+        loads = []
+        for cut, group in zip(cuts, self.groups, strict=True):
+            shape = self.shape(cut, group)
+            if shape.widths not in self._loads:
+                self._loads[shape.widths] = Load.of_shape(shape, (), cut if isinstance(cut, int) else None)
+            loads.append(dataclasses.replace(self._loads[shape.widths], classes=tuple(group)))
+        return FleetCosts.of(self.fleet, loads, Fusion.of(loads, self.teacher.widths.labels, self.hidden))
+
+    def choose(self, keep: Keep) -> list[Cut]:
+        """The cut of every sub-model."""
+        if isinstance(keep, str):
+            if keep not in ("auto", "per-sub-model"):
+                raise RecipeError(f'`keep` must be "auto", "per-sub-model", numbers or ratios, got {keep!r}.')
+            uniform = self._largest_uniform()
+            return self._raise_singly(uniform) if keep == "per-sub-model" else [uniform] * len(self.groups)
+        cuts: list[Cut] = [*keep] if isinstance(keep, Sequence) else [keep] * len(self.groups)
+        if len(cuts) != len(self.groups):
+            raise RecipeError(
+                f"`keep_heads` lists {len(cuts)} numbers, but there are {len(self.groups)} sub-models. Number i says "
+                "how many heads sub-model i keeps. Give one for each, or a single number for all."
             )
-        best = min(fitting, key=lambda d: (used_macs[d.name], fleet.devices.index(d)))
-        used_bytes[best.name] += shape.bytes
-        used_macs[best.name] += shape.macs
-        chosen[index] = best
-    return [chosen[i] for i in range(len(shapes))]
+        if not self.fits(cuts):
+            self._refuse(cuts, f"With {_keep_words(cuts, self.teacher)}")
+        return cuts
+
+    def fits(self, cuts: Sequence[Cut]) -> bool:
+        """Whether some placement holds all budgets; an exact search that runs out of time counts as none."""
+        found = feasible(self.costs(cuts).problem(), self.clock, exact=self.exact)
+        if found.placement is not None:
+            self.starts[_key(cuts)] = found.placement
+        elif not found.is_proven and self.exact:
+            note = "the search for a fitting placement ran out of time: a larger keep may fit"
+            self.notes += [] if note in self.notes else [note]
+        return found.placement is not None
+
+    def _possible(self, heads: int) -> bool:
+        """Whether the kind of attention can say this number of heads (thin heads must come out even)."""
+        try:
+            self.shape(heads, self.groups[0])
+        except PruningError:
+            return False
+        return True
+
+    def _largest_uniform(self) -> int:
+        possible = [k for k in range(self.teacher.widths.heads, 0, -1) if self._possible(k)]
+        if not possible:
+            self.shape(1, self.groups[0])  # raises and says why
+        fitting = next((heads for heads in possible if self.fits([heads] * len(self.groups))), None)
+        if fitting is None:
+            smallest, heads = possible[-1], self.teacher.widths.heads
+            words = f"Even the smallest possible sub-models ({smallest} of {heads} heads) do not fit:"
+            self._refuse([smallest] * len(self.groups), words)
+        return fitting
+
+    def _raise_singly(self, uniform: int) -> list[Cut]:
+        """From a uniform keep, one step more for one sub-model at a time (the smallest first) while all fits."""
+        steps = [k for k in range(uniform, self.teacher.widths.heads + 1) if self._possible(k)]
+        at = [0] * len(self.groups)
+        is_open = [True] * len(self.groups)
+        while any(is_open):
+            index = min((i for i, o in enumerate(is_open) if o), key=lambda i: (at[i], -len(self.groups[i]), i))
+            trial = [steps[min(a + (i == index), len(steps) - 1)] for i, a in enumerate(at)]
+            if at[index] + 1 < len(steps) and self.fits(trial):
+                at[index] += 1
+            else:
+                is_open[index] = False
+        return [steps[a] for a in at]
+
+    def _refuse(self, cuts: Sequence[Cut], words: str) -> NoReturn:
+        costs = self.costs(cuts)
+        sentence, nearest = nearest_budgets(costs, exact=self.exact)
+        largest = max(load.bytes for load in costs.loads) / MIB
+        raise BudgetError(
+            f"no plan fits the fleet {self.fleet.name!r} of {len(self.fleet.devices)} devices. {words} each of the "
+            f"{len(costs.loads)} sub-models needs up to {largest:.2f} MiB and "
+            f"{max(load.macs for load in costs.loads) / 1e6:.2f} MMACs, the fusion head "
+            f"{costs.fusion.bytes / MIB:.2f} MiB. {sentence} Or add devices, use fewer sub-models, or keep less "
+            "(`prune.keep_heads: auto` finds the largest keep).",
+            nearest,
+        )
+
+    def describe(self, result: Plan, cuts: Sequence[Cut]) -> Plan:
+        """The placed plan with what only the teacher tells."""
+        teacher, largest = self.teacher, result.largest
+        widths = largest.widths or teacher.widths
+        keeps = [cut for cut in cuts if isinstance(cut, int)]
+        return dataclasses.replace(
+            result,
+            teacher={"parameters": teacher.parameters, "bytes": teacher.bytes, "macs": teacher.macs},
+            keep_heads=max(keeps) if keeps else self._nearest_heads(largest.parameters),
+            num_heads=teacher.widths.heads, hidden_size=widths.residual, intermediate_size=widths.ffn,
+            attention=self.attention, same_head=_same_head(teacher, widths),
+        )  # fmt: skip
+
+    def _nearest_heads(self, parameters: int) -> int:
+        sizes = {
+            k: self.teacher.keep(k, num_labels=self.teacher.widths.labels).parameters
+            for k in range(1, self.teacher.widths.heads + 1)
+        }
+        return min(sizes, key=lambda k: abs(np.log(sizes[k] / parameters)))
 
 
-def _fits(needed: float, budget: float | None) -> bool:
-    return budget is None or needed <= budget
+def _same_head(teacher: ModelShape, widths: Widths) -> dict[str, float]:
+    """A cut of the teacher that keeps all of its outputs, beside the teacher."""
+    shape = teacher.resized(dataclasses.replace(widths, labels=teacher.widths.labels))
+    return {
+        "parameters": shape.parameters, "bytes": shape.bytes, "macs": shape.macs,
+        "size_ratio": round(teacher.parameters / shape.parameters, 2),
+        "macs_ratio": round(teacher.macs / shape.macs, 2),
+    }  # fmt: skip
 
 
-def _free_mib(device: Device, used_bytes: dict[str, int]) -> float:
-    return float("inf") if device.memory_mib is None else device.memory_mib - used_bytes[device.name] / MIB
+def _keep_words(cuts: Sequence[Cut], teacher: ModelShape) -> str:
+    keeps = sorted({cut for cut in cuts if isinstance(cut, int)})
+    if not keeps:
+        return "the given ratios"
+    span = f"{keeps[0]}" if len(keeps) == 1 else f"{keeps[0]} to {keeps[-1]}"
+    return f"{span} of {teacher.widths.heads} heads kept,"
 
 
-def _predicted_ms(shape: EncoderShape, device: Device) -> float | None:
-    """Compute time from the profile's sustained speed; None where the profile states none."""
-    gflops = load_profiles()[device.profile].sustained_gflops
-    return None if gflops is None else round(2 * shape.macs / (gflops * 1e9) * 1e3, 3)
+def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Plan:
+    """Place finished sub-models: no keep is chosen, and what only a teacher tells stays empty.
+
+    Args:
+        costs (`FleetCosts`): Of the sub-models on the fleet.
+        placement: As in `plan`.
+
+    Raises:
+        BudgetError: They do not fit.
+        MissingExtraError: "exact" was asked for and scipy is not installed.
+    """
+    exact, notes = _method(placement)
+    return place(costs, exact=exact, notes=notes)

@@ -53,25 +53,61 @@ def _points(interval: dict[str, float]) -> str:
 
 
 def plan_table(plan: "Plan") -> Table:
-    """What each device carries."""
-    table = Table(
-        title=f"keep {plan.keep_heads} of {plan.num_heads} heads; sub-models {plan.size_ratio:.1f} times smaller",
-        caption=f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters; predictions from sizes alone",
-    )
-    for name in ("", "device", "classes", "parameters", "MiB fp32", "MMACs", "predicted ms"):
+    """What each device carries: the teacher first, then every sub-model, replicas, and what was assumed."""
+    title = plan.keep_text
+    if plan.size_ratio is not None and plan.macs_ratio is not None:
+        title += f"; sub-models {plan.size_ratio:.2f} times smaller, {plan.macs_ratio:.2f} times fewer MACs"
+    table = Table(title=title, caption="\n".join(_plan_caption(plan)), caption_justify="left")
+    for name in ("", "device", "classes", "keep", "parameters", "MiB fp32", "MMACs", "predicted ms", "energy mJ"):
         table.add_column(name, justify="left" if name in ("", "device", "classes") else "right")
     teacher = plan.teacher
-    table.add_row(
-        "teacher", "", "all", f"{teacher['parameters']:,}", f"{teacher['bytes'] / MIB:.2f}",
-        f"{teacher['macs'] / 1e6:.2f}", "",
-    )  # fmt: skip
-    for s in plan.sub_models:
-        predicted = "not known" if s.predicted_ms is None else f"{s.predicted_ms:.2f}"
+    if teacher["parameters"] is not None:
         table.add_row(
-            f"sub-model {s.index}", s.device, " ".join(map(str, s.class_group)), f"{s.parameters:,}",
-            f"{s.bytes / MIB:.2f}", f"{s.macs / 1e6:.2f}", predicted,
+            "teacher",
+            "",
+            "all",
+            str(plan.num_heads or ""),
+            *_size_cells(teacher["parameters"], teacher["macs"]),
+            "",
+            "",
+        )
+    for s in plan.sub_models:
+        keep = "" if s.keep_heads is None else str(s.keep_heads)
+        table.add_row(
+            f"sub-model {s.index}", s.device, _class_cell(s.classes), keep, *_size_cells(s.parameters, s.macs),
+            _or_unknown(s.predicted_ms), _or_unknown(s.energy_mj),
         )  # fmt: skip
+    for r in plan.replicas:
+        table.add_row(f"replica of {r.index}", r.device, "", "", "", "", "", _or_unknown(r.predicted_ms), "")
     return table
+
+
+def _plan_caption(plan: "Plan") -> list[str]:
+    latency = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms predicted"
+    found = plan.placement
+    head = (
+        ""
+        if plan.same_head is None
+        else f"; with the teacher's outputs {plan.same_head['size_ratio']:.2f} times smaller"
+    )
+    gap = f", gap {100 * found['gap']:.1f} %" if found["method"] == "exact" else ""
+    return [
+        f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters{head}; from input to answer {latency}; "
+        f"{found['method']} placement{gap}",
+        *plan.notes,
+    ]
+
+
+def _size_cells(parameters: int, macs: int | None) -> tuple[str, str, str]:
+    return f"{parameters:,}", f"{4 * parameters / MIB:.2f}", "" if macs is None else f"{macs / 1e6:.2f}"
+
+
+def _class_cell(classes: Sequence[int]) -> str:
+    return " ".join(map(str, classes)) if len(classes) <= 8 else f"{len(classes)} classes"
+
+
+def _or_unknown(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}"
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:

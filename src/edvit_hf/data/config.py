@@ -23,6 +23,7 @@ class DatasetConfig:
             used instead of everything above.
         image_column: Column of the images. None: `image`, or else the only column of images.
         label_column: Column of the labels: class ids, integers or strings.
+        num_labels: Number of classes, for planning before the data are here; when they are loaded it must agree.
         train_split: Name of the training split.
         test_split: Name of the test split.
         validation_split: Name of the validation split; None carves one from the training split.
@@ -47,6 +48,7 @@ class DatasetConfig:
     local_name: str | None = None
     image_column: str | None = None
     label_column: str = "label"
+    num_labels: int | None = None
     train_split: str = "train"
     test_split: str = "test"
     validation_split: str | None = None
@@ -70,6 +72,8 @@ class DatasetConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"`{name}` must be at least 1, got {value}. Leave it out to use every row.")
+        if self.num_labels is not None and self.num_labels < 2:
+            raise DataError(f"`num_labels` must be at least 2, got {self.num_labels}: one class leaves no choice.")
         if self.image_size < 2:
             raise DataError(f"`image_size` must be at least 2 px, got {self.image_size}.")
         if self.seed < 0:

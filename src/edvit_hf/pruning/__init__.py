@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edvit_hf.pruning.axes import ARCHITECTURES, Architecture, architecture_of
+    from edvit_hf.pruning.compensation import compensate
     from edvit_hf.pruning.config import PruneConfig
     from edvit_hf.pruning.importance import UnitScores, unit_scores
     from edvit_hf.pruning.plan import PruningPlan, make_plan
@@ -18,6 +19,7 @@ _PUBLIC = {
     "ARCHITECTURES": "axes",
     "Architecture": "axes",
     "architecture_of": "axes",
+    "compensate": "compensation",
     "PruneConfig": "config",
     "UnitScores": "importance",
     "unit_scores": "importance",
@@ -34,6 +36,7 @@ __all__ = [
     "PruningPlan",
     "UnitScores",
     "architecture_of",
+    "compensate",
     "make_plan",
     "masked_forward",
     "prune",

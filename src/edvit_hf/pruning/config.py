@@ -4,9 +4,34 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from edvit_hf.architectures import AttentionKind
 from edvit_hf.errors import PruningError
 
-ImportanceMethod = Literal["kl", "fisher", "linear", "hybrid", "magnitude", "random"]
+ImportanceMethod = Literal["kl", "fisher", "linear", "hybrid", "taylor", "magnitude", "apoz", "hsic", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepRatios:
+    """Shares of the teacher that stay, in (0, 1], where the three need not agree.
+
+    Attributes:
+        residual: Of the residual channels.
+        attention: Of the attention dimensions of every layer.
+        ffn: Of the FFN units of every layer.
+    """
+
+    residual: float
+    attention: float
+    ffn: float
+
+    def __post_init__(self) -> None:
+        for name in ("residual", "attention", "ffn"):
+            value = getattr(self, name)
+            if not 0 < value <= 1:
+                raise PruningError(
+                    f"`keep_ratios.{name}` must lie in (0, 1], got {value!r}. It is the share that stays, not "
+                    "the one that goes; nothing can stay of nothing."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,39 +39,60 @@ class PruneConfig:
     """How the pruning stage chooses what stays.
 
     Attributes:
-        keep_heads: Heads kept in every layer; residual channels and FFN units follow in the same ratio.
-            "auto" leaves the number to the planner.
+        keep_heads: Heads kept in every layer; residual channels and FFN units follow in the same ratio. A list gives
+            one number per sub-model. "auto" leaves it to the planner: the largest number that fits, the same for all;
+            "per-sub-model" lets the planner go on where single sub-models have room for more.
+        keep_ratios: Instead of `keep_heads`: three shares, where the architecture allows them to differ.
+        attention: How attention shrinks: "whole" heads stay or go; "thin" keeps every head with fewer dimensions;
+            "merged" makes each new head from the best dimensions of several neighbouring old ones (UP-ViTs, arXiv
+            2111.15127).
         importance: Score of a unit; see `edvit_hf.pruning.unit_scores`.
-        samples_per_class: Training images per class of the group that are shown to the teacher while scoring.
-            An
+        samples_per_class: Training items per class of the group that are shown to the teacher while scoring. An
             assumption: ED-ViT (arXiv 2410.11650) does not say; UP-ViTs (arXiv 2111.15127) takes 2 to 5.
-        batch_size: Rows per forward (one row = one image with one mask); bounds the memory.
-        seed: Draws the scored images, and the scores of "random".
+        batch_size: Rows per forward (one row = one input with one mask); bounds the memory.
+        compensate: Fold the least-squares prediction of what was removed into what stays, before retraining.
+        compensation_samples: Training items, without their labels, that the prediction is fitted on.
+        rounds: Iterative pruning: this many times prune and retrain, with the keep shrinking geometrically.
+        round_epochs: Epochs of the short retraining after every round but the last.
+        seed: Draws the scored items, and the scores of "random".
     """
 
-    keep_heads: int | Literal["auto"] = "auto"
+    keep_heads: int | tuple[int, ...] | Literal["auto", "per-sub-model"] = "auto"
+    keep_ratios: KeepRatios | None = None
+    attention: AttentionKind = "whole"
     importance: ImportanceMethod = "hybrid"
     samples_per_class: int = 16
     batch_size: int = 256
+    compensate: bool = False
+    compensation_samples: int = 512
+    rounds: int = 1
+    round_epochs: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.keep_heads != "auto" and (not _is_count(self.keep_heads) or self.keep_heads < 1):
-            raise PruningError(
-                f'`keep_heads` must be "auto" or a whole number of at least 1, got {self.keep_heads!r}. '
-                f"It counts the heads that stay in every layer, not those that go."
-            )
-        if self.importance not in get_args(ImportanceMethod):
-            raise PruningError(
-                f"`importance` must be one of {', '.join(get_args(ImportanceMethod))}, got "
-                f"{self.importance!r}. "
-                f'Use "hybrid" when in doubt.'
-            )
-        for name, value in (("samples_per_class", self.samples_per_class), ("batch_size", self.batch_size)):
+        keep = self.keep_heads
+        if keep not in ("auto", "per-sub-model"):
+            counts = keep if isinstance(keep, tuple) else (keep,)
+            if not counts or not all(isinstance(count, int) and _is_count(count) and count >= 1 for count in counts):
+                raise PruningError(
+                    f'`keep_heads` must be "auto", "per-sub-model", a whole number of at least 1, or a list with one '
+                    f"such number per sub-model, got {keep!r}. It counts the heads that stay in every layer, not those "
+                    "that go."
+                )
+        if self.keep_ratios is not None and keep != "auto":
+            raise PruningError(f"`keep_heads` ({keep!r}) and `keep_ratios` both say how much stays. Write one of them.")
+        for name, options in (("importance", ImportanceMethod), ("attention", AttentionKind)):
+            if getattr(self, name) not in get_args(options):
+                raise PruningError(
+                    f"`{name}` must be one of {', '.join(get_args(options))}, got {getattr(self, name)!r}. "
+                    "Leave it out when in doubt."
+                )
+        for name in ("samples_per_class", "batch_size", "compensation_samples", "rounds", "round_epochs"):
+            value = getattr(self, name)
             if not _is_count(value) or value < 1:
                 raise PruningError(
                     f"`{name}` must be a whole number of at least 1, got {value!r}. "
-                    f"Without images there is nothing to score with; raise it."
+                    f"With less there is nothing to work with; raise it."
                 )
 
 

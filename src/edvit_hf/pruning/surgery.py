@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
-from edvit_hf.pruning.axes import Architecture, Axis, Widths, architecture_of
+from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
 from edvit_hf.pruning.distribution import check_class_group
 from edvit_hf.pruning.gates import Gates, gated
+from edvit_hf.pruning.inputs import AnyInputs, named_inputs
 from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] | None) -> PreTrainedModel:
     """Cut `model` to `plan` and its classifier to `class_group`, as a smaller model of the same stock class.
 
+    Only the entries that stay are copied; nothing is initialised first. Query weights and biases are multiplied by
+    sqrt(new / old dimensions per head), so that the stock scale head_dim^-0.5 leaves the attention logits of the
+    kept dimensions what they were; the factor is 1 unless heads change their size.
+
     Args:
         model: Stock teacher; left unchanged, and no memory is shared with it.
         plan: Which units stay.
@@ -31,9 +36,8 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
             all labels in order: the whole classifier.
 
     Returns:
-        A new model with the teacher's dtype, device and mode, its config set to the new sizes and labels. A
-        kept head has its teacher's size, so that hidden size / heads says it unless the plan parts them
-        (`head_dim` then does).
+        A new model with the teacher's dtype, device and mode, its config set to the new sizes and labels. The size
+        of a head is in `config.head_dim` only where hidden size / heads does not say it.
 
     Raises:
         PruningError: Plan, class group or architecture do not fit the model, or the built model has other
@@ -55,15 +59,18 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     architecture.set_widths(config, after)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: do not draw from the caller's generator
-        pruned = type(model)(config).to(device=model.device, dtype=model.dtype)
+    with torch.device("meta"):  # shapes without memory: every weight is the teacher's
+        pruned = type(model)(config)
 
-    state = {name: _cut(name, tensor, architecture, plan) for name, tensor in model.state_dict().items()}
-    for name in (f"{architecture.classifier}.weight", f"{architecture.classifier}.bias"):
-        if name in state:
-            state[name] = _cut_labels(state[name], group, is_bias=name.endswith(".bias"))
+    rescale = _query_rescale(architecture, plan)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        state[name] = _cut(name, tensor, architecture, plan, group)
+        if name in rescale:
+            state[name].mul_(rescale[name])
     _check_shapes(pruned, model, architecture, after, state)
-    pruned.load_state_dict(state, strict=True)
+    pruned.load_state_dict(state, strict=True, assign=True)
+    _copy_other_buffers(pruned, model)
     logger.info(
         "prune: %s with %d labels, %d -> %d parameters",
         architecture.model_type,
@@ -74,25 +81,43 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     return pruned.train(model.training)
 
 
-def masked_forward(model: PreTrainedModel, plan: PruningPlan, pixel_values: Tensor) -> Tensor:
+def masked_forward(model: PreTrainedModel, plan: PruningPlan, inputs: AnyInputs) -> Tensor:
     """Logits (B, L) of the uncut model with the units outside `plan` gated off: what the cut one must answer.
 
     Slow and independent of the cutting code: the reference for tests. Keeps all of the teacher's labels.
+
+    Args:
+        model: Stock teacher.
+        plan: Which units stay.
+        inputs: Of B rows, by name; a bare array is the architecture's main input.
+
+    Raises:
+        PruningError: The plan belongs to another model, or merges heads: no mask of the teacher does that.
     """
     architecture = architecture_of(model)
     check_plan_fits(plan, architecture, model.config)
+    if plan.attention == "merged" and plan.num_heads_after < plan.num_heads:
+        raise PruningError(
+            f"The plan merges {plan.num_heads} heads into {plan.num_heads_after}: their logits are summed before the "
+            "softmax, which no mask on the teacher does. Compare with the pruned model itself."
+        )
 
     def gate(kept: list[int], size: int) -> Tensor:
-        ones = torch.zeros(1, size, dtype=model.dtype, device=model.device)
-        return ones.index_fill_(1, torch.tensor(kept, device=model.device), 1.0)
+        zeros = torch.zeros(1, size, dtype=model.dtype, device=model.device)
+        return zeros.index_fill_(1, torch.tensor(kept, device=model.device), 1.0)
 
+    layers, width = range(len(plan.kept_ffn)), plan.num_heads * plan.head_dim
+    is_whole = plan.attention == "whole"
     gates = Gates(
         residual=gate(plan.kept_residual, plan.hidden_size),
-        heads={layer: gate(kept, plan.num_heads) for layer, kept in enumerate(plan.kept_heads)},
-        ffn={layer: gate(kept, plan.intermediate_size) for layer, kept in enumerate(plan.kept_ffn)},
+        heads={i: gate(plan.kept_heads[i], plan.num_heads) for i in layers} if is_whole else {},
+        attention={} if is_whole else {i: gate(plan.kept_attention[i], width) for i in layers},
+        ffn={i: gate(plan.kept_ffn[i], plan.intermediate_size) for i in layers},
+        pooled=None if plan.kept_pooled is None else gate(plan.kept_pooled, plan.hidden_size),
     )
+    named = named_inputs(model, architecture, inputs)
     with torch.no_grad(), gated(model, architecture, gates):
-        return model(pixel_values).logits
+        return model(**named).logits
 
 
 def _labels(config: PreTrainedConfig, group: list[int]) -> list[str]:
@@ -109,37 +134,59 @@ def _labels(config: PreTrainedConfig, group: list[int]) -> list[str]:
     return [*names, OTHER_LABEL]
 
 
-def _cut(name: str, tensor: Tensor, architecture: Architecture, plan: PruningPlan) -> Tensor:
+def _query_rescale(architecture: Architecture, plan: PruningPlan) -> dict[str, float]:
+    """Factor of every parameter of the queries; empty where heads keep their size."""
+    before, after = plan.widths_before, plan.widths_after
+    if after.head_dim == before.head_dim:
+        return {}
+    factor = math.sqrt(after.head_dim / before.head_dim)
+    paths = [architecture.attention_query.format(layer=layer) for layer in range(before.layers)]
+    return {f"{path}.{kind}": factor for path in paths for kind in ("weight", "bias")}
+
+
+def _cut(name: str, tensor: Tensor, architecture: Architecture, plan: PruningPlan, group: list[int]) -> Tensor:
     """The kept part of one parameter; a fresh tensor."""
     axes, layer = architecture.locate(name)
+    part = tensor
     for dim, axis in enumerate(axes):
+        if axis == "label":
+            part = _cut_labels(part, dim, group, is_bias=part.ndim == 1)
+            continue
         kept = _kept(axis, layer, plan)
         if kept is not None:
-            tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
-    return tensor.clone()
+            part = part.index_select(dim, torch.tensor(kept, device=tensor.device))
+    return part.clone() if part.data_ptr() == tensor.data_ptr() else part
 
 
-def _kept(axis: Axis, layer: int | None, plan: PruningPlan) -> list[int] | None:
+def _kept(axis: str, layer: int | None, plan: PruningPlan) -> list[int] | None:
     """Indices that stay along a dimension; `None` if it is not cut here."""
-    if axis == "residual":
-        return plan.kept_residual
-    if axis in ("attention", "ffn"):
-        assert layer is not None, "attention and FFN axes exist only inside layers"
-        if axis == "ffn":
-            return plan.kept_ffn[layer]
-        size = plan.head_dim
-        return [head * size + i for head in plan.kept_heads[layer] for i in range(size)]
-    return None
+    name, _, times = axis.partition("*")
+    kept: list[int] | None = None
+    if name == "residual":
+        kept = plan.kept_residual
+    elif name == "pooled":
+        kept = plan.kept_pooled
+    elif name in ("attention", "ffn"):
+        if layer is None:
+            raise PruningError(
+                f"A table has the axis {axis!r} outside the layers, where no layer says which units stay. Attention "
+                "and FFN units live inside layers; correct the table."
+            )
+        kept = (plan.kept_attention if name == "attention" else plan.kept_ffn)[layer]
+    size = plan.widths_before.size(name)
+    if kept is None or size is None:
+        return None
+    return [part * size + i for part in range(int(times or 1)) for i in kept]
 
 
-def _cut_labels(rows: Tensor, group: list[int], *, is_bias: bool) -> Tensor:
+def _cut_labels(tensor: Tensor, dim: int, group: list[int], *, is_bias: bool) -> Tensor:
     """Rows of the group, then the pooled row; see `prune` for the assumption behind it."""
-    kept = rows[group]
-    pooled = [label for label in range(len(rows)) if label not in set(group)]
+    kept = tensor.index_select(dim, torch.tensor(group, device=tensor.device))
+    pooled = [label for label in range(tensor.shape[dim]) if label not in set(group)]
     if not pooled:
         return kept
-    other = rows[pooled].mean(dim=0, keepdim=True)
-    return torch.cat([kept, other + math.log(len(pooled)) if is_bias else other])
+    other = tensor.index_select(dim, torch.tensor(pooled, device=tensor.device)).mean(dim=dim, keepdim=True)
+    return torch.cat([kept, other + math.log(len(pooled)) if is_bias else other], dim=dim)
 
 
 def _check_shapes(
@@ -150,9 +197,9 @@ def _check_shapes(
     state: dict[str, Tensor],
 ) -> None:
     """A config key that a model ignores would build it at full width without a word: compare every shape."""
-    originals, built = model.state_dict(), pruned.state_dict()
+    built, shapes = pruned.state_dict(), architecture.shapes(model.config, after)
     for name, tensor in state.items():
-        promised = architecture.shape(name, originals[name].shape, after)
+        promised = shapes[name]
         if name not in built or tuple(built[name].shape) != promised or tuple(tensor.shape) != promised:
             got = tuple(built[name].shape) if name in built else "nothing"
             raise PruningError(
@@ -160,3 +207,19 @@ def _check_shapes(
                 f"{got} and the cut gave {tuple(tensor.shape)}. The model ignores a width that its table "
                 f"lists; correct the table."
             )
+
+
+def _copy_other_buffers(pruned: nn.Module, model: nn.Module) -> None:
+    """Buffers that are not saved (BERT's position numbers) have no values yet: take the teacher's."""
+    theirs = dict(model.named_buffers())
+    for name, buffer in list(pruned.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        if name not in theirs or theirs[name].shape != buffer.shape:
+            raise PruningError(
+                f"The buffer {name!r} has shape {tuple(buffer.shape)} in the pruned model and "
+                f"{tuple(theirs[name].shape) if name in theirs else 'none'} in the teacher. It is not saved, and no "
+                "table says how to cut it, so that its values would be wrong. This architecture cannot be pruned."
+            )
+        path, _, last = name.rpartition(".")
+        pruned.get_submodule(path).register_buffer(last, theirs[name].clone(), persistent=False)

@@ -3,12 +3,12 @@
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from edvit_hf.manifest import Manifest
 from edvit_hf.model_card import CardData, write_card
+from edvit_hf.recipe.published_plan import placement_file
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import link_tree, read_json, whole_folder, write_json
-
-PLACEMENT_SCHEMA_VERSION = 1
 
 
 def write_publishable(trip: Trip) -> None:
@@ -20,15 +20,8 @@ def write_publishable(trip: Trip) -> None:
         link_tree(trip.folders["export"] / "ensemble", partial)
         results = _published(read_json(trip.folders["evaluate"] / "results.json"))
         write_json(partial / "results.json", results)
-        write_json(
-            partial / "placement.json",
-            {
-                "schema_version": PLACEMENT_SCHEMA_VERSION,
-                "fleet": trip.plan.fleet,
-                "devices": _placed([(s.device, s.index) for s in trip.plan.sub_models]),
-            },
-        )
         manifest = read_json(partial / "manifest.json")
+        placement_file(trip.plan, Manifest.load(partial)).save(partial)
         write_card(partial, CardData.from_run(results, manifest, without_folders(recipe_values(trip.recipe))))
 
 
@@ -52,10 +45,3 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, str) and PureWindowsPath(value).is_absolute():
         return PureWindowsPath(value).name
     return value
-
-
-def _placed(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
-    devices: dict[str, list[int]] = {}
-    for device, index in pairs:
-        devices.setdefault(device, []).append(index)
-    return devices

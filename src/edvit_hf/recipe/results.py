@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from edvit_hf.baselines import small_cnn
+from edvit_hf.costs import BYTES_PER_PARAMETER
 from edvit_hf.data import class_group_indices, class_group_labels, iterate_batches
 from edvit_hf.evaluation import Evaluation, absent_subsets, paired_interval, torch_predict
 from edvit_hf.evaluation import evaluate as measure
-from edvit_hf.planning import BYTES_PER_PARAMETER
+from edvit_hf.recipe.cutting import distill_into, prune_for
 from edvit_hf.recipe.schema import recipe_values
-from edvit_hf.recipe.stages import distill_into, prune_for
 from edvit_hf.recipe.trip import Trip, load_array, load_model, save_array, save_model
 from edvit_hf.storage import read_json, whole_folder, write_json
 from edvit_hf.training import DistillConfig
@@ -137,13 +137,13 @@ def _baselines(trip: Trip) -> list[Candidate]:
     """
     plan, shape, labels = trip.plan, trip.teacher_shape, trip.teacher.config.num_labels
     total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
-    shapes = {k: shape.keep(k, num_labels=labels) for k in range(1, shape.num_heads + 1)}
+    shapes = {k: shape.keep(k, num_labels=labels) for k in range(1, shape.widths.heads + 1)}
     total_keep = min(shapes, key=lambda k: abs(np.log(shapes[k].parameters / total)))
     rows = []
     for name, keep in (("plain model, per-device size", plan.keep_heads), ("plain model, total size", total_keep)):
         config = _fair_budget(trip, shapes[keep].macs)
         model = _plain_model(trip, name, keep, config)
-        note = f"{keep} of {shape.num_heads} heads kept; {_note(config)}"
+        note = f"{keep} of {shape.widths.heads} heads kept; {_note(config)}"
         rows.append(_baseline(trip, name, model, shapes[keep].macs, note))
     cnn, macs, config = _small_cnn(trip, max(s.parameters for s in plan.sub_models))
     return [*rows, _baseline(trip, "small CNN", cnn, macs, _note(config))]
@@ -169,7 +169,9 @@ def _fair_budget(trip: Trip, macs: int) -> DistillConfig:
     ]
     compute = sum(n * s.macs for n, s in zip(items, trip.plan.sub_models, strict=True))
     passes = min(sum(items), COMPUTE_CAP * compute / macs)
-    return dataclasses.replace(config, epochs=max(1, round(config.epochs * passes / len(labels))))
+    prune = trip.recipe.prune
+    epochs = config.epochs + (prune.rounds - 1) * prune.round_epochs  # pruning rounds train too
+    return dataclasses.replace(config, epochs=max(1, round(epochs * passes / len(labels))))
 
 
 def _baseline(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> Candidate:
@@ -259,12 +261,12 @@ def _sub_models(trip: Trip) -> list[dict[str, Any]]:
     rows = []
     for planned, own in zip(trip.plan.sub_models, votes, strict=True):
         predicted = np.concatenate(own)
-        expected = class_group_labels(trip.data.test.labels, planned.class_group)
-        inside = expected < len(planned.class_group)
+        expected = class_group_labels(trip.data.test.labels, planned.classes)
+        inside = expected < len(planned.classes)
         rows.append(
             {
                 "index": planned.index,
-                "classes": [trip.data.label_names[c] for c in planned.class_group],
+                "classes": [trip.data.label_names[c] for c in planned.classes],
                 "device": planned.device,
                 "parameters": planned.parameters,
                 "bytes": planned.bytes,

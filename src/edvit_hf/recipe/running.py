@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of the stages, and what makes each of them skippable and resumable.
 
 A stage owns `work_dir/NN_stage/`. `inputs.json` is written first and names the hash of everything the stage depends
@@ -6,8 +7,10 @@ interrupted (same `inputs.json`, no `done.json`), and empties one whose inputs h
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -21,11 +24,13 @@ from typing import Any
 
 from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.provenance import peak_memory_mib, reset_peak_memory, versions
-from edvit_hf.recipe import stages
-from edvit_hf.recipe.schema import Recipe, recipe_values
-from edvit_hf.recipe.sources import card_sources, export_sources, fleet_sources, teacher_sources
+from edvit_hf.recipe import cutting, stages
+from edvit_hf.recipe.keys import chosen_values
+from edvit_hf.recipe.schema import Recipe
+from edvit_hf.recipe.sources import card_sources, export_sources, fleet_sources, split_sources, teacher_sources
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
+from edvit_hf.training import DistillConfig
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +53,17 @@ class Stage:
     sources: Callable[[Recipe], Any] = field(default=lambda recipe: None)  # what it reads outside the recipe
 
 
-# The order of the trip stands here and nowhere else.
+# The order of the trip stands here and nowhere else; `stages_of` adds the pruning rounds of a recipe.
 STAGES: tuple[Stage, ...] = (
     Stage("teacher", stages.teacher, (), ("task", "dataset", "augmentation", "teacher"), sources=teacher_sources),
-    Stage("split", stages.split, ("teacher",), ("split",)),
+    Stage("split", stages.split, ("teacher",), ("split",), sources=split_sources),
     Stage(
         "plan",
         stages.plan,
         ("teacher", "split"),
-        ("fleet", "prune.keep_heads", "fuse.hidden_size"),
+        ("fleet", "prune.keep_heads", "prune.keep_ratios", "prune.attention", "prune.rounds", "fuse.hidden_size"),
         sources=fleet_sources,
-        parts=lambda trip: {"plan.keep_heads": str(trip.plan.keep_heads)},
+        parts=lambda trip: {"plan.keep_heads": trip.plan.pruning_key},
     ),
     Stage("prune", stages.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
     Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",)),
@@ -67,6 +72,33 @@ STAGES: tuple[Stage, ...] = (
     Stage("export", stages.export, ("fuse",), ("export",), sources=export_sources),
     Stage("card", stages.card, ("plan", "evaluate", "export"), ("card", "name"), sources=card_sources),
 )
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a recipe: with `prune.rounds` above 1, a prune and a short retrain stage for each earlier round.
+
+    The fixed stages keep their folders: the rounds' are `04_prune_round1`, `05_retrain_round1` and so on.
+    """
+    if recipe.prune.rounds == 1:
+        return STAGES
+    result: list[Stage] = []
+    for stage in STAGES:
+        if stage.name == "prune":
+            needs = stage.needs
+            for number in range(1, recipe.prune.rounds):
+                names = (f"prune_round{number}", f"retrain_round{number}")
+                cut = functools.partial(cutting.prune_round, number=number)
+                retrain = functools.partial(cutting.retrain_round, number=number)
+                result.append(Stage(names[0], cut, needs, ("prune",)))
+                result.append(Stage(names[1], retrain, ("teacher", "split", names[0]), _RETRAIN_VALUES))
+                needs = (*stage.needs, names[1])
+            stage = dataclasses.replace(stage, needs=needs)
+        result.append(stage)
+    return tuple(result)
+
+
+# A round trains as the distill stage does, but for `prune.round_epochs`: the last retraining's length is not its own.
+_RETRAIN_VALUES = tuple(f"distill.{f.name}" for f in dataclasses.fields(DistillConfig) if f.name != "epochs")
 
 
 @dataclass(frozen=True)
@@ -106,18 +138,19 @@ def run(
         RecipeError: Unknown stage names, or a stage asked for whose inputs are not there.
         WorkDirError: The folder cannot be written, is full, or another run is using it.
     """
-    wanted = _wanted(None if stages is None else [name.strip() for name in stages])
+    trip_stages = stages_of(recipe)
+    wanted = _wanted(trip_stages, None if stages is None else [name.strip() for name in stages])
     _refuse_many_processes()
     with _owned(work_dir):
         trip = _trip(recipe, work_dir, command)
         keys: dict[str, str] = {}
         records = []
-        for number, stage in enumerate(STAGES, start=1):
+        for stage in trip_stages:
             keys[stage.name] = _key(stage, recipe, keys)
-            folder = work_dir / f"{number:02d}_{stage.name}"
+            folder = trip.folders[stage.name]
             done = _done(folder, keys[stage.name])
             if done is None and stage.name not in wanted:
-                if any(s in wanted for s in _later(stage.name)):
+                if any(s.name in wanted for s in trip_stages[trip_stages.index(stage) + 1 :]):
                     raise RecipeError(
                         f"stage {stage.name!r} has no up-to-date result in {work_dir}, and a later stage needs it. "
                         f"Run it first: --stages {stage.name},{','.join(sorted(wanted))}"
@@ -135,22 +168,19 @@ def ensemble_dir(work_dir: Path) -> Path:
 
 
 def stage_dir(work_dir: Path, name: str) -> Path:
-    """The folder of one stage."""
+    """The folder of one stage; of a pruning round, beside the stage that ends the rounds."""
+    kinds = {"prune_round": "prune", "retrain_round": "distill"}
+    fixed = next((fixed for start, fixed in kinds.items() if name.startswith(start)), name)
     names = [stage.name for stage in STAGES]
-    return work_dir / f"{names.index(name) + 1:02d}_{name}"
+    return work_dir / f"{names.index(fixed) + 1:02d}_{name}"
 
 
-def _wanted(names: Sequence[str] | None) -> set[str]:
-    known = [stage.name for stage in STAGES]
+def _wanted(trip_stages: Sequence[Stage], names: Sequence[str] | None) -> set[str]:
+    known = [stage.name for stage in trip_stages]
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise RecipeError(f"unknown stages {unknown}; the trip has, in this order: {', '.join(known)}.")
     return set(known if names is None else names)
-
-
-def _later(name: str) -> list[str]:
-    names = [stage.name for stage in STAGES]
-    return names[names.index(name) + 1 :]
 
 
 def _refuse_many_processes() -> None:
@@ -163,23 +193,16 @@ def _refuse_many_processes() -> None:
 
 
 def _trip(recipe: Recipe, work_dir: Path, command: str) -> Trip:
-    folders = {stage.name: stage_dir(work_dir, stage.name) for stage in STAGES}
+    folders = {stage.name: stage_dir(work_dir, stage.name) for stage in stages_of(recipe)}
     return Trip(recipe=recipe, folders=folders, command=command)
 
 
 def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
     """Hash of everything a stage's result depends on: its recipe values and the keys of the stages it reads."""
-    values = recipe_values(recipe)
-    own: dict[str, Any] = {}
-    for path in stage.values:
-        value: Any = values
-        for part in path.split("."):
-            value = value[part]
-        own[path] = value
     content = {
         "format": FORMAT,
         "stage": stage.name,
-        "values": own,
+        "values": chosen_values(recipe, stage.values),
         "sources": stage.sources(recipe),
         "needs": {n: keys[n] for n in stage.needs},
     }

@@ -26,12 +26,15 @@ class TeacherConfig(TrainConfig):
         checkpoint: Folder or Hub id of a stock image classifier; fine-tuned for `epochs` (0: taken as it is).
         revision: Revision of a Hub checkpoint.
         from_scratch: Values of a stock config, with its `model_type`.
+        config: Only with `checkpoint`: its stock sizes, with the `model_type`, for planning before it is here. When it
+            is loaded, it must agree with them.
     """
 
     epochs: int = 0
     checkpoint: str | None = None
     revision: str | None = None
     from_scratch: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.from_scratch is None):
@@ -39,10 +42,15 @@ class TeacherConfig(TrainConfig):
                 "`teacher` needs exactly one of `checkpoint` (a folder or Hub id) and `from_scratch` (a stock config), "
                 f"got checkpoint={self.checkpoint!r}, from_scratch={self.from_scratch!r}. Write one of them."
             )
-        if self.from_scratch is not None and "model_type" not in self.from_scratch:
+        if self.from_scratch is not None and self.config is not None:
             raise RecipeError(
-                "`teacher.from_scratch` needs a `model_type` (for example vit): it names the stock class."
+                "`teacher.config` describes a `checkpoint` before it is here, but this teacher is built "
+                "`from_scratch`, whose values are its config. Two of them could disagree. Remove `config`."
             )
+        for name in ("from_scratch", "config"):
+            values = getattr(self, name)
+            if values is not None and "model_type" not in values:
+                raise RecipeError(f"`teacher.{name}` needs a `model_type` (for example vit): it names the stock class.")
         if self.epochs == 0 and self.checkpoint is not None:
             return
         super().__post_init__()
@@ -106,6 +114,12 @@ class Recipe:
             raise RecipeError(
                 f"`fuse.views` ({self.fuse.views}) cannot exceed `distill.views` ({self.distill.views}): "
                 "the fusion head learns from the teacher logits stored for distillation. Lower it."
+            )
+        keep = self.prune.keep_heads
+        if isinstance(keep, tuple) and len(keep) != self.split.num_sub_models:
+            raise RecipeError(
+                f"`prune.keep_heads` lists {len(keep)} numbers, but `split.num_sub_models` is "
+                f"{self.split.num_sub_models}: number i says what sub-model i keeps. Make the two agree."
             )
 
     @property

@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.fleet import profile_files
 from edvit_hf.model_card import template_path
+from edvit_hf.plans import PLAN_FORMAT
 from edvit_hf.profiles import detect_profile
 from edvit_hf.recipe.schema import Recipe
 
@@ -27,9 +29,18 @@ def teacher_sources(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def fleet_sources(recipe: Recipe) -> str | None:
-    """Text of the fleet file."""
-    return recipe.fleet_path.read_text(encoding="utf-8") if recipe.fleet_path.is_file() else None
+def fleet_sources(recipe: Recipe) -> dict[str, Any]:
+    """Text of the fleet file, the profile files that it names by content, and the form of the plan."""
+    path = recipe.fleet_path
+    if not path.is_file():
+        return {"plan_format": PLAN_FORMAT, "fleet": None}
+    profiles = [_sha256(profile) for profile in profile_files(path)]
+    return {"plan_format": PLAN_FORMAT, "fleet": path.read_text(encoding="utf-8"), "profiles": profiles}
+
+
+def split_sources(recipe: Recipe) -> Any:
+    """What the fleet says, where group sizes follow its devices."""
+    return fleet_sources(recipe) if recipe.split.sizes == "proportional" else None
 
 
 def export_sources(recipe: Recipe) -> str:

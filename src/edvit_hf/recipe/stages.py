@@ -1,40 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
 """One function per stage: it reads what earlier stages left, calls the library, and writes its own folder.
 
 Each function may be interrupted anywhere: what it has finished is found again, what is half-written is ignored.
 """
 
+import contextlib
 import functools
 import logging
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from edvit_hf import planning, splitting
-from edvit_hf.errors import RecipeError
+from edvit_hf import splitting
+from edvit_hf.errors import MissingExtraError
 from edvit_hf.evaluation import evaluate as measure
 from edvit_hf.evaluation import torch_predict
-
-from edvit_hf.pruning import make_plan, prune as cut, unit_scores  # isort: skip
+from edvit_hf.plan_figure import save_plan_figure
+from edvit_hf.recipe.base_model import base_model, refuse_impossible_plan
+from edvit_hf.recipe.confusions import teacher_confusions
+from edvit_hf.recipe.cutting import prune_round, retrain_all
+from edvit_hf.recipe.groups import capability
 from edvit_hf.recipe.offline_plan import plan_groups
-from edvit_hf.recipe.trip import Trip, check_weights, load_array, load_model, save_array, save_model
+from edvit_hf.recipe.trip import Trip, drop_checkpoints, load_array, save_array, save_model
 from edvit_hf.storage import link_tree, whole_folder, write_json
-from edvit_hf.training import (
-    ClassifyData,
-    DistillConfig,
-    DistillData,
-    FuseData,
-    classify_objective,
-    distill_objective,
-    fuse_objective,
-    teacher_logits,
-    train,
-)
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from edvit_hf.training import ClassifyData, FuseData, classify_objective, fuse_objective, train
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +34,11 @@ def teacher(trip: Trip) -> None:
     """Dataset + base checkpoint (Hub id, folder or from-scratch config) -> fine-tuned stock model."""
     folder, config, data = trip.folders["teacher"], trip.recipe.teacher, trip.data
     if (folder / "model").is_dir():
-        _drop_checkpoints(folder)
+        drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
-    model = _base_model(trip)
-    _refuse_impossible_plan(trip, model.config)
+    model = base_model(trip)
+    refuse_impossible_plan(trip, model.config)
     if config.epochs:
         log = train(
             model, ClassifyData(data.train), classify_objective(config.label_smoothing), config,
@@ -58,15 +49,23 @@ def teacher(trip: Trip) -> None:
     write_json(folder / "validation.json", {"accuracy": accuracy, "num_items": len(data.validation)})
     logger.info("teacher: %.2f %% of %d validation items", 100 * accuracy, len(data.validation))
     save_model(model, folder / "model", data.preprocessor)
-    _drop_checkpoints(folder)
+    drop_checkpoints(folder)
 
 
 def split(trip: Trip) -> None:
-    """Teacher -> class groups."""
-    num_classes = trip.teacher.config.num_labels
-    groups = splitting.split_classes(num_classes, trip.recipe.split)
+    """Teacher (and, for groups by similarity, its confusions) -> class groups."""
+    folder, config, found = trip.folders["split"], trip.recipe.split, {}
+    num_classes, confusions = trip.teacher.config.num_labels, None
+    if config.strategy == "similarity":
+        confusions = teacher_confusions(trip, config.samples_per_class, config.seed)
+        save_array(folder / "confusions.safetensors", confusions)
+    groups = splitting.split_classes(num_classes, config, similarity=confusions, capability=capability(trip.recipe))
+    trip.refuse_empty_groups(groups)
+    if confusions is not None:
+        found = {"similarity": config.similarity, "similarity_within": splitting.similarity_within(groups, confusions)}
     names = [[trip.teacher.config.id2label[c] for c in group] for group in groups]
-    write_json(trip.folders["split"] / "class_groups.json", {"class_groups": groups, "class_names": names})
+    content = {"class_groups": groups, "class_names": names, "strategy": config.strategy, **found}
+    write_json(folder / "class_groups.json", content)
 
 
 def plan(trip: Trip) -> None:
@@ -74,73 +73,18 @@ def plan(trip: Trip) -> None:
     result = plan_groups(trip.recipe, trip.teacher_shape, trip.class_groups)
     logger.info("%s", result)
     result.save(trip.folders["plan"] / "plan.json")
+    with contextlib.suppress(MissingExtraError):
+        save_plan_figure(result, trip.folders["plan"] / "plan.png")
 
 
 def prune(trip: Trip) -> None:
-    """Teacher + plan + class-group samples -> pruning plans and stock sub-models."""
-    folder = trip.folders["prune"]
-    for index, group in enumerate(trip.class_groups):
-        target = folder / f"sub_models/{index:02d}"
-        if target.is_dir():
-            continue
-        model, pruning_plan = prune_for(trip, group, trip.plan.keep_heads)
-        logger.info("sub-model %d, classes %s\n%s", index, group, pruning_plan)
-        write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_dict())
-        save_model(model, target, trip.data.preprocessor)
-
-
-def prune_for(trip: Trip, class_group: list[int], keep_heads: int) -> "tuple[PreTrainedModel, Any]":
-    """Score the teacher's units for these classes, keep the best, and cut; also returns the pruning plan."""
-    config, num_classes = trip.recipe.prune, trip.teacher.config.num_labels
-    shape = trip.teacher_shape.keep(keep_heads, num_labels=num_classes)
-    sample = trip.training_sample(class_group, config.samples_per_class, config.seed)
-    scores = unit_scores(
-        trip.teacher, trip.data.train.pixel_values(sample), class_group,
-        method=config.importance, batch_size=config.batch_size, seed=config.seed,
-    )  # fmt: skip
-    covers_all = len(class_group) == num_classes
-    pruning_plan = make_plan(
-        scores, trip.teacher.config, keep_residual=shape.hidden_size, keep_heads=keep_heads,
-        keep_ffn=shape.intermediate_size, num_labels=num_classes if covers_all else len(class_group) + 1,
-    )  # fmt: skip
-    return cut(trip.teacher, pruning_plan, class_group), pruning_plan
+    """Teacher (or the sub-models of the last pruning round) + plan + samples -> pruning plans and stock sub-models."""
+    prune_round(trip, trip.recipe.prune.rounds)
 
 
 def distill(trip: Trip) -> None:
     """Sub-models + teacher + class-group views -> retrained sub-models."""
-    folder, config = trip.folders["distill"], trip.recipe.distill
-    if not (folder / "teacher_logits.safetensors").is_file():
-        logits = teacher_logits(trip.teacher, trip.data.train, views=config.views, batch_size=512)
-        save_array(folder / "teacher_logits.safetensors", logits)
-    stored = load_array(folder / "teacher_logits.safetensors")
-    for index, group in enumerate(trip.class_groups):
-        if not (folder / f"sub_models/{index:02d}").is_dir():
-            model = load_model(trip.folders["prune"] / f"sub_models/{index:02d}")
-            group_or_all = group if len(trip.class_groups) > 1 else None
-            distill_into(
-                trip, model, stored, config, class_group=group_or_all, folder=folder / f"training/{index:02d}",
-                description=f"distill sub-model {index}",
-            )  # fmt: skip
-            save_model(model, folder / f"sub_models/{index:02d}", trip.data.preprocessor)
-    for index in range(len(trip.class_groups)):
-        _drop_checkpoints(folder / f"training/{index:02d}")
-
-
-def distill_into(
-    trip: Trip, model: torch.nn.Module, stored: np.ndarray, config: DistillConfig, *,
-    class_group: list[int] | None, folder: Path, description: str,
-) -> None:  # fmt: skip
-    """Retrain one model from the teacher's stored logits, on a class group or (None) on all classes."""
-    data = DistillData(
-        trip.data.train, stored, class_group=class_group,
-        negatives_per_positive=config.negatives_per_positive, seed=config.seed,
-    )  # fmt: skip
-    objective = distill_objective(
-        class_group, config.temperature, config.distillation_weight, label_smoothing=config.label_smoothing
-    )
-    log = train(model, data, objective, config, checkpoint_dir=folder / "checkpoints", description=description)
-    model.eval()
-    write_json(folder / "training_log.json", log.to_dict())
+    retrain_all(trip, trip.folders["distill"], trip.folders["prune"], trip.recipe.distill, "distill")
 
 
 def fuse(trip: Trip) -> None:
@@ -149,7 +93,7 @@ def fuse(trip: Trip) -> None:
 
     folder, config, data = trip.folders["fuse"], trip.recipe.fuse, trip.data
     if (folder / "ensemble").is_dir():
-        _drop_checkpoints(folder)
+        drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
     config_of_teacher = trip.teacher.config
@@ -176,7 +120,7 @@ def fuse(trip: Trip) -> None:
     with whole_folder(folder / "ensemble") as partial:
         write_json(partial / "preprocessor_config.json", data.preprocessor)
         ensemble.save_pretrained(partial)
-    _drop_checkpoints(folder)
+    drop_checkpoints(folder)
 
 
 def _training_features(trip: Trip, ensemble: Any, views: int) -> np.ndarray:
@@ -247,70 +191,6 @@ def card(trip: Trip) -> None:
     write_publishable(trip)
 
 
-def _base_model(trip: Trip) -> "PreTrainedModel":
-    from transformers import AutoConfig, AutoModelForImageClassification
-
-    config, names = trip.recipe.teacher, trip.data.label_names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    if config.from_scratch is not None:
-        values = {"image_size": trip.recipe.dataset.image_size, "num_channels": 3, **config.from_scratch}
-        try:
-            stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
-            return AutoModelForImageClassification.from_config(stock)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(
-                f"`teacher.from_scratch` {config.from_scratch} is no stock image classifier: {error}. Correct it."
-            ) from error
-    return load_teacher(config.checkpoint, config.revision, names, is_final=config.epochs == 0)
-
-
-def load_teacher(
-    checkpoint: str | None, revision: str | None, names: list[str], *, is_final: bool
-) -> "PreTrainedModel":
-    """A teacher from a folder or a Hub id, its head fitted to the dataset's labels.
-
-    Args:
-        checkpoint: Folder or Hub id.
-        revision: Of a Hub id.
-        names: Label names of the dataset, in order.
-        is_final: The model is used as it is, so its head must already be that of the dataset.
-
-    Raises:
-        RecipeError: It cannot be loaded, or it is to be used as it is and its head or labels do not fit.
-        CheckpointError: Its weights are damaged, incomplete or not finite.
-    """
-    from transformers import AutoModelForImageClassification
-
-    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    own = {} if is_final else {"ignore_mismatched_sizes": True, **labels}
-    try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            checkpoint, revision=revision or "main", output_loading_info=True, **own
-        )
-    except Exception as error:
-        raise RecipeError(
-            f"`teacher.checkpoint` {checkpoint!r} cannot be loaded: {error}. "
-            "Give a folder written by save_pretrained, or a Hub id that this machine can reach."
-        ) from error
-    found = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    if is_final and found != names:
-        raise RecipeError(
-            f"`teacher.checkpoint` {checkpoint!r} answers with {found[:5]}..., the dataset has {names[:5]}... With "
-            "`epochs: 0` the model is used as it is, so its classes would be mixed up. Fine-tune it (epochs above 0)."
-        )
-    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    missing = [key for key in unfit if is_final or not key.startswith("classifier")]
-    check_weights(model, missing, str(checkpoint))
-    return model
-
-
-def _refuse_impossible_plan(trip: Trip, config: Any) -> None:
-    """Split and plan from sizes alone, before the teacher is trained: what cannot fit must not cost hours first."""
-    groups = splitting.split_classes(config.num_labels, trip.recipe.split)
-    shape = planning.EncoderShape.from_config(config.to_dict(), num_labels=config.num_labels)
-    plan_groups(trip.recipe, shape, groups)
-
-
 def _accuracy(model: torch.nn.Module, trip: Trip) -> float:
     from edvit_hf.data import iterate_batches
 
@@ -334,8 +214,3 @@ def _parent(trip: Trip) -> dict[str, Any]:
 def _public_name(checkpoint: str) -> str:
     """A Hub id as it is; of a local folder only its name, since this is published."""
     return Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
-
-
-def _drop_checkpoints(folder: Path) -> None:
-    """The checkpoints of a finished training have served their purpose."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from edvit_hf.costs import ModelShape
 from edvit_hf.data import TaskData, load_task
-from edvit_hf.errors import CheckpointError
-from edvit_hf.planning import EncoderShape, Plan
+from edvit_hf.errors import CheckpointError, DataError, RecipeError
+from edvit_hf.planning import Plan
 from edvit_hf.provenance import environment
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder, write_json
@@ -34,8 +36,18 @@ class Trip:
 
     @functools.cached_property
     def data(self) -> TaskData:
-        """The dataset of the recipe, decoded once."""
-        return load_task(self.recipe.dataset, self.recipe.augmentation)
+        """The dataset of the recipe, decoded once.
+
+        Raises:
+            RecipeError: It has another number of classes than the recipe says.
+        """
+        data, expected = load_task(self.recipe.dataset, self.recipe.augmentation), self.recipe.dataset.num_labels
+        if expected is not None and len(data.label_names) != expected:
+            raise RecipeError(
+                f"`dataset.num_labels` is {expected}, but {self.recipe.dataset.path!r} has {len(data.label_names)} "
+                f"classes ({', '.join(data.label_names[:5])}, ...). What was planned would not hold. Correct it."
+            )
+        return data
 
     @functools.cached_property
     def teacher(self) -> "PreTrainedModel":
@@ -54,10 +66,10 @@ class Trip:
         return Plan.from_dict(read_json(self.folders["plan"] / "plan.json"))
 
     @functools.cached_property
-    def teacher_shape(self) -> EncoderShape:
+    def teacher_shape(self) -> ModelShape:
         """Sizes of the teacher."""
         config = self.teacher.config
-        return EncoderShape.from_config(config.to_dict(), num_labels=config.num_labels)
+        return ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
 
     def sub_models(self, stage: str) -> "list[PreTrainedModel]":
         """The sub-models that `prune` or `distill` left."""
@@ -84,6 +96,22 @@ class Trip:
             items = np.flatnonzero(labels == class_index)
             chosen.append(generator.permutation(items)[:samples_per_class])
         return np.sort(np.concatenate(chosen))
+
+    def refuse_empty_groups(self, class_groups: Sequence[Sequence[int]]) -> None:
+        """Raise `DataError` if a class group has no training item: nothing could be scored or learnt for it."""
+        labels = self.data.train.labels
+        for index, group in enumerate(class_groups):
+            if not np.isin(labels, list(group)).any():
+                raise DataError(
+                    f"class group {index} (classes {list(group)}) has no item among the {len(labels)} training rows. "
+                    "Its sub-model would be scored and trained on nothing. Raise `dataset.max_train_samples` or change "
+                    "`split`."
+                )
+
+    def mixed_training_sample(self, num_items: int, seed: int) -> np.ndarray:
+        """Indices of so many training items (or all), seeded, whatever their class, for the compensation."""
+        items = np.random.default_rng(seed).permutation(len(self.data.train))
+        return np.sort(items[:num_items])
 
 
 def load_model(folder: Path) -> "PreTrainedModel":
@@ -137,3 +165,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def load_array(path: Path) -> np.ndarray:
     """Read an array written by `save_array`."""
     return load_file(path)["array"]
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """The checkpoints of a finished training have served their purpose."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What benchmarks of single stages share: a trip behind a finished teacher, on fewer items, views and epochs.
+
+Validation and test splits stay whole. Every number that is reduced stands in the results (`Reduction`).
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edvit_hf.data import TaskData, iterate_batches
+from edvit_hf.evaluation import evaluate, torch_predict
+from edvit_hf.recipe import STAGES, stages
+from edvit_hf.recipe.running import stage_dir
+from edvit_hf.recipe.schema import Recipe
+from edvit_hf.recipe.trip import Trip, load_array, save_array
+from edvit_hf.storage import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What is less than in the recipe. None: as in the recipe.
+
+    Attributes:
+        train_items: Training items, the same share of every class, drawn with a fixed seed.
+        distill_epochs: Epochs of every sub-model.
+        fuse_epochs: Epochs of the fusion head.
+        views: Replayed augmented views.
+    """
+
+    train_items: int | None = None
+    distill_epochs: int | None = None
+    fuse_epochs: int | None = None
+    views: int | None = None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with the reduced values."""
+        views = self.views or recipe.distill.views
+        distill = dataclasses.replace(
+            recipe.distill, epochs=self.distill_epochs or recipe.distill.epochs, views=min(views, recipe.distill.views)
+        )
+        fuse = dataclasses.replace(
+            recipe.fuse, epochs=self.fuse_epochs or recipe.fuse.epochs, views=min(views, recipe.fuse.views)
+        )
+        return dataclasses.replace(recipe, distill=distill, fuse=fuse)
+
+    def items(self, labels: np.ndarray) -> np.ndarray:
+        """Which training items are used, sorted."""
+        if self.train_items is None or self.train_items >= len(labels):
+            return np.arange(len(labels))
+        order = np.random.default_rng(0).permutation(len(labels))
+        rank = np.empty(len(labels))  # of an item within its class, as a share
+        for label in np.unique(labels):
+            own = order[labels[order] == label]
+            rank[own] = np.arange(len(own)) / len(own)
+        return np.sort(np.argsort(rank, kind="stable")[: self.train_items])
+
+
+def add_options(add: Any) -> None:
+    """The command line options that make a `Reduction`."""
+    add("--train-items", type=int, default=10_000, help="training items (0: all)")
+    add("--distill-epochs", type=int, default=10, help="0: the recipe's")
+    add("--fuse-epochs", type=int, default=10, help="0: the recipe's")
+    add("--views", type=int, default=2, help="replayed augmented views (0: the recipe's)")
+
+
+def reduction(arguments: Any) -> Reduction:
+    """From the options of `add_options`."""
+    names = [field.name for field in dataclasses.fields(Reduction)]
+    return Reduction(**{name: getattr(arguments, name) or None for name in names})
+
+
+def reduced_trip(
+    source: Path, recipe: Recipe, cell: Path, reduced: Reduction, data: TaskData, *, own_split: bool
+) -> Trip:
+    """A trip whose teacher (and, unless `own_split`, class groups) are those of the finished run in `source`.
+
+    `source` is only read. Its stored teacher logits are used where it has enough of them.
+    """
+    folders = {stage.name: stage_dir(cell, stage.name) for stage in STAGES}
+    folders["teacher"] = stage_dir(source, "teacher")
+    if not own_split:
+        folders["split"] = stage_dir(source, "split")
+    recipe = reduced.recipe(recipe)
+    refuse_other_settings(cell, recipe, reduced)
+    chosen = reduced.items(data.train.labels)
+    trip = Trip(recipe, folders)
+    trip.__dict__["data"] = dataclasses.replace(data, train=data.train.select(chosen))
+    stored, own = (f / "teacher_logits.safetensors" for f in (stage_dir(source, "distill"), folders["distill"]))
+    if stored.is_file() and not own.is_file():
+        logits = load_array(stored)
+        if len(logits) >= recipe.distill.views and logits.shape[1] == len(data.train):
+            own.parent.mkdir(parents=True, exist_ok=True)
+            save_array(own, logits[: recipe.distill.views, chosen])
+    return trip
+
+
+def refuse_other_settings(cell: Path, recipe: Recipe, reduced: Reduction) -> None:
+    """A cell folder continues only the run that began it."""
+    settings = repr((recipe.dataset, recipe.split, recipe.prune, recipe.distill, recipe.fuse, reduced))
+    path = cell / "settings.json"
+    cell.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_json(path, settings)
+    elif read_json(path) != settings:
+        raise SystemExit(f"{cell} holds results of other settings. Delete it, or choose another --out.")
+
+
+def run_stages(trip: Trip, names: tuple[str, ...]) -> dict[str, float]:
+    """Run these stages (each resumes what an interrupted run left); seconds of each."""
+    seconds = {}
+    for name in names:
+        trip.folders[name].mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        getattr(stages, name)(trip)
+        seconds[name] = round(time.perf_counter() - start, 2)
+    return seconds
+
+
+def accuracies(model: Any, trip: Trip) -> dict[str, float]:
+    """Accuracy on the whole validation and test splits, in fractions."""
+    found = {}
+    for name in ("validation", "test"):
+        batches = iterate_batches(getattr(trip.data, name), trip.recipe.evaluate.batch_size)
+        found[name] = evaluate(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
+    return found

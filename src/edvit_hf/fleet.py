@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fleet: the devices that run one ensemble together, what each may carry, and how they are linked.
+
+Read strictly from `recipes/fleets/*.yaml`: a budget that is misspelt would silently mean no limit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edvit_hf.errors import RecipeError, did_you_mean
+from edvit_hf.profiles import DeviceProfile, load_profile, load_profiles
+
+MIB = 2**20
+BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
+_PROFILE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A named member of a fleet. A budget of `None` means no limit, a link value of `None` is not known.
+
+    Attributes:
+        name: Unique in the fleet.
+        profile: Name of a shipped device profile, or path of one that `edvit profile` wrote.
+        memory_mib: Budget for the weights (fp32) that the device holds, as in ED-ViT (arXiv 2410.11650). Activations
+            come on top: the plan reports their peak beside it.
+        macs: Budget of multiply-accumulates for one input.
+        energy_mj: Budget of millijoules for one input: watts of the profile x predicted milliseconds.
+        link_mbit_per_s: Rate at which the device sends its features.
+        link_ms: Delay of one message.
+        measured: The profile itself where `profile` is a path.
+    """
+
+    name: str
+    profile: str
+    memory_mib: float | None = None
+    macs: int | None = None
+    energy_mj: float | None = None
+    link_mbit_per_s: float | None = None
+    link_ms: float | None = None
+    measured: DeviceProfile | None = None
+
+    @property
+    def hardware(self) -> DeviceProfile:
+        """What is known of this kind of device."""
+        return self.measured or load_profiles()[self.profile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """The devices that run one ensemble together, and what they share.
+
+    Attributes:
+        devices: At least one.
+        total_mib: Budget for the weights (fp32) of all sub-models, their replicas and the fusion head.
+        uplink_mbit_per_s: Rate of the link over which every remote sub-model gets its input.
+        coordinator: Device that takes the input in and fuses the features; its own sub-models need no link. None: a
+            machine outside the fleet, so every sub-model is remote.
+        name: For messages and files.
+    """
+
+    devices: tuple[Device, ...]
+    total_mib: float | None = None
+    uplink_mbit_per_s: float | None = None
+    coordinator: str | None = None
+    name: str = "unnamed"
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise RecipeError("a fleet needs at least one device, got none. Add a device to the fleet file.")
+        names = [device.name for device in self.devices]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        if doubled:
+            raise RecipeError(
+                f"device names must be unique in a fleet, got {doubled} more than once. "
+                "The placement names devices. Rename them."
+            )
+        for device in self.devices:
+            _check_device(device)
+        _refuse_empty(self, ("total_mib", "uplink_mbit_per_s"), f"fleet {self.name!r}")
+        if self.coordinator is not None and self.coordinator not in names:
+            raise RecipeError(
+                f"fleet {self.name!r}: `coordinator` must be the name of one of its devices, got {self.coordinator!r}."
+                f"{did_you_mean(self.coordinator, names)} Leave it out if the inputs arrive outside the fleet."
+            )
+
+
+def _check_device(device: Device) -> None:
+    where = f"device {device.name!r}"
+    if device.measured is None and device.profile not in load_profiles():
+        raise RecipeError(
+            f"{where} has the unknown profile {device.profile!r}; known: {sorted(load_profiles())}."
+            f"{did_you_mean(device.profile, load_profiles())} The profile says how fast the device is and which "
+            "exported variant fits. Name one of them, or a file that `edvit profile` wrote."
+        )
+    _refuse_empty(device, (*BUDGETS, "link_mbit_per_s"), where)
+    if device.link_ms is not None and not 0 <= device.link_ms < math.inf:
+        raise RecipeError(f"{where}: `link_ms` must be at least 0, got {device.link_ms}. Leave it out if not known.")
+    if device.energy_mj is None:
+        return
+    hardware = device.hardware
+    lacking = [] if hardware.watts is not None else ["`watts`"]
+    if hardware.sustained_gflops is None and hardware.latency is None:
+        lacking.append("known speed")
+    if lacking:
+        raise RecipeError(
+            f"{where}: `energy_mj` is watts times predicted milliseconds, but the profile {device.profile!r} has no "
+            f"{' and no '.join(lacking)}. The budget could not be checked. Run `edvit profile` on such a device and "
+            "name the file it writes, or give a `macs` budget instead."
+        )
+
+
+def _refuse_empty(owner: Device | Fleet, labels: Sequence[str], where: str) -> None:
+    for label in labels:
+        budget = getattr(owner, label)
+        if budget is not None and not 0 < budget < math.inf:
+            raise RecipeError(f"{where}: `{label}` must be above 0, got {budget}. Leave it out for no limit.")
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Read a fleet file (`recipes/fleets/*.yaml`) strictly.
+
+    Raises:
+        RecipeError: Missing file, broken YAML, unknown or missing keys, wrong types, duplicate names, unknown
+            profiles or impossible budgets.
+        ManifestError: A device names a profile file that breaks its format.
+    """
+    if not path.is_file():
+        raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"fleet file {path} is no readable YAML: {error}. Correct the file.") from error
+    where = f"fleet file {path}"
+    values = _checked(data, _FLEET_KINDS, ("devices",), where)
+    entries = [
+        _checked(entry, _DEVICE_KINDS, ("name", "profile"), f"{where}, devices[{i}]")
+        for i, entry in enumerate(values.pop("devices"))
+    ]
+    devices = tuple(Device(**entry, measured=_measured(entry["profile"], path, entry["name"])) for entry in entries)
+    return Fleet(devices=devices, name=path.stem, **values)
+
+
+def profile_files(path: Path) -> list[Path]:
+    """The profile files that a fleet file names: with it, everything that a plan depends on."""
+    return sorted({_profile_path(d.profile, path) for d in load_fleet(path).devices if d.measured is not None})
+
+
+def _profile_path(profile: str, fleet_file: Path) -> Path:
+    return (fleet_file.parent / Path(profile).expanduser()).resolve()
+
+
+def _measured(profile: str, fleet_file: Path, device: str) -> DeviceProfile | None:
+    """The profile that a device names by path, relative to the fleet file; None where it names a shipped one."""
+    if profile in load_profiles() or not profile.endswith(_PROFILE_SUFFIXES):
+        return None
+    path = _profile_path(profile, fleet_file)
+    if not path.is_file():
+        raise RecipeError(
+            f"device {device!r} names the profile file {profile!r}, but {path} does not exist. Paths are relative to "
+            "the fleet file. Correct it, or write one with `edvit profile`."
+        )
+    return load_profile(path)
+
+
+_NUMBER = (int, float)
+_FLEET_KINDS: dict[str, tuple[type, ...]] = {
+    "devices": (list,), "total_mib": _NUMBER, "uplink_mbit_per_s": _NUMBER, "coordinator": (str,),
+}  # fmt: skip
+_DEVICE_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,), "profile": (str,), "memory_mib": _NUMBER, "macs": (int,), "energy_mj": _NUMBER,
+    "link_mbit_per_s": _NUMBER, "link_ms": _NUMBER,
+}  # fmt: skip
+
+
+def _checked(data: Any, kinds: dict[str, tuple[type, ...]], required: Sequence[str], where: str) -> dict[str, Any]:
+    """The mapping itself if it holds only known keys, every required one, and values of the right type."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where} must be a mapping with the keys {sorted(kinds)}, got {data!r}. Correct the file.")
+    for key, value in data.items():
+        if key not in kinds:
+            raise RecipeError(
+                f"{where}: unknown key `{key}`.{did_you_mean(str(key), kinds)} "
+                f"Valid keys here: {', '.join(sorted(kinds))}. An ignored key would silently mean no limit."
+            )
+        optional = key not in required
+        if not (value is None and optional) and (not isinstance(value, kinds[key]) or isinstance(value, bool)):
+            names = " or ".join(kind.__name__ for kind in kinds[key])
+            raise RecipeError(f"{where}: `{key}` must be of type {names}, got {value!r}. Correct the value.")
+    missing = [key for key in required if key not in data]
+    if missing:
+        raise RecipeError(f"{where}: the key `{missing[0]}` is missing and has no default. Add it.")
+    return dict(data)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sub-models cost on the devices of a fleet: bytes, multiply-accumulates, energy, milliseconds, links."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edvit_hf.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
+from edvit_hf.fleet import BUDGETS, MIB, Device, Fleet
+from edvit_hf.latency import predicted_ms
+from edvit_hf.placement import Problem
+
+NOMINAL_GFLOPS = 10.0  # of every device of a fleet in which no speed is known: only decides what goes where
+_FEATURE_BYTES = 4  # float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one sub-model costs, wherever it runs.
+
+    Attributes:
+        classes: Its class group.
+        parameters: Number of them.
+        bytes: Of the weights in fp32.
+        macs: Multiply-accumulates for one input.
+        feature_bytes: What it sends to the coordinator.
+        input_bytes: What it is sent.
+        shape: Its sizes, where they are known: what latencies are predicted from.
+        bytes_on: Device -> bytes of the exported file chosen there, which then count instead of `bytes`.
+        keep_heads: Heads kept in every layer, where heads were counted.
+    """
+
+    classes: tuple[int, ...]
+    parameters: int
+    bytes: int
+    macs: int
+    feature_bytes: int
+    input_bytes: int
+    shape: ModelShape | None = None
+    bytes_on: Mapping[str, int] = field(default_factory=dict)
+    keep_heads: int | None = None
+
+    @classmethod
+    def of_shape(cls, shape: ModelShape, classes: Sequence[int], keep_heads: int | None) -> "Load":
+        """Everything from the sizes."""
+        return cls(
+            classes=tuple(classes), parameters=shape.parameters, bytes=shape.bytes, macs=shape.macs,
+            feature_bytes=_FEATURE_BYTES * shape.widths.residual, input_bytes=input_bytes(shape), shape=shape,
+            keep_heads=keep_heads,
+        )  # fmt: skip
+
+    def bytes_at(self, device: Device) -> int:
+        """What its weights take of the device's memory."""
+        return self.bytes_on.get(device.name, self.bytes)
+
+    def ms_on(self, device: Device) -> float | None:
+        """Predicted milliseconds on all cores of the device, None where nothing tells its speed."""
+        if self.shape is not None and device.hardware.latency is not None:
+            return predicted_ms(self.shape, device.hardware, all_cores=True)
+        gflops = device.hardware.sustained_gflops  # as `predicted_ms` does without a calibration, from the MACs at hand
+        return None if gflops is None else 2 * self.macs / gflops / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """The fusion head on the concatenated features."""
+
+    parameters: int
+
+    @classmethod
+    def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int) -> "Fusion":
+        """For sub-models with these features."""
+        return cls(
+            parameters=fusion_parameters(
+                [load.feature_bytes // _FEATURE_BYTES for load in loads], num_labels, hidden_size
+            )
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights in fp32."""
+        return self.parameters * BYTES_PER_PARAMETER
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one input; the biases are counted too, as everywhere here."""
+        return self.parameters
+
+    def ms_on(self, device: Device | None) -> float | None:
+        """Milliseconds from the device's sustained speed."""
+        gflops = None if device is None else device.hardware.sustained_gflops
+        return None if gflops is None else 2 * self.macs / gflops / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetCosts:
+    """The loads of one cut on one fleet.
+
+    Attributes:
+        fleet: The devices.
+        loads: N sub-models.
+        fusion: Their fusion head.
+        known_ms: (N, D) predicted milliseconds, NaN where nothing tells them.
+    """
+
+    fleet: Fleet
+    loads: tuple[Load, ...]
+    fusion: Fusion
+    known_ms: np.ndarray
+
+    @classmethod
+    def of(cls, fleet: Fleet, loads: Sequence[Load], fusion: Fusion) -> "FleetCosts":
+        """Predict every sub-model on every device, once for each pair of unlike ones."""
+        cache: dict[tuple[int, str], float | None] = {}
+        sizes = [(load.macs, None if load.shape is None else load.shape.widths) for load in loads]
+        numbers = {size: i for i, size in enumerate(dict.fromkeys(sizes))}
+        known = np.full((len(loads), len(fleet.devices)), np.nan)
+        for i, load in enumerate(loads):
+            for d, device in enumerate(fleet.devices):
+                key = (numbers[sizes[i]], device.profile)
+                if key not in cache:
+                    cache[key] = load.ms_on(device)
+                known[i, d] = np.nan if cache[key] is None else cache[key]
+        return cls(fleet=fleet, loads=tuple(loads), fusion=fusion, known_ms=known)
+
+    @property
+    def is_known(self) -> np.ndarray:
+        """(D,) whether the speed of each device is known."""
+        known: np.ndarray = ~np.isnan(self.known_ms).any(axis=0)
+        return known
+
+    @property
+    def assumed_ms(self) -> np.ndarray:
+        """(N, D) with the slowest known device's time where a device's own is not known; all equal if none is."""
+        if not self.is_known.any():
+            nominal = [2 * load.macs / NOMINAL_GFLOPS / 1e6 for load in self.loads]
+            return np.repeat(np.array(nominal)[:, None], len(self.fleet.devices), axis=1)
+        slowest = self.known_ms[:, self.is_known].max(axis=1)[:, None]
+        return np.where(self.is_known, self.known_ms, slowest)
+
+    @property
+    def fusion_device(self) -> Device | None:
+        """Where the fusion head is timed: on the coordinator, else on the slowest device with a known GFLOP/s."""
+        for device in self.fleet.devices:
+            if device.name == self.fleet.coordinator and device.hardware.sustained_gflops is not None:
+                return device
+        speeds = [(d.hardware.sustained_gflops, i) for i, d in enumerate(self.fleet.devices)]
+        known = [(speed, i) for speed, i in speeds if speed is not None]
+        return self.fleet.devices[min(known)[1]] if known else None
+
+    @property
+    def fusion_ms(self) -> float | None:
+        """Milliseconds of the fusion head."""
+        return self.fusion.ms_on(self.fusion_device)
+
+    def link_ms(self, placement: Sequence[int], device: int) -> float:
+        """Milliseconds until the features of a device's sub-models have arrived."""
+        own = [load for load, d in zip(self.loads, placement, strict=True) if d == device]
+        entry = self.fleet.devices[device]
+        if not own or entry.name == self.fleet.coordinator:
+            return 0.0
+        return (entry.link_ms or 0.0) + sum(_transfer_ms(load.feature_bytes, entry.link_mbit_per_s) for load in own)
+
+    def energy_mj(self, item: int, device: int) -> float | None:
+        """Watts times predicted milliseconds, None where either is not known."""
+        watts, ms = self.fleet.devices[device].hardware.watts, float(self.known_ms[item, device])
+        return None if watts is None or np.isnan(ms) else watts * ms
+
+    def problem(self) -> Problem:
+        """The arrays that the placement searches work on."""
+        fleet, devices, loads = self.fleet, self.fleet.devices, self.loads
+        shape = (len(loads), len(devices))
+        remote = np.array([device.name != fleet.coordinator for device in devices])
+        link = [[_transfer_ms(load.feature_bytes, device.link_mbit_per_s) for device in devices] for load in loads]
+        uplink = [_transfer_ms(load.input_bytes, fleet.uplink_mbit_per_s) for load in loads]
+        energy = [[self.energy_mj(i, d) or 0.0 for d in range(shape[1])] for i in range(shape[0])]
+        limits = {kind: [getattr(device, kind) for device in devices] for kind in BUDGETS}
+        limits["memory_mib"] = [None if limit is None else limit * MIB for limit in limits["memory_mib"]]
+        return Problem(
+            costs={
+                "memory_mib": np.array([[load.bytes_at(device) for device in devices] for load in loads], dtype=float),
+                "macs": np.broadcast_to(np.array([[float(load.macs)] for load in loads]), shape),
+                "energy_mj": np.array(energy),
+            },
+            limits={k: np.array([np.inf if v is None else v for v in row], dtype=float) for k, row in limits.items()},
+            reserved=self._reserved(),
+            total_kind="memory_mib",
+            total_limit=np.inf if fleet.total_mib is None else fleet.total_mib * MIB,
+            total_reserved=float(self.fusion.bytes),
+            busy_ms=self.assumed_ms + np.array(link) * remote,
+            fixed_ms=np.array([device.link_ms or 0.0 for device in devices]) * remote,
+            remote_ms=np.array(uplink)[:, None] * remote,
+        )
+
+    def _reserved(self) -> dict[str, np.ndarray]:
+        """What the fusion head takes of the coordinator's budgets."""
+        is_coordinator = np.array([device.name == self.fleet.coordinator for device in self.fleet.devices])
+        energy = 0.0
+        for device in self.fleet.devices:
+            if device.name == self.fleet.coordinator:
+                energy = (device.hardware.watts or 0.0) * (self.fusion.ms_on(device) or 0.0)
+        amounts = {"memory_mib": self.fusion.bytes, "macs": self.fusion.macs, "energy_mj": energy}
+        return {kind: amount * is_coordinator.astype(float) for kind, amount in amounts.items()}
+
+    def notes(self) -> list[str]:
+        """What the predictions leave out or assume."""
+        devices, notes = self.fleet.devices, []
+        unknown = [device.name for device, known in zip(devices, self.is_known, strict=True) if not known]
+        if unknown:
+            pace = "as fast as the slowest known one" if len(unknown) < len(devices) else "equally fast"
+            notes.append(
+                f"no speed is known of {_names(unknown)}: placed as if {pace}, and latencies are not predicted; "
+                "`edvit profile` measures a device"
+            )
+        elsewhere = [device for device in devices if device.name != self.fleet.coordinator]
+        for key in ("link_ms", "link_mbit_per_s"):
+            silent = [device.name for device in elsewhere if getattr(device, key) is None]
+            if silent:
+                notes.append(f"no `{key}` is given for {_names(silent)}: counted as no time")
+        if self.fleet.uplink_mbit_per_s is None:
+            notes.append("no `uplink_mbit_per_s` is given: sending the inputs counts as no time")
+        if self.fusion_ms is None:
+            notes.append("the fusion head's time is not known and counts as none")
+        return notes
+
+
+def input_bytes(shape: ModelShape) -> int:
+    """Bytes of one input as it travels: uint8 RGB pixels, a float32 spectrogram, or int32 token ids."""
+    read, table = shape.config.get, shape.architecture
+    if table.main_input == "pixel_values":
+        size = table.value(shape.config, "image_size")
+        height, width = (size, size) if isinstance(size, int | float) else size
+        return int(height) * int(width) * int(read("num_channels") or 3)
+    if table.main_input == "input_values":
+        return 4 * int(table.value(shape.config, "num_mel_bins")) * int(table.value(shape.config, "max_length"))
+    return 4 * shape.tokens
+
+
+def _transfer_ms(size: float, mbit_per_s: float | None) -> float:
+    return 0.0 if mbit_per_s is None else 8 * size / mbit_per_s / 1e3
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`placement.json`: which device of a fleet runs which sub-model from which file. Standard library only."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edvit_hf.errors import ManifestError
+from edvit_hf.storage import write_json
+from edvit_hf.typed_json import parse_json
+
+PLACEMENT_NAME = "placement.json"
+SCHEMA_VERSION = 2  # 1 named indices alone
+_REMEDY = "Make it anew: `edvit plan REPO_OR_DIR --fleet FLEET`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedFile:
+    """One sub-model on one device.
+
+    Attributes:
+        index: Of the sub-model.
+        variant: Name of the exported variant ("fp32", "qint8_arm64", ...); None where nothing was exported.
+        file: Its path inside the ensemble folder.
+        predicted_ms: On that device; None where its speed is not known.
+    """
+
+    index: int
+    variant: str | None = None
+    file: str | None = None
+    predicted_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedDevice:
+    """What one device loads: the sub-models that it runs, and those that it can stand in for."""
+
+    profile: str
+    sub_models: list[PlacedFile] = field(default_factory=list)
+    replicas: list[PlacedFile] = field(default_factory=list)
+    predicted_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleIdentity:
+    """Which ensemble the placement is of, from its manifest."""
+
+    id: str
+    content_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementFile:
+    """The placement of one ensemble on one fleet.
+
+    Attributes:
+        schema_version: Of this file.
+        ensemble: Identity from the manifest; None where the ensemble has none.
+        fleet: Name of the fleet.
+        coordinator: Device that fuses; None for a machine outside the fleet.
+        num_sub_models: How many the ensemble has; each runs on exactly one device.
+        devices: Name -> what it loads.
+        latency_ms: Predicted from input to answer; None where a speed is not known.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    ensemble: EnsembleIdentity | None = None
+    fleet: str
+    coordinator: str | None = None
+    num_sub_models: int
+    devices: Mapping[str, PlacedDevice]
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        """Every sub-model runs exactly once, and the coordinator is one of the devices."""
+        placed = sorted(entry.index for device in self.devices.values() for entry in device.sub_models)
+        if placed != list(range(self.num_sub_models)) or not placed:
+            raise ValueError(
+                f"`devices` must run each of the {self.num_sub_models} sub-models exactly once, got {placed}."
+            )
+        for name, device in self.devices.items():
+            held = [entry.index for entry in [*device.sub_models, *device.replicas]]
+            if len(held) != len(set(held)) or not set(held) <= set(placed):
+                raise ValueError(f"`devices.{name}` holds a sub-model twice or one that does not exist: {held}.")
+        if self.coordinator is not None and self.coordinator not in self.devices:
+            raise ValueError(
+                f"`coordinator` must be one of the devices {sorted(self.devices)}, got {self.coordinator!r}."
+            )
+
+    def save(self, path: Path) -> Path:
+        """Write the file, whole or not at all; a folder gets a `placement.json`."""
+        path = path / PLACEMENT_NAME if path.is_dir() else path
+        write_json(path, asdict(self))
+        return path
+
+
+def load_placement(path: Path) -> PlacementFile:
+    """Read and validate a placement.
+
+    Raises:
+        ManifestError: If it is missing, no JSON, of another schema version, or breaks the format.
+    """
+    path = path / PLACEMENT_NAME if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ManifestError(f"No placement at {path}. Without one no device knows what to load. {_REMEDY}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path.name}: expected JSON, got text that breaks ({error}). {_REMEDY}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise ManifestError(
+            f"{path.name}: expected a placement of schema version {SCHEMA_VERSION}, got {version!r}. Its fields may "
+            f"mean something else. {_REMEDY}"
+        )
+    try:
+        return _parse(data)
+    except ValueError as error:
+        raise ManifestError(f"{path.name}: {error} {_REMEDY}") from error
+
+
+def _parse(data: dict[str, Any]) -> PlacementFile:
+    devices = data.get("devices")
+    if not isinstance(devices, dict):
+        raise ValueError(f"`devices` must be an object of device names, got {type(devices).__name__}.")
+    placed = {name: parse_json(PlacedDevice, entry, f"devices.{name}") for name, entry in devices.items()}
+    head: _Head = parse_json(_Head, {key: value for key, value in data.items() if key != "devices"})
+    return PlacementFile(**vars(head), devices=placed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The fields of a placement beside its devices."""
+
+    schema_version: int
+    fleet: str
+    num_sub_models: int
+    ensemble: EnsembleIdentity | None = None
+    coordinator: str | None = None
+    latency_ms: float | None = None

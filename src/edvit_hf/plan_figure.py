@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figure of a plan: per device, memory against its budget and predicted milliseconds.
+
+Colours are those of Okabe and Ito (readable with every form of colour blindness) and never the only mark.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edvit_hf.errors import named_extra
+from edvit_hf.fleet import MIB
+from edvit_hf.plans import DevicePlan, Plan
+from edvit_hf.storage import PARTIAL_SUFFIX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+_INK, _GRID = "#222222", "#d9d9d9"
+_SUB_MODEL, _REPLICA, _FUSION, _LINK, _BUDGET = "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#D55E00"
+
+
+def save_plan_figure(plan: Plan, path: Path) -> Path:
+    """Write the figure as PNG, by write-then-rename.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure = draw_plan(plan)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    # No software tag: the same plan gives the same bytes whatever matplotlib release drew it.
+    figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+    partial.replace(path)
+    return path
+
+
+def draw_plan(plan: Plan) -> "Figure":
+    """Two panels that share one row per device: MiB of weights and predicted milliseconds, each in its parts."""
+    with named_extra("Drawing a plan", "train"):
+        from matplotlib.figure import Figure
+
+    height = 1.9 + 0.34 * len(plan.devices)
+    figure = Figure(figsize=(9, height), layout="constrained")
+    memory, latency = figure.subplots(1, 2, sharey=True)
+    _memory_panel(memory, plan)
+    _latency_panel(latency, plan)
+    for axes in (memory, latency):
+        axes.set_ylim(len(plan.devices) - 0.4, -0.6)
+        axes.grid(axis="x", color=_GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(colors=_INK, length=0, labelsize=8)
+    memory.set_yticks(range(len(plan.devices)), [_label(device) for device in plan.devices])
+    memory.set_ylabel("device (its sub-models)", fontsize=9, color=_INK)
+    ratio = "" if plan.size_ratio is None else f", {plan.size_ratio:.1f} times smaller than the teacher"
+    figure.suptitle(f"{plan.fleet}: {plan.keep_text}{ratio}", fontsize=10, color=_INK)
+    return figure
+
+
+def _label(device: DevicePlan) -> str:
+    runs = ", ".join(map(str, device.sub_models)) or "spare"
+    return f"{device.name} ({runs})"
+
+
+def _memory_panel(axes: "Axes", plan: Plan) -> None:
+    sizes = {s.index: s.held_bytes / MIB for s in plan.sub_models}
+    copies = {(r.index, r.device): r.held_bytes / MIB for r in plan.replicas}
+    parts = set()
+    for row, device in enumerate(plan.devices):
+        left = 0.0
+        pieces = [("sub-model", _SUB_MODEL, "", sizes[i]) for i in device.sub_models]
+        pieces += [("replica", _REPLICA, "//", copies[i, device.name]) for i in device.replicas]
+        if device.name == plan.coordinator:
+            pieces.append(("fusion head", _FUSION, "", 4 * plan.fusion_parameters / MIB))
+        for name, colour, hatch, width in pieces:
+            label = None if name in parts else name
+            axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", height=0.6, label=label)
+            parts.add(name)
+            left += width
+        budget = device.budgets["memory_mib"]
+        if budget is not None:
+            label = None if "budget" in parts else "budget"
+            axes.plot([budget, budget], [row - 0.4, row + 0.4], color=_BUDGET, linewidth=2, label=label)
+            parts.add("budget")
+    total = "" if plan.total_mib is None else f"; all together at most {plan.total_mib:g}"
+    axes.set_xlabel(f"weights in MiB{total}", fontsize=9, color=_INK)
+    _legend(axes, parts)
+
+
+def _latency_panel(axes: "Axes", plan: Plan) -> None:
+    parts = set()
+    times = {s.index: s.predicted_ms for s in plan.sub_models}
+    for row, device in enumerate(plan.devices):
+        if device.sub_models and device.compute_ms is None:
+            axes.text(0, row, " speed not known", va="center", fontsize=8, color=_INK)
+            continue
+        left = 0.0
+        pieces = [("sub-model", _SUB_MODEL, times[i] or 0.0) for i in device.sub_models]
+        pieces.append(("link", _LINK, device.link_ms))
+        for name, colour, width in pieces:
+            if width > 0:
+                label = None if name in parts else name
+                axes.barh(row, width, left=left, color=colour, edgecolor="white", height=0.6, label=label)
+                parts.add(name)
+                left += width
+    answer = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms"
+    shared = plan.uplink_ms + (plan.fusion_ms or 0.0)
+    detail = "" if plan.latency_ms is None else f"\n(uplink and fusion head: {shared:.1f} ms of it)"
+    axes.set_xlabel(f"predicted ms; from input to answer {answer}{detail}", fontsize=9, color=_INK)
+    _legend(axes, parts)
+
+
+def _legend(axes: "Axes", parts: set[str]) -> None:
+    if parts:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(parts), fontsize=8, frameon=False)

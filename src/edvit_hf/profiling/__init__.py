@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edvit profile`: measure this machine and describe it as a device profile. Needs onnx and onnxruntime, no torch."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from edvit_hf.costs import ModelShape
+from edvit_hf.errors import EDViTError, WorkDirError, named_extra
+from edvit_hf.latency import fit, fit_quality, total_ms
+from edvit_hf.profiles import DeviceProfile, detect_profile, load_profiles
+from edvit_hf.profiling.graphs import calibration_graph, calibration_shapes, matmul_graph
+from edvit_hf.profiling.timing import open_session, summary, time_rounds
+from edvit_hf.provenance import environment
+
+__all__ = ["calibration_shapes", "check_writable", "open_session", "profile_machine", "summary", "time_rounds"]
+
+logger = logging.getLogger(__name__)
+
+MIB = 2**20
+REPEATS, QUICK_REPEATS = 15, 7
+_MATMUL_SIZE, _QUICK_MATMUL_SIZE = 1024, 512
+_DISTURBED_LIMIT = 0.2
+_SOURCES = {
+    "memory_mib": "measured: physical memory as the operating system reports it",
+    "cores": "measured: cores that this process may use",
+    "watts": "null: not measured; this machine has no power meter",
+}
+_METHOD = (
+    "onnxruntime fp32, one input; median over shuffled rounds, each sample after uncounted ones; on one thread samples "
+    "in which another program had the core are taken again, or else counted by processor time; non-negative least "
+    "squares on relative errors, coefficients in ms per unit of each feature"
+)
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """The latency model on one number of threads."""
+
+    coefficients: dict[str, float]
+    quality: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def profile_machine(
+    name: str,
+    *,
+    threads: int | None = None,
+    repeats: int | None = None,
+    quick: bool = False,
+    shapes: Sequence[ModelShape] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> DeviceProfile:
+    """Time a handful of encoders and one large product here, and fit the latency model to them.
+
+    Args:
+        name: Of the profile.
+        threads: Threads of the measurement beside the one on a single thread; default: all usable cores.
+        repeats: Timed runs of every encoder, one per shuffled round; default 15, quick 7.
+        quick: Fewer and smaller measurements: seconds instead of a minute, and a coarser model.
+        shapes: Encoders to measure instead of `calibration_shapes`.
+        seed: Of weights, inputs and orders.
+        progress: Whether to draw a bar on standard error.
+
+    Raises:
+        EDViTError: If `threads` or `repeats` is below 1, or `name` is empty.
+        MissingExtraError: If onnx is not installed.
+    """
+    usable = _usable_cores()
+    threads = usable if threads is None else threads
+    repeats = (QUICK_REPEATS if quick else REPEATS) if repeats is None else repeats
+    _check(name, threads, repeats, usable)
+    with named_extra("Profiling a machine", "profile"):
+        import onnx  # noqa: F401  (before any work; the graphs are built with it)
+    chosen = list(calibration_shapes(quick=quick) if shapes is None else shapes)
+    thread_counts = (1, threads) if threads > 1 else (1,)
+    size = _QUICK_MATMUL_SIZE if quick else _MATMUL_SIZE
+    with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
+        task = bar.add_task("profile", total=(len(thread_counts) * len(chosen) + 1) * repeats)
+
+        def advance() -> None:
+            bar.update(task, advance=1, refresh=True)  # between runs: a bar that redraws itself would disturb them
+
+        calibrations = [_calibrate(chosen, count, repeats, seed, advance) for count in thread_counts]
+        gflops = _matmul_gflops(size, threads, repeats, seed, advance)
+    kind = load_profiles()[detect_profile()]
+    return DeviceProfile(
+        name=name,
+        isa=kind.isa,
+        quantization=kind.quantization,
+        memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB,
+        cores=usable,
+        sustained_gflops=gflops,
+        sources=_SOURCES
+        | {"sustained_gflops": f"measured: fp32 MatMul, {size} x {size} twice, onnxruntime, {threads} threads"},
+        latency=calibrations[0].coefficients,
+        latency_all_cores=calibrations[1].coefficients if len(calibrations) > 1 else None,
+        provenance={
+            "kind": kind.name,
+            **environment(),
+            "method": _METHOD,
+            **{"repeats": repeats, "quick": quick, "seed": seed},
+            "fits": [
+                {"threads": count, **calibration.quality, "measurements": calibration.rows}
+                for count, calibration in zip(thread_counts, calibrations, strict=True)
+            ],
+        },
+    )
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before anything is measured, a file that could not be written afterwards.
+
+    Raises:
+        WorkDirError: If the folder does not exist or cannot be written, or the path is a folder.
+    """
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise WorkDirError(
+            f"Expected a file in a folder that can be written, got {path}. The measurement would be lost. "
+            f"Name a file in an existing folder, for example `--output my_device.yaml`."
+        )
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(name: str, threads: int, repeats: int, usable: int) -> None:
+    if not name:
+        raise EDViTError("Expected a name for the profile, got an empty one. Fleets name devices by it. Pass `--name`.")
+    if not 1 <= threads <= usable:
+        raise EDViTError(
+            f"`threads` must lie between 1 and the {usable} cores that this process may use, got {threads}. "
+            f"More threads than cores only wait for each other. Leave it out to use all cores."
+        )
+    if repeats < 1:
+        raise EDViTError(
+            f"`repeats` must be at least 1, got {repeats}. It is the number of timed runs of every encoder; 5 or more "
+            f"give a median that one slow run does not move."
+        )
+
+
+def _calibrate(
+    shapes: Sequence[ModelShape], threads: int, repeats: int, seed: int, after_each: Callable[[], None]
+) -> _Calibration:
+    """Measure every shape on so many threads and fit the latency model."""
+    graphs = (calibration_graph(shape, seed=seed) for shape in shapes)
+    sessions = [open_session(graph.SerializeToString(), threads) for graph in graphs]
+    samples = time_rounds(sessions, rounds=repeats, threads=threads, seed=seed, after_each=after_each)
+    results = [summary(one.milliseconds) for one in samples]
+    disturbed = sum(one.disturbed_share for one in samples) / len(samples)
+    if disturbed > _DISTURBED_LIMIT:
+        logger.warning(
+            "profile: other programs had the core in %.0f %% of the timed runs; their waiting is left out, but shared "
+            "caches make latencies too long. Measure again when nothing else runs.",
+            100 * disturbed,
+        )
+    medians = [result["median_ms"] for result in results]
+    coefficients = {key: float(f"{value:.6g}") for key, value in fit(shapes, medians).items()}
+    rows = []
+    for shape, result in zip(shapes, results, strict=True):
+        w = shape.widths
+        sizes = {"residual": w.residual, "heads": w.heads, "head_dim": w.head_dim, "ffn": w.ffn, "layers": w.layers}
+        predicted = round(total_ms(shape, coefficients), 4)
+        rows.append({**sizes, "tokens": shape.tokens, "macs": shape.macs, **result, "predicted_ms": predicted})
+    quality = {**fit_quality(shapes, medians), "disturbed_share": round(disturbed, 4)}
+    return _Calibration(coefficients, quality, rows)
+
+
+def _matmul_gflops(size: int, threads: int, repeats: int, seed: int, after_each: Callable[[], None]) -> float:
+    """GFLOP/s of one large product, two operations per multiply-accumulate."""
+    session = open_session(matmul_graph(size, seed=seed).SerializeToString(), threads)
+    samples = time_rounds([session], rounds=repeats, threads=threads, seed=seed, after_each=after_each)[0]
+    return round(2 * size**3 / summary(samples.milliseconds)["median_ms"] / 1e6, 2)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that the teacher stage starts from, checked against the recipe before anything is trained."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from edvit_hf.architecture_tables import architecture_of_config
+from edvit_hf.costs import ModelShape
+from edvit_hf.errors import RecipeError
+from edvit_hf.recipe.groups import groups_before_training
+from edvit_hf.recipe.offline_plan import plan_groups
+from edvit_hf.recipe.trip import Trip, check_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def base_model(trip: Trip) -> "PreTrainedModel":
+    """The model that the teacher stage starts from: a stock config with random weights, or a checkpoint.
+
+    Raises:
+        RecipeError: It cannot be built or loaded, or is not what the recipe says it is.
+        CheckpointError: Its weights are damaged, incomplete or not finite.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    config, names = trip.recipe.teacher, trip.data.label_names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    if config.from_scratch is not None:
+        values = {"image_size": trip.recipe.dataset.image_size, "num_channels": 3, **config.from_scratch}
+        try:
+            stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
+            return AutoModelForImageClassification.from_config(stock)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(
+                f"`teacher.from_scratch` {config.from_scratch} is no stock image classifier: {error}. Correct it."
+            ) from error
+    model = load_teacher(config.checkpoint, config.revision, names, is_final=config.epochs == 0)
+    if config.config is not None:
+        check_agreement(config.config, model.config)
+    return model
+
+
+def check_agreement(promised: dict[str, Any], found: Any) -> None:
+    """Compare the recipe's `teacher.config` with the stock config of the checkpoint that was loaded.
+
+    Every value written in the recipe must be the checkpoint's (labels aside), and so must the sizes that follow where
+    the recipe leaves a value to the stock default: planning took that default.
+
+    Raises:
+        RecipeError: Naming the first difference.
+    """
+    for key, value in promised.items():
+        if key not in ("num_labels", "id2label", "label2id"):
+            _refuse_difference(key, value, getattr(found, key, None))
+    architecture = architecture_of_config(promised)
+    planned, loaded = (architecture.widths(c, num_labels=1) for c in (promised, found))
+    for field in dataclasses.fields(planned):
+        _refuse_difference(field.name, getattr(planned, field.name), getattr(loaded, field.name))
+
+
+def _refuse_difference(name: str, promised: Any, found: Any) -> None:
+    if isinstance(found, tuple | list):
+        promised, found = _listed(promised), _listed(found)
+    if promised != found:
+        raise RecipeError(
+            f"`teacher.config` says {name} = {promised!r}, the checkpoint has {found!r}. What was planned from the "
+            "recipe would not hold. Correct `teacher.config`, or name the checkpoint that was meant."
+        )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def load_teacher(
+    checkpoint: str | None, revision: str | None, names: list[str], *, is_final: bool
+) -> "PreTrainedModel":
+    """A teacher from a folder or a Hub id, its head fitted to the dataset's labels.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        revision: Of a Hub id.
+        names: Label names of the dataset, in order.
+        is_final: The model is used as it is, so its head must already be that of the dataset.
+
+    Raises:
+        RecipeError: It cannot be loaded, or it is to be used as it is and its head or labels do not fit.
+        CheckpointError: Its weights are damaged, incomplete or not finite.
+    """
+    from transformers import AutoModelForImageClassification
+
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    own = {} if is_final else {"ignore_mismatched_sizes": True, **labels}
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            checkpoint, revision=revision or "main", output_loading_info=True, **own
+        )
+    except Exception as error:
+        raise RecipeError(
+            f"`teacher.checkpoint` {checkpoint!r} cannot be loaded: {error}. "
+            "Give a folder written by save_pretrained, or a Hub id that this machine can reach."
+        ) from error
+    found = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if is_final and found != names:
+        raise RecipeError(
+            f"`teacher.checkpoint` {checkpoint!r} answers with {found[:5]}..., the dataset has {names[:5]}... With "
+            "`epochs: 0` the model is used as it is, so its classes would be mixed up. Fine-tune it (epochs above 0)."
+        )
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    missing = [key for key in unfit if is_final or not key.startswith("classifier")]
+    check_weights(model, missing, str(checkpoint))
+    return model
+
+
+def refuse_impossible_plan(trip: Trip, config: Any) -> None:
+    """Split and plan from sizes alone, before the teacher is trained: what cannot fit must not cost hours first."""
+    groups, note = groups_before_training(trip.recipe, config.num_labels)
+    if note is None:  # else the groups only stand in for others
+        trip.refuse_empty_groups(groups)
+    shape = ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
+    plan_groups(trip.recipe, shape, groups)

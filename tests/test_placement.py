@@ -1,0 +1,221 @@
+"""Placement: greedy, the exact search, and the nearest budgets, against brute force over all placements."""
+
+import dataclasses
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edvit_hf.costs import ModelShape
+from edvit_hf.errors import BudgetError
+from edvit_hf.fleet import MIB, Device, Fleet
+from edvit_hf.fleet_costs import FleetCosts, Fusion, Load, input_bytes
+from edvit_hf.placement import Clock, Problem, fastest, feasible, greedy, raise_budgets
+from edvit_hf.placing import place
+
+SPEEDS = ("raspberry-pi-4b", "raspberry-pi-5", "intel-n100")
+
+
+def load(macs=10_000_000, size=MIB, **changes):
+    return Load(classes=(0,), parameters=size // 4, bytes=size, macs=macs, feature_bytes=64, input_bytes=3 * 32 * 32,
+                **changes)  # fmt: skip
+
+
+def costs_of(loads, *devices, **shared):
+    fleet = Fleet(devices=devices, name="test", **shared)
+    return FleetCosts.of(fleet, loads, Fusion(parameters=1000))
+
+
+def device(name, profile="raspberry-pi-4b", **budgets):
+    return Device(name=name, profile=profile, **budgets)
+
+
+def best_by_brute_force(problem):
+    num_items, num_devices = problem.shape
+    fitting = [p for p in itertools.product(range(num_devices), repeat=num_items) if problem.fits(p)]
+    return min((problem.objective(p) for p in fitting), default=None)
+
+
+@st.composite
+def problems(draw):
+    """Up to 5 sub-models on up to 4 devices, with budgets, links and a coordinator, small enough to try everything."""
+    rng = random.Random(draw(st.integers(0, 10**6)))
+    loads = [
+        dataclasses.replace(load(macs=rng.choice([4, 9, 10, 25]) * 10**6), bytes=rng.choice([2, 3, 5]) * MIB)
+        for _ in range(rng.randint(1, 5))
+    ]
+    devices = [
+        device(
+            f"d{i}", rng.choice(SPEEDS), memory_mib=rng.choice([None, 4.0, 6.5, 8.0]),
+            macs=rng.choice([None, 20_000_000, 30_000_000]), energy_mj=rng.choice([None, None, 20.0, 60.0]),
+            link_ms=rng.choice([None, 0.7]), link_mbit_per_s=rng.choice([None, 1.0]),
+        )
+        for i in range(rng.randint(1, 4))
+    ]  # fmt: skip
+    return costs_of(
+        loads, *devices, coordinator=rng.choice([None, "d0"]), uplink_mbit_per_s=rng.choice([None, 20]),
+        total_mib=rng.choice([None, 14.0]),
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_the_exact_placement_is_the_best_of_all_and_infeasibility_is_proven(costs):
+    problem = costs.problem()
+    best = best_by_brute_force(problem)
+    found = feasible(problem, Clock(5.0), exact=True)
+    assert (found.placement is None) == (best is None)
+    if best is None:
+        assert found.is_proven
+        return
+    assert problem.fits(found.placement)
+    exact = fastest(problem, found.placement, Clock(5.0))
+    assert exact.is_proven
+    assert problem.fits(exact.placement)
+    assert problem.objective(exact.placement) == pytest.approx(best, rel=1e-6)
+    assert exact.bound <= problem.objective(exact.placement) * (1 + 1e-9)
+    assert problem.lower_bound <= best * (1 + 1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_raised_budgets_make_room_and_any_less_does_not(costs):
+    problem = costs.problem()
+    if best_by_brute_force(problem) is not None:
+        return
+    kinds = [kind for kind, limits in problem.limits.items() if np.isfinite(limits).any()]
+    kinds += ["total"] if np.isfinite(problem.total_limit) else []
+    raised = raise_budgets(problem, kinds, Clock(5.0)).raised
+    limits = {kind: problem.limits[kind] + raised.get(kind, 0) for kind in problem.limits}
+    total = problem.total_limit + float(raised.get("total", np.zeros(1))[0])
+    roomy = dataclasses.replace(problem, limits=limits, total_limit=total)
+    assert best_by_brute_force(roomy) is not None
+    for kind, rises in raised.items():
+        for index in np.flatnonzero(rises > 0):
+            if kind == "total":
+                less = dataclasses.replace(roomy, total_limit=total * 0.999)
+            else:
+                lower = roomy.limits[kind].copy()
+                lower[index] *= 0.999
+                less = dataclasses.replace(roomy, limits={**limits, kind: lower})
+            assert best_by_brute_force(less) is None, (kind, index)
+
+
+def test_exact_finds_the_packing_that_greedy_misses():
+    sizes = [3, 3, 2, 2, 2]
+    loads = [load(macs=m * 10**6, size=m * MIB) for m in sizes]
+    costs = costs_of(loads, *(device(f"d{i}", memory_mib=6.0) for i in range(2)))
+    assert greedy(costs.problem()) is None  # 3 | 3, then 2 and 2 go apart, and the last 2 has no place
+    plan = place(costs, exact=True)
+    assert sorted(len(d.sub_models) for d in plan.devices) == [2, 3]
+    assert plan.placement["greedy_ms"] is None
+    with pytest.raises(BudgetError):
+        place(costs, exact=False)
+
+
+def test_greedy_gives_the_most_expensive_to_the_device_with_the_most_compute_left():
+    loads = [load(macs=m * 10**6) for m in (10, 30, 20)]
+    devices = [device("small", macs=35_000_000), device("big", macs=50_000_000)]
+    assert greedy(costs_of(loads, *devices).problem()) == [1, 1, 0]  # 30 to big, 20 to small, 10 to big
+
+
+def test_an_energy_budget_sends_work_to_the_frugal_device():
+    loads = [load(macs=10**8)]
+    costs = costs_of(loads, device("fast", "raspberry-pi-5", energy_mj=1.0), device("slow"))
+    assert place(costs, exact=True).sub_models[0].device == "slow"
+
+
+def test_latency_is_the_formula_of_the_documentation():
+    loads = [load(macs=10**8), load(macs=3 * 10**8), load(macs=2 * 10**8)]
+    devices = [
+        device("hub", "raspberry-pi-5"), device("a", link_ms=2.0, link_mbit_per_s=1.0), device("b", "intel-n100"),
+    ]  # fmt: skip
+    costs = costs_of(loads, *devices, coordinator="hub", uplink_mbit_per_s=8.0)
+    plan = place(costs, exact=True)
+    speeds = {"hub": 30.249, "a": 11.889, "b": 37.224}
+    totals = []
+    for name, gflops in speeds.items():
+        own = [s for s in plan.sub_models if s.device == name]
+        compute = sum(2 * s.macs / gflops / 1e6 for s in own)
+        link = 2.0 + len(own) * 8 * 64 / 1e3 if name == "a" and own else 0.0
+        totals.append(compute + link)
+    remote = sum(s.device != "hub" for s in plan.sub_models)
+    uplink = remote * 8 * 3 * 32 * 32 / 8.0 / 1e3
+    fusion = 2 * 1000 / 30.249 / 1e6
+    assert plan.latency_ms == pytest.approx(max(totals) + uplink + fusion, abs=2e-3)
+    assert plan.uplink_ms == pytest.approx(uplink, abs=1e-3)
+
+
+def test_a_slow_uplink_keeps_everything_on_the_coordinator():
+    loads = [load(macs=10**7) for _ in range(3)]
+    devices = [device("hub"), device("a"), device("b")]
+    far = place(costs_of(loads, *devices, coordinator="hub", uplink_mbit_per_s=0.1), exact=True)
+    near = place(costs_of(loads, *devices, coordinator="hub"), exact=True)
+    assert {s.device for s in far.sub_models} == {"hub"}
+    assert {s.device for s in near.sub_models} == {"hub", "a", "b"}
+
+
+def test_devices_of_unknown_speed_count_as_the_slowest_known_and_are_not_predicted():
+    loads = [load(macs=10**8) for _ in range(3)]
+    costs = costs_of(loads, device("a", "raspberry-pi-5"), device("b"), device("c", "jetson-nano"))
+    assert costs.assumed_ms[:, 2] == pytest.approx(costs.known_ms[:, 1])
+    plan = place(costs, exact=True)
+    used = {s.device: s.predicted_ms for s in plan.sub_models}
+    assert plan.latency_ms is None or "c" not in used
+    assert used.get("c") is None
+    assert any("no speed is known of c" in note for note in plan.notes)
+    none_known = place(costs_of(loads, *(device(n, "jetson-nano") for n in "abc")), exact=True)
+    assert sorted(s.device for s in none_known.sub_models) == ["a", "b", "c"]
+    assert none_known.latency_ms is None
+
+
+def test_spare_devices_hold_replicas_of_what_would_hurt_most_within_their_budgets():
+    loads = [load(macs=10**8), load(macs=3 * 10**8)]
+    devices = [
+        device("a", "raspberry-pi-5"), device("b", "raspberry-pi-5"), device("c"), device("d"),
+        device("tiny", memory_mib=0.5),
+    ]  # fmt: skip
+    plan = place(costs_of(loads, *devices), exact=True)
+    assert {r.device for r in plan.replicas} == {"c", "d"}
+    assert sorted(r.index for r in plan.replicas) == [0, 1]  # fewest copies first: not twice the same
+    held = {d.name: (d.sub_models, d.replicas) for d in plan.devices}
+    assert held["tiny"] == ([], [])
+    assert not set(held["c"][0])
+    slowest = max(plan.sub_models, key=lambda s: s.predicted_ms).index
+    assert next(r.index for r in plan.replicas if r.device == "c") == slowest
+
+
+def test_replicas_count_for_the_total_budget():
+    loads = [load(), load()]
+    devices = [device(n) for n in "abcd"]
+    assert len(place(costs_of(loads, *devices, total_mib=3.5), exact=True).replicas) == 1
+    assert len(place(costs_of(loads, *devices), exact=True).replicas) == 2
+
+
+def test_an_exhausted_clock_keeps_the_greedy_placement_and_reports_a_gap():
+    loads = [load(macs=m * 10**7) for m in (7, 7, 6, 6, 5, 5, 4, 4, 4)]
+    problem = costs_of(loads, *(device(n) for n in "abc")).problem()
+    start = greedy(problem)
+    found = fastest(problem, start, Clock(0.0))
+    assert found.placement == start
+    assert not found.is_proven
+    assert 0 < found.bound <= problem.objective(start)
+
+
+def test_input_bytes_are_those_that_travel():
+    image = ModelShape.from_config({"model_type": "vit"}, num_labels=2)
+    sound = ModelShape.from_config({"model_type": "audio-spectrogram-transformer"}, num_labels=2)
+    text = ModelShape.from_config({"model_type": "bert"}, num_labels=2, sequence_length=128)
+    assert input_bytes(image) == 224 * 224 * 3
+    assert input_bytes(sound) == 4 * 1024 * 128
+    assert input_bytes(text) == 4 * 128
+
+
+def test_the_search_counts_alike_sub_models_and_devices_once():
+    loads = [load() for _ in range(6)] + [load(size=2 * MIB)]
+    problem: Problem = costs_of(loads, *(device(n) for n in "abc"), device("x", memory_mib=9)).problem()
+    assert [len(group) for group in problem.kinds_of_items] == [6, 1]
+    assert [len(group) for group in problem.kinds_of_devices] == [3, 1]
