@@ -132,6 +132,18 @@ def inputs_of(model, path, inputs):
     return seen[0]
 
 
+def outputs_of(model, path, inputs):
+    """What a module gives."""
+    seen = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
 def weighted_error(present, wanted, is_real):
     """As documented: the class token weighs 30 % of all tokens, padding nothing."""
     weights = is_real.double()
@@ -241,12 +253,44 @@ def test_a_model_that_scales_what_it_adds_to_the_stream_is_fitted_at_its_outputs
 
 def test_a_query_without_bias_is_fitted_without_one():
     model = tiny_model("vit", qkv_bias=False)
+    with torch.no_grad():
+        model.vit.layers[0].layernorm_before.bias += 3  # inputs far from zero mean, which a bias would take up
     plan, pruned = plan_and_cut(model)
+    uncompensated = copy.deepcopy(pruned)
     inputs = tiny_inputs("vit", 128)
-    wanted = targets(model, inputs)
-    before = error(pruned, inputs, wanted)
     compensate(pruned, model, plan, GROUP, inputs, **NO_BARS)
-    assert error(pruned, inputs, wanted) < 0.7 * before
+    norm, query = "vit.layers.0.layernorm_before", "vit.layers.0.attention.q_proj"
+    wanted = outputs_of(model, query, inputs)[..., plan.kept_attention[0]]
+    assert pruned.get_submodule(query).bias is None
+    assert outputs_of(pruned, norm, inputs).mean().abs() > 1
+    errors = [float((outputs_of(m, query, inputs) - wanted).square().mean()) for m in (pruned, uncompensated)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_the_pooler_is_fitted_to_the_teachers_outputs_at_the_kept_pooled_units(name):
+    model = tiny_model(name)
+    plan, pruned = plan_and_cut(model)
+    assert plan.kept_pooled != plan.kept_residual
+    inputs, pooler = tiny_inputs(name, 128), architecture_of(model).head[0]
+    cut = copy.deepcopy(pruned.get_submodule(pooler).state_dict())
+    compensate(pruned, model, plan, GROUP, inputs, **NO_BARS)
+    uncompensated = copy.deepcopy(pruned)
+    uncompensated.get_submodule(pooler).load_state_dict(cut)
+    wanted = outputs_of(model, pooler, inputs)[:, plan.kept_pooled]
+    errors = [float((outputs_of(m, pooler, inputs) - wanted).square().mean()) for m in (pruned, uncompensated)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_the_tokens_that_the_classifier_reads_weigh_what_is_documented():
+    from edvit_hf.pruning.compensation import _choose_tokens
+
+    for name in ("deit", "bert"):
+        inputs, architecture = tiny_inputs(name, 50), architecture_of(tiny_model(name))
+        samples = _choose_tokens(inputs, architecture, 6 if name == "deit" else 12, batch_size=8)
+        features = samples.weights[:, list(architecture.feature_tokens)].sum()
+        assert float(features / (samples.weights * samples.chosen).sum()) == pytest.approx(0.3)
+        assert samples.chosen.sum() == (300 if name == "deit" else inputs["attention_mask"].sum())
 
 
 def test_training_mode_and_the_random_generator_are_left_alone():

@@ -28,8 +28,8 @@ from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
 
 logger = logging.getLogger(__name__)
 
-_MAX_ROWS = 32_768  # tokens that are fitted on; of longer inputs some, drawn once
-_TARGET_BYTES = 512 * 2**20  # of the teacher's answers held at a time; more steps take more passes of the teacher
+_MAX_ROWS = 16_384  # tokens that are fitted on; of longer inputs some, drawn once
+_TARGET_BYTES = 2**30  # of the teacher's answers held at a time; more steps take more passes of the teacher
 _FEATURE_SHARE = 0.3  # of the total weight for the tokens that the classifier reads, of which there are few
 _ROWS_PER_INPUT = 2  # fewer: the fit follows the noise
 _SEED = 0
@@ -140,7 +140,7 @@ def compensate(
     - of the classifier: the teacher's logits, and logsumexp of those pooled in "other".
 
     D = 0 is always allowed, so that no step's error on `inputs` (weighted, see below) grows, rounding aside. Tokens
-    that the classifier reads weigh 30 % of the total. Padding (attention_mask 0) is left out. Of more than 32,768
+    that the classifier reads weigh 30 % of the total. Padding (attention_mask 0) is left out. Of more than 16,384
     tokens some are drawn, the same in every call.
 
     Args:
@@ -149,7 +149,7 @@ def compensate(
         plan: Of the cut.
         class_group: Of the cut; None: all classes.
         inputs: A few hundred training inputs, (n, 3, H, W) or by name; best half from the group, half from outside.
-        batch_size: Inputs per forward; bounds the memory, beside at most 512 MiB of the teacher's answers.
+        batch_size: Inputs per forward; bounds the memory, beside at most 1 GiB of the teacher's answers.
         ridge: Pull towards the cut weights, relative to the mean square of the inputs; above 0.
         progress: Show a progress bar.
 

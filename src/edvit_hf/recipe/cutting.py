@@ -114,7 +114,7 @@ def _cut(
     if config.compensate:
         from edvit_hf.pruning.compensation import compensate
 
-        mixed = trip.mixed_training_sample(config.compensation_samples, config.seed)
+        mixed = trip.mixed_training_sample(sampled, config.compensation_samples, config.seed)
         compensate(pruned, model, pruning_plan, labels, train_split.pixel_values(mixed))
     return pruned, pruning_plan
 

@@ -108,10 +108,16 @@ class Trip:
                     "`split`."
                 )
 
-    def mixed_training_sample(self, num_items: int, seed: int) -> np.ndarray:
-        """Indices of so many training items (or all), seeded, whatever their class, for the compensation."""
-        items = np.random.default_rng(seed).permutation(len(self.data.train))
-        return np.sort(items[:num_items])
+    def mixed_training_sample(self, class_group: Sequence[int], num_items: int, seed: int) -> np.ndarray:
+        """Indices of training items for the compensation, seeded: half of the class group, half from outside it.
+
+        As far as there are so many; a group of all classes has no outside.
+        """
+        generator = np.random.default_rng(seed)
+        is_own = np.isin(self.data.train.labels, list(class_group))
+        own, others = (generator.permutation(np.flatnonzero(side)) for side in (is_own, ~is_own))
+        num_own = num_items if len(others) == 0 else num_items // 2
+        return np.sort(np.concatenate([own[:num_own], others[: num_items - num_own]]))
 
 
 def load_model(folder: Path) -> "PreTrainedModel":
