@@ -5,7 +5,8 @@
 
 Every WORK is a finished run of the recipe under another seed, and is only read: its teacher, class groups and stored
 teacher logits are used. Each (method, run) is pruned with that method, distilled and fused on fewer items and epochs
-(see the options); accuracies are on the whole validation and test splits. Interrupted, the same command resumes.
+(see the options), without compensation, which would hide most of what scores do; accuracies are on the whole
+validation and test splits. Interrupted, the same command resumes.
 Writes results/importance_distilled_<recipe>.json: difference to exact KL in standard deviations over the seeds.
 """
 
@@ -55,7 +56,7 @@ def cell_trip(
     keep = arguments.keep_heads or recipe.prune.keep_heads
     own = recipe.with_seed(seed)
     prune = dataclasses.replace(
-        own.prune, importance=method, samples_per_class=arguments.samples_per_class, keep_heads=keep
+        own.prune, importance=method, samples_per_class=arguments.samples_per_class, keep_heads=keep, compensate=False
     )
     own = dataclasses.replace(own, prune=prune)
     cell = arguments.out / f"{method}_seed{seed}"

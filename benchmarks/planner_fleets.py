@@ -32,16 +32,21 @@ SCHEMA_VERSION = 1
 
 
 def random_fleet(rng: random.Random) -> tuple[Fleet, list[list[int]]]:
-    """A fleet whose budgets bind (of the size of a few heads per sub-model), and class groups."""
+    """A fleet whose budgets bind (of the size of a few heads per sub-model), and class groups.
+
+    A quarter of the fleets is drawn scarce, so that not even the smallest sub-models fit many of them.
+    """
     num_devices, num_sub_models = rng.randint(2, 20), rng.randint(2, 20)
     share = max(1.0, num_sub_models / num_devices)
-    middle = TEACHER.keep(rng.randint(1, 6), num_labels=6)
+    is_scarce = rng.random() < 1 / 4
+    middle = TEACHER.keep(1 if is_scarce else rng.randint(1, 6), num_labels=6)
+    scale = 0.5 if is_scarce else 1.0
     has_unknown = rng.random() < 0.2
     devices = []
     for number in range(num_devices):
         profile = rng.choice(UNKNOWN) if has_unknown and rng.random() < 0.3 else rng.choice(SPEEDS)
         known = load_profiles()[profile]
-        size, energy = share * rng.uniform(0.4, 2.5), None
+        size, energy = scale * share * rng.uniform(0.4, 2.5), None
         if profile in SPEEDS and rng.random() < 0.3:
             energy = known.watts * 2 * middle.macs / known.sustained_gflops / 1e6 * share * rng.uniform(0.8, 3)
         devices.append(
@@ -76,6 +81,7 @@ def broken_budgets(result: Plan, fleet: Fleet, groups: list[list[int]]) -> list[
     held: dict[str, list[int]] = {device.name: [] for device in fleet.devices}
     for entry in [*result.sub_models, *result.replicas]:
         held[entry.device].append(entry.index)
+    doubled = [name for name, indices in held.items() if len(set(indices)) < len(indices)]
     costs, widths = [], []
     for index, group in enumerate(groups):
         keep = result.sub_models[index].keep_heads
@@ -87,13 +93,15 @@ def broken_budgets(result: Plan, fleet: Fleet, groups: list[list[int]]) -> list[
     runs = sorted(s.index for s in result.sub_models)
     if runs != list(range(len(groups))):
         broken.append(f"sub-models that run: {runs}")
+    broken += [f"{name}: holds a sub-model twice, so its replica is no help" for name in doubled]
     total = fusion * 4
     for device in fleet.devices:
         is_hub = device.name == fleet.coordinator
         parameters = sum(costs[i][0] for i in held[device.name])
         macs = sum(costs[i][1] for i in held[device.name]) + (fusion if is_hub else 0)
         total += 4 * parameters
-        if device.memory_mib is not None and 4 * parameters + 4 * fusion * is_hub > device.memory_mib * 2**20:
+        memory = device.memory_mib or load_profiles()[device.profile].memory_mib
+        if memory is not None and 4 * parameters + 4 * fusion * is_hub > memory * 2**20:
             broken.append(f"{device.name}: memory_mib")
         if device.macs is not None and macs > device.macs:
             broken.append(f"{device.name}: macs")

@@ -13,8 +13,8 @@ import numpy as np
 
 from edvit_hf.data import TaskData, iterate_batches
 from edvit_hf.evaluation import evaluate, torch_predict
-from edvit_hf.recipe import STAGES, stages
-from edvit_hf.recipe.running import stage_dir
+from edvit_hf.recipe import STAGES
+from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.trip import Trip, load_array, save_array
 from edvit_hf.storage import read_json, write_json
@@ -80,7 +80,7 @@ def reduced_trip(
 
     `source` is only read. Its stored teacher logits are used where it has enough of them.
     """
-    folders = {stage.name: stage_dir(cell, stage.name) for stage in STAGES}
+    folders = {stage.name: stage_dir(cell, stage.name) for stage in stages_of(recipe)}
     folders["teacher"] = stage_dir(source, "teacher")
     if not own_split:
         folders["split"] = stage_dir(source, "split")
@@ -110,13 +110,15 @@ def refuse_other_settings(cell: Path, recipe: Recipe, reduced: Reduction) -> Non
 
 
 def run_stages(trip: Trip, names: tuple[str, ...]) -> dict[str, float]:
-    """Run these stages (each resumes what an interrupted run left); seconds of each."""
+    """Run these stages (each resumes what an interrupted run left); seconds of each. Pruning brings its rounds."""
+    fixed = {stage.name for stage in STAGES}
     seconds = {}
-    for name in names:
-        trip.folders[name].mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        getattr(stages, name)(trip)
-        seconds[name] = round(time.perf_counter() - start, 2)
+    for stage in stages_of(trip.recipe):
+        if stage.name in names or (stage.name not in fixed and "prune" in names):
+            trip.folders[stage.name].mkdir(parents=True, exist_ok=True)
+            start = time.perf_counter()
+            stage.function(trip)
+            seconds[stage.name] = round(time.perf_counter() - start, 2)
     return seconds
 
 

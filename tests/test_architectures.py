@@ -2,7 +2,7 @@
 """Every architecture, the shipped tables and the one of the guide: identity, cut = masked, costs, stock round trip."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,11 +19,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
+    PreTrainedConfig,
     SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
 )
 from transformers.masking_utils import eager_mask
 
-from edvit_hf.architecture_tables import ARCHITECTURES
+from edvit_hf.architecture_tables import ARCHITECTURES, check_keys
 from edvit_hf.architectures import Widths, resized, widths_of_ratios
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import PruningError
@@ -241,6 +244,78 @@ def test_predicted_costs_are_those_of_the_built_model(name, kind, tmp_path):
         assert (tmp_path / precision / "model.safetensors").stat().st_size == shape.file_bytes(precision)
 
 
+@pytest.mark.parametrize(
+    ("model", "keep", "parameters", "macs"),
+    [
+        ("S", 3, 5_526_346, 1_253_493_120),
+        ("B", 8, 38_329_866, 7_990_461_440),
+        ("L", 3, 10_864_714, 2_478_082_944),
+        ("L", 4, 19_204_874, 4_233_673_216),
+    ],
+)
+def test_the_cells_that_differ_are_exact_against_the_built_model(model, keep, parameters, macs):
+    """Five cells of the three published tables, see test_planning."""
+    heads, layers = {"S": (6, 12), "B": (12, 12), "L": (16, 24)}[model]
+    sizes = {"hidden_size": 64 * heads, "num_attention_heads": heads, "intermediate_size": 256 * heads}
+    teacher = ModelShape.from_config({"model_type": "vit", **sizes, "num_hidden_layers": layers}, num_labels=10)
+    kept = teacher.keep(keep, num_labels=10)
+    config = ViTConfig(
+        hidden_size=64 * keep, num_attention_heads=keep, num_hidden_layers=layers,
+        intermediate_size=256 * keep, num_labels=10, attn_implementation="eager",
+    )  # fmt: skip
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        built = ViTForImageClassification(config)
+        built(torch.zeros(1, 3, 224, 224))
+    assert sum(p.numel() for p in built.parameters()) == kept.parameters == parameters
+    assert counter.get_total_flops() == 2 * kept.macs == 2 * macs
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "audio-spectrogram-transformer"])
+def test_predicted_costs_without_biases_are_those_of_the_built_model(name):
+    model = tiny_model(name, qkv_bias=False)
+    model.set_attn_implementation("eager")
+    shape = ModelShape.from_config(model.config.to_dict())
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    with FlopCounterMode(display=False) as counter:
+        logits(model, name, n=1)
+    assert counter.get_total_flops() == 2 * shape.macs
+
+
+@pytest.mark.parametrize("name", ARCHITECTURE_NAMES)
+def test_a_table_lists_every_key_of_its_stock_config(name):
+    """So that a misspelt key is refused, and none that the stock config has."""
+    table, config = ARCHITECTURES[name], type(model_of(name).config)
+    own = {f.name for f in fields(config)} - {f.name for f in fields(PreTrainedConfig)}
+    extra = {"head_dim"} if table.honours_head_dim else set()
+    assert set(table.keys) == own | extra
+    assert {*table.residual_keys, table.heads_key, table.layers_key, *table.defaults} <= set(table.keys)
+    check_keys({**config().to_dict(), "num_labels": 3}, "x")
+    with pytest.raises(PruningError, match=rf"`x\.{table.heads_key}z` is no key.*Did you mean `x\.{table.heads_key}`"):
+        check_keys({"model_type": name, f"{table.heads_key}z": 3}, "x")
+
+
+@pytest.mark.parametrize("bad", [0, -2, 2.0, "8", True, float("nan"), 10**400, [3]])
+@pytest.mark.parametrize("name", ARCHITECTURE_NAMES)
+def test_a_size_that_is_no_count_is_refused_by_name(name, bad):
+    table, config = ARCHITECTURES[name], model_of(name).config.to_dict()
+    image = {"vit": ["patch_size", "image_size", "num_channels"], "bert": ["vocab_size"]}
+    for key in (table.residual_keys[0], table.heads_key, table.ffn_key, table.layers_key, *image.get(name, [])):
+        if bad == [3] and key in ("patch_size", "image_size"):
+            continue  # a list is height and width: below
+        with pytest.raises(PruningError, match=rf"`{key}` must be a whole number"):
+            ModelShape.from_config({**config, key: bad}, num_labels=3)
+    with pytest.raises(PruningError, match="`num_labels` must be a whole number"):
+        ModelShape.from_config(config, num_labels=bad)
+    with pytest.raises(PruningError, match="`id2label` must map"):
+        ModelShape.from_config({**config, "id2label": 5})
+
+
+@pytest.mark.parametrize("size", [[8], [8, 0], [8, 8, 8], []])
+def test_an_image_size_is_one_number_or_two(size):
+    with pytest.raises(PruningError, match=r"height and width|whole number"):
+        ModelShape.from_config({**model_of("vit").config.to_dict(), "image_size": size}, num_labels=3)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_parameter_without_labelled_axes_is_refused_by_name(name):
     model = tiny_model(name)
@@ -294,6 +369,18 @@ def test_ratios_that_part_tied_widths_are_refused(name, residual, attention, ffn
     widths = widths_of_ratios(all_widths(name), residual, attention, ffn, labels=5)
     with pytest.raises(PruningError, match=message):
         make_plan(random_scores(model), model.config, widths)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "dinov2"])
+def test_the_ratio_that_the_refusal_names_can_be_followed(name):
+    """0.7 of 32 channels and of 4 heads, on every axis alike, round to different shares."""
+    model = model_of(name)
+    with pytest.raises(PruningError, match="the ratio") as refusal:
+        make_plan(random_scores(model), model.config, widths_of_ratios(all_widths(name), 0.7, 0.7, 0.7, labels=5))
+    ratio = float(re.search(r"the ratio ([\d.]+) on both", str(refusal.value))[1])
+    assert ratio != 0.7
+    widths = widths_of_ratios(all_widths(name), ratio, ratio, ratio, labels=5)
+    assert make_plan(random_scores(model), model.config, widths).widths_after == widths
 
 
 @pytest.mark.parametrize("name", ["vit", "deit", "audio-spectrogram-transformer"])

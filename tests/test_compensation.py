@@ -2,6 +2,7 @@
 """Compensation: the planted case is recovered, no step gets worse, nothing removed changes nothing."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from edvit_hf.architectures import widths_of_heads
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import architecture_of, compensate, make_plan, prune
+from edvit_hf.pruning.compensation_steps import trace
+from edvit_hf.pruning.compensation_targets import choose_tokens
 from tiny_architectures import ARCHITECTURE_NAMES, TEXT, random_scores, tiny_inputs, tiny_model
 
 GROUP = [0, 3]
@@ -216,7 +219,7 @@ def test_the_batch_size_and_the_memory_limits_change_only_the_rounding(monkeypat
     model, inputs = tiny_model("vit"), tiny_inputs("vit", 96)
     results = []
     for batch_size, target_bytes in ((96, 2**29), (7, 1)):
-        monkeypatch.setattr("edvit_hf.pruning.compensation._TARGET_BYTES", target_bytes)
+        monkeypatch.setattr("edvit_hf.pruning.compensation_targets._TARGET_BYTES", target_bytes)
         plan, pruned = plan_and_cut(model)
         compensate(pruned, model, plan, GROUP, inputs, batch_size=batch_size, **NO_BARS)
         results.append(pruned.state_dict())
@@ -225,7 +228,7 @@ def test_the_batch_size_and_the_memory_limits_change_only_the_rounding(monkeypat
 
 
 def test_a_few_tokens_of_long_inputs_suffice_and_are_the_same_in_every_call(monkeypatch):
-    monkeypatch.setattr("edvit_hf.pruning.compensation._MAX_ROWS", 3 * 200)
+    monkeypatch.setattr("edvit_hf.pruning.compensation_targets._MAX_ROWS", 3 * 200)
     model, inputs = tiny_model("vit"), tiny_inputs("vit", 200)
     wanted, results = targets(model, inputs), []
     for _ in range(2):
@@ -239,15 +242,13 @@ def test_a_few_tokens_of_long_inputs_suffice_and_are_the_same_in_every_call(monk
 
 def test_a_model_that_scales_what_it_adds_to_the_stream_is_fitted_at_its_outputs():
     """Layer scale: the sum in the stream is no target for the Linear before it."""
-    from edvit_hf.pruning.compensation import _trace
-
     model, inputs = tiny_model("vit"), tiny_inputs("vit", 2)
     fc2 = architecture_of(model).ffn_output.format(layer=0)
-    plain, _ = _trace(model, architecture_of(model), inputs)
+    plain, _ = trace(model, architecture_of(model), inputs)
     assert {step.names: step.probes for step in plain}[fc2,] == (("vit.layers.1.layernorm_before", True),)
     mlp = model.get_submodule(fc2.rpartition(".")[0])
     mlp.register_forward_hook(lambda _module, _args, output: 0.1 * output)
-    scaled, _ = _trace(model, architecture_of(model), inputs)
+    scaled, _ = trace(model, architecture_of(model), inputs)
     assert {step.names: step.probes for step in scaled}[fc2,] == ((fc2, False),)
 
 
@@ -283,11 +284,9 @@ def test_the_pooler_is_fitted_to_the_teachers_outputs_at_the_kept_pooled_units(n
 
 
 def test_the_tokens_that_the_classifier_reads_weigh_what_is_documented():
-    from edvit_hf.pruning.compensation import _choose_tokens
-
     for name in ("deit", "bert"):
         inputs, architecture = tiny_inputs(name, 50), architecture_of(tiny_model(name))
-        samples = _choose_tokens(inputs, architecture, 6 if name == "deit" else 12, batch_size=8)
+        samples = choose_tokens(inputs, architecture, 6 if name == "deit" else 12, batch_size=8)
         features = samples.weights[:, list(architecture.feature_tokens)].sum()
         assert float(features / (samples.weights * samples.chosen).sum()) == pytest.approx(0.3)
         assert samples.chosen.sum() == (300 if name == "deit" else inputs["attention_mask"].sum())
@@ -316,12 +315,19 @@ def test_refusals_come_before_any_change():
     model = tiny_model("vit")
     plan, pruned = plan_and_cut(model)
     inputs = tiny_inputs("vit", 64)
-    refused("at least 32 samples.*got 20.*at least 32", pruned, model, plan, GROUP, tiny_inputs("vit", 20))
+    refused("at least 2 inputs, got 1", pruned, model, plan, GROUP, tiny_inputs("vit", 1))
+    refused("cannot read inputs", pruned, model, plan, GROUP, {"pixel_values": torch.zeros(4, 3, 16, 16)})
     refused("above 0", pruned, model, plan, GROUP, inputs, ridge=0.0)
     refused("above 0", pruned, model, plan, GROUP, inputs, ridge=float("nan"))
     refused("batch_size", pruned, model, plan, GROUP, inputs, batch_size=0)
     refused("The pruned model should have", pruned, model, plan, [0, 1, 2], inputs)
     refused("The pruned model should have", model, model, plan, GROUP, inputs)
     refused("The plan was made for", pruned, tiny_model("vit", intermediate_size=64), plan, GROUP, inputs)
+    refused("answers with .'class_0', 'class_3', 'other'.", pruned, model, plan, [1, 2], inputs)
+    refused("answers with", pruned, model, plan, GROUP[::-1], inputs)
+    refused("not what the plan cuts", pruned, model, plan_and_cut(model, seed=1)[0], GROUP, inputs)
+    refused("not what the plan cuts", pruned, tiny_model("vit", seed=1), plan, GROUP, inputs)
+    other_units = replace(plan, kept_ffn=[plan.kept_ffn[0], without(plan.kept_ffn[1], plan.intermediate_size)])
+    refused("layers.1.mlp.fc1.weight.* not what the plan cuts", pruned, model, other_units, GROUP, inputs)
     refused("distinct labels", pruned, model, plan, [0, 9], inputs)
     refused("not finite", pruned, model, plan, GROUP, {"pixel_values": inputs["pixel_values"] * float("nan")})

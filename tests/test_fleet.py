@@ -24,8 +24,14 @@ from edvit_hf.profiles import load_profiles, save_profile
         ("devices: [{name: a, profile: raspberry-pi-5, energy_mj: -2}]", "`energy_mj` must be above 0"),
         ("devices: [{name: a, profile: x86-avx2, link_mbit_per_s: 0}]", "`link_mbit_per_s` must be above 0"),
         ("devices: [{name: a, profile: x86-avx2, link_ms: -1}]", "`link_ms` must be at least 0"),
-        ("devices: [{name: a, profile: x86-avx2, energy_mj: 5}]", "has no `watts` and no known speed"),
-        ("devices: [{name: a, profile: jetson-nano, energy_mj: 5}]", "has no known speed"),
+        (
+            "devices: [{name: a, profile: x86-avx2, energy_mj: 5}]",
+            "has no `watts` and no known speed.*--watts.*measures its speed",
+        ),
+        (
+            "devices: [{name: a, profile: jetson-nano, energy_mj: 5}]",
+            "has no known speed.*could not be checked. `edvit profile`, run",
+        ),
         ("devices: [{name: a, profile: x86-avx2}]\ntotal_mib: 0", "`total_mib` must be above 0"),
         ("devices: [{name: a, profile: x86-avx2}]\nuplink_mbit_per_s: -5", "`uplink_mbit_per_s` must be above 0"),
         ("devices: [{name: laptop, profile: x86-avx2}]\ncoordinator: labtop", "Did you mean `laptop`"),
@@ -45,6 +51,17 @@ from edvit_hf.profiles import load_profiles, save_profile
         ("", "must be a mapping"),
         ("devices: [{name: a", "no readable YAML"),
         ("devices: [\x01]", "no readable YAML"),
+        ("devices: [{name: '', profile: x86-avx2}]", "needs a name"),
+        ("devices: [{name: ' ', profile: x86-avx2}]", "needs a name"),
+        ("devices: [{name: a, profile: x86-avx2, macs: 5, macs: 7}]", "the key 'macs' is given twice"),
+        ("total_mib: 1\ntotal_mib: 2\ndevices: [{name: a, profile: x86-avx2}]", "'total_mib' is given twice"),
+        (
+            f"devices: [{{name: a, profile: x86-avx2, macs: {10**400}}}]",
+            "`macs` must be above 0 and no more",
+        ),
+        (f"devices: [{{name: a, profile: x86-avx2, link_ms: {10**400}}}]", "`link_ms` must be at least 0"),
+        (f"devices: [{{name: a, profile: x86-avx2}}]\ntotal_mib: {10**400}", "`total_mib` must be above 0"),
+        (f"devices: [{{name: a, profile: x86-avx2}}]\ntotal_mib: {'9' * 5000}", "no readable YAML"),
     ],
 )
 def test_a_bad_fleet_file_is_refused_with_the_reason(tmp_path, text, message):

@@ -16,8 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conftest import tiny_vit
 from edvit_hf.architecture_tables import ARCHITECTURES
-from edvit_hf.errors import PruningError
-from edvit_hf.pruning import UnitScores, architecture_of, unit_scores
+from edvit_hf.pruning import architecture_of, unit_scores
 from edvit_hf.pruning.axes import linear_at
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.pruning.distribution import group_log_probabilities
@@ -362,55 +361,3 @@ def test_a_bare_array_is_the_main_input():
         for inputs in (tiny_inputs("vit"), tiny_inputs("vit")["pixel_values"].numpy())
     )
     assert_same(named, bare, rtol=0)
-
-
-# Refusals
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["vit", "bert"])
-def test_a_group_without_samples_is_refused_with_the_remedy(name, method):
-    empty = {key: value[:0] for key, value in tiny_inputs(name).items()}
-    with pytest.raises(PruningError, match=r"n of at least 1(.|\n)*Pass training samples of the group's classes"):
-        unit_scores(tiny_model(name), empty, GROUP, method=method)
-
-
-def test_inputs_without_the_main_one_or_of_unequal_rows_are_refused():
-    inputs = tiny_inputs("bert")
-    with pytest.raises(PruningError, match="need the entry 'input_ids', got \\['attention_mask'\\]"):
-        unit_scores(tiny_model("bert"), {"attention_mask": inputs["attention_mask"]}, GROUP, method="kl")
-    with pytest.raises(PruningError, match="same number of rows"):
-        unit_scores(tiny_model("bert"), inputs | {"attention_mask": inputs["attention_mask"][:2]}, GROUP, method="kl")
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("magnitude", "random")])
-def test_logits_that_are_not_finite_are_refused_by_name(method):
-    model = tiny_model("vit")
-    model.vit.layers[1].mlp.fc1.weight.data[0, 0] = float("nan")
-    with pytest.raises(PruningError, match="logits are not finite for 4 of 4 rows"):
-        unit_scores(model, tiny_inputs("vit"), GROUP, method=method, progress=False)
-
-
-def test_scores_that_are_not_finite_are_refused():
-    model = tiny_model("vit")
-    model.vit.layers[1].mlp.fc1.weight.data[0, 0] = float("nan")
-    with pytest.raises(PruningError, match=r"1 of 32 residual scores \(magnitude\) are not finite"):
-        unit_scores(model, tiny_inputs("vit"), GROUP, method="magnitude", progress=False)
-
-
-@pytest.mark.parametrize("group", [[], [0, 0], [5], [-1]])
-def test_a_bad_class_group_is_refused(group):
-    with pytest.raises(PruningError, match=r"distinct labels in 0\.\.4"):
-        unit_scores(tiny_model("vit"), tiny_inputs("vit"), group, method="kl")
-
-
-def test_an_unknown_method_and_a_bad_batch_size_are_refused():
-    with pytest.raises(PruningError, match="got 'tailor'"):
-        unit_scores(tiny_model("vit"), tiny_inputs("vit"), GROUP, method="tailor")
-    with pytest.raises(PruningError, match="batch_size"):
-        unit_scores(tiny_model("vit"), tiny_inputs("vit"), GROUP, method="kl", batch_size=0)
-
-
-def test_scores_of_the_wrong_dimension_are_refused():
-    with pytest.raises(PruningError, match="heads"):
-        UnitScores(np.ones(4), np.ones(4), np.ones((2, 4)), np.ones((2, 4)), None, "kl", 1)

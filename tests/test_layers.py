@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edvit_hf"
 
-BASE = {"errors", "_version", "storage", "provenance", "typed_json"}
+BASE = {"errors", "_version", "storage", "provenance", "typed_json", "strict_yaml"}
 MODEL = {"configuration_edvit", "modeling_edvit"}
 NOUNS = (
     BASE
@@ -24,10 +24,11 @@ NOUNS = (
         "latency",
         "fleet",
         "fleet_costs",
-        "placement",
+        "placement_search",
         "placement_file",
-        "placing",
-        "plans",
+        "placed_plan",
+        "plan_data",
+        "nearest_budgets",
         "baselines",
         "metrics",
     }
@@ -45,18 +46,20 @@ ALLOWED: dict[str, set[str]] = {
     "modeling_edvit": {"configuration_edvit"},
     "auto": MODEL | {"errors"},
     "transforms": {"errors"},
-    "profiles": {"errors"},
+    "strict_yaml": set(),
+    "profiles": {"errors", "strict_yaml"},
     "architectures": {"errors"},
     "architecture_tables": {"architectures", "errors"},
     "costs": {"architectures", "architecture_tables", "errors"},
     "latency": {"errors", "costs", "profiles", "typed_json"},
-    "fleet": {"errors", "profiles"},
-    "placement": {"errors"},
-    "plans": {"architectures", "fleet", "storage"},
-    "fleet_costs": {"costs", "fleet", "latency", "placement"},
-    "placing": {"errors", "fleet", "fleet_costs", "placement", "plans"},
+    "fleet": {"errors", "profiles", "storage", "strict_yaml"},
+    "placement_search": {"errors"},
+    "plan_data": {"architectures", "costs", "storage"},
+    "fleet_costs": {"costs", "errors", "fleet", "latency", "placement_search"},
+    "nearest_budgets": {"fleet", "fleet_costs", "placement_search"},
+    "placed_plan": {"errors", "fleet", "fleet_costs", "nearest_budgets", "placement_search", "plan_data"},
     "placement_file": {"errors", "storage", "typed_json"},
-    "plan_figure": {"errors", "fleet", "plans", "storage"},
+    "plan_figure": {"costs", "errors", "plan_data", "storage"},
     "manifest": {"errors", "typed_json", "profiles", "storage"},
     "data": {"errors", "transforms"},
     "baselines": {"errors"},
@@ -67,9 +70,21 @@ ALLOWED: dict[str, set[str]] = {
     "model_card": NOUNS | {"card_tables", "card_figures"},
     "runtime": {"errors", "manifest", "profiles", "transforms"},
     "doctor": NOUNS | {"training"},
-    "tables": {"planning", "runtime"},
+    "tables": {"costs", "planning", "runtime", "storage"},
     "recipe": NOUNS | STAGES | {"runtime", "plan_figure"},
-    "cli": {"errors", "_version", "recipe", "runtime", "tables", "doctor", "plan_figure", "profiles", "profiling"},
+    "cli": {
+        "errors",
+        "_version",
+        "recipe",
+        "runtime",
+        "tables",
+        "doctor",
+        "plan_figure",
+        "placement_file",
+        "profiles",
+        "profiling",
+        "storage",
+    },
     "__init__": {"_version", "auto", "manifest", "recipe", "runtime", *MODEL},
 }
 TRAVELS_TO_THE_HUB = {
@@ -153,12 +168,17 @@ def test_the_light_modules_import_neither_torch_nor_transformers():
             "fleet",
             "fleet_costs",
             "latency",
-            "placement",
+            "architectures",
+            "architecture_tables",
+            "costs",
+            "nearest_budgets",
+            "placed_plan",
             "placement_file",
-            "placing",
+            "placement_search",
+            "plan_data",
             "plan_figure",
-            "plans",
             "storage",
+            "strict_yaml",
         }:
             heavy = {m.split(".")[0] for m in imported(path)} & {"torch", "transformers", "datasets", "huggingface_hub"}
             assert not heavy, f"{path.name} imports {heavy}"

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.costs import ModelShape
-from edvit_hf.errors import BudgetError
+from edvit_hf.errors import BudgetError, RecipeError
 from edvit_hf.fleet import MIB, Device, Fleet
 from edvit_hf.fleet_costs import FleetCosts, Fusion, Load, input_bytes
-from edvit_hf.placement import Clock, Problem, fastest, feasible, greedy, raise_budgets
-from edvit_hf.placing import place
+from edvit_hf.latency import total_ms
+from edvit_hf.placed_plan import place
+from edvit_hf.placement_search import Clock, Problem, fastest, feasible, greedy, raise_budgets
+from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile
 
 SPEEDS = ("raspberry-pi-4b", "raspberry-pi-5", "intel-n100")
 
@@ -158,18 +160,101 @@ def test_a_slow_uplink_keeps_everything_on_the_coordinator():
     assert {s.device for s in near.sub_models} == {"hub", "a", "b"}
 
 
-def test_devices_of_unknown_speed_count_as_the_slowest_known_and_are_not_predicted():
+def test_devices_of_unknown_speed_count_as_slower_than_the_slowest_known_and_are_not_predicted():
     loads = [load(macs=10**8) for _ in range(3)]
-    costs = costs_of(loads, device("a", "raspberry-pi-5"), device("b"), device("c", "jetson-nano"))
-    assert costs.assumed_ms[:, 2] == pytest.approx(costs.known_ms[:, 1])
+    costs = costs_of(loads, device("a"), device("b"), device("c", "jetson-nano"))
+    assert costs.assumed_ms[:, 2] == pytest.approx(1.001 * costs.known_ms[:, 1])
     plan = place(costs, exact=True)
-    used = {s.device: s.predicted_ms for s in plan.sub_models}
-    assert plan.latency_ms is None or "c" not in used
-    assert used.get("c") is None
+    assert {s.device for s in plan.sub_models} == {"a", "b", "c"}  # one each is still the fastest
+    assert plan.latency_ms is None
+    assert next(s.predicted_ms for s in plan.sub_models if s.device == "c") is None
     assert any("no speed is known of c" in note for note in plan.notes)
     none_known = place(costs_of(loads, *(device(n, "jetson-nano") for n in "abc")), exact=True)
     assert sorted(s.device for s in none_known.sub_models) == ["a", "b", "c"]
     assert none_known.latency_ms is None
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_tie_does_not_cost_the_prediction(exact):
+    costs = costs_of(
+        [load(macs=10**8), load(macs=10**8)],
+        device("jetson", "jetson-nano"), device("pi-a", "raspberry-pi-5"), device("pi-b", "raspberry-pi-5"),
+    )  # fmt: skip
+    plan = place(costs, exact=exact)
+    assert {s.device for s in plan.sub_models} == {"pi-a", "pi-b"}
+    assert plan.latency_ms is not None
+
+
+def test_exact_is_strictly_faster_where_greedy_packs_badly():
+    loads = [load(macs=m * 10**7) for m in (5, 5, 4, 4, 3, 3, 3)]  # greedy, the largest first: 11 for 9
+    costs = costs_of(loads, *(device(n) for n in "abc"))
+    exact, by_greedy = place(costs, exact=True), place(costs, exact=False)
+    assert exact.latency_ms < 0.98 * by_greedy.latency_ms
+    assert exact.placement["greedy_ms"] == by_greedy.placement["objective_ms"] > exact.placement["objective_ms"]
+
+
+def test_without_a_budget_the_memory_of_the_profile_is_the_limit():
+    loads = [load(size=3000 * MIB), load(size=3000 * MIB)]
+    with pytest.raises(BudgetError, match=r"instead of 4096 \(the memory of its profile\)") as caught:
+        place(costs_of(loads, device("pi")), exact=True)
+    assert caught.value.nearest == {"devices.pi.memory_mib": 6000}
+    plan = place(costs_of(loads, device("pi", memory_mib=6000)), exact=True)  # a board with more
+    assert plan.devices[0].memory_limit_mib == 6000
+    roomy = place(costs_of(loads, device("x", "intel-n100")), exact=True)  # of which nothing is known
+    assert roomy.devices[0].memory_limit_mib is None
+
+
+def test_a_message_counts_budgets_not_devices_and_writes_no_exponents():
+    loads = [load(macs=3 * 10**8, size=2 * MIB) for _ in range(9)]
+    devices = [device(f"d{i}", macs=130_000_000, memory_mib=1) for i in range(9)]
+    with pytest.raises(BudgetError) as caught:
+        place(costs_of(loads, *devices), exact=True)
+    message = str(caught.value)
+    assert f"and {len(caught.value.nearest) - 6} budgets more" in message
+    assert "e+0" not in message
+    with pytest.raises(BudgetError, match=r"at least 300000000 instead of 130000000[,;]"):
+        place(costs_of(loads[:1], device("a", macs=130_000_000)), exact=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_devices_without_the_budget_that_binds_give_no_warning():
+    loads = [load(size=4 * MIB) for _ in range(3)]
+    devices = [device("a", "intel-n100", memory_mib=1), device("b", "intel-n100", macs=1)]
+    with pytest.raises(BudgetError, match="must be at least") as caught:
+        place(costs_of(loads, *devices), exact=False)
+    assert all(np.isfinite(value) and value > 0 for value in caught.value.nearest.values())
+
+
+CALIBRATED = DeviceProfile(
+    name="measured", isa="avx2", quantization="avx2", sustained_gflops=100.0, watts=10.0,
+    sources=dict.fromkeys(FIGURES, "a test"), latency=dict.fromkeys(LATENCY_FEATURES, 0.5),
+)  # fmt: skip
+
+
+def test_a_calibration_without_sizes_predicts_nothing_instead_of_its_peak_speed():
+    measured = device("mine", "mine.yaml", measured=CALIBRATED)
+    plan = place(costs_of([load()], measured), exact=True)
+    assert plan.sub_models[0].predicted_ms is None
+    assert any("the calibration of mine needs sizes" in note for note in plan.notes)
+    mixed = place(costs_of([load()], measured, device("pi")), exact=True)
+    assert mixed.sub_models[0].device == "pi"  # the peak of 100 GFLOP/s does not draw it
+    shape = ModelShape.from_config({"model_type": "vit"}, num_labels=2)
+    plan = place(costs_of([Load.of_shape(shape, [0], None)], measured), exact=True)
+    assert plan.sub_models[0].predicted_ms == pytest.approx(total_ms(shape, CALIBRATED.latency), abs=1e-3)
+    budgeted = device("mine", "mine.yaml", measured=CALIBRATED, energy_mj=1e9)
+    with pytest.raises(RecipeError, match=r"`energy_mj`.*sizes of the sub-models are not known"):
+        costs_of([load()], budgeted)
+
+
+def test_notes_tell_where_the_fusion_head_is_timed_that_speeds_mix_and_how_long_texts_are():
+    text = Load.of_shape(ModelShape.from_config({"model_type": "bert"}, num_labels=3), [0, 1], None)
+    measured = device("mine", "mine.yaml", measured=CALIBRATED)
+    notes = " ".join(costs_of([text], measured, device("pi")).notes())
+    assert "timed at the speed of pi, the slowest: no `coordinator` is given" in notes
+    assert "mine by a measured calibration, pi by published GFLOP/s" in notes
+    assert "texts of 512 tokens" in notes
+    silent = " ".join(costs_of([load()], device("pi"), coordinator="pi").notes())
+    assert not any(word in silent for word in ("fusion head", "calibration", "tokens"))
 
 
 def test_spare_devices_hold_replicas_of_what_would_hurt_most_within_their_budgets():

@@ -10,9 +10,16 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import BudgetError, ManifestError
+from edvit_hf.fleet import Device, Fleet
+from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
+from edvit_hf.latency import total_ms
 from edvit_hf.manifest import Manifest
 from edvit_hf.placement_file import SCHEMA_VERSION, load_placement
-from edvit_hf.recipe.published_plan import is_published, plan_published, read_published
+from edvit_hf.plan_figure import draw_plan
+from edvit_hf.planning import place_loads
+from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile
+from edvit_hf.recipe.published_files import derived_shape, read_published
+from edvit_hf.recipe.published_plan import is_published, plan_published
 
 SPACE = Path(__file__).resolve().parents[1] / "space_app/model"
 FLEET = """
@@ -77,6 +84,147 @@ def test_a_checkpoint_with_a_config_alone_is_placed_by_its_exact_sizes(fleet, tm
     assert (first.parameters, first.macs) == (shape.parameters, shape.macs)
     assert placement.ensemble is None
     assert {entry.file for device in placement.devices.values() for entry in device.sub_models} == {None}
+
+
+MEASURED = DeviceProfile(
+    name="mine", isa="avx512_vnni", quantization="avx512_vnni", memory_mib=8000, cores=2, sustained_gflops=100.0,
+    sources=dict.fromkeys(FIGURES, "a test"), latency=dict.fromkeys(LATENCY_FEATURES, 0.01),
+)  # fmt: skip
+
+
+def copy_of_space(folder, **files):
+    """The example without its graphs, with other values in its results.json (and other files)."""
+    shutil.copytree(SPACE, folder, ignore=shutil.ignore_patterns("*.onnx", "assets"))
+    for name, data in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_a_space_folder_is_predicted_by_the_calibration_from_sizes_that_reproduce_what_was_recorded(tmp_path):
+    save_profile(MEASURED, tmp_path / "mine.yaml")
+    (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml}]")
+    ensemble = read_published(str(SPACE))
+    plan, _ = plan_published(str(SPACE), tmp_path / "fleet.yaml")
+    for index, row in ensemble.results.sub_models.items():
+        shape = derived_shape(ensemble, index)
+        assert (shape.parameters, shape.macs) == (row.parameters, row.macs)
+        assert (shape.widths.residual, shape.widths.heads, shape.widths.head_dim) == (24, 2, 12)
+        assert plan.sub_models[index].predicted_ms == pytest.approx(total_ms(shape, MEASURED.latency), abs=1e-3)
+    assert any("int8 files run on a: their time is predicted as that of fp32" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["sub_models"][0].update(macs=398_809),
+        lambda r: r["sub_models"][0].update(parameters=22_540),
+        lambda r: r.pop("recipe_values"),
+        lambda r: r["recipe_values"].pop("teacher"),
+        lambda r: r["recipe_values"]["teacher"].update(from_scratch=None),
+        lambda r: r["recipe_values"]["teacher"]["from_scratch"].update(hidden_size=0),
+        lambda r: r["recipe_values"]["teacher"]["from_scratch"].update(model_type="swin"),
+    ],
+)
+def test_sizes_that_do_not_reproduce_what_was_recorded_predict_nothing_and_say_so(tmp_path, change):
+    results = json.loads((SPACE / "results.json").read_text())
+    change(results)
+    folder = copy_of_space(tmp_path / "space", results=results)
+    assert derived_shape(read_published(str(folder)), 0) is None
+    save_profile(MEASURED, tmp_path / "mine.yaml")
+    (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml}]")
+    plan, _ = plan_published(str(folder), tmp_path / "fleet.yaml")
+    assert plan.sub_models[0].predicted_ms is None
+    assert plan.latency_ms is None
+    assert any("the calibration of a needs sizes" in note for note in plan.notes)
+
+
+SUB_MODELS = [{**SUB_MODEL, "id2label": {"0": "a", "1": "b", "2": "other"}},
+              {**SUB_MODEL, "id2label": {"0": "c", "1": "other"}}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sub_model_configs": [1, 2]}, r"`sub_model_configs\[0\]` must be of type dict"),
+        ({"sub_model_configs": None}, "`sub_model_configs` must be a list"),
+        ({"sub_model_configs": SUB_MODELS[:1]}, "one group per sub-model"),
+        ({"class_groups": [1, 2]}, r"`class_groups\[0\]` must be a list"),
+        ({"class_groups": []}, "one group per sub-model"),
+        ({"class_groups": [[0, 1], [1]]}, "every class from 0 on once"),
+        ({"class_groups": [[0, 1], [3]]}, "every class from 0 on once"),
+        ({"class_groups": [[0, 1, 2], []]}, "no empty group"),
+        ({"class_groups": [["a"], ["b"]]}, "must be of type int"),
+        ({"fusion_hidden_size": "x"}, "`fusion_hidden_size` must be of type int"),
+        ({"fusion_hidden_size": None}, "`fusion_hidden_size` must be of type int"),
+        ({"fusion_hidden_size": -8}, "`fusion_hidden_size` must be 0 or more"),
+        ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": 0}]}, r"\[1\]`: `hidden_size` must be"),
+        (
+            {"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": float("nan")}]},
+            "`hidden_size` must be",
+        ),
+        ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "id2label": 5}]}, "id2label` must be an object"),
+        ({"sub_model_configs": SUB_MODELS[::-1]}, "must name the 2 classes of its group and other, got 2"),
+        ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "model_type": "swin"}]}, "No axis table"),
+        ({"parent": [1]}, "`parent` must be an object"),
+        ({"parent": {"parameters": "many"}}, r"`parent\.parameters` must be of type int"),
+        ({"parent": {"parameters": -5}}, "`parameters` must be a positive count"),
+        ({"parent": {"macs": 10**400}}, "`macs` must be a positive count"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_by_key(tmp_path, fleet, change, message):
+    folder = write_checkpoint(tmp_path / "e", **{"sub_model_configs": SUB_MODELS, **change})
+    with pytest.raises(ManifestError, match=rf"config\.json: .*{message}"):
+        plan_published(str(folder), fleet)
+
+
+ROW = {"index": 0, "parameters": 10, "macs": 10}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sub_models": [{"index": 0, "parameters": 10}]}, r"`sub_models\[0\]\.macs` is missing"),
+        ({"sub_models": [{**ROW, "macs": "x"}]}, r"`sub_models\[0\]\.macs` must be of type int"),
+        ({"sub_models": [{**ROW, "parameters": -1}]}, "`parameters` must be a positive count"),
+        ({"sub_models": {}}, "`sub_models` must be a list"),
+        ({"sub_models": [7]}, r"`sub_models\[0\]` must be an object"),
+        ({"rows": None}, "`rows` must be a list"),
+        ({"rows": [1]}, r"`rows\[0\]` must be an object"),
+        ({"rows": [{"kind": "ensemble"}]}, r"`rows\[0\]\.parameters` of the ensemble is missing"),
+        ({"rows": [{"kind": "ensemble", "parameters": 9}]}, "more parameters than its sub-models"),
+        ({"rows": [{"kind": "teacher", "parameters": 9.5}]}, "must be of type int"),
+        ({"recipe_values": [1]}, "`recipe_values` must be of type dict"),
+    ],
+)
+def test_results_that_cannot_be_are_refused_by_key(tmp_path, fleet, change, message):
+    results = {**json.loads((SPACE / "results.json").read_text()), **change}
+    with pytest.raises(ManifestError, match=rf"results\.json: .*{message}"):
+        plan_published(str(copy_of_space(tmp_path / "space", results=results)), fleet)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [({"height": 8, "width": 6}, (8, 6)), (28, (28, 28)), (None, None), ({"shortest_edge": 8}, None)],
+)
+def test_the_input_size_is_read_in_every_form(tmp_path, size, expected):
+    folder = copy_of_space(tmp_path / "space", preprocessor_config={"size": size})
+    assert read_published(str(folder)).image_size == expected
+
+
+@pytest.mark.parametrize("size", [0, "8", {"height": 8}, {"height": 8, "width": -1}, [8, 8]])
+def test_an_input_size_that_cannot_be_is_refused(tmp_path, size):
+    with pytest.raises(ManifestError, match=r"preprocessor_config\.json: `size`"):
+        read_published(str(copy_of_space(tmp_path / "space", preprocessor_config={"size": size})))
+
+
+def test_a_config_that_leaves_the_fusion_head_to_the_default_means_the_librarys(tmp_path, fleet):
+    folder = write_checkpoint(tmp_path / "e")
+    config = json.loads((folder / "config.json").read_text())
+    del config["fusion_hidden_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_published(str(folder)).fusion_hidden_size == 128
+    source = (SPACE.parents[1] / "src/edvit_hf/configuration_edvit.py").read_text()  # importing it takes seconds
+    assert "fusion_hidden_size: int = 128\n" in source
 
 
 def test_a_budget_that_is_too_small_is_named_with_what_would_do(tmp_path):
@@ -181,9 +329,51 @@ def test_the_command_writes_the_placement_and_prints_the_table(fleet, tmp_path):
     arguments = ["plan", str(SPACE), "--fleet", str(fleet), "--output", target, "--figure", str(tmp_path / "p.png")]
     done = runner.invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "replica of" in done.output or "sub-model 4" in done.output
+    assert all(f"sub-model {i}" in done.output for i in range(5))
+    assert "qint8_avx512_vnni" in done.output
+    assert "MiB held" in done.output
+    assert "int8 files run on" not in done.output  # of no predicted device
     assert load_placement(Path(target)).fleet == "mine"
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads(runner.invoke(app, [*arguments, "--format", "json"]).stdout)
     assert {"device", "classes", "parameters", "bytes", "macs", "predicted_ms"} <= set(document["sub_models"][0])
     assert runner.invoke(app, ["plan", str(SPACE)]).exit_code == 2
+
+
+def test_options_that_would_be_ignored_and_files_that_could_not_be_written_are_refused_first(fleet, tmp_path):
+    def plan(*arguments):
+        return CliRunner().invoke(app, ["plan", *map(str, arguments)])
+
+    space = (SPACE, "--fleet", fleet)
+    assert plan(*space, "--num-classes", 10).exit_code == 2
+    assert plan("cifar10_vit_base", "--output", tmp_path / "p.json").exit_code == 2
+    (tmp_path / "folder.png").mkdir()
+    for bad in ("absent/p.png", "folder.png", "p.jpg", "p"):
+        done = plan(*space, "--output", tmp_path, "--figure", tmp_path / bad)
+        assert (done.exit_code, "Traceback" in done.output) == (1, False)
+        assert plan("cifar10_vit_base", "--figure", tmp_path / bad).exit_code == 1
+    for bad in ("absent/p.json", "p.yaml"):
+        assert plan(*space, "--output", tmp_path / bad).exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "folder.png"}
+    assert plan(*space, "--output", tmp_path).exit_code == 0
+    assert load_placement(tmp_path / "placement.json").fleet == "mine"
+
+
+def test_the_figure_holds_every_label_whole_and_shows_tiny_parts():
+    loads = [Load(classes=(i,), parameters=250, bytes=1000, macs=10**6, feature_bytes=64, input_bytes=64)
+             for i in range(20)]  # fmt: skip
+    names = ["the-old-board-behind-the-shelf-in-the-kitchen-of-the-second-floor", *(f"d{i}" for i in range(19))]
+    devices = tuple(Device(name=name, profile="raspberry-pi-4b", memory_mib=400) for name in names)
+    fleet = Fleet(devices=devices, name="a-fleet-with-a-name-that-nobody-could-ever-want-to-read-to-its-end")
+    figure = draw_plan(place_loads(FleetCosts.of(fleet, loads, Fusion(parameters=10))))
+    figure.draw_without_rendering()
+    texts = [text for axes in figure.axes for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels())]
+    for text in [*texts, figure._suptitle]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
+    bars = [bar for axes in figure.axes for bar in axes.patches]
+    assert len(bars) >= 40
+    assert all(bar.get_linewidth() < 0.5 for bar in bars)

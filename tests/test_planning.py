@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edvit_hf.costs import ModelShape, fusion_parameters
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
 from edvit_hf.planning import MIB, Device, Fleet, Plan, plan
+from edvit_hf.profiles import load_profiles, save_profile
 from edvit_hf.pruning.config import KeepRatios
 from edvit_hf.recipe import load_recipe
+from edvit_hf.recipe.groups import capability
 from edvit_hf.recipe.offline_plan import find_fleet, plan_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +76,7 @@ def test_the_three_tables(model, keep, width, parameters, mib, size_ratio, gmacs
     """Five cells differ by one in the last digit from the table that we worked from, for a reason we did not find.
 
     It has 1.254 GMACs for 3 heads of S and of B, 7.991 for 8 of B, and 10.87 M and 19.21 M parameters for 3 and 4 of L.
-    The exact figures (a test below) are those of built stock models and of torch's flop counter.
+    The exact figures (a test in test_architectures) are those of built stock models and of torch's flop counter.
     """
     teacher = SHAPES[model]
     kept = teacher.keep(keep, num_labels=10)
@@ -86,32 +86,6 @@ def test_the_three_tables(model, keep, width, parameters, mib, size_ratio, gmacs
     assert round(teacher.parameters / kept.parameters, 2) == size_ratio
     assert round(kept.macs / 1e9, 3) == gmacs
     assert round(teacher.macs / kept.macs, 2) == macs_ratio
-
-
-@pytest.mark.parametrize(
-    ("model", "keep", "parameters", "macs"),
-    [
-        ("S", 3, 5_526_346, 1_253_493_120),
-        ("B", 8, 38_329_866, 7_990_461_440),
-        ("L", 3, 10_864_714, 2_478_082_944),
-        ("L", 4, 19_204_874, 4_233_673_216),
-    ],
-)
-def test_the_cells_that_differ_are_exact_against_the_built_model(model, keep, parameters, macs):
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import ViTConfig, ViTForImageClassification
-
-    kept = SHAPES[model].keep(keep, num_labels=10)
-    config = ViTConfig(
-        hidden_size=64 * keep, num_attention_heads=keep, num_hidden_layers=kept.widths.layers,
-        intermediate_size=256 * keep, num_labels=10, attn_implementation="eager",
-    )  # fmt: skip
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        built = ViTForImageClassification(config)
-        built(torch.zeros(1, 3, 224, 224))
-    assert sum(p.numel() for p in built.parameters()) == kept.parameters == parameters
-    assert counter.get_total_flops() == 2 * kept.macs == 2 * macs
 
 
 @pytest.mark.parametrize(
@@ -150,6 +124,66 @@ def test_planning_takes_another_fleet_and_asks_for_unknown_sizes():
     with pytest.raises(RecipeError, match=r"dataset\.num_labels"):
         plan_recipe(countless)
     assert len(plan_recipe(countless, num_classes=20).sub_models[0].classes) == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, -4])
+def test_a_number_of_classes_that_cannot_be_is_refused(count):
+    recipe = load_recipe(ROOT / "recipes/cifar10_vit_base.yaml")
+    with pytest.raises(RecipeError, match=f"must be at least 2, got {count}"):
+        plan_recipe(recipe, num_classes=count)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 0}, "`hidden_size` must be a whole number of at least 1, got 0"),
+        ({"num_attention_heads": 0}, "`num_attention_heads` must be"),
+        ({"patch_size": 0}, "`patch_size` must be"),
+        ({"num_hidden_layers": -2}, "`num_hidden_layers` must be.*got -2"),
+        ({"hiden_size": 384}, r"`teacher\.(config|from_scratch)\.hiden_size` is no key.*Did you mean.*hidden_size`"),
+        ({"dim": 384}, r"dim` is no key of a vit config"),
+    ],
+)
+@pytest.mark.parametrize("section", ["config", "from_scratch"])
+def test_a_teacher_that_cannot_be_is_refused_by_key(section, change, message):
+    recipe = load_recipe(ROOT / "recipes/cifar10_vit_base.yaml")
+    values = {"config": None, section: {**recipe.teacher.config, **change}}
+    if section == "from_scratch":
+        values |= {"checkpoint": None, "epochs": 1}
+    recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **values))
+    with pytest.raises(PruningError, match=message):
+        plan_recipe(recipe)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_local_checkpoint_with_a_broken_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    recipe = load_recipe(ROOT / "recipes/cifar10_vit_base.yaml")
+    teacher = dataclasses.replace(recipe.teacher, checkpoint=str(tmp_path))
+    with pytest.raises(RecipeError, match=r"config\.json"):
+        plan_recipe(dataclasses.replace(recipe, teacher=teacher))
+
+
+def test_vit_large_on_one_pi_stays_within_its_memory():
+    groups = [[i] for i in range(10)]
+    pi = Fleet(devices=(Device(name="pi", profile="raspberry-pi-4b"),))
+    result = plan(SHAPES["L"], groups, pi, fusion_hidden_size=256)
+    assert result.devices[0].bytes <= 4096 * MIB
+    assert result.keep_heads < 16
+    more = Fleet(devices=(Device(name="pi", profile="raspberry-pi-4b", memory_mib=16384),))
+    assert plan(SHAPES["L"], groups, more, fusion_hidden_size=256).keep_heads == 16
+
+
+def test_the_shares_of_classes_follow_the_speed_of_measured_devices_too(tmp_path):
+    measured = dataclasses.replace(load_profiles()["raspberry-pi-5"], name="mine", sustained_gflops=3 * 11.889)
+    save_profile(measured, tmp_path / "mine.yaml")
+    (tmp_path / "fleet.yaml").write_text(
+        "devices: [{name: a, profile: mine.yaml}, {name: b, profile: raspberry-pi-4b}]"
+    )
+    recipe = load_recipe(ROOT / "recipes/cifar10_vit_base.yaml")
+    split = dataclasses.replace(recipe.split, num_sub_models=2, sizes="proportional")
+    recipe = dataclasses.replace(recipe, folder=tmp_path, fleet="fleet.yaml", split=split)
+    assert capability(recipe) == pytest.approx([35.667, 11.889])
 
 
 def test_the_given_keep_is_used_and_every_sub_model_is_placed():
@@ -276,6 +310,7 @@ def test_a_plan_that_cannot_fit_names_the_budget_and_the_nearest_value_that_does
     assert any(name.endswith(named) for name in nearest)
     assert all(f"`{name}` must be at least" in message for name in list(nearest)[:6])
     assert ("smallest possible sub-models (1 of 4 heads)" in message) == (keep == "auto")
+    assert ("keep less (`prune.keep_heads: auto`" in message) == (keep != "auto")  # no remedy that was tried
     small_plan(raised(tight, nearest, 1.0001), keep=keep)
     for name, value in nearest.items():
         with pytest.raises(BudgetError):
@@ -322,24 +357,6 @@ def test_an_unknown_way_of_placing_is_refused():
         small_plan(placement="best")
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 2), st.integers(2, 6), st.booleans())
-def test_costs_equal_those_of_the_built_model(heads, layers, labels, qkv_bias):
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        hidden_size=8 * heads, num_attention_heads=heads, num_hidden_layers=layers, qkv_bias=qkv_bias,
-        intermediate_size=12 * heads, image_size=8, patch_size=4, num_labels=labels, attn_implementation="eager",
-    )  # fmt: skip
-    model, shape = ViTForImageClassification(config).eval(), ModelShape.from_config(config.to_dict(), num_labels=labels)
-    assert sum(p.numel() for p in model.parameters()) == shape.parameters
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(torch.zeros(1, 3, 8, 8))
-    assert counter.get_total_flops() == 2 * shape.macs
-
-
 def test_random_fleets_are_planned_within_every_budget(tmp_path):
     path = ROOT / "benchmarks/planner_fleets.py"
     spec = importlib.util.spec_from_file_location("planner_fleets", path)
@@ -350,4 +367,6 @@ def test_random_fleets_are_planned_within_every_budget(tmp_path):
     assert result["summary"]["num_planned"] >= 15
     assert result["summary"]["num_broken_budgets"] == 0
     assert result["summary"]["num_exact_worse_than_greedy"] == 0
-    assert result["summary"]["max_gap"] >= 0
+    assert result["summary"]["num_exact_faster"] >= 1
+    assert result["summary"]["num_infeasible"] >= 2
+    assert all(row["nearest"] for row in result["rows"] if "keep_heads" not in row)

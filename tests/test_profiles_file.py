@@ -65,6 +65,8 @@ def damaged(tmp_path, change):
         (lambda d: d["latency"].update(layers=-1.0), r"`latency\.layers` must be a finite number from 0 up"),
         (lambda d: d["latency"].update(layers=float("nan")), r"`latency\.layers` must be a finite number"),
         (lambda d: d["latency"].update(layers="fast"), r"`latency\.layers` must be a finite number"),
+        (lambda d: d.update(cores=10**400), "`cores` must be of type"),
+        (lambda d: d["latency"].update(layers=10**400), r"`latency\.layers` must be a finite number"),
         (lambda d: d.update(provenance="mine"), "`provenance` must be of type"),
     ],
 )
@@ -73,7 +75,9 @@ def test_a_damaged_file_is_refused_with_what_to_do(tmp_path, change, message):
         load_profile(damaged(tmp_path, change))
 
 
-@pytest.mark.parametrize("content", [b"", b"- a list", b"name: [unclosed", b"\xff\xfe\x00bad", b"just text"])
+@pytest.mark.parametrize(
+    "content", [b"name: a\nname: b", b"", b"- a list", b"name: [unclosed", b"\xff\xfe\x00bad", b"just text"]
+)
 def test_what_is_no_profile_at_all_is_refused(tmp_path, content):
     path = tmp_path / "my_pi5.yaml"
     path.write_bytes(content)

@@ -15,10 +15,11 @@ from transformers import ViTConfig, ViTForImageClassification
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
-from edvit_hf.errors import EDViTError, WorkDirError
+from edvit_hf.errors import EDViTError
+from edvit_hf.fleet import load_fleet
 from edvit_hf.latency import predicted_ms
 from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, load_profile, save_profile
-from edvit_hf.profiling import check_writable, profile_machine
+from edvit_hf.profiling import profile_machine
 from edvit_hf.profiling.graphs import OPSET, calibration_graph, calibration_shapes, encoder_shape, matmul_graph
 from edvit_hf.profiling.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
 
@@ -162,30 +163,48 @@ def test_a_profile_of_this_machine_is_complete_and_survives_its_file(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "here.yaml"]
 
 
-@pytest.mark.parametrize("change", [{"threads": 0}, {"threads": 10_000}, {"repeats": 0}, {"name": ""}])
+@pytest.mark.parametrize(
+    "change",
+    [{"threads": 0}, {"threads": 10_000}, {"repeats": 0}, {"name": ""}, {"watts": 0}, {"watts": float("nan")}],
+)
 def test_what_cannot_be_measured_is_refused_before_anything_is(change):
-    with pytest.raises(EDViTError, match=r"Leave it out|at least 1|Pass `--name`"):
+    with pytest.raises(EDViTError, match=r"[Ll]eave it out|at least 1|Pass `--name`"):
         profile_machine(**{"name": "x", "shapes": SHAPES, "progress": False, **change})
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_measuring(tmp_path):
-    check_writable(tmp_path / "new.yaml")
-    for path in (tmp_path, tmp_path / "absent" / "new.yaml"):
-        with pytest.raises(WorkDirError, match="folder that can be written"):
-            check_writable(path)
+def test_a_place_that_cannot_be_written_or_read_by_a_fleet_is_refused_before_measuring(tmp_path):
+    for path in (tmp_path, tmp_path / "absent" / "new.yaml", tmp_path / "my_pi5", tmp_path / "my_pi5.json"):
         done = CliRunner().invoke(app, ["profile", "--output", str(path)])
         assert done.exit_code == 1
+        assert "Name a file" in done.output or "my_pi5.yaml" in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_watts_are_the_users_or_the_known_boards(monkeypatch, tmp_path):
+    def profiled(**options):
+        return profile_machine("x", quick=True, repeats=1, threads=1, shapes=SHAPES, progress=False, **options)
+
+    given = profiled(watts=6.5)
+    assert (given.watts, given.sources["watts"]) == (6.5, "given by the user")
+    save_profile(given, tmp_path / "mine.yaml")
+    (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml, energy_mj: 3}]")
+    assert load_fleet(tmp_path / "fleet.yaml").devices[0].hardware.watts == 6.5
+    monkeypatch.setattr("edvit_hf.profiling.detect_profile", lambda: "raspberry-pi-4b")
+    known = profiled()
+    assert known.watts == 7.2
+    assert known.sources["watts"].startswith("published, of the profile raspberry-pi-4b: [HPL]")
+    assert profiled(watts=5.0).watts == 5.0
 
 
 def test_the_command_prints_what_it_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("edvit_hf.profiling.calibration_shapes", lambda quick: SHAPES)
     path = tmp_path / "my_board.yaml"
-    arguments = ["profile", "--output", str(path), "--quick", "--threads", "1", "--repeats", "2"]
+    arguments = ["profile", "--output", str(path), "--quick", "--threads", "1", "--repeats", "2", "--watts", "4"]
     done = CliRunner().invoke(app, [*arguments, "--format", "json"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["name"] == "my_board"
+    assert document["watts"] == 4
     assert document["latency"] == load_profile(path).latency
     done = CliRunner().invoke(app, [*arguments, "--name", "my board"])
     assert done.exit_code == 0, done.output

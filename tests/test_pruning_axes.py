@@ -126,11 +126,24 @@ def test_tied_widths_may_not_be_parted(teacher):
         {"importance": "gradient"},
         {"samples_per_class": 0},
         {"batch_size": True},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"keep_heads": []},
+        {"keep_heads": [2, 0]},
     ],
 )
 def test_pruning_values_that_cannot_be_followed_are_refused(values):
     with pytest.raises(PruningError, match=next(iter(values))):
         PruneConfig(**values)
+
+
+def test_a_list_of_keeps_is_a_tuple_of_them():
+    assert PruneConfig(keep_heads=[2, 2]) == PruneConfig(keep_heads=(2, 2))
+
+
+def test_the_defaults_are_those_that_were_measured_best():
+    config = PruneConfig()
+    assert (config.importance, config.compensate, config.compensation_samples) == ("fisher", True, 1024)
 
 
 def test_the_config_is_light():

@@ -76,7 +76,18 @@ def test_a_misspelt_key_names_the_nearest_valid_one(tmp_path, values, section, k
         (lambda v: v["prune"].update(attention="narrow"), "prune.attention"),
         (lambda v: v["prune"].update(rounds=0), "rounds"),
         (lambda v: v["split"].update(similarity="both"), "split.similarity"),
-        (lambda v: v["split"].update(samples_per_class=0), "split.samples_per_class"),
+        (lambda v: v["split"].update(strategy="similarity", samples_per_class=0), "split.samples_per_class"),
+        (lambda v: v["dataset"].update(seed=-1), "recipe section `dataset`.*`seed`"),
+        (lambda v: v["split"].update(seed=-1), "split.seed"),
+        (lambda v: v["prune"].update(seed=-1), "recipe section `prune`.*`seed`"),
+        (lambda v: v["teacher"].update(seed=-1), "`seed` must be a whole number"),
+        (lambda v: v.update(teacher={"checkpoint": "x", "seed": -1}), "`seed` must be a whole number"),
+        (lambda v: v["distill"].update(seed=-1), "`seed` must be a whole number"),
+        (lambda v: v["fuse"].update(seed=-1), "`seed` must be a whole number"),
+        (lambda v: v["split"].update(similarity="separate"), "`split.similarity` is read only with `strategy: simil"),
+        (lambda v: v["split"].update(samples_per_class=3), "`split.samples_per_class` is read only"),
+        (lambda v: v["prune"].update(compensate=False, compensation_samples=64), "only with `compensate: true`"),
+        (lambda v: v["prune"].update(round_epochs=2), "`prune.round_epochs` is read only with `rounds` above `1`"),
     ],
 )
 def test_values_that_cannot_be_followed_are_refused_by_name(tmp_path, values, change, message):
@@ -120,3 +131,10 @@ def test_every_way_to_say_what_stays_is_read(values, tmp_path):
     assert (ratios.residual, ratios.attention, ratios.ffn) == (0.5, 1.0, 0.25)
     values["prune"] = {"keep_heads": "per-sub-model"}
     assert load_recipe(written(tmp_path, values)).prune.keep_heads == "per-sub-model"
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("task: image-classification\ntask: image-classification\n")
+    with pytest.raises(RecipeError, match="'task' is given twice"):
+        load_recipe(path)

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edvit_hf.recipe import run
+from edvit_hf.recipe.trip import Trip
+from tiny_recipe import VALUES, tiny_recipe
+
 SMALL = ["--train-items", "60", "--distill-epochs", "1", "--fuse-epochs", "1", "--views", "1"]
 
 
@@ -76,3 +80,17 @@ def test_every_split_is_measured_and_the_winner_is_chosen_on_validation(result_o
     assert means[result["winner_on_validation"]]["validation"] == max(m["validation"] for m in means.values())
     for row in result["rows"]:
         assert sum(row["within_of_each_group"]) == pytest.approx(row["within"])
+
+
+def test_pruning_rounds_run_where_pruning_is_asked_for(benchmark, tmp_path):
+    module = benchmark("reduced_trip")
+    teacher = {"from_scratch": {**VALUES["teacher"]["from_scratch"], "num_attention_heads": 4}, "epochs": 1}
+    recipe = tiny_recipe(tmp_path, teacher=teacher, prune={"keep_heads": 1, "rounds": 2})
+    run(recipe, tmp_path / "work", stages=["teacher", "split"])
+    reduced = module.Reduction(train_items=60, distill_epochs=1, fuse_epochs=1, views=1)
+    data = Trip(recipe, {}).data
+    trip = module.reduced_trip(tmp_path / "work", recipe, tmp_path / "cell", reduced, data, own_split=False)
+    seconds = module.run_stages(trip, ("plan", "prune", "distill"))
+    assert list(seconds) == ["plan", "prune_round1", "retrain_round1", "prune", "distill"]
+    assert [m.config.num_attention_heads for m in trip.sub_models("prune_round1")] == [2, 2]
+    assert [m.config.num_attention_heads for m in trip.sub_models("distill")] == [1, 1]

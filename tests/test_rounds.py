@@ -89,7 +89,7 @@ def test_impossible_rounds_are_refused_before_any_training(tmp_path):
 
 
 def test_rounds_leave_every_key_of_a_single_round_alone(tmp_path):
-    plain, one = tiny_recipe(tmp_path / "a"), tiny_recipe(tmp_path / "b", prune={"rounds": 1, "round_epochs": 7})
+    plain, one = tiny_recipe(tmp_path / "a"), tiny_recipe(tmp_path / "b", prune={"rounds": 1})
     assert stages_of(plain) == STAGES
     needs = {"plan.keep_heads": "1"} | {stage.name: "x" for stage in STAGES}
     assert [_key(s, plain, needs) for s in STAGES] == [_key(s, one, needs) for s in STAGES]

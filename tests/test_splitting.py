@@ -48,6 +48,12 @@ def test_the_seed_decides_the_groups():
     assert first != split_classes(20, SplitConfig(num_sub_models=4, seed=1))
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, True])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(RecipeError, match=r"`split\.seed` must be a whole number of at least 0"):
+        SplitConfig(num_sub_models=2, seed=seed)
+
+
 def test_more_sub_models_than_classes_is_refused():
     with pytest.raises(RecipeError, match="only 3 classes"):
         split_classes(3, SplitConfig(num_sub_models=4))
@@ -60,6 +66,8 @@ def test_more_sub_models_than_classes_is_refused():
         ([[0, 1], [1, 2]], "class 1 stands in group 0 and in group 1"),
         ([[0], [1]], r"classes \[2\] stand in no class group"),
         ([[0, 1], [2, 3]], "names class 3; classes run from 0 to 2"),
+        ([[0, 1.7], [2]], "group 0 holds 1.7"),
+        ([[0, 2], [True]], "group 1 holds True"),
     ],
 )
 def test_groups_that_are_no_partition_are_refused(groups, message):

@@ -13,7 +13,7 @@ from edvit_hf.architectures import resized
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import make_plan, masked_forward, prune
-from tiny_architectures import random_scores
+from tiny_architectures import random_scores, tiny_model
 
 FULL = {"residual": 32, "heads": 4, "ffn": 64}
 HALF = {"residual": 16, "heads": 2, "ffn": 32}
@@ -134,6 +134,14 @@ def test_a_width_that_the_model_ignores_is_refused(teacher, monkeypatch):
     monkeypatch.setattr(type(VIT), "set_widths", lambda _self, config, widths: setattr(config, "hidden_size", 16))
     with pytest.raises(PruningError, match=r"fc1.*should have shape \(32, 16\).*built \(64, 16\)"):
         prune(teacher, plan, None)
+
+
+def test_the_masked_teacher_answers_without_dropout_in_any_mode():
+    model = tiny_model("vit", hidden_dropout_prob=0.5)
+    plan = make_plan(random_scores(model), model.config, resized(VIT.widths(model.config), heads=2))
+    expected = masked_forward(model, plan, images())
+    assert torch.equal(masked_forward(model.train(), plan, images()), expected)
+    assert model.training
 
 
 class WithTable(ViTForImageClassification):

@@ -5,12 +5,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edvit_hf.architectures import Architecture, Axes, Config
-from edvit_hf.errors import PruningError
+from edvit_hf.errors import PruningError, did_you_mean
 
 Read = Callable[[str], Any]  # config key -> value
 
 _BASE_SIZES = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
 _IMAGE_DEFAULTS = {**_BASE_SIZES, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True}
+# Keys that every stock config takes, whatever its architecture.
+_COMMON_KEYS = frozenset({
+    "model_type", "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict",
+    "dtype", "torch_dtype", "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "num_labels",
+    "problem_type", "name_or_path", "_name_or_path", "attn_implementation", "_attn_implementation", "auto_map",
+})  # fmt: skip
+# Config keys beyond those.
+_ENCODER_KEYS = (*_BASE_SIZES, "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
+                 "initializer_range", "layer_norm_eps")  # fmt: skip
+_IMAGE_KEYS = (*_ENCODER_KEYS, "image_size", "patch_size", "num_channels", "qkv_bias", "head_dim", "encoder_stride",
+               "pooler_output_size", "pooler_act")  # fmt: skip
+_TEXT_KEYS = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
+              "tie_word_embeddings")  # fmt: skip
 
 
 def linear(path: str, out_axis: str, in_axis: str) -> dict[str, Axes]:
@@ -76,7 +89,11 @@ def _text_sizes(read: Read) -> Mapping[str, int]:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int | float) else (int(value[0]), int(value[1]))
+    if isinstance(value, int | float):
+        return int(value), int(value)
+    if len(value) != 2:
+        raise PruningError(f"A size of one number or of height and width is needed, got {value}. Correct the config.")
+    return int(value[0]), int(value[1])
 
 
 def _pre_norm_layers(path: str) -> dict[str, Axes]:
@@ -147,6 +164,7 @@ VIT = _pre_norm_encoder(
     special_tokens=1,
     fixed_sizes=image_sizes(special_tokens=1),
     defaults=_IMAGE_DEFAULTS,
+    keys=_IMAGE_KEYS,
     residual_keys=("hidden_size", "pooler_output_size"),
 )
 
@@ -157,6 +175,7 @@ DEIT = _pre_norm_encoder(
     special_tokens=2,
     fixed_sizes=image_sizes(special_tokens=2),
     defaults=_IMAGE_DEFAULTS,
+    keys=_IMAGE_KEYS,
     residual_keys=("hidden_size", "pooler_output_size"),
 )
 
@@ -176,6 +195,8 @@ AST = _pre_norm_encoder(
         **_BASE_SIZES, "patch_size": 16, "qkv_bias": True, "frequency_stride": 10, "time_stride": 10,
         "max_length": 1024, "num_mel_bins": 128,
     },
+    keys=(*_ENCODER_KEYS, "patch_size", "qkv_bias", "head_dim", "frequency_stride", "time_stride", "max_length",
+          "num_mel_bins"),
 )  # fmt: skip
 
 _BERT_LAYER = "bert.encoder.layer.{layer}"
@@ -214,6 +235,8 @@ BERT = Architecture(
         **_BASE_SIZES, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2, "is_decoder": False,
         "add_cross_attention": False,
     },
+    keys=(*_ENCODER_KEYS, *_TEXT_KEYS, "type_vocab_size", "use_cache", "classifier_dropout", "is_decoder",
+          "add_cross_attention"),
 )  # fmt: skip
 
 _DISTILBERT_LAYER = "distilbert.transformer.layer.{layer}"
@@ -252,6 +275,8 @@ DISTILBERT = Architecture(
     head=("pre_classifier", "classifier"),
     defaults={"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072, "vocab_size": 30522,
               "max_position_embeddings": 512},
+    keys=(*_TEXT_KEYS, "n_layers", "n_heads", "dim", "hidden_dim", "sinusoidal_pos_embds", "dropout",
+          "attention_dropout", "activation", "initializer_range", "qa_dropout", "seq_classif_dropout"),
     residual_keys=("dim",),
     heads_key="n_heads",
     ffn_key="hidden_dim",
@@ -281,3 +306,26 @@ def architecture_of_config(config: Config) -> Architecture:
             f"table: docs/adding_an_architecture.md."
         )
     return table
+
+
+def check_keys(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a key that is none of the stock config's: the default of the key that was meant would count silently.
+
+    A table that does not list its config's keys takes any.
+
+    Args:
+        config: A stock config as a dict with its `model_type`, as a person wrote it.
+        where: Dotted path of the dict, for the message.
+
+    Raises:
+        PruningError: Names the key and the nearest that exists; or there is no table for the model type.
+    """
+    table = architecture_of_config(config)
+    known = {*table.keys, *_COMMON_KEYS} if table.keys else set(config)
+    for key in config:
+        if key not in known:
+            hint = did_you_mean(str(key), known, f"{where}.")
+            raise PruningError(
+                f"`{where}.{key}` is no key of a {table.model_type} config.{hint} The stock default of what was meant "
+                f"would be planned with. Valid keys: {', '.join(table.keys)}."
+            )

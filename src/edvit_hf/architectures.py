@@ -89,6 +89,7 @@ class Architecture:
         ffn_ratio_key: Config key of FFN width / residual width, where the config has that instead of a width.
         layers_key: Config key of the number of layers.
         file_names: Text of a parameter's name -> its text in a saved file, where transformers saves the older name.
+        keys: Every key of the stock config beyond those of all stock configs; empty: not listed.
         honours_head_dim: Whether the model reads `config.head_dim`. If not (BERT, DistilBERT), the attention
             width is tied to the residual width and a plan must keep both equal.
     """
@@ -118,6 +119,7 @@ class Architecture:
     ffn_ratio_key: str | None = None
     layers_key: str = "num_hidden_layers"
     file_names: Mapping[str, str] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
     honours_head_dim: bool = False
 
     def value(self, config: Config, key: str) -> Any:
@@ -133,7 +135,8 @@ class Architecture:
             num_labels: Rows of the classifier; None reads them from the config.
 
         Raises:
-            PruningError: If the sizes do not divide, or the config switches on what the table does not describe.
+            PruningError: If a size is no whole number of at least 1, the sizes do not divide, or the config switches on
+                what the table does not describe.
         """
         for key, wanted in self.required.items():
             if self.value(config, key) != wanted:
@@ -141,9 +144,10 @@ class Architecture:
                     f"The {self.model_type} table describes models with {key}={wanted!r}, this config has "
                     f"{self.value(config, key)!r}. Its parameters would be cut wrongly. Use a model with {wanted!r}."
                 )
-        residual = int(self.value(config, self.residual_keys[0]))
-        heads = int(self.value(config, self.heads_key))
-        head_dim = self.value(config, "head_dim") if self.honours_head_dim else None
+        residual = self.count(config, self.residual_keys[0])
+        heads = self.count(config, self.heads_key)
+        has_head_dim = self.honours_head_dim and self.value(config, "head_dim") is not None
+        head_dim = self.count(config, "head_dim") if has_head_dim else None
         if head_dim is None and residual % heads:
             raise PruningError(
                 f"`{self.residual_keys[0]}` {residual} is no multiple of `{self.heads_key}` {heads}: heads would be "
@@ -154,10 +158,40 @@ class Architecture:
             residual=residual,
             heads=heads,
             head_dim=int(head_dim or residual // heads),
-            ffn=int(self.value(config, self.ffn_key)) if self.ffn_key is not None else int(residual * ratio),
-            labels=_num_labels(config) if num_labels is None else num_labels,
-            layers=int(self.value(config, self.layers_key)),
+            ffn=self.count(config, self.ffn_key) if self.ffn_key is not None else int(residual * ratio),
+            labels=_num_labels(config) if num_labels is None else _count("num_labels", num_labels),
+            layers=self.count(config, self.layers_key),
         )
+
+    def count(self, config: Config, key: str) -> int:
+        """A config value that counts something.
+
+        Raises:
+            PruningError: If it is no whole number of at least 1.
+        """
+        return _count(key, self.value(config, key))
+
+    def sizes(self, config: Config) -> Mapping[str, int]:
+        """The sizes that are never cut, by name; see `fixed_sizes`.
+
+        Raises:
+            PruningError: If one of the config's values is no whole number of at least 1 (or several of them).
+        """
+        last: tuple[str, Any] = ("", 1)
+
+        def read(key: str) -> Any:
+            nonlocal last
+            last = key, (value := self.value(config, key))
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if value is not None:
+                    _count(key, each)
+            return value
+
+        try:
+            return self.fixed_sizes(read)
+        except TypeError:  # several numbers where the table wants one
+            _count(*last)
+            raise
 
     def set_widths(self, config: Any, widths: Widths) -> None:
         """Write residual, head and FFN sizes into a stock `config`, in place. Labels are set by whoever names them.
@@ -185,12 +219,13 @@ class Architecture:
             PruningError: If the attention width (or the FFN width) is tied to the residual width and `widths`
                 parts them.
         """
+        total = self.count(config, self.residual_keys[0])
         if not self.honours_head_dim and widths.attention != widths.residual:
             raise PruningError(
                 f"{self.model_type} ties the attention width to the residual width, but the plan keeps "
                 f"{widths.heads} heads of {widths.head_dim} = {widths.attention} attention dimensions and "
                 f"{widths.residual} residual channels. The model would silently be built with other shapes. "
-                f"Keep {widths.attention} residual channels, or the same ratio on both."
+                f"Keep {widths.attention} residual channels: the ratio {widths.attention / total:.4g} on both."
             )
         if self.ffn_ratio_key is not None:
             ratio = self.value(config, self.ffn_ratio_key)
@@ -198,7 +233,7 @@ class Architecture:
                 raise PruningError(
                     f"{self.model_type} ties the FFN width to {self.ffn_ratio_key}={ratio} times the residual width, "
                     f"but the plan keeps {widths.ffn} FFN units and {widths.residual} residual channels. "
-                    f"Keep {int(widths.residual * ratio)} FFN units, or the same ratio on both."
+                    f"Keep {int(widths.residual * ratio)} FFN units: the ratio {widths.residual / total:.4g} on both."
                 )
 
     def locate(self, name: str) -> tuple[Axes, int | None]:
@@ -219,7 +254,7 @@ class Architecture:
 
     def entries(self, config: Config) -> Iterator[tuple[str, Axes]]:
         """Name and axes of every parameter that a model of this `config` has, layer by layer."""
-        num_layers = int(self.value(config, self.layers_key))
+        num_layers = self.count(config, self.layers_key)
         for template, axes in self.parameters.items():
             switch = self.switches.get(template)
             if switch is None or self.value(config, switch):
@@ -234,7 +269,7 @@ class Architecture:
 
     def shapes(self, config: Config, widths: Widths) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter of a model of this `config` at `widths`, by arithmetic alone."""
-        fixed = self.fixed_sizes(lambda key: self.value(config, key))
+        fixed = self.sizes(config)
 
         def length(axis: str) -> int:
             size = widths.size(axis)
@@ -245,9 +280,24 @@ class Architecture:
 
 def _num_labels(config: Config) -> int:
     if not isinstance(config, Mapping):
-        return int(config.num_labels)
+        return int(config.num_labels)  # 0 of a model without a classifier, which is refused by its parameters
     labels = config.get("id2label")
-    return len(labels) if labels else int(config.get("num_labels", 2))
+    if labels is not None and not isinstance(labels, Mapping):
+        raise PruningError(
+            f"`id2label` must map numbers to names, got {labels!r:.60}. The number of labels decides the classifier's "
+            "size. Correct the config."
+        )
+    return len(labels) if labels else _count("num_labels", config.get("num_labels", 2))
+
+
+def _count(key: str, value: Any) -> int:
+    """A config value that counts something; also of a config written by hand."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise PruningError(
+            f"`{key}` must be a whole number of at least 1, got {value!r:.60}. No model can be built with it. "
+            "Correct the config."
+        )
+    return value
 
 
 def resized(
@@ -313,20 +363,14 @@ def widths_of_ratios(
     """
     heads = widths.heads if kind == "thin" else round(attention * widths.heads)
     head_dim = round(attention * widths.head_dim) if kind == "thin" else widths.head_dim
-    counts = {
-        "residual": round(residual * widths.residual),
-        "attention": heads * head_dim,
-        "ffn": round(ffn * widths.ffn),
-    }
-    totals = {"residual": widths.residual, "attention": widths.attention, "ffn": widths.ffn}
-    for name, count in counts.items():
+    channels, units = round(residual * widths.residual), round(ffn * widths.ffn)
+    # Attention is rounded in whole heads, or in the dimensions of a thin one.
+    of, what = (widths.head_dim, " dimensions per head") if kind == "thin" else (widths.heads, " heads")
+    counts = {"residual": (channels, widths.residual), "attention": (heads * head_dim, of), "ffn": (units, widths.ffn)}
+    for name, (count, total) in counts.items():
         if count < 1:
-            unit = " (whole heads)" if name == "attention" and kind != "thin" else ""
-            smallest = 1 / (widths.heads if unit else totals[name])
             raise PruningError(
-                f"`keep_ratios.{name}` rounds to zero of {totals[name]}{unit}. A layer without units cannot run. "
-                f"The smallest ratio that keeps one is {smallest:.4g}."
+                f"`keep_ratios.{name}` rounds to zero of {total}{what if name == 'attention' else ''}. A layer without "
+                f"units cannot run. A ratio of {-(-501 // total) / 1000:g} is enough."  # one half would round to zero
             )
-    return resized(
-        widths, residual=counts["residual"], heads=heads, head_dim=head_dim, ffn=counts["ffn"], labels=labels
-    )
+    return resized(widths, residual=channels, heads=heads, head_dim=head_dim, ffn=units, labels=labels)

@@ -176,12 +176,13 @@ def plan(
         Placement, typer.Option(help="`greedy` is the paper's, `exact` needs scipy, `auto` is the best that is here.")
     ] = Placement.auto,
     num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes; needed only when the recipe does not tell it.")
+        int | None, typer.Option(help="Number of classes of a RECIPE that does not tell it.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the plan into this PNG file.")] = None,
     destination: Annotated[
-        Path, typer.Option("--output", help="Where the placement of a published ensemble is written.")
-    ] = Path("placement.json"),
+        Path | None,
+        typer.Option("--output", help="Where a published ensemble's placement is written. Default: placement.json."),
+    ] = None,
     output: FormatOption = Format.human,
 ) -> None:
     """Show what each device of a fleet would carry, without training anything.
@@ -191,17 +192,17 @@ def plan(
     """
     _start_logging(False)
     with _plain_errors():
-        from edvit_hf.recipe.offline_plan import find_fleet, plan_recipe
+        from edvit_hf.recipe.offline_plan import find_fleet
         from edvit_hf.recipe.published_plan import is_published, plan_published
 
+        destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
         fleet_path = None if fleet is None else find_fleet(fleet)
         placed = None
-        if is_published(target):
-            if fleet_path is None:
-                raise typer.BadParameter("a published ensemble is placed on your fleet: give --fleet FILE")
+        if fleet_path is not None and is_published(target):
             result, placed = plan_published(target, fleet_path, placement=placement.value)
         else:
             from edvit_hf.recipe import load_recipe
+            from edvit_hf.recipe.offline_plan import plan_recipe
 
             result = plan_recipe(
                 load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement.value
@@ -214,11 +215,34 @@ def plan(
         if output is Format.json:
             _print_json(result.to_dict())
             return
-        from edvit_hf.tables import plan_table
+        from edvit_hf.tables import plan_device_table, plan_table
 
         console.print(plan_table(result))
+        console.print(plan_device_table(result))
         if written is not None:
             console.print(f"placement: {written}", markup=False, soft_wrap=True)
+
+
+def _checked_outputs(
+    is_published: bool, num_classes: int | None, fleet: str | None, figure: Path | None, destination: Path | None
+) -> Path:
+    """Refuse options that would be ignored and files that could not be written; the path of the placement."""
+    from edvit_hf.placement_file import PLACEMENT_NAME
+    from edvit_hf.storage import check_writable
+
+    if is_published and fleet is None:
+        raise typer.BadParameter("a published ensemble is placed on your fleet: give --fleet FILE")
+    if is_published and num_classes is not None:
+        raise typer.BadParameter("--num-classes is for a recipe: a published ensemble knows its classes")
+    if not is_published and destination is not None:
+        raise typer.BadParameter("--output is for a published ensemble: the plan of a recipe has no placement.json")
+    path = destination or Path(PLACEMENT_NAME)
+    path = path / PLACEMENT_NAME if path.is_dir() else path
+    if is_published:
+        check_writable(path, (".json",))
+    if figure is not None:
+        check_writable(figure, (".png",))
+    return path
 
 
 @app.command()
@@ -308,6 +332,9 @@ def profile(
         int | None, typer.Option(help="Threads of the measurement beside that on one thread. Default: all cores.")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed runs of every encoder. Default: 15, quick: 7.")] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="Power while computing, from a meter: what energy budgets need.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of a minute; a coarser model.")] = False,
     output: FormatOption = Format.human,
 ) -> None:
@@ -318,11 +345,12 @@ def profile(
     _start_logging(False)
     with _plain_errors():
         from edvit_hf.profiles import profile_dict, save_profile
-        from edvit_hf.profiling import check_writable, profile_machine
+        from edvit_hf.profiling import profile_machine
+        from edvit_hf.storage import check_writable
 
-        check_writable(file)
+        check_writable(file, (".yaml", ".yml"))
         result = profile_machine(
-            file.stem if name is None else name, threads=threads, repeats=repeats, quick=quick,
+            file.stem if name is None else name, threads=threads, repeats=repeats, quick=quick, watts=watts,
             progress=log_console.is_terminal,
         )  # fmt: skip
         save_profile(result, file)

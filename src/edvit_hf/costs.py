@@ -5,8 +5,9 @@ Arithmetic on the architecture's table, without torch and without building anyth
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -42,32 +43,38 @@ class ModelShape:
         """Read the shape from a stock config as a dict with its `model_type` ("vit" where it has none).
 
         Raises:
-            PruningError: If there is no table for the model type, or its sizes do not divide.
+            PruningError: If there is no table for the model type, or its sizes are no counts or do not divide.
         """
         config = {"model_type": "vit", **config}
         architecture = architecture_of_config(config)
         widths = architecture.widths(config, num_labels=num_labels)
+        architecture.sizes(config)  # refuses sizes that cannot be
         return cls(architecture, config, widths, sequence_length)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens of one input, with the special ones."""
         fixed = self._fixed["tokens"]
         return fixed if self.sequence_length is None or self._fixed["patches"] else min(self.sequence_length, fixed)
 
-    @property
-    def _fixed(self) -> Any:
-        return self.architecture.fixed_sizes(lambda key: self.architecture.value(self.config, key))
+    @cached_property
+    def _fixed(self) -> Mapping[str, int]:
+        return self.architecture.sizes(self.config)
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter."""
         return self.architecture.shapes(self.config, self.widths)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of parameters of the stock model (exact)."""
         return sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def is_text(self) -> bool:
+        """Whether inputs are token ids, whose number varies."""
+        return not self._fixed["patches"]
 
     @property
     def bytes(self) -> int:
@@ -96,7 +103,7 @@ class ModelShape:
         """Those of the two attention products, queries x keys and probabilities x values."""
         return 2 * self.widths.layers * self.tokens**2 * self.widths.attention
 
-    @property
+    @cached_property
     def linear_macs(self) -> int:
         """Those of the convolution and the linear maps."""
         table, total = self.architecture, 0

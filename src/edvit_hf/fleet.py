@@ -4,7 +4,6 @@
 Read strictly from `recipes/fleets/*.yaml`: a budget that is misspelt would silently mean no limit.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import RecipeError, did_you_mean
-from edvit_hf.profiles import DeviceProfile, load_profile, load_profiles
+from edvit_hf.profiles import DeviceProfile, is_finite, load_profile, load_profiles
+from edvit_hf.storage import MIB
+from edvit_hf.strict_yaml import load_yaml
 
-MIB = 2**20
+__all__ = ["BUDGETS", "MIB", "Device", "Fleet", "load_fleet", "profile_files"]
+
 BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
 _PROFILE_SUFFIXES = (".yaml", ".yml")
 
@@ -28,7 +30,7 @@ class Device:
         name: Unique in the fleet.
         profile: Name of a shipped device profile, or path of one that `edvit profile` wrote.
         memory_mib: Budget for the weights (fp32) that the device holds, as in ED-ViT (arXiv 2410.11650). Activations
-            come on top: the plan reports their peak beside it.
+            come on top: the plan reports their peak beside it. None: the memory of the profile is the limit.
         macs: Budget of multiply-accumulates for one input.
         energy_mj: Budget of millijoules for one input: watts of the profile x predicted milliseconds.
         link_mbit_per_s: Rate at which the device sends its features.
@@ -49,6 +51,11 @@ class Device:
     def hardware(self) -> DeviceProfile:
         """What is known of this kind of device."""
         return self.measured or load_profiles()[self.profile]
+
+    @property
+    def memory_limit_mib(self) -> float | None:
+        """What the weights may take: the budget, or else all the memory that such a device has."""
+        return self.hardware.memory_mib if self.memory_mib is None else self.memory_mib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,11 @@ class Fleet:
         if not self.devices:
             raise RecipeError("a fleet needs at least one device, got none. Add a device to the fleet file.")
         names = [device.name for device in self.devices]
+        if not all(name.strip() for name in names):
+            raise RecipeError(
+                f"every device of a fleet needs a name, got {names}. Placement and errors speak of devices by name. "
+                "Name it."
+            )
         doubled = sorted({n for n in names if names.count(n) > 1})
         if doubled:
             raise RecipeError(
@@ -99,27 +111,34 @@ def _check_device(device: Device) -> None:
             "exported variant fits. Name one of them, or a file that `edvit profile` wrote."
         )
     _refuse_empty(device, (*BUDGETS, "link_mbit_per_s"), where)
-    if device.link_ms is not None and not 0 <= device.link_ms < math.inf:
-        raise RecipeError(f"{where}: `link_ms` must be at least 0, got {device.link_ms}. Leave it out if not known.")
+    if device.link_ms is not None and not (is_finite(device.link_ms) and device.link_ms >= 0):
+        raise RecipeError(
+            f"{where}: `link_ms` must be at least 0, got {device.link_ms!s:.40}. Leave it out if not known."
+        )
     if device.energy_mj is None:
         return
-    hardware = device.hardware
-    lacking = [] if hardware.watts is not None else ["`watts`"]
+    hardware, remedies = device.hardware, []
+    if hardware.watts is None:
+        remedies.append(("`watts`", "Measure its power and pass it: `edvit profile --watts ...` writes it down."))
     if hardware.sustained_gflops is None and hardware.latency is None:
-        lacking.append("known speed")
-    if lacking:
+        remedies.append(("known speed", "`edvit profile`, run on such a device, measures its speed."))
+    if remedies:
         raise RecipeError(
             f"{where}: `energy_mj` is watts times predicted milliseconds, but the profile {device.profile!r} has no "
-            f"{' and no '.join(lacking)}. The budget could not be checked. Run `edvit profile` on such a device and "
-            "name the file it writes, or give a `macs` budget instead."
+            f"{' and no '.join(lacking for lacking, _ in remedies)}. The budget could not be checked. "
+            f"{' '.join(remedy for _, remedy in remedies)} Name the file it writes as `profile`, or give a `macs` "
+            "budget instead."
         )
 
 
 def _refuse_empty(owner: Device | Fleet, labels: Sequence[str], where: str) -> None:
     for label in labels:
         budget = getattr(owner, label)
-        if budget is not None and not 0 < budget < math.inf:
-            raise RecipeError(f"{where}: `{label}` must be above 0, got {budget}. Leave it out for no limit.")
+        if budget is not None and not (is_finite(budget) and budget > 0):
+            raise RecipeError(
+                f"{where}: `{label}` must be above 0 and no more than a float holds, got {budget!s:.40}. "
+                "Leave it out for no limit."
+            )
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -133,8 +152,8 @@ def load_fleet(path: Path) -> Fleet:
     if not path.is_file():
         raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
         raise RecipeError(f"fleet file {path} is no readable YAML: {error}. Correct the file.") from error
     where = f"fleet file {path}"
     values = _checked(data, _FLEET_KINDS, ("devices",), where)

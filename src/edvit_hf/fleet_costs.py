@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edvit_hf.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
+from edvit_hf.errors import RecipeError
 from edvit_hf.fleet import BUDGETS, MIB, Device, Fleet
-from edvit_hf.latency import predicted_ms
-from edvit_hf.placement import Problem
+from edvit_hf.latency import ms_at, predicted_ms
+from edvit_hf.placement_search import Problem
 
+UNKNOWN_PENALTY = 1.001  # on assumed times: where it costs nothing, devices of known speed are used first
 NOMINAL_GFLOPS = 10.0  # of every device of a fleet in which no speed is known: only decides what goes where
-_FEATURE_BYTES = 4  # float32
+FEATURE_BYTES = 4  # float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Load:
         """Everything from the sizes."""
         return cls(
             classes=tuple(classes), parameters=shape.parameters, bytes=shape.bytes, macs=shape.macs,
-            feature_bytes=_FEATURE_BYTES * shape.widths.residual, input_bytes=input_bytes(shape), shape=shape,
+            feature_bytes=FEATURE_BYTES * shape.widths.residual, input_bytes=input_bytes(shape), shape=shape,
             keep_heads=keep_heads,
         )  # fmt: skip
 
@@ -55,11 +57,14 @@ class Load:
         return self.bytes_on.get(device.name, self.bytes)
 
     def ms_on(self, device: Device) -> float | None:
-        """Predicted milliseconds on all cores of the device, None where nothing tells its speed."""
-        if self.shape is not None and device.hardware.latency is not None:
+        """Predicted milliseconds on all cores of the device, None where nothing tells them.
+
+        Without `shape` a calibration cannot be used. The `sustained_gflops` beside it is a peak that only one large
+        product reaches: as a prediction it would be many times too fast, and draw every sub-model to that device.
+        """
+        if self.shape is not None:
             return predicted_ms(self.shape, device.hardware, all_cores=True)
-        gflops = device.hardware.sustained_gflops  # as `predicted_ms` does without a calibration, from the MACs at hand
-        return None if gflops is None else 2 * self.macs / gflops / 1e6
+        return None if device.hardware.latency is not None else ms_at(self.macs, device.hardware.sustained_gflops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ class Fusion:
         """For sub-models with these features."""
         return cls(
             parameters=fusion_parameters(
-                [load.feature_bytes // _FEATURE_BYTES for load in loads], num_labels, hidden_size
+                [load.feature_bytes // FEATURE_BYTES for load in loads], num_labels, hidden_size
             )
         )
 
@@ -89,8 +94,7 @@ class Fusion:
 
     def ms_on(self, device: Device | None) -> float | None:
         """Milliseconds from the device's sustained speed."""
-        gflops = None if device is None else device.hardware.sustained_gflops
-        return None if gflops is None else 2 * self.macs / gflops / 1e6
+        return None if device is None else ms_at(self.macs, device.hardware.sustained_gflops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,11 @@ class FleetCosts:
 
     @classmethod
     def of(cls, fleet: Fleet, loads: Sequence[Load], fusion: Fusion) -> "FleetCosts":
-        """Predict every sub-model on every device, once for each pair of unlike ones."""
+        """Predict every sub-model on every device, once for each pair of unlike ones.
+
+        Raises:
+            RecipeError: A device has an energy budget, but nothing tells how long a sub-model takes there.
+        """
         cache: dict[tuple[int, str], float | None] = {}
         sizes = [(load.macs, None if load.shape is None else load.shape.widths) for load in loads]
         numbers = {size: i for i, size in enumerate(dict.fromkeys(sizes))}
@@ -122,6 +130,13 @@ class FleetCosts:
                 if key not in cache:
                     cache[key] = load.ms_on(device)
                 known[i, d] = np.nan if cache[key] is None else cache[key]
+        for d, device in enumerate(fleet.devices):
+            if device.energy_mj is not None and np.isnan(known[:, d]).any():
+                raise RecipeError(
+                    f"device {device.name!r}: `energy_mj` is watts times predicted milliseconds, but the sizes of the "
+                    "sub-models are not known, which its calibration needs. The budget could not be checked. Give a "
+                    "`macs` budget instead, or the ensemble's folder with its config.json."
+                )
         return cls(fleet=fleet, loads=tuple(loads), fusion=fusion, known_ms=known)
 
     @property
@@ -132,12 +147,15 @@ class FleetCosts:
 
     @property
     def assumed_ms(self) -> np.ndarray:
-        """(N, D) with the slowest known device's time where a device's own is not known; all equal if none is."""
+        """(N, D) with a little more than the slowest known device's time where a device's own is not known.
+
+        All devices are equal if no speed is known.
+        """
         if not self.is_known.any():
-            nominal = [2 * load.macs / NOMINAL_GFLOPS / 1e6 for load in self.loads]
+            nominal = [ms_at(load.macs, NOMINAL_GFLOPS) for load in self.loads]
             return np.repeat(np.array(nominal)[:, None], len(self.fleet.devices), axis=1)
         slowest = self.known_ms[:, self.is_known].max(axis=1)[:, None]
-        return np.where(self.is_known, self.known_ms, slowest)
+        return np.where(self.is_known, self.known_ms, slowest * UNKNOWN_PENALTY)
 
     @property
     def fusion_device(self) -> Device | None:
@@ -176,7 +194,8 @@ class FleetCosts:
         uplink = [_transfer_ms(load.input_bytes, fleet.uplink_mbit_per_s) for load in loads]
         energy = [[self.energy_mj(i, d) or 0.0 for d in range(shape[1])] for i in range(shape[0])]
         limits = {kind: [getattr(device, kind) for device in devices] for kind in BUDGETS}
-        limits["memory_mib"] = [None if limit is None else limit * MIB for limit in limits["memory_mib"]]
+        memory = [device.memory_limit_mib for device in devices]
+        limits["memory_mib"] = [None if limit is None else limit * MIB for limit in memory]
         return Problem(
             costs={
                 "memory_mib": np.array([[load.bytes_at(device) for device in devices] for load in loads], dtype=float),
@@ -205,23 +224,54 @@ class FleetCosts:
 
     def notes(self) -> list[str]:
         """What the predictions leave out or assume."""
+        notes = [*self._notes_on_speed(), *self._notes_on_links()]
+        tokens = sorted({load.shape.tokens for load in self.loads if load.shape is not None and load.shape.is_text})
+        if tokens:
+            notes.append(f"all costs are those of texts of {_names([str(count) for count in tokens])} tokens")
+        lacking = [str(i) for i, load in enumerate(self.loads) if load.input_bytes == 0]
+        if lacking:
+            notes.append(f"the input size of sub-models {_names(lacking)} is not known: sending counts as no time")
+        return notes
+
+    def _notes_on_speed(self) -> list[str]:
         devices, notes = self.fleet.devices, []
-        unknown = [device.name for device, known in zip(devices, self.is_known, strict=True) if not known]
-        if unknown:
-            pace = "as fast as the slowest known one" if len(unknown) < len(devices) else "equally fast"
+        unknown = [device for device, known in zip(devices, self.is_known, strict=True) if not known]
+        pace = "a little slower than the slowest known one" if len(unknown) < len(devices) else "equally fast"
+        assumed = f"placed as if {pace}, and latencies are not predicted"
+        blank = [device.name for device in unknown if device.hardware.latency is None]
+        if blank:
+            notes.append(f"no speed is known of {_names(blank)}: {assumed}; `edvit profile` measures a device")
+        unused = [device.name for device in unknown if device.hardware.latency is not None]
+        if unused:
             notes.append(
-                f"no speed is known of {_names(unknown)}: placed as if {pace}, and latencies are not predicted; "
-                "`edvit profile` measures a device"
+                f"the calibration of {_names(unused)} needs sizes of the sub-models that their files do not tell: "
+                f"{assumed}; give the ensemble's folder with its config.json"
             )
-        elsewhere = [device for device in devices if device.name != self.fleet.coordinator]
+        known = [device for device, is_known in zip(devices, self.is_known, strict=True) if is_known]
+        measured = [device.name for device in known if device.hardware.latency is not None]
+        published = [device.name for device in known if device.hardware.latency is None]
+        if measured and published:
+            notes.append(
+                f"speeds are not of one kind: {_names(measured)} by a measured calibration, {_names(published)} by "
+                "published GFLOP/s, most often double-precision Linpack, which is slow for fp32; `edvit profile` on "
+                "every device makes them comparable"
+            )
+        if self.fusion_ms is None:
+            notes.append("the fusion head's time is not known and counts as none")
+        elif self.fusion_device is not None and self.fusion_device.name != self.fleet.coordinator:
+            reason = "no `coordinator` is given" if self.fleet.coordinator is None else "the coordinator's is not known"
+            notes.append(f"the fusion head is timed at the speed of {self.fusion_device.name}, the slowest: {reason}")
+        return notes
+
+    def _notes_on_links(self) -> list[str]:
+        notes = []
+        elsewhere = [device for device in self.fleet.devices if device.name != self.fleet.coordinator]
         for key in ("link_ms", "link_mbit_per_s"):
             silent = [device.name for device in elsewhere if getattr(device, key) is None]
             if silent:
                 notes.append(f"no `{key}` is given for {_names(silent)}: counted as no time")
         if self.fleet.uplink_mbit_per_s is None:
             notes.append("no `uplink_mbit_per_s` is given: sending the inputs counts as no time")
-        if self.fusion_ms is None:
-            notes.append("the fusion head's time is not known and counts as none")
         return notes
 
 

@@ -5,7 +5,7 @@ numpy alone, so that a device can fit its own profile. See `edvit_hf.profiling` 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -122,9 +122,20 @@ def predicted_ms(shape: ModelShape, profile: DeviceProfile, *, all_cores: bool =
     coefficients = profile.latency_all_cores if all_cores and profile.latency_all_cores else profile.latency
     if coefficients is not None:
         return total_ms(shape, coefficients)
-    if profile.sustained_gflops is None:
-        return None
-    return 2 * shape.macs / profile.sustained_gflops / 1e6
+    return ms_at(shape.macs, profile.sustained_gflops)
+
+
+@overload
+def ms_at(macs: int, gflops: float) -> float: ...
+
+
+@overload
+def ms_at(macs: int, gflops: float | None) -> float | None: ...
+
+
+def ms_at(macs: int, gflops: float | None) -> float | None:
+    """Milliseconds of so many multiply-accumulates, two operations each, at a sustained speed; None without one."""
+    return None if gflops is None else 2 * macs / gflops / 1e6
 
 
 def total_ms(shape: ModelShape, coefficients: Mapping[str, float]) -> float:

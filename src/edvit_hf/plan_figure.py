@@ -4,19 +4,22 @@
 Colours are those of Okabe and Ito (readable with every form of colour blindness) and never the only mark.
 """
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edvit_hf.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import named_extra
-from edvit_hf.fleet import MIB
-from edvit_hf.plans import DevicePlan, Plan
-from edvit_hf.storage import PARTIAL_SUFFIX
+from edvit_hf.plan_data import DevicePlan, Plan
+from edvit_hf.storage import MIB, PARTIAL_SUFFIX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 150
+_NAME_LENGTH, _TITLE_LENGTH, _RUNS = 18, 90, 6
+_EDGE = 0.3  # points: thinner than the smallest bar, which a wide white edge would hide
 _INK, _GRID = "#222222", "#d9d9d9"
 _SUB_MODEL, _REPLICA, _FUSION, _LINK, _BUDGET = "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#D55E00"
 
@@ -54,13 +57,21 @@ def draw_plan(plan: Plan) -> "Figure":
     memory.set_yticks(range(len(plan.devices)), [_label(device) for device in plan.devices])
     memory.set_ylabel("device (its sub-models)", fontsize=9, color=_INK)
     ratio = "" if plan.size_ratio is None else f", {plan.size_ratio:.1f} times smaller than the teacher"
-    figure.suptitle(f"{plan.fleet}: {plan.keep_text}{ratio}", fontsize=10, color=_INK)
+    title = f"{_shortened(plan.fleet, 2 * _NAME_LENGTH)}: {plan.keep_text}{ratio}"
+    figure.suptitle(textwrap.fill(title, _TITLE_LENGTH), fontsize=10, color=_INK)
     return figure
 
 
 def _label(device: DevicePlan) -> str:
-    runs = ", ".join(map(str, device.sub_models)) or "spare"
-    return f"{device.name} ({runs})"
+    runs = ", ".join(map(str, device.sub_models[:_RUNS])) or "spare"
+    more = ", …" if len(device.sub_models) > _RUNS else ""
+    return f"{_shortened(device.name, _NAME_LENGTH)} ({runs}{more})"
+
+
+def _shortened(name: str, length: int) -> str:
+    """Both ends of a long name: they are what tells names apart."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - half]}…{name[-half:]}"
 
 
 def _memory_panel(axes: "Axes", plan: Plan) -> None:
@@ -72,10 +83,11 @@ def _memory_panel(axes: "Axes", plan: Plan) -> None:
         pieces = [("sub-model", _SUB_MODEL, "", sizes[i]) for i in device.sub_models]
         pieces += [("replica", _REPLICA, "//", copies[i, device.name]) for i in device.replicas]
         if device.name == plan.coordinator:
-            pieces.append(("fusion head", _FUSION, "", 4 * plan.fusion_parameters / MIB))
+            pieces.append(("fusion head", _FUSION, "", BYTES_PER_PARAMETER * plan.fusion_parameters / MIB))
         for name, colour, hatch, width in pieces:
             label = None if name in parts else name
-            axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", height=0.6, label=label)
+            axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=_EDGE, height=0.6,
+                      label=label)  # fmt: skip
             parts.add(name)
             left += width
         budget = device.budgets["memory_mib"]
@@ -84,7 +96,7 @@ def _memory_panel(axes: "Axes", plan: Plan) -> None:
             axes.plot([budget, budget], [row - 0.4, row + 0.4], color=_BUDGET, linewidth=2, label=label)
             parts.add("budget")
     total = "" if plan.total_mib is None else f"; all together at most {plan.total_mib:g}"
-    axes.set_xlabel(f"weights in MiB{total}", fontsize=9, color=_INK)
+    axes.set_xlabel(f"weights in MiB{total}", fontsize=8, color=_INK)
     _legend(axes, parts)
 
 
@@ -101,13 +113,14 @@ def _latency_panel(axes: "Axes", plan: Plan) -> None:
         for name, colour, width in pieces:
             if width > 0:
                 label = None if name in parts else name
-                axes.barh(row, width, left=left, color=colour, edgecolor="white", height=0.6, label=label)
+                axes.barh(row, width, left=left, color=colour, edgecolor="white", linewidth=_EDGE, height=0.6,
+                          label=label)  # fmt: skip
                 parts.add(name)
                 left += width
     answer = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms"
     shared = plan.uplink_ms + (plan.fusion_ms or 0.0)
     detail = "" if plan.latency_ms is None else f"\n(uplink and fusion head: {shared:.1f} ms of it)"
-    axes.set_xlabel(f"predicted ms; from input to answer {answer}{detail}", fontsize=9, color=_INK)
+    axes.set_xlabel(f"predicted ms\nfrom input to answer {answer}{detail}", fontsize=8, color=_INK)
     _legend(axes, parts)
 
 

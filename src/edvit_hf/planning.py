@@ -16,9 +16,10 @@ from edvit_hf.costs import ModelShape
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
 from edvit_hf.fleet import MIB, Device, Fleet, load_fleet
 from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
-from edvit_hf.placement import Clock, feasible, has_solver
-from edvit_hf.placing import FEASIBILITY_SECONDS, nearest_budgets, place
-from edvit_hf.plans import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.nearest_budgets import nearest_budgets
+from edvit_hf.placed_plan import FEASIBILITY_SECONDS, place
+from edvit_hf.placement_search import Clock, feasible, has_solver
+from edvit_hf.plan_data import DevicePlan, Plan, Replica, SubModelPlan
 
 __all__ = [
     "MIB", "Device", "DevicePlan", "Fleet", "Plan", "Replica", "SubModelPlan", "load_fleet", "place_loads", "plan",
@@ -159,7 +160,8 @@ class _Search:
                 "how many heads sub-model i keeps. Give one for each, or a single number for all."
             )
         if not self.fits(cuts):
-            self._refuse(cuts, f"With {_keep_words(cuts, self.teacher)}")
+            remedy = "add devices, use fewer sub-models, or keep less (`prune.keep_heads: auto` finds the largest keep)"
+            self._refuse(cuts, f"With {_keep_words(cuts, self.teacher)}", remedy)
         return cuts
 
     def fits(self, cuts: Sequence[Cut]) -> bool:
@@ -188,7 +190,7 @@ class _Search:
         if fitting is None:
             smallest, heads = possible[-1], self.teacher.widths.heads
             words = f"Even the smallest possible sub-models ({smallest} of {heads} heads) do not fit:"
-            self._refuse([smallest] * len(self.groups), words)
+            self._refuse([smallest] * len(self.groups), words, "add devices, or use fewer sub-models")
         return fitting
 
     def _raise_singly(self, uniform: int) -> list[Cut]:
@@ -205,7 +207,7 @@ class _Search:
                 is_open[index] = False
         return [steps[a] for a in at]
 
-    def _refuse(self, cuts: Sequence[Cut], words: str) -> NoReturn:
+    def _refuse(self, cuts: Sequence[Cut], words: str, remedy: str) -> NoReturn:
         costs = self.costs(cuts)
         sentence, nearest = nearest_budgets(costs, exact=self.exact)
         largest = max(load.bytes for load in costs.loads) / MIB
@@ -213,8 +215,7 @@ class _Search:
             f"no plan fits the fleet {self.fleet.name!r} of {len(self.fleet.devices)} devices. {words} each of the "
             f"{len(costs.loads)} sub-models needs up to {largest:.2f} MiB and "
             f"{max(load.macs for load in costs.loads) / 1e6:.2f} MMACs, the fusion head "
-            f"{costs.fusion.bytes / MIB:.2f} MiB. {sentence} Or add devices, use fewer sub-models, or keep less "
-            "(`prune.keep_heads: auto` finds the largest keep).",
+            f"{costs.fusion.bytes / MIB:.2f} MiB. {sentence} Or {remedy}.",
             nearest,
         )
 

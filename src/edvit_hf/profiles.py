@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import ManifestError
+from edvit_hf.strict_yaml import load_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,14 @@ class DeviceProfile:
             _check_coefficients(self.name, name, getattr(self, name))
 
 
+def is_finite(value: float) -> bool:
+    """Whether arithmetic can use a number: a whole number may exceed every float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _check_coefficients(profile: str, name: str, coefficients: Any) -> None:
     """Refuse coefficients of other features than ours, or any that is no finite number from zero up."""
     if coefficients is None:
@@ -84,7 +93,8 @@ def _check_coefficients(profile: str, name: str, coefficients: Any) -> None:
             f"A missing term would be taken for free. Measure again with `edvit profile`."
         )
     for feature, value in coefficients.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not is_finite(value) or value < 0:
             raise ManifestError(
                 f"profile {profile!r}: `{name}.{feature}` must be a finite number from 0 up, got {value!r:.60}. "
                 f"Latencies would not grow with the model. Measure again with `edvit profile`."
@@ -150,7 +160,7 @@ def _is_of_kind(key: str, value: Any) -> bool:
         return isinstance(value, str) and bool(value)
     if key in FIGURES:
         kind = int if key in ("memory_mib", "cores") else int | float
-        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kind) and not isinstance(value, bool) and is_finite(value)
     if key == "sources":
         return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
     return isinstance(value, dict)
@@ -174,14 +184,14 @@ def profile_dict(profile: DeviceProfile) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ManifestError(
             f"Expected a device profile at {path}, found no file. Without it nothing is known of the device. "
             f"Write one on the device with `edvit profile --output {path.name}`, or name a kind of hardware of "
             f"devices.yaml."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ManifestError(
             f"{path.name}: expected device profiles as YAML, but it cannot be read: {str(error)!r:.200}. "
             f"Nothing in it can be trusted. Correct it, or measure again with `edvit profile`."

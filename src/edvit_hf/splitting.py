@@ -2,6 +2,7 @@
 """Classes -> class groups: which sub-model answers for which classes. Light: numpy only."""
 
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,8 @@ class SplitConfig:
         num_sub_models: Number of class groups, one sub-model each.
         strategy: `balanced` cuts a seeded shuffle of the classes; `similarity` looks at what the teacher confuses;
             `given` takes `class_groups` as written.
-        seed: Seed of the shuffle, of the starts of the similarity search and of the items it looks at.
+        seed: Seed of the shuffle, of the starts of the similarity search and of the items it looks at; at
+            least 0.
         class_groups: Only with `given`: a list of class indices for each sub-model.
         similarity: Only with `similarity`: "group" puts classes that the teacher confuses into one sub-model, which
             then learns to part them; "separate" puts them into different ones.
@@ -45,6 +47,11 @@ class SplitConfig:
         if self.num_sub_models < 1:
             raise RecipeError(
                 f"`split.num_sub_models` must be at least 1, got {self.num_sub_models}: each runs on a device."
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise RecipeError(
+                f"`split.seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no "
+                "other; change it."
             )
         if (self.strategy == "given") != (self.class_groups is not None):
             raise RecipeError(
@@ -235,7 +242,7 @@ def check_class_groups(
     class_groups: Sequence[Sequence[int]], num_classes: int, *, num_groups: int | None = None
 ) -> list[list[int]]:
     """Return the groups, each sorted, or raise `RecipeError` if they are not a partition of the classes."""
-    groups = [sorted(int(c) for c in group) for group in class_groups]
+    groups = [sorted(_class_index(index, c) for c in group) for index, group in enumerate(class_groups)]
     if num_groups is not None and len(groups) != num_groups:
         raise RecipeError(
             f"`split.class_groups` holds {len(groups)} groups, but `split.num_sub_models` is {num_groups}. "
@@ -266,3 +273,15 @@ def check_class_groups(
             f"classes {missing} stand in no class group. No sub-model would answer for them. Add them to a group."
         )
     return groups
+
+
+def _class_index(group: int, value: object) -> int:
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # refuses by itself what is no whole number
+    except TypeError as error:
+        raise RecipeError(
+            f"class group {group} holds {value!r}; classes are whole numbers. Rounded, it would name another class. "
+            "Correct it."
+        ) from error

@@ -4,12 +4,38 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.errors import WorkDirError
+
+MIB = 2**20
 PARTIAL_SUFFIX = ".partial"
 LINKED_SUFFIXES = {".safetensors", ".onnx"}
+
+
+def check_writable(path: Path, suffixes: Sequence[str] = ()) -> None:
+    """Refuse, before any work, a file that could not be written after it.
+
+    Args:
+        path: Of the file.
+        suffixes: The only endings that whoever reads the file takes; none given: any.
+
+    Raises:
+        WorkDirError: The folder does not exist or cannot be written, the path is a folder, or the ending is another.
+    """
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise WorkDirError(
+            f"Expected a file in a folder that exists and can be written, got {path}. The result would be lost. "
+            "Name a file in an existing folder."
+        )
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise WorkDirError(
+            f"Expected a file that ends in {' or '.join(suffixes)}, got {path}. Its content would not be what the name "
+            f"says, and nothing that reads such files would take it. Write `{path.stem or 'result'}{suffixes[0]}`."
+        )
 
 
 def write_json(path: Path, data: Any) -> None:

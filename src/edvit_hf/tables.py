@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from edvit_hf.planning import Plan
-    from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.storage import MIB
 
-MIB = 2**20
+if TYPE_CHECKING:
+    from edvit_hf.planning import DevicePlan, Plan
+    from edvit_hf.runtime import LocalEnsemble
 
 
 def results_tables(results: dict[str, Any]) -> list[Table]:
@@ -82,6 +83,28 @@ def plan_table(plan: "Plan") -> Table:
     return table
 
 
+def plan_device_table(plan: "Plan") -> Table:
+    """What each device holds beside its limit, which files it loads, and how long it is busy."""
+    table = Table(title="devices: weights held (replicas and fusion head included), activations on top while one runs")
+    for name in ("device", "profile", "runs", "replicas", "files"):
+        table.add_column(name)
+    for name in ("MiB held", "limit MiB", "peak activations MiB", "compute ms", "link ms"):
+        table.add_column(name, justify="right")
+    for device in plan.devices:
+        peak, limit = device.peak_activation_bytes, device.memory_limit_mib
+        table.add_row(
+            device.name, device.profile, " ".join(map(str, device.sub_models)), " ".join(map(str, device.replicas)),
+            _files_cell(plan, device), f"{device.bytes / MIB:.2f}", "none" if limit is None else f"{limit:.12g}",
+            "" if peak is None else f"{peak / MIB:.2f}", _or_unknown(device.compute_ms), f"{device.link_ms:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _files_cell(plan: "Plan", device: "DevicePlan") -> str:
+    placed = [(s.device, s.variant) for s in plan.sub_models] + [(r.device, r.variant) for r in plan.replicas]
+    return " ".join(sorted({variant for name, variant in placed if name == device.name and variant}))
+
+
 def _plan_caption(plan: "Plan") -> list[str]:
     latency = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms predicted"
     found = plan.placement
@@ -99,7 +122,8 @@ def _plan_caption(plan: "Plan") -> list[str]:
 
 
 def _size_cells(parameters: int, macs: int | None) -> tuple[str, str, str]:
-    return f"{parameters:,}", f"{4 * parameters / MIB:.2f}", "" if macs is None else f"{macs / 1e6:.2f}"
+    size = BYTES_PER_PARAMETER * parameters / MIB
+    return f"{parameters:,}", f"{size:.2f}", "" if macs is None else f"{macs / 1e6:.2f}"
 
 
 def _class_cell(classes: Sequence[int]) -> str:

@@ -76,8 +76,11 @@ class DatasetConfig:
             raise DataError(f"`num_labels` must be at least 2, got {self.num_labels}: one class leaves no choice.")
         if self.image_size < 2:
             raise DataError(f"`image_size` must be at least 2 px, got {self.image_size}.")
-        if self.seed < 0:
-            raise DataError(f"`seed` must not be negative, got {self.seed}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise DataError(
+                f"`seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no other; "
+                "change it."
+            )
         if self.on_error not in ("raise", "skip"):
             raise DataError(f"`on_error` must be 'raise' or 'skip', got {self.on_error!r}.")
         _check_normalisation(self.mean, self.std)

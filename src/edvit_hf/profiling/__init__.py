@@ -5,32 +5,30 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from edvit_hf.costs import ModelShape
-from edvit_hf.errors import EDViTError, WorkDirError, named_extra
+from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.latency import fit, fit_quality, total_ms
-from edvit_hf.profiles import DeviceProfile, detect_profile, load_profiles
+from edvit_hf.profiles import DeviceProfile, detect_profile, is_finite, load_profiles
 from edvit_hf.profiling.graphs import calibration_graph, calibration_shapes, matmul_graph
 from edvit_hf.profiling.timing import open_session, summary, time_rounds
 from edvit_hf.provenance import environment
+from edvit_hf.storage import MIB
 
-__all__ = ["calibration_shapes", "check_writable", "open_session", "profile_machine", "summary", "time_rounds"]
+__all__ = ["calibration_shapes", "open_session", "profile_machine", "summary", "time_rounds"]
 
 logger = logging.getLogger(__name__)
 
-MIB = 2**20
 REPEATS, QUICK_REPEATS = 15, 7
 _MATMUL_SIZE, _QUICK_MATMUL_SIZE = 1024, 512
 _DISTURBED_LIMIT = 0.2
 _SOURCES = {
     "memory_mib": "measured: physical memory as the operating system reports it",
     "cores": "measured: cores that this process may use",
-    "watts": "null: not measured; this machine has no power meter",
 }
 _METHOD = (
     "onnxruntime fp32, one input; median over shuffled rounds, each sample after uncounted ones; on one thread samples "
@@ -55,6 +53,7 @@ def profile_machine(
     repeats: int | None = None,
     quick: bool = False,
     shapes: Sequence[ModelShape] | None = None,
+    watts: float | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> DeviceProfile:
@@ -66,17 +65,18 @@ def profile_machine(
         repeats: Timed runs of every encoder, one per shuffled round; default 15, quick 7.
         quick: Fewer and smaller measurements: seconds instead of a minute, and a coarser model.
         shapes: Encoders to measure instead of `calibration_shapes`.
+        watts: Its power while it computes, from a meter; default: the published figure of a board that is recognised.
         seed: Of weights, inputs and orders.
         progress: Whether to draw a bar on standard error.
 
     Raises:
-        EDViTError: If `threads` or `repeats` is below 1, or `name` is empty.
+        EDViTError: If `threads` or `repeats` is below 1, `name` is empty, or `watts` is not positive.
         MissingExtraError: If onnx is not installed.
     """
     usable = _usable_cores()
     threads = usable if threads is None else threads
     repeats = (QUICK_REPEATS if quick else REPEATS) if repeats is None else repeats
-    _check(name, threads, repeats, usable)
+    _check(name, threads, repeats, usable, watts)
     with named_extra("Profiling a machine", "profile"):
         import onnx  # noqa: F401  (before any work; the graphs are built with it)
     chosen = list(calibration_shapes(quick=quick) if shapes is None else shapes)
@@ -91,6 +91,7 @@ def profile_machine(
         calibrations = [_calibrate(chosen, count, repeats, seed, advance) for count in thread_counts]
         gflops = _matmul_gflops(size, threads, repeats, seed, advance)
     kind = load_profiles()[detect_profile()]
+    power, source = _power(watts, kind)
     return DeviceProfile(
         name=name,
         isa=kind.isa,
@@ -98,7 +99,9 @@ def profile_machine(
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB,
         cores=usable,
         sustained_gflops=gflops,
+        watts=power,
         sources=_SOURCES
+        | {"watts": source}
         | {"sustained_gflops": f"measured: fp32 MatMul, {size} x {size} twice, onnxruntime, {threads} threads"},
         latency=calibrations[0].coefficients,
         latency_all_cores=calibrations[1].coefficients if len(calibrations) > 1 else None,
@@ -115,31 +118,31 @@ def profile_machine(
     )
 
 
-def check_writable(path: Path) -> None:
-    """Refuse, before anything is measured, a file that could not be written afterwards.
-
-    Raises:
-        WorkDirError: If the folder does not exist or cannot be written, or the path is a folder.
-    """
-    folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise WorkDirError(
-            f"Expected a file in a folder that can be written, got {path}. The measurement would be lost. "
-            f"Name a file in an existing folder, for example `--output my_device.yaml`."
-        )
-
-
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(name: str, threads: int, repeats: int, usable: int) -> None:
+def _power(given: float | None, kind: DeviceProfile) -> tuple[float | None, str]:
+    """Watts and where they come from."""
+    if given is not None:
+        return given, "given by the user"
+    if kind.watts is not None:
+        return kind.watts, f"published, of the profile {kind.name}: {kind.sources['watts']}"
+    return None, "null: not measured; this machine has no power meter"
+
+
+def _check(name: str, threads: int, repeats: int, usable: int, watts: float | None) -> None:
     if not name:
         raise EDViTError("Expected a name for the profile, got an empty one. Fleets name devices by it. Pass `--name`.")
     if not 1 <= threads <= usable:
         raise EDViTError(
             f"`threads` must lie between 1 and the {usable} cores that this process may use, got {threads}. "
             f"More threads than cores only wait for each other. Leave it out to use all cores."
+        )
+    if watts is not None and not (is_finite(watts) and watts > 0):
+        raise EDViTError(
+            f"`watts` must be a positive number, got {watts}. Energy budgets are watts times milliseconds. Give what a "
+            f"meter showed while the device computed, or leave it out."
         )
     if repeats < 1:
         raise EDViTError(

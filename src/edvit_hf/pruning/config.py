@@ -51,25 +51,28 @@ class PruneConfig:
             assumption: ED-ViT (arXiv 2410.11650) does not say; UP-ViTs (arXiv 2111.15127) takes 2 to 5.
         batch_size: Rows per forward (one row = one input with one mask); bounds the memory.
         compensate: Fold the least-squares prediction of what was removed into what stays, before retraining.
-        compensation_samples: Training items, without their labels, that the prediction is fitted on.
+        compensation_samples: Training items, without their labels, that the prediction is fitted on; fewer where
+            there are not so many.
         rounds: Iterative pruning: this many times prune and retrain, with the keep shrinking geometrically.
         round_epochs: Epochs of the short retraining after every round but the last.
-        seed: Draws the scored items, and the scores of "random".
+        seed: Draws the scored and the fitted items, and the scores of "random"; at least 0.
     """
 
     keep_heads: int | tuple[int, ...] | Literal["auto", "per-sub-model"] = "auto"
     keep_ratios: KeepRatios | None = None
     attention: AttentionKind = "whole"
-    importance: ImportanceMethod = "hybrid"
+    importance: ImportanceMethod = "fisher"
     samples_per_class: int = 16
     batch_size: int = 256
-    compensate: bool = False
-    compensation_samples: int = 512
+    compensate: bool = True
+    compensation_samples: int = 1024
     rounds: int = 1
     round_epochs: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep_heads, list):
+            object.__setattr__(self, "keep_heads", tuple(self.keep_heads))
         keep = self.keep_heads
         if keep not in ("auto", "per-sub-model"):
             counts = keep if isinstance(keep, tuple) else (keep,)
@@ -94,6 +97,11 @@ class PruneConfig:
                     f"`{name}` must be a whole number of at least 1, got {value!r}. "
                     f"With less there is nothing to work with; raise it."
                 )
+        if not _is_count(self.seed) or self.seed < 0:
+            raise PruningError(
+                f"`seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no other; "
+                "change it."
+            )
 
 
 def _is_count(value: object) -> bool:

@@ -5,11 +5,14 @@ The KL methods score KL(p || p without the unit), one unit removed at a time fro
 distribution over the group's classes and the pooled "other" class, averaged over the samples:
 
 - "kl": exact, a forward per unit and sample (`exact_kl.ExactKL`): the reference.
-- "fisher": second-order approximation, at once for all units (`fisher.gate_scores`).
+- "fisher": second-order approximation, at once for all units (`fisher.gate_scores`): the default.
 - "linear": exact KL of first-order logits, at once for all units, one backward per label (`fisher.gate_scores`).
 - "hybrid": exact for residual channels, heads and pooled units, Fisher for attention dimensions and FFN units: exact
-  where units are few or their removal is no small step, cheap where there are many.
-  benchmarks/importance_agreement.py measures the agreement.
+  where units are few or their removal is no small step, cheap where there are many. A forward per channel and head
+  still takes hours at the size of ViT-Base.
+
+benchmarks/importance_agreement.py measures how well they agree, benchmarks/importance_distilled.py what is left of the
+differences after retraining.
 
 The others know no distribution:
 
@@ -20,12 +23,12 @@ The others know no distribution:
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,8 +39,9 @@ from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.pruning.distribution import check_class_group
 from edvit_hf.pruning.exact_kl import ExactKL
 from edvit_hf.pruning.fisher import GradientMethod, gate_scores
-from edvit_hf.pruning.inputs import AnyInputs, named_inputs, num_rows
-from edvit_hf.pruning.scores import UnitScores, score_shapes
+from edvit_hf.pruning.inputs import AnyInputs, check_readable, named_inputs, num_rows
+from edvit_hf.pruning.modes import eval_mode, frozen
+from edvit_hf.pruning.scores import UnitScores, check_informative, score_shapes
 
 __all__ = ["UnitScores", "unit_scores"]
 
@@ -81,19 +85,21 @@ def unit_scores(
         method: See the top of this module.
         batch_size: Rows per forward, one row being one sample with one mask; bounds the memory. Gradient methods take
             fewer where the activations that they keep would exceed 2 GiB.
-        seed: Of "random" and of the shuffling in "hsic". The other methods draw nothing.
+        seed: Of "random" and of the shuffling in "hsic", at least 0. The other methods draw nothing.
         progress: Show progress bars.
 
     Raises:
-        PruningError: No samples, scores or logits that are not finite, a bad class group, an unknown method or
-            architecture.
+        PruningError: No samples, or samples that the model cannot read; scores or logits that are not finite; scores
+            that are all alike; a bad class group or seed; an unknown method or architecture; gradients asked for in
+            inference mode.
 
     Source: ED-ViT, arXiv 2410.11650 (KL criterion named, formula not given); formula as in UP-ViTs, arXiv
     2111.15127.
     Differs: whole heads beside the dimensions inside them; mean instead of sum; pooled "other". "fisher", "linear" and
     "hybrid" are this library's.
     """
-    _check(method, batch_size)
+    _check(method, batch_size, seed)
+    _check_gradients(model, method)
     architecture = architecture_of(model)
     widths = architecture.widths(model.config)
     task = _Task(
@@ -107,12 +113,13 @@ def unit_scores(
         progress=progress,
     )
     start = time.perf_counter()
-    with _frozen_eval(model):
+    with eval_mode(model), frozen(model):
+        check_readable(model, architecture, task.inputs)
         scores = _METHODS[method](task)
     num_samples, num_units = num_rows(task.inputs), sum(array.size for array in scores.values())
     seconds = time.perf_counter() - start
     logger.info("importance: %s of %d units on %d samples in %.1f s", method, num_units, num_samples, seconds)
-    return UnitScores(
+    result = UnitScores(
         residual=scores["residual"],
         heads=scores["heads"],
         attention=scores["attention"],
@@ -121,18 +128,34 @@ def unit_scores(
         method=method,
         num_samples=num_samples,
     )
+    check_informative(result)
+    return result
 
 
-def _check(method: str, batch_size: int) -> None:
+def _check(method: str, batch_size: int, seed: int) -> None:
     if method not in get_args(ImportanceMethod):
         raise PruningError(
             f"`method` must be one of {', '.join(get_args(ImportanceMethod))}, got {method!r}. Nothing was scored. "
-            'Take "hybrid" when in doubt.'
+            'Take "fisher" when in doubt.'
         )
     if batch_size < 1:
         raise PruningError(
             f"`batch_size` must be at least 1, got {batch_size}. It counts rows per forward; raise it as far as the "
             "memory allows."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise PruningError(
+            f"`seed` must be a whole number of at least 0, got {seed!r}. Random generators take no other; change it."
+        )
+
+
+def _check_gradients(model: PreTrainedModel, method: str) -> None:
+    """Refuse what would end in an error of autograd, deep inside."""
+    is_inference = torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters())
+    if is_inference and method in ("hybrid", *get_args(GradientMethod)):
+        raise PruningError(
+            f"{method!r} scores need gradients, but torch.inference_mode() is on, or the model was made under it. No "
+            "gradient can flow there. Score outside of it (torch.no_grad() does no harm), with a model made outside."
         )
 
 
@@ -214,20 +237,3 @@ _METHODS: dict[ImportanceMethod, Callable[[_Task], Scores]] = {
     "hsic": _hsic,
     "random": _random,
 }
-
-
-@contextmanager
-def _frozen_eval(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode and weights without gradients inside the block, everybody's own choice after it."""
-    modes = {module: module.training for module in model.modules()}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in parameters:
-            parameter.requires_grad_(True)

@@ -52,6 +52,23 @@ def named_inputs(model: PreTrainedModel, architecture: Architecture, inputs: Any
     }
 
 
+def check_readable(model: PreTrainedModel, architecture: Architecture, inputs: Mapping[str, Tensor]) -> None:
+    """Run the first row alone, so that inputs of a wrong shape are refused before any work.
+
+    Raises:
+        PruningError: The model cannot read them.
+    """
+    try:
+        with torch.no_grad():
+            model(**take(inputs, slice(0, 1)))
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        raise PruningError(
+            f"This {architecture.model_type} cannot read inputs of the shapes {shapes}: {error} Nothing was scored or "
+            f"fitted. Pass {architecture.main_input!r} as the model's own preprocessor makes it, rows first."
+        ) from error
+
+
 def num_rows(inputs: Mapping[str, Tensor]) -> int:
     """Rows of named inputs."""
     return len(next(iter(inputs.values())))

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every importance method returns: one number per unit, checked."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning.axes import Architecture, Widths
+
+logger = logging.getLogger(__name__)
 
 _NDIM = {"residual": 1, "heads": 2, "attention": 2, "ffn": 2, "pooled": 1}
 
@@ -60,3 +63,38 @@ def score_shapes(architecture: Architecture, widths: Widths) -> dict[str, tuple[
         "ffn": (widths.layers, widths.ffn),
     }
     return shapes | {"pooled": (widths.residual,)} if architecture.has_pooler else shapes
+
+
+def check_informative(scores: UnitScores) -> None:
+    """Say where all units of an axis, or of a layer of it, have one score: what stays there is arbitrary.
+
+    Raises:
+        PruningError: It is so everywhere.
+    """
+    alike: list[str] = []
+    num_lists = 0
+    for axis, found in scores.by_axis().items():
+        per_layer = found if found.ndim == 2 else found[None]
+        if per_layer.shape[1] == 1:
+            continue  # a single unit has no rival
+        num_lists += len(per_layer)
+        layers = [layer for layer, row in enumerate(per_layer) if np.ptp(row) == 0]
+        if layers:
+            num_lists -= len(layers)
+            alike.append(axis if len(layers) == len(per_layer) else f"{axis} of layers {layers}")
+    if not alike:
+        return
+    remedy = (
+        "Show other or more samples, check that the teacher's answer on this class group varies, or take another "
+        "method (`magnitude` needs no answer)."
+    )
+    if num_lists == 0:
+        raise PruningError(
+            f"All units of every axis have the same score ({scores.method}, {scores.num_samples} samples), so the cut "
+            f"would be arbitrary. {remedy}"
+        )
+    logger.warning(
+        "importance: all units have the same score (%s, %d samples) in: %s. What stays there is arbitrary: the lowest "
+        "indices. %s",
+        scores.method, scores.num_samples, "; ".join(alike), remedy,
+    )  # fmt: skip

@@ -4,7 +4,7 @@
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,7 @@ from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
 from edvit_hf.pruning.distribution import check_class_group
 from edvit_hf.pruning.gates import Gates, gated
 from edvit_hf.pruning.inputs import AnyInputs, named_inputs
+from edvit_hf.pruning.modes import eval_mode
 from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     check_plan_fits(plan, architecture, model.config)
     before = architecture.widths(model.config)
     group = check_class_group(range(before.labels) if class_group is None else class_group, before.labels)
-    labels = _labels(model.config, group)
+    labels = label_names(model.config, group)
     after = replace(plan.widths_after, labels=len(labels))
 
     config = copy.deepcopy(model.config)
@@ -62,12 +63,7 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     with torch.device("meta"):  # shapes without memory: every weight is the teacher's
         pruned = type(model)(config)
 
-    rescale = _query_rescale(architecture, plan)
-    state = {}
-    for name, tensor in model.state_dict().items():
-        state[name] = _cut(name, tensor, architecture, plan, group)
-        if name in rescale:
-            state[name].mul_(rescale[name])
+    state = dict(cut_tensors(model, architecture, plan, group))
     _check_shapes(pruned, model, architecture, after, state)
     pruned.load_state_dict(state, strict=True, assign=True)
     _copy_other_buffers(pruned, model)
@@ -84,7 +80,8 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
 def masked_forward(model: PreTrainedModel, plan: PruningPlan, inputs: AnyInputs) -> Tensor:
     """Logits (B, L) of the uncut model with the units outside `plan` gated off: what the cut one must answer.
 
-    Slow and independent of the cutting code: the reference for tests. Keeps all of the teacher's labels.
+    Slow and independent of the cutting code: the reference for tests. Keeps all of the teacher's labels. Dropout is
+    off, whatever the model's mode.
 
     Args:
         model: Stock teacher.
@@ -116,12 +113,26 @@ def masked_forward(model: PreTrainedModel, plan: PruningPlan, inputs: AnyInputs)
         pooled=None if plan.kept_pooled is None else gate(plan.kept_pooled, plan.hidden_size),
     )
     named = named_inputs(model, architecture, inputs)
-    with torch.no_grad(), gated(model, architecture, gates):
+    with torch.no_grad(), eval_mode(model), gated(model, architecture, gates):
         return model(**named).logits
 
 
-def _labels(config: PreTrainedConfig, group: list[int]) -> list[str]:
-    """Names of the pruned model's labels; "other" last unless the group holds every label."""
+def cut_tensors(
+    model: PreTrainedModel, architecture: Architecture, plan: PruningPlan, group: list[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every entry of the pruned state dict, one fresh tensor at a time."""
+    rescale = _query_rescale(architecture, plan)
+    for name, tensor in model.state_dict().items():
+        part = _cut(name, tensor, architecture, plan, group)
+        yield name, part.mul_(rescale[name]) if name in rescale else part
+
+
+def label_names(config: PreTrainedConfig, group: list[int]) -> list[str]:
+    """Names of the pruned model's labels; "other" last unless the group holds every label.
+
+    Raises:
+        PruningError: A class of the group is itself named "other".
+    """
     names = [config.id2label[label] for label in group]
     if len(group) == config.num_labels:
         return names
@@ -152,14 +163,14 @@ def _cut(name: str, tensor: Tensor, architecture: Architecture, plan: PruningPla
         if axis == "label":
             part = _cut_labels(part, dim, group, is_bias=part.ndim == 1)
             continue
-        kept = _kept(axis, layer, plan)
+        kept = kept_indices(axis, layer, plan)
         if kept is not None:
             part = part.index_select(dim, torch.tensor(kept, device=tensor.device))
     return part.clone() if part.data_ptr() == tensor.data_ptr() else part
 
 
-def _kept(axis: str, layer: int | None, plan: PruningPlan) -> list[int] | None:
-    """Indices that stay along a dimension; `None` if it is not cut here."""
+def kept_indices(axis: str, layer: int | None, plan: PruningPlan) -> list[int] | None:
+    """Indices that stay along a dimension with this axis; `None` if it is not cut here (labels: `_cut_labels`)."""
     name, _, times = axis.partition("*")
     kept: list[int] | None = None
     if name == "residual":

@@ -4,9 +4,10 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.architecture_tables import architecture_of_config
+from edvit_hf.architecture_tables import architecture_of_config, check_keys
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import RecipeError
+from edvit_hf.pruning import architecture_of
 from edvit_hf.recipe.groups import groups_before_training
 from edvit_hf.recipe.offline_plan import plan_groups
 from edvit_hf.recipe.trip import Trip, check_weights
@@ -27,6 +28,7 @@ def base_model(trip: Trip) -> "PreTrainedModel":
     config, names = trip.recipe.teacher, trip.data.label_names
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     if config.from_scratch is not None:
+        check_keys(config.from_scratch, "teacher.from_scratch")
         values = {"image_size": trip.recipe.dataset.image_size, "num_channels": 3, **config.from_scratch}
         try:
             stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
@@ -113,8 +115,17 @@ def load_teacher(
     return model
 
 
-def refuse_impossible_plan(trip: Trip, config: Any) -> None:
-    """Split and plan from sizes alone, before the teacher is trained: what cannot fit must not cost hours first."""
+def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
+    """Check coverage, split and plan before the teacher is trained: what cannot be cut must not cost hours first.
+
+    Raises:
+        PruningError: The axis table of its architecture does not describe the model, or the keep cannot be cut.
+        RecipeError: The split or the pruning rounds are impossible.
+        BudgetError: Nothing fits the fleet.
+        DataError: A class group has no training items.
+    """
+    architecture_of(model)
+    config = model.config
     groups, note = groups_before_training(trip.recipe, config.num_labels)
     if note is None:  # else the groups only stand in for others
         trip.refuse_empty_groups(groups)

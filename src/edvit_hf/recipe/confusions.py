@@ -20,7 +20,8 @@ def teacher_confusions(trip: Trip, samples_per_class: int, seed: int) -> np.ndar
         seed: Of the sample.
 
     Returns:
-        `np.ndarray`: (C, C) float64, symmetric, zero diagonal; 0 for a class without training items.
+        `np.ndarray`: (C, C) float64, symmetric, zero diagonal. A class without training items counts in one
+            direction, what the others' items give it; two of them have 0.
 
     Assumption: no paper says how to measure the likeness of classes. Training items, so that neither validation nor
     test items decide anything; their confusions are smaller than on unseen items, but only their ratios count.
@@ -34,7 +35,7 @@ def teacher_confusions(trip: Trip, samples_per_class: int, seed: int) -> np.ndar
             labels = batch["labels"].numpy()
             np.add.at(sums, labels, logits.double().softmax(-1).numpy())
             np.add.at(counts, labels, 1.0)
-    means = sums / np.maximum(counts, 1.0)
-    means = (means + means.T) / 2
+    means, is_there = sums / np.maximum(counts, 1.0), (counts > 0).astype(np.float64)
+    means = (means + means.T) / np.maximum(is_there + is_there.T, 1.0)
     np.fill_diagonal(means, 0.0)
     return means

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from edvit_hf.architectures import AttentionKind, Widths
-from edvit_hf.pruning import make_plan, prune, unit_scores
+from edvit_hf.pruning import compensate, make_plan, prune, unit_scores
+from edvit_hf.pruning.distribution import num_outcomes
 from edvit_hf.recipe.rounds import round_widths
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, load_array, load_model, save_array, save_model
 from edvit_hf.storage import PARTIAL_SUFFIX, write_json
@@ -79,8 +80,7 @@ def prune_for(trip: Trip, class_group: list[int], keep: Widths | int) -> "tuple[
     config, labels = trip.recipe.prune, trip.teacher.config.num_labels
     attention: AttentionKind = config.attention if isinstance(keep, Widths) else "whole"
     if not isinstance(keep, Widths):
-        kept_labels = labels if len(class_group) == labels else len(class_group) + 1
-        keep = trip.teacher_shape.keep(keep, num_labels=kept_labels).widths
+        keep = trip.teacher_shape.keep(keep, num_labels=num_outcomes(class_group, labels)).widths
     return _cut(trip, trip.teacher, class_group, class_group, keep, attention)
 
 
@@ -112,8 +112,6 @@ def _cut(
     pruning_plan = make_plan(scores, model.config, widths, attention=attention)
     pruned = prune(model, pruning_plan, labels)
     if config.compensate:
-        from edvit_hf.pruning.compensation import compensate
-
         mixed = trip.mixed_training_sample(sampled, config.compensation_samples, config.seed)
         compensate(pruned, model, pruning_plan, labels, train_split.pixel_values(mixed))
     return pruned, pruning_plan

@@ -3,7 +3,6 @@
 
 from edvit_hf import planning, splitting
 from edvit_hf.errors import RecipeError
-from edvit_hf.profiles import load_profiles
 from edvit_hf.recipe.schema import Recipe
 
 
@@ -28,9 +27,9 @@ def capability(recipe: Recipe) -> list[float] | None:
     split = recipe.split
     if split.sizes != "proportional":
         return None
-    devices, profiles = planning.load_fleet(recipe.fleet_path).devices, load_profiles()
+    devices = planning.load_fleet(recipe.fleet_path).devices
     chosen = [devices[i % len(devices)] for i in range(split.num_sub_models)]
-    speeds = [profiles[device.profile].sustained_gflops for device in chosen]
+    speeds = [device.hardware.sustained_gflops for device in chosen]
     for device, speed in zip(chosen, speeds, strict=True):
         if speed is None:
             raise RecipeError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf import planning
+from edvit_hf.architecture_tables import check_keys
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import RecipeError
 from edvit_hf.planning import PlacementMethod
@@ -27,16 +28,22 @@ def plan_recipe(
 
     Args:
         recipe (`Recipe`): Its teacher's sizes come from `from_scratch`, a local checkpoint folder or `config`.
-        num_classes: Number of classes; None where the recipe tells it.
+        num_classes: Number of classes, at least 2; None where the recipe tells it.
         fleet: Another fleet file than the recipe's.
         placement: See `planning.plan`.
 
     Raises:
-        RecipeError: The number of classes or the teacher's sizes are not known.
+        RecipeError: The number of classes or the teacher's sizes are not known, or cannot be.
+        PruningError: The teacher's config has a key or a size that no model can have.
         BudgetError: No plan fits the fleet.
     """
     if fleet is not None:
         recipe = dataclasses.replace(recipe, fleet=str(fleet.resolve()))
+    if num_classes is not None and num_classes < 2:
+        raise RecipeError(
+            f"the number of classes must be at least 2, got {num_classes}. Fewer leave nothing to tell apart. Correct "
+            "--num-classes."
+        )
     num_classes = num_classes or recipe.dataset.num_labels or _given_classes(recipe)
     if num_classes is None:
         raise RecipeError(
@@ -91,17 +98,35 @@ def _given_classes(recipe: Recipe) -> int | None:
 
 
 def _teacher_config(recipe: Recipe) -> dict[str, Any]:
-    teacher, images = recipe.teacher, {"image_size": recipe.dataset.image_size, "num_channels": 3}
+    teacher = recipe.teacher
     local = Path(teacher.checkpoint or "") / "config.json"
     if teacher.from_scratch is not None:
-        return {**images, **teacher.from_scratch}
+        return _written_config(recipe, teacher.from_scratch, "teacher.from_scratch")
     if teacher.checkpoint is not None and local.is_file():
-        config: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
-        return config
+        return _stored_config(local)
     if teacher.config is not None:
-        return {**images, **teacher.config}
+        return _written_config(recipe, teacher.config, "teacher.config")
     raise RecipeError(
         f"the sizes of `teacher.checkpoint` {teacher.checkpoint!r} are not here: {local} does not exist and the recipe "
         "has no `teacher.config`. Planning downloads nothing. Write the checkpoint's sizes as `teacher.config` (its "
         "model_type, hidden_size, ...), give a local folder, or run the teacher stage first."
     )
+
+
+def _written_config(recipe: Recipe, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A config from the recipe: a key that its model type does not have would silently mean the stock default."""
+    check_keys(values, where)
+    return {"image_size": recipe.dataset.image_size, "num_channels": 3, **values}
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"`teacher.checkpoint`: {path} is no readable JSON: {error}. Fetch it again.") from error
+    if not isinstance(config, dict):
+        raise RecipeError(
+            f"`teacher.checkpoint`: {path} must hold a JSON object, got {type(config).__name__}. The teacher's sizes "
+            "are not known without it. Fetch it again."
+        )
+    return config

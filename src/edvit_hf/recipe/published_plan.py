@@ -2,36 +2,21 @@
 """`edvit plan REPO_OR_DIR --fleet mine.yaml`: a published ensemble on one's own fleet."""
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edvit_hf.costs import ModelShape
-from edvit_hf.errors import EDViTError, ManifestError, named_extra
+from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.errors import ManifestError
 from edvit_hf.fleet import Device, Fleet, load_fleet
-from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
-from edvit_hf.manifest import MANIFEST_NAME, Manifest, SubModelEntry, Variant
+from edvit_hf.fleet_costs import FEATURE_BYTES, FleetCosts, Fusion, Load
+from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.placement_file import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
+from edvit_hf.plan_data import Plan, Replica, SubModelPlan
 from edvit_hf.planning import PlacementMethod, place_loads
-from edvit_hf.plans import Plan, Replica, SubModelPlan
+from edvit_hf.recipe.published_files import Published, derived_shape, read_published
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a published ensemble says of itself: config.json, manifest.json, and (in a folder) results.json."""
-
-    source: str
-    class_groups: list[list[int]]
-    config: dict[str, Any] | None
-    manifest: Manifest | None
-    results: dict[str, Any] | None
-    image_side: int | None
 
 
 def is_published(target: str) -> bool:
@@ -62,11 +47,18 @@ def plan_published(
     fleet = load_fleet(fleet_path)
     ensemble = read_published(target)
     loads = [_load(ensemble, index, fleet) for index in range(len(ensemble.class_groups))]
-    hidden = int((ensemble.config or {}).get("fusion_hidden_size", 0))
-    costs = FleetCosts.of(fleet, loads, _fusion(ensemble, loads, hidden))
-    plan = place_loads(costs, placement=placement)
+    plan = place_loads(FleetCosts.of(fleet, loads, _fusion(ensemble, loads)), placement=placement)
     plan = _with_files(dataclasses.replace(plan, teacher=_teacher(ensemble)), ensemble.manifest)
-    return plan, placement_file(plan, ensemble.manifest)
+    notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest)]
+    return dataclasses.replace(plan, notes=notes), placement_file(plan, ensemble.manifest)
+
+
+def _notes_on_int8(plan: Plan, manifest: Manifest | None) -> list[str]:
+    precisions = {} if manifest is None else {v.file: v.precision for e in manifest.sub_models for v in e.variants}
+    devices = [s.device for s in plan.sub_models if precisions.get(s.file or "") == "int8" and s.predicted_ms]
+    if not devices:
+        return []
+    return [f"int8 files run on {', '.join(dict.fromkeys(devices))}: their time is predicted as that of fp32 ones"]
 
 
 def placement_file(plan: Plan, manifest: Manifest | None) -> PlacementFile:
@@ -121,7 +113,8 @@ def _with_files(plan: Plan, manifest: Manifest | None) -> Plan:
 
 def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
     group = ensemble.class_groups[index]
-    load = _costs_of_config(ensemble, index, group) or _costs_of_results(ensemble, index, group)
+    shape = derived_shape(ensemble, index) if ensemble.shapes is None else ensemble.shapes[index]
+    load = _costs_of_results(ensemble, index, group) if shape is None else Load.of_shape(shape, group, None)
     if ensemble.manifest is None:
         return load
     entry = ensemble.manifest.sub_models[index]
@@ -132,125 +125,39 @@ def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
     return dataclasses.replace(load, bytes_on={device.name: size(device) for device in fleet.devices})
 
 
-def _costs_of_config(ensemble: Published, index: int, group: Sequence[int]) -> Load | None:
-    if ensemble.config is None:
-        return None
-    config = ensemble.config["sub_model_configs"][index]
-    labels = len(config.get("id2label") or ()) or len(group) + (len(ensemble.class_groups) > 1)
-    return Load.of_shape(ModelShape.from_config(config, num_labels=labels), group, None)
-
-
 def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> Load:
-    """Where only exported files were copied (a Space): sizes from results.json and the manifest."""
-    rows = (ensemble.results or {}).get("sub_models", [])
-    row = next((r for r in rows if r.get("index") == index), None)
+    """Where only exported files were copied (a Space), from a recipe that tells no sizes: what was recorded."""
+    row = None if ensemble.results is None else ensemble.results.sub_models.get(index)
     if row is None or ensemble.manifest is None:
         raise ManifestError(
             f"{ensemble.source}: expected a config.json with `sub_model_configs`, or a results.json that lists "
             f"sub-model {index}; got neither. Without its size it cannot be placed. Give the folder that `edvit run` "
             "names at its end."
         )
-    side = ensemble.image_side or 0
+    height, width = ensemble.image_size or (0, 0)
     return Load(
-        classes=tuple(group), parameters=int(row["parameters"]), bytes=_FLOAT_BYTES * int(row["parameters"]),
-        macs=int(row["macs"]), feature_bytes=_FLOAT_BYTES * ensemble.manifest.sub_models[index].feature_size,
-        input_bytes=3 * side * side,
+        classes=tuple(group), parameters=row.parameters, bytes=BYTES_PER_PARAMETER * row.parameters, macs=row.macs,
+        feature_bytes=FEATURE_BYTES * ensemble.manifest.sub_models[index].feature_size, input_bytes=3 * height * width,
     )  # fmt: skip
 
 
-def _fusion(ensemble: Published, loads: Sequence[Load], hidden: int) -> Fusion:
-    num_labels = sum(map(len, ensemble.class_groups))
-    if ensemble.config is None and ensemble.manifest is not None:
-        rows = (ensemble.results or {}).get("rows", [])
-        whole = next((row for row in rows if row.get("kind") == "ensemble"), None)
-        if whole is not None:
-            return Fusion(parameters=int(whole["parameters"]) - sum(load.parameters for load in loads))
-        return Fusion(parameters=ensemble.manifest.fusion.variant("fp32").bytes // _FLOAT_BYTES)
-    return Fusion.of(loads, num_labels, hidden)
+def _fusion(ensemble: Published, loads: Sequence[Load]) -> Fusion:
+    if ensemble.fusion_hidden_size is not None:
+        return Fusion.of(loads, sum(map(len, ensemble.class_groups)), ensemble.fusion_hidden_size)
+    whole = None if ensemble.results is None else ensemble.results.ensemble
+    if whole is None or whole.parameters is None:
+        assert ensemble.manifest is not None
+        return Fusion(parameters=ensemble.manifest.fusion.variant("fp32").bytes // BYTES_PER_PARAMETER)
+    parameters = whole.parameters - sum(load.parameters for load in loads)
+    if parameters <= 0:
+        raise ManifestError(
+            f"{ensemble.source}/results.json: the ensemble must have more parameters than its sub-models together, got "
+            f"{whole.parameters}. The fusion head's size would be negative. Fetch or export it again."
+        )
+    return Fusion(parameters=parameters)
 
 
 def _teacher(ensemble: Published) -> dict[str, int | None]:
-    parent = (ensemble.config or {}).get("parent") or {}
-    rows = (ensemble.results or {}).get("rows", [])
-    known = {**next((row for row in rows if row.get("kind") == "teacher"), {}), **parent}
-    parameters, macs = known.get("parameters"), known.get("macs")
-    return {
-        "parameters": parameters, "bytes": None if parameters is None else _FLOAT_BYTES * parameters, "macs": macs
-    }  # fmt: skip
-
-
-def read_published(target: str) -> Published:
-    """Read what an ensemble folder or Hub repository says of itself.
-
-    Raises:
-        ManifestError: Missing or broken files, or files that disagree.
-    """
-    folder = Path(target)
-    if folder.is_dir():
-        read = _reader(lambda name: folder / name if (folder / name).is_file() else None, target)
-        config, manifest, results = read("config.json"), read(MANIFEST_NAME), read("results.json")
-        processor = read("preprocessor_config.json")
-    else:
-        read = _reader(lambda name: _fetched(target, name), target)
-        config, manifest, results, processor = read("config.json"), read(MANIFEST_NAME), None, None
-    if config is not None and not {"sub_model_configs", "class_groups"} <= set(config):
-        raise ManifestError(
-            f"{target}: expected the config.json of an ensemble, with `sub_model_configs` and `class_groups`, got the "
-            f"keys {sorted(config)[:8]}. It is another model. Give an ensemble, or a recipe to plan one."
-        )
-    parsed = None if manifest is None else Manifest.from_json(json.dumps(manifest), source=f"{target}/{MANIFEST_NAME}")
-    if config is None and parsed is None:
-        raise ManifestError(
-            f"{target}: expected a published ensemble with config.json or manifest.json, got neither. Give the folder "
-            "that `edvit run` names at its end, a Hub id, or a recipe."
-        )
-    groups = parsed.class_groups if parsed is not None else [sorted(g) for g in (config or {})["class_groups"]]
-    if config is not None and (
-        [sorted(group) for group in config["class_groups"]] != groups or len(config["sub_model_configs"]) != len(groups)
-    ):  # fmt: skip
-        raise ManifestError(
-            f"{target}: config.json and manifest.json must speak of the same class groups, got "
-            f"{config['class_groups']} with {len(config['sub_model_configs'])} sub-models and {groups}. They are of "
-            "two ensembles. Export again."
-        )
-    side = ((processor or {}).get("size") or {}).get("height")
-    return Published(target, groups, config, parsed, results, side)
-
-
-def _reader(find: Callable[[str], Path | None], source: str) -> Callable[[str], dict[str, Any] | None]:
-    def read(name: str) -> dict[str, Any] | None:
-        path = find(name)
-        if path is None:
-            return None
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{source}/{name}: expected JSON, got {error}. Fetch or export it again.") from error
-        if not isinstance(data, dict):
-            raise ManifestError(f"{source}/{name}: expected a JSON object, got {type(data).__name__}. Export it again.")
-        return data
-
-    return read
-
-
-def _fetched(repo: str, name: str) -> Path | None:
-    """One small file of a Hub repository; None where the repository has none of that name."""
-    with named_extra("Planning an ensemble of the Hub", "torch"):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    try:
-        return Path(hf_hub_download(repo, name))
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(repo, name, error) from error
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
-        raise _unreachable(repo, name, error) from error
-
-
-def _unreachable(repo: str, name: str, error: Exception) -> EDViTError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ManifestError(
-        f"{name} of {repo!r} is neither here nor could it be fetched from the Hub ({reason}). Without it the sizes of "
-        "the sub-models are not known. Check the name and the connection, or give a folder."
-    )
+    parameters, macs = ensemble.teacher.parameters, ensemble.teacher.macs
+    size = None if parameters is None else BYTES_PER_PARAMETER * parameters
+    return {"parameters": parameters, "bytes": size, "macs": macs}

@@ -136,6 +136,7 @@ def _baselines(trip: Trip) -> list[Candidate]:
     Each learns from the same teacher logits with the same hyper-parameters, see `_fair_budget`.
     """
     plan, shape, labels = trip.plan, trip.teacher_shape, trip.teacher.config.num_labels
+    assert plan.keep_heads is not None  # only the plan of a published ensemble has none
     total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
     shapes = {k: shape.keep(k, num_labels=labels) for k in range(1, shape.widths.heads + 1)}
     total_keep = min(shapes, key=lambda k: abs(np.log(shapes[k].parameters / total)))

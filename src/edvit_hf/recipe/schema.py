@@ -15,7 +15,9 @@ from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
+from edvit_hf.strict_yaml import load_yaml
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
+from edvit_hf.training.config import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class TeacherConfig(TrainConfig):
             if values is not None and "model_type" not in values:
                 raise RecipeError(f"`teacher.{name}` needs a `model_type` (for example vit): it names the stock class.")
         if self.epochs == 0 and self.checkpoint is not None:
+            whole_number("seed", self.seed, 0, "random generators take no negative seed")
             return
         super().__post_init__()
 
@@ -169,7 +172,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     """
     path = find_recipe(recipe)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is no readable YAML: {error}. Correct the file.") from error
     if not isinstance(data, dict):
@@ -179,7 +182,26 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     for reserved in ("name", "folder"):
         if reserved in data:
             raise RecipeError(f"recipe {path}: `{reserved}` is taken from the file's path. Remove the key.")
-    return _build(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, where="")
+    built: Recipe = _build(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, where="")
+    _refuse_unread(built, data)
+    return built
+
+
+def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
+    """Raise `RecipeError` for a value that is written although the others leave it unread."""
+    split, prune = recipe.split, recipe.prune
+    read_only = {
+        ("split", "similarity"): (split.strategy == "similarity", "strategy: similarity"),
+        ("split", "samples_per_class"): (split.strategy == "similarity", "strategy: similarity"),
+        ("prune", "compensation_samples"): (prune.compensate, "compensate: true"),
+        ("prune", "round_epochs"): (prune.rounds > 1, "rounds` above `1"),
+    }
+    for (section, key), (is_read, condition) in read_only.items():
+        if key in data[section] and not is_read:
+            raise RecipeError(
+                f"recipe key `{section}.{key}` is read only with `{condition}`, which this recipe does not say. It "
+                f"would be ignored silently. Remove it, or write `{condition}`."
+            )
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

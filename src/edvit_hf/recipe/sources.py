@@ -11,7 +11,7 @@ from typing import Any
 
 from edvit_hf.fleet import profile_files
 from edvit_hf.model_card import template_path
-from edvit_hf.plans import PLAN_FORMAT
+from edvit_hf.plan_data import PLAN_FORMAT
 from edvit_hf.profiles import detect_profile
 from edvit_hf.recipe.schema import Recipe
 

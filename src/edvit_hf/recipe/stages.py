@@ -38,7 +38,7 @@ def teacher(trip: Trip) -> None:
         return
     torch.manual_seed(config.seed)
     model = base_model(trip)
-    refuse_impossible_plan(trip, model.config)
+    refuse_impossible_plan(trip, model)
     if config.epochs:
         log = train(
             model, ClassifyData(data.train), classify_objective(config.label_smoothing), config,
@@ -155,6 +155,7 @@ def export(trip: Trip) -> None:
     """Ensemble -> ONNX variants + `manifest.json`: int8 accepted on validation, accuracy reported on test."""
     from edvit_hf.data import class_group_labels, iterate_batches
     from edvit_hf.export import export_ensemble
+    from edvit_hf.pruning.distribution import num_outcomes
 
     folder, data = trip.folders["export"], trip.data
     if (folder / "ensemble").is_dir():
@@ -169,7 +170,7 @@ def export(trip: Trip) -> None:
         own = list(range(len(class_group)))
         result = measure(
             predict, ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
-            num_labels=min(len(own) + 1, num_labels), class_groups=[own],
+            num_labels=num_outcomes(own, num_labels), class_groups=[own],
         )  # fmt: skip
         (group_accuracy,) = result.per_group_accuracy or [None]
         figures = {"accuracy": result.accuracy, "group_accuracy": group_accuracy}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.architectures import Widths
-from edvit_hf.fleet import MIB
-from edvit_hf.storage import write_json
+from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.storage import MIB, write_json
 
 PLAN_FORMAT = 2  # of `plan.json`: raised with its fields, so that the plan stage of an older work folder runs anew
 
@@ -79,7 +79,8 @@ class DevicePlan:
         macs: For one input, as if the replicas ran too.
         energy_mj: The same, for energy; None where not known.
         peak_activation_bytes: Largest of any sub-model there; they run one after another.
-        budgets: `memory_mib`, `macs`, `energy_mj`; None for no limit.
+        budgets: `memory_mib`, `macs`, `energy_mj` as the fleet file gives them; None for none.
+        memory_limit_mib: What bound the weights: that budget, or else the memory of the profile; None for no limit.
         compute_ms: Sum over its sub-models; None where its speed is not known.
         link_ms: Until their features have arrived.
     """
@@ -96,6 +97,7 @@ class DevicePlan:
     budgets: dict[str, float | None]
     compute_ms: float | None
     link_ms: float
+    memory_limit_mib: float | None = None
 
     @property
     def total_ms(self) -> float | None:
@@ -115,9 +117,9 @@ class Plan:
         devices: In the order of the fleet.
         replicas: Second copies on spare devices.
         keep_heads: Heads kept in the largest sub-model; where ratios were given, the number of heads nearest in size.
-        num_heads: Heads of the teacher; both 0 of a published ensemble.
+        num_heads: Heads of the teacher; both None of a published ensemble.
         hidden_size: Residual channels of the largest sub-model.
-        intermediate_size: FFN units of the largest sub-model.
+        intermediate_size: FFN units of the largest sub-model; both None where its sizes are not known.
         attention: How attention shrinks: "whole", "thin" or "merged".
         fusion_parameters: Of the fusion head.
         fleet: Its name.
@@ -136,10 +138,10 @@ class Plan:
     sub_models: list[SubModelPlan]
     devices: list[DevicePlan]
     replicas: list[Replica] = field(default_factory=list)
-    keep_heads: int
-    num_heads: int
-    hidden_size: int
-    intermediate_size: int
+    keep_heads: int | None = None
+    num_heads: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
     attention: str = "whole"
     fusion_parameters: int
     same_head: dict[str, float] | None = None
@@ -192,6 +194,8 @@ class Plan:
     def keep_text(self) -> str:
         """What stays, in words."""
         keeps = sorted({s.keep_heads for s in self.sub_models if s.keep_heads is not None})
+        if not keeps and self.hidden_size is None:
+            return f"{len(self.sub_models)} sub-models"
         if not keeps:
             return f"{self.hidden_size} residual channels in the largest sub-model"
         heads = str(keeps[0]) if len(keeps) == 1 else f"{keeps[0]} to {keeps[-1]}"
@@ -204,7 +208,8 @@ class Plan:
         return str(self.keep_heads) if keeps == {self.keep_heads} else str([s.widths for s in self.sub_models])
 
     def __str__(self) -> str:
-        lines = [f"plan: {self.keep_text} (hidden {self.hidden_size}, FFN {self.intermediate_size} in the largest)"]
+        sizes = f" (hidden {self.hidden_size}, FFN {self.intermediate_size} in the largest)"
+        lines = [f"plan: {self.keep_text}{'' if self.intermediate_size is None else sizes}"]
         if self.teacher["parameters"] is not None:
             lines.append(f"teacher     {_sizes(self.teacher['parameters'], self.teacher['macs'] or 0)}")
         lines += [
@@ -223,4 +228,4 @@ class Plan:
 
 
 def _sizes(parameters: int, macs: int) -> str:
-    return f"{parameters:>12,} parameters {4 * parameters / MIB:8.2f} MiB {macs / 1e6:10.2f} MMACs"
+    return f"{parameters:>12,} parameters {BYTES_PER_PARAMETER * parameters / MIB:8.2f} MiB {macs / 1e6:10.2f} MMACs"

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sub-models of known cost + fleet -> placed plan: the fastest placement, replicas, and what binds where none fits."""
+"""Sub-models of known cost + fleet -> placed plan: the fastest placement, replicas on spare devices, all figures."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from edvit_hf.errors import BudgetError
-from edvit_hf.fleet import BUDGETS, MIB
+from edvit_hf.fleet import BUDGETS
 from edvit_hf.fleet_costs import FleetCosts
-from edvit_hf.placement import Clock, Problem, fastest, feasible, greedy, raise_budgets
-from edvit_hf.plans import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.nearest_budgets import nearest_budgets
+from edvit_hf.placement_search import Clock, Problem, fastest, feasible, greedy
+from edvit_hf.plan_data import DevicePlan, Plan, Replica, SubModelPlan
 
-# Limits of the exact searches of one plan: for whether a keep fits, for the fastest placement, for the nearest budget.
-FEASIBILITY_SECONDS, PLACEMENT_SECONDS, NEAREST_SECONDS = 0.3, 0.5, 2.0
+# Limits of the exact searches of one plan: for whether a keep fits, and for the fastest placement.
+FEASIBILITY_SECONDS, PLACEMENT_SECONDS = 0.3, 0.5
 
 
 def place(
@@ -94,9 +94,8 @@ def _assemble(
     widths = max(sub_models, key=lambda s: s.parameters).widths
     return Plan(
         teacher={"parameters": None, "bytes": None, "macs": None}, sub_models=sub_models, devices=rows,
-        replicas=[_replica(costs, i, d) for i, d in replicas], keep_heads=0, num_heads=0,
-        hidden_size=max(load.feature_bytes for load in costs.loads) // 4 if widths is None else widths.residual,
-        intermediate_size=0 if widths is None else widths.ffn, fusion_parameters=costs.fusion.parameters,
+        replicas=[_replica(costs, i, d) for i, d in replicas], hidden_size=None if widths is None else widths.residual,
+        intermediate_size=None if widths is None else widths.ffn, fusion_parameters=costs.fusion.parameters,
         fleet=fleet.name, coordinator=fleet.coordinator, total_mib=fleet.total_mib, latency_ms=_rounded(latency),
         uplink_ms=round(uplink, 3), fusion_ms=_rounded(fusion), placement=dict(summary), notes=notes,
     )  # fmt: skip
@@ -140,7 +139,7 @@ def _device(
         sub_models=own, replicas=copies, bytes=int(carried["memory_mib"]), macs=int(carried["macs"]),
         energy_mj=None if None in energies else round(carried["energy_mj"], 3),
         peak_activation_bytes=max((s.peak_activation_bytes for s in shapes if s is not None), default=None),
-        budgets={kind: getattr(entry, kind) for kind in BUDGETS},
+        budgets={kind: getattr(entry, kind) for kind in BUDGETS}, memory_limit_mib=entry.memory_limit_mib,
         compute_ms=_rounded(float(costs.known_ms[own, device].sum())) if costs.is_known[device] else None,
         link_ms=round(costs.link_ms(placement, device), 3),
     )  # fmt: skip
@@ -148,77 +147,3 @@ def _device(
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
-
-
-def nearest_budgets(costs: FleetCosts, *, exact: bool) -> tuple[str, dict[str, float]]:
-    """Which budget binds, and the nearest value of it that makes room, all else unchanged.
-
-    Budgets are tried one kind at a time; where no single kind makes room, all are raised together, each as little as
-    will do.
-
-    Returns:
-        A sentence, and dotted budget name -> value (see `BudgetError.nearest`), both empty where none was found.
-    """
-    problem, clock = costs.problem(), Clock(NEAREST_SECONDS)
-    kinds = [kind for kind in BUDGETS if np.isfinite(problem.limits[kind]).any()]
-    kinds += ["total"] if np.isfinite(problem.total_limit) else []
-    options: list[tuple[float, list[tuple[str, float, float]]]] = []
-    for chosen in [[kind] for kind in kinds] + ([kinds] if len(kinds) > 1 else []):
-        if len(chosen) > 1 and options:
-            break
-        raised = raise_budgets(problem, chosen, clock).raised if exact else _raise_all(problem, chosen)
-        values = list(_raised_values(costs, problem, raised))
-        if values:
-            options.append((sum(new / old - 1 for _, new, old in values), values))
-    if not options:
-        return "Which budget binds was not found in time.", {}
-    _, values = min(options, key=lambda option: option[0])
-    parts = [f"`{name}` must be at least {_figure(name, new)} instead of {old:g}" for name, new, old in values]
-    manner = "" if exact else " (by the greedy placement; with scipy installed the smallest value is found)"
-    more = f" and {len(parts) - 6} devices more" if len(parts) > 6 else ""
-    sentence = f"What binds: {'; '.join(parts[:6])}{more}, all other budgets unchanged{manner}."
-    return sentence, {name: new for name, new, _ in values}
-
-
-def _raised_values(
-    costs: FleetCosts, problem: Problem, raised: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, float, float]]:
-    """Dotted name, new value and old value of every raised budget, in the units of a fleet file."""
-    for kind, rises in raised.items():
-        unit = MIB if kind in ("memory_mib", "total") else 1
-        for device in np.flatnonzero(rises > 0):
-            name = "total_mib" if kind == "total" else f"devices.{costs.fleet.devices[device].name}.{kind}"
-            old = problem.total_limit if kind == "total" else problem.limits[kind][device]
-            yield name, float(old + rises[device]) / unit, float(old) / unit
-
-
-def _figure(name: str, value: float) -> str:
-    """A budget rounded up, so that what the message says is enough."""
-    if name.endswith("macs"):
-        return str(int(np.ceil(value)))
-    return f"{np.ceil(value * 1000) / 1000:.3f}"
-
-
-def _raise_all(problem: Problem, kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    """Without a solver: all budgets of `kinds` raised by one common factor, the smallest that greedy can use."""
-
-    def scaled(factor: float) -> Problem:
-        limits = {k: limit * (factor if k in kinds else 1) for k, limit in problem.limits.items()}
-        return replace(problem, limits=limits, total_limit=problem.total_limit * (factor if "total" in kinds else 1))
-
-    high = 2.0
-    while greedy(scaled(high)) is None:
-        high *= 2
-        if high > 2**60:
-            return {}
-    low = 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if greedy(scaled(middle)) is not None else (middle, high)
-    roomy = scaled(high)
-    rises = {
-        k: np.where(np.isfinite(problem.limits[k]), roomy.limits[k] - problem.limits[k], 0)
-        for k in kinds
-        if k != "total"
-    }
-    return rises | ({"total": np.array([roomy.total_limit - problem.total_limit])} if "total" in kinds else {})

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a published ensemble says of itself, read once and checked: config.json, manifest.json, results.json."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edvit_hf.architectures import widths_of_heads, widths_of_ratios
+from edvit_hf.costs import ModelShape
+from edvit_hf.errors import EDViTError, ManifestError, PruningError, named_extra
+from edvit_hf.manifest import MANIFEST_NAME, Manifest
+from edvit_hf.typed_json import parse_json
+
+_REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
+_LARGEST = 2**53  # of a count: every whole number up to here is a float too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Parameters and multiply-accumulates as a file states them; None where it does not."""
+
+    parameters: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "macs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < _LARGEST:
+                raise ValueError(f"`{name}` must be a positive count, got {value!s:.40}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSize:
+    """A sub-model's row of results.json."""
+
+    index: int
+    parameters: int
+    macs: int
+
+    def __post_init__(self) -> None:
+        Size(parameters=self.parameters, macs=self.macs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    """The part of an ensemble's config.json that costs depend on; see `EDViTConfig`, whose default is taken."""
+
+    class_groups: list[list[int]]
+    sub_model_configs: list[dict[str, Any]]
+    fusion_hidden_size: int = 128
+
+    def __post_init__(self) -> None:
+        groups = self.class_groups
+        if len(groups) != len(self.sub_model_configs):
+            raise ValueError(
+                f"`class_groups` must name one group per sub-model, got {len(groups)} groups and "
+                f"{len(self.sub_model_configs)} sub-models."
+            )
+        classes = sorted(c for group in groups for c in group)
+        if not classes or not all(groups) or classes != list(range(len(classes))):
+            raise ValueError(f"`class_groups` must hold every class from 0 on once, and no empty group, got {groups}.")
+        if not 0 <= self.fusion_hidden_size < 2**31:
+            raise ValueError(f"`fusion_hidden_size` must be 0 or more units, got {self.fusion_hidden_size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The part of results.json that costs depend on.
+
+    Attributes:
+        sub_models: Index -> size.
+        teacher: Of the teacher.
+        ensemble: Of all sub-models with their fusion head; None where there is no such row.
+        recipe_values: The recipe that made it.
+    """
+
+    sub_models: Mapping[int, KnownSize]
+    teacher: Size
+    ensemble: Size | None
+    recipe_values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published ensemble.
+
+    Attributes:
+        source: Folder or Hub id, for messages.
+        class_groups: Classes of each sub-model.
+        shapes: Sizes of each sub-model; None without a config.json.
+        fusion_hidden_size: Units of the fusion head's hidden layer; None without a config.json.
+        teacher: As far as any file tells.
+        manifest: Of the exported files.
+        results: Of the run that made it.
+        image_size: Height and width of an input.
+    """
+
+    source: str
+    class_groups: list[list[int]]
+    shapes: list[ModelShape] | None
+    fusion_hidden_size: int | None
+    teacher: Size
+    manifest: Manifest | None
+    results: Results | None
+    image_size: tuple[int, int] | None
+
+
+def read_published(target: str) -> Published:
+    """Read what an ensemble folder or Hub repository says of itself.
+
+    Raises:
+        ManifestError: Missing or broken files, or files that disagree.
+    """
+    folder = Path(target)
+    is_folder = folder.is_dir()
+
+    def find(name: str) -> Path | None:
+        return (folder / name if (folder / name).is_file() else None) if is_folder else _fetched(target, name)
+
+    def read(name: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
+        return _parsed(find(name), f"{target}/{name}", parse)
+
+    config = read("config.json", _config)
+    data = read(MANIFEST_NAME, lambda found: found)
+    manifest = None if data is None else Manifest.from_json(json.dumps(data), source=f"{target}/{MANIFEST_NAME}")
+    if config is None and manifest is None:
+        raise ManifestError(
+            f"{target}: expected a published ensemble with config.json or manifest.json, got neither. Give the folder "
+            "that `edvit run` names at its end, a Hub id, or a recipe."
+        )
+    results = read("results.json", _results) if is_folder else None
+    image_size = read("preprocessor_config.json", _image_size) if is_folder else None
+    values, parent, shapes = (None, Size(), None) if config is None else config
+    own = None if values is None else [sorted(group) for group in values.class_groups]
+    groups: list[list[int]] = manifest.class_groups if manifest is not None else own or []
+    if own is not None and own != groups:
+        raise ManifestError(
+            f"{target}: config.json and manifest.json must speak of the same class groups, got {own} "
+            f"and {groups}. They are of two ensembles. Export again."
+        )
+    known = {} if results is None else _stated(results.teacher)
+    return Published(
+        source=target, class_groups=groups, shapes=shapes, manifest=manifest, results=results, image_size=image_size,
+        fusion_hidden_size=None if values is None else values.fusion_hidden_size,
+        teacher=Size(**{**known, **_stated(parent)}),
+    )  # fmt: skip
+
+
+def _stated(size: Size) -> dict[str, int]:
+    return {name: value for name, value in dataclasses.asdict(size).items() if value is not None}
+
+
+def _parsed(path: Path | None, source: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `parse` makes of a file that holds a JSON object; None where there is no file."""
+    if path is None:
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ManifestError(f"{source}: expected JSON, got {error}. {_REMEDY}") from error
+    if not isinstance(data, dict):
+        raise ManifestError(f"{source}: expected a JSON object, got {type(data).__name__}. {_REMEDY}")
+    try:
+        return parse(data)
+    except ManifestError as error:
+        raise ManifestError(f"{source}: {error}") from error
+    except ValueError as error:
+        raise ManifestError(f"{source}: {error} {_REMEDY}") from error
+
+
+def _taken(kind: Any, value: Any, where: str = "") -> Any:
+    """A dataclass from those of an object's keys that it has."""
+    if not isinstance(value, dict):
+        raise ValueError(f"`{where}` must be an object, got {type(value).__name__}.")
+    return parse_json(kind, {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}, where)
+
+
+def _config(data: dict[str, Any]) -> tuple[EnsembleConfig, Size, list[ModelShape]]:
+    if not {"sub_model_configs", "class_groups"} <= set(data):
+        raise ManifestError(
+            f"expected the config.json of an ensemble, with `sub_model_configs` and `class_groups`, got the keys "
+            f"{sorted(data)[:8]}. It is another model. Give an ensemble, or a recipe to plan one."
+        )
+    values: EnsembleConfig = _taken(EnsembleConfig, data)
+    parent = _taken(Size, data.get("parent") or {}, "parent")
+    return values, parent, [_shape(values, i) for i in range(len(values.class_groups))]
+
+
+def _shape(values: EnsembleConfig, index: int) -> ModelShape:
+    """The sizes of one sub-model: labels are those of its group and "other", which a single one may leave out."""
+    config, group, where = values.sub_model_configs[index], values.class_groups[index], f"sub_model_configs[{index}]"
+    names = config.get("id2label")
+    if names is not None and not isinstance(names, dict):
+        raise ValueError(f"`{where}.id2label` must be an object, got {type(names).__name__}.")
+    is_single = len(values.class_groups) == 1
+    labels = len(names) if names else len(group) + (not is_single)
+    if labels != len(group) + 1 and not (is_single and labels == len(group)):
+        raise ValueError(f"`{where}.id2label` must name the {len(group)} classes of its group and other, got {labels}.")
+    try:
+        return ModelShape.from_config(config, num_labels=labels)
+    except PruningError as error:
+        raise ValueError(f"`{where}`: {error}") from error
+
+
+def _results(data: dict[str, Any]) -> Results:
+    lists: dict[str, list[Any]] = {}
+    for key in ("sub_models", "rows"):
+        lists[key] = parse_json(list[Any], data.get(key, []), key)
+    sizes = [_taken(KnownSize, row, f"sub_models[{i}]") for i, row in enumerate(lists["sub_models"])]
+    of_kind: dict[str, Size] = {}
+    for i, row in enumerate(lists["rows"]):
+        size = _taken(Size, row, f"rows[{i}]")
+        kind = row.get("kind")
+        if kind in ("teacher", "ensemble"):
+            if size.parameters is None:
+                raise ValueError(f"`rows[{i}].parameters` of the {kind} is missing.")
+            of_kind.setdefault(kind, size)
+    recipe = parse_json(dict[str, Any], data.get("recipe_values") or {}, "recipe_values")
+    return Results(
+        sub_models={size.index: size for size in sizes}, teacher=of_kind.get("teacher", Size()),
+        ensemble=of_kind.get("ensemble"), recipe_values=recipe,
+    )  # fmt: skip
+
+
+def _image_size(data: dict[str, Any]) -> tuple[int, int] | None:
+    size = data.get("size")
+    if size is None or (isinstance(size, dict) and not {"height", "width"} & set(size)):
+        return None  # an image's own size, or one that follows its shortest edge
+    pair = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    height, width = (parse_json(int, side, "size") for side in pair)
+    if not (0 < height < 2**16 and 0 < width < 2**16):
+        raise ValueError(f"`size` must be a positive height and width, got {size}.")
+    return height, width
+
+
+def derived_shape(ensemble: Published, index: int) -> ModelShape | None:
+    """The sizes of a sub-model of which only exported files are here, from the recipe that results.json records.
+
+    The recipe tells the teacher's sizes, the manifest the sub-model's residual width. A cut of that teacher counts as
+    found only if its parameters and multiply-accumulates are those recorded, to the last one; else the answer is None.
+    """
+    if ensemble.manifest is None or ensemble.results is None or index not in ensemble.results.sub_models:
+        return None
+    wanted, labels = ensemble.results.sub_models[index], len(ensemble.class_groups[index])
+    labels += len(ensemble.class_groups) > 1
+    try:
+        teacher, cuts = _recorded_cuts(ensemble, labels)
+    except (PruningError, ValueError):
+        return None
+    for cut in cuts:
+        try:
+            shape = cut(teacher)
+        except PruningError:
+            continue
+        is_wide_enough = shape.widths.residual == ensemble.manifest.sub_models[index].feature_size
+        if is_wide_enough and (shape.parameters, shape.macs) == (wanted.parameters, wanted.macs):
+            return shape
+    return None
+
+
+def _recorded_cuts(
+    ensemble: Published, labels: int
+) -> tuple[ModelShape, list[Callable[[ModelShape], ModelShape]]]:  # fmt: skip
+    """The teacher of the recorded recipe, and every cut of it that the recipe allows."""
+    assert ensemble.results is not None
+    recipe = ensemble.results.recipe_values
+    sections = {key: parse_json(dict[str, Any], recipe.get(key), key) for key in ("teacher", "dataset", "prune")}
+    written = sections["teacher"].get("from_scratch") or sections["teacher"].get("config")
+    image = {"image_size": sections["dataset"].get("image_size"), "num_channels": 3}
+    teacher = ModelShape.from_config(
+        {**image, **parse_json(dict[str, Any], written, "teacher")}, num_labels=sum(map(len, ensemble.class_groups))
+    )
+    attention = sections["prune"].get("attention", "whole")
+
+    def of_heads(heads: int) -> Callable[[ModelShape], ModelShape]:
+        return lambda t: t.resized(widths_of_heads(t.widths, heads, attention=attention, labels=labels))
+
+    cuts = [of_heads(heads) for heads in range(1, teacher.widths.heads + 1)]
+    ratios = sections["prune"].get("keep_ratios")
+    if isinstance(ratios, dict):
+        shares = [parse_json(float, ratios.get(key), key) for key in ("residual", "attention", "ffn")]
+        cuts.append(lambda t: t.resized(widths_of_ratios(t.widths, *shares, kind=attention, labels=labels)))
+    return teacher, cuts
+
+
+def _fetched(repo: str, name: str) -> Path | None:
+    """One small file of a Hub repository; None where the repository has none of that name."""
+    with named_extra("Planning an ensemble of the Hub", "torch"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    try:
+        return Path(hf_hub_download(repo, name))
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(repo, name, error) from error
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
+        raise _unreachable(repo, name, error) from error
+
+
+def _unreachable(repo: str, name: str, error: Exception) -> EDViTError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ManifestError(
+        f"{name} of {repo!r} is neither here nor could it be fetched from the Hub ({reason}). Without it the sizes of "
+        "the sub-models are not known. Check the name and the connection, or give a folder."
+    )
