@@ -17,10 +17,11 @@ from report_format import Results
 from report_planning import planning, splitting
 from report_pruning import pruning
 from report_trips import exported, start_up, trips
+from report_variants import variants
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-SECTIONS = (trips, exported, pruning, splitting, planning, start_up)
+SECTIONS = (trips, exported, pruning, variants, splitting, planning, start_up)
 
 
 def measured(results: Results, *, full: bool) -> str:

@@ -199,9 +199,10 @@ def measured(entry: Any) -> str:
 
 
 def verdict(entry: Any) -> str:
-    """A difference in standard deviations of the exact KL's seeds, and whether it lies outside one."""
+    """A difference in standard deviations of the exact KL's seeds, and on which side it lies outside one."""
     value, is_within = at(entry, "in_seed_deviations_of_kl"), at(entry, "within_one_seed_deviation")
-    return f"{figure(value, '+.1f')}{': outside' if is_within is False else ''}"
+    place = "" if is_within is not False else ": below" if (value or 0) < 0 else ": above"
+    return f"{figure(value, '+.1f')}{place}"
 
 
 def reduced(data: Any) -> str:

@@ -211,7 +211,7 @@ def test_measured_figures_stand_beside_their_targets(written):
         "21.5 times faster (target ≥ 20), 29.1 times fewer MACs; of the time beyond that share go to: moves 50 %",
         "4 random fleets of 2 to 20 devices (target ≥ 200: missed)",
         "| `fisher` | 91.50 ± 1.00 | 90.50 ± 1.00 | +0.50 | +0.5 | 2 |",
-        "| `hybrid` | 89.00 ± 1.00 | 88.00 ± 1.00 | -2.00 | -2.0: outside | 2 |",
+        "| `hybrid` | 89.00 ± 1.00 | 88.00 ± 1.00 | -2.00 | -2.0: below | 2 |",
         "| torch-pruning taylor | 49.0 → 89.00 | 49.0 → 89.00 | 1.0 | 3 |",
         "| balanced | 2 | 25.0 | 70.00 ± 0.00 | 69.00 ± 0.00 |",
         "| similarity group | 1 | 25.0 | 70.00 | 69.00 |",
