@@ -162,7 +162,11 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
         ({"split": {"num_sub_models": 11}}, RecipeError, "only 10 classes"),
         ({"split": {"strategy": "given", "class_groups": [[0, 1], []]}}, RecipeError, "class group 1 is empty"),
         ({"split": {"strategy": "given", "class_groups": [[0], [0, 1]]}}, RecipeError, "stands in group 0 and in"),
-        ({"teacher": {"from_scratch": {"model_type": "nonsense"}}}, RecipeError, "no stock image classifier"),
+        (
+            {"teacher": {"from_scratch": {"model_type": "nonsense"}}},
+            PruningError,
+            "known: audio-spect",
+        ),
         ({"dataset": {"path": "imagefolder", "data_dir": "/nonexistent"}}, DataError, "nonexistent"),
         ({"dataset": {"num_labels": 9}}, RecipeError, "has 10 classes"),
         ({"split": {"sizes": "proportional"}}, RecipeError, "profile 'x86-avx2' of device 'd0' states none"),
