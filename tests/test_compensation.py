@@ -304,7 +304,7 @@ def test_training_mode_and_the_random_generator_are_left_alone():
     assert pruned.training
 
 
-def refused(message, pruned, model, plan, group, inputs, **options):
+def assert_refused(message, pruned, model, plan, group, inputs, **options):
     state = copy.deepcopy(pruned.state_dict())
     with pytest.raises(PruningError, match=message):
         compensate(pruned, model, plan, group, inputs, **NO_BARS, **options)
@@ -315,19 +315,19 @@ def test_refusals_come_before_any_change():
     model = tiny_model("vit")
     plan, pruned = plan_and_cut(model)
     inputs = tiny_inputs("vit", 64)
-    refused("at least 2 inputs, got 1", pruned, model, plan, GROUP, tiny_inputs("vit", 1))
-    refused("cannot read inputs", pruned, model, plan, GROUP, {"pixel_values": torch.zeros(4, 3, 16, 16)})
-    refused("above 0", pruned, model, plan, GROUP, inputs, ridge=0.0)
-    refused("above 0", pruned, model, plan, GROUP, inputs, ridge=float("nan"))
-    refused("batch_size", pruned, model, plan, GROUP, inputs, batch_size=0)
-    refused("The pruned model should have", pruned, model, plan, [0, 1, 2], inputs)
-    refused("The pruned model should have", model, model, plan, GROUP, inputs)
-    refused("The plan was made for", pruned, tiny_model("vit", intermediate_size=64), plan, GROUP, inputs)
-    refused("answers with .'class_0', 'class_3', 'other'.", pruned, model, plan, [1, 2], inputs)
-    refused("answers with", pruned, model, plan, GROUP[::-1], inputs)
-    refused("not what the plan cuts", pruned, model, plan_and_cut(model, seed=1)[0], GROUP, inputs)
-    refused("not what the plan cuts", pruned, tiny_model("vit", seed=1), plan, GROUP, inputs)
+    assert_refused("at least 2 inputs, got 1", pruned, model, plan, GROUP, tiny_inputs("vit", 1))
+    assert_refused("cannot read inputs", pruned, model, plan, GROUP, {"pixel_values": torch.zeros(4, 3, 16, 16)})
+    assert_refused("above 0", pruned, model, plan, GROUP, inputs, ridge=0.0)
+    assert_refused("above 0", pruned, model, plan, GROUP, inputs, ridge=float("nan"))
+    assert_refused("batch_size", pruned, model, plan, GROUP, inputs, batch_size=0)
+    assert_refused("The pruned model should have", pruned, model, plan, [0, 1, 2], inputs)
+    assert_refused("The pruned model should have", model, model, plan, GROUP, inputs)
+    assert_refused("The plan was made for", pruned, tiny_model("vit", intermediate_size=64), plan, GROUP, inputs)
+    assert_refused("answers with .'class_0', 'class_3', 'other'.", pruned, model, plan, [1, 2], inputs)
+    assert_refused("answers with", pruned, model, plan, GROUP[::-1], inputs)
+    assert_refused("not what the plan cuts", pruned, model, plan_and_cut(model, seed=1)[0], GROUP, inputs)
+    assert_refused("not what the plan cuts", pruned, tiny_model("vit", seed=1), plan, GROUP, inputs)
     other_units = replace(plan, kept_ffn=[plan.kept_ffn[0], without(plan.kept_ffn[1], plan.intermediate_size)])
-    refused("layers.1.mlp.fc1.weight.* not what the plan cuts", pruned, model, other_units, GROUP, inputs)
-    refused("distinct labels", pruned, model, plan, [0, 9], inputs)
-    refused("not finite", pruned, model, plan, GROUP, {"pixel_values": inputs["pixel_values"] * float("nan")})
+    assert_refused("layers.1.mlp.fc1.weight.* not what the plan cuts", pruned, model, other_units, GROUP, inputs)
+    assert_refused("distinct labels", pruned, model, plan, [0, 9], inputs)
+    assert_refused("not finite", pruned, model, plan, GROUP, {"pixel_values": inputs["pixel_values"] * float("nan")})
