@@ -18,9 +18,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from edvit_hf.architectures import Widths, widths_of_heads
+from edvit_hf.auto import stock_auto_class
 from edvit_hf.pruning import UnitScores, architecture_of, make_plan, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import Recipe, load_recipe
@@ -102,7 +103,7 @@ def class_groups(recipe: Recipe, num_classes: int, work_dir: Path | None) -> lis
 
 def score_group(
     model: PreTrainedModel,
-    pixel_values: torch.Tensor,
+    inputs: dict[str, torch.Tensor],
     group: list[int],
     after: Widths,
     methods: Sequence[ImportanceMethod],
@@ -113,9 +114,9 @@ def score_group(
     seconds: dict[str, float] = {}
     for method in ("kl", *methods):
         start = time.perf_counter()
-        scores[method] = unit_scores(model, pixel_values, group, method=method, batch_size=batch_size)
+        scores[method] = unit_scores(model, inputs, group, method=method, batch_size=batch_size)
         seconds[method] = round(time.perf_counter() - start, 3)
-    row = {"class_group": group, "num_samples": len(pixel_values), "seconds": seconds}
+    row = {"class_group": group, "num_samples": len(next(iter(inputs.values()))), "seconds": seconds}
     return row | {method: compare(scores["kl"], scores[method], model, after) for method in methods}
 
 
@@ -150,7 +151,7 @@ def main() -> None:
     keep_heads = arguments.keep_heads or recipe.prune.keep_heads
     if not isinstance(keep_heads, int):
         raise SystemExit('The recipe leaves keep_heads to the planner ("auto"): pass --keep-heads.')
-    model = AutoModelForImageClassification.from_pretrained(arguments.teacher).eval()
+    model = stock_auto_class(recipe.task).from_pretrained(arguments.teacher).eval()
     trip = Trip(recipe, {})
     widths = architecture_of(model).widths(model.config)
     after = widths_of_heads(widths, keep_heads, labels=widths.labels)
@@ -160,8 +161,8 @@ def main() -> None:
     rows = []
     for group in groups:
         indices = trip.training_sample(group, samples_per_class, arguments.seed)
-        pixel_values = trip.data.train.pixel_values(indices)
-        rows.append(score_group(model, pixel_values, group, after, arguments.methods, batch_size))
+        inputs = trip.data.train.inputs(indices)
+        rows.append(score_group(model, inputs, group, after, arguments.methods, batch_size))
         print(json.dumps(rows[-1]))
     result = {
         "schema_version": 1,

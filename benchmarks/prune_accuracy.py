@@ -20,13 +20,14 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from edvit_hf.architectures import AttentionKind, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
 from edvit_hf.pruning import UnitScores, architecture_of, compensate, make_plan, prune, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.pruning.distribution import group_log_probabilities
+from edvit_hf.pruning.inputs import in_batches
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
@@ -75,21 +76,21 @@ class Task:
     def __init__(self, trip: Trip, group: list[int], arguments: argparse.Namespace) -> None:
         self.group, self.seed, self.data = group, arguments.seed, trip.data
         train = trip.data.train
-        self.scored = train.pixel_values(trip.training_sample(group, arguments.samples_per_class, self.seed))
-        self.fitted = self._pixels("train", arguments.compensation_samples)[0]
-        self.judged = {name: self._pixels(name, arguments.evaluation_items) for name in SPLITS}
+        self.scored = train.inputs(trip.training_sample(group, arguments.samples_per_class, self.seed))
+        self.fitted = self._items("train", arguments.compensation_samples)[0]
+        self.judged = {name: self._items(name, arguments.evaluation_items) for name in SPLITS}
 
-    def _pixels(self, split_name: str, count: int) -> tuple[Tensor, np.ndarray]:
+    def _items(self, split_name: str, count: int) -> tuple[dict[str, Tensor], np.ndarray]:
         split = getattr(self.data, split_name)
         items = balanced_items(split.labels, self.group, count, self.seed)
-        return split.pixel_values(items), class_group_labels(split.labels[items], self.group)
+        return split.inputs(items), class_group_labels(split.labels[items], self.group)
 
     def accuracy(self, model: PreTrainedModel, *, is_teacher: bool = False) -> dict[str, float]:
         """Share of right answers per split; of the teacher, by its pooled probabilities."""
         result = {}
         with torch.inference_mode():
-            for name, (pixels, labels) in self.judged.items():
-                logits = torch.cat([model(batch).logits for batch in pixels.split(256)])
+            for name, (inputs, labels) in self.judged.items():
+                logits = torch.cat([model(**batch).logits for batch in in_batches(inputs, 256)])
                 answers = group_log_probabilities(logits, self.group) if is_teacher else logits
                 result[name] = round(float((answers.argmax(dim=-1).numpy() == labels).mean()), 5)
         return result
@@ -122,7 +123,7 @@ def measure(result: dict[str, Any], trip: Trip, arguments: argparse.Namespace, p
     """Add the rows that `result` lacks, writing the file after each."""
     done = {(row["teacher"], row["method"], tuple(row["class_group"])) for row in result["rows"]}
     for index, folder in enumerate(arguments.teachers):
-        teacher = AutoModelForImageClassification.from_pretrained(folder).eval()
+        teacher = trip.load(Path(folder))
         for group in split_classes(teacher.config.num_labels, trip.recipe.split)[: arguments.num_groups]:
             missing = [method for method in arguments.methods if (index, method, tuple(group)) not in done]
             if not missing:
@@ -235,7 +236,7 @@ def main() -> None:
     arguments.results_dir.mkdir(parents=True, exist_ok=True)
     path = arguments.results_dir / f"prune_accuracy_{recipe.name}.json"
     settings = {name: getattr(arguments, name) for name in SETTINGS} | {"num_teachers": len(arguments.teachers)}
-    config = AutoModelForImageClassification.from_pretrained(arguments.teachers[0]).config
+    config = trip.load(Path(arguments.teachers[0])).config
     result: dict[str, Any] = {
         "schema_version": 1,
         "recipe": recipe.name,

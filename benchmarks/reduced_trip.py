@@ -16,8 +16,9 @@ from edvit_hf.evaluation import evaluate, torch_predict
 from edvit_hf.recipe import STAGES
 from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.schema import Recipe
-from edvit_hf.recipe.trip import Trip, load_array, save_array
+from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
+from edvit_hf.training import TeacherOutputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,9 @@ def reduced_trip(
 ) -> Trip:
     """A trip whose teacher (and, unless `own_split`, class groups) are those of the finished run in `source`.
 
-    `source` is only read. Its stored teacher logits are used where it has enough of them.
+    `source` is only read, but for the teacher's outputs, which are computed there once for all reduced trips.
     """
+    stored_views = recipe.distill.views
     folders = {stage.name: stage_dir(cell, stage.name) for stage in stages_of(recipe)}
     folders["teacher"] = stage_dir(source, "teacher")
     if not own_split:
@@ -89,12 +91,12 @@ def reduced_trip(
     chosen = reduced.items(data.train.labels)
     trip = Trip(recipe, folders)
     trip.__dict__["data"] = dataclasses.replace(data, train=data.train.select(chosen))
-    stored, own = (f / "teacher_logits.safetensors" for f in (stage_dir(source, "distill"), folders["distill"]))
-    if stored.is_file() and not own.is_file():
-        logits = load_array(stored)
-        if len(logits) >= recipe.distill.views and logits.shape[1] == len(data.train):
-            own.parent.mkdir(parents=True, exist_ok=True)
-            save_array(own, logits[: recipe.distill.views, chosen])
+    whole = Trip(dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, views=stored_views)), folders)
+    whole.__dict__["data"] = data
+    outputs, views = whole.teacher_outputs, recipe.distill.views
+    trip.__dict__["teacher_outputs"] = TeacherOutputs(
+        logits=outputs.logits[:views, chosen], features=outputs.features[:views, chosen]
+    )
     return trip
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edvit_hf.auto import EDViTForImageClassification
-from edvit_hf.data import ImageSplit, iterate_batches
+from edvit_hf.auto import ensemble_class
+from edvit_hf.data import Split, iterate_batches
 from edvit_hf.modeling_edvit import FusionHead
 from edvit_hf.provenance import environment
 from edvit_hf.recipe import STAGES, load_recipe
@@ -38,7 +38,7 @@ def fusion_head(trip: Trip, features: np.ndarray, dropout: float, seed: int) -> 
     config = dataclasses.replace(trip.recipe.fuse, seed=seed, sub_model_dropout=dropout)
     head = fresh_fusion_head(trip, config)
     head.set_feature_statistics(trip.ensemble.fusion.feature_mean, trip.ensemble.fusion.feature_std)
-    data = FuseData(features, trip.data.train.labels, trip.teacher_logits[: config.views])
+    data = FuseData(features, trip.data.train.labels, trip.teacher_outputs.logits[: config.views])
     objective = fuse_objective(
         dropout, config.distillation_weight, config.temperature, label_smoothing=config.label_smoothing
     )
@@ -50,7 +50,7 @@ def fusion_head(trip: Trip, features: np.ndarray, dropout: float, seed: int) -> 
 def fresh_fusion_head(trip: Trip, config: FuseConfig) -> FusionHead:
     """The fusion head as the fuse stage starts it: weights drawn by the ensemble, from the seed."""
     torch.manual_seed(config.seed)
-    ensemble = EDViTForImageClassification.from_sub_models(
+    ensemble = ensemble_class(trip.recipe.task).from_sub_models(
         trip.sub_models("distill"),
         trip.class_groups,
         id2label=trip.teacher.config.id2label,
@@ -70,10 +70,10 @@ def accuracy(head: FusionHead, features: torch.Tensor, labels: np.ndarray, count
         return float((head(features, mask).argmax(-1).numpy() == labels).mean())
 
 
-def features_of(trip: Trip, split: ImageSplit) -> torch.Tensor:
+def features_of(trip: Trip, split: Split) -> torch.Tensor:
     """Features of all sub-models, (N, D)."""
     with torch.inference_mode():
-        return torch.cat([trip.ensemble.features(b["pixel_values"]) for b in iterate_batches(split, 512)])
+        return torch.cat([trip.ensemble.features(**b["inputs"]) for b in iterate_batches(split, 512)])
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
 from edvit_hf.storage import write_json
-from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_logits, train
+from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_outputs, train
 
 try:
     import torch_pruning
@@ -70,9 +70,10 @@ class Task:
         self.num_labels = num_classes if group is None else len(group) + 1
         train_split = trip.data.train
         scored = trip.training_sample(self.classes, trip.recipe.prune.samples_per_class, self.seed)
-        self.scored = train_split.pixel_values(scored)
+        self.scored = train_split.inputs(scored)
         items = self._balanced(train_split.labels, arguments.samples)
-        self.fitted, self.fitted_labels = train_split.pixel_values(items), self.labels(train_split.labels[items])
+        self.fitted = train_split.inputs(items)["pixel_values"]
+        self.fitted_labels = self.labels(train_split.labels[items])
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
         """The labels of this task."""
@@ -94,7 +95,7 @@ class Task:
                 split = getattr(self.trip.data, name)
                 items = self._balanced(split.labels, len(split))
                 parts = np.array_split(items, max(1, len(items) // 512))
-                answers = torch.cat([model(split.pixel_values(part)).logits.argmax(dim=-1) for part in parts])
+                answers = torch.cat([model(**split.inputs(part)).logits.argmax(dim=-1) for part in parts])
                 result[name] = round(float((answers.numpy() == self.labels(split.labels[items])).mean()), 5)
         return result
 
@@ -220,7 +221,7 @@ def main() -> None:
     trip = Trip(recipe, {})
     teacher = AutoModelForImageClassification.from_pretrained(arguments.teacher).eval()
     num_classes = teacher.config.num_labels
-    stored = teacher_logits(teacher, trip.data.train, views=recipe.distill.views, batch_size=512)
+    stored = teacher_outputs(teacher, trip.data.train, views=recipe.distill.views, batch_size=512).logits
     groups: list[list[int] | None] = [None, *split_classes(num_classes, recipe.split)[: arguments.num_groups]]
     rows = []
     for group in groups:

@@ -23,23 +23,23 @@ OPTIONAL = {"results.json": "results.json", "README.md": CARD, "assets": "assets
 def assemble(ensemble: Path, space: Path = HERE) -> Path:
     """Copy what the Space needs from a finished ensemble into `space/model/`.
 
-    `manifest.json`, `preprocessor_config.json`, `onnx/` and `sub_models/*/onnx/` are needed; `results.json`, the card
-    (as `MODEL_CARD.md`) and its figures come along where they exist. Weights of the trained models stay behind. Every
-    graph is checked against the manifest before the new folder takes the place of the old one.
+    `manifest.json`, the preprocessing file that it names, `onnx/` and `sub_models/*/onnx/` are needed; `results.json`,
+    the card (as `MODEL_CARD.md`) and its figures come along where they exist. Weights of the trained models stay
+    behind. Every graph is checked against the manifest before the new folder takes the place of the old one.
 
     Returns:
         `Path`: The filled folder.
 
     Raises:
         ManifestError: `ensemble` is no exported ensemble, or a file of it is missing or altered.
-        EDViTError: It has no `preprocessor_config.json`.
+        EDViTError: It has no preprocessing file.
     """
     manifest = Manifest.load(ensemble)
     manifest.verify_files(ensemble)
-    needed = ["manifest.json", "preprocessor_config.json", *(variant.file for variant in manifest.variants)]
-    if not (ensemble / "preprocessor_config.json").is_file():
+    needed = ["manifest.json", manifest.preprocessing, *(variant.file for variant in manifest.variants)]
+    if not (ensemble / manifest.preprocessing).is_file():
         raise EDViTError(
-            f"{ensemble} has no preprocessor_config.json: the page could not bring a picture into the form the "
+            f"{ensemble} has no {manifest.preprocessing}: the page could not bring a picture into the form the "
             "sub-models were trained on. Give the folder that `edvit run` names at its end."
         )
     model = space / "model"

@@ -7,15 +7,30 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, DeiTConfig, ViTConfig
+from transformers import ASTConfig, AutoConfig, BertConfig, DeiTConfig, DistilBertConfig, ViTConfig
 
 from edvit_hf.auto import EDViTConfig
 
+KINDS = {
+    "image-classification": [ViTConfig, DeiTConfig],
+    "audio-classification": [ASTConfig],
+    "text-classification": [BertConfig, DistilBertConfig],
+}
+INPUTS = {
+    ViTConfig: {"image_size": 8, "patch_size": 4},
+    DeiTConfig: {"image_size": 8, "patch_size": 4},
+    ASTConfig: {"max_length": 20, "num_mel_bins": 16, "patch_size": 8},
+    BertConfig: {"vocab_size": 50, "max_position_embeddings": 16},
+    DistilBertConfig: {"vocab_size": 50, "max_position_embeddings": 12},
+}
+
 
 def sub_config(num_labels, config_class=ViTConfig, **fields):
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
-    sizes |= {"image_size": 8, "patch_size": 4, "num_labels": num_labels}
-    return config_class(**(sizes | fields)).to_dict()
+    if config_class is DistilBertConfig:
+        sizes = {"dim": 8, "n_heads": 2, "hidden_dim": 8, "n_layers": 1}
+    else:
+        sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+    return config_class(**(sizes | INPUTS[config_class] | {"num_labels": num_labels} | fields)).to_dict()
 
 
 def make_config(groups, **fields):
@@ -37,10 +52,11 @@ def class_splits(draw):
 
 # P-1: a list of configs inside a config cannot be written as JSON unless `to_dict` is overridden.
 @settings(deadline=None, max_examples=15)
-@given(groups=class_splits(), data=st.data())
-def test_any_split_with_mixed_architectures_survives_dict_and_json(groups, data, tmp_path_factory):
-    kinds = [data.draw(st.sampled_from([ViTConfig, DeiTConfig])) for _ in groups]
-    subs = [sub_config(len(g) + 1, kind, head_dim=2) for g, kind in zip(groups, kinds, strict=True)]
+@given(groups=class_splits(), task=st.sampled_from(sorted(KINDS)), data=st.data())
+def test_any_split_with_mixed_architectures_survives_dict_and_json(groups, task, data, tmp_path_factory):
+    kinds = [data.draw(st.sampled_from(KINDS[task])) for _ in groups]
+    thin = {} if task == "text-classification" else {"head_dim": 2}
+    subs = [sub_config(len(g) + 1, kind, **thin) for g, kind in zip(groups, kinds, strict=True)]
     config = make_config(groups, sub_model_configs=subs, parent={"id": "teacher", "parameters": 7})
     folder = tmp_path_factory.mktemp("config")
     config.save_pretrained(folder)
@@ -50,7 +66,10 @@ def test_any_split_with_mixed_architectures_survives_dict_and_json(groups, data,
     assert loaded.class_groups == groups
     assert loaded.sub_model_configs == config.sub_model_configs
     assert [type(loaded.sub_model_config(i)) for i in range(len(groups))] == kinds
-    assert all(loaded.sub_model_config(i).head_dim == 2 for i in range(len(groups)))
+    assert all(loaded.sub_model_config(i).head_dim == 2 for i in range(len(groups)) if thin)
+    assert loaded.task == config.task == task
+    assert loaded.feature_sizes == [8] * len(groups)
+    assert loaded.auto_map == config.auto_map
 
 
 @pytest.mark.parametrize(
@@ -67,7 +86,9 @@ def test_any_split_with_mixed_architectures_survives_dict_and_json(groups, data,
         ([[0], [1]], {"sub_model_configs": [sub_config(2), sub_config(2, image_size=12)]}, "image size"),
         ([[0], [1]], {"sub_model_configs": [sub_config(2), sub_config(2, num_channels=1)]}, "channels"),
         ([[0], [1]], {"sub_model_configs": [sub_config(2), {"hidden_size": 8}]}, "name a `model_type`"),
-        ([[0]], {"sub_model_configs": [{"model_type": "bert", "head_dim": 4}]}, "supported architecture"),
+        ([[0]], {"sub_model_configs": [{"model_type": "swin"}]}, "supported architecture"),
+        ([[0]], {"sub_model_configs": [{"model_type": "bert", "head_dim": 4}]}, "`head_dim` is ignored by `bert`"),
+        ([[0]], {"sub_model_configs": [{"model_type": "distilbert", "head_dim": 4}]}, "ignored by `distilbert`"),
         ([[0], [1]], {"id2label": {0: "a", 2: "b"}}, r"keys 0\.\.1, got \[0, 2\]"),
         ([[0], [1]], {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "inverse"),
         ([[0], [1]], {"num_labels": 7}, "got num_labels=7"),
@@ -79,6 +100,54 @@ def test_any_split_with_mixed_architectures_survives_dict_and_json(groups, data,
 def test_parts_that_do_not_fit_are_refused_by_name(groups, fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(groups, **fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "what"),
+    [
+        (ViTConfig, "image_size", 12, "image size and num channels.*image_size=8.*image_size=12.*`pixel_values`"),
+        (DeiTConfig, "num_channels", 1, "num_channels=3.*num_channels=1"),
+        (ASTConfig, "max_length", 30, "max length and num mel bins.*max_length=20.*max_length=30.*`input_values`"),
+        (ASTConfig, "num_mel_bins", 8, "num_mel_bins=16.*num_mel_bins=8"),
+        (
+            BertConfig,
+            "vocab_size",
+            60,
+            "vocab size .*model 0: vocab_size=50; sub-model 1: vocab_size=60.*`input_ids`",
+        ),
+        (DistilBertConfig, "vocab_size", 60, "vocab_size=50.*vocab_size=60"),
+    ],
+)
+def test_what_sub_models_are_fed_must_be_the_same(kind, field, value, what):
+    subs = [sub_config(2, kind), sub_config(2, kind, **{field: value})]
+    with pytest.raises(ValueError, match=f"Expected the same .*{what}"):
+        make_config([[0], [1]], sub_model_configs=subs)
+
+
+def test_one_side_and_two_equal_sides_are_the_same_image_size():
+    assert make_config([[0], [1]], sub_model_configs=[sub_config(2), sub_config(2, image_size=[8, 8])]).image_size == 8
+    with pytest.raises(ValueError, match=r"image_size=8, .*image_size=8x4"):
+        make_config([[0], [1]], sub_model_configs=[sub_config(2), sub_config(2, image_size=[8, 4])])
+
+
+def test_sub_models_may_differ_in_all_but_their_input():
+    subs = [sub_config(2), sub_config(3, DeiTConfig, hidden_size=16, num_hidden_layers=3, patch_size=2)]
+    assert make_config([[0], [1, 2]], sub_model_configs=subs).feature_sizes == [8, 16]
+    subs = [sub_config(2, ASTConfig), sub_config(2, ASTConfig, patch_size=4, time_stride=4, hidden_size=4)]
+    assert make_config([[0], [1]], sub_model_configs=subs).feature_sizes == [8, 4]
+    subs = [sub_config(2, BertConfig), sub_config(2, DistilBertConfig, dim=16)]
+    assert make_config([[0], [1]], sub_model_configs=subs).feature_sizes == [8, 16]
+
+
+@pytest.mark.parametrize("kinds", itertools.permutations([ViTConfig, ASTConfig, DistilBertConfig], 2))
+def test_sub_models_of_two_modalities_are_refused_and_both_named(kinds):
+    subs = [sub_config(2, kind) for kind in kinds]
+    tasks = [next(task for task, of_task in KINDS.items() if kind in of_task) for kind in kinds]
+    named = ".*and ".join(
+        f"{task} .sub-model {i}, `{kind.model_type}`" for i, (task, kind) in enumerate(zip(tasks, kinds, strict=True))
+    )
+    with pytest.raises(ValueError, match=f"Expected sub-models of one task, got {named}"):
+        make_config([[0], [1]], sub_model_configs=subs)
 
 
 def test_a_misspelt_field_is_refused_and_the_nearest_one_named():
@@ -141,6 +210,12 @@ def test_sizes_are_read_from_the_sub_models():
     assert config.feature_sizes == [8, 16]
     assert config.hidden_size == 24
     assert (config.image_size, config.num_channels) == (8, 3)
+    audio = make_config([[0]], sub_model_configs=[sub_config(2, ASTConfig)])
+    assert (audio.num_frames, audio.num_mel_bins) == (20, 16)
+    text = make_config([[0], [1]], sub_model_configs=[sub_config(2, BertConfig), sub_config(2, DistilBertConfig)])
+    assert (text.vocab_size, text.max_position_embeddings) == (50, 12)
+    assert not hasattr(text, "image_size")
+    assert not hasattr(config, "vocab_size")
 
 
 def test_a_single_sub_model_over_all_classes_may_leave_other_out():
@@ -154,9 +229,11 @@ def test_two_classes_may_share_a_name():
     assert config.id2label == {0: "crane", 1: "crane"}
 
 
-def test_auto_map_names_both_travelling_files_for_every_auto_class():
-    assert make_config([[0], [1]]).auto_map == {
+@pytest.mark.parametrize(("task", "classifier"), zip(KINDS, ["Image", "Audio", "Sequence"], strict=True))
+def test_auto_map_names_the_travelling_files_for_every_auto_class_of_the_task(task, classifier):
+    config = make_config([[0]], sub_model_configs=[sub_config(2, KINDS[task][0])])
+    assert config.auto_map == {
         "AutoConfig": "configuration_edvit.EDViTConfig",
         "AutoModel": "modeling_edvit.EDViTModel",
-        "AutoModelForImageClassification": "modeling_edvit.EDViTForImageClassification",
+        f"AutoModelFor{classifier}Classification": f"modeling_edvit.EDViTFor{classifier}Classification",
     }

@@ -36,7 +36,7 @@ def cut_again(trip, index, *, sample=None):
     plan, group = PruningPlan.from_json(stored), trip.class_groups[index]
     pruned = prune(trip.teacher, plan, group)
     if sample is not None:
-        compensate(pruned, trip.teacher, plan, group, trip.data.train.pixel_values(sample), progress=False)
+        compensate(pruned, trip.teacher, plan, group, trip.data.train.inputs(sample), progress=False)
     return pruned.state_dict()
 
 
@@ -111,7 +111,7 @@ def test_a_class_without_items_has_the_confusions_of_the_other_direction(finishe
     np.testing.assert_allclose(without[np.ix_(there, there)], everything[np.ix_(there, there)])
     with torch.inference_mode():
         items = np.flatnonzero(labels == 5)
-        given = trip.teacher(pixel_values=finished.data.train.pixel_values(items)).logits.softmax(-1).mean(0)
+        given = trip.teacher(**finished.data.train.inputs(items)).logits.softmax(-1).mean(0)
     assert without[5, 3] == pytest.approx(float(given[3]), rel=1e-4)  # whole, not halved
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edvit_hf.auto import EDViTForImageClassification, EDViTModel
-from torch_ensemble import tiny_torch_ensemble
+from edvit_hf.auto import EDViTForImageClassification, EDViTModel, ensemble_class
+from torch_ensemble import mixed_ensemble, tiny_torch_ensemble
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,23 @@ def test_a_features_only_checkpoint_is_not_given_a_random_head(tmp_path):
     tiny_torch_ensemble(cls=EDViTModel).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="missing: fusion"):
         EDViTForImageClassification.from_pretrained(tmp_path)
+
+
+# P-4: heads of other architectures are as little filled with random weights as those of images.
+@pytest.mark.parametrize(
+    ("task", "damage", "message"),
+    [
+        ("audio-classification", lambda f: remove(f, "sub_models.0.classifier.layernorm.bias"), "classifier.layernorm"),
+        ("audio-classification", lambda f: resize_sub(f, num_hidden_layers=2), "missing: sub_models.1.audio_spectr"),
+        ("text-classification", lambda f: remove(f, "sub_models.0.bert.pooler.dense.weight"), "bert.pooler.dense"),
+        ("text-classification", lambda f: remove(f, "sub_models.1.pre_classifier.weight"), "1.pre_classifier.weight"),
+        ("text-classification", lambda f: spoil(f, key="sub_models.1.pre_classifier.bias"), "not finite: sub_models.1"),
+        ("text-classification", lambda f: resize_sub(f, max_position_embeddings=23), "of another shape: sub_models.1"),
+    ],
+)
+def test_damage_to_ensembles_of_other_tasks_is_refused_too(task, damage, message, tmp_path):
+    mixed_ensemble(task).save_pretrained(tmp_path)
+    ensemble_class(task).from_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ensemble_class(task).from_pretrained(tmp_path)

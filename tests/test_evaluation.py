@@ -18,15 +18,15 @@ GROUPS = [[0, 3], [1], [2]]
 
 
 def one_hot_predict(predictions):
-    """A predictor that answers its list in order, whatever the pixels are."""
+    """A predictor that answers its list in order, whatever the inputs are."""
     answers = iter(predictions)
-    return lambda pixel_values: np.eye(5, dtype=np.float32)[[next(answers) for _ in pixel_values]]
+    return lambda inputs: np.eye(5, dtype=np.float32)[[next(answers) for _ in inputs["pixel_values"]]]
 
 
 def make_batches(labels, batch_size=4):
     for start in range(0, len(labels), batch_size):
         chosen = np.asarray(labels[start : start + batch_size])
-        yield {"pixel_values": torch.zeros(len(chosen), 3, 2, 2), "labels": torch.from_numpy(chosen)}
+        yield {"inputs": {"pixel_values": torch.zeros(len(chosen), 3, 2, 2)}, "labels": torch.from_numpy(chosen)}
 
 
 @settings(deadline=None, max_examples=40)
@@ -64,7 +64,7 @@ def test_the_torch_model_is_measured_in_eval_mode_and_left_as_it_was():
     with torch.inference_mode():
         expected = model.eval()(pixel_values).logits.numpy()
     model.train()
-    logits = torch_predict(model)(pixel_values.numpy())
+    logits = torch_predict(model)({"pixel_values": pixel_values.numpy()})
     assert np.array_equal(logits, expected)
     assert model.training
 
@@ -72,11 +72,11 @@ def test_the_torch_model_is_measured_in_eval_mode_and_left_as_it_was():
 @pytest.mark.parametrize(
     ("predict", "labels", "message"),
     [
-        (lambda x: np.zeros((len(x), 4)), [0, 1], r"shape \(2, 4\), expected \(2, 5\)"),
-        (lambda x: np.full((len(x), 5), np.nan), [0, 1], "not finite"),
-        (lambda x: np.zeros((len(x), 5)), [0, 5], r"0\.\.4, got 0\.\.5"),
-        (lambda x: np.zeros((len(x), 5)), [0, -1], r"0\.\.4, got -1\.\.0"),
-        (lambda x: np.zeros((len(x), 5)), [], "no batches"),
+        (lambda x: np.zeros((len(x["pixel_values"]), 4)), [0, 1], r"shape \(2, 4\), expected \(2, 5\)"),
+        (lambda x: np.full((len(x["pixel_values"]), 5), np.nan), [0, 1], "not finite"),
+        (lambda x: np.zeros((len(x["pixel_values"]), 5)), [0, 5], r"0\.\.4, got 0\.\.5"),
+        (lambda x: np.zeros((len(x["pixel_values"]), 5)), [0, -1], r"0\.\.4, got -1\.\.0"),
+        (lambda x: np.zeros((len(x["pixel_values"]), 5)), [], "no batches"),
     ],
 )
 def test_results_that_mean_nothing_are_refused(predict, labels, message):

@@ -66,7 +66,7 @@ def keep_only(folder, sub_models):
 def test_a_saved_folder_holds_the_documented_files(saved):
     found = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
     parts = {"config.json", "model.safetensors", "preprocessor_config.json"}
-    expected = parts | {"fusion.safetensors", "configuration_edvit.py", "modeling_edvit.py"}
+    expected = parts | {"fusion.safetensors", "configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py"}
     assert found == expected | {f"sub_models/{i:02d}/{name}" for i in range(NUM_SUB_MODELS) for name in parts}
 
 
@@ -91,7 +91,7 @@ def test_every_auto_class_knows_the_ensemble(ensemble, saved, pixels):
     assert type(model) is EDViTModel
     assert not info["unexpected_keys"]
     with torch.no_grad():
-        assert torch.equal(model(pixels).pooler_output, ensemble.features(pixels))
+        assert torch.equal(model(pixels).pooler_output, ensemble.features(pixel_values=pixels))
 
 
 # P-3: `post_init()` again, for the other public class.
@@ -129,7 +129,7 @@ def test_more_than_ten_sub_models_keep_their_numbers(tmp_path, pixels):
     assert torch.equal(logits(loaded, pixels), logits(ensemble, pixels))
     alone = EDViTForImageClassification.from_pretrained(tmp_path, sub_models=[11])
     with torch.no_grad():
-        assert torch.equal(alone.votes(pixels)[11], subs[11](pixels).logits)
+        assert torch.equal(alone.votes(pixel_values=pixels)[11], subs[11](pixels).logits)
 
 
 def test_saving_what_was_loaded_over_itself_changes_nothing(copy, pixels):
@@ -149,7 +149,7 @@ def test_a_partial_load_equals_the_whole_with_the_others_masked(ensemble, copy, 
     expected = logits(ensemble, pixels, sub_model_mask=mask)
     assert torch.equal(logits(loaded, pixels), expected)
     assert torch.equal(logits(loaded, pixels, sub_model_mask=torch.ones(3)), expected)
-    assert [vote is not None for vote in loaded.votes(pixels)] == mask.tolist()
+    assert [vote is not None for vote in loaded.votes(pixel_values=pixels)] == mask.tolist()
     assert not any(key.startswith("sub_models.1.") for key in loaded.state_dict()) or 1 in sub_models
     assert logits(loaded.train(), pixels).isfinite().all()
 
@@ -242,7 +242,7 @@ def test_a_sub_model_folder_is_a_stock_model_that_votes(saved, pixels, ensemble)
     assert type(model) is ViTForImageClassification
     assert model.config.id2label == {0: "cat", 1: "eel", 2: "other"}
     with torch.no_grad():
-        assert torch.equal(model(pixels).logits, ensemble.votes(pixels)[1])
+        assert torch.equal(model(pixels).logits, ensemble.votes(pixel_values=pixels)[1])
     assert "auto_map" not in json.loads((saved / "sub_models/01/config.json").read_text())
 
 
@@ -328,13 +328,13 @@ def test_remote_code_gives_equal_answers_where_the_package_is_not_installed(ense
     with torch.no_grad():
         assert torch.allclose(answers["whole"], logits(ensemble, pixels), atol=1e-6)
         assert torch.allclose(answers["part"], logits(ensemble, pixels, sub_model_mask=mask), atol=1e-6)
-        assert torch.allclose(answers["features"], ensemble.features(pixels), atol=1e-6)
+        assert torch.allclose(answers["features"], ensemble.features(pixel_values=pixels), atol=1e-6)
 
 
 # P-14: a folder saved again by a model that came through remote code may lack the .py files and load nowhere.
 def test_a_folder_saved_again_by_remote_code_still_carries_the_code_and_loads(saved, without_the_package):
     _, answers, again = without_the_package
-    for name in ("configuration_edvit.py", "modeling_edvit.py"):
+    for name in ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py"):
         assert (again / name).read_bytes() == (saved / name).read_bytes()
     assert torch.equal(answers["again"], answers["whole"])
 

@@ -25,6 +25,7 @@ from edvit_hf.manifest import (
     load_profiles,
 )
 from edvit_hf.profiles import FIGURES
+from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES, TASKS
 
 PARITY = Parity(max_abs=1e-6, relative_to_largest_logit=1e-7, argmax_agreement=1.0, num_items=40)
 
@@ -61,6 +62,7 @@ def manifest(tmp_path):
         ensemble=EnsembleEntry(id="edvit-x", task="image-classification", content_hash="a" * 64, parity=PARITY),
         label_names=["zero", "one", "two"],
         class_groups=[[0, 2], [1]],
+        preprocessing="preprocessor_config.json",
         sub_models=sub_models,
         fusion=FusionEntry(variants=[make_variant(tmp_path, "onnx/fusion.onnx")]),
     )
@@ -83,8 +85,9 @@ def test_a_manifest_survives_the_trip_through_its_file(manifest, tmp_path):
 @given(
     mean=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5),
     names=st.lists(st.text(max_size=8), min_size=1, max_size=4),
+    task=st.sampled_from(TASKS),
 )
-def test_any_finite_statistics_and_label_names_survive_the_trip(mean, names):
+def test_any_finite_statistics_label_names_and_task_survive_the_trip(mean, names, task):
     variant = Variant(
         file="a.onnx", sha256="0" * 64, bytes=1, precision="fp32", opset=20, parity=PARITY,
         accuracy_note="none", latency_note="none",
@@ -94,9 +97,10 @@ def test_any_finite_statistics_and_label_names_survive_the_trip(mean, names):
         feature_std=[abs(m) for m in mean], path="sub_models/00", variants=[variant],
     )  # fmt: skip
     manifest = Manifest(
-        ensemble=EnsembleEntry(id="e", task="image-classification", content_hash="0" * 64),
+        ensemble=EnsembleEntry(id="e", task=task, content_hash="0" * 64),
         label_names=names,
         class_groups=[entry.class_group],
+        preprocessing=PREPROCESSING_FILE[task],
         sub_models=[entry],
         fusion=FusionEntry(variants=[dataclasses.replace(variant, file="b.onnx")]),
     )
@@ -124,6 +128,9 @@ def _drop(*keys):
 FIRST = ("sub_models", 0, "variants", 0)
 BROKEN = [
     (_drop("fusion"), "`fusion` is missing"),
+    (_drop("preprocessing"), "`preprocessing` is missing"),
+    (_set("ensemble", "task", value="image-segmentation"), "`ensemble.task` must be one of ['image-classification'"),
+    (_set("image_preprocessing", value="x.json"), "unknown key `image_preprocessing`"),
     (_drop(*FIRST, "parity", "max_abs"), "`sub_models[0].variants[0].parity.max_abs` is missing"),
     (_set(*FIRST, "parity", value=3), "`sub_models[0].variants[0].parity` must be an object"),
     (_set(*FIRST, "bytes", value="9"), "`sub_models[0].variants[0].bytes` must be of type int"),
@@ -152,6 +159,7 @@ BROKEN = [
     (_set("schema_version", value="1"), "must be a positive integer"),
     (_set("schema_version", value=True), "must be a positive integer"),
     (_set("schema_version", value=SCHEMA_VERSION + 1), "Upgrade edvit_hf"),
+    (_set("schema_version", value=1), "expected schema version 2, got 1. Older manifests do not say what kind"),
 ]
 
 
@@ -164,7 +172,7 @@ def test_a_broken_manifest_is_refused_with_the_key_that_breaks_it(manifest, chan
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "../other/model.onnx", "a/../../b", "", "C:/x.onnx", "a\\..\\b", "a\0b", "sub/.."]
 )
-@pytest.mark.parametrize("keys", [(*FIRST, "file"), ("sub_models", 0, "path"), ("image_preprocessing",)])
+@pytest.mark.parametrize("keys", [(*FIRST, "file"), ("sub_models", 0, "path"), ("preprocessing",)])
 def test_no_path_leaves_the_ensemble_folder(manifest, keys, path):
     with pytest.raises(ManifestError, match="inside the ensemble folder"):
         Manifest.from_json(edited(manifest, _set(*keys, value=path)))
@@ -220,6 +228,19 @@ def test_the_variant_of_the_profile_is_chosen_and_others_are_named(manifest):
     assert entry.variant("int8", "raspberry-pi-5").name == "qint8_arm64"
     with pytest.raises(ManifestError, match=r"no int8 file for jetson-nano; it has: .*raspberry-pi-5"):
         entry.variant("int8", "jetson-nano")
+
+
+def test_a_task_that_does_not_exist_is_refused_however_the_entry_is_made():
+    with pytest.raises(ManifestError, match="`task` must be one of image-classification, "):
+        EnsembleEntry(id="e", task="segmentation", content_hash="0" * 64)
+
+
+@pytest.mark.parametrize("name", PROCESSOR_FILES)
+def test_what_prepares_the_input_is_part_of_the_content(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    before = content_hash(tmp_path)
+    (tmp_path / name).write_text("{}")
+    assert content_hash(tmp_path) != before
 
 
 def test_the_content_hash_follows_weights_and_configs_and_nothing_else(tmp_path):

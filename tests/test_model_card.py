@@ -3,9 +3,9 @@
 import contextlib
 import copy
 import io
-import json
 import os
 import re
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,24 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from conftest import tiny_vit
 from edvit_hf.card_figures import _spread, draw_figures
 from edvit_hf.card_tables import BASELINE_NOTE, own_vote_finding, splitting_finding, whole_onnx_finding
+from edvit_hf.card_words import ARCHITECTURES, KNOWN_DATA, NOT_RECORDED, TASK_WORDS, making_table
+from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import EDViTError
 from edvit_hf.model_card import NOT_MEASURED, CardData, render_card, template_path, write_card
-from tiny_ensemble import PREPROCESSOR, SIZE, write_tiny_ensemble
+from edvit_hf.pruning.config import ImportanceMethod, PruneConfig
+from edvit_hf.tasks import TASKS
+from edvit_hf.training.config import DistillConfig, FuseConfig
+from tiny_ensemble import write_tiny_ensemble
+from torch_ensemble import GROUPS as ENSEMBLE_GROUPS
+from torch_ensemble import NAMES, mixed_ensemble
 
+OF_TASK = {
+    "image-classification": ("deit", "cifar10"),
+    "audio-classification": ("audio-spectrogram-transformer", "fsdd"),
+    "text-classification": ("distilbert", "trec6"),
+}
 GOLDEN = Path(__file__).parent / "golden" / "model_card.md"
 GROUPS = [[0, 3], [1], [2, 4]]
 
@@ -34,6 +45,7 @@ def row(name, kind, parameters, share, accuracy, teacher, ensemble, note=""):
         "name": name, "kind": kind, "parameters": parameters, "parameters_per_device": per_device,
         "bytes": 4 * parameters, "bytes_per_device": 4 * per_device, "macs": 65 * parameters,
         "macs_per_device": 65 * per_device, "accuracy": accuracy, "macro_f1": accuracy - 0.002,
+        "calibration_error": 0.031,
         "per_group_accuracy": [accuracy + 0.01, accuracy - 0.02, accuracy + 0.005],
         "against_teacher": teacher, "against_ensemble": ensemble, "note": note,
     }  # fmt: skip
@@ -50,6 +62,7 @@ def results():
             "machine": {"cpu": "Example CPU 3000", "architecture": "x86_64", "cores": 2, "memory_gib": 23.5},
         },
         "dataset": {"path": "digits", "num_test_items": 450, "num_labels": 5, "label_names": list("01234")},
+        "recipe_values": RECIPE,
         "class_groups": GROUPS,
         "rows": [
             row("teacher", "teacher", 812_042, 1, 0.9778, None, interval(0.0133, 0.002, 0.027)),
@@ -109,6 +122,16 @@ MANIFEST = {
     ],
     "fusion": {"variants": []},
 }  # fmt: skip
+RECIPE = {
+    "dataset": {"path": "digits", "local_name": None},
+    "teacher": {"from_scratch": {"model_type": "vit"}, "checkpoint": None},
+    "split": {"strategy": "similarity", "similarity": "group"},
+    "prune": {
+        "importance": "fisher", "attention": "whole", "compensate": True, "compensation_samples": 1024, "rounds": 1
+    },
+    "distill": {"objective": "dekd", "hard": True},
+    "fuse": {"joint": False, "joint_epochs": 5},
+}  # fmt: skip
 FIGURES = {name: f"assets/accuracy_{name}.png" for name in ("size", "absent", "groups")}
 
 
@@ -141,6 +164,107 @@ def test_the_metadata_survives_the_hubs_own_client(results):
         ("f1", 0.9624),
     ]
     assert {r.dataset_type for r in parsed.eval_results} == {"uoft-cs/cifar10"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_card_of_each_task_speaks_of_its_own_inputs_and_classes(results, task):
+    model_type, local_name = OF_TASK[task]
+    recipe = {
+        "task": task,
+        "dataset": {"path": "parquet", "local_name": local_name},
+        "teacher": {"from_scratch": {"model_type": model_type}},
+        "card": {"language": "en"},
+    }
+    results |= {"task": task, "dataset": {**results["dataset"], "path": "parquet"}}
+    content = render_card(CardData.from_run(results, MANIFEST, recipe))
+    parsed = ModelCard(content).data
+    assert parsed.pipeline_tag == task
+    assert "datasets" not in parsed.to_dict(), "a local folder has no Hub id"
+    assert {(r.task_type, r.dataset_type, r.dataset_name) for r in parsed.eval_results} == {
+        (task, local_name, KNOWN_DATA[local_name].name)
+    }
+    assert f"one **teacher** ({ARCHITECTURES[model_type]})" in content
+    assert f'pipeline("{task}", model=' in content
+    assert f"Data: {KNOWN_DATA[local_name].name}. {KNOWN_DATA[local_name].licence}" in content
+    for other, words in TASK_WORDS.items():
+        for word in (words.auto_class, words.ensemble_class, words.unmeasured, words.example):
+            assert (word in content) == (other == task), word
+
+
+def test_the_words_cover_what_an_ensemble_can_be_and_a_recipe_can_say():
+    assert set(ARCHITECTURES) == set(TASK_OF)
+    for method in typing.get_args(ImportanceMethod):
+        assert "see the recipe" not in making_table({"prune": {"importance": method}})
+
+
+def test_a_task_that_the_hub_does_not_know_is_refused(results):
+    with pytest.raises(EDViTError, match="got 'object-detection'"):
+        CardData.from_run({**results, "task": "object-detection"})
+
+
+def test_the_card_says_how_the_sub_models_were_made():
+    """From the values of real configs, so that a renamed field shows here."""
+    made = {
+        "split": {"strategy": "balanced", "similarity": "group"},
+        "prune": vars(PruneConfig(importance="linear", attention="merged", compensate=False, rounds=3)),
+        "distill": vars(DistillConfig(epochs=1, objective="none")),
+        "fuse": vars(FuseConfig(epochs=1, joint=True, joint_epochs=7)),
+    }
+    table = making_table(made)
+    for line in (
+        "| class groups | `balanced` |",
+        "| pruning score | `linear`: change of the answers predicted to first order |",
+        "| attention | `merged`: each new head is made of the best dimensions of several old ones |",
+        "| compensation after pruning | none; pruned in 3 rounds with retraining between |",
+        "| distillation objective | `none`: labels alone, no distillation |",
+        "tuned together, end to end for 7 epochs |",
+    ):
+        assert line in table
+    made |= {
+        "split": {"strategy": "similarity", "similarity": "spread"},
+        "prune": vars(PruneConfig(compensation_samples=2048)),
+        "distill": vars(DistillConfig(epochs=1, objective="dekd", hard=False)),
+        "fuse": vars(FuseConfig(epochs=1)),
+    }
+    table = making_table(made)
+    for line in (
+        "| class groups | `similarity`, direction `spread` |",
+        "least-squares refit of what stayed on up to 2,048 training items |",
+        "`dekd`: soft answers of the teacher, and its relations of queries, keys and values |",
+        "| fusion | frozen: the fusion head was trained",
+    ):
+        assert line in table
+    assert making_table({}).count(NOT_RECORDED) == 6
+
+
+@pytest.mark.parametrize(("objective", "is_distilled"), [("kd", True), ("none", False)])
+def test_sub_models_that_learnt_from_labels_alone_are_not_said_to_be_distilled(results, objective, is_distilled):
+    card = render_card(CardData.from_run(results, MANIFEST, {**RECIPE, "distill": {"objective": objective}}))
+    assert ("distilled from it, and answers" in card) == is_distilled
+
+
+def test_the_local_folder_says_more_about_the_data_than_the_path(results):
+    """A folder may hold a subset of what the path names."""
+    results["dataset"]["path"] = "google/speech_commands"
+    recipe = {"dataset": {"path": "google/speech_commands", "local_name": "speech_commands12"}}
+    card = CardData.from_run(results, MANIFEST, recipe)
+    assert "not comparable with published ones" in card.dataset_licence
+    card = CardData.from_run(results, MANIFEST, {"dataset": {**recipe["dataset"], "local_name": "unknown"}})
+    assert card.dataset_licence == "CC BY 4.0, P. Warden, arXiv 1804.03209."
+    assert card.dataset_id == "google/speech_commands"
+
+
+def test_tf_idf_is_not_said_to_have_been_distilled_and_its_size_is_judged(results):
+    del results["rows"][4]
+    beside = interval(0.02, 0.01, 0.03)
+    results["rows"].append(row("TF-IDF + linear", "baseline", 500_000, 1, 0.98, beside, beside, "30,000 words"))
+    card = render_card(CardData.from_run(results, MANIFEST))
+    assert f"- Every distilled baseline: {BASELINE_NOTE}" in card
+    assert "The TF-IDF + linear, larger than what one device holds: +2.0 [+1.0, +3.0] points." in card
+    assert "Better than the ensemble" not in card
+    results["rows"][-1]["parameters_per_device"] = 50_000
+    card = render_card(CardData.from_run(results, MANIFEST))
+    assert "Better than the ensemble: the TF-IDF + linear." in card
 
 
 @pytest.mark.parametrize(
@@ -248,7 +372,7 @@ def test_what_nobody_measured_reads_not_measured_and_no_cell_is_blank(results):
 
 
 def test_every_single_missing_value_still_gives_a_full_card(results):
-    for key in ("environment", "dataset", "absent", "sub_models", "stages", "command", "seed"):
+    for key in ("environment", "dataset", "absent", "sub_models", "stages", "command", "seed", "recipe_values"):
         without = {k: v for k, v in copy.deepcopy(results).items() if k != key}
         card = render_card(CardData.from_run(without, MANIFEST))
         assert NOT_MEASURED in card, key
@@ -318,39 +442,30 @@ def test_the_template_of_the_checkout_is_found():
     assert template_path().name == "ensemble.md.j2"
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder as it lies on the Hub: a real torch ensemble at toy size with exported graphs beside it."""
-    from edvit_hf import EDViTForImageClassification
+SOURCES = {
+    "image-classification": Image.fromarray(np.zeros((20, 20, 3), np.uint8)),
+    "audio-classification": {"raw": np.zeros(3200, np.float32), "sampling_rate": 16000},
+    "text-classification": "word1 word2",
+}
 
+
+@pytest.fixture(scope="module", params=TASKS)
+def published(request, tmp_path_factory):
+    """A folder as it lies on the Hub: a real ensemble at toy size with exported graphs beside it, and its task."""
     root = tmp_path_factory.mktemp("published") / "ensemble"
-    sub_models = [tiny_vit(num_labels=len(group) + 1, seed=i, image_size=SIZE) for i, group in enumerate(GROUPS)]
-    names = {i: f"class_{i}" for i in range(5)}
-    for sub_model, group in zip(sub_models, GROUPS, strict=True):
-        labels = [*(names[c] for c in group), "other"]
-        sub_model.config.id2label = dict(enumerate(labels))
-        sub_model.config.label2id = {label: i for i, label in enumerate(labels)}
-    model = EDViTForImageClassification.from_sub_models(
-        sub_models, GROUPS, id2label=names, label2id={name: i for i, name in names.items()}
-    )
-    root.mkdir()
-    (root / "preprocessor_config.json").write_text(
-        json.dumps({**PREPROCESSOR, "image_processor_type": "ViTImageProcessor"})
-    )
-    model.save_pretrained(root)
-    write_tiny_ensemble(root, GROUPS)
-    (root / "preprocessor_config.json").write_text(
-        json.dumps({**PREPROCESSOR, "image_processor_type": "ViTImageProcessor"})
-    )
-    return root
+    mixed_ensemble(request.param).save_pretrained(root)
+    write_tiny_ensemble(root, ENSEMBLE_GROUPS, label_names=NAMES, task=request.param)
+    return root, request.param
 
 
 @pytest.mark.parametrize("repo_id", [True, False])
 def test_every_code_block_of_the_card_runs(results, published, monkeypatch, repo_id):
-    monkeypatch.chdir(published.parent)  # the card downloads to the folder `ensemble` and loads it from there
-    card = render_card(CardData.from_run(results, MANIFEST, repo_id=str(published) if repo_id else None))
+    root, task = published
+    monkeypatch.chdir(root.parent)  # the card downloads to the folder `ensemble` and loads it from there
+    results = {**results, "task": task}
+    card = render_card(CardData.from_run(results, MANIFEST, repo_id=str(root) if repo_id else None))
     assert ("path/to/this/folder" in card) != repo_id
-    card = card.replace("path/to/this/folder", str(published))
+    card = card.replace("path/to/this/folder", str(root))
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == 4
     names: dict = {}
@@ -359,7 +474,7 @@ def test_every_code_block_of_the_card_runs(results, published, monkeypatch, repo
         with contextlib.redirect_stdout(printed):
             exec(compile(block, "card", "exec"), names)
     assert "other" in printed.getvalue()
-    top = names["classifier"](Image.fromarray(np.zeros((20, 20, 3), np.uint8)))
-    assert len(top) == 5
+    top = names["classifier"](SOURCES[task], top_k=5)
+    assert {entry["label"] for entry in top} == set(NAMES)
     assert names["answer"].degraded
-    assert (f"hf download {published} --local-dir ensemble" in card) == repo_id
+    assert (f"hf download {root} --local-dir ensemble" in card) == repo_id

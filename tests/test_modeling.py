@@ -37,12 +37,12 @@ def pixels():
 def test_each_sub_model_answers_as_the_stock_model_does(pixels):
     subs = tiny_sub_models()
     ensemble = tiny_torch_ensemble(subs)
-    features, votes = ensemble.features_and_votes(pixels)
+    features, votes = ensemble.features_and_votes(pixel_values=pixels)
     for sub, vote, feature in zip(subs, votes, features.split(ensemble.feature_sizes, dim=1), strict=True):
         assert torch.equal(vote, sub(pixels).logits)
         assert torch.equal(feature, sub.vit(pixels).last_hidden_state[:, 0])
-    assert torch.equal(ensemble.features(pixels), features)
-    assert all(torch.equal(a, b) for a, b in zip(ensemble.votes(pixels), votes, strict=True))
+    assert torch.equal(ensemble.features(pixel_values=pixels), features)
+    assert all(torch.equal(a, b) for a, b in zip(ensemble.votes(pixel_values=pixels), votes, strict=True))
 
 
 @torch.no_grad()
@@ -53,11 +53,11 @@ def test_a_sub_model_of_another_architecture_votes_as_stock_too(pixels):
         patch_size=4, id2label=labels, label2id={name: i for i, name in labels.items()},
     )  # fmt: skip
     deit = DeiTForImageClassification(config).eval()
-    feature, vote = forward_sub_model(deit, pixels)
+    feature, vote = forward_sub_model(deit, {"pixel_values": pixels})
     assert torch.equal(vote, deit(pixels).logits)
     assert torch.equal(feature, deit.deit(pixels).last_hidden_state[:, 0])
     ensemble = tiny_torch_ensemble([*tiny_sub_models()[:2], deit])
-    assert torch.equal(ensemble.votes(pixels)[2], vote)
+    assert torch.equal(ensemble.votes(pixel_values=pixels)[2], vote)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def test_features_only_model_puts_zeros_for_masked_sub_models(pixels):
     parts = output.pooler_output.split(model.feature_sizes, dim=1)
     assert torch.equal(output.last_hidden_state, output.pooler_output)
     assert [bool(part.any()) for part in parts] == [True, False, True]
-    assert torch.equal(model(pixels)[0], model.features(pixels))
+    assert torch.equal(model(pixels)[0], model.features(pixel_values=pixels))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 0.99])
@@ -273,7 +273,7 @@ def test_one_sub_model_over_all_classes_works_without_other(pixels):
     names = {i: f"class_{i}" for i in range(3)}
     ensemble = EDViTForImageClassification.from_sub_models([sub], [[0, 1, 2]], id2label=names)
     with torch.no_grad():
-        assert ensemble.votes(pixels)[0].shape == (4, 3)
+        assert ensemble.votes(pixel_values=pixels)[0].shape == (4, 3)
         assert ensemble(pixels).logits.shape == (4, 3)
 
 
@@ -312,7 +312,7 @@ def test_an_architecture_that_ignores_head_dim_is_refused(monkeypatch):
 def test_attention_built_at_another_width_than_the_config_names_is_refused(monkeypatch):
     config = EDViTConfig(sub_model_configs=[tiny_sub_model([0]).config.to_dict()], class_groups=[[0]])
     monkeypatch.setattr(
-        "edvit_hf.modeling_edvit.AutoModelForImageClassification.from_config",
+        "edvit_hf.parts_edvit.AutoModelForImageClassification.from_config",
         lambda sub_config: tiny_vit(2, hidden_size=32),
     )
     with pytest.raises(ValueError, match=r"attention width 16, got \[32\]"):

@@ -8,7 +8,7 @@ from optimum.commands.optimum_cli import main
 
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import LocalEnsemble
-from tiny_export import save_tiny_ensemble
+from tiny_export import one_layer_model, save_ensemble
 
 
 def call(monkeypatch, *arguments):
@@ -19,7 +19,7 @@ def call(monkeypatch, *arguments):
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli") / "ensemble"
-    save_tiny_ensemble(root, [[0, 1, 2]])
+    save_ensemble(root, [one_layer_model("distilbert", num_labels=3)], [[0, 1, 2]])
     return root
 
 
@@ -53,8 +53,10 @@ def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble,
         assert variant.accuracy is None
     assert manifest.ensemble.accuracy is None
     assert "no labelled data" in manifest.ensemble.accuracy_note
-    assert manifest.ensemble.parity.num_items == 64
-    assert LocalEnsemble.from_pretrained(output, precision="int8").manifest == manifest
+    assert manifest.ensemble.parity.num_items == 64 * 2  # random token numbers at two lengths
+    loaded = LocalEnsemble.from_pretrained(output, precision="int8")
+    assert loaded.manifest == manifest
+    assert loaded("word1 word2").labels[0] in manifest.label_names
     assert sorted(ensemble.rglob("*")) == before  # the source is left as it was
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exported"]
 

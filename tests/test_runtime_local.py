@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.runtime import LocalEnsemble
-from edvit_hf.runtime.local import _session_options
+from edvit_hf.runtime.sessions import session_options
 from tiny_ensemble import FEATURES, SIZE, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
@@ -209,7 +209,7 @@ def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_o
     image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     expected = {i: ensemble(image, absent=[1, i]) for i in (0, 2)}
     runs, run = [], ensemble._run
-    monkeypatch.setattr(ensemble, "_run", lambda index, pixels: runs.append(index) or run(index, pixels))
+    monkeypatch.setattr(ensemble, "_run", lambda index, feeds: runs.append(index) or run(index, feeds))
     answer, changes = ensemble.explain(image, absent=[1])
     assert runs == [0, 2]
     assert answer.present == (True, False, True)
@@ -233,14 +233,14 @@ def test_bytes_sent_are_shape_times_float32(ensemble):
 
 
 def test_threads_are_fixed_and_never_spin():
-    options = _session_options(3)
+    options = session_options(3)
     assert options.intra_op_num_threads == 3
     assert options.inter_op_num_threads == 1
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert 1 <= _session_options(None).intra_op_num_threads <= 4
+    assert 1 <= session_options(None).intra_op_num_threads <= 4
     with pytest.raises(EDViTError, match="`num_threads` must be at least 1, got 0"):
-        _session_options(0)
+        session_options(0)
 
 
 def test_a_device_answers_without_torch_transformers_or_hub(root):

@@ -33,9 +33,9 @@ def test_a_prediction_reads_the_image_once_and_runs_each_sub_model_once(ensemble
     expected = {i: ensemble(picture, absent=[i]) for i in range(3)}
     done, run, transform = Counter(), ensemble._run, ImageTransform.__call__
 
-    def counted_run(index, pixels):
+    def counted_run(index, feeds):
         done[index] += 1
-        return run(index, pixels)
+        return run(index, feeds)
 
     def counted_transform(self, image):
         done["decoded"] += 1

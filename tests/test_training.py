@@ -1,5 +1,7 @@
 """The loop, its checkpoints and its values."""
 
+import dataclasses
+import io
 import json
 import math
 import os
@@ -11,18 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tqdm.auto import tqdm
 
 from conftest import tiny_vit
-from edvit_hf.data import Augmentation, ImageSplit
-from edvit_hf.data.split import CachedPixels
-from edvit_hf.errors import CheckpointError, RecipeError, TrainingError
+from edvit_hf.data import Augmentation, CachedPixels, ImageSplit
+from edvit_hf.errors import CheckpointError, MissingExtraError, RecipeError, TrainingError
 from edvit_hf.training import (
     ClassifyData,
     DistillConfig,
     FuseConfig,
     TrainConfig,
     classify_objective,
+    epoch_batches,
     epoch_order,
+    joint_config,
     train,
 )
 from edvit_hf.training.optimizer import learning_rate_scale, undecayed_parameters
@@ -225,7 +231,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_works(tmp_path, uni
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_run_epoch_batch_and_remedy(tmp_path, value):
+def test_a_loss_that_is_not_finite_names_run_step_epoch_batch_and_remedy(tmp_path, value):
     calls = 0
 
     def objective(model, batch):
@@ -234,9 +240,28 @@ def test_a_loss_that_is_not_finite_names_run_epoch_batch_and_remedy(tmp_path, va
         loss, figures = classify_objective()(model, batch)
         return (loss * value if calls == 8 else loss), figures
 
-    with pytest.raises(TrainingError, match=rf"teacher: the loss became {value} in epoch 2 of 3, batch 3;") as error:
+    # 5 batches an epoch, two per step: batch 3 of epoch 2 opens step 3 + 2.
+    where = rf"teacher: the loss became {value} in optimiser step 5 \(epoch 2 of 3, batch 3\);"
+    with pytest.raises(TrainingError, match=where) as error:
         run(make_model(), tmp_path, objective=objective)
     assert "`learning_rate` (now 0.003)" in str(error.value)
+
+
+def test_a_gradient_that_is_not_finite_is_blamed_on_its_own_step_not_on_the_loss_after_it(tmp_path):
+    calls = 0
+
+    def objective(model, batch):
+        nonlocal calls
+        calls += 1
+        loss, figures = classify_objective()(model, batch)
+        if calls == 7:  # finite, but its slope is not: d sqrt(x) at 0
+            loss = loss + (loss * 0).sqrt()
+        return loss, figures
+
+    with pytest.raises(TrainingError, match=r"the gradient became nan in optimiser step 4 \(epoch 2 of 3, batch 2\)"):
+        run(make_model(), tmp_path, objective=objective)
+    saved = [json.loads((folder / "progress.json").read_text()) for folder in tmp_path.iterdir()]
+    assert [progress["optimizer_steps"] for progress in saved] == [3], "a checkpoint of spoilt weights was kept"
 
 
 def test_accumulated_batches_step_like_one_large_batch(tmp_path):
@@ -311,6 +336,12 @@ def test_no_items_are_refused(tmp_path):
         (TrainConfig, "checkpoint_every_steps", 0),
         (TrainConfig, "num_workers", -1),
         (TrainConfig, "seed", -1),
+        (TrainConfig, "track", ""),
+        (TrainConfig, "track", True),
+        (DistillConfig, "objective", "soft"),
+        (DistillConfig, "hard", "yes"),
+        (DistillConfig, "hard_weight", 1.5),
+        (DistillConfig, "relation_weights", (0.1, 0.2)),
         (DistillConfig, "temperature", 0.0),
         (DistillConfig, "distillation_weight", 1.1),
         (DistillConfig, "negatives_per_positive", 0.0),
@@ -318,6 +349,13 @@ def test_no_items_are_refused(tmp_path):
         (FuseConfig, "hidden_size", -1),
         (FuseConfig, "dropout", 1.0),
         (FuseConfig, "sub_model_dropout", 1.0),
+        (FuseConfig, "joint", 1),
+        (FuseConfig, "joint_epochs", 0),
+        (FuseConfig, "joint_learning_rate", 0.0),
+        (FuseConfig, "joint_batch_size", 0),
+        (FuseConfig, "joint_views", 0),
+        (FuseConfig, "token_weight", -1.0),
+        (FuseConfig, "vote_weight", math.inf),
     ],
 )
 def test_values_that_cannot_train_are_refused_at_birth(config, field, value):
@@ -353,3 +391,119 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
     assert sorted(order) == list(range(50))
     assert not np.array_equal(order, epoch_order(50, 3, 2))
     assert not np.array_equal(order, epoch_order(50, 4, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=400),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 3),
+    epoch=st.integers(0, 3),
+    has_lengths=st.booleans(),
+)
+def test_every_item_is_in_one_batch_of_an_epoch_and_only_one_batch_is_short(
+    lengths, batch_size, seed, epoch, has_lengths
+):
+    values = np.array(lengths) if has_lengths else None
+    batches = epoch_batches(len(lengths), batch_size, seed, epoch, values)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    again = epoch_batches(len(lengths), batch_size, seed, epoch, values)
+    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+
+
+def test_batches_of_items_of_like_length_pad_little_and_change_with_the_epoch():
+    lengths = np.random.default_rng(0).integers(1, 200, 2000)
+
+    def padded(batches):
+        return sum(len(batch) * lengths[batch].max() for batch in batches)
+
+    sorted_batches, plain = epoch_batches(2000, 16, 0, 0, lengths), epoch_batches(2000, 16, 0, 0)
+    assert padded(sorted_batches) < 1.1 * lengths.sum() < 1.5 * lengths.sum() < padded(plain)
+    firsts = [lengths[batch].mean() for batch in sorted_batches]
+    assert np.corrcoef(np.arange(len(firsts)), firsts)[0, 1] < 0.5, "batches come in the order of their lengths"
+    assert not np.array_equal(sorted_batches[0], epoch_batches(2000, 16, 0, 1, lengths)[0])
+
+
+def test_the_values_of_joint_tuning_take_the_usual_places():
+    config = FuseConfig(epochs=30, joint=True, joint_epochs=4, joint_learning_rate=1e-4, joint_batch_size=64, views=3)
+    joint = joint_config(config)
+    assert (joint.epochs, joint.learning_rate, joint.batch_size, joint.views) == (4, 1e-4, 64, 3)
+    assert joint_config(FuseConfig(epochs=1, views=3, joint_views=2)).views == 2
+
+
+def test_the_bar_counts_speed_and_time_left_from_where_a_run_resumes(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        run(make_model(), tmp_path, objective=interrupting(classify_objective(0.1), 7, ZeroDivisionError()))
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("edvit_hf.training.loop.tqdm", Bar)
+    run(make_model(), tmp_path)
+    (bar,) = bars
+    assert (bar.initial, bar.n, bar.total) == (48, 3 * 48, 3 * 48)
+    assert {"loss", "accuracy"} <= {part.split("=")[0] for part in bar.postfix.split(", ")}
+
+
+class FakeTrackio:
+    """What `Tracker` calls of trackio."""
+
+    def __init__(self):
+        self.inits, self.logs, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.inits.append(options)
+        return self
+
+    def log(self, figures, step):
+        self.logs.append((step, figures))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_a_named_project_gets_the_figures_of_every_epoch_and_changes_nothing(tmp_path, monkeypatch, uninterrupted):
+    trackio = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    config = dataclasses.replace(CONFIG, track="a project")
+    with pytest.raises(ZeroDivisionError):
+        run(make_model(), tmp_path, config, interrupting(classify_objective(0.1), 7, ZeroDivisionError()))
+    model = make_model()
+    log = run(model, tmp_path, config)
+    assert_same_run(model, log, *uninterrupted)
+    assert [(i["project"], i["name"], i["resume"]) for i in trackio.inits] == [("a project", "teacher", "allow")] * 2
+    assert [step for step, _ in trackio.logs] == [1, 2, 3]
+    assert trackio.logs[2][1] == {name: value for name, value in log.epochs[2].items() if name != "epoch"}
+    assert trackio.finished == 2
+
+
+REAL_TRACKIO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_training as t
+config = t.dataclasses.replace(t.CONFIG, track="a project", epochs=2)
+t.run(t.make_model(), t.Path(sys.argv[2]), config)
+from trackio.sqlite_storage import SQLiteStorage
+rows = SQLiteStorage.get_logs("a project", "teacher")
+assert [row["step"] for row in rows] == [1, 2], rows
+assert all({"loss", "accuracy", "samples_per_second"} <= set(row) for row in rows), rows
+"""
+
+
+@pytest.mark.slow
+def test_trackio_itself_takes_what_it_is_given(tmp_path):
+    pytest.importorskip("trackio")
+    command = [sys.executable, "-c", REAL_TRACKIO, str(Path(__file__).parent), str(tmp_path / "run")]
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_tracking_without_trackio_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(MissingExtraError, match=r"edvit_hf\[track\]"):
+        run(make_model(), tmp_path, dataclasses.replace(CONFIG, track="a project"))

@@ -149,12 +149,6 @@ def test_an_unwritable_work_directory_is_refused_before_any_work(tmp_path):
         run(tiny_recipe(tmp_path), tmp_path / "file" / "work")
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="launched as 2 processes"):
-        run(tiny_recipe(tmp_path), tmp_path / "work")
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

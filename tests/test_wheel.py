@@ -62,7 +62,7 @@ def test_its_metadata_names_the_licence_the_command_and_the_extras(wheel, names)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert licence == (ROOT / "LICENSE").read_text()
     assert "edvit = edvit_hf.cli:main" in read["entry_points.txt"]
-    extras = {"device", "plan", "profile", "torch", "train", "export", "space", "all", "dev"}
+    extras = {"device", "plan", "profile", "torch", "train", "export", "space", "track", "all", "dev"}
     assert extras == set(metadata.get_all("Provides-Extra"))
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers"))]

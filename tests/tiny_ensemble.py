@@ -1,4 +1,4 @@
-"""A real exported ensemble at toy size: linear ONNX graphs that keep the manifest's promises."""
+"""A real exported ensemble at toy size, for each task: linear ONNX graphs that keep the manifest's promises."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,55 @@ from edvit_hf.manifest import (
     Variant,
     file_sha256,
 )
+from edvit_hf.tasks import PREPROCESSING_FILE
 
 SIZE = 8
 FEATURES = 4
 PARITY = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
+NUM_FRAMES, NUM_MEL_BINS = 20, 16
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{i}" for i in range(46))]
+MAX_TOKENS = 16
+_INPUT_SIZES = {
+    "image-classification": 3 * SIZE * SIZE,
+    "audio-classification": NUM_FRAMES * NUM_MEL_BINS,
+    "text-classification": len(WORDS),
+}
 PREPROCESSOR = {
-    "do_resize": True, "size": {"height": SIZE, "width": SIZE}, "resample": 2, "do_rescale": True,
-    "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": SIZE, "width": SIZE},
+    "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}  # fmt: skip
+FEATURE_EXTRACTOR = {
+    "feature_extractor_type": "ASTFeatureExtractor", "feature_size": 1, "sampling_rate": 16000,
+    "num_mel_bins": NUM_MEL_BINS, "max_length": NUM_FRAMES, "do_normalize": True, "mean": -4.0, "std": 4.0,
+    "padding_value": 0.0, "padding_side": "right", "return_attention_mask": False,
 }  # fmt: skip
 
 
-def write_tiny_ensemble(root: Path, class_groups, *, label_names=None, broken=None, templates=None) -> Manifest:
+def write_processor(root: Path, task) -> None:
+    """Write what prepares inputs for `task`: image processor, feature extractor, or a tokenizer of `WORDS`."""
+    if task != "text-classification":
+        config = PREPROCESSOR if task == "image-classification" else FEATURE_EXTRACTOR
+        (root / "preprocessor_config.json").write_text(json.dumps(config))
+        return
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+    tokenizer.save(str(root / "tokenizer.json"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_TOKENS, **special}
+    (root / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_tiny_ensemble(
+    root: Path, class_groups, *, label_names=None, broken=None, templates=None, task="image-classification"
+) -> Manifest:
     """Write graphs and manifest; returns the manifest.
 
     `broken`: index of a sub-model whose features are NaN. `templates`: (L, SIZE, SIZE) pictures in 0..1; a
@@ -39,7 +77,7 @@ def write_tiny_ensemble(root: Path, class_groups, *, label_names=None, broken=No
     for index, group in enumerate(class_groups):
         width = len(group) if templates is not None else FEATURES
         if templates is None:
-            weight = rng.normal(size=(3 * SIZE * SIZE, width)) / 4
+            weight = rng.normal(size=(_INPUT_SIZES[task], width)) / 4
             vote = rng.normal(size=(width, len(group) + 1))
         else:
             weight = np.stack([_matched_filter(templates[c]) for c in group], axis=1)
@@ -47,11 +85,11 @@ def write_tiny_ensemble(root: Path, class_groups, *, label_names=None, broken=No
         if index == broken:
             weight = weight * np.nan
         file = f"sub_models/{index:02d}/onnx/model.onnx"
-        _save(root / file, _sub_model_graph(weight, vote))
+        _save(root / file, _sub_model_graph(weight, vote, task))
         files = [_variant(root, file, "fp32")]
         if index == 0:  # only the first sub-model has an int8 file: the others must name what they have
             int8 = "sub_models/00/onnx/model_quint8_avx2.onnx"
-            _save(root / int8, _sub_model_graph(weight.round(1), vote))
+            _save(root / int8, _sub_model_graph(weight.round(1), vote, task))
             files.append(_variant(root, int8, "int8"))
         entries.append(
             SubModelEntry(
@@ -67,13 +105,14 @@ def write_tiny_ensemble(root: Path, class_groups, *, label_names=None, broken=No
     )
     _save(root / "onnx/fusion.onnx", _fusion_graph(fusion, len(columns), len(class_groups)))
     manifest = Manifest(
-        ensemble=EnsembleEntry(id="tiny", task="image-classification", content_hash="0" * 64),
+        ensemble=EnsembleEntry(id="tiny", task=task, content_hash="0" * 64),
         label_names=label_names or [f"class_{i}" for i in range(num_labels)],
         class_groups=[list(group) for group in class_groups],
+        preprocessing=PREPROCESSING_FILE[task],
         sub_models=entries,
         fusion=FusionEntry(variants=[_variant(root, "onnx/fusion.onnx", "fp32")]),
     )
-    (root / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    write_processor(root, task)
     manifest.save(root)
     return manifest
 
@@ -95,19 +134,39 @@ def _variant(root, file, precision):
     )  # fmt: skip
 
 
-def _sub_model_graph(weight, vote):
-    flat = helper.make_node("Flatten", ["pixel_values"], ["flat"], axis=1)
+def _sub_model_graph(weight, vote, task):
+    nodes, inputs = _text_features() if task == "text-classification" else _flat_features(task)
+    nodes.append(helper.make_node("MatMul", ["features", "vote"], ["logits"]))
+    outputs = [
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", weight.shape[1]]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", vote.shape[1]]),
+    ]
+    constants = [_tensor(weight, "weight"), _tensor(vote, "vote"), numpy_helper.from_array(np.array([-1]), "last")]
+    constants.append(numpy_helper.from_array(np.array([1]), "tokens"))
+    return helper.make_graph(nodes, "sub_model", inputs, outputs, constants)
+
+
+def _flat_features(task):
+    """A linear map of the whole input."""
+    is_image = task == "image-classification"
+    name, shape = ("pixel_values", [3, SIZE, SIZE]) if is_image else ("input_values", [NUM_FRAMES, NUM_MEL_BINS])
+    flat = helper.make_node("Flatten", [name], ["flat"], axis=1)
     features = helper.make_node("MatMul", ["flat", "weight"], ["features"])
-    logits = helper.make_node("MatMul", ["features", "vote"], ["logits"])
-    return helper.make_graph(
-        [flat, features, logits], "sub_model",
-        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
-        [
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", weight.shape[1]]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", vote.shape[1]]),
-        ],
-        [_tensor(weight, "weight"), _tensor(vote, "vote")],
-    )  # fmt: skip
+    return [flat, features], [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])]
+
+
+def _text_features():
+    """The sum of a row of `weight` for each token that the mask keeps."""
+    nodes = [
+        helper.make_node("Gather", ["weight", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["attention_mask"], ["kept"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["kept", "last"], ["column"]),
+        helper.make_node("Mul", ["rows", "column"], ["tokens_kept"]),
+        helper.make_node("ReduceSum", ["tokens_kept", "tokens"], ["features"], keepdims=0),
+    ]
+    sizes = ["batch", "sequence"]
+    names = ("input_ids", "attention_mask")
+    return nodes, [helper.make_tensor_value_info(name, TensorProto.INT64, sizes) for name in names]
 
 
 def _fusion_graph(weight, num_features, num_sub_models):

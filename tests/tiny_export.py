@@ -1,53 +1,111 @@
-"""A saved ensemble of stock sub-models at toy size, for the tests that export it."""
+"""Saved ensembles of stock sub-models at toy size, for the tests that export them, and one export of each."""
 
-import json
+from functools import partial
 
+import numpy as np
 import torch
 
-from conftest import tiny_vit
-from edvit_hf.modeling_edvit import EDViTForImageClassification
+from edvit_hf.auto import ensemble_class
+from edvit_hf.configuration_edvit import TASK_OF
+from edvit_hf.export import ExportConfig, export_ensemble
+from tiny_architectures import tiny_inputs, tiny_model
+from tiny_ensemble import write_processor
 
 SIZE = 8
-PREPROCESSOR = {
-    "image_processor_type": "ViTImageProcessor",
-    "do_resize": True,
-    "size": {"height": SIZE, "width": SIZE},
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-}
+GROUPS = [[0, 2], [1, 3]]
+PROFILE = "x86-avx2"
+PIXELS = np.random.default_rng(0).standard_normal((20, 3, SIZE, SIZE), dtype=np.float32)
+_EXPORTED = {}  # what this session has exported already: an export takes seconds
+NUM_ITEMS = len(PIXELS)  # parity is measured on so many
+IMAGES = ("vit", "deit")
+
+
+def one_layer_model(name, **values):
+    """A tiny stock classifier of one layer: tracing costs by the layer."""
+    return tiny_model(name, **{"n_layers" if name == "distilbert" else "num_hidden_layers": 1}, **values)
 
 
 def save_tiny_ensemble(root, class_groups):
-    """Save an ensemble whose sub-models differ in width, and return it in eval mode."""
+    """Save an image ensemble of a ViT and a DeiT that differ in width, and return it in eval mode."""
+    sizes = (32, 16)
+    sub_models = [
+        one_layer_model(IMAGES[i], seed=i, num_labels=len(group) + 1, hidden_size=sizes[i])
+        for i, group in enumerate(class_groups)
+    ]
+    return save_ensemble(root, sub_models, class_groups)
+
+
+def save_ensemble(root, sub_models, class_groups):
+    """Save an ensemble of these sub-models with what prepares their inputs, and return it in eval mode."""
     num_classes = sum(map(len, class_groups))
-    sub_models = []
-    for index, group in enumerate(class_groups):
-        has_other = len(class_groups) > 1
-        sub_model = tiny_vit(
-            len(group) + has_other,
-            hidden_size=16 * (1 + index),
-            num_heads=2,
-            num_layers=1,
-            intermediate_size=32,
-            image_size=SIZE,
-            seed=index,
-        )
-        names = [f"c{c}" for c in group] + ["other"] * has_other
+    for sub_model, group in zip(sub_models, class_groups, strict=True):
+        names = [f"c{c}" for c in group] + ["other"] * (sub_model.config.num_labels - len(group))
         sub_model.config.id2label = dict(enumerate(names))
         sub_model.config.label2id = {name: i for i, name in enumerate(names)}
-        sub_models.append(sub_model)
     torch.manual_seed(0)
-    model = EDViTForImageClassification.from_sub_models(
+    task = TASK_OF[sub_models[0].config.model_type]
+    model = ensemble_class(task).from_sub_models(
         sub_models, class_groups, id2label={i: f"c{i}" for i in range(num_classes)}, fusion_hidden_size=8
     )
     model.fusion.set_feature_statistics(
         torch.randn(sum(model.fusion.feature_sizes)), torch.rand(sum(model.fusion.feature_sizes)) + 0.5
     )
     root.mkdir(parents=True, exist_ok=True)
-    (root / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    write_processor(root, task)
     model.save_pretrained(root)
     return model.eval()
+
+
+def exported_images(tmp_path_factory):
+    """One export that most tests look at: folder, torch model, whom its judges were asked about, manifest."""
+    if "images" not in _EXPORTED:
+        _EXPORTED["images"] = _export_images(tmp_path_factory)
+    return _EXPORTED["images"]
+
+
+def exported_architectures(tmp_path_factory, *names):
+    """An ensemble of one sub-model of each architecture, two classes each: folder, torch model, manifest."""
+    if names == IMAGES:
+        root, model, _, manifest = exported_images(tmp_path_factory)
+        return root, model, manifest
+    if names not in _EXPORTED:
+        _EXPORTED[names] = _export_architectures(tmp_path_factory, *names)
+    return _EXPORTED[names]
+
+
+def _export_images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("export") / "ensemble"
+    model = save_tiny_ensemble(root, GROUPS)
+    labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()  # the fp32 ensemble is right by definition
+    asked = []
+
+    def judge(split, items, predict, class_group=None):
+        asked.append((split, class_group))
+        pixels, right = PIXELS[items], labels[items]
+        if class_group is not None:
+            right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in right])
+        parts = np.split(pixels, [1, 3])
+        logits = np.concatenate([predict({"pixel_values": part}) for part in parts])
+        assert logits.shape == (len(pixels), 4 if class_group is None else len(class_group) + 1)
+        accuracy = np.float64((logits.argmax(1) == right).mean())
+        return {"split": split, "num_items": len(pixels), "accuracy": accuracy}
+
+    manifest = export_ensemble(
+        root,
+        config=ExportConfig(profile=PROFILE),
+        inputs={"pixel_values": PIXELS},
+        gate=partial(judge, "validation", slice(0, 8)),
+        report=partial(judge, "test", slice(8, 20)),
+        progress=False,
+    )
+    return root, model, asked, manifest
+
+
+def _export_architectures(tmp_path_factory, *names):
+    root = tmp_path_factory.mktemp("architectures") / "ensemble"
+    groups = [[2 * i, 2 * i + 1] for i in range(len(names))]
+    sub_models = [one_layer_model(name, seed=i, num_labels=3) for i, name in enumerate(names)]
+    model = save_ensemble(root, sub_models, groups)
+    inputs = {name: values.numpy() for name, values in tiny_inputs(names[0], NUM_ITEMS).items()}
+    config = ExportConfig(profile=PROFILE)
+    return root, model, export_ensemble(root, config=config, inputs=inputs, progress=False)

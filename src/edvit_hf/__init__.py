@@ -12,14 +12,21 @@ from edvit_hf._version import __version__
 if TYPE_CHECKING:
     from edvit_hf.configuration_edvit import EDViTConfig
     from edvit_hf.manifest import Manifest
-    from edvit_hf.modeling_edvit import EDViTForImageClassification, EDViTModel
+    from edvit_hf.modeling_edvit import (
+        EDViTForAudioClassification,
+        EDViTForImageClassification,
+        EDViTForSequenceClassification,
+        EDViTModel,
+    )
     from edvit_hf.recipe import Recipe
     from edvit_hf.runtime import LocalEnsemble
 
 _PUBLIC = {
     "EDViTConfig": "edvit_hf.auto",
     "EDViTModel": "edvit_hf.auto",
+    "EDViTForAudioClassification": "edvit_hf.auto",
     "EDViTForImageClassification": "edvit_hf.auto",
+    "EDViTForSequenceClassification": "edvit_hf.auto",
     "LocalEnsemble": "edvit_hf.runtime",
     "Manifest": "edvit_hf.manifest",
     "Recipe": "edvit_hf.recipe",
@@ -27,7 +34,9 @@ _PUBLIC = {
 
 __all__ = [
     "EDViTConfig",
+    "EDViTForAudioClassification",
     "EDViTForImageClassification",
+    "EDViTForSequenceClassification",
     "EDViTModel",
     "LocalEnsemble",
     "Manifest",

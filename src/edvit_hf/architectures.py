@@ -70,6 +70,8 @@ class Architecture:
         norms: Every LayerNorm over the residual channels. Together they must guard every read of the residual:
             leaving a channel out of their statistics and outputs is what removes it.
         attention_query: Linear that makes the queries; gates on attention dimensions attach to its output.
+        attention_key: Linear that makes the keys; like the values needed only to distil relations between tokens.
+        attention_value: Linear that makes the values.
         attention_output: Linear whose input holds the heads side by side; gates attach to that input.
         ffn_output: Linear whose input holds the FFN units; FFN gates attach to that input.
         classifier: Linear from the feature (or from the pooler's output) to the labels.
@@ -106,6 +108,8 @@ class Architecture:
     classifier: str
     feature_norm: str
     feature_tokens: tuple[int, ...] = (0,)
+    attention_key: str | None = None
+    attention_value: str | None = None
     main_input: str = "pixel_values"
     has_pooler: bool = False
     patch_projection: str | None = None

@@ -1,16 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers the model classes with the Transformers Auto classes; imported when one is first touched."""
 
+from typing import Any
+
 from edvit_hf.errors import named_extra
+from edvit_hf.tasks import TASKS, Task
 
 with named_extra("Using a model class", "torch"):
-    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModel
 
     from edvit_hf.configuration_edvit import EDViTConfig
-    from edvit_hf.modeling_edvit import EDViTForImageClassification, EDViTModel
+    from edvit_hf.modeling_edvit import (
+        STOCK_AUTO_CLASSES,
+        EDViTForAudioClassification,
+        EDViTForImageClassification,
+        EDViTForSequenceClassification,
+        EDViTModel,
+    )
 
-__all__ = ["EDViTConfig", "EDViTForImageClassification", "EDViTModel"]
+__all__ = [
+    "EDViTConfig",
+    "EDViTForAudioClassification",
+    "EDViTForImageClassification",
+    "EDViTForSequenceClassification",
+    "EDViTModel",
+    "ensemble_class",
+    "stock_auto_class",
+]
+
+_ENSEMBLE_CLASSES: dict[Task, Any] = {
+    "image-classification": EDViTForImageClassification,
+    "audio-classification": EDViTForAudioClassification,
+    "text-classification": EDViTForSequenceClassification,
+}
+
+
+def ensemble_class(task: Task) -> Any:
+    """Return the class of ensembles that do `task`, for example EDViTForImageClassification."""
+    return _ENSEMBLE_CLASSES[task]
+
+
+def stock_auto_class(task: Task) -> Any:
+    """Return the Transformers class that loads a stock classifier for `task`, for example a teacher or a sub-model."""
+    return STOCK_AUTO_CLASSES[task]
+
 
 AutoConfig.register("edvit", EDViTConfig, exist_ok=True)
 AutoModel.register(EDViTConfig, EDViTModel, exist_ok=True)
-AutoModelForImageClassification.register(EDViTConfig, EDViTForImageClassification, exist_ok=True)
+for _task in TASKS:
+    stock_auto_class(_task).register(EDViTConfig, ensemble_class(_task), exist_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.card_tables import group_names, result_row
+from edvit_hf.card_tables import TFIDF, group_names, result_row
 from edvit_hf.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _STYLES: tuple[tuple[str, str, str], ...] = (
     ("plain model, per-device size", "#D55E00", "s"),
     ("plain model, total size", "#E69F00", "^"),
     ("small CNN", "#009E73", "v"),
+    (TFIDF, "#009E73", "v"),  # never beside the small CNN
 )
 _OTHER_STYLE = ("#CC79A7", "P")
 

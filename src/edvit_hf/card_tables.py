@@ -11,8 +11,14 @@ from typing import Any
 NOT_MEASURED = "not measured"
 PLAIN_DEVICE_SIZE = "plain model, per-device size"
 PLAIN_TOTAL_SIZE = "plain model, total size"
+TFIDF = "TF-IDF + linear"
 BASELINE_NOTE = "same hyper-parameters as the sub-models, not tuned for the baselines."
 _SIZE_SLACK = 1.05  # sizes are matched by whole layers, so a baseline "of one device's size" may be a little larger
+
+
+def is_tfidf(row: Mapping[str, Any]) -> bool:
+    """Whether a row is the linear classifier of texts, at whatever size: nothing was distilled into it."""
+    return str(row.get("name")).startswith(TFIDF)
 
 
 def result_row(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -64,11 +70,12 @@ def points(interval: Mapping[str, Any] | None) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Teacher, ensemble and honest baselines: accuracy, cost, paired differences with intervals."""
+    """Teacher, ensemble and honest baselines: accuracy, calibration, cost, paired differences with intervals."""
     header = [
         "model",
         "accuracy",
         "macro F1",
+        "calibration error",
         "parameters (per device)",
         "size (per device)",
         "MACs (per device)",
@@ -83,6 +90,7 @@ def results_table(results: Mapping[str, Any]) -> str:
                 f"**{name}**" if row.get("kind") == "ensemble" else name,
                 percent(row.get("accuracy")),
                 percent(row.get("macro_f1")),
+                percent(row.get("calibration_error")),
                 _pair(row, "parameters", count),
                 _pair(row, "bytes", mebibytes),
                 _pair(row, "macs", count),
@@ -91,15 +99,25 @@ def results_table(results: Mapping[str, Any]) -> str:
             ]
         )
     notes = [f"- {row['name']}: {row['note']}" for row in results["rows"] if row.get("note")]
-    if any(row.get("kind") == "baseline" for row in results["rows"]):
-        notes.append(f"- Every baseline: {BASELINE_NOTE}")
-    return "\n".join([_table(header, lines), *(["", *notes] if notes else [])])
+    distilled = [row for row in results["rows"] if row.get("kind") == "baseline" and not is_tfidf(row)]
+    if distilled:
+        kind = "distilled " if any(map(is_tfidf, results["rows"])) else ""
+        notes.append(f"- Every {kind}baseline: {BASELINE_NOTE}")
+    return "\n".join([markdown_table(header, lines), *(["", *notes] if notes else [])])
 
 
 def splitting_finding(results: Mapping[str, Any]) -> str:
-    """Whether splitting paid: every baseline that one device could hold, and the one of total size."""
+    """Whether splitting paid: every baseline that one device could hold, and beside it the larger ones."""
+    fitting, beside = _device_baselines(results), ""
     total = result_row(results, PLAIN_TOTAL_SIZE).get("against_ensemble")
-    beside = f" One plain distilled model of the *total* size: {points(total)} points." if total else ""
+    if total:
+        beside += f" One plain distilled model of the *total* size: {points(total)} points."
+    for row in results["rows"]:
+        is_other = row.get("kind") == "baseline" and row.get("name") not in (PLAIN_DEVICE_SIZE, PLAIN_TOTAL_SIZE)
+        if is_other and row.get("against_ensemble") and not any(row is each for each in fitting):
+            beside += (
+                f" The {row['name']}, larger than what one device holds: {points(row['against_ensemble'])} points."
+            )
     return _per_device_finding(results) + beside
 
 
@@ -157,7 +175,7 @@ def absent_table(results: Mapping[str, Any]) -> str:
         ]
         for entry in results.get("absent") or []
     ]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def absent_finding(results: Mapping[str, Any]) -> str:
@@ -181,7 +199,7 @@ def group_table(results: Mapping[str, Any]) -> str:
         [name, *(percent(row["per_group_accuracy"][index]) for row in rows), percent(votes.get(index))]
         for index, name in enumerate(group_names(results))
     ]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def sub_model_table(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
@@ -204,7 +222,7 @@ def sub_model_table(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
                 percent(entry.get("vote_accuracy")),
             ]
         )
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def variant_table(manifest: Mapping[str, Any]) -> str:
@@ -213,7 +231,7 @@ def variant_table(manifest: Mapping[str, Any]) -> str:
     owners = [*(manifest.get("sub_models") or []), *([manifest["fusion"]] if manifest.get("fusion") else [])]
     variants = [variant for owner in owners for variant in owner.get("variants") or []]
     notes = {str(variant["latency_note"]) for variant in variants if variant.get("latency_note")}
-    table = _table(header, [_variant_line(variant) for variant in variants])
+    table = markdown_table(header, [_variant_line(variant) for variant in variants])
     return "\n".join([table, *(["", *(f"- Latency: {note}." for note in sorted(notes))] if notes else [])])
 
 
@@ -297,7 +315,7 @@ def stage_table(results: Mapping[str, Any]) -> str:
                 NOT_MEASURED if memory is None else f"{memory:.0f} MiB",
             ]
         )
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def environment_table(results: Mapping[str, Any]) -> str:
@@ -323,7 +341,7 @@ def environment_table(results: Mapping[str, Any]) -> str:
         ],
         ["date", _text(environment.get("date"))],
     ]
-    return _table(["what", "value"], lines)
+    return markdown_table(["what", "value"], lines)
 
 
 def _pair(row: Mapping[str, Any], key: str, form: Any) -> str:
@@ -336,7 +354,7 @@ def _text(value: object, form: str = "{}") -> str:
     return NOT_MEASURED if value is None else form.format(value)
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A markdown table, or "not measured" without any line. No cell can break it."""
     rows = [[_cell(text) for text in line] for line in lines]
     if not rows:

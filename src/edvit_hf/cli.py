@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from edvit_hf._version import __version__
-from edvit_hf.errors import EDViTError
+from edvit_hf.errors import DataError, EDViTError
 
 app = typer.Typer(
     name="edvit",
@@ -276,7 +276,9 @@ def evaluate(
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
-    image: Annotated[Path, typer.Argument(metavar="INPUT", help="An image file of any common format and mode.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="An image or sound file, or the text itself; `-`: standard input.")
+    ],
     drop: Annotated[
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,
@@ -293,12 +295,31 @@ def predict(
         from edvit_hf.tables import prediction_report, prediction_tables
 
         ensemble = LocalEnsemble.from_pretrained(folder, precision=precision.value)
-        report = prediction_report(ensemble, image, absent=tuple(drop or ()))
+        item = _read_input(source, is_text=ensemble.task == "text-classification")
+        report = prediction_report(ensemble, item, absent=tuple(drop or ()))
         if output is Format.json:
             _print_json(report)
             return
         for table in prediction_tables(report):
             console.print(table)
+
+
+def _read_input(source: str, *, is_text: bool) -> str | bytes | Path:
+    """What the ensemble is asked about: a file's path, the bytes of one on standard input, or a text.
+
+    Raises:
+        DataError: If a text ensemble is given the name of a file, whose name would be classified.
+    """
+    if not is_text:
+        return sys.stdin.buffer.read() if source == "-" else Path(source)
+    if source == "-":
+        return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    if os.path.isfile(source):  # noqa: PTH113  (which does not mind a text longer than any name)
+        raise DataError(
+            f"Expected a text, got {source!r}, which is a file here. Its name would be classified, not what it says. "
+            f"Give its content on standard input: edvit predict DIR - < {source}"
+        )
+    return source
 
 
 @app.command()

@@ -2,7 +2,7 @@
 """`EDViTConfig`: the sub-models' stock configs, the class groups they answer for, the fusion head's shape.
 
 This file travels to the Hub beside `modeling_edvit.py`: it imports only transformers, huggingface_hub and the
-standard library.
+standard library. Sub-models may differ in width, depth and architecture; what they must share is what they are fed.
 """
 
 import difflib
@@ -16,16 +16,34 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 OTHER_LABEL = "other"  # the last label of every sub-model: "a class of another group"
 
-# model_type -> how many leading tokens, averaged after the last norm, are the sub-model's feature. The stock
-# heads of these types vote on exactly that feature. To come with other tasks: the Audio Spectrogram
-# Transformer (2 tokens), and BERT, whose vote goes through a pooler and so needs more than a row here.
-NUM_FEATURE_TOKENS = {"vit": 1, "deit": 1}
-HONOURS_HEAD_DIM = ("vit", "deit")  # elsewhere `head_dim` is ignored and attention is built at full width
-
-_AUTO_MAP = {
-    "AutoConfig": "configuration_edvit.EDViTConfig",
-    "AutoModel": "modeling_edvit.EDViTModel",
-    "AutoModelForImageClassification": "modeling_edvit.EDViTForImageClassification",
+# model_type -> how many leading tokens, averaged after the last norm, are the sub-model's feature. A further type
+# needs a row here, one in `TASK_OF`, and its vote in `parts_edvit.forward_sub_model`.
+NUM_FEATURE_TOKENS = {"vit": 1, "deit": 1, "audio-spectrogram-transformer": 2, "bert": 1, "distilbert": 1}
+TASK_OF = {
+    "vit": "image-classification",
+    "deit": "image-classification",
+    "audio-spectrogram-transformer": "audio-classification",
+    "bert": "text-classification",
+    "distilbert": "text-classification",
+}
+# elsewhere `head_dim` is ignored and attention is built at full width
+HONOURS_HEAD_DIM = ("vit", "deit", "audio-spectrogram-transformer")
+# task -> what the forward takes, the main input first
+INPUT_NAMES = {
+    "image-classification": ("pixel_values",),
+    "audio-classification": ("input_values",),
+    "text-classification": ("input_ids", "attention_mask", "token_type_ids"),
+}
+# task -> the fields that every sub-model's config must agree on, since all of them read the same inputs
+_SHARED_FIELDS = {
+    "image-classification": ("image_size", "num_channels"),
+    "audio-classification": ("max_length", "num_mel_bins"),
+    "text-classification": ("vocab_size",),
+}
+_CLASSIFIERS = {
+    "image-classification": "ForImageClassification",
+    "audio-classification": "ForAudioClassification",
+    "text-classification": "ForSequenceClassification",
 }
 # What transformers itself may store on a config besides the declared fields.
 _STOCK_ATTRIBUTES = {
@@ -78,8 +96,8 @@ class EDViTConfig(PreTrainedConfig):
         """Bring the sub-configs to one plain form, name the labels, and refuse what does not fit together."""
         _refuse_unknown(kwargs)
         num_labels = kwargs.pop("num_labels", None)
-        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
         self.sub_model_configs = [_plain_config(config) for config in self.sub_model_configs]
+        kwargs.setdefault("auto_map", _auto_map(self.task))
         if self.id2label is None:  # type: ignore[has-type]
             self.id2label = {i: f"LABEL_{i}" for i in range(sum(map(len, self.class_groups)))}
         super().__post_init__(**kwargs)
@@ -112,6 +130,26 @@ class EDViTConfig(PreTrainedConfig):
         return len(self.sub_model_configs)
 
     @property
+    def task(self) -> str:
+        """What every sub-model does: "image-classification", "audio-classification" or "text-classification".
+
+        Raises:
+            ValueError: If the sub-models read inputs of different kinds.
+        """
+        first: dict[str, int] = {}
+        for i, values in enumerate(self.sub_model_configs):
+            first.setdefault(TASK_OF[values["model_type"]], i)
+        if len(first) > 1:
+            found = " and ".join(
+                f"{task} (sub-model {i}, `{self.sub_model_configs[i]['model_type']}`)" for task, i in first.items()
+            )
+            raise ValueError(
+                f"Expected sub-models of one task, got {found}. All of them read the same inputs. Keep the "
+                "sub-models of one kind of input, and build another ensemble from the others."
+            )
+        return next(iter(first), "image-classification")
+
+    @property
     def feature_sizes(self) -> list[int]:
         """Feature size (hidden size) of each sub-model."""
         return [self.sub_model_config(i).hidden_size for i in range(self.num_sub_models)]
@@ -123,13 +161,33 @@ class EDViTConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> Any:
-        """Side (or sides) of the input image in pixels, the same for every sub-model."""
+        """Images only: side (or sides) of the input in pixels, the same for every sub-model."""
         return self.sub_model_config(0).image_size
 
     @property
     def num_channels(self) -> int:
-        """Channels of the input image, the same for every sub-model."""
+        """Images only: channels of the input, the same for every sub-model."""
         return self.sub_model_config(0).num_channels
+
+    @property
+    def num_frames(self) -> int:  # `max_length` itself would be taken for a generation parameter
+        """Audio only: frames of the input spectrogram, the same for every sub-model."""
+        return self.sub_model_config(0).max_length
+
+    @property
+    def num_mel_bins(self) -> int:
+        """Audio only: mel bins of the input spectrogram, the same for every sub-model."""
+        return self.sub_model_config(0).num_mel_bins
+
+    @property
+    def vocab_size(self) -> int:
+        """Text only: size of the vocabulary, the same for every sub-model."""
+        return self.sub_model_config(0).vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Text only: the most tokens that every sub-model can read."""
+        return min(self.sub_model_config(i).max_position_embeddings for i in range(self.num_sub_models))
 
     def sub_model_config(self, index: int) -> PreTrainedConfig:
         """Return a fresh stock config object of sub-model `index`."""
@@ -229,7 +287,8 @@ class EDViTConfig(PreTrainedConfig):
             )
 
     def _check_sub_models(self) -> None:
-        inputs = set()
+        shared = _SHARED_FIELDS[self.task]
+        inputs: dict[tuple[str, ...], int] = {}
         for i, group in enumerate(self.class_groups):
             config = self.sub_model_config(i)
             allowed = {len(group) + 1} | ({len(group)} if self.num_sub_models == 1 else set())
@@ -239,12 +298,33 @@ class EDViTConfig(PreTrainedConfig):
                     f"'{OTHER_LABEL}'), got {config.num_labels}. Its vote could not be read. Correct the "
                     "group or the sub-model's `id2label`."
                 )
-            inputs.add((str(config.image_size), config.num_channels))
+            inputs.setdefault(tuple(_plain_size(getattr(config, name)) for name in shared), i)
         if len(inputs) > 1:
-            raise ValueError(
-                f"Expected the same image size and channels for every sub-model, got {sorted(inputs)}. All "
-                "of them read the same `pixel_values`. Prune them from one teacher."
+            found = "; ".join(
+                f"sub-model {i}: " + ", ".join(f"{name}={size}" for name, size in zip(shared, sizes, strict=True))
+                for sizes, i in inputs.items()
             )
+            raise ValueError(
+                f"Expected the same {' and '.join(name.replace('_', ' ') for name in shared)} for every sub-model, got "
+                f"{found}. All of them read the same `{INPUT_NAMES[self.task][0]}`. Prune them from one teacher, or "
+                "from teachers that read the same inputs."
+            )
+
+
+def _plain_size(size: Any) -> str:
+    """A size in words; one number counts as the same number both ways."""
+    sides = list(size) if isinstance(size, list | tuple) else [size]
+    return "x".join(str(side) for side in (sides if len(set(sides)) > 1 else sides[:1]))
+
+
+def _auto_map(task: str) -> dict[str, str]:
+    """Where a process without this package finds the classes of an ensemble for `task`."""
+    classifier = _CLASSIFIERS[task]
+    return {
+        "AutoConfig": "configuration_edvit.EDViTConfig",
+        "AutoModel": "modeling_edvit.EDViTModel",
+        f"AutoModel{classifier}": f"modeling_edvit.EDViT{classifier}",
+    }
 
 
 def _refuse_unknown(names: dict[str, Any], allowed: set[str] = _STOCK_KEYWORDS) -> None:

@@ -12,6 +12,7 @@ _OPTIONAL_PACKAGES = {
     **{name: name for name in ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate", "datasets")},
     **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib", "scipy")},
     **{name: name for name in ("optimum", "onnx", "onnxscript", "onnxslim", "gradio")},
+    **{name: name for name in ("soundfile", "soxr", "tokenizers")},
 }
 """Import name -> package name of everything that only an extra installs."""
 

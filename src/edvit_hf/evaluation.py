@@ -10,24 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edvit_hf.calibration import expected_calibration_error
+
 if TYPE_CHECKING:
     import torch
 
-# (B, 3, H, W) float32 pixel values -> (B, L) logits
-Predict = Callable[[np.ndarray], np.ndarray]
+# model inputs by name, rows first, as numpy arrays -> (B, L) logits
+Predict = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured on one set of items; shares lie in 0..1, None where no item has the class.
 
-    `macro_f1` averages over the classes that occur as label or as prediction (scikit-learn's rule).
+    `macro_f1` averages over the classes that occur as label or as prediction (scikit-learn's rule);
+    `calibration_error` is the expected calibration error of the softmax, in 15 bins of confidence.
     `seconds` is the time spent inside `predict`, without loading data.
     """
 
     num_items: int
     accuracy: float
     macro_f1: float
+    calibration_error: float
     per_class_accuracy: list[float | None]
     per_group_accuracy: list[float | None] | None
     predictions: np.ndarray
@@ -40,6 +44,7 @@ class Evaluation:
             "num_items": self.num_items,
             "accuracy": self.accuracy,
             "macro_f1": self.macro_f1,
+            "calibration_error": self.calibration_error,
             "per_class_accuracy": self.per_class_accuracy,
             "per_group_accuracy": self.per_group_accuracy,
             "seconds": self.seconds,
@@ -67,8 +72,9 @@ def evaluate(
     """Run `predict` over all batches and count.
 
     Args:
-        predict (`Predict`): (B, 3, H, W) float32 -> (B, num_labels) logits.
-        batches (`Iterable[Mapping]`): Each with `pixel_values` and `labels`, arrays or CPU tensors.
+        predict (`Predict`): Inputs by name -> (B, num_labels) logits.
+        batches (`Iterable[Mapping]`): Each with `inputs`, a mapping from the names of the model's arguments to
+            arrays or CPU tensors, and `labels` (B,).
         num_labels (`int`): Number of logits expected; labels lie in 0..num_labels - 1.
         class_groups (`Sequence[Sequence[int]]`, *optional*): For accuracy per class group.
         progress (`bool`): Show a progress bar.
@@ -79,30 +85,38 @@ def evaluate(
     Raises:
         ValueError: If there are no items, or logits or labels are not what was promised.
     """
-    all_labels, all_predictions, seconds = [], [], 0.0
+    all_labels, all_logits, seconds = [], [], 0.0
     for batch in _with_bar(batches, is_shown=progress):
         labels = np.asarray(batch["labels"], dtype=np.int64)
-        pixel_values = np.asarray(batch["pixel_values"], dtype=np.float32)
+        inputs = {name: np.asarray(values) for name, values in batch["inputs"].items()}
         start = time.perf_counter()
-        logits = np.asarray(predict(pixel_values))
+        logits = np.asarray(predict(inputs))
         seconds += time.perf_counter() - start
         _check_batch(logits, labels, num_labels)
         all_labels.append(labels)
-        all_predictions.append(logits.argmax(axis=1))
+        all_logits.append(logits)
     if not all_labels:
         raise ValueError("There are no batches to evaluate: a share of nothing is undefined. Check the split.")
-    labels, predictions = np.concatenate(all_labels), np.concatenate(all_predictions)
+    labels, logits = np.concatenate(all_labels), np.concatenate(all_logits)
+    predictions = logits.argmax(axis=1)
     counts = confusion_counts(labels, predictions, num_labels)
     return Evaluation(
         num_items=len(labels),
         accuracy=float((labels == predictions).mean()),
         macro_f1=macro_f1(counts),
+        calibration_error=expected_calibration_error(softmax(logits), labels),
         per_class_accuracy=[_share(counts[label, label], counts[label].sum()) for label in range(num_labels)],
         per_group_accuracy=None if class_groups is None else group_accuracy(counts, class_groups),
         predictions=predictions,
         labels=labels,
         seconds=seconds,
     )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Row-wise softmax, float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
@@ -128,19 +142,19 @@ def torch_predict(model: "torch.nn.Module", **forward_kwargs: Any) -> Predict:
     """`predict` for a torch classifier, on the device where the model is, in eval mode.
 
     Args:
-        model (`nn.Module`): Takes `pixel_values`, returns an object with `.logits`.
+        model (`nn.Module`): Takes the inputs by name, returns an object with `.logits`.
         forward_kwargs: Passed to every forward call, for example `sub_model_mask`.
     """
     import torch
 
-    def predict(pixel_values: np.ndarray) -> np.ndarray:
+    def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
         try:
             with torch.inference_mode():
-                inputs = torch.from_numpy(np.ascontiguousarray(pixel_values)).to(device)
-                return model(pixel_values=inputs, **forward_kwargs).logits.float().cpu().numpy()
+                tensors = {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in inputs.items()}
+                return model(**tensors, **forward_kwargs).logits.float().cpu().numpy()
         finally:
             model.train(was_training)
 

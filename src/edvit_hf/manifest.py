@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.profiles import DeviceProfile, detect_profile, load_profiles
+from edvit_hf.tasks import PROCESSOR_FILES, TASKS, Task
 from edvit_hf.typed_json import parse_json
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 knew images alone
 PRECISIONS = ("fp32", "int8")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -194,15 +195,19 @@ class EnsembleEntry:
     """Identity of the ensemble, and its figures with every sub-model present."""
 
     id: str
-    task: str
+    task: Task
     content_hash: str  # of weights and configs, not of the exported files: see `content_hash`
-    parity: Parity | None = None  # fp32 ONNX from pixels to logits, against torch
+    parity: Parity | None = None  # fp32 ONNX from inputs to logits, against torch
     accuracy: dict[str, Any] | None = None  # by variant name: {"fp32": {...}, "qint8_avx512_vnni": {...}}
     accuracy_note: str | None = None
     int8_gates: dict[str, Any] | None = None  # by variant name: what accepted it, on a split that is not reported
 
     def __post_init__(self) -> None:
-        """Check the hash."""
+        """Check the task and the hash."""
+        _require(
+            self.task in TASKS,
+            f"ensemble: `task` must be one of {', '.join(TASKS)}, got {self.task!r}. It tells how inputs are prepared.",
+        )
         _require(
             bool(_SHA256.fullmatch(self.content_hash)),
             f"ensemble: `content_hash` must be 64 hex digits, got {self.content_hash!r}.",
@@ -217,13 +222,13 @@ class Manifest:
     ensemble: EnsembleEntry
     label_names: list[str]
     class_groups: list[list[int]]
-    image_preprocessing: str = "preprocessor_config.json"
+    preprocessing: str  # file that says how a raw input becomes the model's: see `PREPROCESSING_FILE`
     sub_models: list[SubModelEntry]
     fusion: FusionEntry
 
     def __post_init__(self) -> None:
         """Check that groups, labels and sub-models fit together."""
-        check_relative_path(self.image_preprocessing, "`image_preprocessing`")
+        check_relative_path(self.preprocessing, "`preprocessing`")
         classes = sorted(c for group in self.class_groups for c in group)
         _require(
             classes == list(range(len(self.label_names))),
@@ -278,6 +283,11 @@ class Manifest:
             raise ManifestError(
                 f"{source}: schema version {version} is newer than {SCHEMA_VERSION}, the newest read here. "
                 f"Its fields may mean something else. Upgrade edvit_hf."
+            )
+        if version < SCHEMA_VERSION:
+            raise ManifestError(
+                f"{source}: expected schema version {SCHEMA_VERSION}, got {version}. Older manifests do not say what "
+                f"kind of input they are for. Export again."
             )
         try:
             return parse_json(cls, data)
@@ -371,15 +381,16 @@ def file_sha256(path: Path) -> str:
 def content_hash(root: Path | str) -> str:
     """Hex SHA-256 over the ensemble's weights and configs: its identity for the version handshake.
 
-    Covers config.json, preprocessor_config.json and *.safetensors of the root and of every sub-model folder,
-    by relative path. Cards, code, placements and exported graphs are left out: none changes an answer.
+    Covers config.json, the processor's files (`PROCESSOR_FILES`) and *.safetensors of the root and of every
+    sub-model folder, by relative path. Cards, code, placements and exported graphs are left out: none changes an
+    answer.
 
     Raises:
         ManifestError: If the folder holds no such file.
     """
     root = Path(root)
     folders = [root, *sorted(p for p in root.glob("sub_models/*") if p.is_dir())]
-    names = ("config.json", "preprocessor_config.json")
+    names = ("config.json", *PROCESSOR_FILES)
     files = [p for folder in folders for p in [*(folder / n for n in names), *folder.glob("*.safetensors")]]
     lines = sorted(f"{p.relative_to(root).as_posix()} {file_sha256(p)}" for p in files if p.is_file())
     _require(bool(lines), f"{root} holds no config and no weights, so it has no content to hash.")

@@ -31,7 +31,9 @@ from edvit_hf.card_tables import (
     variant_table,
     whole_onnx_finding,
 )
+from edvit_hf.card_words import TASK_WORDS, architecture, known_data, making_table
 from edvit_hf.errors import EDViTError, MissingExtraError
+from edvit_hf.tasks import TASKS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -45,18 +47,6 @@ CITATIONS: tuple[tuple[str, str, str], ...] = (
     ("DeViT", "2309.05015", "decomposition of a vision transformer and distillation of the sub-models"),
     ("OMT", "2407.05941", "the staircase between tokens and latency, and token pruning from it"),
 )
-KNOWN_DATA: Mapping[str, tuple[str, str]] = {
-    "digits": (
-        "UCI optical handwritten digits, as shipped in scikit-learn",
-        "CC BY 4.0, E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49. 1,797 images of 8 by 8 pixels: the "
-        "part that UCI calls test, written by 13 people. It is split at random, so the same writers are in training "
-        "and test: the accuracy is optimistic for a new writer.",
-    ),
-    "ylecun/mnist": (
-        "MNIST",
-        "Its authors, Y. LeCun and C. Cortes, state no licence with the files; redistributors name CC BY-SA 3.0.",
-    ),
-}
 _TEMPLATE = "ensemble.md.j2"
 _RECIPE_TEXTS = {
     "title": "model_name",
@@ -122,11 +112,17 @@ class CardRun:
                 f"missing. Without them a card would claim nothing. Pass what the evaluate stage wrote to "
                 "results.json."
             )
+        if self.results["task"] not in TASKS:
+            raise EDViTError(
+                f"The task of a card must be one of {', '.join(TASKS)}, got {self.results['task']!r}. The Hub would "
+                "file the model where nobody looks for it. Correct the results."
+            )
 
     @property
     def dataset(self) -> Mapping[str, Any]:
-        """The dataset block of the results; empty when absent."""
-        return self.results.get("dataset") or {}
+        """The dataset block of the results, with the name of the local folder from the recipe; empty when absent."""
+        local_name = (self.recipe.get("dataset") or {}).get("local_name")
+        return {"local_name": local_name, **(self.results.get("dataset") or {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,17 +142,19 @@ class CardData:
     ) -> Self:
         """Card data from what a run wrote.
 
-        The texts come from the recipe's `card` block (title, license, repo_id, language, intended_use); keyword
-        arguments, named as the fields of `CardText`, come before it.
+        Without a recipe, the values that the results recorded are taken. The texts come from its `card` block
+        (title, license, repo_id, language, intended_use); keyword arguments, named as the fields of `CardText`,
+        come before it.
         """
-        block = (recipe or {}).get("card") or {}
+        recipe = recipe or results.get("recipe_values") or {}
+        block = recipe.get("card") or {}
         given = {name: block[key] for key, name in _RECIPE_TEXTS.items() if block.get(key) is not None}
         text = {
             "model_name": f"ED-ViT ensemble, {results.get('recipe') or 'unnamed recipe'}",
             **given,
             **text,
         }
-        run = CardRun(results=results, manifest=manifest or {}, recipe=recipe or {})
+        run = CardRun(results=results, manifest=manifest or {}, recipe=recipe)
         return cls(text=CardText(**text), run=run)
 
     @property
@@ -170,15 +168,22 @@ class CardData:
 
     @property
     def dataset_name(self) -> str:
-        """Readable name of the dataset: the user's, else a known one, else its path."""
-        path = str(self.run.dataset.get("path") or NOT_MEASURED)
-        return self.text.dataset_name or KNOWN_DATA.get(path, (path, ""))[0]
+        """Readable name of the dataset: the user's, else a known one, else its local folder or path."""
+        known = known_data(self.run.dataset)
+        return self.text.dataset_name or (known.name if known else self._dataset_path or NOT_MEASURED)
 
     @property
     def dataset_licence(self) -> str:
         """Licence and origin of the data, in words."""
-        known = KNOWN_DATA.get(str(self.run.dataset.get("path")), ("", ""))[1]
-        return self.text.dataset_licence or known or "Licence of the data: not recorded by this run; see its own page."
+        known = known_data(self.run.dataset)
+        unknown = "Licence of the data: not recorded by this run; see its own page."
+        return self.text.dataset_licence or (known.licence if known else unknown)
+
+    @property
+    def _dataset_path(self) -> str:
+        """Path of the dataset; where that is only the name of a file format, its local folder."""
+        path, local_name = self.run.dataset.get("path"), self.run.dataset.get("local_name")
+        return str(local_name if local_name and (path in _BUILDERS or not path) else path or "")
 
     @property
     def dataset_id(self) -> str | None:
@@ -218,12 +223,11 @@ class CardData:
         from huggingface_hub import EvalResult
 
         ensemble = result_row(self.run.results, "ensemble")
-        dataset = self.run.dataset
         metrics = [("accuracy", "Accuracy", "accuracy"), ("f1", "Macro F1", "macro_f1")]
         return [
             EvalResult(
                 task_type=self.run.results["task"],
-                dataset_type=self.dataset_id or str(dataset.get("path", "unnamed")),
+                dataset_type=self.dataset_id or self._dataset_path or "unnamed",
                 dataset_name=self.dataset_name,
                 dataset_split="test",
                 metric_type=metric,
@@ -264,12 +268,16 @@ def render_card(card: CardData, *, figures: Mapping[str, str] | None = None) -> 
 
 def _variables(card: CardData) -> dict[str, Any]:
     """What the template may name; a misspelt name there is an error (StrictUndefined)."""
-    results, manifest = card.run.results, card.run.manifest
+    results, manifest, recipe = card.run.results, card.run.manifest, card.run.recipe
     ensemble = result_row(results, "ensemble")
     return {
         "text": card.text,
         "location": card.text.repo_id or _LOCAL_FOLDER,
         "results": results,
+        "words": TASK_WORDS[results["task"]],
+        "architecture": architecture(results["task"], recipe),
+        "making_table": making_table(recipe),
+        "is_distilled": (recipe.get("distill") or {}).get("objective") != "none",
         "num_test_items": card.run.dataset.get("num_test_items"),
         "dataset_id": card.dataset_id,
         "dataset_name": card.dataset_name,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: N803, N806 (shape letters)
+# ruff: noqa: N806 (shape letters)
 """The ensemble: stock sub-models, each answering for a class group, and a fusion head on their features.
 
-This file travels to the Hub beside `configuration_edvit.py`: it imports only torch, transformers,
-safetensors, the standard library and, relatively, its sibling.
+This file travels to the Hub beside `configuration_edvit.py` and `parts_edvit.py`: it imports only torch,
+transformers, safetensors, the standard library and, relatively, its siblings.
 
-Shape letters: B batch, S sub-models, T tokens, D features of all sub-models side by side, L labels.
+Shape letters: B batch, S sub-models, D features of all sub-models side by side, L labels.
 """
 
 import functools
@@ -19,92 +19,31 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
 from transformers.utils import cached_file, can_return_tuple, hf_api, resolve_revision
 from transformers.utils.hub import DownloadKwargs
 
-from .configuration_edvit import NUM_FEATURE_TOKENS, EDViTConfig, sub_model_folder
+from .configuration_edvit import INPUT_NAMES, EDViTConfig, sub_model_folder
+from .parts_edvit import (
+    STOCK_AUTO_CLASSES,
+    FusionHead,
+    build_sub_model,
+    forward_sub_model,
+    hide_absent,
+    refuse_damage,
+    sample_sub_model_mask,
+)
 
-_PUBLISHED = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors*", "model-0*"]
-_PUBLISHED += ["fusion.safetensors", "configuration_edvit.py", "modeling_edvit.py", "sub_models/*"]
+# Whatever of an image processor, feature extractor or tokenizer lies beside an ensemble.
+PROCESSOR_FILES = (
+    *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "vocab.txt"),
+)
+_PUBLISHED = ["README.md", "config.json", *PROCESSOR_FILES, "model.safetensors*", "model-0*", "fusion.safetensors"]
+_PUBLISHED += ["configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py", "sub_models/*"]
 _GATHERED = ("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules")
-
-
-def forward_sub_model(sub_model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Run one stock sub-model once on normalised pixels (B, C, H, W) and read both of its answers.
-
-    Returns its feature (B, hidden size), the mean of the leading tokens after the last norm (how many:
-    `NUM_FEATURE_TOKENS`), and its vote, the stock `.logits` (B, |group| + 1).
-    """
-    hidden_BTD = sub_model.base_model(pixel_values).last_hidden_state
-    feature = hidden_BTD[:, : NUM_FEATURE_TOKENS[sub_model.config.model_type]].mean(dim=1)
-    return feature, sub_model.classifier(feature)
-
-
-def sample_sub_model_mask(
-    batch_size: int,
-    num_sub_models: int,
-    dropout: float,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Draw which sub-models are present, (B, S) bool, each absent with chance `dropout`.
-
-    A row that would lose all of them keeps the one with the largest draw, which is a uniform choice.
-    """
-    draws_BS = torch.rand(batch_size, num_sub_models, generator=generator, device=device)
-    return (draws_BS >= dropout) | (draws_BS == draws_BS.amax(dim=1, keepdim=True))
-
-
-class FusionHead(nn.Module):
-    """Features of the present sub-models -> logits over all classes.
-
-    Features are standardised by their mean and deviation over the training data; those of an absent
-    sub-model count as zero, their mean. One presence bit per sub-model tells the head who is missing.
-
-    Source: ED-ViT, arXiv 2410.11650 (an MLP on the features side by side).
-    Differs: standardisation and presence bits, so that a missing device degrades the answer, not spoils it.
-    """
-
-    feature_mean: Tensor
-    feature_std: Tensor
-
-    def __init__(self, feature_sizes: list[int], num_labels: int, hidden_size: int, dropout: float) -> None:
-        super().__init__()
-        self.feature_sizes = feature_sizes
-        size = sum(feature_sizes)
-        self.layers = nn.Sequential(nn.Linear(size + len(feature_sizes), hidden_size or num_labels))
-        if hidden_size:
-            self.layers.extend([nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_size, num_labels)])
-        self.register_buffer("feature_mean", torch.zeros(size))
-        self.register_buffer("feature_std", torch.ones(size))
-
-    @torch.no_grad()
-    def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set the features' mean and deviation, both (D,); zero deviation (a dead feature) counts as one."""
-        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
-        fits = mean.shape == std.shape == self.feature_mean.shape
-        if not fits or not (mean.isfinite() & std.isfinite() & (std >= 0)).all():
-            raise ValueError(
-                f"Expected finite statistics of shape {tuple(self.feature_mean.shape)}, no negative "
-                f"deviation, got shapes {tuple(mean.shape)} and {tuple(std.shape)} or other values. The head "
-                "would answer NaN. Compute them from this ensemble's features, and look for NaN there."
-            )
-        self.feature_mean.copy_(mean)
-        self.feature_std.copy_(torch.where(std > 0, std, 1.0))
-
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Return logits (B, L) from features (B, D) and mask (B, S), non-zero where a sub-model is present.
-
-        A row with nobody present gets the head's constant answer; refusing it is the caller's business.
-        """
-        present_BS = mask != 0
-        scaled_BD = (features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std
-        inputs = _hide_absent(scaled_BD, present_BS, self.feature_sizes)
-        return self.layers(torch.cat([inputs, present_BS.to(inputs.dtype)], dim=1))
 
 
 class EDViTPreTrainedModel(PreTrainedModel):
@@ -114,6 +53,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "edvit"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    task: str  # what the sub-models do; a class with a head for one task refuses the others
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _part_files: ClassVar[dict[str, str]] = {}  # key prefix -> file, besides the sub-models
@@ -121,15 +61,29 @@ class EDViTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: EDViTConfig, sub_models: Sequence[int] | None = None) -> None:
         super().__init__(config)
         config.validate_ensemble()
+        self._take_task(config)
         self.present = config.present_indices(sub_models)
         self.feature_sizes = config.feature_sizes
         self.sub_models = nn.ModuleList(nn.Identity() for _ in range(config.num_sub_models))  # no weights
         for i in self.present:
-            self.sub_models[i] = _build_sub_model(config, i)
+            self.sub_models[i] = build_sub_model(config, i)
         for name in _GATHERED:  # `post_init` asks direct children only, and a ModuleList has no settings
             setattr(self, name, set().union(*(getattr(m, name, None) or () for m in self.sub_models)))
         self._add_head(config)
         self.post_init()
+
+    def _take_task(self, config: EDViTConfig) -> None:
+        task = config.task
+        if getattr(type(self), "task", task) != task:
+            name = type(self).__name__
+            raise ValueError(
+                f"Expected sub-models for {type(self).task} in `{name}`, got sub-models for {task}. It would be fed "
+                f"the wrong inputs. Use `{STOCK_AUTO_CLASSES[task].__name__}`, or its class of EDViT."
+            )
+        self.task = task
+        self.main_input_name = INPUT_NAMES[task][0]
+        self.input_modalities = (task.removesuffix("-classification"),)
+        self._max_tokens = config.max_position_embeddings if task == "text-classification" else None
 
     def _add_head(self, config: EDViTConfig) -> None:
         """Add what a model class has besides the sub-models."""
@@ -140,25 +94,49 @@ class EDViTPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
 
-    def features_and_votes(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """Run every present sub-model once: features (B, D) and votes; zeros and None where absent."""
+    def features_and_votes(self, **inputs: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        """Run every present sub-model once: features (B, D) and votes; zeros and None where absent.
+
+        `inputs` are those of `forward_sub_model`; None counts as left out.
+
+        Raises:
+            ValueError: If the inputs are not those of the ensemble's task, or a text is too long for a sub-model.
+        """
+        given = self._check_inputs(inputs)
+        main = given[self.main_input_name]
         features: list[Tensor] = []
         votes: list[Tensor | None] = [None] * len(self.feature_sizes)
         for i, size in enumerate(self.feature_sizes):
             if i in self.present:
-                feature, votes[i] = forward_sub_model(self.sub_models[i], pixel_values)
+                feature, votes[i] = forward_sub_model(self.sub_models[i], given)
             else:
-                feature = pixel_values.new_zeros((pixel_values.shape[0], size), dtype=self.dtype)
+                feature = main.new_zeros((main.shape[0], size), dtype=self.dtype)
             features.append(feature)
         return torch.cat(features, dim=1), votes
 
-    def features(self, pixel_values: Tensor) -> Tensor:
+    def features(self, **inputs: Tensor | None) -> Tensor:
         """Return the features of all sub-models side by side, (B, D), zeros for absent ones."""
-        return self.features_and_votes(pixel_values)[0]
+        return self.features_and_votes(**inputs)[0]
 
-    def votes(self, pixel_values: Tensor) -> list[Tensor | None]:
+    def votes(self, **inputs: Tensor | None) -> list[Tensor | None]:
         """Return each sub-model's logits (B, |group| + 1), the last for "other"; None for absent ones."""
-        return self.features_and_votes(pixel_values)[1]
+        return self.features_and_votes(**inputs)[1]
+
+    def _check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        if self.main_input_name not in given or not set(given) <= set(INPUT_NAMES[self.task]):
+            raise ValueError(
+                f"Expected `{self.main_input_name}` (and nothing but {', '.join(INPUT_NAMES[self.task])}), got "
+                f"{', '.join(sorted(given)) or 'nothing'}. This ensemble does {self.task}. Pass what its processor "
+                "returns, by name."
+            )
+        most = self._max_tokens
+        if most is not None and not torch.compiler.is_compiling() and given["input_ids"].shape[-1] > most:
+            raise ValueError(
+                f"Expected at most {most} tokens, got {given['input_ids'].shape[-1]}. A sub-model has no position "
+                f"beyond that. Truncate the text: tokenizer(text, truncation=True, max_length={most})."
+            )
+        return given
 
     def _complete_mask(self, mask: Tensor | None, features: Tensor) -> Tensor:
         """Return (B, S) bool: what the mask leaves of the sub-models that were loaded."""
@@ -197,7 +175,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
             if type(target) is not type(source):
                 raise ValueError(
                     f"Expected sub-model {i} to be a `{type(target).__name__}`, which can vote, got "
-                    f"`{type(source).__name__}`. Load it with AutoModelForImageClassification."
+                    f"`{type(source).__name__}`. Load it with {STOCK_AUTO_CLASSES[config.task].__name__}."
                 )
             target.load_state_dict(source.state_dict())
         return ensemble.to(sub_models[0].device).eval()
@@ -226,7 +204,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
             if sub_models is not None:
                 kwargs = cls._read_partial(source, sub_models, kwargs)
                 pretrained_model_name_or_path = None
-            kwargs["ignore_mismatched_sizes"] = True  # reported by `_refuse_damage`, never ignored
+            kwargs["ignore_mismatched_sizes"] = True  # reported by `refuse_damage`, never ignored
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
@@ -235,7 +213,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
                 f"Expected readable safetensors weights in {source}, got: {error}. The file is damaged or "
                 "cut short. Download or save it again."
             ) from error
-        _refuse_damage(model, info, source)
+        refuse_damage(model, info, source)
         model.name_or_path = model.config.name_or_path = str(source)
         return (model, info) if output_loading_info else model
 
@@ -264,7 +242,7 @@ class EDViTPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, state_dict: Any = None, **kwargs: Any) -> None:
         """Write the ensemble whole, its code, and every sub-model and the fusion head by themselves.
 
-        A `preprocessor_config.json` that already lies in the directory is copied beside each sub-model.
+        The `PROCESSOR_FILES` that already lie in the directory are copied beside each sub-model.
 
         Raises:
             ValueError: If sub-models are absent, or an option would leave whole and parts out of step.
@@ -282,12 +260,12 @@ class EDViTPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, state_dict=weights, **kwargs)
 
     def _save_parts(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
-        preprocessor = "preprocessor_config.json"
+        processor = [path for path in (directory / name for name in PROCESSOR_FILES) if path.is_file()]
         for i, sub_model in enumerate(self.sub_models):
             folder, part = directory / sub_model_folder(i), _without_prefix(weights, f"sub_models.{i}.")
             cast(PreTrainedModel, sub_model).save_pretrained(folder, state_dict=part)
-            if (directory / preprocessor).is_file():
-                shutil.copyfile(directory / preprocessor, folder / preprocessor)
+            for path in processor:
+                shutil.copyfile(path, folder / path.name)
         for prefix, name in self._part_files.items():
             save_file(_without_prefix(weights, prefix), directory / name, metadata={"format": "pt"})
 
@@ -301,43 +279,51 @@ class EDViTPreTrainedModel(PreTrainedModel):
 
 
 class EDViTModel(EDViTPreTrainedModel):
-    """The sub-models without the fusion head: features only."""
+    """The sub-models without the fusion head: features only, for any task."""
 
     _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^fusion\."]
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, sub_model_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        sub_model_mask: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
         """Return features (B, D), zeros for absent sub-models, as `last_hidden_state` and `pooler_output`.
 
-        `sub_model_mask` is (S,) or (B, S), non-zero where present.
+        Pass the inputs of the ensemble's task, see `forward_sub_model`. `sub_model_mask` is (S,) or (B, S), non-zero
+        where present.
         """
-        features_BD = self.features(pixel_values)
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        features_BD = self.features(pixel_values=pixel_values, input_values=input_values, **text)
         mask_BS = self._complete_mask(sub_model_mask, features_BD)
-        features_BD = _hide_absent(features_BD, mask_BS, self.feature_sizes)
+        features_BD = hide_absent(features_BD, mask_BS, self.feature_sizes)
         return BaseModelOutputWithPooling(last_hidden_state=features_BD, pooler_output=features_BD)
 
 
-class EDViTForImageClassification(EDViTPreTrainedModel):
+class _EDViTClassifier(EDViTPreTrainedModel):
     """The sub-models and the fusion head: logits over all classes."""
 
-    _auto_class = "AutoModelForImageClassification"
     _part_files: ClassVar[dict[str, str]] = {"fusion.": "fusion.safetensors"}
 
     def _add_head(self, config: EDViTConfig) -> None:
         shape = (self.feature_sizes, config.num_labels, config.fusion_hidden_size)
         self.fusion = FusionHead(*shape, dropout=config.fusion_dropout)
 
-    @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, sub_model_mask: Tensor | None = None
-    ) -> ImageClassifierOutput:
+    def _classify(
+        self, labels: Tensor | None, sub_model_mask: Tensor | None, **inputs: Tensor | None
+    ) -> dict[str, Tensor | None]:
         """Return logits (B, L), and the cross-entropy when `labels` (B,) are given.
 
         `sub_model_mask` is (S,) or (B, S), non-zero where present. Without it all loaded sub-models are, less
         those that sub-model dropout hides in training mode.
         """
-        features_BD = self.features(pixel_values)
+        features_BD = self.features(**inputs)
         mask_BS = self._complete_mask(sub_model_mask, features_BD)
         if sub_model_mask is None and self.training:
             mask_BS = mask_BS.clone()
@@ -346,49 +332,67 @@ class EDViTForImageClassification(EDViTPreTrainedModel):
             )
         logits_BL = self.fusion(features_BD, mask_BS)
         loss = None if labels is None else self.loss_function(labels, logits_BL, self.config)
-        return ImageClassifierOutput(loss=loss, logits=logits_BL)
+        return {"loss": loss, "logits": logits_BL}
 
 
-def _hide_absent(features_BD: Tensor, present_BS: Tensor, feature_sizes: Sequence[int]) -> Tensor:
-    """Put zeros where a sub-model is absent, whatever stood there: a dead device may have left NaN."""
-    parts = features_BD.split(list(feature_sizes), dim=1)
-    return torch.cat([p.masked_fill(~present_BS[:, i : i + 1], 0.0) for i, p in enumerate(parts)], dim=1)
+class EDViTForImageClassification(_EDViTClassifier):
+    """An ensemble for images: normalised pixels -> logits over all classes."""
+
+    _auto_class = "AutoModelForImageClassification"
+    task = "image-classification"
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, sub_model_mask: Tensor | None = None
+    ) -> ImageClassifierOutput:
+        """Return logits (B, L) for pixels (B, C, H, W), and the cross-entropy when `labels` (B,) are given.
+
+        `sub_model_mask` is (S,) or (B, S), non-zero where present. Without it all loaded sub-models are, less
+        those that sub-model dropout hides in training mode.
+        """
+        return ImageClassifierOutput(**self._classify(labels, sub_model_mask, pixel_values=pixel_values))
 
 
-def _build_sub_model(config: EDViTConfig, index: int) -> PreTrainedModel:
-    """Build a stock sub-model with the ensemble's dtype and attention, which reach no list of configs."""
-    sub_config = config.sub_model_config(index)
-    sub_config._attn_implementation = config._attn_implementation
-    sub_config.dtype = torch.get_default_dtype()
-    sub_config.architectures = []  # where a type has several classifiers, the plain one
-    sub_model = AutoModelForImageClassification.from_config(sub_config)
-    head_dim = getattr(sub_config, "head_dim", sub_config.hidden_size // sub_config.num_attention_heads)
-    width = head_dim * sub_config.num_attention_heads
-    built = {p.shape[0] for name, p in sub_model.named_parameters() if name.endswith("q_proj.weight")}
-    if built != {width}:
-        raise ValueError(
-            f"Expected sub-model {index} to have attention width {width}, got {sorted(built)}. The "
-            "architecture ignores a size its config names: pruned weights would not fit. Prune whole heads."
-        )
-    return sub_model
+class EDViTForAudioClassification(_EDViTClassifier):
+    """An ensemble for audio: normalised log-mel spectrograms -> logits over all classes."""
+
+    _auto_class = "AutoModelForAudioClassification"
+    task = "audio-classification"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+
+    @can_return_tuple
+    def forward(
+        self, input_values: Tensor, labels: Tensor | None = None, sub_model_mask: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """Return logits (B, L) for spectrograms (B, frames, mel bins); the rest as for images."""
+        return SequenceClassifierOutput(**self._classify(labels, sub_model_mask, input_values=input_values))
+
+
+class EDViTForSequenceClassification(_EDViTClassifier):
+    """An ensemble for text: token ids -> logits over all classes."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+    task = "text-classification"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        sub_model_mask: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Return logits (B, L) for tokens (B, T), padding where `attention_mask` (B, T) is 0; the rest as for images.
+
+        `token_type_ids` (B, T) reach only those sub-models that know them.
+        """
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return SequenceClassifierOutput(**self._classify(labels, sub_model_mask, **text))
 
 
 def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): w.contiguous() for key, w in weights.items() if key.startswith(prefix)}
-
-
-def _refuse_damage(model: PreTrainedModel, info: dict[str, Any], source: Any) -> None:
-    """Raise ValueError unless every weight came from the files, in its shape, and is finite."""
-    floats = {key: t for key, t in model.state_dict().items() if t.is_floating_point() and not t.is_meta}
-    wrong = {
-        "missing": sorted(info["missing_keys"]),
-        "left over": sorted(info["unexpected_keys"]),
-        "of another shape": [f"{key} {tuple(a)}, not {tuple(b)}" for key, a, b in info["mismatched_keys"]],
-        "not finite": [key for key, tensor in floats.items() if not tensor.isfinite().all()],
-    }
-    found = "; ".join(f"{what}: {', '.join(keys[:3])} ({len(keys)})" for what, keys in wrong.items() if keys)
-    if found:
-        raise ValueError(
-            f"Expected the weights in {source} to be those its config.json describes, got {found}. The "
-            "answers would be noise. Download or save it again, or load the kind of model that was saved."
-        )

@@ -148,9 +148,14 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def prediction_report(ensemble: "LocalEnsemble", image: Path, *, absent: Sequence[int] = ()) -> dict[str, Any]:
-    """One prediction as data: class, probability, every sub-model's vote, and the answer without each sub-model."""
-    answer, without = ensemble.explain(image, absent)
+def prediction_report(
+    ensemble: "LocalEnsemble", source: str | bytes | Path, *, absent: Sequence[int] = ()
+) -> dict[str, Any]:
+    """One prediction as data: class, probability, every sub-model's vote, and the answer without each sub-model.
+
+    `source` is a file, the bytes of one, or a text; the report names it.
+    """
+    answer, without = ensemble.explain(source, absent)
     names = list(ensemble.manifest.label_names)
     votes = []
     for index, group in enumerate(ensemble.manifest.class_groups):
@@ -168,7 +173,7 @@ def prediction_report(ensemble: "LocalEnsemble", image: Path, *, absent: Sequenc
             }
         )
     return {
-        "input": str(image),
+        "input": f"{len(source)} bytes" if isinstance(source, bytes) else str(source),
         "absent": sorted(absent),
         **_top(answer.probabilities[0], names),
         "probabilities": {n: float(p) for n, p in zip(names, answer.probabilities[0], strict=True)},

@@ -83,6 +83,12 @@ def _spread_sample(labels: np.ndarray, candidates: np.ndarray, size: int, random
 
 
 def _checked_group(class_group: Sequence[int]) -> list[int]:
+    broken = [label for label in class_group if isinstance(label, bool) or not isinstance(label, int | np.integer)]
+    if broken:
+        raise DataError(
+            f"Expected a class group of whole class ids, got {broken[0]!r} of type {type(broken[0]).__name__} in "
+            f"{list(class_group)}. Rounding it could name another class. Give integers."
+        )
     group = [int(label) for label in class_group]
     if not group or len(set(group)) != len(group) or min(group) < 0:
         raise DataError(f"Expected a class group of distinct class ids from 0 on, got {list(class_group)}.")

@@ -1,10 +1,14 @@
-"""Where a dataset comes from and how its images are prepared: the `dataset` part of a recipe."""
+"""Where a dataset comes from, how it is divided and how its inputs are prepared: the `dataset` part of a recipe."""
 
+import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.errors import DataError
+from edvit_hf.tasks import Task
 
 EMBEDDED_DATASET = "digits"
 """Path of the set that ships inside scikit-learn: 1,797 handwritten digits of 8 x 8 px, 16 grey levels."""
@@ -12,32 +16,47 @@ EMBEDDED_DATASET = "digits"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """A labelled image dataset.
+    """A labelled dataset of images, sounds or texts.
 
     Attributes:
-        path: "digits" (embedded in scikit-learn), a Hub id, or a builder name ("parquet", "imagefolder").
+        path: "digits" (embedded in scikit-learn), a Hub id, or a builder name ("parquet", "csv", "imagefolder",
+            "audiofolder").
         name: Configuration of a Hub dataset.
         revision: Git revision of a Hub dataset.
-        data_dir: Local folder of parquet files or of class folders; used instead of the Hub.
+        data_dir: Local folder of parquet or csv files (named by their split) or of class folders; used instead of
+            the Hub.
         local_name: Folder name under the environment variable EDVIT_DATA_DIR; when that folder exists it is
             used instead of everything above.
-        image_column: Column of the images. None: `image`, or else the only column of images.
+        streaming: Read the first rows only, after a seeded shuffle of a buffer, instead of fetching every file. Needs
+            `max_train_samples` and `max_test_samples` (which then limits a named validation split, too). What is
+            taken depends on the order of the files, so shuffle a dataset that is sorted by class.
+        input_column: Column of the images, sounds or texts. None: the one called `image`, `audio` or `text`, or
+            else the only column of that kind.
         label_column: Column of the labels: class ids, integers or strings.
         num_labels: Number of classes, for planning before the data are here; when they are loaded it must agree.
         train_split: Name of the training split.
-        test_split: Name of the test split.
+        test_split: Name of the test split; None holds out `test_fraction` of the training split.
         validation_split: Name of the validation split; None carves one from the training split.
         validation_fraction: Share of the training rows carved out (stratified, seeded) without a validation
             split.
-        test_fraction: Share held out as test rows of a set that ships no split (digits).
-        image_size: Side of the square model input, in pixels.
+        test_fraction: Share held out as test rows of a set that ships no test split.
+        group_column: Column that says what rows must stay together (speaker, song, fold): no group then lies in both
+            the training and the validation rows.
+        group_pattern: Instead of a column, a regular expression searched in the file name of each image or sound (its
+            path below the dataset's folder); its first capture group is the group. A row without a match is a group
+            of its own.
+        test_groups: Groups that are the test split, out of all rows of training and test split together: one fold of a
+            cross-validation.
+        image_size: Side of the square model input, in pixels. Images only, like the next two.
         mean: Per RGB channel, of pixels scaled to 0..1.
         std: Per RGB channel, of pixels scaled to 0..1.
+        audio: Spectrograms of an audio task; None there takes the defaults.
+        text: Tokens of a text task; None there takes the defaults.
         max_train_samples: Upper limit on training rows (stratified, seeded), before validation rows are
             carved out.
         max_test_samples: Upper limit on test rows (stratified, seeded).
         seed: Of all splits and subsets, and of the replayable augmentation.
-        on_error: What to do with a row whose image cannot be decoded: raise, or skip it and log how many
+        on_error: What to do with a row that cannot be decoded or has no label: raise, or skip it and log how many
             there were.
     """
 
@@ -46,17 +65,23 @@ class DatasetConfig:
     revision: str | None = None
     data_dir: str | None = None
     local_name: str | None = None
-    image_column: str | None = None
+    streaming: bool = False
+    input_column: str | None = None
     label_column: str = "label"
     num_labels: int | None = None
     train_split: str = "train"
-    test_split: str = "test"
+    test_split: str | None = "test"
     validation_split: str | None = None
     validation_fraction: float = 0.1
     test_fraction: float = 0.25
+    group_column: str | None = None
+    group_pattern: str | None = None
+    test_groups: tuple[str | int, ...] = ()
     image_size: int = 224
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    audio: AudioConfig | None = None
+    text: TextConfig | None = None
     max_train_samples: int | None = None
     max_test_samples: int | None = None
     seed: int = 0
@@ -64,7 +89,9 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise DataError("`path` is empty. Name a dataset: 'digits', a Hub id, 'parquet' or 'imagefolder'.")
+            raise DataError(
+                "`path` is empty. Name a dataset: 'digits', a Hub id, 'parquet', 'csv', 'imagefolder' or 'audiofolder'."
+            )
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise DataError(f"`{name}` must lie in (0, 1), got {getattr(self, name)}. It is a share of the rows.")
@@ -84,16 +111,37 @@ class DatasetConfig:
         if self.on_error not in ("raise", "skip"):
             raise DataError(f"`on_error` must be 'raise' or 'skip', got {self.on_error!r}.")
         _check_normalisation(self.mean, self.std)
-        if self.local_name is not None and (
-            "/" in self.local_name or "\\" in self.local_name or self.local_name == ".."
-        ):
-            raise DataError(f"`local_name` must be one folder name under EDVIT_DATA_DIR, got {self.local_name!r}.")
+        _check_source(self)
+        _check_groups(self)
 
-    def preprocessor(self) -> dict[str, Any]:
-        """Return the content of `preprocessor_config.json`, as a stock `ViTImageProcessor` would save it.
+    @property
+    def has_groups(self) -> bool:
+        """Whether rows belong to groups that must not be torn apart."""
+        return self.group_column is not None or self.group_pattern is not None
 
-        `do_convert_rgb` makes that processor take grey and transparent images as our own transform does.
+    def check_task(self, task: Task) -> None:
+        """Refuse a section of another task.
+
+        Raises:
+            DataError: It would be ignored silently.
         """
+        for section, owner in (("audio", "audio-classification"), ("text", "text-classification")):
+            if getattr(self, section) is not None and task != owner:
+                raise DataError(
+                    f"`dataset.{section}` is read by the task {owner} only, got it with {task}. It would be ignored "
+                    f"silently. Remove it, or write `task: {owner}`."
+                )
+
+    def preprocessor(self, task: Task = "image-classification") -> dict[str, Any]:
+        """Return the content of `preprocessor_config.json`, as the stock class of an image or audio task saves it.
+
+        The stock classes are `ViTImageProcessor` and `ASTFeatureExtractor`. `do_convert_rgb` makes the first
+        take grey and transparent images as our own transform does.
+        """
+        if task == "audio-classification":
+            return (self.audio or AudioConfig()).preprocessor()
+        if task != "image-classification":
+            raise ValueError(f"A tokenizer, not a preprocessor config, prepares the inputs of {task}.")
         return {
             "do_convert_rgb": True,
             "do_normalize": True,
@@ -108,9 +156,49 @@ class DatasetConfig:
         }
 
 
+def as_json(values: dict[str, Any]) -> str:
+    """The text of a config file, as the stock processors write theirs."""
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3 or not all(math.isfinite(v) for v in values):
             raise DataError(f"`{name}` must be three finite numbers (every image is read as RGB), got {values}.")
     if min(std) <= 0:
         raise DataError(f"`std` must be positive, got {std}: pixels are divided by it.")
+
+
+def _check_source(config: DatasetConfig) -> None:
+    if config.local_name is not None and (
+        "/" in config.local_name or "\\" in config.local_name or config.local_name == ".."
+    ):
+        raise DataError(f"`local_name` must be one folder name under EDVIT_DATA_DIR, got {config.local_name!r}.")
+    if config.streaming and (config.max_train_samples is None or config.max_test_samples is None):
+        raise DataError(
+            "`streaming` needs `max_train_samples` and `max_test_samples`, got one or none of them. Without a limit "
+            "every row would be fetched, which streaming is there to avoid. Set both, or remove `streaming`."
+        )
+
+
+def _check_groups(config: DatasetConfig) -> None:
+    if config.group_column is not None and config.group_pattern is not None:
+        raise DataError("`group_column` and `group_pattern` both say what the groups are. Keep one of them.")
+    if config.test_groups and not config.has_groups:
+        raise DataError(
+            f"`test_groups` names groups {list(config.test_groups)}, but nothing says which group a row is in. Set "
+            "`group_column` or `group_pattern`."
+        )
+    if config.group_pattern is None:
+        return
+    try:
+        captures = re.compile(config.group_pattern).groups
+    except re.error as error:
+        raise DataError(
+            f"`group_pattern` must be a regular expression, got {config.group_pattern!r}: {error}. Correct it."
+        ) from error
+    if captures < 1:
+        raise DataError(
+            f"`group_pattern` must have a capture group, which is the group's name, got {config.group_pattern!r}. "
+            "Put parentheses around that part, for example '^(\\d)-'."
+        )

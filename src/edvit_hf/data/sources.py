@@ -1,70 +1,56 @@
-"""Find a dataset (embedded, local folder, Hub) and open its splits without decoding an image yet."""
+"""Find a dataset (embedded, local folder, Hub) and open its splits without decoding an input yet."""
 
 import logging
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from edvit_hf.data.columns import KINDS, ArrayItems, RawSplit, input_column, raw_split
 from edvit_hf.data.config import EMBEDDED_DATASET, DatasetConfig
+from edvit_hf.data.sound_folder import open_sound_folder
 from edvit_hf.data.subsets import stratified_split
 from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-_BUILDERS = ("parquet", "imagefolder")
+_FILE_BUILDERS = ("parquet", "csv")
+_FOLDER_BUILDERS: dict[Task, str] = {"image-classification": "imagefolder", "audio-classification": "audiofolder"}
+_BUILDERS = (*_FILE_BUILDERS, *_FOLDER_BUILDERS.values())
+_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}  # the word "None" in a text is a word
+
+SHUFFLE_BUFFER = 10_000
+"""Encoded rows from which a streamed dataset is drawn."""
 
 
-class RawImages(Protocol):
-    """Images of a split as they came: encoded bytes, paths or arrays."""
-
-    def read(self, rows: np.ndarray) -> list[Any]:
-        """Return what `transforms.open_image` takes, one per row; None for a row without an image."""
-        ...
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    """One split before decoding.
-
-    Attributes:
-        name: Of the split.
-        labels: One per row: int, str, bool or None.
-        class_names: Names behind integer labels, where the dataset declares them.
-        images: One per row.
-    """
-
-    name: str
-    labels: list[Any]
-    class_names: list[str] | None
-    images: RawImages
-
-
-def open_splits(config: DatasetConfig) -> dict[str, RawSplit]:
-    """Open the training, the test and (if one is named) the validation split.
+def open_splits(config: DatasetConfig, task: Task = "image-classification") -> dict[str, RawSplit]:
+    """Open the training split and, where they are named, the test and the validation split.
 
     Raises:
         DataError: The dataset, a split or a column is missing, or a column has an unfit type.
     """
     folder = _local_folder(config)
     if config.path == EMBEDDED_DATASET and folder is None:
-        return _open_digits(config)
-    splits = _load_dataset(config, folder)
+        return _open_digits(config, task)
+    splits = _load_dataset(config, task, folder)
     where = str(folder) if folder is not None else config.path
-    wanted = [config.train_split, config.test_split]
-    if config.validation_split is not None:
-        wanted.append(config.validation_split)
+    wanted = [name for name in (config.train_split, config.test_split, config.validation_split) if name is not None]
     for name in wanted:
         if name not in splits:
             raise DataError(
                 f"Expected a split named {name!r} in {where}, got only: {', '.join(splits) or 'none'}. "
                 "Training, validation and test rows must be told apart. "
-                "Set `train_split`, `test_split` or `validation_split` to one of these."
+                "Set `train_split`, `test_split` or `validation_split` to one of these"
+                f"{', or `test_split: null` to hold out training rows' if name == config.test_split else ''}."
             )
-    return {name: _raw_split(name, splits[name], config) for name in wanted}
+    opened = {}
+    for name in wanted:
+        rows = _first_rows(splits[name], name, config, task)
+        opened[name] = raw_split(name, rows, config, task, folder)
+    return opened
 
 
 def _local_folder(config: DatasetConfig) -> Path | None:
@@ -90,31 +76,61 @@ def _local_folder(config: DatasetConfig) -> Path | None:
     return folder
 
 
-def _load_dataset(config: DatasetConfig, folder: Path | None) -> Any:
+def _load_dataset(config: DatasetConfig, task: Task, folder: Path | None) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise MissingExtraError(f"Loading the dataset {config.path!r}", "train", "datasets") from error
     try:
         if folder is None:
-            return datasets.load_dataset(config.path, config.name, revision=config.revision)
-        files = _parquet_files(folder)
-        if config.path == "imagefolder" or (config.path != "parquet" and not files):
-            return datasets.load_dataset("imagefolder", data_dir=str(folder))
-        if not files:
-            raise DataError(
-                f"Expected parquet files named like train-00000-of-00001.parquet in {folder}, got none. "
-                "Correct `data_dir`, or use path 'imagefolder' for folders of image files."
-            )
-        return datasets.load_dataset("parquet", data_files=files)
+            return datasets.load_dataset(config.path, config.name, revision=config.revision, streaming=config.streaming)
+        builder, files = _local_builder(config.path, task, folder)
+        if builder == "audiofolder":
+            return open_sound_folder(folder)
+        options = _CSV_OPTIONS if builder == "csv" else {}
+        where: dict[str, Any] = {"data_files": files} if files else {"data_dir": str(folder.resolve())}
+        return datasets.load_dataset(builder, streaming=config.streaming, **where, **options)
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         raise _load_error(config, folder, error) from error
+
+
+def _local_builder(path: str, task: Task, folder: Path) -> tuple[str, dict[str, list[str]]]:
+    """Name the builder that reads a folder, and its files by split (none for folders of classes)."""
+    folders = _FOLDER_BUILDERS.get(task)
+    if path in _FOLDER_BUILDERS.values():
+        return path, {}
+    candidates = [path] if path in _FILE_BUILDERS else ["parquet"] if folders else list(_FILE_BUILDERS)
+    for builder in candidates:
+        files = _files_by_split(folder, builder)
+        if files:
+            return builder, files
+    if folders and path not in _FILE_BUILDERS:
+        return folders, {}
+    raise DataError(
+        f"Expected {' or '.join(candidates)} files named like train-00000-of-00001.{candidates[0]} in {folder}, got "
+        f"none. Correct `data_dir`{f', or use path {folders!r} for folders of {KINDS[task]} files' if folders else ''}."
+    )
+
+
+def _files_by_split(folder: Path, extension: str) -> dict[str, list[str]]:
+    """Group files by split, the name's part before the first hyphen or dot."""
+    files: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob(f"*.{extension}")):
+        split = re.sub(r"\W", "_", re.split(r"[-.]", path.name)[0])
+        files.setdefault(split, []).append(str(path))
+    return files
 
 
 def _load_error(config: DatasetConfig, folder: Path | None, error: Exception) -> DataError:
     reason = f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
+    if "torchcodec" in reason:
+        return DataError(
+            f"Expected sounds that are stored as encoded files in parquet, got another layout in {config.path!r}, for "
+            "which `datasets` needs the package torchcodec. Name the parquet copy that the Hub keeps (`revision: "
+            "refs/convert/parquet`), or download the sound files and give their folder as `data_dir`."
+        )
     if folder is not None:
         return DataError(
             f"Expected a readable dataset in {folder}, got: {reason}. Every file of the folder must be "
@@ -130,102 +146,49 @@ def _load_error(config: DatasetConfig, folder: Path | None, error: Exception) ->
     )
 
 
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    """Group parquet files by split, the name's part before the first hyphen or dot."""
-    files: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        split = re.sub(r"\W", "_", re.split(r"[-.]", path.name)[0])
-        files.setdefault(split, []).append(str(path))
-    return files
-
-
-def _raw_split(name: str, dataset: Any, config: DatasetConfig) -> RawSplit:
+def _first_rows(rows: Any, name: str, config: DatasetConfig, task: Task) -> Any:
+    """Take the first rows of a shuffled stream into RAM, undecoded; what is no stream stays as it is."""
     import datasets
 
-    image_column = config.image_column or _image_column(dataset)
-    for role, column in (("image", image_column), ("label", config.label_column)):
-        if column not in dataset.column_names:
-            raise DataError(
-                f"Expected {role}s in a column named {column!r} of split {name!r}, got columns: "
-                f"{', '.join(dataset.column_names)}. Set `{role}_column` to one of these."
-            )
-    label_feature = dataset.features[config.label_column]
-    is_class_label = isinstance(label_feature, datasets.ClassLabel)
-    if not is_class_label and not _is_value(label_feature, r"u?int\d+|(large_)?string|bool"):
-        raise DataError(
-            f"Expected one class per row in column {config.label_column!r} (class ids, integers or strings), "
-            f"got {label_feature}. Multi-label and regression targets cannot be split by classes. Set "
-            "`label_column`."
-        )
-    labels = dataset.select_columns([config.label_column]).with_format("arrow")[:][config.label_column].to_pylist()
-    images = _DatasetImages(_undecoded(dataset.select_columns([image_column]), image_column))
-    return RawSplit(name, labels, list(label_feature.names) if is_class_label else None, images)
+    if not isinstance(rows, datasets.IterableDataset):
+        return rows
+    try:
+        features = rows.features or datasets.Dataset.from_list(list(rows.take(100))).features  # csv: known when read
+        column = config.input_column or input_column(features, config.label_column, task)
+        # Audio as plain bytes: the feature would ask for the package that decodes it even where it does not decode.
+        struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        for kind, plain in ((datasets.Image, datasets.Image(decode=False)), (datasets.Audio, struct)):
+            if isinstance(features.get(column), kind):
+                rows = rows.cast_column(column, plain)
+                features = datasets.Features({**features, column: plain})
+        limit = config.max_train_samples if name == config.train_split else config.max_test_samples
+        taken = list(rows.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER).take(limit))
+        return datasets.Dataset.from_list(taken, features=features)
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise _load_error(config, _local_folder(config), error) from error
 
 
-def _image_column(dataset: Any) -> str:
-    """`image`, or else the only column of images: the same data is published under either name."""
-    import datasets
-
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    return found[0] if len(found) == 1 and "image" not in dataset.column_names else "image"
-
-
-def _undecoded(dataset: Any, column: str) -> Any:
-    import datasets
-
-    feature = dataset.features[column]
-    if isinstance(feature, datasets.Image):
-        return dataset.cast_column(column, datasets.Image(decode=False))
-    is_file_struct = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-    if is_file_struct or _is_value(feature, r"(large_)?(binary|string)"):
-        return dataset
-    raise DataError(
-        f"Expected images in column {column!r} (an Image feature, encoded bytes or paths), got {feature}. "
-        "Set `image_column`, or store the images as encoded files."
-    )
-
-
-def _is_value(feature: Any, pattern: str) -> bool:
-    import datasets
-
-    return isinstance(feature, datasets.Value) and re.fullmatch(pattern, feature.dtype) is not None
-
-
-class _DatasetImages:
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._column = dataset.column_names[0]
-
-    def read(self, rows: np.ndarray) -> list[Any]:
-        values = self._dataset[rows.tolist()][self._column]
-        return [_file_of(value) if isinstance(value, dict) else value for value in values]
-
-
-def _file_of(value: dict[str, Any]) -> Any:
-    return value["bytes"] if value["bytes"] is not None else value["path"]
-
-
-class _ArrayImages:
-    def __init__(self, arrays: np.ndarray) -> None:
-        self._arrays = arrays
-
-    def read(self, rows: np.ndarray) -> list[Any]:
-        return list(self._arrays[rows])
-
-
-def _open_digits(config: DatasetConfig) -> dict[str, RawSplit]:
+def _open_digits(config: DatasetConfig, task: Task) -> dict[str, RawSplit]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("The embedded digits dataset", "train", "scikit-learn") from error
+    if task != "image-classification":
+        raise DataError(f"The embedded digits are images, got the task {task}. Name another dataset in `path`.")
     if config.validation_split is not None:
         raise DataError("The embedded digits have no validation split. Leave `validation_split` out.")
+    if config.has_groups:
+        raise DataError("The embedded digits do not say who wrote them. Leave `group_column` and `group_pattern` out.")
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 16 grey levels to 8 bits
     labels = digits.target.astype(np.int64)
-    train, test = stratified_split(labels, config.test_fraction, seed=(config.seed, 0))
+    parts = {config.train_split: np.arange(len(labels))}
+    if config.test_split is not None:
+        train, test = stratified_split(labels, config.test_fraction, seed=(config.seed, 0))
+        parts = {config.train_split: train, config.test_split: test}
     names = [str(digit) for digit in range(10)]
     return {
-        name: RawSplit(name, labels[rows].tolist(), names, _ArrayImages(pixels[rows]))
-        for name, rows in ((config.train_split, train), (config.test_split, test))
+        name: RawSplit(name, labels[rows].tolist(), names, ArrayItems(pixels[rows])) for name, rows in parts.items()
     }

@@ -18,15 +18,18 @@ from edvit_hf.export.gates import (
     Judge,
     OnnxEnsemble,
     Predict,
+    as_feeds,
     check_parity,
     measure_parity,
+    parity_rounds,
     run_batches,
+    run_rounds,
 )
 from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
 from edvit_hf.export.quantization import QuantizationPreset, QuantizedNodes, quantize_graph
 from edvit_hf.manifest import Parity, Variant, file_sha256
-from edvit_hf.modeling_edvit import EDViTForImageClassification
+from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.profiles import detect_profile
 
 FUSION_FILE = "onnx/fusion.onnx"
@@ -38,36 +41,36 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TorchReference:
-    """What torch answers for the same pixels: features (N, d'), votes, and logits (N, L) by who is absent."""
+    """What torch answers for all items of all rounds: features (N, d'), votes, and logits (N, L) by who is absent."""
 
-    pixel_values: np.ndarray
+    rounds: list[Arrays]
     features: list[np.ndarray]
     votes: list[np.ndarray]
     logits: dict[tuple[int, ...], np.ndarray]
 
 
 @torch.no_grad()
-def run_torch(model: EDViTForImageClassification, pixel_values: np.ndarray) -> TorchReference:
+def run_torch(model: EDViTPreTrainedModel, inputs: Arrays) -> TorchReference:
     """Run the ensemble with everybody present and with each sub-model absent (unless it is the only one).
 
     Sub-models are asked through their stock interface, so that an error in what we trace cannot hide.
     """
-    num_sub_models = model.config.num_sub_models
-    batches = [torch.from_numpy(part) for part in np.array_split(pixel_values, -(-len(pixel_values) // _BATCH))]
-    features, votes = [], []
-    for sub_model in model.sub_models:
-        votes.append(torch.cat([sub_model(batch).logits for batch in batches]).numpy())
-    for part in torch.cat([model.features(b) for b in batches]).split(model.config.feature_sizes, dim=1):
-        features.append(part.numpy())
-    absences: list[tuple[int, ...]] = [
-        (),
-        *([(i,) for i in range(num_sub_models)] if num_sub_models > 1 else []),
-    ]
-    logits = {}
-    for absent in absences:
-        mask = torch.tensor([i not in absent for i in range(num_sub_models)])
-        logits[absent] = torch.cat([model(batch, sub_model_mask=mask).logits for batch in batches]).numpy()
-    return TorchReference(pixel_values=pixel_values, features=features, votes=votes, logits=logits)
+    num_sub_models, rounds = model.config.num_sub_models, parity_rounds(inputs)
+    batches = [batch for each in rounds for batch in _tensor_batches(each)]
+    votes = [torch.cat([sub_model(**b).logits for b in batches]).numpy() for sub_model in model.sub_models]
+    features = torch.cat([model.features(**b) for b in batches])
+    logits: dict[tuple[int, ...], np.ndarray] = {(): torch.cat([model(**b).logits for b in batches]).numpy()}
+    for absent in range(num_sub_models) if num_sub_models > 1 else ():
+        mask = torch.tensor([i != absent for i in range(num_sub_models)]).expand(len(features), -1)
+        logits[(absent,)] = model.fusion(features, mask).numpy()
+    parts = [part.numpy() for part in features.split(model.config.feature_sizes, dim=1)]
+    return TorchReference(rounds=rounds, features=parts, votes=votes, logits=logits)
+
+
+def _tensor_batches(inputs: Arrays) -> list[dict[str, torch.Tensor]]:
+    tensors = {name: torch.from_numpy(values) for name, values in as_feeds(inputs).items()}
+    parts = {name: values.split(_BATCH) for name, values in tensors.items()}
+    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
 
 def judged(judge: Judge, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
@@ -86,13 +89,16 @@ def judged(judge: Judge, predict: Predict, class_group: Sequence[int] | None = N
 
 
 def vote_of(session: GraphSession) -> Predict:
-    """Pixels -> the vote of one exported sub-model."""
-    return lambda pixel_values: session(pixel_values=np.ascontiguousarray(pixel_values, np.float32))["logits"]
+    """Inputs -> the vote of one exported sub-model."""
+    return lambda inputs: session(**as_feeds(inputs))["logits"]
 
 
-def _count_linear_maps(sub_model: Any) -> int:
-    """Linear maps of a sub-model without its vote head: what int8 must cover."""
-    return sum(isinstance(module, nn.Linear) for module in sub_model.base_model.modules())
+def _count_linear_maps(sub_model: nn.Module) -> int:
+    """Linear maps of a sub-model without the last, which makes the vote: what int8 must cover.
+
+    BERT's pooler and DistilBERT's `pre_classifier` count: each is as large as an attention's output map.
+    """
+    return sum(isinstance(module, nn.Linear) for module in sub_model.modules()) - 1
 
 
 class GraphBuilder:
@@ -100,14 +106,14 @@ class GraphBuilder:
 
     def __init__(
         self,
-        model: EDViTForImageClassification,
+        model: EDViTPreTrainedModel,
         staging: Path,
         *,
         config: ExportConfig,
-        pixel_values: np.ndarray,
+        inputs: Arrays,
     ) -> None:
         self.model, self.staging, self.config = model, staging, config
-        self.reference = run_torch(model, pixel_values)
+        self.reference = run_torch(model, inputs)
         self.profile = config.profile or detect_profile()
         self.groups = self.model.config.class_groups
         self.fp32_files = [f"sub_models/{i:02d}/onnx/model.onnx" for i in range(len(self.groups))]
@@ -124,7 +130,7 @@ class GraphBuilder:
     def _check_sub_model(self, index: int, file: str, *, atol: float | None) -> Parity:
         """Parity of one file, refused beyond the tolerance if `atol` is given."""
         reference = {"features": self.reference.features[index], "logits": self.reference.votes[index]}
-        got = run_batches(GraphSession(self.staging / file), {"pixel_values": self.reference.pixel_values})
+        got = run_rounds(GraphSession(self.staging / file), self.reference.rounds)
         parity = measure_parity(reference, got, what=file)
         if atol is not None:
             tolerance = self.config.max_relative_difference
@@ -159,12 +165,9 @@ class GraphBuilder:
         return OnnxEnsemble([self.staging / v.file for v in variants], self.staging / FUSION_FILE)
 
     def check_ensemble(self, ensemble: OnnxEnsemble) -> Parity:
-        """Check the whole trip, from pixels to logits."""
-        pixels = {"pixel_values": self.reference.pixel_values}
-        parts = [
-            run_batches(lambda pixel_values, a=absent: {"logits": ensemble(pixel_values, a)}, pixels)["logits"]
-            for absent in self.reference.logits
-        ]
+        """Check the whole trip, from inputs to logits."""
+        run = run_rounds(lambda **inputs: {"features": ensemble.features(inputs)}, self.reference.rounds)
+        parts = [ensemble.fuse(run["features"], absent) for absent in self.reference.logits]
         return self._compare_logits(parts, what="the exported ensemble")
 
     def _compare_logits(self, parts: Sequence[np.ndarray], *, what: str) -> Parity:

@@ -4,11 +4,10 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from edvit_hf.errors import WorkDirError
 from edvit_hf.export.config import ExportConfig
 from edvit_hf.export.ensemble import export_ensemble, load_ensemble
+from edvit_hf.export.inputs import random_inputs
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 
 logger = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ _NOT_COPIED = ("onnx", ".export", ".git", ".cache", MANIFEST_NAME)  # made anew,
 def export_copy(source: Path, target: Path, *, config: ExportConfig, seed: int = 0, progress: bool = True) -> Manifest:
     """Copy a saved ensemble to `target` and export the copy; `target` appears whole or not at all.
 
-    Parity is measured on seeded random inputs (standard normal, like normalised pixels): enough to show that
+    Parity is measured on seeded random inputs (see `random_inputs`): enough to show that
     the graphs compute what torch computes, but it says nothing about accuracy, which the manifest records as
     null with that reason.
 
@@ -35,16 +34,13 @@ def export_copy(source: Path, target: Path, *, config: ExportConfig, seed: int =
     if source.resolve() in (target.resolve(), *target.resolve().parents):
         raise WorkDirError(f"{target} lies inside the ensemble {source}, so it would copy itself. Name another folder.")
     ensemble = load_ensemble(source).config
-    size = ensemble.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (_NUM_ITEMS, ensemble.num_channels, height, width)
     logger.info("export: no data here, so parity is measured on %d seeded random inputs", _NUM_ITEMS)
-    pixel_values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    inputs = random_inputs(ensemble, _NUM_ITEMS, seed=seed)
     partial = target.with_name(target.name + _PARTIAL_SUFFIX)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-        manifest = export_ensemble(partial, config=config, pixel_values=pixel_values, progress=progress)
+        manifest = export_ensemble(partial, config=config, inputs=inputs, progress=progress)
         if target.is_dir():
             target.rmdir()
         partial.replace(target)

@@ -5,17 +5,21 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from edvit_hf.errors import CheckpointError, DataError, ExportGateError, ManifestError, WorkDirError
+from edvit_hf.auto import ensemble_class
+from edvit_hf.configuration_edvit import EDViTConfig
+from edvit_hf.errors import CheckpointError, ExportGateError, ManifestError, WorkDirError
 from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, judged
 from edvit_hf.export.config import ExportConfig
-from edvit_hf.export.gates import MIN_ITEMS, Judge, OnnxEnsemble, int8_gate, int8_loss_message
+from edvit_hf.export.gates import Judge, OnnxEnsemble, int8_gate, int8_loss_message
+from edvit_hf.export.inputs import check_inputs
+from edvit_hf.export.optimum_config import task_of
 from edvit_hf.export.quantization import PRESETS
 from edvit_hf.manifest import (
     MANIFEST_NAME,
@@ -28,12 +32,12 @@ from edvit_hf.manifest import (
     content_hash,
     verify_file,
 )
-from edvit_hf.modeling_edvit import EDViTForImageClassification
+from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.profiles import load_profiles
+from edvit_hf.tasks import PREPROCESSING_FILE, Task
 
 logger = logging.getLogger(__name__)
 
-PREPROCESSOR_NAME = "preprocessor_config.json"
 STAGING_NAME = ".export"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -44,7 +48,7 @@ def export_ensemble(
     ensemble_dir: Path | str,
     *,
     config: ExportConfig,
-    pixel_values: np.ndarray,
+    inputs: Mapping[str, np.ndarray],
     gate: Judge | None = None,
     report: Judge | None = None,
     progress: bool = True,
@@ -57,9 +61,11 @@ def export_ensemble(
     weights.
 
     Args:
-        ensemble_dir (`Path`): A saved `EDViTForImageClassification` with its preprocessor_config.json.
+        ensemble_dir (`Path`): A saved ensemble with its image processor, feature extractor or tokenizer.
         config (`ExportConfig`): What to write and what it must satisfy.
-        pixel_values (`np.ndarray`): (N, 3, H, W) float32, normalised: what parity is measured on.
+        inputs (`Mapping[str, np.ndarray]`): What parity is measured on, prepared as in training, rows first:
+            `pixel_values` (N, 3, H, W), `input_values` (N, frames, mel bins), or `input_ids` and
+            `attention_mask` (N, tokens).
         gate (`Judge`): Measures on the split that decides (validation): which int8 files are accepted hangs on
             it. Without it they pass no accuracy gate.
         report (`Judge`): Measures on the split that is reported (test), once for each accepted variant; nothing
@@ -74,9 +80,9 @@ def export_ensemble(
     """
     root, started = Path(ensemble_dir), time.perf_counter()
     model = load_ensemble(root)
-    pixel_values = _check_inputs(model, pixel_values)
+    inputs = check_inputs(model.config, inputs)
     with _staging_folder(root) as staging:
-        build = GraphBuilder(model, staging, config=config, pixel_values=pixel_values)
+        build = GraphBuilder(model, staging, config=config, inputs=inputs)
         num_steps = len(build.groups) * (2 if config.int8 else 1) + 1
         with _progress_bar(num_steps, progress) as bar:
             fp32 = list(_each(build.draw_sub_models(), bar))
@@ -92,7 +98,7 @@ def export_ensemble(
         per_sub_model = [list(files) for files in zip(*chosen, strict=True)]
         if config.int8:
             _keep_other_profiles(root, identity, per_sub_model, accuracy, gates)
-        entry = _describe_ensemble(identity, parity, accuracy, gates)
+        entry = _describe_ensemble(task_of(model.config), identity, parity, accuracy, gates)
         manifest = _make_manifest(model, entry, per_sub_model, fusion)
         _publish(staging, root, manifest)
     logger.info(
@@ -102,38 +108,28 @@ def export_ensemble(
     return manifest
 
 
-def load_ensemble(root: Path) -> EDViTForImageClassification:
-    """Load a saved ensemble in float32 and eval mode.
+def load_ensemble(root: Path) -> EDViTPreTrainedModel:
+    """Load a saved ensemble, of the class for its task, in float32 and eval mode.
 
     Raises:
         CheckpointError: If something is missing or damaged.
     """
-    for name in ("config.json", PREPROCESSOR_NAME):
-        if not (root / name).is_file():
-            raise CheckpointError(
-                f"Expected a saved ensemble with its image processor in {root}, found no {name}. Devices "
-                f"need both. Name the folder that `save_pretrained` wrote."
-            )
+    _require_file(root, "config.json")
     try:
-        model = EDViTForImageClassification.from_pretrained(root, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+        task = EDViTConfig.from_pretrained(root, local_files_only=True).task
+        _require_file(root, PREPROCESSING_FILE[task])
+        model = ensemble_class(task).from_pretrained(root, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"Expected a saved ensemble in {root}: {error}") from error
     return model.eval()
 
 
-def _check_inputs(model: EDViTForImageClassification, pixel_values: np.ndarray) -> np.ndarray:
-    """The items as float32, repeated up to the number that parity needs."""
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    expected = (model.config.num_channels, height, width)
-    if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected or not len(pixel_values):
-        raise DataError(
-            f"Expected pixel_values of shape (N, {', '.join(map(str, expected))}) with N >= 1, got "
-            f"{pixel_values.shape}. Parity must be measured on inputs the ensemble takes."
+def _require_file(root: Path, name: str) -> None:
+    if not (root / name).is_file():
+        raise CheckpointError(
+            f"Expected a saved ensemble with what prepares its inputs in {root}, found no {name}. Devices "
+            f"need both. Name the folder that `save_pretrained` wrote."
         )
-    num_items = max(len(pixel_values), MIN_ITEMS)
-    repeated = pixel_values[np.arange(num_items) % len(pixel_values)]
-    return np.ascontiguousarray(repeated, dtype=np.float32)
 
 
 def _quantize(build: GraphBuilder, fp32: OnnxEnsemble, gate: Judge | None, gates: Figures, bar: Any) -> list[Variant]:
@@ -189,10 +185,10 @@ def _keep_other_profiles(
                     figures[name] = row
 
 
-def _describe_ensemble(identity: str, parity: Parity, accuracy: Figures, gates: Figures) -> EnsembleEntry:
+def _describe_ensemble(task: Task, identity: str, parity: Parity, accuracy: Figures, gates: Figures) -> EnsembleEntry:
     return EnsembleEntry(
         id=f"edvit-{identity[:12]}",
-        task="image-classification",
+        task=task,
         content_hash=identity,
         parity=parity,
         accuracy=accuracy or None,
@@ -202,7 +198,7 @@ def _describe_ensemble(identity: str, parity: Parity, accuracy: Figures, gates: 
 
 
 def _make_manifest(
-    model: EDViTForImageClassification,
+    model: EDViTPreTrainedModel,
     entry: EnsembleEntry,
     per_sub_model: Sequence[list[Variant]],
     fusion: Variant,
@@ -226,7 +222,7 @@ def _make_manifest(
         ensemble=entry,
         label_names=[config.id2label[i] for i in range(config.num_labels)],
         class_groups=[list(group) for group in config.class_groups],
-        image_preprocessing=PREPROCESSOR_NAME,
+        preprocessing=PREPROCESSING_FILE[entry.task],
         sub_models=sub_models,
         fusion=FusionEntry(variants=[fusion]),
     )

@@ -11,7 +11,7 @@ from edvit_hf.errors import DataError, ExportGateError, MissingExtraError
 from edvit_hf.manifest import Parity
 
 Arrays = Mapping[str, np.ndarray]
-Predict = Callable[[np.ndarray], np.ndarray]  # pixel_values (B, 3, H, W) float32 -> logits (B, L)
+Predict = Callable[[Arrays], np.ndarray]  # model inputs by name, rows first -> logits (B, L)
 
 
 class Judge(Protocol):
@@ -52,19 +52,43 @@ class GraphSession:
 
 
 class OnnxEnsemble:
-    """Exported sub-models and fusion head, run in turn: pixels -> logits."""
+    """Exported sub-models and fusion head, run in turn: inputs -> logits."""
 
     def __init__(self, sub_models: Sequence[Path], fusion: Path) -> None:
         self.sub_models = [GraphSession(path) for path in sub_models]
         self.fusion = GraphSession(fusion)
 
-    def __call__(self, pixel_values: np.ndarray, absent: Sequence[int] = ()) -> np.ndarray:
-        """Logits (B, L) of pixel_values (B, 3, H, W) with the named sub-models absent."""
-        pixels = np.ascontiguousarray(pixel_values, dtype=np.float32)
-        features = np.concatenate([run(pixel_values=pixels)["features"] for run in self.sub_models], axis=1)
-        mask = np.ones((len(pixels), len(self.sub_models)), np.float32)
+    def __call__(self, inputs: Arrays, absent: Sequence[int] = ()) -> np.ndarray:
+        """Logits (B, L) of inputs by name, rows first, with the named sub-models absent."""
+        return self.fuse(self.features(inputs), absent)
+
+    def features(self, inputs: Arrays) -> np.ndarray:
+        """Features (B, D) of all sub-models side by side."""
+        feeds = as_feeds(inputs)
+        return np.concatenate([run(**feeds)["features"] for run in self.sub_models], axis=1)
+
+    def fuse(self, features: np.ndarray, absent: Sequence[int] = ()) -> np.ndarray:
+        """Logits (B, L) of features (B, D) with the named sub-models absent."""
+        mask = np.ones((len(features), len(self.sub_models)), np.float32)
         mask[:, list(absent)] = 0.0
         return self.fusion(features=features, mask=mask)["logits"]
+
+
+def as_feeds(inputs: Arrays) -> dict[str, np.ndarray]:
+    """Inputs as graphs take them: numbers as float32, token ids and masks as int64, contiguous."""
+    dtypes = {name: np.float32 if values.dtype.kind == "f" else np.int64 for name, values in inputs.items()}
+    return {name: np.ascontiguousarray(values, dtype=dtypes[name]) for name, values in inputs.items()}
+
+
+def parity_rounds(inputs: Arrays) -> list[Arrays]:
+    """The inputs that parity is measured on: as they are and, of texts, cut to half their length as well.
+
+    A graph that froze its number of tokens shows only at another one.
+    """
+    if "input_ids" not in inputs:
+        return [inputs]
+    num_tokens = inputs["input_ids"].shape[1]
+    return [inputs, {name: values[:, : (num_tokens + 1) // 2] for name, values in inputs.items()}]
 
 
 def run_batches(run: Callable[..., Arrays], inputs: Arrays) -> dict[str, np.ndarray]:
@@ -74,6 +98,12 @@ def run_batches(run: Callable[..., Arrays], inputs: Arrays) -> dict[str, np.ndar
     starts = [s for s in [*starts, *range(MIN_ITEMS + _BATCH, num_items, _BATCH)] if s < num_items]
     stops = [*starts[1:], num_items]
     parts = [run(**{k: v[a:b] for k, v in inputs.items()}) for a, b in zip(starts, stops, strict=True)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def run_rounds(run: Callable[..., Arrays], rounds: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """Run every round in the batches of `run_batches`, and join the outputs."""
+    parts = [run_batches(run, inputs) for inputs in rounds]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from edvit_hf.errors import ExportGateError, MissingExtraError
-from edvit_hf.export.optimum_config import EDViTOnnxConfig
+from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
 from edvit_hf.modeling_edvit import FusionHead, forward_sub_model
+from edvit_hf.tasks import Task
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf; above it weights need a side-car, which a renamed file loses
 _NOISY = ("torch", "transformers", "onnxscript", "onnx_ir")
-_ATTENTION = "edvit_unmasked"
+_UNMASKED, _MASKED = "edvit_unmasked", "edvit_masked"
 
 
 def _unmasked_attention(
@@ -40,25 +41,72 @@ def _unmasked_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in four plain operators: image tokens need no mask, which stock tracing would add."""
+    """Attention in four plain operators: images and spectrograms need no mask, which stock tracing would add."""
     weights = torch.softmax(query @ key.transpose(2, 3) * scaling, dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-AttentionInterface.register(_ATTENTION, _unmasked_attention)
+def _masked_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in five: what `_padding_bias` gives is added, after which padding weighs exactly nothing."""
+    weights = torch.softmax(query @ key.transpose(2, 3) * scaling + attention_mask, dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def _padding_bias(*, attention_mask: Tensor, dtype: torch.dtype, **_: Any) -> Tensor:
+    """The mask (B, T) as what is added to scores, (B, 1, 1, T): 0 for a token, the lowest number for padding."""
+    return torch.where(attention_mask[:, None, None, :], 0.0, torch.finfo(dtype).min)
+
+
+AttentionInterface.register(_UNMASKED, _unmasked_attention)
+AttentionInterface.register(_MASKED, _masked_attention)
+AttentionMaskInterface.register(_MASKED, _padding_bias)
 
 
 class SubModelGraph(nn.Module):
-    """What is exported of a sub-model: pixels -> feature (B, d') and vote (B, |group| + 1), in one pass."""
+    """What is exported of a sub-model: inputs -> feature (B, d') and vote (B, |group| + 1), in one pass.
+
+    The exporters want every input named in `forward`: one class per kind of input.
+    """
 
     def __init__(self, sub_model: PreTrainedModel) -> None:
         super().__init__()
         self.sub_model = sub_model
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def answer(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return both answers by name."""
-        features, logits = forward_sub_model(self.sub_model, pixel_values)
+        features, logits = forward_sub_model(self.sub_model, inputs)
         return {"features": features, "logits": logits}
+
+
+class _ImageGraph(SubModelGraph):
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return self.answer(pixel_values=pixel_values)
+
+
+class _AudioGraph(SubModelGraph):
+    def forward(self, input_values: Tensor) -> dict[str, Tensor]:
+        return self.answer(input_values=input_values)
+
+
+class _TextGraph(SubModelGraph):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return self.answer(input_ids=input_ids, attention_mask=attention_mask)
+
+
+_GRAPHS: dict[Task, type[SubModelGraph]] = {
+    "image-classification": _ImageGraph,
+    "audio-classification": _AudioGraph,
+    "text-classification": _TextGraph,
+}
 
 
 class FusionGraph(nn.Module):
@@ -75,9 +123,10 @@ class FusionGraph(nn.Module):
 
 @contextlib.contextmanager
 def plain_attention(sub_model: PreTrainedModel) -> Iterator[None]:
-    """Trace `sub_model` with attention that builds no mask; its own implementation returns afterwards."""
+    """Trace `sub_model` with attention in plain operators, masked for text; its own returns afterwards."""
     original = sub_model.config._attn_implementation
-    sub_model.set_attn_implementation(_ATTENTION)
+    is_text = task_of(sub_model.config) == "text-classification"
+    sub_model.set_attn_implementation(_MASKED if is_text else _UNMASKED)
     try:
         yield
     finally:
@@ -86,8 +135,9 @@ def plain_attention(sub_model: PreTrainedModel) -> Iterator[None]:
 
 def draw_sub_model(sub_model: PreTrainedModel, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":
     """Return the clean graph of a sub-model in eval mode; see `draw_graph`."""
+    graph = _GRAPHS[onnx_config.modality](sub_model)
     with plain_attention(sub_model):
-        return draw_graph(SubModelGraph(sub_model).eval(), onnx_config, opset=opset)
+        return draw_graph(graph.eval(), onnx_config, opset=opset)
 
 
 def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":
@@ -111,7 +161,8 @@ def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -
     except ImportError as error:
         raise MissingExtraError("Exporting", "export", "onnx and onnxscript") from error
     symbols = {symbol for axes in onnx_config.inputs.values() for symbol in axes.values()}
-    dims = {symbol: torch.export.Dim(symbol, min=1) for symbol in sorted(symbols)}
+    largest = onnx_config.largest_axes
+    dims = {symbol: torch.export.Dim(symbol, min=1, max=largest.get(symbol)) for symbol in sorted(symbols)}
     shapes = {name: {axis: dims[symbol] for axis, symbol in axes.items()} for name, axes in onnx_config.inputs.items()}
     with _quiet(), torch.no_grad():
         model = _trace(module, onnx_config, shapes, opset)

@@ -5,15 +5,23 @@ task through Optimum find them. Optimum's core package has no ONNX exporter of i
 draws the graph.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+import random
+from typing import TYPE_CHECKING, Any, cast
 
-from edvit_hf.errors import MissingExtraError
+from edvit_hf.configuration_edvit import TASK_OF
+from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.tasks import TASKS, Task
 
 try:
     from optimum.exporters.base import ExporterConfig
     from optimum.exporters.tasks import TasksManager
-    from optimum.utils import DummyInputGenerator, DummyVisionInputGenerator
-    from optimum.utils.normalized_config import NormalizedConfig, NormalizedVisionConfig
+    from optimum.utils import (
+        DummyAudioInputGenerator,
+        DummyInputGenerator,
+        DummyTextInputGenerator,
+        DummyVisionInputGenerator,
+    )
+    from optimum.utils.normalized_config import NormalizedConfig
 except ImportError as error:
     raise MissingExtraError("Exporting", "export", "optimum") from error
 
@@ -24,44 +32,102 @@ if TYPE_CHECKING:
 BACKEND = "edvit-onnx"
 FUSION_MODEL_TYPE = "edvit-fusion"  # the fusion head alone; its config is the ensemble's
 _DUMMY_BATCH_SIZE = 3  # not 1: torch would take a batch of one for a constant
+_DUMMY_TOKENS = 7
 
 _register = TasksManager.create_register(BACKEND, overwrite_existing=True)
 
 Axes = dict[str, dict[int, str]]  # input or output name -> dynamic axis -> its symbol
 
+INPUT_AXES: dict[Task, Axes] = {
+    "image-classification": {"pixel_values": {0: "batch"}},
+    "audio-classification": {"input_values": {0: "batch"}},
+    "text-classification": {
+        "input_ids": {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "sequence"},
+    },
+}
+"""Inputs of a graph by task, in order, with their dynamic axes. Images and spectrograms have one size."""
 
-@_register("edvit", "image-classification", "feature-extraction")
+
+class DummySpectrogramInputGenerator(DummyAudioInputGenerator):
+    """Spectrograms (B, frames, mel bins) evenly from [-1, 1): Optimum's own makes waveforms of that name."""
+
+    SUPPORTED_INPUT_NAMES = ("input_values",)
+
+    def generate(
+        self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
+    ) -> "Tensor":
+        """Return `input_values`."""
+        shape = [self.batch_size, self.normalized_config.max_length, self.normalized_config.num_mel_bins]
+        values = self.random_float_tensor(shape, min_value=-1, max_value=1, framework=framework, dtype=float_dtype)
+        return cast("Tensor", values)
+
+
+_GENERATORS: dict[Task, tuple[type, ...]] = {
+    "image-classification": (DummyVisionInputGenerator,),
+    "audio-classification": (DummySpectrogramInputGenerator,),
+    "text-classification": (DummyTextInputGenerator,),
+}
+
+
+@_register("edvit", *TASKS, "feature-extraction")
 class EDViTOnnxConfig(ExporterConfig):
-    """The whole ensemble: pixels -> logits, or features side by side for "feature-extraction"."""
+    """The whole ensemble: inputs -> logits, or features side by side for "feature-extraction".
 
-    NORMALIZED_CONFIG_CLASS = NormalizedVisionConfig
-    DUMMY_INPUT_GENERATOR_CLASSES: ClassVar[tuple[type, ...]] = (DummyVisionInputGenerator,)
+    Attributes:
+        modality: What the model classifies, which decides its inputs, whatever `task` is asked of it.
+    """
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
     # Smaller differences never fail a graph, however small its logits: sums are rounded in another order.
     ATOL_FOR_VALIDATION = 1e-6
+
+    def __init__(self, config: "PreTrainedConfig", task: str, **kwargs: Any) -> None:
+        super().__init__(config, task, **kwargs)
+        self.modality = task_of(config)
+        self.DUMMY_INPUT_GENERATOR_CLASSES = _GENERATORS[self.modality]
+        if config.model_type == "edvit":  # every sub-model reads the same inputs
+            self._normalized_config = NormalizedConfig(config.sub_model_config(0))
 
     @property
     def inputs(self) -> Axes:
         """Inputs and their dynamic axes."""
-        return {"pixel_values": {0: "batch"}}
+        return INPUT_AXES[self.modality]
 
     @property
     def outputs(self) -> Axes:
         """Outputs and their dynamic axes."""
         return {"features" if self.task == "feature-extraction" else "logits": {0: "batch"}}
 
+    @property
+    def largest_axes(self) -> dict[str, int]:
+        """The largest size of a dynamic axis, by symbol, where the model has a limit."""
+        is_text = self.modality == "text-classification"
+        return {"sequence": int(self._config.max_position_embeddings)} if is_text else {}
+
     def example_inputs(self) -> "dict[str, Tensor]":
         """Seeded dummy inputs from Optimum's generators, with more than one item."""
         import torch
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return dict(self.generate_dummy_inputs(framework="pt", batch_size=_DUMMY_BATCH_SIZE))
+        tokens = min(_DUMMY_TOKENS, self.largest_axes.get("sequence", _DUMMY_TOKENS))
+        state = random.getstate()  # Optimum draws masks with `random`, all else with torch
+        try:
+            random.seed(0)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                sizes = {"batch_size": _DUMMY_BATCH_SIZE, "sequence_length": tokens}
+                return dict(self.generate_dummy_inputs(framework="pt", **sizes))
+        finally:
+            random.setstate(state)
 
 
 @_register("vit", "image-classification", "feature-extraction")
 @_register("deit", "image-classification", "feature-extraction")
+@_register("audio-spectrogram-transformer", "audio-classification", "feature-extraction")
+@_register("bert", "text-classification", "feature-extraction")
+@_register("distilbert", "text-classification", "feature-extraction")
 class SubModelOnnxConfig(EDViTOnnxConfig):
-    """A stock sub-model: pixels -> its feature and its vote, in one pass, whatever the task."""
+    """A stock sub-model: inputs -> its feature and its vote, in one pass, whatever the task."""
 
     @property
     def outputs(self) -> Axes:
@@ -91,34 +157,59 @@ class DummyFusionInputGenerator(DummyInputGenerator):
         )
 
 
-@_register(FUSION_MODEL_TYPE, "image-classification")
+@_register(FUSION_MODEL_TYPE, *TASKS)
 class FusionOnnxConfig(EDViTOnnxConfig):
     """The fusion head: features (B, D) and mask (B, S), non-zero where present -> logits (B, L)."""
 
-    NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    DUMMY_INPUT_GENERATOR_CLASSES: ClassVar[tuple[type, ...]] = (DummyFusionInputGenerator,)
+    def __init__(self, config: "PreTrainedConfig", task: str, **kwargs: Any) -> None:
+        super().__init__(config, task, **kwargs)
+        self.DUMMY_INPUT_GENERATOR_CLASSES = (DummyFusionInputGenerator,)
+        self._normalized_config = NormalizedConfig(config)
 
     @property
     def inputs(self) -> Axes:
         """Inputs and their dynamic axes."""
         return {"features": {0: "batch"}, "mask": {0: "batch"}}
 
+    @property
+    def largest_axes(self) -> dict[str, int]:
+        """None: a batch may have any size."""
+        return {}
+
+
+def task_of(config: "PreTrainedConfig") -> Task:
+    """What a sub-model or an ensemble classifies.
+
+    Raises:
+        ExportGateError: If no graph of that architecture can be drawn.
+    """
+    if config.model_type == "edvit":
+        return cast(Task, config.task)
+    task = TASK_OF.get(config.model_type)
+    if task not in TASKS:
+        raise ExportGateError(
+            f"Expected a sub-model of type {', '.join(TASK_OF)}, got {config.model_type!r}. Its inputs and "
+            "their axes are not known, so no graph of it can be drawn. Register it in export/optimum_config.py."
+        )
+    return task
+
 
 def resolve_onnx_config(
-    config: "PreTrainedConfig", *, model_type: str | None = None, task: str = "image-classification"
+    config: "PreTrainedConfig", *, model_type: str | None = None, task: str | None = None
 ) -> EDViTOnnxConfig:
     """Ask Optimum's `TasksManager` for the export config of a model config.
 
     Args:
         config (`PreTrainedConfig`): Of a sub-model, or of the ensemble.
         model_type (`str`): `FUSION_MODEL_TYPE` for the fusion head; by default the config's own.
-        task (`str`): An Optimum task name.
+        task (`str`): An Optimum task name; by default the classification that the model does.
 
     Raises:
+        ExportGateError: If no graph of that architecture can be drawn.
         KeyError: From Optimum, if no config is registered for that model type.
         ValueError: From Optimum, if it is registered, but not for that task.
     """
     constructor = TasksManager.get_exporter_config_constructor(
-        BACKEND, model_type=model_type or config.model_type, task=task, library_name="transformers"
+        BACKEND, model_type=model_type or config.model_type, task=task or task_of(config), library_name="transformers"
     )
     return cast(EDViTOnnxConfig, constructor(config))

@@ -1,7 +1,12 @@
 """Dynamic int8: weights quantized ahead per output channel, activations at run time; MatMul and Gemm only.
 
 Norms, softmax, GELU, the vote head and the fusion head stay float: quantizing those costs ten times the
-error and runs slower on CPUs. Static quantization was slower than fp32 there and is left out.
+error and runs slower on CPUs. Static quantization was slower than fp32 there and is left out. Of texts, the
+embedding tables stay float too (Gather), while BERT's pooler and DistilBERT's `pre_classifier`, through which
+only the vote goes, are quantized: they are as large as an attention's output map.
+
+Activations get one scale per product and batch: the int8 answer to an item depends a little on what else is in
+its batch, padding included. fp32 answers do not.
 """
 
 import contextlib

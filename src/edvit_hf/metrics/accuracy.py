@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 from sklearn.metrics import accuracy_score
 
-from edvit_hf.metrics.label_features import CITATION, label_features
+from edvit_hf.metrics.label_features import CITATION, label_features, refuse_unknown
 
 
 class Accuracy(evaluate.Metric):
@@ -18,5 +18,6 @@ class Accuracy(evaluate.Metric):
             features=label_features(),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, **of_others: Any) -> dict[str, float]:
+        refuse_unknown("Accuracy", of_others)
         return {"accuracy": float(accuracy_score(references, predictions))}

@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 from sklearn.metrics import f1_score
 
-from edvit_hf.metrics.label_features import CITATION, label_features
+from edvit_hf.metrics.label_features import CITATION, label_features, refuse_unknown
 
 
 class MacroF1(evaluate.Metric):
@@ -18,5 +18,6 @@ class MacroF1(evaluate.Metric):
             features=label_features(),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, **of_others: Any) -> dict[str, float]:
+        refuse_unknown("MacroF1", of_others)
         return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}

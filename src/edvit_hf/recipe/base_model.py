@@ -11,6 +11,7 @@ from edvit_hf.pruning import architecture_of
 from edvit_hf.recipe.groups import groups_before_training
 from edvit_hf.recipe.offline_plan import plan_groups
 from edvit_hf.recipe.trip import Trip, check_weights
+from edvit_hf.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,24 +24,48 @@ def base_model(trip: Trip) -> "PreTrainedModel":
         RecipeError: It cannot be built or loaded, or is not what the recipe says it is.
         CheckpointError: Its weights are damaged, incomplete or not finite.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig
 
-    config, names = trip.recipe.teacher, trip.data.label_names
+    from edvit_hf.auto import stock_auto_class
+
+    config, names, stock_class = trip.recipe.teacher, trip.data.label_names, stock_auto_class(trip.recipe.task)
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     if config.from_scratch is not None:
         check_keys(config.from_scratch, "teacher.from_scratch")
-        values = {"image_size": trip.recipe.dataset.image_size, "num_channels": 3, **config.from_scratch}
+        values = {**trip.recipe.input_sizes, **config.from_scratch}
         try:
             stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
-            return AutoModelForImageClassification.from_config(stock)
+            return stock_class.from_config(stock)
         except (ValueError, TypeError) as error:
             raise RecipeError(
-                f"`teacher.from_scratch` {config.from_scratch} is no stock image classifier: {error}. Correct it."
+                f"`teacher.from_scratch` {config.from_scratch} is no stock model for {trip.recipe.task}: {error}. "
+                "Correct it."
             ) from error
-    model = load_teacher(config.checkpoint, config.revision, names, is_final=config.epochs == 0)
+    model = load_teacher(
+        config.checkpoint, config.revision, names, task=trip.recipe.task, is_final=config.epochs == 0
+    )  # fmt: skip
+    _check_inputs(trip.recipe.input_sizes, model.config)
     if config.config is not None:
         check_agreement(config.config, model.config)
     return model
+
+
+def _check_inputs(sizes: dict[str, Any], found: Any) -> None:
+    """Refuse a checkpoint that reads other inputs than the recipe's dataset section makes.
+
+    Text may be shorter than the checkpoint has positions for.
+
+    Raises:
+        RecipeError: Naming the first difference.
+    """
+    for name, value in sizes.items():
+        stored = getattr(found, name, None)
+        fits = stored == value or (name == "max_position_embeddings" and stored is not None and value <= stored)
+        if not fits:
+            raise RecipeError(
+                f"the `dataset` section makes inputs of {name} = {value!r}, the checkpoint reads {stored!r}. It would "
+                "see other inputs than it was trained on. Correct the dataset section, or name another checkpoint."
+            )
 
 
 def check_agreement(promised: dict[str, Any], found: Any) -> None:
@@ -76,7 +101,7 @@ def _listed(value: Any) -> Any:
 
 
 def load_teacher(
-    checkpoint: str | None, revision: str | None, names: list[str], *, is_final: bool
+    checkpoint: str | None, revision: str | None, names: list[str], *, task: Task, is_final: bool
 ) -> "PreTrainedModel":
     """A teacher from a folder or a Hub id, its head fitted to the dataset's labels.
 
@@ -84,18 +109,19 @@ def load_teacher(
         checkpoint: Folder or Hub id.
         revision: Of a Hub id.
         names: Label names of the dataset, in order.
+        task: What it classifies.
         is_final: The model is used as it is, so its head must already be that of the dataset.
 
     Raises:
         RecipeError: It cannot be loaded, or it is to be used as it is and its head or labels do not fit.
         CheckpointError: Its weights are damaged, incomplete or not finite.
     """
-    from transformers import AutoModelForImageClassification
+    from edvit_hf.auto import stock_auto_class
 
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     own = {} if is_final else {"ignore_mismatched_sizes": True, **labels}
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(
+        model, report = stock_auto_class(task).from_pretrained(
             checkpoint, revision=revision or "main", output_loading_info=True, **own
         )
     except Exception as error:
@@ -110,7 +136,8 @@ def load_teacher(
             "`epochs: 0` the model is used as it is, so its classes would be mixed up. Fine-tune it (epochs above 0)."
         )
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    missing = [key for key in unfit if is_final or not key.startswith("classifier")]
+    heads = ("classifier", "pre_classifier", "bert.pooler")  # what a checkpoint for another task lacks
+    missing = [key for key in unfit if is_final or not key.startswith(heads)]
     check_weights(model, missing, str(checkpoint))
     return model
 

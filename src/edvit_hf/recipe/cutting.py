@@ -3,21 +3,29 @@
 
 import dataclasses
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from edvit_hf.architectures import AttentionKind, Widths
 from edvit_hf.pruning import compensate, make_plan, prune, unit_scores
 from edvit_hf.pruning.distribution import num_outcomes
+from edvit_hf.recipe.processes import is_main_process, main_process_first
 from edvit_hf.recipe.rounds import round_widths
-from edvit_hf.recipe.trip import Trip, drop_checkpoints, load_array, load_model, save_array, save_model
-from edvit_hf.storage import PARTIAL_SUFFIX, write_json
-from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_logits, train
+from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
+from edvit_hf.storage import write_json
+from edvit_hf.training import (
+    DistillConfig,
+    DistillData,
+    EpochData,
+    Lockstep,
+    LockstepData,
+    distill_objective,
+    lockstep_objective,
+    my_share,
+    train,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,11 +48,11 @@ def prune_round(trip: Trip, number: int) -> None:
         if number == 1:
             model, pruning_plan = prune_for(trip, group, widths)
         else:
-            last = load_model(trip.folders[f"retrain_round{number - 1}"] / f"sub_models/{index:02d}")
+            last = trip.load(trip.folders[f"retrain_round{number - 1}"] / f"sub_models/{index:02d}")
             model, pruning_plan = _cut_again(trip, last, group, widths)
         logger.info("sub-model %d, classes %s\n%s", index, group, pruning_plan)
         write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_dict())
-        save_model(model, target, trip.data.preprocessor)
+        save_model(model, target, trip.data.processor)
 
 
 def retrain_round(trip: Trip, number: int) -> None:
@@ -55,18 +63,30 @@ def retrain_round(trip: Trip, number: int) -> None:
 
 
 def retrain_all(trip: Trip, folder: Path, source: Path, config: DistillConfig, description: str) -> None:
-    """Retrain every sub-model in `source` from the teacher's stored logits; results in `folder`/sub_models."""
-    stored = stored_logits(trip, folder)
-    for index, group in enumerate(trip.class_groups):
-        if not (folder / f"sub_models/{index:02d}").is_dir():
-            model = load_model(source / f"sub_models/{index:02d}")
-            distill_into(
-                trip, model, stored, config, class_group=group, folder=folder / f"training/{index:02d}",
-                description=f"{description} sub-model {index}",
-            )  # fmt: skip
-            save_model(model, folder / f"sub_models/{index:02d}", trip.data.preprocessor)
-    for index in range(len(trip.class_groups)):
-        drop_checkpoints(folder / f"training/{index:02d}")
+    """Retrain every sub-model in `source` by the config's objective; results in `folder`/sub_models.
+
+    Sub-models that learn from stored outputs alone are independent runs, spread over the processes of a launch; those
+    that need the teacher's attention share its forward passes and train in lockstep, in one run.
+    """
+    with main_process_first():
+        trip.teacher_outputs  # noqa: B018 (computed by one process, read by the others)
+    targets = [folder / f"sub_models/{index:02d}" for index in range(len(trip.class_groups))]
+    if config.objective == "dekd":
+        sets = [list(range(len(targets)))] if is_main_process() else []
+    else:
+        sets = [[index] for index in my_share(len(targets))]
+    for indices in sets:
+        if all(targets[index].is_dir() for index in indices):
+            continue
+        models = [trip.load(source / f"sub_models/{index:02d}") for index in indices]
+        groups: list[list[int] | None] = [trip.class_groups[index] for index in indices]
+        name = f"sub-model {indices[0]}" if len(indices) == 1 else f"{len(indices)} sub-models"
+        training = folder / f"training/{indices[0]:02d}"
+        distill_into(trip, models, groups, config, folder=training, description=f"{description} {name}")
+        for index, model in zip(indices, models, strict=True):
+            save_model(model, targets[index], trip.data.processor)
+    for indices in sets:
+        drop_checkpoints(folder / f"training/{indices[0]:02d}")
 
 
 def prune_for(trip: Trip, class_group: list[int], keep: Widths | int) -> "tuple[PreTrainedModel, Any]":
@@ -106,50 +126,39 @@ def _cut(
     config, train_split = trip.recipe.prune, trip.data.train
     sample = trip.training_sample(sampled, config.samples_per_class, config.seed)
     scores = unit_scores(
-        model, train_split.pixel_values(sample), labels, method=config.importance, batch_size=config.batch_size,
+        model, train_split.inputs(sample), labels, method=config.importance, batch_size=config.batch_size,
         seed=config.seed,
     )  # fmt: skip
     pruning_plan = make_plan(scores, model.config, widths, attention=attention)
     pruned = prune(model, pruning_plan, labels)
     if config.compensate:
         mixed = trip.mixed_training_sample(sampled, config.compensation_samples, config.seed)
-        compensate(pruned, model, pruning_plan, labels, train_split.pixel_values(mixed))
+        compensate(pruned, model, pruning_plan, labels, train_split.inputs(mixed))
     return pruned, pruning_plan
 
 
-def stored_logits(trip: Trip, folder: Path) -> np.ndarray:
-    """Teacher logits on the replayed training views, (V, N, C) float32, kept in `folder`.
-
-    With pruning rounds the first retraining has computed them already: the file is shared.
-    """
-    path = folder / "teacher_logits.safetensors"
-    earlier = trip.folders.get("retrain_round1", folder) / path.name
-    if not path.is_file() and earlier.is_file():
-        partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(earlier, partial)
-        except OSError:  # a file system without hard links
-            shutil.copy2(earlier, partial)
-        partial.replace(path)
-    elif not path.is_file():
-        views = trip.recipe.distill.views
-        save_array(path, teacher_logits(trip.teacher, trip.data.train, views=views, batch_size=512))
-    return load_array(path)
-
-
 def distill_into(
-    trip: Trip, model: torch.nn.Module, stored: np.ndarray, config: DistillConfig, *,
-    class_group: list[int] | None, folder: Path, description: str,
+    trip: Trip, models: "list[torch.nn.Module]", class_groups: list[list[int] | None], config: DistillConfig, *,
+    folder: Path, description: str,
 ) -> None:  # fmt: skip
-    """Retrain one model from the teacher's stored logits, on a class group or (None) on all classes."""
-    data = DistillData(
-        trip.data.train, stored, class_group=class_group,
-        negatives_per_positive=config.negatives_per_positive, seed=config.seed,
+    """Retrain models in place, each on its class group or (None) on all classes; several of them in lockstep."""
+    split, outputs = trip.data.train, trip.teacher_outputs
+    ratio, seed = config.negatives_per_positive, config.seed
+    data: EpochData
+    model: torch.nn.Module
+    if config.objective == "dekd":
+        data = LockstepData(split, outputs.logits, class_groups, negatives_per_positive=ratio, seed=seed)
+        model = lockstep = Lockstep(models)
+        objective = lockstep_objective(lockstep, class_groups, config, trip.teacher)
+    else:
+        ((model,), (group,)) = (models, class_groups)
+        data = DistillData(split, outputs.logits, group, negatives_per_positive=ratio, seed=seed)
+        weight = 0.0 if config.objective == "none" else config.distillation_weight
+        objective = distill_objective(group, config.temperature, weight, label_smoothing=config.label_smoothing)
+    log = train(
+        model, data, objective, config,
+        checkpoint_dir=folder / "checkpoints", description=description, distributed=False,
     )  # fmt: skip
-    objective = distill_objective(
-        class_group, config.temperature, config.distillation_weight, label_smoothing=config.label_smoothing
-    )
-    log = train(model, data, objective, config, checkpoint_dir=folder / "checkpoints", description=description)
-    model.eval()
+    for each in models:
+        each.eval()
     write_json(folder / "training_log.json", log.to_dict())

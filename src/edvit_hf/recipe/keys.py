@@ -15,6 +15,23 @@ def key_values(recipe: Recipe) -> dict[str, Any]:
     values = recipe_values(recipe)
     dataset, teacher, split, prune = (values[name] for name in ("dataset", "teacher", "split", "prune"))
     del dataset["num_labels"], teacher["config"]
+    for section in ("teacher", "distill", "fuse"):
+        del values[section]["track"]
+    distill, fuse = values["distill"], values["fuse"]
+    if distill["objective"] != "dekd":
+        for name in ("hard", "hard_weight", "relation_weights"):
+            del distill[name]
+    if not fuse["joint"]:
+        joint = (
+            "joint_epochs",
+            "joint_learning_rate",
+            "joint_batch_size",
+            "joint_views",
+            "token_weight",
+            "vote_weight",
+        )
+        for name in joint:
+            del fuse[name]
     if split["strategy"] != "similarity":
         del split["similarity"], split["samples_per_class"]
     if split["sizes"] == "equal":

@@ -13,6 +13,8 @@ from edvit_hf.recipe.schema import Recipe, dataset_from_values
 from edvit_hf.runtime import LocalEnsemble
 from edvit_hf.storage import read_json
 
+TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
+
 
 def measure_exported(
     folder: Path,
@@ -37,14 +39,15 @@ def measure_exported(
     """
     ensemble = LocalEnsemble.from_pretrained(folder, precision=precision)
     dataset = recipe.dataset if recipe is not None else _recorded_dataset(folder)
-    data = load_task(dataset, Augmentation())
+    task = ensemble.manifest.ensemble.task
+    data = load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == TEXT else None)
     indices = np.arange(len(data.test) if max_items is None else min(max_items, len(data.test)))
     groups = [list(group) for group in ensemble.manifest.class_groups]
 
     def row(absent: tuple[int, ...]) -> dict[str, Any]:
         batches: Iterator[dict[str, Any]] = iterate_batches(data.test, 256, indices=indices)
         result = evaluate(
-            lambda pixel_values: np.log(ensemble.predict(pixel_values, absent=absent).probabilities + 1e-12),
+            lambda inputs: np.log(ensemble.predict(inputs, absent=absent).probabilities + 1e-12),
             batches, num_labels=len(data.label_names), class_groups=groups,
         )  # fmt: skip
         return {"absent": list(absent), **result.to_row()}

@@ -116,7 +116,7 @@ def _teacher_config(recipe: Recipe) -> dict[str, Any]:
 def _written_config(recipe: Recipe, values: dict[str, Any], where: str) -> dict[str, Any]:
     """A config from the recipe: a key that its model type does not have would silently mean the stock default."""
     check_keys(values, where)
-    return {"image_size": recipe.dataset.image_size, "num_channels": 3, **values}
+    return {**recipe.input_sizes, **values}
 
 
 def _stored_config(path: Path) -> dict[str, Any]:

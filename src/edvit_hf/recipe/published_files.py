@@ -12,6 +12,7 @@ from edvit_hf.architectures import widths_of_heads, widths_of_ratios
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import EDViTError, ManifestError, PruningError, named_extra
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
+from edvit_hf.recipe.input_sizes import input_sizes
 from edvit_hf.typed_json import parse_json
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
@@ -266,12 +267,13 @@ def _recorded_cuts(
 ) -> tuple[ModelShape, list[Callable[[ModelShape], ModelShape]]]:  # fmt: skip
     """The teacher of the recorded recipe, and every cut of it that the recipe allows."""
     assert ensemble.results is not None
+    assert ensemble.manifest is not None
     recipe = ensemble.results.recipe_values
     sections = {key: parse_json(dict[str, Any], recipe.get(key), key) for key in ("teacher", "dataset", "prune")}
     written = sections["teacher"].get("from_scratch") or sections["teacher"].get("config")
-    image = {"image_size": sections["dataset"].get("image_size"), "num_channels": 3}
+    sizes = input_sizes(ensemble.manifest.ensemble.task, sections["dataset"])
     teacher = ModelShape.from_config(
-        {**image, **parse_json(dict[str, Any], written, "teacher")}, num_labels=sum(map(len, ensemble.class_groups))
+        {**sizes, **parse_json(dict[str, Any], written, "teacher")}, num_labels=sum(map(len, ensemble.class_groups))
     )
     attention = sections["prune"].get("attention", "whole")
 

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.provenance import peak_memory_mib, reset_peak_memory, versions
 from edvit_hf.recipe import cutting, stages
 from edvit_hf.recipe.keys import chosen_values
+from edvit_hf.recipe.processes import is_main_process, num_processes, start_processes, wait_for_everyone
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.sources import card_sources, export_sources, fleet_sources, split_sources, teacher_sources
 from edvit_hf.recipe.trip import Trip
@@ -34,7 +34,7 @@ from edvit_hf.training import DistillConfig
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when a stage writes other files than before: every stage then runs anew
+FORMAT = 2  # raised when a stage writes other files than before: every stage then runs anew
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,20 @@ class Stage:
     needs: tuple[str, ...]
     values: tuple[str, ...]
     parts: Callable[[Trip], dict[str, str]] = field(default=lambda trip: {})
+    is_shared: bool = False  # every process of a launch takes part; else the main process alone
     sources: Callable[[Recipe], Any] = field(default=lambda recipe: None)  # what it reads outside the recipe
 
 
 # The order of the trip stands here and nowhere else; `stages_of` adds the pruning rounds of a recipe.
 STAGES: tuple[Stage, ...] = (
-    Stage("teacher", stages.teacher, (), ("task", "dataset", "augmentation", "teacher"), sources=teacher_sources),
+    Stage(
+        "teacher",
+        stages.teacher,
+        (),
+        ("task", "dataset", "augmentation", "teacher"),
+        sources=teacher_sources,
+        is_shared=True,
+    ),
     Stage("split", stages.split, ("teacher",), ("split",), sources=split_sources),
     Stage(
         "plan",
@@ -66,7 +74,7 @@ STAGES: tuple[Stage, ...] = (
         parts=lambda trip: {"plan.keep_heads": trip.plan.pruning_key},
     ),
     Stage("prune", stages.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
-    Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",)),
+    Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",), is_shared=True),
     Stage("fuse", stages.fuse, ("teacher", "split", "distill"), ("fuse", "name")),
     Stage("evaluate", stages.evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
     Stage("export", stages.export, ("fuse",), ("export",), sources=export_sources),
@@ -90,7 +98,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
                 cut = functools.partial(cutting.prune_round, number=number)
                 retrain = functools.partial(cutting.retrain_round, number=number)
                 result.append(Stage(names[0], cut, needs, ("prune",)))
-                result.append(Stage(names[1], retrain, ("teacher", "split", names[0]), _RETRAIN_VALUES))
+                result.append(Stage(names[1], retrain, ("teacher", "split", names[0]), _RETRAIN_VALUES, is_shared=True))
                 needs = (*stage.needs, names[1])
             stage = dataclasses.replace(stage, needs=needs)
         result.append(stage)
@@ -124,6 +132,8 @@ def run(
 ) -> list[StageRecord]:
     """Take a recipe through the whole trip (or the named stages of it).
 
+    Launched as several processes, the teacher trains data-parallel and independent sub-models are spread over them.
+
     Args:
         recipe (`Recipe`): Values, from `load_recipe`.
         work_dir (`Path`): Folder for all results; an earlier run in it is continued.
@@ -140,7 +150,7 @@ def run(
     """
     trip_stages = stages_of(recipe)
     wanted = _wanted(trip_stages, None if stages is None else [name.strip() for name in stages])
-    _refuse_many_processes()
+    start_processes()
     with _owned(work_dir):
         trip = _trip(recipe, work_dir, command)
         keys: dict[str, str] = {}
@@ -183,15 +193,6 @@ def _wanted(trip_stages: Sequence[Stage], names: Sequence[str] | None) -> set[st
     return set(known if names is None else names)
 
 
-def _refuse_many_processes() -> None:
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
-        raise RecipeError(
-            f"the trip was launched as {count} processes; it runs as one. Several would write the same work directory. "
-            "Launch with `--num_processes 1` (recipes/accelerate/cpu.yaml): one process uses every core."
-        )
-
-
 def _trip(recipe: Recipe, work_dir: Path, command: str) -> Trip:
     folders = {stage.name: stage_dir(work_dir, stage.name) for stage in stages_of(recipe)}
     return Trip(recipe=recipe, folders=folders, command=command)
@@ -231,21 +232,36 @@ def _run_stage(
         if observer:
             observer(stage.name, "skipped")
         return StageRecord(stage.name, True, done["seconds"], done["peak_memory_mib"])
-    resumed = _open_stage(folder, key)
+    wait_for_everyone()  # all have read what was done before anyone changes it
+    resumed = _open_stage(folder, key) if is_main_process() else False
+    wait_for_everyone()
     logger.info("%s: started", stage.name)
     if observer:
         observer(stage.name, "started")
     reset_peak_memory()
     begin = time.perf_counter()
-    stage.function(trip)
+    if stage.is_shared or is_main_process():
+        stage.function(trip)
+    wait_for_everyone()
     seconds = round(time.perf_counter() - begin, 2)
     record = StageRecord(stage.name, False, seconds, peak_memory_mib())
+    if is_main_process():
+        _write_done(stage, trip, folder, key, record, resumed=resumed)
+    wait_for_everyone()
+    logger.info("%s: done in %.1f s, peak memory %.0f MiB", stage.name, seconds, record.peak_memory_mib)
+    if observer:
+        observer(stage.name, "finished")
+    return record
+
+
+def _write_done(stage: Stage, trip: Trip, folder: Path, key: str, record: StageRecord, *, resumed: bool) -> None:
     write_json(
         folder / "done.json",
         {
             "stage": stage.name,
             "key": key,
-            "seconds": seconds,
+            "seconds": record.seconds,
+            "num_processes": num_processes(),
             "resumed": resumed,  # then `seconds` are those of the last process alone
             "peak_memory_mib": record.peak_memory_mib,
             "seeds": trip.recipe.seeds,
@@ -253,10 +269,6 @@ def _run_stage(
             "commit": trip.environment["commit"],
         },
     )
-    logger.info("%s: done in %.1f s, peak memory %.0f MiB", stage.name, seconds, record.peak_memory_mib)
-    if observer:
-        observer(stage.name, "finished")
-    return record
 
 
 def _open_stage(folder: Path, key: str) -> bool:
@@ -282,7 +294,7 @@ def _open_stage(folder: Path, key: str) -> bool:
 
 @contextlib.contextmanager
 def _owned(work_dir: Path) -> Iterator[None]:
-    """Hold the work directory for this process; turn a full or read-only disk into one clear error."""
+    """Hold the work directory for this launch; turn a full or read-only disk into one clear error."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         lock = (work_dir / ".lock").open("w", encoding="utf-8")
@@ -293,7 +305,8 @@ def _owned(work_dir: Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_main_process():  # the others belong to the same launch
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise WorkDirError(
                 f"work directory {work_dir} is in use by another run. Two runs would overwrite each other's files. "

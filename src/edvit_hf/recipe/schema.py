@@ -14,10 +14,12 @@ from edvit_hf.data import Augmentation, DatasetConfig
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
+from edvit_hf.recipe.input_sizes import input_sizes
 from edvit_hf.splitting import SplitConfig
 from edvit_hf.strict_yaml import load_yaml
+from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
-from edvit_hf.training.config import whole_number
+from edvit_hf.training.config import number, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,9 @@ class TeacherConfig(TrainConfig):
     """The model that is split: a checkpoint (folder or Hub id) or a stock config trained from scratch.
 
     Attributes:
-        checkpoint: Folder or Hub id of a stock image classifier; fine-tuned for `epochs` (0: taken as it is).
+        mixup_alpha: Beta distribution of Mixup's share in the teacher's batches; 0: off. Not for text.
+        cutmix_alpha: The same of CutMix; with both on, each batch draws one of them.
+        checkpoint: Folder or Hub id of a stock classifier; fine-tuned for `epochs` (0: taken as it is).
         revision: Revision of a Hub checkpoint.
         from_scratch: Values of a stock config, with its `model_type`.
         config: Only with `checkpoint`: its stock sizes, with the `model_type`, for planning before it is here. When it
@@ -33,6 +37,8 @@ class TeacherConfig(TrainConfig):
     """
 
     epochs: int = 0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
     checkpoint: str | None = None
     revision: str | None = None
     from_scratch: dict[str, Any] | None = None
@@ -53,6 +59,8 @@ class TeacherConfig(TrainConfig):
             values = getattr(self, name)
             if values is not None and "model_type" not in values:
                 raise RecipeError(f"`teacher.{name}` needs a `model_type` (for example vit): it names the stock class.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            number(name, getattr(self, name), "[0, inf)", "it is the parameter of a Beta distribution, 0 turns it off")
         if self.epochs == 0 and self.checkpoint is not None:
             whole_number("seed", self.seed, 0, "random generators take no negative seed")
             return
@@ -64,8 +72,10 @@ class EvaluateConfig:
     """What stands beside the ensemble in the results.
 
     Attributes:
-        baselines: Train the honest baselines (plain models of per-device and of total size, small CNN).
-        baseline_epochs: Epochs of each baseline over all items. None: as many item passes as the sub-models together.
+        baselines: Train the honest baselines (plain models of per-device and of total size; a small CNN, or TF-IDF with
+            a linear classifier for text).
+        baseline_epochs: Epochs of the plain model of one device's size over all items; larger ones get at most twice
+            its compute. None: as many item passes as the sub-models together, which differs with their number.
         max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
         batch_size: Test items per forward pass.
     """
@@ -99,7 +109,7 @@ class Recipe:
 
     name: str
     folder: Path
-    task: Literal["image-classification"]
+    task: Task
     dataset: DatasetConfig
     teacher: TeacherConfig
     fleet: str
@@ -118,6 +128,13 @@ class Recipe:
                 f"`fuse.views` ({self.fuse.views}) cannot exceed `distill.views` ({self.distill.views}): "
                 "the fusion head learns from the teacher logits stored for distillation. Lower it."
             )
+        if self.task == "text-classification" and (self.teacher.mixup_alpha or self.teacher.cutmix_alpha):
+            raise RecipeError(
+                "`teacher.mixup_alpha` and `teacher.cutmix_alpha` blend inputs, and token ids cannot be blended. "
+                "Remove them; `augmentation.token_dropout` is what there is for text."
+            )
+        self.augmentation.check_task(self.task)
+        self.dataset.check_task(self.task)
         keep = self.prune.keep_heads
         if isinstance(keep, tuple) and len(keep) != self.split.num_sub_models:
             raise RecipeError(
@@ -129,6 +146,16 @@ class Recipe:
     def fleet_path(self) -> Path:
         """The fleet file, relative to the recipe."""
         return (self.folder / self.fleet).resolve()
+
+    @property
+    def main_input(self) -> str:
+        """Name of the model's first argument."""
+        return MAIN_INPUT[self.task]
+
+    @property
+    def input_sizes(self) -> dict[str, Any]:
+        """What the dataset section fixes in the config of every model."""
+        return input_sizes(self.task, dataclasses.asdict(self.dataset))
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -196,6 +223,17 @@ def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
         ("prune", "compensation_samples"): (prune.compensate, "compensate: true"),
         ("prune", "round_epochs"): (prune.rounds > 1, "rounds` above `1"),
     }
+    for key in (
+        "joint_epochs",
+        "joint_learning_rate",
+        "joint_batch_size",
+        "joint_views",
+        "token_weight",
+        "vote_weight",
+    ):
+        read_only["fuse", key] = (recipe.fuse.joint, "joint: true")
+    for key in ("hard", "hard_weight", "relation_weights"):
+        read_only["distill", key] = (recipe.distill.objective == "dekd", "objective: dekd")
     for (section, key), (is_read, condition) in read_only.items():
         if key in data[section] and not is_read:
             raise RecipeError(

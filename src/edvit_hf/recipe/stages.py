@@ -7,7 +7,6 @@ Each function may be interrupted anywhere: what it has finished is found again, 
 import contextlib
 import functools
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,27 @@ import torch
 from edvit_hf import splitting
 from edvit_hf.errors import MissingExtraError
 from edvit_hf.evaluation import evaluate as measure
-from edvit_hf.evaluation import torch_predict
 from edvit_hf.plan_figure import save_plan_figure
 from edvit_hf.recipe.base_model import base_model, refuse_impossible_plan
 from edvit_hf.recipe.confusions import teacher_confusions
 from edvit_hf.recipe.cutting import prune_round, retrain_all
+from edvit_hf.recipe.fusing import fuse_sub_models
 from edvit_hf.recipe.groups import capability
 from edvit_hf.recipe.offline_plan import plan_groups
-from edvit_hf.recipe.trip import Trip, drop_checkpoints, load_array, save_array, save_model
+from edvit_hf.recipe.processes import is_main_process, main_process_first
+from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_array, save_model, validation_accuracy
 from edvit_hf.storage import link_tree, whole_folder, write_json
-from edvit_hf.training import ClassifyData, FuseData, classify_objective, fuse_objective, train
+from edvit_hf.training import ClassifyData, classify_objective, train
 
 logger = logging.getLogger(__name__)
 
 
 def teacher(trip: Trip) -> None:
     """Dataset + base checkpoint (Hub id, folder or from-scratch config) -> fine-tuned stock model."""
-    folder, config, data = trip.folders["teacher"], trip.recipe.teacher, trip.data
+    folder, config = trip.folders["teacher"], trip.recipe.teacher
+    with main_process_first():
+        data = trip.data
+        trip.keep_processor()
     if (folder / "model").is_dir():
         drop_checkpoints(folder)
         return
@@ -40,15 +43,22 @@ def teacher(trip: Trip) -> None:
     model = base_model(trip)
     refuse_impossible_plan(trip, model)
     if config.epochs:
+        items = ClassifyData(
+            data.train, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
+            num_labels=len(data.label_names), seed=config.seed,
+        )  # fmt: skip
         log = train(
-            model, ClassifyData(data.train), classify_objective(config.label_smoothing), config,
+            model, items, classify_objective(config.label_smoothing), config,
             checkpoint_dir=folder / "checkpoints", description="teacher",
         )  # fmt: skip
-        write_json(folder / "training_log.json", log.to_dict())
-    accuracy = _accuracy(model, trip)
+        if is_main_process():
+            write_json(folder / "training_log.json", log.to_dict())
+    if not is_main_process():
+        return
+    accuracy = validation_accuracy(model, trip)
     write_json(folder / "validation.json", {"accuracy": accuracy, "num_items": len(data.validation)})
     logger.info("teacher: %.2f %% of %d validation items", 100 * accuracy, len(data.validation))
-    save_model(model, folder / "model", data.preprocessor)
+    save_model(model, folder / "model", data.processor)
     drop_checkpoints(folder)
 
 
@@ -88,60 +98,8 @@ def distill(trip: Trip) -> None:
 
 
 def fuse(trip: Trip) -> None:
-    """Frozen sub-models -> features -> fusion head -> ensemble checkpoint."""
-    from edvit_hf.auto import EDViTForImageClassification
-
-    folder, config, data = trip.folders["fuse"], trip.recipe.fuse, trip.data
-    if (folder / "ensemble").is_dir():
-        drop_checkpoints(folder)
-        return
-    torch.manual_seed(config.seed)
-    config_of_teacher = trip.teacher.config
-    ensemble = EDViTForImageClassification.from_sub_models(
-        trip.sub_models("distill"), trip.class_groups, id2label=config_of_teacher.id2label,
-        fusion_hidden_size=config.hidden_size, fusion_dropout=config.dropout,
-        sub_model_dropout=config.sub_model_dropout, parent=_parent(trip),
-    ).eval()  # fmt: skip
-    features = _training_features(trip, ensemble, config.views)
-    ensemble.fusion.set_feature_statistics(*_statistics(features[0]))
-    objective = fuse_objective(
-        sub_model_dropout=config.sub_model_dropout, weight=config.distillation_weight,
-        temperature=config.temperature, label_smoothing=config.label_smoothing,
-    )  # fmt: skip
-    log = train(
-        ensemble.fusion, FuseData(features, data.train.labels, trip.teacher_logits[: config.views]), objective, config,
-        checkpoint_dir=folder / "checkpoints", description="fuse",
-    )  # fmt: skip
-    write_json(folder / "training_log.json", log.to_dict())
-    ensemble.eval()
-    accuracy = _accuracy(ensemble, trip)
-    write_json(folder / "validation.json", {"accuracy": accuracy, "num_items": len(data.validation)})
-    logger.info("fuse: %.2f %% of %d validation items", 100 * accuracy, len(data.validation))
-    with whole_folder(folder / "ensemble") as partial:
-        write_json(partial / "preprocessor_config.json", data.preprocessor)
-        ensemble.save_pretrained(partial)
-    drop_checkpoints(folder)
-
-
-def _training_features(trip: Trip, ensemble: Any, views: int) -> np.ndarray:
-    """Features of all sub-models on the replayed training views, (V, N, D) float32, stored for a resumed run."""
-    path = trip.folders["fuse"] / "features.safetensors"
-    if not path.is_file():
-        split, batch = trip.data.train, 512
-        features = np.empty((views, len(split), sum(ensemble.config.feature_sizes)), dtype=np.float32)
-        with torch.inference_mode():
-            for view in range(views):
-                for start in range(0, len(split), batch):
-                    indices = np.arange(start, min(start + batch, len(split)))
-                    features[view, indices] = ensemble.features(split.pixel_values(indices, view=view)).numpy()
-        save_array(path, features)
-    return load_array(path)
-
-
-def _statistics(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each feature, (D,) each; a constant feature gets 1 so that it stays finite."""
-    deviation = features.std(axis=0)
-    return torch.from_numpy(features.mean(axis=0)), torch.from_numpy(np.where(deviation > 1e-6, deviation, 1.0))
+    """Sub-models -> features -> fusion head (and, with `joint`, all of it tuned together) -> ensemble checkpoint."""
+    fuse_sub_models(trip)
 
 
 def evaluate(trip: Trip) -> None:
@@ -180,7 +138,7 @@ def export(trip: Trip) -> None:
         link_tree(trip.folders["fuse"] / "ensemble", partial)
         export_ensemble(
             partial, config=trip.recipe.export,
-            pixel_values=data.test.pixel_values(np.arange(min(len(data.test), 256))).numpy(),
+            inputs={k: v.numpy() for k, v in data.test.inputs(np.arange(min(len(data.test), 256))).items()},
             gate=functools.partial(judge, "validation"), report=functools.partial(judge, "test"),
         )  # fmt: skip
 
@@ -190,28 +148,3 @@ def card(trip: Trip) -> None:
     from edvit_hf.recipe.publish import write_publishable
 
     write_publishable(trip)
-
-
-def _accuracy(model: torch.nn.Module, trip: Trip) -> float:
-    from edvit_hf.data import iterate_batches
-
-    model.eval()
-    batches = iterate_batches(trip.data.validation, trip.recipe.evaluate.batch_size)
-    return measure(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
-
-
-def _parent(trip: Trip) -> dict[str, Any]:
-    """Where the ensemble comes from, for cards and ratios."""
-    config, shape = trip.recipe.teacher, trip.teacher_shape
-    return {
-        "id": None if config.checkpoint is None else _public_name(config.checkpoint),
-        "revision": config.revision,
-        "recipe": trip.recipe.name,
-        "parameters": shape.parameters,
-        "macs": shape.macs,
-    }
-
-
-def _public_name(checkpoint: str) -> str:
-    """A Hub id as it is; of a local folder only its name, since this is published."""
-    return Path(checkpoint).name if Path(checkpoint).exists() else checkpoint

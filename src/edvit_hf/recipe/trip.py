@@ -12,17 +12,24 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from edvit_hf.costs import ModelShape
-from edvit_hf.data import TaskData, load_task
+from edvit_hf.data import TaskData, iterate_batches, load_task
 from edvit_hf.errors import CheckpointError, DataError, RecipeError
+from edvit_hf.evaluation import evaluate, torch_predict
 from edvit_hf.planning import Plan
 from edvit_hf.provenance import environment
 from edvit_hf.recipe.schema import Recipe
-from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder, write_json
+from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder
+from edvit_hf.tasks import PROCESSOR_FILES, Task
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
+    from edvit_hf.training import TeacherOutputs
+
 logger = logging.getLogger(__name__)
+
+PROCESSOR_FOLDER = "processor"  # of the teacher stage
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Trip:
         Raises:
             RecipeError: It has another number of classes than the recipe says.
         """
-        data, expected = load_task(self.recipe.dataset, self.recipe.augmentation), self.recipe.dataset.num_labels
+        recipe, expected = self.recipe, self.recipe.dataset.num_labels
+        data = load_task(recipe.dataset, recipe.augmentation, task=recipe.task, processor_dir=self._processor_dir())
         if expected is not None and len(data.label_names) != expected:
             raise RecipeError(
                 f"`dataset.num_labels` is {expected}, but {self.recipe.dataset.path!r} has {len(data.label_names)} "
@@ -49,10 +57,49 @@ class Trip:
             )
         return data
 
+    def _processor_dir(self) -> Path | None:
+        """Where the tokenizer lies that the teacher reads with; None where there is none yet (or none is needed)."""
+        if self.recipe.task != "text-classification":
+            return None
+        folder, checkpoint = self.folders["teacher"] / PROCESSOR_FOLDER, self.recipe.teacher.checkpoint
+        if folder.is_dir():
+            return folder
+        return None if checkpoint is None else checkpoint_files(checkpoint, self.recipe.teacher.revision)
+
+    def keep_processor(self) -> None:
+        """Store the files of the processor beside the teacher, before anything is trained.
+
+        A tokenizer that is trained again may number its words otherwise; a resumed teacher would then read nonsense.
+        """
+        folder = self.folders["teacher"] / PROCESSOR_FOLDER
+        if not folder.is_dir():
+            with whole_folder(folder) as partial:
+                write_processor(partial, self.data.processor)
+
+    def load(self, folder: Path) -> "PreTrainedModel":
+        """A stock classifier of the recipe's task that an earlier stage saved. Raises what `load_model` raises."""
+        return load_model(folder, self.recipe.task)
+
     @functools.cached_property
     def teacher(self) -> "PreTrainedModel":
         """The trained teacher, in eval mode."""
-        return load_model(self.folders["teacher"] / "model")
+        return self.load(self.folders["teacher"] / "model")
+
+    @functools.cached_property
+    def teacher_outputs(self) -> "TeacherOutputs":
+        """The teacher's logits (V, N, C) and features (V, N, D) on the replayed training views.
+
+        Computed once for all sub-models, baselines and later runs: they lie beside the teacher, on whom alone they
+        depend (and on the number of views).
+        """
+        from edvit_hf.training import TeacherOutputs, teacher_outputs
+
+        views = self.recipe.distill.views
+        path = self.folders["teacher"] / f"outputs_{views}_views.safetensors"
+        if not path.is_file():
+            found = teacher_outputs(self.teacher, self.data.train, views=views, batch_size=512)
+            save_arrays(path, {"logits": found.logits, "features": found.features})
+        return TeacherOutputs(**load_file(path))
 
     @functools.cached_property
     def class_groups(self) -> list[list[int]]:
@@ -73,19 +120,14 @@ class Trip:
 
     def sub_models(self, stage: str) -> "list[PreTrainedModel]":
         """The sub-models that `prune` or `distill` left."""
-        return [load_model(self.folders[stage] / f"sub_models/{i:02d}") for i in range(len(self.class_groups))]
+        return [self.load(self.folders[stage] / f"sub_models/{i:02d}") for i in range(len(self.class_groups))]
 
     @functools.cached_property
     def ensemble(self) -> Any:
         """The fused ensemble, in eval mode."""
-        from edvit_hf.auto import EDViTForImageClassification
+        from edvit_hf.auto import ensemble_class
 
-        return EDViTForImageClassification.from_pretrained(self.folders["fuse"] / "ensemble").eval()
-
-    @functools.cached_property
-    def teacher_logits(self) -> np.ndarray:
-        """Teacher logits on the replayed training views, (V, N, C) float32, stored by the distill stage."""
-        return load_array(self.folders["distill"] / "teacher_logits.safetensors")
+        return ensemble_class(self.recipe.task).from_pretrained(self.folders["fuse"] / "ensemble").eval()
 
     def training_sample(self, class_group: Sequence[int], samples_per_class: int, seed: int) -> np.ndarray:
         """Indices of training items of the group's classes, evenly and seeded, for the importance scores."""
@@ -120,16 +162,35 @@ class Trip:
         return np.sort(np.concatenate([own[:num_own], others[: num_items - num_own]]))
 
 
-def load_model(folder: Path) -> "PreTrainedModel":
+def checkpoint_files(checkpoint: str, revision: str | None) -> Path:
+    """The folder with the tokenizer files of a checkpoint: the local folder itself, or what the Hub has of them.
+
+    Raises:
+        RecipeError: They cannot be fetched.
+    """
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(PROCESSOR_FILES)))
+    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
+        raise RecipeError(
+            f"the tokenizer of `teacher.checkpoint` {checkpoint!r} cannot be fetched: {error}. The checkpoint's words "
+            "are numbered by it. Give a folder written by save_pretrained, or a Hub id that this machine can reach."
+        ) from error
+
+
+def load_model(folder: Path, task: Task = "image-classification") -> "PreTrainedModel":
     """A stock classifier that an earlier stage saved.
 
     Raises:
         CheckpointError: The folder is damaged or incomplete.
     """
-    from transformers import AutoModelForImageClassification
+    from edvit_hf.auto import stock_auto_class
 
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        model, report = stock_auto_class(task).from_pretrained(folder, output_loading_info=True)
     except Exception as error:
         raise CheckpointError(
             f"the model in {folder} cannot be loaded: {error}. A later stage needs it whole. "
@@ -154,17 +215,40 @@ def check_weights(model: "PreTrainedModel", missing: list[str], source: str) -> 
         )
 
 
-def save_model(model: "PreTrainedModel", folder: Path, preprocessor: dict[str, Any]) -> None:
-    """Save a stock model with its image processor; the folder appears whole or not at all."""
+def save_model(model: "PreTrainedModel", folder: Path, processor: dict[str, str]) -> None:
+    """Save a stock model with the files of its processor; the folder appears whole or not at all."""
     with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
-        write_json(partial / "preprocessor_config.json", preprocessor)
+        # In a launch of several processes transformers writes from the first alone; here each saves what it trained.
+        model.should_save_on_this_rank = lambda is_main_process: is_main_process
+        try:
+            model.save_pretrained(partial)
+        finally:
+            del model.should_save_on_this_rank
+        write_processor(partial, processor)
+
+
+def validation_accuracy(model: "torch.nn.Module", trip: Trip) -> float:
+    """Share of the validation items that get their class."""
+    model.eval()
+    batches = iterate_batches(trip.data.validation, trip.recipe.evaluate.batch_size)
+    return evaluate(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
+
+
+def write_processor(folder: Path, processor: dict[str, str]) -> None:
+    """Write the files of an image processor, feature extractor or tokenizer: file name -> text."""
+    for name, text in processor.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write one array as safetensors, by write-then-rename."""
+    save_arrays(path, {"array": array})
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name as safetensors, by write-then-rename."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    save_file({"array": np.ascontiguousarray(array)}, partial)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
     partial.replace(path)
 
 

@@ -4,27 +4,31 @@ Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnxruntime
 
-from edvit_hf.errors import DataError, EDViTError, ManifestError
-from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
-from edvit_hf.profiles import detect_profile
-from edvit_hf.transforms import ImageTransform
-
-if TYPE_CHECKING:
-    from PIL import Image
+from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.manifest import Manifest
+from edvit_hf.runtime.inputs import Inputs, check_inputs
+from edvit_hf.runtime.sessions import (
+    check_indices,
+    check_signature,
+    check_sub_model,
+    open_session,
+    session_options,
+    suited_variant,
+)
+from edvit_hf.tasks import Task
+from edvit_hf.transforms import Transform, load_transform
 
 logger = logging.getLogger(__name__)
 
-MAX_DEFAULT_THREADS = 4
 BYTES_PER_FEATURE = 4
 
 
@@ -40,7 +44,7 @@ class Answer:
         present: Per sub-model, whether its features are in the answer.
         failed: Sub-models left out because their features were not finite; a subset of those not present.
         milliseconds: Per sub-model, the time of its own run; None for one that was not run.
-        total_milliseconds: The whole call, fusion head included, without reading and resizing the image.
+        total_milliseconds: The whole call, fusion head included, without preparing the input.
     """
 
     label_names: tuple[str, ...]
@@ -85,7 +89,7 @@ class LocalEnsemble:
     def __init__(
         self,
         manifest: Manifest,
-        transform: ImageTransform,
+        transform: Transform,
         sub_models: Mapping[int, onnxruntime.InferenceSession],
         fusion: onnxruntime.InferenceSession,
     ) -> None:
@@ -133,16 +137,19 @@ class LocalEnsemble:
             )
         manifest = Manifest.load(root)
         chosen = range(len(manifest.sub_models)) if sub_models is None else sorted(set(sub_models))
-        _check_indices(chosen, len(manifest.sub_models), "sub_models")
+        check_indices(chosen, len(manifest.sub_models), "sub_models")
         if not chosen:
             raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
-        options = _session_options(num_threads)
-        sessions = {i: _open(root, _suited(manifest.sub_models[i], precision, profile), options) for i in chosen}
+        options = session_options(num_threads)
+        sessions = {
+            i: open_session(root, suited_variant(manifest.sub_models[i], precision, profile), options) for i in chosen
+        }
         for index, session in sessions.items():
-            _check_sub_model(manifest, index, session)
-        fusion = _open(root, manifest.fusion.variant("fp32"), options)
-        _check_signature(fusion, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
-        return cls(manifest, ImageTransform.from_file(root / manifest.image_preprocessing), sessions, fusion)
+            check_sub_model(manifest, index, session)
+        fusion = open_session(root, manifest.fusion.variant("fp32"), options)
+        check_signature(fusion, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
+        transform = load_transform((root / manifest.preprocessing).parent, manifest.ensemble.task)
+        return cls(manifest, transform, sessions, fusion)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -155,43 +162,51 @@ class LocalEnsemble:
         return tuple(self._sessions)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one input, in pixels."""
-        size = self.transform.size
-        if size is None:
-            shape = next(iter(self._sessions.values())).get_inputs()[0].shape
-            size = (int(shape[2]), int(shape[3]))
-        return (3, *size)
+    def task(self) -> Task:
+        """What the ensemble classifies."""
+        return self.manifest.ensemble.task
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Shape of one input: (3, height, width), (frames, mel bins) or (tokens,); None where any size goes."""
+        shape = next(iter(self._sessions.values())).get_inputs()[0].shape[1:]
+        return tuple(size if isinstance(size, int) else None for size in shape)
 
     def feature_bytes(self, index: int) -> int:
         """Bytes that sub-model `index` sends to the fusion head for one input (float32 features)."""
-        _check_indices([index], len(self.manifest.sub_models), "index")
+        check_indices([index], len(self.manifest.sub_models), "index")
         return BYTES_PER_FEATURE * self.manifest.sub_models[index].feature_size
 
-    def __call__(self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()) -> Answer:
-        """Answer for one image (B = 1), read and resized as in training. Raises what `predict` raises."""
-        return self.predict(self.transform(image), absent=absent)
+    def __call__(self, source: Any, absent: Sequence[int] = ()) -> Answer:
+        """Answer for one image, sound or text (B = 1), prepared as in training: whatever `transform.inputs` takes.
 
-    def predict(self, pixel_values: np.ndarray, absent: Sequence[int] = ()) -> Answer:
-        """Answer for a batch of prepared images.
+        Raises what `predict` raises, and `DataError` for a source that cannot be read.
+        """
+        return self.predict(self.transform.inputs(source), absent=absent)
+
+    def predict(self, inputs: Inputs | np.ndarray, absent: Sequence[int] = ()) -> Answer:
+        """Answer for a batch of prepared inputs.
 
         Args:
-            pixel_values (`np.ndarray`): (B, 3, H, W) float32, normalised.
+            inputs (`Mapping[str, np.ndarray] | np.ndarray`): `pixel_values` (B, 3, H, W), `input_values`
+                (B, frames, mel bins), or `input_ids` and `attention_mask` (B, T); an array alone is the first
+                of these, of texts without padding.
             absent (`Sequence[int]`): Sub-models to leave out. They are not run.
 
         Raises:
             DataError: For an input of the wrong shape, an empty one, or one with values that are not finite.
             EDViTError: If an index is unknown or no sub-model is left.
         """
-        return self._answer(pixel_values, absent)[0]
+        return self._answer(inputs, absent)[0]
 
-    def _answer(self, pixel_values: np.ndarray, absent: Sequence[int]) -> tuple[Answer, np.ndarray]:
+    def _answer(self, inputs: Inputs | np.ndarray, absent: Sequence[int]) -> tuple[Answer, np.ndarray]:
         """The answer and the features (B, D) it was fused from, zero where absent."""
         start = time.perf_counter()
-        pixels = self._checked(pixel_values)
-        _check_indices(absent, len(self.manifest.sub_models), "absent")
-        runs = {i: self._run(i, pixels) for i in self._sessions if i not in set(absent)}
-        features, votes, milliseconds, failed = self._gather(runs, len(pixels))
+        feeds = check_inputs(self.task, self.input_shape, inputs)
+        batch_size = len(next(iter(feeds.values())))
+        check_indices(absent, len(self.manifest.sub_models), "absent")
+        runs = {i: self._run(i, feeds) for i in self._sessions if i not in set(absent)}
+        features, votes, milliseconds, failed = self._gather(runs, batch_size)
         present = tuple(vote is not None for vote in votes)
         probabilities = self._fuse(features, present)
         answer = Answer(
@@ -205,25 +220,21 @@ class LocalEnsemble:
         )
         return answer, features
 
-    def what_if_absent(
-        self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()
-    ) -> list[AbsentAnswer]:
-        """For one image: the answer without each (further) sub-model in turn, as `explain` gives it."""
-        return self.explain(image, absent)[1]
+    def what_if_absent(self, source: Any, absent: Sequence[int] = ()) -> list[AbsentAnswer]:
+        """For one input: the answer without each (further) sub-model in turn, as `explain` gives it."""
+        return self.explain(source, absent)[1]
 
-    def explain(
-        self, image: "bytes | str | Path | Image.Image | np.ndarray", absent: Sequence[int] = ()
-    ) -> tuple[Answer, list[AbsentAnswer]]:
-        """For one image: the answer, and what it would be without each (further) sub-model in turn.
+    def explain(self, source: Any, absent: Sequence[int] = ()) -> tuple[Answer, list[AbsentAnswer]]:
+        """For one input: the answer, and what it would be without each (further) sub-model in turn.
 
         Every sub-model runs once and only the fusion head is asked again. With a single sub-model present the
-        list is empty: without it there is no answer. Raises what `predict` raises.
+        list is empty: without it there is no answer. Raises what `__call__` raises.
 
         Args:
-            image (`bytes | str | Path | Image | np.ndarray`): What `transform` takes.
+            source (`Any`): What `transform.inputs` takes.
             absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
         """
-        answer, features = self._answer(self.transform(image), absent)
+        answer, features = self._answer(self.transform.inputs(source), absent)
         whole, changes = answer.probabilities.argmax(axis=1), []
         for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
             without = self._fuse(features, [there and i != index for i, there in enumerate(answer.present)])
@@ -238,10 +249,17 @@ class LocalEnsemble:
             )
         return answer, changes
 
-    def _run(self, index: int, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def _run(self, index: int, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
         """Features (B, d), logits (B, |group| + 1) and milliseconds of one sub-model."""
         start = time.perf_counter()
-        features, logits = self._sessions[index].run(["features", "logits"], {"pixel_values": pixels})
+        try:
+            features, logits = self._sessions[index].run(["features", "logits"], feeds)
+        except Exception as error:  # onnxruntime raises bare types of its own extension module
+            shapes = ", ".join(f"{name} {values.shape}" for name, values in feeds.items())
+            raise DataError(
+                f"Expected an input that sub-model {index} can run, got {shapes}: {error}. A token number beyond "
+                "the vocabulary or a text longer than the model reads does this. Prepare inputs with `transform`."
+            ) from error
         return features, logits, 1000 * (time.perf_counter() - start)
 
     def _gather(
@@ -282,108 +300,6 @@ class LocalEnsemble:
                 "of another ensemble. Fetch or export the ensemble again."
             )
         return _softmax(logits)
-
-    def _checked(self, pixel_values: np.ndarray) -> np.ndarray:
-        """The input as contiguous float32, or a DataError that says what is wrong with it."""
-        pixels = np.ascontiguousarray(pixel_values, dtype=np.float32)
-        if pixels.ndim != 4 or len(pixels) == 0 or pixels.shape[1:] != self.input_shape:
-            expected = ", ".join(str(n) for n in self.input_shape)
-            raise DataError(
-                f"Expected pixel values of shape (B, {expected}) with B at least 1, got {pixels.shape}. "
-                f"Call the ensemble with the image itself to have it resized."
-            )
-        if not np.isfinite(pixels).all():
-            raise DataError(
-                f"Expected finite pixel values, got {int((~np.isfinite(pixels)).sum())} NaN or infinite "
-                f"ones. No sub-model can answer for them. Check how the image was normalised."
-            )
-        return pixels
-
-
-def _session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
-    """Fixed threads, no spinning: sub-models that run in turn must not leave busy threads behind."""
-    if num_threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_threads = min(MAX_DEFAULT_THREADS, cores)
-    if num_threads < 1:
-        raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return options
-
-
-def _suited(entry: SubModelEntry, precision: str, profile: str | None) -> Variant:
-    """The file for `profile` (default: this machine's) if there is one, else the first of that precision."""
-    variants = [variant for variant in entry.variants if variant.precision == precision]
-    offered = {variant.profile for variant in variants}
-    if profile is None and offered - {None}:
-        profile = detect_profile()
-    if profile not in offered and None not in offered and variants:
-        logger.warning(
-            "sub-model %d: no %s file for %s, using the one for %s; it may be slower or less exact here",
-            entry.index,
-            precision,
-            profile,
-            variants[0].profile,
-        )
-        profile = variants[0].profile
-    return entry.variant(precision, profile)
-
-
-def _open(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on one file whose hash was checked."""
-    path = verify_file(root, variant)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises bare types of its own extension module
-        raise ManifestError(
-            f"{variant.file} has the promised hash, but onnxruntime {onnxruntime.__version__} cannot open "
-            f"it: {error}. Upgrade onnxruntime, or export again with a lower opset (this file: "
-            f"{variant.opset})."
-        ) from error
-
-
-def _check_sub_model(manifest: Manifest, index: int, session: onnxruntime.InferenceSession) -> None:
-    """The graph must have the promised names, feature size and number of votes."""
-    entry = manifest.sub_models[index]
-    what = f"sub-model {index}"
-    _check_signature(session, inputs=("pixel_values",), outputs=("features", "logits"), what=what)
-    widths = {output.name: output.shape[-1] for output in session.get_outputs()}
-    has_other = len(entry.class_group) < len(manifest.label_names)  # a group of all classes needs no "other"
-    promised = {"features": entry.feature_size, "logits": len(entry.class_group) + has_other}
-    for name, width in promised.items():
-        if isinstance(widths[name], int) and widths[name] != width:
-            raise ManifestError(
-                f"{what}: the manifest promises {name} of size {width}, the graph gives {widths[name]}. "
-                f"Manifest and files do not belong together. Fetch or export the ensemble again."
-            )
-
-
-def _check_signature(
-    session: onnxruntime.InferenceSession, *, inputs: Sequence[str], outputs: Sequence[str], what: str
-) -> None:
-    found_inputs = [item.name for item in session.get_inputs()]
-    found_outputs = [item.name for item in session.get_outputs()]
-    if sorted(found_inputs) != sorted(inputs) or not set(outputs) <= set(found_outputs):
-        raise ManifestError(
-            f"{what}: expected a graph from {', '.join(inputs)} to {', '.join(outputs)}, got one from "
-            f"{', '.join(found_inputs)} to {', '.join(found_outputs)}. It was not exported for this runtime. "
-            "Export again."
-        )
-
-
-def _check_indices(indices: Sequence[int], num_sub_models: int, argument: str) -> None:
-    unknown = sorted(index for index in set(indices) if not 0 <= index < num_sub_models)
-    if unknown:
-        raise EDViTError(
-            f"`{argument}` names sub-model {', '.join(map(str, unknown))}; this ensemble has 0 to "
-            f"{num_sub_models - 1}. An index that does not exist is a mix-up of ensembles or a typing error. "
-            "Correct it."
-        )
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

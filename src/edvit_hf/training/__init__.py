@@ -1,4 +1,4 @@
-"""Training: one Accelerate loop, three objectives (classify, distil, fuse) and the data each of them reads.
+"""Training: one Accelerate loop, five objectives (classify, distil, lockstep, fuse, joint), the data each reads.
 
 Names load lazily, so that a recipe can be checked with `edvit_hf.training.config` without importing torch.
 """
@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edvit_hf.training.checkpoints import TrainLog
-    from edvit_hf.training.config import DistillConfig, FuseConfig, TrainConfig
-    from edvit_hf.training.epoch_data import ClassifyData, DistillData, EpochData, FuseData, epoch_order
+    from edvit_hf.training.config import DistillConfig, FuseConfig, TrainConfig, joint_config
+    from edvit_hf.training.epoch_data import (
+        Batch,
+        ClassifyData,
+        DistillData,
+        EpochData,
+        FuseData,
+        JointData,
+        LockstepData,
+    )
+    from edvit_hf.training.joint import JointModel, joint_objective
+    from edvit_hf.training.lockstep import Lockstep, lockstep_objective
     from edvit_hf.training.loop import train
     from edvit_hf.training.objectives import (
         Objective,
@@ -18,42 +28,54 @@ if TYPE_CHECKING:
         fuse_objective,
         group_distribution,
     )
-    from edvit_hf.training.teacher import teacher_logits
+    from edvit_hf.training.order import epoch_batches, epoch_order
+    from edvit_hf.training.processes import my_share, process_state
+    from edvit_hf.training.teacher import TeacherOutputs, teacher_outputs
     from edvit_hf.training.threads import use_all_cores
 
 _OWNERS = {
     "checkpoints": ("TrainLog",),
-    "config": ("TrainConfig", "DistillConfig", "FuseConfig"),
-    "epoch_data": ("ClassifyData", "DistillData", "EpochData", "FuseData", "epoch_order"),
+    "config": ("DistillConfig", "FuseConfig", "TrainConfig", "joint_config"),
+    "epoch_data": ("Batch", "ClassifyData", "DistillData", "EpochData", "FuseData", "JointData", "LockstepData"),
+    "joint": ("JointModel", "joint_objective"),
+    "lockstep": ("Lockstep", "lockstep_objective"),
     "loop": ("train",),
-    "objectives": (
-        "Objective",
-        "classify_objective",
-        "distill_objective",
-        "fuse_objective",
-        "group_distribution",
-    ),
-    "teacher": ("teacher_logits",),
+    "objectives": ("Objective", "classify_objective", "distill_objective", "fuse_objective", "group_distribution"),
+    "order": ("epoch_batches", "epoch_order"),
+    "processes": ("my_share", "process_state"),
+    "teacher": ("TeacherOutputs", "teacher_outputs"),
     "threads": ("use_all_cores",),
 }
 _MODULE_OF = {name: module for module, names in _OWNERS.items() for name in names}
 
 __all__ = [
+    "Batch",
     "ClassifyData",
     "DistillConfig",
     "DistillData",
     "EpochData",
     "FuseConfig",
     "FuseData",
+    "JointData",
+    "JointModel",
+    "Lockstep",
+    "LockstepData",
     "Objective",
+    "TeacherOutputs",
     "TrainConfig",
     "TrainLog",
     "classify_objective",
     "distill_objective",
+    "epoch_batches",
     "epoch_order",
     "fuse_objective",
     "group_distribution",
-    "teacher_logits",
+    "joint_config",
+    "joint_objective",
+    "lockstep_objective",
+    "my_share",
+    "process_state",
+    "teacher_outputs",
     "train",
     "use_all_cores",
 ]

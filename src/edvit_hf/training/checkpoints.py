@@ -57,7 +57,7 @@ class Progress:
 def run_identity(config: TrainConfig, model: nn.Module, num_items: int, description: str) -> str:
     """A hash of what a checkpoint must share with the run that continues it."""
     values = dataclasses.asdict(config)
-    for harmless in ("num_workers", "checkpoint_every_steps"):  # neither changes the result
+    for harmless in ("num_workers", "checkpoint_every_steps", "track"):  # none changes the result
         del values[harmless]
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     facts = (description, type(config).__name__, sorted(values.items()), num_items, shapes)

@@ -1,12 +1,13 @@
 """Values of a training run, checked at birth. Imports neither torch nor accelerate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from edvit_hf.errors import RecipeError
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+DistillKind = Literal["kd", "dekd", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class TrainConfig:
     `weight_decay` spares biases, norms and embeddings (positions, class tokens). `max_grad_norm` may be
     `inf`. `mixed_precision` is followed whatever an `accelerate` config file says. `checkpoint_every_steps`
     counts optimiser steps; None saves after every epoch (unless the last save is less than five seconds old).
-    `num_workers` are data loading processes (0: none).
+    `num_workers` are data loading processes (0: none). `track` names a trackio project that gets the figures
+    of every epoch; None tracks nothing.
     """
 
     epochs: int
@@ -33,6 +35,7 @@ class TrainConfig:
     mixed_precision: MixedPrecision = "no"
     checkpoint_every_steps: int | None = None
     num_workers: int = 0
+    track: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,35 +67,85 @@ class TrainConfig:
             why = "leave it out to save after every epoch"
             whole_number("checkpoint_every_steps", self.checkpoint_every_steps, 1, why)
         whole_number("num_workers", self.num_workers, 0, "0 loads the data in the training process")
+        if self.track is not None and (not isinstance(self.track, str) or not self.track.strip()):
+            raise RecipeError(
+                f"`track` must be the name of a trackio project, got {self.track!r}: the figures are filed under it. "
+                "Write a name, or leave it out to track nothing."
+            )
         whole_number("seed", self.seed, 0, "random generators take no negative seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainConfig):
-    """How a sub-model learns from the teacher: loss = weight * T^2 * KL + (1 - weight) * cross-entropy.
+    """How a sub-model learns from the teacher.
 
-    `views` is the number of replayed augmented views whose teacher logits are computed once and stored;
+    `objective` is one of
+
+    - "kd": distillation_weight * temperature^2 * KL + (1 - distillation_weight) * cross-entropy, both on the class
+      group and the pooled "other";
+    - "dekd": the same classification loss, or with `hard` (1 - hard_weight) * cross-entropy with the labels +
+      hard_weight * cross-entropy with the teacher's answers; and the divergences of the teacher's and the
+      sub-model's q, k and v relations, weighted by `relation_weights` (all sub-models train in lockstep, which shares
+      the teacher's passes);
+    - "none": cross-entropy with the labels alone.
+
+    `views` is the number of replayed augmented views whose teacher outputs are computed once and stored;
     `negatives_per_positive` the number of "other" items per item of the class group in every epoch.
+
+    Source: "dekd" is DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.lockstep.lockstep_objective`.
     """
 
+    objective: DistillKind = "kd"
     temperature: float = 2.0
     distillation_weight: float = 0.7
+    hard: bool = True
+    hard_weight: float = 0.5
+    relation_weights: tuple[float, ...] = (0.2, 0.1, 0.3)
     negatives_per_positive: float = 1.0
     views: int = 4
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         super().__post_init__()
+        if self.objective not in ("kd", "dekd", "none"):
+            raise RecipeError(
+                f"`objective` must be one of kd, dekd, none, got {self.objective!r}: it chooses what a sub-model "
+                'learns from the teacher. In YAML write "none" as the word none.'
+            )
         number("temperature", self.temperature, "(0, inf)", "logits are divided by it")
         number("distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss")
+        if not isinstance(self.hard, bool):
+            raise RecipeError(f"`hard` must be true (DeViT's) or false (the soft divergence of kd), got {self.hard!r}.")
+        number("hard_weight", self.hard_weight, "[0, 1]", "the labels get the rest of the loss")
+        _check_relation_weights(self)
         why = 'without any item of "other" classes a sub-model cannot learn to say "other"'
         number("negatives_per_positive", self.negatives_per_positive, "(0, inf)", why)
         whole_number("views", self.views, 1, "at least one view of every item is needed")
 
 
+def _check_relation_weights(config: DistillConfig) -> None:
+    weights = config.relation_weights
+    if not isinstance(weights, (tuple, list)) or len(weights) != 3:
+        raise RecipeError(
+            f"`relation_weights` must be three numbers, of the relations of q, k and v, got {weights!r}. "
+            "DeViT's are [0.2, 0.1, 0.3]; a zero leaves one out."
+        )
+    for name, weight in zip("qkv", weights, strict=True):
+        number(f"relation_weights ({name})", weight, "[0, inf)", "a negative one would push the relations apart")
+    object.__setattr__(config, "relation_weights", tuple(float(weight) for weight in weights))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(TrainConfig):
-    """How the fusion head is trained on frozen features; `hidden_size` 0 is a linear head."""
+    """How the fusion head is trained on frozen features; `hidden_size` 0 is a linear head.
+
+    With `joint`, sub-models and fusion head are then tuned together, end to end, for `joint_epochs` epochs at
+    `joint_learning_rate` with batches of `joint_batch_size`: the loss of the fusion head + `token_weight` * squared
+    error of the mapped features from the teacher's feature + `vote_weight` * mean distillation loss of the votes, so
+    that a sub-model's vote stays good. `joint_views` replayed views are used (None: `views`).
+
+    Source: joint tuning is stage 4 of DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.joint`.
+    """
 
     hidden_size: int = 128
     dropout: float = 0.1
@@ -100,6 +153,13 @@ class FuseConfig(TrainConfig):
     temperature: float = 2.0
     distillation_weight: float = 0.5
     views: int = 4
+    joint: bool = False
+    joint_epochs: int = 5
+    joint_learning_rate: float = 3e-4
+    joint_batch_size: int = 128
+    joint_views: int | None = None
+    token_weight: float = 1.0
+    vote_weight: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -115,6 +175,26 @@ class FuseConfig(TrainConfig):
         number("temperature", self.temperature, "(0, inf)", "logits are divided by it")
         number("distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss")
         whole_number("views", self.views, 1, "at least one view of every item is needed")
+        if not isinstance(self.joint, bool):
+            raise RecipeError(f"`joint` must be true or false, got {self.joint!r}: it tunes the sub-models as well.")
+        whole_number("joint_epochs", self.joint_epochs, 1, "leave out `joint` to tune nothing")
+        number("joint_learning_rate", self.joint_learning_rate, "(0, inf)", "a negative one climbs the loss")
+        whole_number("joint_batch_size", self.joint_batch_size, 1, "it is the number of items of one forward pass")
+        number("token_weight", self.token_weight, "[0, inf)", "a negative one would drive the features away")
+        number("vote_weight", self.vote_weight, "[0, inf)", "a negative one would spoil the votes")
+        if self.joint_views is not None:
+            whole_number("joint_views", self.joint_views, 1, "leave it out to use as many as `views`")
+
+
+def joint_config(config: FuseConfig) -> FuseConfig:
+    """The same values with the epochs, learning rate, batch size and views of the joint tuning in the usual places."""
+    return replace(
+        config,
+        epochs=config.joint_epochs,
+        learning_rate=config.joint_learning_rate,
+        batch_size=config.joint_batch_size,
+        views=config.joint_views or config.views,
+    )
 
 
 def number(name: str, value: Any, interval: str, why: str) -> None:

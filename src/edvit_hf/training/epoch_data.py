@@ -1,17 +1,32 @@
 """What each objective reads: batches of one epoch, every one a pure function of (seed, epoch, positions)."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from edvit_hf.data import ImageSplit, class_group_indices
+from edvit_hf.data import class_group_indices
 from edvit_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from edvit_hf.data.split import Split
+
+# {"inputs": {argument of the forward: tensor, rows first}, "labels": (B,) int64, ...}
+Batch = dict[str, Any]
 
 
 class EpochData(Protocol):
-    """Items of one epoch at a time. `set_epoch` chooses them, `batch` returns some of them by position."""
+    """Items of one epoch at a time. `set_epoch` chooses them, `batch` returns some of them by position.
+
+    Attributes:
+        lengths: (len(self),) lengths of the chosen epoch's items, whose batches are padded; None where all inputs
+            have one size.
+    """
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of the items in the chosen epoch, or None."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the items and the view of this epoch (from 0)."""
@@ -19,21 +34,49 @@ class EpochData(Protocol):
     def __len__(self) -> int:
         """Number of items in the chosen epoch."""
 
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+    def batch(self, indices: np.ndarray) -> Batch:
         """The items at these positions, on the CPU."""
 
 
-def epoch_order(num_items: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the items in one epoch: a permutation that depends on nothing but these arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(num_items)
-
-
 class ClassifyData:
-    """All items with their labels; every epoch is a fresh augmented view."""
+    """All items with their labels; every epoch is a fresh augmented view.
 
-    def __init__(self, split: ImageSplit) -> None:
+    Args:
+        split (`Split`): The training split.
+        mixup_alpha (`float`): Of Mixup's Beta distribution; 0: off.
+        cutmix_alpha (`float`): Of CutMix's Beta distribution; 0: off. With both on, each batch takes one by a toss.
+        num_labels (`int`, *optional*): Number of classes, needed to mix.
+        seed (`int`): Of the mixing.
+
+    Raises:
+        DataError: If mixing is asked for without `num_labels`.
+    """
+
+    def __init__(
+        self,
+        split: "Split",
+        *,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        num_labels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.mixes = mixup_alpha > 0 or cutmix_alpha > 0
+        if self.mixes and num_labels is None:
+            raise DataError(
+                f"Mixing items (mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}) needs `num_labels`, got None: "
+                "mixed labels are shares of every class. Pass the number of classes, or set both to 0."
+            )
         self.split = split
+        self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
+        self.num_labels = num_labels or 0
+        self.seed = seed
         self.epoch = 0
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of the items, or None."""
+        return self.split.lengths
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the view of this epoch."""
@@ -42,18 +85,28 @@ class ClassifyData:
     def __len__(self) -> int:
         return len(self.split)
 
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`pixel_values` (B, 3, H, W) and `labels` (B,)."""
-        pixel_values = self.split.pixel_values(indices, view=self.epoch)
-        return {"pixel_values": pixel_values, "labels": torch.from_numpy(self.split.labels[indices])}
+    def batch(self, indices: np.ndarray) -> Batch:
+        """`inputs` and `labels` (B,); mixed ones also have `targets` (B, C), the labels' shares."""
+        inputs = self.split.inputs(indices, view=self.epoch)
+        labels = torch.from_numpy(self.split.labels[indices])
+        if not self.mixes:
+            return {"inputs": inputs, "labels": labels}
+        from edvit_hf.data.mix import mix_batch
+
+        # A batch is known by its first item, so that each process of several mixes its share in its own way.
+        inputs, targets = mix_batch(
+            inputs, labels, self.num_labels, mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha,
+            seed=self.seed, epoch=self.epoch, position=int(indices[0]),
+        )  # fmt: skip
+        return {"inputs": inputs, "labels": labels, "targets": targets}
 
 
 class DistillData:
     """Items for one class group with the teacher's stored logits; epochs replay the stored views in turn.
 
     Args:
-        split (`ImageSplit`): The training split, N items.
-        teacher_logits (`np.ndarray`): (V, N, C) float32 as `teacher_logits()` returns them, V stored views.
+        split (`Split`): The training split, N items.
+        teacher_logits (`np.ndarray`): (V, N, C) float32 as `teacher_outputs()` returns them, V stored views.
         class_group (`list[int]`, *optional*): None uses every item in every epoch (a plain model).
         negatives_per_positive (`float`): "Other" items per item of the group, drawn anew every epoch.
         seed (`int`): Seed of that draw.
@@ -61,49 +114,100 @@ class DistillData:
 
     def __init__(
         self,
-        split: ImageSplit,
+        split: "Split",
         teacher_logits: np.ndarray,
         class_group: list[int] | None,
         *,
         negatives_per_positive: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if teacher_logits.ndim != 3 or teacher_logits.shape[1] != len(split):
-            raise DataError(
-                f"Teacher logits must have the shape (views, {len(split)}, classes), got "
-                f"{teacher_logits.shape}. They are looked up by item, so they must come from this very split."
-            )
-        has_other = class_group is not None and len(class_group) < teacher_logits.shape[2]
+        _check_stored("Teacher logits", teacher_logits, "classes", len(split))
         self.split = split
         self.teacher_logits = teacher_logits
-        self.class_group = class_group if has_other else None
+        self.class_group = _group_with_other(class_group, teacher_logits.shape[2])
         self.negatives_per_positive = negatives_per_positive
         self.seed = seed
         self.set_epoch(0)
 
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of this epoch's items, or None."""
+        return _taken(self.split.lengths, self.items)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the view and draw the "other" items of this epoch."""
         self.view = epoch % len(self.teacher_logits)
-        self.items = np.arange(len(self.split))
-        if self.class_group is not None:
-            self.items = class_group_indices(
-                self.split.labels,
-                self.class_group,
-                negatives_per_positive=self.negatives_per_positive,
-                seed=self.seed,
-                epoch=epoch,
-            )
+        self.items = items_of_group(self.split.labels, self.class_group, self.negatives_per_positive, self.seed, epoch)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """`pixel_values` (B, 3, H, W), global `labels` (B,) and `teacher_logits` (B, C) of the same view."""
+    def batch(self, indices: np.ndarray) -> Batch:
+        """`inputs`, global `labels` (B,) and `teacher_logits` (B, C) of the same view."""
         items = self.items[indices]
         return {
-            "pixel_values": self.split.pixel_values(items, view=self.view),
+            "inputs": self.split.inputs(items, view=self.view),
             "labels": torch.from_numpy(self.split.labels[items]),
             "teacher_logits": torch.from_numpy(self.teacher_logits[self.view, items]),
+        }
+
+
+class LockstepData:
+    """The items that any of several sub-models needs in an epoch, each marked with those who need it.
+
+    Every sub-model gets the very items that `DistillData` would give it; an item that several need comes once.
+
+    Args:
+        split (`Split`): The training split, N items.
+        teacher_logits (`np.ndarray`): (V, N, C) float32, V stored views.
+        class_groups (`Sequence[list[int] | None]`): One per sub-model, S of them; None takes every item.
+        negatives_per_positive (`float`): "Other" items per item of a group, drawn anew every epoch.
+        seed (`int`): Seed of that draw.
+    """
+
+    def __init__(
+        self,
+        split: "Split",
+        teacher_logits: np.ndarray,
+        class_groups: Sequence[list[int] | None],
+        *,
+        negatives_per_positive: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        _check_stored("Teacher logits", teacher_logits, "classes", len(split))
+        self.split = split
+        self.teacher_logits = teacher_logits
+        self.class_groups = [_group_with_other(group, teacher_logits.shape[2]) for group in class_groups]
+        self.negatives_per_positive = negatives_per_positive
+        self.seed = seed
+        self.set_epoch(0)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of this epoch's items, or None."""
+        return _taken(self.split.lengths, self.items)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view and the items of every sub-model in this epoch."""
+        self.view = epoch % len(self.teacher_logits)
+        is_member = np.zeros((len(self.split), len(self.class_groups)), dtype=bool)
+        for column, group in enumerate(self.class_groups):
+            drawn = items_of_group(self.split.labels, group, self.negatives_per_positive, self.seed, epoch)
+            is_member[drawn, column] = True
+        self.items = np.flatnonzero(is_member.any(axis=1))
+        self.membership = is_member[self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """`inputs`, global `labels` (B,), `teacher_logits` (B, C) of the same view and `membership` (B, S) bool."""
+        items = self.items[indices]
+        return {
+            "inputs": self.split.inputs(items, view=self.view),
+            "labels": torch.from_numpy(self.split.labels[items]),
+            "teacher_logits": torch.from_numpy(self.teacher_logits[self.view, items]),
+            "membership": torch.from_numpy(self.membership[indices]),
         }
 
 
@@ -115,6 +219,8 @@ class FuseData:
         labels (`np.ndarray`): (N,) int64.
         teacher_logits (`np.ndarray`): (V, N, C) or (N, C) float32, of the same views.
     """
+
+    lengths = None
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray) -> None:
         self.features = torch.from_numpy(np.ascontiguousarray(_with_views(features)))
@@ -135,7 +241,7 @@ class FuseData:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+    def batch(self, indices: np.ndarray) -> Batch:
         """`features` (B, D), `labels` (B,) and `teacher_logits` (B, C)."""
         chosen = torch.from_numpy(indices)
         return {
@@ -143,6 +249,77 @@ class FuseData:
             "labels": self.labels[chosen],
             "teacher_logits": self.teacher_logits[self.view, chosen],
         }
+
+
+class JointData:
+    """All items with the teacher's stored logits and features; epoch e uses view e modulo the stored views.
+
+    Args:
+        split (`Split`): The training split, N items.
+        teacher_logits (`np.ndarray`): (V, N, C) float32 as `teacher_outputs()` returns them.
+        teacher_features (`np.ndarray`): (V, N, D) float32, of the same views.
+    """
+
+    def __init__(self, split: "Split", teacher_logits: np.ndarray, teacher_features: np.ndarray) -> None:
+        _check_stored("Teacher logits", teacher_logits, "classes", len(split))
+        _check_stored("Teacher features", teacher_features, "features", len(split))
+        if len(teacher_logits) != len(teacher_features):
+            raise DataError(
+                f"Teacher logits of {len(teacher_logits)} views and features of {len(teacher_features)} do not fit: "
+                "they are paired by view. Pass the same views of both."
+            )
+        self.split = split
+        self.teacher_logits, self.teacher_features = teacher_logits, teacher_features
+        self.view = 0
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of the items, or None."""
+        return self.split.lengths
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view of this epoch."""
+        self.view = epoch % len(self.teacher_logits)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """`inputs`, `labels` (B,), `teacher_logits` (B, C) and `teacher_features` (B, D) of the same view."""
+        return {
+            "inputs": self.split.inputs(indices, view=self.view),
+            "labels": torch.from_numpy(self.split.labels[indices]),
+            "teacher_logits": torch.from_numpy(self.teacher_logits[self.view, indices]),
+            "teacher_features": torch.from_numpy(self.teacher_features[self.view, indices]),
+        }
+
+
+def items_of_group(
+    labels: np.ndarray, class_group: list[int] | None, negatives_per_positive: float, seed: int, epoch: int
+) -> np.ndarray:
+    """The items of one epoch of a sub-model; all of them, in order, without a group."""
+    if class_group is None:
+        return np.arange(len(labels))
+    return class_group_indices(
+        labels, class_group, negatives_per_positive=negatives_per_positive, seed=seed, epoch=epoch
+    )
+
+
+def _group_with_other(class_group: list[int] | None, num_classes: int) -> list[int] | None:
+    """The group, or None where it holds every class, so that nothing is left for "other"."""
+    return class_group if class_group is not None and len(class_group) < num_classes else None
+
+
+def _taken(lengths: np.ndarray | None, items: np.ndarray) -> np.ndarray | None:
+    return None if lengths is None else lengths[items]
+
+
+def _check_stored(what: str, array: np.ndarray, last: str, num_items: int) -> None:
+    if array.ndim != 3 or array.shape[1] != num_items:
+        raise DataError(
+            f"{what} must have the shape (views, {num_items}, {last}), got "
+            f"{array.shape}. They are looked up by item, so they must come from this very split."
+        )
 
 
 def _with_views(array: np.ndarray) -> np.ndarray:

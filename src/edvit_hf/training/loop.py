@@ -6,17 +6,14 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from edvit_hf.errors import TrainingError
@@ -29,10 +26,14 @@ from edvit_hf.training.checkpoints import (
     write_checkpoint,
 )
 from edvit_hf.training.config import TrainConfig
-from edvit_hf.training.epoch_data import EpochData, epoch_order
+from edvit_hf.training.epoch_data import EpochData
+from edvit_hf.training.loading import load_batches, num_steps, share_of
 from edvit_hf.training.objectives import Objective
-from edvit_hf.training.optimizer import learning_rate_scale, make_optimizer
+from edvit_hf.training.optimizer import clip_gradients, clip_groups, learning_rate_scale, make_optimizer
+from edvit_hf.training.order import epoch_batches
+from edvit_hf.training.processes import alone, make_accelerator, process_state
 from edvit_hf.training.threads import use_all_cores
+from edvit_hf.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,28 @@ EPOCH_CHECKPOINT_SECONDS = 5.0
 
 
 @dataclasses.dataclass
+class _Pending:
+    """Figures of a batch that are still on their device.
+
+    `weight` is the number of items this process ran of its `size`, `step` the optimiser step it belongs to (from 1),
+    `batch` its number in the epoch (from 1), `gradient_norm` that of the step, at the step's last batch.
+    """
+
+    figures: dict[str, Tensor]
+    weight: int
+    size: int
+    step: int
+    batch: int
+    gradient_norm: Tensor | None = None
+
+
+@dataclasses.dataclass
 class _Run:
     """Everything one call of `train` works with."""
 
     accelerator: Accelerator
     model: nn.Module
-    parameters: list[nn.Parameter]
+    clip_groups: list[list[nn.Parameter]]
     optimizer: AcceleratedOptimizer
     data: EpochData
     objective: Objective
@@ -58,7 +75,8 @@ class _Run:
     description: str
     progress: Progress
     bar: tqdm
-    pending: list[tuple[dict[str, Tensor], float]] = dataclasses.field(default_factory=list)
+    tracker: Tracker
+    pending: list[_Pending] = dataclasses.field(default_factory=list)
     last_flush: float = dataclasses.field(default_factory=time.perf_counter)
     last_save: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -72,49 +90,68 @@ def train(
     checkpoint_dir: Path,
     description: str,
     progress: bool = True,
+    distributed: bool = True,
 ) -> TrainLog:
     """Train `model` in place, or continue where an interrupted call with the same arguments stopped.
 
     The result of an interrupted and resumed run equals that of an uninterrupted one, bit for bit on a CPU
-    with the same number of threads: items come in an order that depends only on (seed, epoch), random states
-    travel with the checkpoints, and those appear whole or not at all. A finished run returns its result at
+    with the same number of threads: items come in an order that depends only on (seed, epoch, lengths), random
+    states travel with the checkpoints, and those appear whole or not at all. A finished run returns its result at
     once. The seed of `config` is set globally. The model returns on the device it came from, in eval mode.
 
+    Launched as several processes, they share every batch and take the same steps as one process would, but for
+    rounding, and for what is drawn at random while training (dropout, mixed items).
+
     Args:
-        model (`nn.Module`): Parameters that do not require gradients stay as they are.
+        model (`nn.Module`): Parameters that do not require gradients stay as they are. Gradients are clipped together,
+            or group by group if the model has a method `clip_groups`.
         data (`EpochData`): The items of every epoch.
         objective (`Objective`): The loss of one batch.
         config (`TrainConfig`): Values of the run.
         checkpoint_dir (`Path`): Folder of this run alone; the newest two checkpoints stay in it.
         description (`str`): Name of the run for the progress bar, the log and the errors.
         progress (`bool`): Show a progress bar on the main process; refreshed rarely if not on a terminal.
+        distributed (`bool`): False: within a launch of several processes, this one trains by itself, exactly as if it
+            were the only one; see `my_share`.
 
     Returns:
         `TrainLog`: Loss, figures, seconds and speed of every epoch, those before an interruption included.
 
     Raises:
-        TrainingError: If a loss is not finite, nothing can be trained, or fp16 is asked for without a GPU.
+        TrainingError: If a loss or gradient is not finite, nothing can be trained, or fp16 is asked for without a GPU.
         CheckpointError: If the newest checkpoint is damaged.
+        MissingExtraError: If `config.track` is set and trackio is not installed.
     """
     use_all_cores()
     data.set_epoch(0)
     _check_trainable(data, config, description)
-    accelerator = _make_accelerator(config)
+    is_shown = progress and process_state().is_main_process
+    with contextlib.nullcontext() if distributed else alone():
+        return _train(model, data, objective, config, Path(checkpoint_dir), description, is_shown)
+
+
+def _train(
+    model: nn.Module, data: EpochData, objective: Objective, config: TrainConfig, checkpoint_dir: Path,
+    description: str, is_shown: bool,
+) -> TrainLog:  # fmt: skip
+    accelerator = make_accelerator(config.mixed_precision)
     set_seed(config.seed, device_specific=accelerator.num_processes > 1)
     optimizer = make_optimizer(model, config)
     home = next(model.parameters()).device
     identity = run_identity(config, model, len(data), description)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    tracker = Tracker(config, description, is_active=accelerator.is_main_process)
     try:
-        state = _resume(accelerator, Path(checkpoint_dir), identity, config, description)
-        bar = _make_bar(config, data, state, description, is_shown=progress and accelerator.is_main_process)
+        state = _resume(accelerator, checkpoint_dir, identity, config, description)
+        bar = _make_bar(config, data, state, description, is_shown=is_shown)
         run = _Run(
-            accelerator, prepared, [p for p in model.parameters() if p.requires_grad], prepared_optimizer,
-            data, objective, config, Path(checkpoint_dir), description, state, bar,
+            accelerator, prepared, clip_groups(model), prepared_optimizer, data, objective, config, checkpoint_dir,
+            description, state, bar, tracker,
         )  # fmt: skip
         with bar:
             _train_epochs(run)
     finally:
+        tracker.close()
         # Accelerate wraps `forward` for mixed precision: take that off again.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         model.__dict__.pop("forward", None)
@@ -134,12 +171,6 @@ def _check_trainable(data: EpochData, config: TrainConfig, description: str) -> 
             "fp16 and "
             'no loss scaling. Use "bf16", or "no".'
         )
-
-
-def _make_accelerator(config: TrainConfig) -> Accelerator:
-    # Accelerate keeps one global precision per process and refuses another; stages of one trip may differ.
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=config.mixed_precision)
 
 
 def _resume(
@@ -166,12 +197,18 @@ def _resume(
 
 
 def _make_bar(config: TrainConfig, data: EpochData, state: Progress, description: str, *, is_shown: bool) -> tqdm:
-    batches = math.ceil(len(data) / config.batch_size)
-    done = state.epoch * len(data) + min(len(data), state.batches_done * config.batch_size if batches else 0)
+    """A bar that stands where the run stands, so that its speed and time left count new items only."""
+    data.set_epoch(min(state.epoch, config.epochs - 1))
+    sizes = [len(batch) for batch in _batches(config, data, state.epoch)][: state.batches_done]
+    done = state.epoch * len(data) + sum(sizes)
     return tqdm(
         total=config.epochs * len(data), initial=done, desc=description, unit="sample", unit_scale=True,
         disable=not is_shown, mininterval=0.2 if sys.stderr.isatty() else 10.0,
     )  # fmt: skip
+
+
+def _batches(config: TrainConfig, data: EpochData, epoch: int) -> list[np.ndarray]:
+    return epoch_batches(len(data), config.batch_size, config.seed, epoch, data.lengths)
 
 
 def _train_epochs(run: _Run) -> None:
@@ -194,24 +231,34 @@ def _train_epochs(run: _Run) -> None:
 def _train_epoch(run: _Run) -> None:
     config, state, accelerator = run.config, run.progress, run.accelerator
     run.data.set_epoch(state.epoch)
-    order = epoch_order(len(run.data), config.seed, state.epoch)
-    positions = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
-    num_batches, accumulation = len(positions), config.gradient_accumulation_steps
-    num_steps = math.ceil(num_batches / accumulation)
+    batches = _batches(config, run.data, state.epoch)
+    # Epochs of sub-models in lockstep differ in length: what is left is told from the one under way.
+    done_of_epoch = sum(map(len, batches[: state.batches_done]))
+    run.bar.total = run.bar.n - done_of_epoch + (config.epochs - state.epoch) * len(run.data)
+    num_batches, accumulation = len(batches), config.gradient_accumulation_steps
+    shares = [share_of(batch, accelerator.process_index, accelerator.num_processes) for batch in batches]
+    steps = num_steps(num_batches, accumulation)
+    steps_before = state.optimizer_steps - state.batches_done // accumulation
     run.model.train()
     clock = time.perf_counter()
-    for index, batch in enumerate(_load(run, positions[state.batches_done :]), start=state.batches_done):
-        first_of_step = index - index % accumulation
-        step_size = min(accumulation, num_batches - first_of_step)
-        is_last_of_step = index + 1 == first_of_step + step_size
+    loaded = load_batches(
+        run.data, shares[state.batches_done :], num_workers=config.num_workers, device=accelerator.device
+    )
+    for index, batch in enumerate(loaded, start=state.batches_done):
+        step = index // accumulation
+        step_size = min(accumulation, num_batches - step * accumulation)
+        is_last_of_step = index + 1 == step * accumulation + step_size
         with contextlib.nullcontext() if is_last_of_step else accelerator.no_sync(run.model):
             loss, figures = run.objective(run.model, batch)
-            accelerator.backward(loss / step_size)
-        weight = len(positions[index]) / accelerator.num_processes
-        run.pending.append(({"loss": loss.detach(), **figures}, weight))
+            accelerator.backward(loss * shares[index].scale / step_size)
+        row = _Pending(
+            {"loss": loss.detach(), **figures}, shares[index].num_items, len(batches[index]),
+            steps_before + step + 1, index + 1,
+        )  # fmt: skip
+        run.pending.append(row)
         state.batches_done = index + 1
         if is_last_of_step:
-            _take_step(run, (state.epoch + (first_of_step // accumulation + 0.5) / num_steps) / config.epochs)
+            row.gradient_norm = _take_step(run, (state.epoch + (step + 0.5) / steps) / config.epochs)
         now = time.perf_counter()
         if len(run.pending) >= FLUSH_BATCHES or now - run.last_flush >= FLUSH_SECONDS:
             _flush(run)
@@ -223,15 +270,18 @@ def _train_epoch(run: _Run) -> None:
     _close_epoch(run, time.perf_counter() - clock)
 
 
-def _take_step(run: _Run, fraction_done: float) -> None:
+def _take_step(run: _Run, fraction_done: float) -> Tensor | None:
+    """One step of the optimiser; returns the norm of its gradient, which fp16 may rightly find infinite."""
     config = run.config
-    run.accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm)
+    run.accelerator.unscale_gradients()
+    norm = clip_gradients(run.clip_groups, config.max_grad_norm)
     rate = config.learning_rate * learning_rate_scale(fraction_done, config.warmup_fraction)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.progress.optimizer_steps += 1
+    return norm if config.mixed_precision != "fp16" else None
 
 
 def _close_epoch(run: _Run, seconds: float) -> None:
@@ -245,6 +295,7 @@ def _close_epoch(run: _Run, seconds: float) -> None:
     entry["learning_rate"] = run.optimizer.param_groups[0]["lr"]
     entry |= {"seconds": state.seconds, "samples_per_second": num_items / max(state.seconds, 1e-9)}
     state.log.append(entry)
+    run.tracker.log(entry)
     state.epoch += 1
     state.batches_done, state.num_items, state.seconds, state.sums = 0, 0.0, 0.0, {}
     if state.epoch == config.epochs or _is_epoch_saved(run):
@@ -260,35 +311,42 @@ def _is_epoch_saved(run: _Run) -> bool:
 
 
 def _flush(run: _Run) -> None:
-    """Read the pending losses and figures, refuse a loss that is not finite, and update the bar."""
+    """Read the pending losses and figures, refuse what is not finite, and update the bar."""
     run.last_flush = time.perf_counter()
     if not run.pending:
         return
     state = run.progress
-    names = list(run.pending[0][0])
-    table = torch.stack([torch.stack([row[name].float() for name in names]) for row, _ in run.pending]).tolist()
-    for index, (values, (_, weight)) in enumerate(zip(table, run.pending, strict=True)):
+    names = list(run.pending[0].figures)
+    zero = run.pending[0].figures["loss"].new_zeros((), dtype=torch.float32)
+    rows = [
+        torch.stack(
+            [*(row.figures[name].float() for name in names), zero if row.gradient_norm is None else row.gradient_norm]
+        )
+        for row in run.pending
+    ]
+    for row, (*values, norm) in zip(run.pending, torch.stack(rows).tolist(), strict=True):
         if not math.isfinite(values[0]):
-            batch = state.batches_done - len(run.pending) + index + 1
-            raise TrainingError(_not_finite(run, values[0], batch))
+            raise TrainingError(_not_finite(run, "loss", values[0], row))
+        if not math.isfinite(norm):
+            raise TrainingError(_not_finite(run, "gradient", norm, row))
         for name, value in zip(names, values, strict=True):
-            state.sums[name] = state.sums.get(name, 0.0) + value * weight
-        state.num_items += weight
+            state.sums[name] = state.sums.get(name, 0.0) + value * row.weight
+        state.num_items += row.weight
     run.bar.set_postfix(
         {"epoch": f"{state.epoch + 1}/{run.config.epochs}"}
-        | {name: f"{state.sums[name] / state.num_items:.4f}" for name in names},
+        | {name: f"{state.sums[name] / max(1, state.num_items):.4f}" for name in names},
         refresh=False,
     )
-    run.bar.update(round(sum(weight for _, weight in run.pending) * run.accelerator.num_processes))
+    run.bar.update(sum(row.size for row in run.pending))
     run.pending.clear()
 
 
-def _not_finite(run: _Run, value: float, batch: int) -> str:
+def _not_finite(run: _Run, what: str, value: float, row: _Pending) -> str:
     config = run.config
     return (
-        f"{run.description}: the loss became {value} in epoch {run.progress.epoch + 1} of {config.epochs}, "
-        f"batch {batch}; a finite number was expected, and from here on every weight would be lost. Try a "
-        f"lower `learning_rate` (now {config.learning_rate}), a longer `warmup_fraction` (now "
+        f"{run.description}: the {what} became {value} in optimiser step {row.step} (epoch {run.progress.epoch + 1} of "
+        f"{config.epochs}, batch {row.batch}); a finite number was expected, and from here on every weight would be "
+        f"lost. Try a lower `learning_rate` (now {config.learning_rate}), a longer `warmup_fraction` (now "
         f"{config.warmup_fraction}), "
         f'a smaller `max_grad_norm` (now {config.max_grad_norm}) or `mixed_precision: "no"` (now '
         f"{config.mixed_precision}), and check the data for values that are not finite."
@@ -313,40 +371,3 @@ def _over_processes(run: _Run) -> tuple[dict[str, float], float]:
     names = next((list(sums) for sums, _ in parts if sums), [])
     totals = {name: sum(sums.get(name, 0.0) for sums, _ in parts) for name in names}
     return totals, sum(num_items for _, num_items in parts)
-
-
-class _Batches(Dataset):
-    """Batches by position, so that a DataLoader can build them in other processes."""
-
-    def __init__(self, data: EpochData, positions: list[np.ndarray]) -> None:
-        self.data, self.positions = data, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.data.batch(self.positions[index])
-
-
-def _load(run: _Run, positions: list[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-    """This process's share of every batch, on its device. Takes nothing from the global random state."""
-    accelerator = run.accelerator
-    count, rank = accelerator.num_processes, accelerator.process_index
-    if count > 1:  # equal shares, or one process would wait for ever: short batches repeat items
-        sizes = [math.ceil(len(batch) / count) * count for batch in positions]
-        positions = [np.resize(batch, n)[rank::count] for batch, n in zip(positions, sizes, strict=True)]
-    if run.config.num_workers == 0:
-        batches: Iterator[dict[str, Tensor]] = (run.data.batch(batch) for batch in positions)
-    else:
-        # Each iteration of a DataLoader draws a seed; from the global generator that would break resuming.
-        batches = iter(
-            DataLoader(
-                _Batches(run.data, positions), batch_size=None, num_workers=run.config.num_workers,
-                pin_memory=accelerator.device.type == "cuda", generator=torch.Generator().manual_seed(0),
-            )
-        )  # fmt: skip
-    if accelerator.device.type == "cpu":
-        yield from batches
-    else:
-        for batch in batches:
-            yield send_to_device(batch, accelerator.device, non_blocking=True)

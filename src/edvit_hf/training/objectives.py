@@ -1,7 +1,7 @@
 """What is minimised: plain classification, distillation for a class group, fusion under absent sub-models."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from edvit_hf.modeling_edvit import FusionHead, sample_sub_model_mask
 
 # (model, batch) -> (loss to minimise, figures for the progress bar and the log)
-Objective = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, dict[str, Tensor]]]
 
 # Shape letters: B batch, C classes, G classes of the group, D feature size of all sub-models together.
 
@@ -43,12 +43,13 @@ def group_distribution(logits: Tensor, class_group: Sequence[int] | None, *, tem
 
 
 def classify_objective(label_smoothing: float = 0.0) -> Objective:
-    """Cross-entropy on `pixel_values` and `labels`."""
+    """Cross-entropy on `inputs` and `labels` (B,), or the soft `targets` (B, C) of mixed items."""
 
-    def objective(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(pixel_values=batch["pixel_values"]).logits
-        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=label_smoothing)
-        return loss, {"accuracy": _accuracy(logits, batch["labels"])}
+    def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(**batch["inputs"]).logits
+        targets = batch.get("targets", batch["labels"])
+        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        return loss, {"accuracy": accuracy(logits, targets.argmax(dim=-1) if targets.ndim == 2 else targets)}
 
     return objective
 
@@ -58,23 +59,33 @@ def distill_objective(
 ) -> Objective:
     """From stored teacher logits: weight * T^2 * KL(teacher || sub-model) + (1 - weight) * cross-entropy.
 
-    A batch holds `pixel_values`, global `labels` (B,) and `teacher_logits` (B, C). Both terms live on the
-    class group plus "other"; `class_group` None or all classes is distillation into a plain model.
+    A batch holds `inputs`, global `labels` (B,) and `teacher_logits` (B, C). Both terms live on the
+    class group plus "other"; `class_group` None or all classes is distillation into a plain model; weight 0 is
+    plain cross-entropy.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; T^2 keeps the two gradients on one scale.
     """
 
-    def objective(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(pixel_values=batch["pixel_values"]).logits
-        teacher_logits = batch["teacher_logits"]
-        targets = _group_targets(batch["labels"], class_group, teacher_logits.shape[-1])
-        teacher = group_distribution(teacher_logits, class_group, temperature=temperature)
-        distillation = _softened_divergence(teacher, logits, temperature)
-        cross_entropy = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-        loss = weight * distillation + (1 - weight) * cross_entropy
-        return loss, {"accuracy": _accuracy(logits, targets), "divergence": distillation.detach()}
+    def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(**batch["inputs"]).logits
+        return distillation_loss(
+            logits, batch["labels"], batch["teacher_logits"], class_group, temperature, weight, label_smoothing
+        )
 
     return objective
+
+
+def distillation_loss(
+    logits: Tensor, labels: Tensor, teacher_logits: Tensor, class_group: Sequence[int] | None,
+    temperature: float, weight: float, label_smoothing: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The loss of `distill_objective`, given logits (B, G + 1), and its figures."""
+    targets = group_targets(labels, class_group, teacher_logits.shape[-1])
+    teacher = group_distribution(teacher_logits, class_group, temperature=temperature)
+    distillation = softened_divergence(teacher, logits, temperature)
+    cross_entropy = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    loss = weight * distillation + (1 - weight) * cross_entropy
+    return loss, {"accuracy": accuracy(logits, targets), "divergence": distillation.detach()}
 
 
 def fuse_objective(
@@ -90,28 +101,24 @@ def fuse_objective(
     the same absences.
     """
 
-    def objective(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         features, labels = batch["features"], batch["labels"]
         head = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         num_sub_models = len(cast(FusionHead, head).feature_sizes)
         mask = sample_sub_model_mask(features.shape[0], num_sub_models, sub_model_dropout, device=features.device)
         logits = model(features, mask)
-        teacher = group_distribution(batch["teacher_logits"], None, temperature=temperature)
-        distillation = _softened_divergence(teacher, logits, temperature)
-        cross_entropy = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        loss = weight * distillation + (1 - weight) * cross_entropy
-        return loss, {"accuracy": _accuracy(logits, labels), "divergence": distillation.detach()}
+        return distillation_loss(logits, labels, batch["teacher_logits"], None, temperature, weight, label_smoothing)
 
     return objective
 
 
-def _softened_divergence(teacher_log_probabilities: Tensor, logits: Tensor, temperature: float) -> Tensor:
+def softened_divergence(teacher_log_probabilities: Tensor, logits: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(teacher || model), nats per item."""
     own = F.log_softmax(logits / temperature, dim=-1)
     return temperature**2 * F.kl_div(own, teacher_log_probabilities, reduction="batchmean", log_target=True)
 
 
-def _group_targets(labels: Tensor, class_group: Sequence[int] | None, num_classes: int) -> Tensor:
+def group_targets(labels: Tensor, class_group: Sequence[int] | None, num_classes: int) -> Tensor:
     """Global labels (B,) -> position in the group, G for "other"."""
     if class_group is None or len(class_group) == num_classes:
         return labels
@@ -122,5 +129,6 @@ def _group_targets(labels: Tensor, class_group: Sequence[int] | None, num_classe
     return positions[labels]
 
 
-def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of the rows whose largest logit is the target, (); not differentiable."""
     return (logits.detach().argmax(dim=-1) == targets).float().mean()

@@ -1,9 +1,10 @@
 """AdamW with weight decay where it belongs; the learning rate as a function of the fraction done."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edvit_hf.errors import TrainingError
 from edvit_hf.training.config import TrainConfig
@@ -51,3 +52,18 @@ def learning_rate_scale(fraction_done: float, warmup_fraction: float) -> float:
     if fraction_done < warmup_fraction:
         return fraction_done / warmup_fraction
     return 0.5 * (1 + math.cos(math.pi * (fraction_done - warmup_fraction) / (1 - warmup_fraction)))
+
+
+def clip_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The trainable parameters whose gradients are clipped together: all, or as the model's `clip_groups()` says."""
+    own: Any = getattr(model, "clip_groups", None)
+    if own is not None:
+        groups: list[list[nn.Parameter]] = own()
+        return groups
+    return [[parameter for parameter in model.parameters() if parameter.requires_grad]]
+
+
+def clip_gradients(groups: list[list[nn.Parameter]], max_norm: float) -> Tensor:
+    """Scale the gradients of each group down to the norm `max_norm`; returns the largest norm before that, ()."""
+    norms = [nn.utils.clip_grad_norm_(group, max_norm) for group in groups]
+    return norms[0].float() if len(norms) == 1 else torch.stack(norms).float().amax()

@@ -4,7 +4,6 @@ Devices and training read images through this one module, so both see the same p
 """
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.tasks import Task
+from edvit_hf.transforms.preprocessor_file import read_preprocessor
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -107,6 +108,11 @@ class ImageTransform:
         if self.resample not in range(6):
             raise DataError(f"`resample` must be a Pillow filter number in 0..5, got {self.resample}.")
 
+    @property
+    def task(self) -> Task:
+        """The task whose models this feeds."""
+        return "image-classification"
+
     @classmethod
     def from_preprocessor(cls, preprocessor: Mapping[str, Any]) -> "ImageTransform":
         """Build it from the content of a `preprocessor_config.json`.
@@ -137,18 +143,9 @@ class ImageTransform:
     @classmethod
     def from_file(cls, path: str | Path) -> "ImageTransform":
         """Build it from a `preprocessor_config.json`, or from the folder that holds one."""
-        path = Path(path)
-        path = path / "preprocessor_config.json" if path.is_dir() else path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"Expected the JSON of an image preprocessor in {path}, got: {error}. "
-                "Without it the model's pixel scale is unknown. Export or download the folder again."
-            ) from error
-        if not isinstance(content, dict):
-            raise DataError(f"Expected a JSON object in {path}, got {type(content).__name__}. Export the folder again.")
-        return cls.from_preprocessor(content)
+        return cls.from_preprocessor(
+            read_preprocessor(path, "an image preprocessor", "Without it the model's pixel scale is unknown.")
+        )
 
     def pixels(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
         """Read and resize: (H, W, 3) uint8, RGB. Raises what `open_image` raises."""
@@ -168,6 +165,10 @@ class ImageTransform:
         if self.mean is not None and self.std is not None:
             scaled = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+    def inputs(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> dict[str, np.ndarray]:
+        """Return the model's input by name: {"pixel_values": (1, 3, H, W) float32}. Raises what `open_image` raises."""
+        return {"pixel_values": self(image)}
 
 
 def _pillow() -> Any:

@@ -1,0 +1,110 @@
+"""The RandAugment operations that change how pixels look, not where they are, for many images at once.
+
+Source: RandAugment (arXiv 1909.13719), with Pillow's `ImageEnhance` and `ImageOps` as the definition of each operation.
+"""
+
+import numpy as np
+
+from edvit_hf.data.augmentation.config import Augmentation, check_draw
+
+OPERATIONS = ("nothing", "brightness", "contrast", "saturation", "sharpness", "posterize", "solarize")
+"""What is drawn from, each with the same probability."""
+
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to L
+_LARGEST_CHANGE = 0.9  # of an enhancement's factor from 1
+_LARGEST_BITS_LOST = 4
+_FEW = 8  # images whose floats stay in the processor's cache
+
+
+def operations(augmentation: Augmentation, num_items: int, view: int, seed: int) -> np.ndarray:
+    """Draw the operations of one view; item i gets the same row whatever `num_items` is.
+
+    Returns:
+        `np.ndarray`: (num_items, `rand_augment_ops`) int64: the operation's number, negative or `~` of it where an
+            enhancement weakens instead of strengthening.
+    """
+    check_draw(num_items, view, seed)
+    draws = np.random.default_rng([seed, view, 1]).random((num_items, augmentation.rand_augment_ops, 2))
+    chosen = (draws[..., 0] * len(OPERATIONS)).astype(np.int64)
+    return np.where(draws[..., 1] < 0.5, ~chosen, chosen)
+
+
+def change(pixels: np.ndarray, drawn: np.ndarray, magnitude: float) -> np.ndarray:
+    """Apply to each image its row of `operations`, in turn.
+
+    Args:
+        pixels (`np.ndarray`): (B, C, H, W) uint8 with C = 3 (RGB) or 1 (grey).
+        drawn (`np.ndarray`): (B, K) int64.
+        magnitude (`float`): Strength in [0, 1].
+
+    Returns:
+        `np.ndarray`: (B, C, H, W) uint8, a new array.
+    """
+    values = np.ascontiguousarray(pixels).copy()
+    for column in drawn.T:
+        strength = np.where(column < 0, -magnitude, magnitude).astype(np.float32)
+        kinds = np.where(column < 0, ~column, column)
+        for kind, name in enumerate(OPERATIONS):
+            items = np.flatnonzero(kinds == kind)
+            if name == "nothing" or not len(items):
+                continue
+            if name in ("saturation", "sharpness"):
+                blend = _saturated if name == "saturation" else _sharpened
+                factor = 1 + _LARGEST_CHANGE * strength[:, None, None, None]
+                for few in np.split(items, range(_FEW, len(items), _FEW)):
+                    values[few] = _bytes(blend(values[few].astype(np.float32), factor[few]))
+                continue
+            # Each of the others maps every value of an image by one table of 256 bytes.
+            tables = _bytes(_table(name, values[items], strength[items, None]))
+            for item, table in zip(items.tolist(), tables, strict=True):
+                mapped = values[item].tobytes().translate(table.tobytes())
+                values[item] = np.frombuffer(mapped, np.uint8).reshape(values.shape[1:])
+    return values
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    np.rint(values, out=values)
+    return values.clip(0, 255, out=values).astype(np.uint8)
+
+
+def _table(name: str, images: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """(B, 256) float32: what becomes of each value of each image; `strength` is (B, 1)."""
+    levels = np.arange(256, dtype=np.float32)
+    if name == "brightness":
+        return np.asarray(levels * (1 + _LARGEST_CHANGE * strength))
+    if name == "contrast":
+        mean = _mean_grey(images)[:, None]
+        return np.asarray(mean + (levels - mean) * (1 + _LARGEST_CHANGE * strength))
+    if name == "posterize":
+        step = np.exp2(np.rint(np.abs(strength) * _LARGEST_BITS_LOST))
+        return np.asarray(np.floor(levels / step) * step)
+    return np.where(levels >= 256 * (1 - np.abs(strength)), 255 - levels, levels)
+
+
+def _mean_grey(images: np.ndarray) -> np.ndarray:
+    """(B,) float32 whole numbers. Sums of bytes are exact, so an item has the same bits in any batch."""
+    means = images.reshape(*images.shape[:2], -1).sum(axis=2, dtype=np.int64) / images[0, 0].size
+    weights = _GREY_WEIGHTS if images.shape[1] == 3 else (1.0,)
+    return np.rint(sum(means[:, channel] * weight for channel, weight in enumerate(weights))).astype(np.float32)
+
+
+def _saturated(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Blend with the grey image: (B, C, H, W) float32."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = (images[:, channel] * np.float32(w) for channel, w in enumerate(_GREY_WEIGHTS))
+    grey = (red + green + blue)[:, None]
+    return np.asarray(images * factor + grey * (1 - factor))
+
+
+def _sharpened(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Blend with Pillow's SMOOTH filter (3 x 3 of ones with 5 in the middle, over 13), whose border is the image's."""
+    if min(images.shape[-2:]) < 3:
+        return images
+    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    weight = (1 - factor) / 13
+    inner = images[..., 1:-1, 1:-1]
+    inner *= factor + 4 * weight
+    inner += box * weight
+    return images

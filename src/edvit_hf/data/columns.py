@@ -1,0 +1,255 @@
+"""Find the inputs, labels and groups among a split's columns, without decoding an input yet."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edvit_hf.data.config import DatasetConfig
+from edvit_hf.errors import DataError
+from edvit_hf.tasks import Task
+
+KINDS: dict[Task, str] = {
+    "image-classification": "image",
+    "audio-classification": "audio",
+    "text-classification": "text",
+}
+"""What an item of each task is called, and its column where none is named."""
+
+
+class RawItems(Protocol):
+    """Items of a split as they came: encoded bytes, paths, arrays or texts."""
+
+    def read(self, rows: np.ndarray) -> list[Any]:
+        """Return what the task's transform takes, one per row; None for an empty cell."""
+        ...
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """One split before decoding.
+
+    Attributes:
+        name: Of the split.
+        labels: One per row: int, str, bool or None.
+        class_names: Names behind integer labels, where the dataset declares them.
+        items: One per row.
+        groups: Name of each row's group, None for a row that is a group of its own; None without groups.
+    """
+
+    name: str
+    labels: list[Any]
+    class_names: list[str] | None
+    items: RawItems
+    groups: list[str | None] | None = None
+
+
+def raw_split(name: str, dataset: Any, config: DatasetConfig, task: Task, folder: Path | None) -> RawSplit:
+    """Pick the columns of a `datasets.Dataset`.
+
+    Raises:
+        DataError: A column is missing or has an unfit type.
+    """
+    import datasets
+
+    from edvit_hf.data.labels import whole_labels
+
+    column = config.input_column or input_column(dataset.features, config.label_column, task)
+    for role, key, wanted in (
+        (f"{KINDS[task]}s", "input_column", column),
+        ("labels", "label_column", config.label_column),
+        ("groups", "group_column", config.group_column),
+    ):
+        if wanted is not None and wanted not in dataset.column_names:
+            raise DataError(
+                f"Expected {role} in a column named {wanted!r} of split {name!r}, got columns: "
+                f"{', '.join(dataset.column_names)}. Set `{key}` to one of these."
+            )
+    feature = dataset.features[config.label_column]
+    is_class_label = isinstance(feature, datasets.ClassLabel)
+    if not is_class_label and not is_value(feature, r"u?int\d+|float\d+|(large_)?string|bool|null"):
+        raise DataError(
+            f"Expected one class per row in column {config.label_column!r} (class ids, integers or strings), "
+            f"got {feature}. Multi-label and regression targets cannot be split by classes. Set "
+            "`label_column`."
+        )
+    labels = _values(dataset, config.label_column)
+    if is_value(feature, r"float\d+"):
+        labels = whole_labels(labels, config.label_column)
+    inputs = undecoded(dataset.select_columns([column]), column, task)
+    class_names = list(feature.names) if is_class_label else None
+    return RawSplit(name, labels, class_names, _DatasetItems(inputs), _groups(name, dataset, inputs, config, folder))
+
+
+def input_column(features: Any, label_column: str, task: Task) -> str:
+    """The column called `image`, `audio` or `text`, or else the only one of that kind.
+
+    Raises:
+        DataError: Several are of that kind.
+    """
+    import datasets
+
+    kind = KINDS[task]
+    if kind in features:
+        return kind
+    wanted = {"image": datasets.Image, "audio": datasets.Audio}.get(kind)
+    found = [
+        name
+        for name, feature in features.items()
+        if name != label_column
+        and (is_value(feature, r"(large_)?string") if wanted is None else isinstance(feature, wanted))
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"Expected one column of {kind}s, got {', '.join(found)}. Which of them to classify is not known. Set "
+            "`input_column` to it."
+        )
+    return found[0] if found else kind
+
+
+def undecoded(dataset: Any, column: str, task: Task) -> Any:
+    """The dataset with `column` left as encoded files or texts.
+
+    Raises:
+        DataError: The column holds something else.
+    """
+    import datasets
+
+    feature = dataset.features[column]
+    if task == "text-classification":
+        if is_value(feature, r"(large_)?string"):
+            return dataset
+        raise DataError(f"Expected texts in column {column!r} (strings), got {feature}. Set `input_column`.")
+    kind = datasets.Image if task == "image-classification" else datasets.Audio
+    if isinstance(feature, kind):
+        return dataset.cast_column(column, kind(decode=False))
+    is_file_struct = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+    if is_file_struct or is_value(feature, r"(large_)?(binary|string)"):
+        return dataset
+    name = KINDS[task]
+    raise DataError(
+        f"Expected {name}s in column {column!r} (an {name.capitalize()} feature, encoded bytes or paths), got "
+        f"{feature}. Set `input_column`, or store the {name}s as encoded files."
+    )
+
+
+def is_value(feature: Any, pattern: str) -> bool:
+    """Whether a feature is a plain value whose type matches the whole pattern."""
+    import datasets
+
+    return isinstance(feature, datasets.Value) and re.fullmatch(pattern, feature.dtype) is not None
+
+
+def concatenated(splits: Sequence[RawSplit]) -> RawSplit:
+    """All rows of several splits as one, in order.
+
+    Raises:
+        DataError: They declare different class names.
+    """
+    first = splits[0]
+    for split in splits[1:]:
+        if split.class_names != first.class_names:
+            raise DataError(
+                f"Expected the same class names in every split, got others in {split.name!r} than in {first.name!r}. "
+                "The ids would mean different classes. Correct the dataset."
+            )
+    groups = [group for split in splits for group in split.groups or [None] * len(split.labels)]
+    return RawSplit(
+        name="+".join(split.name for split in splits),
+        labels=[label for split in splits for label in split.labels],
+        class_names=first.class_names,
+        items=_ConcatenatedItems([(len(split.labels), split.items) for split in splits]),
+        groups=groups if any(split.groups is not None for split in splits) else None,
+    )
+
+
+def _values(dataset: Any, column: str) -> list[Any]:
+    values: list[Any] = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    return values
+
+
+def _groups(
+    split: str, dataset: Any, inputs: Any, config: DatasetConfig, folder: Path | None
+) -> list[str | None] | None:
+    if config.group_column is not None:
+        values = _values(dataset, config.group_column)
+        return [None if _is_missing(value) else str(value) for value in values]
+    if config.group_pattern is None:
+        return None
+    names = [_relative(name, folder) for name in _file_names(inputs)]
+    found = [None if name is None else re.search(config.group_pattern, name) for name in names]
+    if names and not any(found):
+        shown = next((name for name in names if name is not None), None)
+        raise DataError(
+            f"Expected `group_pattern` {config.group_pattern!r} to match file names of split {split!r}, got no match "
+            f"among {len(names)}; {'the first: ' + repr(shown) if shown else 'the rows carry no file names'}. Without "
+            "groups, related rows could lie on both sides of a split. Correct the pattern, or use `group_column`."
+        )
+    return [None if match is None else match.group(1) for match in found]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _file_names(inputs: Any) -> list[str | None]:
+    table = inputs.with_format("arrow")[:].flatten()  # the fields of a struct become columns
+    paths = [name for name in table.column_names if name.endswith(".path")]
+    if not paths and str(table.column(0).type) not in ("string", "large_string"):
+        return [None] * table.num_rows
+    names: list[str | None] = table.column(paths[0] if paths else 0).to_pylist()
+    return names
+
+
+def _relative(name: str | None, folder: Path | None) -> str | None:
+    """The path below the dataset's folder: where the folder lies must not decide what a pattern matches."""
+    if name is None:
+        return None
+    path = Path(name)
+    if folder is not None and path.is_absolute() and path.is_relative_to(folder.resolve()):
+        return path.relative_to(folder.resolve()).as_posix()
+    return path.as_posix()
+
+
+class _DatasetItems:
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._column = dataset.column_names[0]
+
+    def read(self, rows: np.ndarray) -> list[Any]:
+        values = self._dataset[rows.tolist()][self._column]
+        return [_file_of(value) if isinstance(value, dict) else value for value in values]
+
+
+def _file_of(value: dict[str, Any]) -> Any:
+    return value["bytes"] if value["bytes"] is not None else value["path"]
+
+
+class _ConcatenatedItems:
+    def __init__(self, parts: list[tuple[int, RawItems]]) -> None:
+        self._parts = [items for _, items in parts]
+        self._starts = np.cumsum([0] + [length for length, _ in parts])
+
+    def read(self, rows: np.ndarray) -> list[Any]:
+        result: list[Any] = [None] * len(rows)
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        for owner, items in enumerate(self._parts):
+            places = np.flatnonzero(owners == owner)
+            for place, value in zip(places, items.read(rows[places] - self._starts[owner]), strict=True):
+                result[place] = value
+        return result
+
+
+class ArrayItems:
+    """`RawItems` over arrays in RAM."""
+
+    def __init__(self, arrays: np.ndarray) -> None:
+        self._arrays = arrays
+
+    def read(self, rows: np.ndarray) -> list[Any]:
+        """Return the arrays of these rows."""
+        return list(self._arrays[rows])

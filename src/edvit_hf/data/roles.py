@@ -1,0 +1,123 @@
+"""Decide which rows are for training, for validation and for testing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edvit_hf.data.columns import RawSplit, concatenated
+from edvit_hf.data.config import DatasetConfig
+from edvit_hf.data.groups import group_codes, group_split, warn_of_shared_groups
+from edvit_hf.data.labels import HIDDEN, class_ids, label_names_of
+from edvit_hf.data.subsets import stratified_split, stratified_subset
+from edvit_hf.errors import DataError
+
+ROLES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Role:
+    """The rows of one role.
+
+    Attributes:
+        split: Where they come from.
+        rows: (N,) int64, in the numbering of that split.
+        labels: (N,) int64 class ids.
+        unlabelled: Rows that were left out because they carry no label.
+    """
+
+    split: RawSplit
+    rows: np.ndarray
+    labels: np.ndarray
+    unlabelled: int = 0
+
+
+class _Part:
+    """Labelled rows of one split, and how to divide them."""
+
+    def __init__(self, split: RawSplit, ids: np.ndarray, rows: np.ndarray) -> None:
+        self.split, self.ids = split, ids
+        self.rows = rows[ids[rows] != HIDDEN]
+        self.unlabelled = len(rows) - len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.asarray(self.ids[self.rows])
+
+    def limit(self, size: int | None, seed: tuple[int, ...]) -> None:
+        if size is not None:
+            self.rows = self.rows[stratified_subset(self.labels, size, seed=seed)]
+
+    def carve(self, fraction: float, seed: tuple[int, ...]) -> "_Part":
+        """Move a share of the rows to a new part: along the groups where there are some."""
+        if self.split.groups is None:
+            stays, carved = stratified_split(self.labels, fraction, seed=seed)
+        else:
+            codes = group_codes(self.split.groups)[self.rows]
+            stays, carved = group_split(self.labels, codes, fraction, seed=seed)
+        part = _Part(self.split, self.ids, self.rows[carved])
+        self.rows = self.rows[stays]
+        return part
+
+    def role(self) -> Role:
+        return Role(self.split, self.rows, self.labels, self.unlabelled)
+
+
+def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[str], dict[str, Role]]:
+    """Return the class names and the rows of each role.
+
+    Raises:
+        DataError: A role without rows, a label that is no class, or groups that cannot be divided.
+    """
+    train_names = [config.train_split]
+    if config.test_groups:
+        train_names += [config.test_split] if config.test_split is not None else []
+        raw = {**raw, config.train_split: concatenated([raw[name] for name in train_names])}
+    label_names = label_names_of(raw[config.train_split])
+
+    def part(name: str) -> _Part:
+        ids = class_ids(raw[name], label_names, config.on_error)
+        return _Part(raw[name], ids, np.arange(len(ids)))
+
+    train = part(config.train_split)
+    if config.test_groups:
+        train, test = _fold(train, config)
+    elif config.test_split is None:
+        test = train.carve(config.test_fraction, (config.seed, 0))
+    else:
+        test = part(config.test_split)
+        _warn_of_leak(train, test, "test")
+    train.limit(config.max_train_samples, (config.seed, 1))
+    test.limit(config.max_test_samples, (config.seed, 2))
+    if config.validation_split is not None:
+        validation = part(config.validation_split)
+        _warn_of_leak(train, validation, "validation")
+    else:
+        validation = train.carve(config.validation_fraction, (config.seed, 3))
+    parts = {"train": train, "validation": validation, "test": test}
+    for role in ROLES:
+        if len(parts[role].rows) == 0:
+            raise DataError(
+                f"Expected rows for {role}, got none ({parts[role].unlabelled} without a label). Check the split's "
+                "name, `validation_fraction` and the limits on the number of samples."
+            )
+    return label_names, {role: parts[role].role() for role in ROLES}
+
+
+def _fold(pool: _Part, config: DatasetConfig) -> tuple[_Part, _Part]:
+    """Divide the pooled rows into those outside and those inside `test_groups`."""
+    wanted = {str(group) for group in config.test_groups}
+    groups = pool.split.groups or []
+    known = {group for group in groups if group is not None}
+    if wanted - known:
+        shown = sorted(known)
+        raise DataError(
+            f"Expected `test_groups` among the groups of the data, got {sorted(wanted - known)}. No row would be "
+            f"tested. Known groups: {', '.join(shown[:20])}{' and more' if len(shown) > 20 else ''}."
+        )
+    inside = np.fromiter((group in wanted for group in groups), bool, len(groups))
+    return tuple(_Part(pool.split, pool.ids, np.flatnonzero(side)) for side in (~inside, inside))  # type: ignore[return-value]
+
+
+def _warn_of_leak(train: _Part, other: _Part, what: str) -> None:
+    if train.split.groups is not None and other.split.groups is not None:
+        warn_of_shared_groups(train.split.groups, other.split.groups, what)

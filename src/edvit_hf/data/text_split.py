@@ -1,0 +1,141 @@
+"""One split of a text task: token ids in RAM, padded to the longest of each batch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from edvit_hf.data.augmentation import Augmentation
+from edvit_hf.data.augmentation.tokens import dropped
+from edvit_hf.data.split import Indices, Inputs, RowSplit
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids with a meaning of their own.
+
+    Attributes:
+        pad: Fills shorter rows.
+        unknown: Takes the place of dropped tokens.
+        kept: Never dropped ([CLS], [SEP] and the like).
+        pad_left: Whether padding stands before the tokens.
+    """
+
+    pad: int = 0
+    unknown: int = 1
+    kept: tuple[int, ...] = (0, 2, 3, 4)
+    pad_left: bool = False
+
+
+class TokenStore:
+    """Token ids of all rows, one after the other in one array."""
+
+    def __init__(self, rows: Iterable[np.ndarray]) -> None:
+        """Copy.
+
+        Args:
+            rows (`Iterable[np.ndarray]`): (n,) integers each, n at least 1.
+        """
+        parts = [np.asarray(row, np.int32) for row in rows]
+        if any(part.ndim != 1 or not len(part) for part in parts):
+            raise ValueError("Expected rows of token ids shaped (n,) with n of at least 1.")
+        self.lengths = np.fromiter((len(part) for part in parts), np.int64, len(parts))
+        self.starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1])) if parts else np.zeros(0, np.int64)
+        self.tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+
+class TextSplit(RowSplit):
+    """Token ids and labels of one split; a `Split`."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        labels: np.ndarray,
+        *,
+        special: SpecialTokens | None = None,
+        raw: Sequence[str] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        """Wrap a store.
+
+        Args:
+            store (`TokenStore`): Where the tokens are, special ones included.
+            labels (`np.ndarray`): (N,) integers, one per item of this split.
+            special (`SpecialTokens`): None means [PAD], [UNK], [CLS], [SEP], [MASK] as 0 to 4.
+            raw (`Sequence[str]`, *optional*): The texts behind the rows of the store.
+            augmentation (`Augmentation`): None means none.
+            seed (`int`): Of the augmentation.
+            rows (`np.ndarray`): Row of the store behind each item; None means all rows in order.
+        """
+        super().__init__(len(store), labels, augmentation=augmentation, seed=seed, rows=rows)
+        self._store, self._special, self._raw = store, special or SpecialTokens(), raw
+        self.lengths: np.ndarray | None = store.lengths[self._rows]
+
+    def select(self, indices: Indices) -> "TextSplit":
+        """Return the split of these items in this order; tokens are shared, items keep their augmentation."""
+        chosen = self._checked(indices)
+        return TextSplit(
+            self._store,
+            self.labels[chosen],
+            special=self._special,
+            raw=self._raw,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            rows=self._rows[chosen],
+        )
+
+    def texts(self, indices: Indices) -> list[str]:
+        """Return the texts of these items as they were read, for rivals that are no transformers.
+
+        Raises:
+            ValueError: The split was made of tokens alone.
+        """
+        if self._raw is None:
+            raise ValueError("This split was made of token ids alone; pass `raw` to have its texts.")
+        return [self._raw[row] for row in self._rows[self._checked(indices)]]
+
+    def inputs(self, indices: Indices, view: int | None = None) -> Inputs:
+        """Return {"input_ids": (B, T) int64, "attention_mask": (B, T) int64}; see `Split.inputs`.
+
+        T is the longest of the batch, and 1 of an empty one. `lengths` are those of the plain items: a view that
+        removes tokens is shorter.
+        """
+        rows = self._rows[self._checked(indices)]
+        lengths, width = self._store.lengths[rows], int(self._store.lengths[rows].max(initial=1))
+        places = self._store.starts[rows][:, None] + np.arange(width)
+        present = np.arange(width) < lengths[:, None]
+        places[~present] = 0
+        ids = self._store.tokens[places].astype(np.int64)
+        if view is not None and self.augmentation.token_dropout and len(rows):
+            gone = _dropout_table(self.augmentation, self._store, view, self.seed)[places] & present
+            gone &= ~np.isin(ids, self._special.kept)
+            if self.augmentation.token_dropout_by == "unknown":
+                ids[gone] = self._special.unknown
+            else:
+                ids, present = _without(ids, present, gone)
+        if self._special.pad_left:
+            order = np.argsort(present, axis=1, kind="stable")
+            ids, present = np.take_along_axis(ids, order, 1), np.take_along_axis(present, order, 1)
+        ids[~present] = self._special.pad
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(present.astype(np.int64))}
+
+
+def _without(ids: np.ndarray, present: np.ndarray, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Close the gaps that removed tokens leave; a row of nothing else keeps its first token."""
+    left = present & ~gone
+    left[:, 0] |= ~left.any(axis=1)
+    order = np.argsort(~left, axis=1, kind="stable")[:, : left.sum(axis=1).max()]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(left, order, 1)
+
+
+@lru_cache(maxsize=8)
+def _dropout_table(augmentation: Augmentation, store: TokenStore, view: int, seed: int) -> np.ndarray:
+    return dropped(augmentation, len(store.tokens), view, seed)

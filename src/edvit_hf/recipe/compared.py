@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands beside the ensemble: plain models and a simple rival for the task, measured on the same test items.
+
+The rivals depend on the teacher and the distillation, not on the split: they lie beside the teacher under a name that
+carries a hash of all that made them, so that another number of sub-models does not train them again.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edvit_hf.baselines import TfidfBaseline, small_cnn
+from edvit_hf.data import TextSplit, class_group_indices, iterate_batches
+from edvit_hf.evaluation import Evaluation, Predict, torch_predict
+from edvit_hf.evaluation import evaluate as measure
+from edvit_hf.recipe.cutting import distill_into, prune_for
+from edvit_hf.recipe.schema import recipe_values
+from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
+from edvit_hf.storage import whole_folder
+from edvit_hf.training import DistillConfig
+
+COMPUTE_CAP = 2.0  # a larger plain model trains with at most this many times the sub-models' compute
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One row of the comparison before it is written."""
+
+    name: str
+    kind: str
+    evaluation: Evaluation
+    parameters: int
+    parameters_per_device: int
+    macs: int
+    macs_per_device: int
+    note: str = ""
+
+
+def measured(trip: Trip, predict: Predict) -> Evaluation:
+    """On the test split."""
+    batches = iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
+    return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
+
+
+def baselines(trip: Trip) -> list[Candidate]:
+    """Plain distilled models of per-device and of total size, and a simple rival of the task.
+
+    The models learn from the same teacher outputs with the same hyper-parameters, see `_fair_budget`.
+    """
+    plan, shape, labels = trip.plan, trip.teacher_shape, trip.teacher.config.num_labels
+    assert plan.keep_heads is not None  # only the plan of a published ensemble has none
+    total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
+    shapes = {k: shape.keep(k, num_labels=labels) for k in range(1, shape.widths.heads + 1)}
+    total_keep = min(shapes, key=lambda k: abs(np.log(shapes[k].parameters / total)))
+    rows = []
+    for name, keep in (("plain model, per-device size", plan.keep_heads), ("plain model, total size", total_keep)):
+        config = _fair_budget(trip, shapes[keep].macs)
+        note = f"{keep} of {shape.widths.heads} heads kept; {_note(config)}"
+        rows.append(_row(trip, name, _plain_model(trip, keep, config), shapes[keep].macs, note))
+    per_device = max(s.parameters for s in plan.sub_models)
+    if trip.recipe.task == "text-classification":
+        return [*rows, _tfidf(trip, per_device), _tfidf(trip, None)]
+    return [*rows, _small_cnn(trip, per_device)]
+
+
+def _note(config: DistillConfig) -> str:
+    return f"{config.epochs} epochs over all classes from the same stored teacher outputs"
+
+
+def _fair_budget(trip: Trip, macs: int) -> DistillConfig:
+    """The distillation config with the epochs that are fair for a plain model of `macs` per item.
+
+    As many item passes as all sub-models had together, joint tuning included, but at most `COMPUTE_CAP` times their
+    training compute (which binds for models larger than a sub-model). `evaluate.baseline_epochs` sets the passes of a
+    model of one device's size instead, under the same cap; the row's note states what came of it.
+    """
+    config, labels, prune, fuse = (
+        trip.recipe.distill, trip.data.train.labels, trip.recipe.prune, trip.recipe.fuse,
+    )  # fmt: skip
+    given = trip.recipe.evaluate.baseline_epochs
+    if given is not None:
+        passes, compute = given * len(labels), given * len(labels) * max(s.macs for s in trip.plan.sub_models)
+    else:
+        epochs = config.epochs + (prune.rounds - 1) * prune.round_epochs  # pruning rounds train too
+        joint = fuse.joint_epochs * len(labels) if fuse.joint else 0
+        ratio = config.negatives_per_positive
+        items = [
+            epochs * len(class_group_indices(labels, group, negatives_per_positive=ratio, seed=0, epoch=0)) + joint
+            for group in trip.class_groups
+        ]
+        passes, compute = sum(items), sum(n * s.macs for n, s in zip(items, trip.plan.sub_models, strict=True))
+    affordable = min(passes, COMPUTE_CAP * compute / macs)
+    return dataclasses.replace(config, epochs=max(1, round(affordable / len(labels))))
+
+
+def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> Candidate:
+    parameters = sum(p.numel() for p in model.parameters())
+    evaluation = measured(trip, torch_predict(model.eval()))
+    return Candidate(name, "baseline", evaluation, parameters, parameters, macs, macs, note)
+
+
+def _folder(trip: Trip, name: str, *facts: object) -> Path:
+    """Beside the teacher, named by everything that the model depends on besides the teacher."""
+    values = recipe_values(trip.recipe)
+    content = json.dumps([name, values["prune"], values["dataset"], *map(str, facts)], sort_keys=True, default=str)
+    return trip.folders["teacher"] / "compared" / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module:
+    folder = _folder(trip, "plain", keep, config)
+    if not (folder / "model").is_dir():
+        torch.manual_seed(config.seed)
+        model, _ = prune_for(trip, list(range(trip.teacher.config.num_labels)), keep)
+        distill_into(trip, [model], [None], config, folder=folder, description=f"plain model, {keep} heads")
+        save_model(model, folder / "model", trip.data.processor)
+    drop_checkpoints(folder)
+    return trip.load(folder / "model")
+
+
+def _small_cnn(trip: Trip, target_parameters: int) -> Candidate:
+    from safetensors.torch import load_model as load_weights
+    from safetensors.torch import save_model as save_weights
+    from torch.utils.flop_counter import FlopCounterMode
+
+    name, seed = trip.recipe.main_input, trip.recipe.distill.seed
+    example = trip.data.test.inputs(np.arange(1))[name]
+    model = small_cnn(len(trip.data.label_names), tuple(example.shape[1:]), target_parameters, seed=seed)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(**{name: example})
+    macs = counter.get_total_flops() // 2
+    # It has no attention to match: of the objectives only the soft labels apply.
+    config = dataclasses.replace(_fair_budget(trip, macs), objective="kd")
+    folder = _folder(trip, "small_cnn", target_parameters, config)
+    if not (folder / "model").is_dir():
+        distill_into(trip, [model], [None], config, folder=folder, description="small CNN")
+        with whole_folder(folder / "model") as partial:
+            save_weights(model, str(partial / "model.safetensors"))
+    drop_checkpoints(folder)
+    load_weights(model, folder / "model" / "model.safetensors")
+    return _row(trip, "small CNN", model, macs, _note(config))
+
+
+def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
+    """TF-IDF and a linear classifier on the labels: nothing is distilled, and it costs next to nothing to train.
+
+    Args:
+        trip (`Trip`): Of a text task.
+        max_parameters: As many as one device carries; None: as many as the texts give.
+    """
+    splits = {name: getattr(trip.data, name) for name in ("train", "validation", "test")}
+    texts = {}
+    for name, split in splits.items():
+        assert isinstance(split, TextSplit)
+        texts[name] = split.texts(np.arange(len(split)))
+    folder = _folder(trip, "tfidf", max_parameters)
+    if not (folder / "model").is_dir():
+        fitted = TfidfBaseline.fit(
+            texts["train"], splits["train"].labels, texts["validation"], splits["validation"].labels,
+            num_labels=len(trip.data.label_names), max_parameters=max_parameters,
+        )  # fmt: skip
+        with whole_folder(folder / "model") as partial:
+            fitted.save(partial)
+    model = TfidfBaseline.load(folder / "model")
+    logits = model.predict_logits(texts["test"])
+    batch = {"inputs": {"rows": np.arange(len(logits))}, "labels": splits["test"].labels}
+    evaluation = measure(
+        lambda inputs: logits[inputs["rows"]], [batch], num_labels=logits.shape[1], class_groups=trip.class_groups
+    )
+    macs = round(model.macs_per_item(texts["test"]))
+    name = "TF-IDF + linear" + (", per-device size" if max_parameters else "")
+    return Candidate(
+        name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs,
+        note=model.describe() + "; trained on the labels, its vocabulary is not counted",
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Opening exported graphs on onnxruntime, and checking that they are what the manifest promises."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
+from edvit_hf.profiles import detect_profile
+from edvit_hf.runtime.inputs import INPUT_NAMES
+
+logger = logging.getLogger(__name__)
+
+MAX_DEFAULT_THREADS = 4
+
+
+def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
+    """Fixed threads, no spinning: sub-models that run in turn must not leave busy threads behind."""
+    if num_threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_threads = min(MAX_DEFAULT_THREADS, cores)
+    if num_threads < 1:
+        raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what fails is raised, and said once
+    return options
+
+
+def suited_variant(entry: SubModelEntry, precision: str, profile: str | None) -> Variant:
+    """The file for `profile` (default: this machine's) if there is one, else the first of that precision."""
+    variants = [variant for variant in entry.variants if variant.precision == precision]
+    offered = {variant.profile for variant in variants}
+    if profile is None and offered - {None}:
+        profile = detect_profile()
+    if profile not in offered and None not in offered and variants:
+        logger.warning(
+            "sub-model %d: no %s file for %s, using the one for %s; it may be slower or less exact here",
+            entry.index,
+            precision,
+            profile,
+            variants[0].profile,
+        )
+        profile = variants[0].profile
+    return entry.variant(precision, profile)
+
+
+def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on one file whose hash was checked."""
+    path = verify_file(root, variant)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises bare types of its own extension module
+        raise ManifestError(
+            f"{variant.file} has the promised hash, but onnxruntime {onnxruntime.__version__} cannot open "
+            f"it: {error}. Upgrade onnxruntime, or export again with a lower opset (this file: "
+            f"{variant.opset})."
+        ) from error
+
+
+def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.InferenceSession) -> None:
+    """The graph must have the promised names, feature size and number of votes."""
+    entry = manifest.sub_models[index]
+    what = f"sub-model {index}"
+    check_signature(session, inputs=INPUT_NAMES[manifest.ensemble.task], outputs=("features", "logits"), what=what)
+    widths = {output.name: output.shape[-1] for output in session.get_outputs()}
+    num_classes = len(entry.class_group)
+    needs_other = num_classes < len(manifest.label_names)  # a group of all classes may do without
+    promised = {
+        "features": [entry.feature_size],
+        "logits": [num_classes + 1] if needs_other else [num_classes, num_classes + 1],
+    }
+    for name, sizes in promised.items():
+        if isinstance(widths[name], int) and widths[name] not in sizes:
+            raise ManifestError(
+                f"{what}: the manifest promises {name} of size {sizes[0]}, the graph gives {widths[name]}. "
+                f"Manifest and files do not belong together. Fetch or export the ensemble again."
+            )
+
+
+def check_signature(
+    session: onnxruntime.InferenceSession, *, inputs: Sequence[str], outputs: Sequence[str], what: str
+) -> None:
+    """The graph must have exactly these inputs, and these outputs among its own."""
+    found_inputs = [item.name for item in session.get_inputs()]
+    found_outputs = [item.name for item in session.get_outputs()]
+    if sorted(found_inputs) != sorted(inputs) or not set(outputs) <= set(found_outputs):
+        raise ManifestError(
+            f"{what}: expected a graph from {', '.join(inputs)} to {', '.join(outputs)}, got one from "
+            f"{', '.join(found_inputs)} to {', '.join(found_outputs)}. It was not exported for this runtime. "
+            "Export again."
+        )
+
+
+def check_indices(indices: Sequence[int], num_sub_models: int, argument: str) -> None:
+    """Refuse an index that no sub-model has."""
+    unknown = sorted(index for index in set(indices) if not 0 <= index < num_sub_models)
+    if unknown:
+        raise EDViTError(
+            f"`{argument}` names sub-model {', '.join(map(str, unknown))}; this ensemble has 0 to "
+            f"{num_sub_models - 1}. An index that does not exist is a mix-up of ensembles or a typing error. "
+            "Correct it."
+        )

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole ensemble tuned end to end: sub-models and fusion head together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edvit_hf.modeling_edvit import sample_sub_model_mask
+from edvit_hf.training.config import FuseConfig
+from edvit_hf.training.objectives import Objective, distillation_loss
+
+_RIDGE = 1e-3  # of the mean diagonal: keeps a fit defined where features repeat each other
+
+
+class JointModel(nn.Module):
+    """An ensemble and a Linear from its features to the teacher's, which only training needs.
+
+    Args:
+        ensemble (`nn.Module`): With all its sub-models; has `features_and_votes(**inputs)` and `fusion`.
+        teacher_width (`int`): Size of the teacher's feature.
+        seed (`int`): Of the Linear's first weights.
+    """
+
+    def __init__(self, ensemble: Any, teacher_width: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.ensemble = ensemble
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.mapping = nn.Linear(sum(ensemble.feature_sizes), teacher_width).to(ensemble.device)
+
+    @torch.no_grad()
+    def fit_mapping(self, features: np.ndarray, teacher_features: np.ndarray) -> None:
+        """Start the mapping at its least-squares fit, so that no early step is spent on moving the features to it.
+
+        Args:
+            features (`np.ndarray`): (N, D) of the sub-models side by side.
+            teacher_features (`np.ndarray`): (N, W) of the same items in the same view.
+        """
+        own, theirs = (torch.from_numpy(array).double() for array in (features, teacher_features))
+        means = own.mean(dim=0), theirs.mean(dim=0)
+        own, theirs = own - means[0], theirs - means[1]
+        products = own.T @ own
+        scale = products.diagonal().mean().clamp(min=1e-12)
+        products.diagonal().add_(_RIDGE * scale)
+        weight = torch.linalg.solve(products, own.T @ theirs).T
+        self.mapping.weight.copy_(weight)
+        self.mapping.bias.copy_(means[1] - weight @ means[0])
+
+    def forward(self, inputs: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Logits (B, C) of the sub-models that `mask` (B, S) leaves, every vote, and the mapped features (B, W)."""
+        features, votes = self.ensemble.features_and_votes(**inputs)
+        return self.ensemble.fusion(features, mask), votes, self.mapping(features)
+
+
+def joint_objective(class_groups: Sequence[list[int]], config: FuseConfig) -> Objective:
+    """Fusion loss + token_weight * MSE(mapped features, teacher's feature) + vote_weight * mean loss of the votes.
+
+    The model is a `JointModel`; a batch comes from `JointData`. The fusion loss is that of `fuse_objective`,
+    sub-models absent at random; a vote's loss is that of `distill_objective` on its class group, with the same
+    temperature and weight.
+
+    Source: DeViT, arXiv 2309.05015, stage 4.
+    Differs: soft instead of hard distillation; absent sub-models; the votes' loss, so that each sub-model still
+    answers by itself; the fusion head keeps its own shape, and the mapping stands beside it instead of inside it; one
+    optimiser instead of two.
+    """
+    temperature, weight, smoothing = config.temperature, config.distillation_weight, config.label_smoothing
+
+    def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        labels, teacher_logits = batch["labels"], batch["teacher_logits"]
+        mask = sample_sub_model_mask(len(labels), len(class_groups), config.sub_model_dropout, device=labels.device)
+        logits, votes, mapped = model(batch["inputs"], mask)
+        fused, figures = distillation_loss(logits, labels, teacher_logits, None, temperature, weight, smoothing)
+        token = F.mse_loss(mapped, batch["teacher_features"])
+        losses = [
+            distillation_loss(vote, labels, teacher_logits, group, temperature, weight, smoothing)
+            for vote, group in zip(votes, class_groups, strict=True)
+        ]
+        vote_loss = torch.stack([loss for loss, _ in losses]).mean()
+        loss = fused + config.token_weight * token + config.vote_weight * vote_loss
+        vote_accuracy = torch.stack([of_vote["accuracy"] for _, of_vote in losses]).mean()
+        return loss, {**figures, "token_error": token.detach(), "vote_accuracy": vote_accuracy}
+
+    return objective

@@ -1,0 +1,212 @@
+"""Decode audio files with soundfile: the header first, then only as much as is needed, mixed down to mono."""
+
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from edvit_hf.errors import DataError, MissingExtraError
+
+MAX_SECONDS = 1800
+"""Longest accepted clip: 30 minutes."""
+MAX_FRAMES = 1 << 27
+"""Most samples a channel of a clip may hold: 46 minutes at 48 kHz, 11 at 192 kHz; 512 MiB of float32."""
+MAX_CHANNELS = 32
+"""Most channels that are mixed to mono."""
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Accepted sampling rates, in Hz."""
+
+FORMATS = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU"
+WHAT_TO_DO = f"Give an audio file ({FORMATS}), its bytes, or an array with its sampling rate."
+
+# Other readers of libsndfile are never reached: formats nobody sends are where parsers have their errors.
+_DECODED = {"WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "AU"}
+_BLOCK = 1 << 16
+_UNKNOWN = {0xFFFFFFFF, 0}  # lengths that programs write into the header of a stream
+_LARGEST_OGG_PAGE = 65_307
+_MOST_CHUNKS = 1000
+
+
+def decode(file: BinaryIO, what: str, seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """Decode the start of an audio file.
+
+    Args:
+        file: Opened for reading bytes, seekable.
+        what: How messages name it.
+        seconds: How much to decode, in seconds; None decodes all.
+
+    Returns:
+        `(waveform, sampling_rate)`: (n,) float32 in [-1, 1], the mean of the channels, and the file's own rate in Hz.
+
+    Raises:
+        DataError: Not audio, of another format, truncated, without samples, longer than 30 minutes (both read from
+            the header where it tells, before anything is decoded), or with values that are not finite. Whether what
+            follows the wanted part can be decoded is not looked at. An MP3 file without a length in its first frame
+            and an AU or WAV stream of unknown length cannot be told from a truncated one.
+        MissingExtraError: soundfile is not installed.
+    """
+    soundfile = _soundfile()
+    kind = _kind(file, what)
+    _refuse_truncated(file, kind, what)
+    knows_length = kind != "MP3" or _mp3_has_length(file)
+    file.seek(0)
+    try:
+        with soundfile.SoundFile(_Nameless(file)) as sound:
+            if sound.format not in _DECODED:
+                raise _not_audio(what, f"the format {sound.format}")
+            promised = sound.frames if knows_length and sound.frames < 1 << 62 else None
+            rate = check_header(sound.samplerate, sound.channels, promised, what)
+            most = min(MAX_FRAMES, MAX_SECONDS * rate) + 1 if promised is None else promised
+            wanted = most if seconds is None else min(most, max(1, round(seconds * rate)))
+            waveform = _mono(sound, wanted)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # soundfile raises several types on damaged input
+        raise DataError(
+            f"Expected an audio file, got one in {what} that cannot be decoded: {error}. "
+            f"The file is truncated, damaged or something else. {WHAT_TO_DO}"
+        ) from error
+    if promised is not None and len(waveform) < wanted:
+        raise truncated(what, f"{promised} samples promised, {len(waveform)} found")
+    check_header(rate, 1, len(waveform), what)  # where the header does not tell the length
+    return waveform, rate
+
+
+def check_header(rate: int, channels: int, frames: int | None, what: str) -> int:
+    """Return the sampling rate of a clip that is worth decoding. Raises DataError for others."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise DataError(
+            f"Expected a sampling rate of {LOWEST_RATE}..{HIGHEST_RATE} Hz, got {rate} in {what}. "
+            "Pitch and length of the sound depend on it. Correct it or encode the clip again."
+        )
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise DataError(
+            f"Expected audio of 1..{MAX_CHANNELS} channels, got {channels} in {what}. "
+            "Such files are usually no recordings. Mix the clip to mono first."
+        )
+    if frames is None:
+        return rate
+    if frames == 0:
+        raise DataError(
+            f"Expected audio with samples, got none in {what}. There is nothing to hear. Remove or replace the clip."
+        )
+    if frames > MAX_SECONDS * rate or frames > MAX_FRAMES:
+        raise DataError(
+            f"Expected a clip of at most {MAX_SECONDS // 60} minutes, got {frames / rate / 60:.1f} minutes "
+            f"({frames} samples) in {what}. Decoding it could exhaust the memory, and a model looks at its first "
+            "seconds only. Cut it first."
+        )
+    return rate
+
+
+def truncated(what: str, how: str) -> DataError:
+    """The error for a file whose end is missing."""
+    return DataError(
+        f"Expected a complete audio file, got a truncated one in {what}: {how}. "
+        "Its label may belong to the part that is missing. Fetch it again or remove it."
+    )
+
+
+class _Nameless:
+    """A file without its name: soundfile takes everything called `*.raw` for headerless samples."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.readinto = file.readinto  # type: ignore[attr-defined]
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise MissingExtraError("Reading an audio file", "device", "soundfile") from error
+    except OSError as error:  # its wheel for this platform comes without libsndfile
+        raise MissingExtraError("Reading an audio file", "device", "soundfile (with libsndfile)") from error
+    return soundfile
+
+
+def _not_audio(what: str, got: str) -> DataError:
+    return DataError(f"Expected an audio file, got {got} in {what}. It cannot be decoded here. {WHAT_TO_DO}")
+
+
+def _kind(file: BinaryIO, what: str) -> str:
+    """The format by the file's first bytes; its name is not looked at."""
+    start = _bytes_at(file, 0, 12)
+    if not start:
+        raise DataError(f"Expected the bytes of an audio file, got 0 bytes in {what}. Nothing is there. {WHAT_TO_DO}")
+    if start[:4] == b"RIFF" and start[8:12] == b"WAVE":
+        return "WAV"
+    if start[:4] == b"FORM" and start[8:12] in (b"AIFF", b"AIFC"):
+        return "AIFF"
+    for magic, kind in ((b"fLaC", "FLAC"), (b"OggS", "OGG"), (b".snd", "AU"), (b"ID3", "MP3")):
+        if start.startswith(magic):
+            return kind
+    if len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0:
+        return "MP3"
+    if start[4:8] == b"ftyp" or start[:4] == b"\x1a\x45\xdf\xa3":
+        raise _not_audio(what, "an MP4 or WebM container, whose decoders are not free of external programs,")
+    raise _not_audio(what, "something else")
+
+
+def _refuse_truncated(file: BinaryIO, kind: str, what: str) -> None:
+    """Look at what libsndfile silently puts up with: it plays what is there."""
+    size = file.seek(0, 2)
+    if kind in ("WAV", "AIFF"):
+        order, name = ("<", b"data") if kind == "WAV" else (">", b"SSND")
+        position = 12
+        for _ in range(_MOST_CHUNKS):
+            if position + 8 > size:
+                raise truncated(what, "its header ends before the samples")
+            chunk, length = struct.unpack(f"{order}4sI", _bytes_at(file, position, 8))
+            if chunk == name:
+                if length not in _UNKNOWN and position + 8 + length > size:
+                    raise truncated(what, f"{length} bytes of samples promised, {size - position - 8} found")
+                return
+            position += 8 + length + length % 2
+    if kind == "AU":
+        header = _bytes_at(file, 0, 12)
+        offset, length = struct.unpack(">II", header[4:]) if len(header) == 12 else (24, 1)
+        if length not in _UNKNOWN and offset + length > size:
+            raise truncated(what, f"{length} bytes of samples promised, {max(0, size - offset)} found")
+    if kind == "OGG":
+        # The standard (RFC 3533) has the last page marked: without the mark, pages are missing.
+        end = _bytes_at(file, max(0, size - _LARGEST_OGG_PAGE), _LARGEST_OGG_PAGE)
+        page = end[end.rfind(b"OggS") :] if b"OggS" in end else b""
+        whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if not whole or not page[5] & 4:
+            raise truncated(what, "its last page is missing or incomplete")
+
+
+def _mp3_has_length(file: BinaryIO) -> bool:
+    """Whether the first frame tells the number of frames; libsndfile guesses where it does not, up to 5 times off."""
+    tag = _bytes_at(file, 0, 10)
+    start = 0
+    if tag[:3] == b"ID3" and len(tag) == 10:
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
+    frame = _bytes_at(file, start, 256)
+    return b"Xing" in frame or b"Info" in frame
+
+
+def _bytes_at(file: BinaryIO, position: int, count: int) -> bytes:
+    file.seek(position)
+    return file.read(count)
+
+
+def _mono(sound: Any, wanted: int) -> np.ndarray:
+    """Decode up to `wanted` samples a channel, block by block, so that channels never lie in memory together."""
+    blocks: list[np.ndarray] = []
+    have = 0
+    while have < wanted:
+        block = sound.read(frames=min(_BLOCK, wanted - have), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(mix(block))
+        have += len(block)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def mix(samples: np.ndarray) -> np.ndarray:
+    """(n, channels) -> (n,) float32: the mean of the channels."""
+    if samples.shape[1] == 1:
+        return samples[:, 0].astype(np.float32, copy=False)
+    return samples.mean(axis=1, dtype=np.float64).astype(np.float32)

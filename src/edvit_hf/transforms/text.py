@@ -1,0 +1,261 @@
+"""Turn a text into a model's input with the `tokenizers` library alone, equal to the stock fast tokenizers.
+
+Devices and training read texts through this one module, so both see the same tokens.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.tasks import Task
+from edvit_hf.transforms.preprocessor_file import read_json_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NO_LENGTH = 1_000_000
+"""A `model_max_length` above this is a stock file's way to say that none is set (it writes 10**30)."""
+
+# The stock classes that build BERT's normaliser from tokenizer_config.json and ignore the one of tokenizer.json.
+_BERT_CLASSES = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"}
+_CHARACTERS_A_TOKEN = 6  # English has four to five, spaces included
+_SLACK = 256
+_WHY = "Without it the model's words are unknown."
+
+
+class TextTransform:
+    """What a stock fast tokenizer does with single texts, truncated and padded, without transformers.
+
+    * Truncated to `max_length` tokens, special ones included.
+    * Long texts: only as many characters are looked at as the first `max_length` tokens need. A token counts as
+      certain if it ends 256 characters before the cut; while there are too few of them, four times as many characters
+      are looked at. The result is that of the whole text unless a tokenizer decides about a token by what comes
+      later than that (BERT's looks 100 characters ahead, to the end of the longest word that it splits).
+    * Lone surrogates (halves of a character, which UTF-8 cannot write) become U+FFFD; the stock tokenizer fails.
+    * The empty text: the special tokens alone; one padding token where the tokenizer adds none.
+    * "[SEP]" and the like written in a text become the special token, as in the stock tokenizer.
+
+    The tokenizer given to it is taken over: its truncation and padding are set here.
+
+    Attributes:
+        max_length: Most tokens of a row.
+        pad_id: The token that fills shorter rows of a batch.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        *,
+        max_length: int,
+        pad_id: int = 0,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+    ) -> None:
+        special = tokenizer.num_special_tokens_to_add(False)
+        if type(max_length) is not int or not special < max_length <= NO_LENGTH:
+            raise DataError(
+                f"Expected a `max_length` of {special + 1}..{NO_LENGTH} tokens, got {max_length!r}. "
+                f"{special} special tokens and one of the text must fit. Set `model_max_length` in "
+                "tokenizer_config.json to what the model can read."
+            )
+        if {padding_side, truncation_side} - {"left", "right"}:
+            raise DataError(
+                f"Expected the sides left or right, got padding_side {padding_side!r} and truncation_side "
+                f"{truncation_side!r}. Tokens would be lost on the wrong side. Correct tokenizer_config.json."
+            )
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length, direction=truncation_side)
+        self._tokenizer = tokenizer
+        self._padding_side = padding_side
+        self._cuts = truncation_side == "right"
+        self.max_length = max_length
+        self.pad_id = pad_id
+
+    @classmethod
+    def from_file(cls, path: str | Path, max_length: int | None = None) -> "TextTransform":
+        """Build it from a `tokenizer.json` or the folder that holds one, and the `tokenizer_config.json` beside it.
+
+        Args:
+            path: The file or the folder.
+            max_length: Most tokens of a row; at most the files' own. None takes the files' own.
+
+        Raises:
+            DataError: A file is missing or damaged, no length is given or found, or no padding token is found.
+            MissingExtraError: tokenizers is not installed.
+        """
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        tokenizer = _tokenizer(path)
+        config_file = path.parent / "tokenizer_config.json"
+        config = read_json_object(config_file, "a tokenizer's settings", _WHY) if config_file.exists() else {}
+        _follow_config(tokenizer, config)
+        return cls(
+            tokenizer,
+            max_length=_max_length(tokenizer, config, max_length, path),
+            pad_id=_pad_id(tokenizer, config, path),
+            padding_side=config.get("padding_side", "right"),
+            truncation_side=config.get("truncation_side", "right"),
+        )
+
+    @property
+    def task(self) -> Task:
+        """The task whose models this feeds."""
+        return "text-classification"
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are; ids lie below it."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text: (n,) int64 each, 1 <= n <= `max_length`, special tokens included, not padded.
+
+        Raises:
+            DataError: Not a sequence of strings, or the tokenizer cannot handle a text.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise DataError(
+                f"Expected a list of texts, got one {type(texts).__name__}. Each letter would be a text of its own. "
+                "Pass [text]."
+            )
+        valid = [_valid(text, row) for row, text in enumerate(texts)]
+        rows: list[np.ndarray] = [np.zeros(0, np.int64)] * len(valid)
+        waiting: list[int] = list(range(len(valid)))
+        seen = _CHARACTERS_A_TOKEN * self.max_length + _SLACK if self._cuts else max(map(len, valid), default=0)
+        while waiting:
+            uncertain = []
+            encodings = self._run([valid[row][:seen] for row in waiting])
+            for row, encoding in zip(waiting, encodings, strict=True):
+                if len(valid[row]) > seen and not self._is_certain(encoding, seen):
+                    uncertain.append(row)
+                else:
+                    rows[row] = np.array(encoding.ids or [self.pad_id], np.int64)
+            waiting = uncertain
+            seen *= 4
+        return rows
+
+    def pad(self, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Make a batch of encoded texts, as long as its longest row.
+
+        Args:
+            rows: What `encode` returns, at least one.
+
+        Returns:
+            {"input_ids": (B, T), "attention_mask": (B, T)}, both int64; the mask is 0 on padding.
+
+        Raises:
+            DataError: No rows, or an empty one.
+        """
+        if not len(rows) or not all(map(len, rows)):
+            raise DataError(
+                f"Expected rows of token ids, at least one long, got {len(rows)} rows, the shortest of "
+                f"{min(map(len, rows), default=0)}. Attention over nothing is NaN. Pass what `encode` returns."
+            )
+        width = max(map(len, rows))
+        ids = np.full((len(rows), width), self.pad_id, np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for number, row in enumerate(rows):
+            where = slice(0, len(row)) if self._padding_side == "right" else slice(width - len(row), width)
+            ids[number, where] = row
+            mask[number, where] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def inputs(self, text: str) -> dict[str, np.ndarray]:
+        """Return the model's input: {"input_ids": (1, T), "attention_mask": (1, T)}. Raises what `encode` raises."""
+        return self.pad(self.encode([text]))
+
+    def _run(self, texts: list[str]) -> list[Any]:
+        try:
+            return self._tokenizer.encode_batch(texts)
+        except Exception as error:  # the library raises bare exceptions
+            raise DataError(
+                f"Expected texts that the tokenizer can split, got an error: {error}. The model would see nothing. "
+                "Its tokenizer.json may lack the unknown token: export the folder again."
+            ) from error
+
+    def _is_certain(self, encoding: Any, seen: int) -> bool:
+        """Whether the tokens of a cut text are full in number and end far enough before the cut."""
+        ends = (end for _, end in encoding.offsets)
+        return len(encoding.ids) == self.max_length and max(ends) <= seen - _SLACK
+
+
+def _valid(text: Any, row: int) -> str:
+    if not isinstance(text, str):
+        raise DataError(
+            f"Expected a text, got {type(text).__name__} in row {row}. A tokenizer reads strings only. "
+            "Decode bytes first; replace a missing text by an empty one or drop the row."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # Halves that belong together become the character that they are halves of.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _tokenizer(path: Path) -> "Tokenizer":
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError("Reading a text", "device", "tokenizers") from error
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare exceptions
+        raise DataError(
+            f"Expected a tokenizer of the `tokenizers` library in {path}, got: {error}. {_WHY} "
+            "Export or download the folder again."
+        ) from error
+
+
+def _follow_config(tokenizer: "Tokenizer", config: Mapping[str, Any]) -> None:
+    """Let tokenizer_config.json have the last word on case and accents where the stock class does."""
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind in _BERT_CLASSES and isinstance(tokenizer.model, models.WordPiece):
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+            strip_accents=config.get("strip_accents"),
+            lowercase=config.get("do_lower_case", True),
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+
+def _max_length(tokenizer: "Tokenizer", config: Mapping[str, Any], wanted: int | None, path: Path) -> int:
+    own = config.get("model_max_length")
+    if not isinstance(own, (int, float)) or own > NO_LENGTH:
+        own = (tokenizer.truncation or {}).get("max_length")
+    if own is None and wanted is None:
+        raise DataError(
+            f"Expected `model_max_length` in tokenizer_config.json beside {path}, got none that says anything. A text "
+            "could be longer than the model can read. Set it to the model's `max_position_embeddings`, or pass "
+            "`max_length`."
+        )
+    if own is not None and wanted is not None and wanted > own:
+        raise DataError(
+            f"Expected a `max_length` of at most {int(own)} tokens, got {wanted}. The files beside {path} say that the "
+            "model cannot read more. Choose a smaller one."
+        )
+    return wanted if wanted is not None else int(own)  # type: ignore[arg-type]
+
+
+def _pad_id(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> int:
+    """The padding token by tokenizer_config.json, special_tokens_map.json, tokenizer.json, or the usual names."""
+    special_file = path.parent / "special_tokens_map.json"
+    special = read_json_object(special_file, "special tokens", _WHY) if special_file.exists() else {}
+    names = [config.get("pad_token"), special.get("pad_token"), (tokenizer.padding or {}).get("pad_token")]
+    names = [name.get("content") if isinstance(name, Mapping) else name for name in names]
+    for name in [*filter(None, names), "[PAD]", "<pad>"]:
+        found = tokenizer.token_to_id(str(name))
+        if found is not None:
+            return int(found)
+        if name in names:
+            break
+    raise DataError(
+        f"Expected a padding token that {path} knows, got {next(filter(None, names), None)!r}. Texts of one batch "
+        "differ in length. Set `pad_token` in tokenizer_config.json."
+    )

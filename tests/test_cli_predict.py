@@ -1,0 +1,104 @@
+"""`edvit predict` for every kind of input: a picture, a sound, a text, from a file or from standard input."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from typer.testing import CliRunner
+
+from edvit_hf.cli import app
+from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.tasks import TASKS
+from tiny_ensemble import write_tiny_ensemble
+
+GROUPS = [[0, 3], [1], [2, 4]]
+TEXT = "word3 word1 unheard-of word9"
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder with an ensemble for each task."""
+    found = {task: tmp_path_factory.mktemp(task) for task in TASKS}
+    for task, folder in found.items():
+        write_tiny_ensemble(folder, GROUPS, task=task)
+    return found
+
+
+def encoded(task):
+    """What an input of this kind looks like as bytes."""
+    file, rng = io.BytesIO(), np.random.default_rng(0)
+    if task == "text-classification":
+        return TEXT.encode()
+    if task == "image-classification":
+        Image.fromarray(rng.integers(0, 256, (20, 9, 3), dtype=np.uint8)).save(file, "PNG")
+    else:
+        soundfile.write(file, rng.normal(size=3000) / 5, 8000, format="WAV")
+    return file.getvalue()
+
+
+def predict(*arguments, stdin=None):
+    return runner.invoke(app, ["predict", *map(str, arguments)], input=stdin)
+
+
+def report_of(*arguments, stdin=None):
+    done = predict(*arguments, "--format", "json", stdin=stdin)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_file_and_standard_input_give_the_answer_of_the_runtime(folders, tmp_path, task):
+    content, source = encoded(task), tmp_path / "input"
+    source.write_bytes(content)
+    given = TEXT if task == "text-classification" else source
+    answer = LocalEnsemble.from_pretrained(folders[task])(given)
+    expected = dict(zip(answer.label_names, answer.probabilities[0].tolist(), strict=True))
+    by_name = report_of(folders[task], given)
+    by_stdin = report_of(folders[task], "-", stdin=content)
+    for report in (by_name, by_stdin):
+        assert report["probabilities"] == pytest.approx(expected, abs=1e-6)
+        assert report["label"] == answer.labels[0]
+        assert [vote["present"] for vote in report["votes"]] == [True] * 3
+        assert [without["sub_model"] for without in report["without"]] == [0, 1, 2]
+    assert by_name["input"] == str(given)
+    assert by_stdin["input"] == (TEXT if task == "text-classification" else f"{len(content)} bytes")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_dropped_sub_model_is_left_out_whatever_the_input(folders, tmp_path, task):
+    source = tmp_path / "input"
+    source.write_bytes(encoded(task))
+    given = TEXT if task == "text-classification" else source
+    report = report_of(folders[task], given, "--drop", 1)
+    assert [vote["present"] for vote in report["votes"]] == [True, False, True]
+    table = predict(folders[task], given, "--drop", 1)
+    assert report["label"] in table.output
+    assert "absent" in table.output
+
+
+@pytest.mark.parametrize("task", ["image-classification", "audio-classification"])
+def test_something_else_than_the_ensemble_is_for_is_one_message(folders, tmp_path, task):
+    (tmp_path / "input").write_text("hello")
+    for done in (predict(folders[task], tmp_path / "input"), predict(folders[task], tmp_path / "none")):
+        assert done.exit_code == 1
+        assert "error: Expected" in done.output
+        assert "Traceback" not in done.output
+
+
+def test_the_name_of_a_file_is_not_classified_as_a_text(folders, tmp_path):
+    (tmp_path / "question.txt").write_text(TEXT)
+    done = predict(folders["text-classification"], tmp_path / "question.txt")
+    assert done.exit_code == 1
+    assert "edvit predict DIR - <" in done.output
+
+
+def test_a_text_may_be_empty_long_or_in_another_script(folders):
+    for text in ("", "word1 " * 5000, "слово 词 😀"):
+        report = report_of(folders["text-classification"], "-", stdin=text.encode())
+        assert sum(report["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    for text in ("word1 " * 5000, "слово " * 300):  # on the command line; longer than any name of a file
+        assert report_of(folders["text-classification"], text)["input"] == text
