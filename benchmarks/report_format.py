@@ -11,8 +11,14 @@ from typing import Any
 ABSENT = "not measured"
 NAMES = {
     "digits": "digits (8 px, 449 test items)",
-    "mnist_small": "MNIST (28 px, 10,000 test items)",
+    "mnist_small": "MNIST (28 px)",
     "cifar10_small": "CIFAR-10 (32 px, 10,000 test items)",
+    "caltech101_small": "Caltech-101 (64 px)",
+    "fsdd_small": "FSDD spoken digits (8 kHz)",
+    "speech_commands12_small": "Speech Commands, 12 words (16 kHz)",
+    "esc10_small": "ESC-10, fold 5 (16 kHz)",
+    "trec6_small": "TREC, 6 question types",
+    "newsgroups20_small": "20 Newsgroups",
 }
 
 

@@ -19,6 +19,7 @@ from report_format import (
     spread,
     table,
 )  # fmt: skip
+from report_grid import grid
 
 
 def trips(results: Results, full: bool) -> list[str]:
@@ -28,6 +29,8 @@ def trips(results: Results, full: bool) -> list[str]:
         data = results.get(name)
         if at(data, "runs"):
             lines += trip(name, data, full)
+        elif at(data, "cells"):
+            lines += grid(name, data, full)
     return ["## Trips", "", *lines] if full and lines else lines
 
 

@@ -344,7 +344,7 @@ def test_no_items_are_refused(tmp_path):
         (DistillConfig, "relation_weights", (0.1, 0.2)),
         (DistillConfig, "temperature", 0.0),
         (DistillConfig, "distillation_weight", 1.1),
-        (DistillConfig, "negatives_per_positive", 0.0),
+        (DistillConfig, "negatives_per_positive", -0.5),
         (DistillConfig, "views", 0),
         (FuseConfig, "hidden_size", -1),
         (FuseConfig, "dropout", 1.0),

@@ -34,6 +34,8 @@ class DatasetConfig:
             else the only column of that kind.
         label_column: Column of the labels: class ids, integers or strings.
         num_labels: Number of classes, for planning before the data are here; when they are loaded it must agree.
+        label_names: Name of each class id 0, 1, ..., for integer labels without names. For string labels: their order.
+            None: the names that the dataset declares, or else the distinct labels, sorted.
         train_split: Name of the training split.
         test_split: Name of the test split; None holds out `test_fraction` of the training split.
         validation_split: Name of the validation split; None carves one from the training split.
@@ -69,6 +71,7 @@ class DatasetConfig:
     input_column: str | None = None
     label_column: str = "label"
     num_labels: int | None = None
+    label_names: tuple[str, ...] | None = None
     train_split: str = "train"
     test_split: str | None = "test"
     validation_split: str | None = None
@@ -110,6 +113,7 @@ class DatasetConfig:
             )
         if self.on_error not in ("raise", "skip"):
             raise DataError(f"`on_error` must be 'raise' or 'skip', got {self.on_error!r}.")
+        _check_label_names(self)
         _check_normalisation(self.mean, self.std)
         _check_source(self)
         _check_groups(self)
@@ -159,6 +163,22 @@ class DatasetConfig:
 def as_json(values: dict[str, Any]) -> str:
     """The text of a config file, as the stock processors write theirs."""
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _check_label_names(config: DatasetConfig) -> None:
+    names = config.label_names
+    if names is None:
+        return
+    if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise DataError(
+            f"`label_names` must be at least two different names, none of them empty, got {list(names)}. Every class "
+            "is known by its name. Write one for each class id, from 0."
+        )
+    if config.num_labels not in (None, len(names)):
+        raise DataError(
+            f"`num_labels` is {config.num_labels}, but `label_names` has {len(names)} names. What is planned would not "
+            "hold. Correct one of them, or leave `num_labels` out."
+        )
 
 
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -1,12 +1,14 @@
 """Map a dataset's labels to class ids 0..C-1."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from edvit_hf.data.columns import RawSplit
-from edvit_hf.errors import DataError
+from edvit_hf.errors import DataError, did_you_mean
 
 HIDDEN = -1
 """Class id of a row without a label."""
@@ -26,6 +28,78 @@ def label_names_of(train: RawSplit) -> list[str]:
             "`train_split`."
         )
     return train.class_names or [str(label) for label in sorted(distinct)]
+
+
+def with_label_names(split: RawSplit, names: Sequence[str]) -> RawSplit:
+    """Return the split as if it declared these class names: its labels are then ids of them.
+
+    Integers are ids already; strings are looked up. Names that the dataset declares itself may be replaced, not moved.
+
+    Raises:
+        DataError: The names do not fit the labels.
+    """
+    if split.class_names is not None:
+        _refuse_moved_names(split, names)
+        return dataclasses.replace(split, class_names=list(names))
+    known = {label for label in split.labels if not _is_hidden(label)}
+    if any(isinstance(label, str) for label in known):
+        table: dict[Any, int] = {name: index for index, name in enumerate(names)}
+        unknown = sorted(known - table.keys())
+        if unknown:
+            raise DataError(
+                f"Expected the labels of split {split.name!r} among the {len(names)} `label_names`, got {unknown[0]!r}"
+                f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}.{did_you_mean(unknown[0], names)} "
+                "Rows of a class without an id cannot be learnt. Add the name, or correct it."
+            )
+        labels = [None if _is_hidden(label) else table[label] for label in split.labels]
+        return dataclasses.replace(split, labels=labels, class_names=list(names))
+    if known and max(known) >= len(names):
+        raise DataError(
+            f"Expected class ids in 0..{len(names) - 1} in split {split.name!r}, one for each of the {len(names)} "
+            f"`label_names`, got labels up to {int(max(known))}. A class without a name would have no place among the "
+            "outputs. Name every id from 0, or leave `label_names` out."
+        )
+    return dataclasses.replace(split, class_names=list(names))
+
+
+def refuse_surplus_names(train: RawSplit, names: Sequence[str]) -> None:
+    """Refuse more names than integer labels: a list for another dataset would go unnoticed.
+
+    Args:
+        train (`RawSplit`): As it came. A class without rows among the others is only warned of later.
+        names (`Sequence[str]`): The names.
+
+    Raises:
+        DataError: The last names have no training row.
+    """
+    known = [label for label in train.labels if not _is_hidden(label)]
+    if train.class_names is not None or any(isinstance(label, str) for label in known):
+        return  # what a declared id or a string means is known, with rows or without
+    highest = max(known, default=-1)
+    if highest < len(names) - 1:
+        raise DataError(
+            f"Expected training rows of the last of the {len(names)} `label_names`, {names[-1]!r}, in split "
+            f"{train.name!r}, got class ids up to {int(highest)}. The model would have outputs that are never right. Remove "
+            "the names of classes that are not there, or check `label_column`."
+        )
+
+
+def _refuse_moved_names(split: RawSplit, names: Sequence[str]) -> None:
+    declared = split.class_names or []
+    if len(declared) != len(names):
+        raise DataError(
+            f"Expected as many `label_names` as split {split.name!r} declares ({len(declared)}: "
+            f"{', '.join(declared[:5])}{', ...' if len(declared) > 5 else ''}), got {len(names)}. Class ids without a "
+            "name, or names without an id, make no classes. Correct them, or leave `label_names` out."
+        )
+    moved = [name for index, name in enumerate(names) if name in declared and declared[index] != name]
+    if moved:
+        raise DataError(
+            f"Expected `label_names` in the order of the class ids of split {split.name!r}, got {moved[0]!r} as id "
+            f"{list(names).index(moved[0])}, which the dataset declares as id {declared.index(moved[0])}. Every answer "
+            f"would carry the name of another class. Write them as {declared[:5]}{'...' if len(declared) > 5 else ''}, "
+            "or leave `label_names` out."
+        )
 
 
 def class_ids(split: RawSplit, label_names: list[str], on_error: Literal["raise", "skip"] = "raise") -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from edvit_hf.data.columns import RawSplit, concatenated
 from edvit_hf.data.config import DatasetConfig
 from edvit_hf.data.groups import group_codes, group_split, warn_of_shared_groups
-from edvit_hf.data.labels import HIDDEN, class_ids, label_names_of
+from edvit_hf.data.labels import HIDDEN, class_ids, label_names_of, refuse_surplus_names, with_label_names
 from edvit_hf.data.subsets import stratified_split, stratified_subset
 from edvit_hf.errors import DataError
 
@@ -72,6 +72,9 @@ def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[
     if config.test_groups:
         train_names += [config.test_split] if config.test_split is not None else []
         raw = {**raw, config.train_split: concatenated([raw[name] for name in train_names])}
+    if config.label_names is not None:
+        refuse_surplus_names(raw[config.train_split], config.label_names)
+        raw = {name: with_label_names(split, config.label_names) for name, split in raw.items()}
     label_names = label_names_of(raw[config.train_split])
 
     def part(name: str) -> _Part:

@@ -93,6 +93,8 @@ def find_fleet(fleet: str | os.PathLike[str]) -> Path:
 
 
 def _given_classes(recipe: Recipe) -> int | None:
+    if recipe.dataset.label_names is not None:
+        return len(recipe.dataset.label_names)
     groups = recipe.split.class_groups
     return None if groups is None else sum(map(len, groups))
 

@@ -246,6 +246,8 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data without its place on disk, for hashing and for the card."""
     values = dataclasses.asdict(recipe)
     del values["folder"]
+    if values["dataset"]["label_names"] is None:
+        del values["dataset"]["label_names"]  # so that results of a version without this key stay good
     return values
 
 

@@ -90,7 +90,8 @@ class DistillConfig(TrainConfig):
     - "none": cross-entropy with the labels alone.
 
     `views` is the number of replayed augmented views whose teacher outputs are computed once and stored;
-    `negatives_per_positive` the number of "other" items per item of the class group in every epoch.
+    `negatives_per_positive` the number of "other" items per item of the class group in every epoch; with 0 a sub-model
+    sees its own classes alone, as in DeViT, and its vote cannot tell them from others.
 
     Source: "dekd" is DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.lockstep.lockstep_objective`.
     """
@@ -118,8 +119,7 @@ class DistillConfig(TrainConfig):
             raise RecipeError(f"`hard` must be true (DeViT's) or false (the soft divergence of kd), got {self.hard!r}.")
         number("hard_weight", self.hard_weight, "[0, 1]", "the labels get the rest of the loss")
         _check_relation_weights(self)
-        why = 'without any item of "other" classes a sub-model cannot learn to say "other"'
-        number("negatives_per_positive", self.negatives_per_positive, "(0, inf)", why)
+        number("negatives_per_positive", self.negatives_per_positive, "[0, inf)", "it is a number of items")
         whole_number("views", self.views, 1, "at least one view of every item is needed")
 
 

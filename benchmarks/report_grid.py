@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report: recipes measured for several numbers of sub-models and seeds, with one teacher per seed."""
+
+from typing import Any
+
+from report_format import NAMES, at, commit, each, figure, machine, percent, reduce, spread, table
+
+MARGIN = 0.005  # half a point
+COLUMNS = [
+    "", "accuracy %", "macro-F1 %", "points to the teacher", "parameters per device", "times smaller",
+    "KiB per device", "MMACs per device",
+]  # fmt: skip
+SHARED = ("teacher", "plain model, per-device size", "small CNN", "TF-IDF + linear, per-device size", "TF-IDF + linear")
+
+
+def grid(name: str, data: Any, full: bool) -> list[str]:
+    """One recipe: what does not change with the number of sub-models once, the rest for each number."""
+    cells = data["cells"]
+    own = data["own_num_sub_models"]
+    counts = sorted({cell["num_sub_models"] for cell in cells})
+    of_own = [cell for cell in cells if cell["num_sub_models"] == (own if own in counts else counts[-1])]
+    seeds = sorted({cell["seed"] for cell in cells})
+    lines = [row(shared, of_own) for shared in SHARED[:1]]
+    for count in counts:
+        chosen = [cell for cell in cells if cell["num_sub_models"] == count]
+        lines.append(row("ensemble", chosen, f"ensemble of {count}"))
+    for count in counts:
+        chosen = [cell for cell in cells if cell["num_sub_models"] == count]
+        lines.append(row("plain model, total size", chosen, f"plain model, total size of {count}"))
+    lines += [row(shared, of_own) for shared in SHARED[1:]]
+    items = at(of_own[0], "num_test_items")
+    title = NAMES.get(name, name)
+    return [
+        f"**{title}**, {figure(items)} test items, {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
+        f"({', '.join(map(str, seeds))})",
+        "",
+        *table(COLUMNS, [line for line in lines if line]),
+        "",
+        *verdicts(cells, counts),
+        *absent(cells, counts),
+        *exported(of_own),
+        cost(name, data, cells, full),
+        "",
+    ]
+
+
+def row(name: str, cells: list[Any], shown: str | None = None) -> list[str]:
+    """One line, mean and range over the seeds; empty where no cell has such a row."""
+    rows = [found for cell in cells if (found := named(cell, name)) is not None]
+    if not rows:
+        return []
+    teacher = reduce(max, each([named(cell, "teacher") for cell in cells], "parameters"))
+    size, macs = at(rows[0], "parameters_per_device"), at(rows[0], "macs_per_device")
+    return [
+        shown or name,
+        spread(each(rows, "accuracy")),
+        spread(each(rows, "macro_f1")),
+        differences(each(rows, "against_teacher")),
+        figure(size, ","),
+        figure(teacher / size if teacher and size else None, ".1f"),
+        figure(size * 4 / 1024 if size else None, ",.0f"),
+        figure(macs / 1e6 if macs is not None else None, ".2f"),
+    ]
+
+
+def named(cell: Any, name: str) -> Any:
+    """The row of this name, or None."""
+    return next((found for found in at(cell, "rows") or [] if found["name"] == name), None)
+
+
+def differences(intervals: list[dict[str, float]]) -> str:
+    """Points; one seed with its paired 95 % interval, several as mean and range of the seeds."""
+    values = each(intervals, "difference")
+    if not values:
+        return ""
+    if len(values) > 1:
+        return spread(values, "+.2f")
+    low, high = (percent(at(intervals[0], end), sign="+") for end in ("low", "high"))
+    return f"{percent(values[0], sign='+')} [{low}, {high}]"
+
+
+def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
+    """The two questions, answered by the paired intervals of each seed."""
+    lines = []
+    near, pays, asked = [], [], []
+    for count in counts:
+        chosen = [cell for cell in cells if cell["num_sub_models"] == count]
+        ensembles = [named(cell, "ensemble") for cell in chosen]
+        is_near = sum(near_teacher(ensemble["against_teacher"]) for ensemble in ensembles)
+        near.append(f"{count}: {is_near} of {len(chosen)}")
+        plain = [named(cell, "plain model, per-device size") for cell in chosen]
+        short = [p for p in plain if p and p["against_teacher"]["difference"] <= -0.03]
+        asked.append(len(short))
+        wins = sum(p["against_ensemble"]["high"] < 0 for p in plain if p)
+        loses = sum(p["against_ensemble"]["low"] > 0 for p in plain if p)
+        pays.append(f"{count}: better {wins}, worse {loses}, neither {len(chosen) - wins - loses}")
+    lines.append(
+        "Ensemble at most max(0.5 point, its one-sided 95 % interval) below the teacher, in so many seeds, by number "
+        f"of sub-models: {'; '.join(near)}."
+    )
+    lines.append(
+        f"Ensemble against the plain model of one device's size (95 % interval excludes zero): {'; '.join(pays)}."
+        + (
+            f" The plain model is three points or more below the teacher in {sum(asked)} of {len(cells)} cases."
+            if any(asked) else " The plain model is nowhere three points below the teacher: there is little to gain."
+        )
+    )  # fmt: skip
+    return [*lines, ""]
+
+
+def near_teacher(against: dict[str, float]) -> bool:
+    """Whether the deficit is at most half a point, or no more than its one-sided interval allows."""
+    difference = against["difference"]
+    return -difference <= max(MARGIN, difference - against["low_one_sided"])
+
+
+def absent(cells: list[Any], counts: list[int]) -> list[str]:
+    """Mean accuracy with 0, 1, 2 sub-models absent, for each number of them."""
+    lines = []
+    for count in counts:
+        chosen = [cell for cell in cells if cell["num_sub_models"] == count]
+        columns = list(zip(*(at(cell, "absent") or [] for cell in chosen), strict=False))[:3]
+        lines.append(f"{count}: " + ", ".join(f"{spread(each(column, 'accuracy_mean'))} %" for column in columns))
+    return [f"With 0, 1, 2 sub-models absent, of {'; of '.join(lines)}.", ""]
+
+
+def exported(cells: list[Any]) -> list[str]:
+    """Accuracy of the exported variants of the recipe's own number of sub-models."""
+    exports = each(cells, "export")
+    if not exports:
+        return []
+    variants = ", ".join(
+        f"{variant} {spread(each(exports, 'accuracy', variant, 'accuracy'))} %"
+        for variant in at(exports[0], "accuracy") or {}
+    )
+    parity = reduce(max, each(exports, "parity", "relative_to_largest_logit"))
+    return [
+        f"On onnxruntime: {variants}; fp32 at most {figure(parity, '.1e')} of the largest logit away from torch.",
+        "",
+    ]
+
+
+def cost(name: str, data: Any, cells: list[Any], full: bool) -> str:
+    """Seconds, memory, machine, command and commits."""
+    seconds = sum(each(cells, "wall_seconds"))
+    memory = figure(reduce(max, each(cells, "peak_memory_mib")), ".0f", " MiB")
+    commits = ", ".join(dict.fromkeys(commit(cell) for cell in cells))
+    place = f" File `results/{name}.json`." if full else ""
+    return (
+        f"Cost: {seconds / 60:.0f} minutes for all of it, one thread beside other work, at most {memory}, on "
+        f"{machine(cells[0])}. Command: `{data['command']}`; {commits}.{place}"
+    )
