@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 # The teacher of mnist_small, and one as wide as those that are fine-tuned.
 MODELS: dict[str, dict[str, int]] = {
     "mnist_small": {
-        "hidden_size": 96, "num_attention_heads": 8, "num_hidden_layers": 4, "intermediate_size": 384,
+        "hidden_size": 72, "num_attention_heads": 9, "num_hidden_layers": 4, "intermediate_size": 288,
         "image_size": 28, "patch_size": 7,
     },
     "vit_small_32": {

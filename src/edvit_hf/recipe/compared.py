@@ -49,7 +49,7 @@ def measured(trip: Trip, predict: Predict) -> Evaluation:
 def baselines(trip: Trip) -> list[Candidate]:
     """Plain distilled models of per-device and of total size, and a simple rival of the task.
 
-    The models learn from the same teacher outputs with the same hyper-parameters, see `_fair_budget`.
+    The models learn from the same teacher outputs with the same hyper-parameters, see `fair_budget`.
     """
     plan, shape, labels = trip.plan, trip.teacher_shape, trip.teacher.config.num_labels
     assert plan.keep_heads is not None  # only the plan of a published ensemble has none
@@ -58,9 +58,9 @@ def baselines(trip: Trip) -> list[Candidate]:
     total_keep = min(shapes, key=lambda k: abs(np.log(shapes[k].parameters / total)))
     rows = []
     for name, keep in (("plain model, per-device size", plan.keep_heads), ("plain model, total size", total_keep)):
-        config = _fair_budget(trip, shapes[keep].macs)
+        config = fair_budget(trip, shapes[keep].macs)
         note = f"{keep} of {shape.widths.heads} heads kept; {_note(config)}"
-        rows.append(_row(trip, name, _plain_model(trip, keep, config), shapes[keep].macs, note))
+        rows.append(_row(trip, name, plain_model(trip, keep, config), shapes[keep].macs, note))
     per_device = max(s.parameters for s in plan.sub_models)
     if trip.recipe.task == "text-classification":
         return [*rows, _tfidf(trip, per_device), _tfidf(trip, None)]
@@ -71,7 +71,7 @@ def _note(config: DistillConfig) -> str:
     return f"{config.epochs} epochs over all classes from the same stored teacher outputs"
 
 
-def _fair_budget(trip: Trip, macs: int) -> DistillConfig:
+def fair_budget(trip: Trip, macs: int) -> DistillConfig:
     """The distillation config with the epochs that are fair for a plain model of `macs` per item.
 
     As many item passes as all sub-models had together, joint tuning included, but at most `COMPUTE_CAP` times their
@@ -110,7 +110,8 @@ def _folder(trip: Trip, name: str, *facts: object) -> Path:
     return trip.folders["teacher"] / "compared" / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def _plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module:
+def plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module:
+    """One model for all classes with so many heads, cut and distilled like a sub-model; made once."""
     folder = _folder(trip, "plain", keep, config)
     if not (folder / "model").is_dir():
         torch.manual_seed(config.seed)
@@ -133,7 +134,7 @@ def _small_cnn(trip: Trip, target_parameters: int) -> Candidate:
         model.eval()(**{name: example})
     macs = counter.get_total_flops() // 2
     # It has no attention to match: of the objectives only the soft labels apply.
-    config = dataclasses.replace(_fair_budget(trip, macs), objective="kd")
+    config = dataclasses.replace(fair_budget(trip, macs), objective="kd")
     folder = _folder(trip, "small_cnn", target_parameters, config)
     if not (folder / "model").is_dir():
         distill_into(trip, [model], [None], config, folder=folder, description="small CNN")

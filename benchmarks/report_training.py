@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report: what the choices of training are worth, smaller devices, the loop's speed, the cost of preprocessing."""
+
+from typing import Any
+
+from report_format import NAMES, Results, at, each, figure, goal, percent, section, source, table
+
+
+def training(results: Results, full: bool) -> list[str]:
+    """Ablations, smaller devices, loop and preprocessing."""
+    lines = [*ablations(results, full), *smaller_devices(results, full)]
+    lines += section("The training loop", [*loop(results, full), *teacher_passes(results, full)], full)
+    return [*lines, *section("Preprocessing", preprocessing(results, full), full), *folds(results, full)]
+
+
+def ablations(results: Results, full: bool) -> list[str]:
+    """One value changed at a time, behind one teacher."""
+    lines: list[str] = []
+    for name, data in results.starting_with("ablation_").items():
+        rows = []
+        for question, found in (at(data, "questions") or {}).items():
+            for answer, row in found["answers"].items():
+                wins = " (best)" if answer == found["winner_on_validation"] else ""
+                rows.append(
+                    [
+                        question, answer + (", as in the recipe" if row["is_recipe"] else ""),
+                        f"{percent(row['validation_mean'])}{wins}",
+                        f"{percent(row['validation_min'])} to {percent(row['validation_max'])}",
+                        percent(row["test_mean"]), f"{row['minutes']:.1f}",
+                    ]
+                )  # fmt: skip
+        seeds = max((row["num_seeds"] for q in data["questions"].values() for row in q["answers"].values()), default=0)
+        lines += [
+            f"{NAMES.get(name, name)}: one value of the recipe changed at a time, {seeds} seeds of distillation and "
+            f"fusion behind one teacher ({source(f'ablation_{name}', data, full)})",
+            "",
+            *table(["question", "answer", "validation %", "range", "test %", "minutes"], rows, num_texts=2),
+            "",
+        ]
+    return section("What each choice is worth", lines, full)
+
+
+def smaller_devices(results: Results, full: bool) -> list[str]:
+    """Where splitting begins to pay."""
+    lines: list[str] = []
+    for name, data in results.starting_with("smaller_devices_").items():
+        rows = []
+        for row in data["rows"]:
+            accuracy, interval = row["accuracy"], row["ensemble_minus_plain"]
+            times = row["parameters"]["teacher"] / row["parameters"]["sub_model"]
+            rows.append(
+                [
+                    f"{row['keep_heads']} heads, {row['num_sub_models']} sub-models, seed {row['seed']}",
+                    f"{row['parameters']['sub_model']:,}", f"{times:.0f}", percent(accuracy["teacher"]),
+                    percent(accuracy["plain"]), percent(accuracy["ensemble"]),
+                    f"{percent(interval['difference'], sign='+')} [{percent(interval['low'], sign='+')}, "
+                    f"{percent(interval['high'], sign='+')}]",
+                ]
+            )  # fmt: skip
+        head = [
+            "kept",
+            "parameters per device",
+            "times smaller",
+            "teacher %",
+            "plain %",
+            "ensemble %",
+            "ensemble - plain",
+        ]
+        lines += [
+            f"{NAMES.get(name, name)} ({source(f'smaller_devices_{name}', data, full)})",
+            "",
+            *table(head, rows),
+            "",
+        ]
+    return section("When does splitting pay? Smaller devices", lines, full)
+
+
+def loop(results: Results, full: bool) -> list[str]:
+    """Our loop against transformers' Trainer."""
+    data = results.get("loop_against_trainer")
+    if data is None:
+        return []
+    return [
+        f"- samples/s of our loop over those of transformers' `Trainer`, {at(row, 'model')}, mixed precision "
+        f"{at(row, 'mixed_precision')}: {figure(at(row, 'ratio'), '.2f')} {goal(at(row, 'ratio'), 0.97, '≥')} "
+        f"({source('loop_against_trainer', data, full)})"
+        for row in at(data, "rows") or []
+    ]
+
+
+def teacher_passes(results: Results, full: bool) -> list[str]:
+    """N sub-models do not cost N teacher passes."""
+    data = results.get("teacher_passes")
+    lines = []
+    for row in at(data, "rows") or []:
+        parts = ", ".join(f"{key} {figure(value, '.2f')}" for key, value in (at(row, "times_stored") or {}).items())
+        lines.append(
+            f"- {at(row, 'num_sub_models')} sub-models, seconds of an epoch relative to `kd` from stored outputs: "
+            f"{parts} "
+            f"({source('teacher_passes', data, full)})"
+        )
+    return lines
+
+
+def preprocessing(results: Results, full: bool) -> list[str]:
+    """Share of a training step that makes the batch."""
+    data = results.get("preprocessing_share")
+    if data is None:
+        return []
+    rows = [
+        [at(row, "recipe"), percent(at(row, "teacher", "share"), 1), percent(at(row, "sub_model", "share"), 1),
+         figure(at(row, "decoding_seconds"), ".1f")]
+        for row in at(data, "rows") or []
+    ]  # fmt: skip
+    worst = max(
+        each([at(row, kind) for row in data["rows"] for kind in ("teacher", "sub_model")], "share"), default=None
+    )
+    head = ["recipe", "% of a teacher's step", "% of a sub-model's step", "s to decode the data once"]
+    limit = goal(None if worst is None else 100 * worst, 10, "≤", " %")
+    return [*table(head, rows), "", f"Largest share {limit}; {source('preprocessing_share', data, full)}."]
+
+
+def folds(results: Results, full: bool) -> list[str]:
+    """ESC-10 over its five folds."""
+    data: Any = results.get("esc10_folds")
+    if data is None:
+        return []
+    rows = [
+        [name, f"{percent(row['accuracy_mean'])} ± {percent(row['accuracy_sd'])}", percent(row["macro_f1_mean"])]
+        for name, row in (at(data, "summary") or {}).items()
+    ]
+    lines = [*table(["", "accuracy %, mean and deviation over folds", "macro-F1 %"], rows), ""]
+    return section("ESC-10, five folds", [*lines, f"({source('esc10_folds', data, full)})"], full)
