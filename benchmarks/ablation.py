@@ -10,6 +10,7 @@ results/ablation_<recipe>.json after every run and goes on from there.
 
 import argparse
 import dataclasses
+import hashlib
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
 
 from edvit_hf.provenance import environment
-from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
 
@@ -78,7 +79,13 @@ def main() -> None:
         recipe = changed(recipe, {"fuse": {"joint": False}})
     data = Trip(recipe, {"teacher": arguments.source / "01_teacher"}).data
     path = arguments.results_dir / f"ablation_{recipe.name}.json"
-    runs: list[dict[str, Any]] = read_json(path)["runs"] if path.is_file() else []
+    settings = hashlib.sha256(repr((recipe_values(recipe), reduction(arguments))).encode()).hexdigest()
+    runs: list[dict[str, Any]] = []
+    if path.is_file():
+        stored = read_json(path)
+        if stored["settings"] != settings:
+            raise SystemExit(f"{path} holds runs of other settings. Move it away, or give its options again.")
+        runs = stored["runs"]
     for question in arguments.questions:
         for answer, change in CHOICES[question].items():
             for seed in arguments.seeds:
@@ -95,16 +102,19 @@ def main() -> None:
                 seconds = run_stages(trip, STAGES)
                 accuracy = accuracies(trip.ensemble, trip)
                 runs.append({"variant": name, "seed": seed, "accuracy": accuracy, "seconds": seconds})
-                write_json(path, document(arguments, recipe, runs))
+                write_json(path, document(arguments, recipe, runs, settings))
                 print(name, seed, accuracy, seconds)
-    write_json(path, document(arguments, recipe, runs))
+    write_json(path, document(arguments, recipe, runs, settings))
 
 
-def document(arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def document(
+    arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str, Any]], settings: str
+) -> dict[str, Any]:
     """The results file."""
     seeds = " ".join(map(str, arguments.seeds))
     options = f"--seeds {seeds} --train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs}"
     options += f" --fuse-epochs {arguments.fuse_epochs} --views {arguments.views}"
+    options += " --frozen" if arguments.frozen else ""
     questions = {}
     for question, answers in CHOICES.items():
         rows = {}
@@ -119,6 +129,7 @@ def document(arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str,
     return {
         "command": f"python benchmarks/ablation.py WORK --recipe {recipe.name} {options}",
         "environment": environment(),
+        "settings": settings,
         "questions": questions,
         "runs": runs,
     }

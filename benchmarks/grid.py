@@ -12,6 +12,7 @@ Writes `benchmarks/results/<recipe>.json`: a cell per seed and number of sub-mod
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 from edvit_hf.provenance import environment
 from edvit_hf.recipe import Recipe, load_recipe, run
 from edvit_hf.recipe.running import STAGES, ensemble_dir, stage_dir
+from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,12 +64,17 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> None:
         is_own = count == base.split.num_sub_models
         recipe = dataclasses.replace(base, split=dataclasses.replace(base.split, num_sub_models=count))
         cell = folder / f"cell_{count}.json"
+        values = json.loads(json.dumps(recipe_values(recipe), default=str))
         if cell.is_file():
+            if read_json(cell).get("recipe_values", values) != values:
+                raise SystemExit(f"{cell} was measured with other values of the recipe. Delete {folder}, or move it.")
             continue
         begin = time.perf_counter()
-        command = f"edvit run {arguments.recipe} --seed {seed}" + ("" if is_own else f" (num_sub_models {count})")
+        command = f"python benchmarks/grid.py {arguments.recipe} --num-sub-models {count} --seeds {seed}"
+        command = f"edvit run {arguments.recipe} --seed {seed}" if is_own else command
         run(recipe, folder, stages=None if is_own else UP_TO_RESULTS, command=command)
-        write_json(cell, {**describe(folder, is_own=is_own), "wall_seconds": round(time.perf_counter() - begin, 1)})
+        seconds = round(time.perf_counter() - begin, 1)
+        write_json(cell, {**describe(folder, is_own=is_own), "recipe_values": values, "wall_seconds": seconds})
 
 
 def describe(folder: Path, *, is_own: bool) -> dict[str, Any]:
@@ -103,6 +110,7 @@ def main() -> None:
         return
     waiting = [] if arguments.collect else list(arguments.seeds)
     running: list[subprocess.Popen[bytes]] = []
+    failed = 0
     while waiting or running:
         while waiting and len(running) < arguments.processes:
             seed = waiting.pop(0)
@@ -114,6 +122,7 @@ def main() -> None:
             if process.poll() is not None:
                 running.remove(process)
                 if process.returncode:
+                    failed += 1
                     print(f"a seed failed with exit code {process.returncode}: run again to resume", file=sys.stderr)
         time.sleep(0.5)
     cells = [
@@ -123,17 +132,28 @@ def main() -> None:
     if not cells:
         raise SystemExit("no finished cell to write")
     name = Path(arguments.recipe).stem
-    counts = " ".join(map(str, sorted({cell["num_sub_models"] for cell in cells})))
+    found = sorted({cell["num_sub_models"] for cell in cells})
+    counts = " ".join(map(str, found))
     seeds = " ".join(map(str, sorted({cell["seed"] for cell in cells})))
     write_json(
         RESULTS / f"{name}.json",
         {
             "command": f"python benchmarks/grid.py recipes/{name}.yaml --num-sub-models {counts} --seeds {seeds}",
             "own_num_sub_models": load_recipe(arguments.recipe).split.num_sub_models,
+            "item_passes_of_sub_models": {count: passes(load_recipe(arguments.recipe), count) for count in found},
             "environment": environment(),
-            "cells": cells,
+            "cells": [{key: value for key, value in cell.items() if key != "recipe_values"} for cell in cells],
         },
     )
+    if failed:
+        raise SystemExit(1)
+
+
+def passes(recipe: Recipe, count: int) -> float:
+    """Passes over all training items that so many sub-models had together: what an equally trained plain model gets."""
+    ratio = min(recipe.distill.negatives_per_positive, count - 1)
+    joint = recipe.fuse.joint_epochs * count if recipe.fuse.joint else 0
+    return round(recipe.distill.epochs * (1 + ratio) + joint, 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report: recipes measured for several numbers of sub-models and seeds, with one teacher per seed."""
 
+import re
 from typing import Any
 
 from report_format import NAMES, at, commit, each, figure, machine, percent, reduce, spread, table
@@ -10,6 +11,7 @@ COLUMNS = [
     "", "accuracy %", "macro-F1 %", "points to the teacher", "parameters per device", "times smaller",
     "KiB per device", "MMACs per device",
 ]  # fmt: skip
+RIVALS = ("small CNN", "TF-IDF + linear, per-device size")
 SHARED = ("teacher", "plain model, per-device size", "small CNN", "TF-IDF + linear, per-device size", "TF-IDF + linear")
 
 
@@ -37,9 +39,48 @@ def grid(name: str, data: Any, full: bool) -> list[str]:
         *table(COLUMNS, [line for line in lines if line]),
         "",
         *verdicts(cells, counts),
+        *effort(data, of_own),
         *absent(cells, counts),
         *exported(of_own),
         cost(name, data, cells, full),
+        "",
+    ]
+
+
+def overview(found: dict[str, Any]) -> list[str]:
+    """All recipes in one table, a line for each number of sub-models: accuracies, mean and range over the seeds."""
+    rows, sources = [], []
+    for name, data in found.items():
+        for count in sorted({cell["num_sub_models"] for cell in data["cells"]}):
+            cells = [cell for cell in data["cells"] if cell["num_sub_models"] == count]
+            rivals = [named(cell, rival) for cell in cells for rival in RIVALS]
+            size = at(named(cells[0], "ensemble"), "parameters_per_device")
+            absent_one = [cell["absent"][1]["accuracy_mean"] for cell in cells if len(cell["absent"]) > 1]
+            names = ("teacher", "ensemble", "plain model, per-device size", "plain model, total size")
+            rows.append(
+                [
+                    NAMES.get(name, name), str(count), str(len(cells)),
+                    *(spread(each([named(cell, one) for cell in cells], "accuracy"), ".1f") for one in names),
+                    spread(each([rival for rival in rivals if rival], "accuracy"), ".1f"),
+                    figure(at(named(cells[0], "teacher"), "parameters") / size, ".1f"),
+                    figure(size * 4 / 1024, ",.0f"), spread(absent_one, ".1f"),
+                ]
+            )  # fmt: skip
+        sources.append(f"`{name}.json` ({', '.join(dict.fromkeys(commit(cell) for cell in data['cells']))})")
+    if not rows:
+        return []
+    head = [
+        "accuracy % (range over seeds)", "sub-models", "seeds", "teacher", "ensemble", "plain, per-device size",
+        "plain, total size", "small CNN or TF-IDF of per-device size", "times smaller", "KiB per device",
+        "ensemble, one absent",
+    ]  # fmt: skip
+    return [
+        "**Images, sounds and texts, one recipe shape**",
+        "",
+        *table(head, rows),
+        "",
+        "Macro-F1, paired intervals, MACs and further rivals: [REPORT.md](benchmarks/REPORT.md). Files: "
+        f"{', '.join(sources)}.",
         "",
     ]
 
@@ -106,6 +147,21 @@ def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
         )
     )  # fmt: skip
     return [*lines, ""]
+
+
+def effort(data: Any, cells: list[Any]) -> list[str]:
+    """How long both sides trained: passes over the training items."""
+    passes = at(data, "item_passes_of_sub_models")
+    plain = named(cells[0], "plain model, per-device size")
+    if not passes or not plain:
+        return []
+    epochs = re.search(r"(\d+) epochs", plain["note"])
+    shared = ", ".join(f"{count}: {figure(value, '.0f')}" for count, value in passes.items())
+    return [
+        f"Passes over the training items of all sub-models together, by their number: {shared}; of the plain model of "
+        f"one device's size, whatever their number: {epochs.group(1) if epochs else 'not recorded'}.",
+        "",
+    ]
 
 
 def near_teacher(against: dict[str, float]) -> bool:

@@ -389,4 +389,8 @@ def torch_pruning_rows(rows: list[Any]) -> list[str]:
 def pruning(results: Results, full: bool) -> list[str]:
     """Everything about pruning: what scores cost and are worth, accuracy right after it, next to Torch-Pruning."""
     parts = (scores_cost, cutting, agreement, distilled, after_pruning, torch_pruning)
-    return section("Pruning", [line for part in parts for line in part(results, full)], full)
+    lines = [line for part in parts for line in part(results, full)]
+    if lines:
+        note = "Figures of this section hold for the recipe as it was at the commit named beside them."
+        lines = [note, "", *lines]
+    return section("Pruning", lines, full)

@@ -19,7 +19,7 @@ from report_format import (
     spread,
     table,
 )  # fmt: skip
-from report_grid import grid
+from report_grid import grid, overview
 
 
 def trips(results: Results, full: bool) -> list[str]:
@@ -29,8 +29,10 @@ def trips(results: Results, full: bool) -> list[str]:
         data = results.get(name)
         if at(data, "runs"):
             lines += trip(name, data, full)
-        elif at(data, "cells"):
+        elif at(data, "cells") and full:
             lines += grid(name, data, full)
+    if not full:
+        lines += overview({name: data for name in NAMES if at(data := results.get(name), "cells")})
     return ["## Trips", "", *lines] if full and lines else lines
 
 

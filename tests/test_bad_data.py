@@ -227,3 +227,25 @@ def test_folders_without_files_of_the_task_say_what_was_looked_for(tmp_path):
         load_task(parquet(tmp_path, path="someone/texts"), OFF, task="text-classification")
     with pytest.raises(DataError, match=r"sound files \(\.wav"):
         load_task(parquet(tmp_path, path="audiofolder"), OFF, task="audio-classification")
+
+
+def write_with_damage(folder, *damaged_labels):
+    images = [b"no image" if label in damaged_labels else png(row) for row, label in enumerate(TRAIN)]
+    feature = datasets.ClassLabel(names=NAMES)
+    write_split(folder, "train", TRAIN, feature, images=images)
+    write_split(folder, "test", TEST, feature)
+    write_split(folder, "validation", TEST, feature)
+    return parquet(folder, on_error="skip", validation_split="validation")
+
+
+def test_a_class_whose_training_rows_are_all_damaged_is_warned_of_once(tmp_path, caplog):
+    loaded = load_task(write_with_damage(tmp_path / "set", 1), OFF)
+    assert set(loaded.train.labels.tolist()) == {0, 2}
+    (said,) = [line for line in caplog.messages if "have no training row" in line]
+    assert "1 of 3 classes" in said
+    assert said.endswith("dog")
+
+
+def test_a_single_class_that_is_left_without_its_damaged_rows_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"at least two classes, got 10 row\(s\) of 1 \(20 skipped\)"):
+        load_task(write_with_damage(tmp_path / "set", 0, 1), OFF)

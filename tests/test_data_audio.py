@@ -92,6 +92,24 @@ def test_folders_of_sound_files_load_by_builder_name_and_by_hub_id(tmp_path):
         np.testing.assert_allclose(loaded.test.inputs([0])["input_values"], expected["input_values"], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["train/low/anna/1.wav", "train/high/2.wav", "test/low/3.wav"], "train/low/anna/1.wav"),
+        (["low/1.wav", "high/anna/2.wav", "high/3.wav"], "high/anna/2.wav"),  # anna is no class, high no split
+        (["train/low/1.wav", "train/high/2.wav", "test/3.wav"], "test/3.wav"),
+        (["train/low/1.wav", "train/high/2.wav", "4.wav"], "4.wav"),
+    ],
+)
+def test_sound_folders_of_another_depth_are_refused_with_the_file(tmp_path, files, named):
+    for name in files:
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tone(440, form="WAV"))
+    with pytest.raises(DataError, match=rf"SPLIT/CLASS/FILE.*{named}"):
+        load(tmp_path / "set", path="audiofolder", test_split=None)
+
+
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_features_computed_on_access_equal_the_cached_ones(sounds, monkeypatch, on_error):
     cached = load(sounds, _AUGMENTATION).train

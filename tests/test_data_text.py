@@ -20,6 +20,7 @@ from edvit_hf.data import (
     load_task,
     train_tokenizer,
 )
+from edvit_hf.data.sources import open_splits
 from edvit_hf.errors import DataError
 from edvit_hf.transforms import TextTransform
 
@@ -150,6 +151,10 @@ def test_a_teachers_tokenizer_is_used_instead_of_training_one(texts, tmp_path):
     assert [length.max() for length in lengths] == [12, 8]
     with pytest.raises(DataError, match="at most 20 tokens, got 21"):
         load(texts, processor_dir=folder, text=TextConfig(max_length=21))
+    settings_of = json.loads(teacher["tokenizer_config.json"])
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings_of, "padding_side": "left"}))
+    with pytest.raises(DataError, match="the first token answers"):
+        load(texts, processor_dir=folder)
 
 
 def test_csv_files_named_by_their_split_load(tmp_path):
@@ -198,6 +203,38 @@ def test_a_missing_text_is_refused_with_its_row_or_skipped(tmp_path):
     assert len(loaded.train) + len(loaded.validation) == 18
 
 
+def test_an_empty_text_in_a_csv_is_a_text_as_it_is_in_parquet(tmp_path):
+    rows = sentences(20)
+    rows[4] = rows[7] = ""
+    labels = [0, 1] * 10
+    for split in ("train", "test"):
+        write_texts(tmp_path / "parquet", split, rows, labels)
+        lines = [f"{text},{label},{row}" for row, (text, label) in enumerate(zip(rows, labels, strict=True))]
+        (tmp_path / "csv").mkdir(exist_ok=True)
+        (tmp_path / "csv" / f"{split}.csv").write_text("\n".join(["words,label,number", *lines]) + "\n")
+    expected = load(tmp_path / "parquet")
+    for streaming in (False, True):
+        limits = {"max_train_samples": 20, "max_test_samples": 20} if streaming else {}
+        loaded = load(tmp_path / "csv", path="csv", streaming=streaming, **limits)
+        assert loaded.skipped == {"train": 0, "validation": 0, "test": 0}
+        assert sorted(loaded.test.texts(range(20))) == sorted(rows)
+    loaded = load(tmp_path / "csv", path="csv")
+    assert loaded.processor == expected.processor
+    assert torch.equal(loaded.test.inputs(range(20))["input_ids"], expected.test.inputs(range(20))["input_ids"])
+    (tmp_path / "csv" / "test.csv").write_text("words,label,number\na,0,1\n,1,2\nb,,3\n")
+    assert load(tmp_path / "csv", path="csv", on_error="skip").skipped["test"] == 1, "a label stays missing"
+
+
+def test_an_empty_cell_of_a_csvs_group_column_is_no_group(tmp_path):
+    (tmp_path / "csv").mkdir()
+    lines = [f"{text},{row % 2},{'' if row < 4 else row // 4}" for row, text in enumerate(sentences(40))]
+    for split in ("train", "test"):
+        (tmp_path / "csv" / f"{split}.csv").write_text("\n".join(["text,label,writer", *lines]) + "\n")
+    splits = open_splits(parquet(tmp_path / "csv", path="csv", group_column="writer"), "text-classification")
+    assert splits["train"].groups[:5] == [None, None, None, None, splits["train"].groups[4]]
+    assert len(set(splits["train"].groups[4:])) == 9
+
+
 def test_several_text_columns_must_be_told_apart(tmp_path):
     write_texts(tmp_path / "set", "train", sentences(20), ["a", "b"] * 10, columns=("title", "label"))
     write_texts(tmp_path / "set", "test", sentences(4), ["a", "b"] * 2, columns=("title", "label"))
@@ -215,12 +252,11 @@ def test_a_text_value_out_of_range_is_refused_by_name(change):
 # --- token dropout ---
 
 
-def token_split(share, by="unknown", pad_left=False, num_items=12):
+def token_split(share, by="unknown", num_items=12):
     random = np.random.default_rng(0)
     rows = [np.array([2, *random.integers(5, 50, 1 + index), 3]) for index in range(num_items)]
     augmentation = Augmentation(token_dropout=share, token_dropout_by=by)
-    special = SpecialTokens(pad_left=pad_left)
-    return TextSplit(TokenStore(rows), np.zeros(num_items), special=special, augmentation=augmentation, seed=1)
+    return TextSplit(TokenStore(rows), np.zeros(num_items), augmentation=augmentation, seed=1)
 
 
 def tokens(split, index, view=None):
@@ -233,17 +269,16 @@ def tokens(split, index, view=None):
     view=st.integers(0, 50),
     share=st.floats(0.01, 0.9),
     by=st.sampled_from(["unknown", "removal"]),
-    pad_left=st.booleans(),
     chosen=st.lists(st.integers(0, 11), min_size=1, max_size=12),
 )
-def test_dropout_spares_the_frame_and_does_not_depend_on_the_batch(view, share, by, pad_left, chosen):
-    split = token_split(share, by, pad_left)
+def test_dropout_spares_the_frame_and_does_not_depend_on_the_batch(view, share, by, chosen):
+    split = token_split(share, by)
     inputs = split.inputs(chosen, view)
     for row, index in enumerate(chosen):
         ids, mask = inputs["input_ids"][row], inputs["attention_mask"][row]
         assert (ids[mask == 0] == 0).all()
         changed = ids[mask == 1].tolist()
-        assert mask.tolist() == sorted(mask.tolist(), reverse=not pad_left)
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
         assert changed == tokens(split, index, view)
         plain = tokens(split, index)
         assert (changed[0], changed[-1]) == (2, 3)

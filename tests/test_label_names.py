@@ -10,7 +10,7 @@ from edvit_hf.data import DatasetConfig, load_task
 from edvit_hf.data.columns import ArrayItems, RawSplit
 from edvit_hf.data.labels import class_ids, with_label_names
 from edvit_hf.errors import DataError
-from edvit_hf.recipe import plan_recipe
+from edvit_hf.recipe.offline_plan import plan_recipe
 from edvit_hf.recipe.schema import dataset_from_values, recipe_values
 from tiny_recipe import tiny_recipe
 
@@ -83,9 +83,7 @@ def test_declared_names_may_be_replaced_but_not_moved(tmp_path):
 
 
 def test_pooled_splits_of_a_cross_validation_are_named_too(tmp_path):
-    write_dataset(
-        tmp_path / "set", TRAIN, TRAIN, INTEGERS, extra={"fold": [f"{row % 5}" for row in range(len(TRAIN))]}
-    )
+    write_dataset(tmp_path / "set", TRAIN, TRAIN, INTEGERS, extra={"fold": [f"{row % 5}" for row in range(len(TRAIN))]})
     loaded = load(tmp_path / "set", ("c", "b", "a"), group_column="fold", test_groups=("2",), validation_fraction=0.3)
     assert loaded.label_names == ["c", "b", "a"]
     assert len(loaded.test) == 12

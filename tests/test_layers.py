@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "card_figures": {"errors", "card_tables"},
     **dict.fromkeys(STAGES, NOUNS),
     "model_card": NOUNS | {"card_tables", "card_figures", "card_words"},
-    "runtime": {"errors", "manifest", "profiles", "tasks", "transforms"},
+    "runtime": {"calibration", "errors", "manifest", "profiles", "tasks", "transforms"},
     "doctor": NOUNS | {"training"},
     "tables": {"costs", "planning", "runtime", "storage"},
     "recipe": NOUNS | STAGES | {"runtime", "plan_figure"},
@@ -157,6 +157,7 @@ def test_the_light_modules_import_neither_torch_nor_transformers():
         if unit_of(path) in {
             "errors",
             "tasks",
+            "calibration",
             "manifest",
             "profiles",
             "transforms",

@@ -46,7 +46,7 @@ def run_and_stop(folder: Path, work: Path, stage: str, rename: int, number: int,
         if now["stage"] == stage:
             now["count"] += 1
             if now["count"] == rename:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)  # to this thread: `os.kill` may choose another, and the moment passes
         return replace(source, target, **keywords)
 
     os.replace = counted

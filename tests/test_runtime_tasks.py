@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, ManifestError
 from edvit_hf.runtime import LocalEnsemble
-from edvit_hf.runtime.inputs import INPUT_NAMES
-from edvit_hf.tasks import MAIN_INPUT, TASKS
+from edvit_hf.tasks import GRAPH_INPUTS, MAIN_INPUT, TASKS
 from tiny_ensemble import MAX_TOKENS, NUM_FRAMES, NUM_MEL_BINS, SIZE, WORDS, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
@@ -73,7 +72,7 @@ def test_the_raw_input_goes_through_the_transform(ensembles, task):
     ensemble, source = ensembles[task], SOURCES[task]
     assert ensemble.task == ensemble.transform.task == task
     prepared = ensemble.transform.inputs(source)
-    assert set(prepared) == set(INPUT_NAMES[task])
+    assert set(prepared) == set(GRAPH_INPUTS[task])
     answer = ensemble(source)
     np.testing.assert_array_equal(answer.probabilities, ensemble.predict(prepared).probabilities)
     explained, without = ensemble.explain(source)
@@ -150,6 +149,8 @@ def test_a_spectrogram_that_is_not_finite_is_refused(ensembles, value):
         {"attention_mask": np.full((3, 7), 2)},
         {"attention_mask": np.ones((3, 7))},
         {"attention_mask": np.eye(3, 7, k=1, dtype=np.int64)},  # the first token is the one that answers
+        {"attention_mask": np.array([[1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]])},
+        {"attention_mask": np.array([[True, False, True, True, True, True, True]] * 3)},
     ],
 )
 def test_token_numbers_and_masks_that_mean_nothing_are_refused(ensembles, change):
@@ -174,4 +175,12 @@ def test_an_ensemble_without_what_prepares_its_inputs_is_refused(tmp_path, task)
     manifest = write_tiny_ensemble(tmp_path, GROUPS, task=task)
     (tmp_path / manifest.preprocessing).unlink()
     with pytest.raises(DataError, match=manifest.preprocessing):
+        LocalEnsemble.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ["config.json", "sub_models/preprocessor_config.json", "special_tokens_map.json"])
+def test_a_manifest_that_names_another_file_for_preparing_inputs_is_refused(tmp_path, task, name):
+    replace(write_tiny_ensemble(tmp_path, GROUPS, task=task), preprocessing=name).save(tmp_path)
+    with pytest.raises(ManifestError, match=rf"`preprocessing`.*got '{name}'"):
         LocalEnsemble.from_pretrained(tmp_path)

@@ -174,6 +174,12 @@ def test_a_damaged_folder_is_refused(fitted, tmp_path):
     save_file({**arrays, "idf": arrays["idf"][1:]}, tmp_path / "tfidf/model.safetensors")
     with pytest.raises(CheckpointError, match="terms, but idf"):
         TfidfBaseline.load(tmp_path / "tfidf")
+    for name, value in (("idf", np.nan), ("weights", np.inf), ("bias", -np.inf)):
+        spoilt = arrays[name].copy()
+        spoilt.flat[0] = value
+        save_file({**arrays, name: spoilt}, tmp_path / "tfidf/model.safetensors")
+        with pytest.raises(CheckpointError, match=f"`{name}` .* not finite"):
+            TfidfBaseline.load(tmp_path / "tfidf")
     save_file(arrays, tmp_path / "tfidf/model.safetensors")
     path = tmp_path / "tfidf/tfidf.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 9}))

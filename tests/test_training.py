@@ -1,6 +1,5 @@
 """The loop, its checkpoints and its values."""
 
-import dataclasses
 import io
 import json
 import math
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from conftest import tiny_vit
 from edvit_hf.data import Augmentation, CachedPixels, ImageSplit
-from edvit_hf.errors import CheckpointError, MissingExtraError, RecipeError, TrainingError
+from edvit_hf.errors import CheckpointError, RecipeError, TrainingError
 from edvit_hf.training import (
     ClassifyData,
     DistillConfig,
@@ -449,61 +448,20 @@ def test_the_bar_counts_speed_and_time_left_from_where_a_run_resumes(tmp_path, m
     assert {"loss", "accuracy"} <= {part.split("=")[0] for part in bar.postfix.split(", ")}
 
 
-class FakeTrackio:
-    """What `Tracker` calls of trackio."""
-
-    def __init__(self):
-        self.inits, self.logs, self.finished = [], [], 0
-
-    def init(self, **options):
-        self.inits.append(options)
-        return self
-
-    def log(self, figures, step):
-        self.logs.append((step, figures))
-
-    def finish(self):
-        self.finished += 1
-
-
-def test_a_named_project_gets_the_figures_of_every_epoch_and_changes_nothing(tmp_path, monkeypatch, uninterrupted):
-    trackio = FakeTrackio()
-    monkeypatch.setitem(sys.modules, "trackio", trackio)
-    config = dataclasses.replace(CONFIG, track="a project")
-    with pytest.raises(ZeroDivisionError):
-        run(make_model(), tmp_path, config, interrupting(classify_objective(0.1), 7, ZeroDivisionError()))
-    model = make_model()
-    log = run(model, tmp_path, config)
-    assert_same_run(model, log, *uninterrupted)
-    assert [(i["project"], i["name"], i["resume"]) for i in trackio.inits] == [("a project", "teacher", "allow")] * 2
-    assert [step for step, _ in trackio.logs] == [1, 2, 3]
-    assert trackio.logs[2][1] == {name: value for name, value in log.epochs[2].items() if name != "epoch"}
-    assert trackio.finished == 2
-
-
-REAL_TRACKIO = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import test_training as t
-config = t.dataclasses.replace(t.CONFIG, track="a project", epochs=2)
-t.run(t.make_model(), t.Path(sys.argv[2]), config)
-from trackio.sqlite_storage import SQLiteStorage
-rows = SQLiteStorage.get_logs("a project", "teacher")
-assert [row["step"] for row in rows] == [1, 2], rows
-assert all({"loss", "accuracy", "samples_per_second"} <= set(row) for row in rows), rows
-"""
-
-
-@pytest.mark.slow
-def test_trackio_itself_takes_what_it_is_given(tmp_path):
-    pytest.importorskip("trackio")
-    command = [sys.executable, "-c", REAL_TRACKIO, str(Path(__file__).parent), str(tmp_path / "run")]
-    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_tracking_without_trackio_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(MissingExtraError, match=r"edvit_hf\[track\]"):
-        run(make_model(), tmp_path, dataclasses.replace(CONFIG, track="a project"))
+def test_resuming_with_another_number_of_processes_is_warned_of(tmp_path, caplog):
+    for saved, is_said in ((1, False), (2, True)):
+        folder = tmp_path / str(saved)
+        with pytest.raises(ZeroDivisionError):
+            run(make_model(), folder, objective=interrupting(classify_objective(0.1), 7, ZeroDivisionError()))
+        for path in folder.glob("*/progress.json"):
+            progress = json.loads(path.read_text())
+            assert progress["num_processes"] == 1
+            path.write_text(json.dumps({**progress, "num_processes": saved}))
+        caplog.clear()
+        run(make_model(), folder)
+        said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "process" in r.getMessage()]
+        assert bool(said) == is_said
+        if is_said:
+            assert "was saved by 2 process(es), 1 go on: the result will differ" in said[0]
+            newest = sorted(folder.glob("*/progress.json"))[-1]
+            assert json.loads(newest.read_text())["num_processes"] == 1

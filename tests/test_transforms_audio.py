@@ -324,3 +324,11 @@ def test_hearing_a_sound_loads_neither_torch_nor_transformers():
     environment = {**os.environ, "PYTHONPATH": str(Path(edvit_hf.__file__).parents[1])}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("frames", "bins"), [(1 << 20, 1024), (1 << 20, 17), ((1 << 14) + 1, 1024)])
+def test_spectrograms_that_no_model_reads_are_refused_before_memory_is_taken(frames, bins):
+    config = {"feature_extractor_type": "ASTFeatureExtractor", "max_length": frames, "num_mel_bins": bins}
+    with pytest.raises(DataError, match=rf"at most 16777216 values, got {frames} x {bins}\."):
+        AudioTransform.from_preprocessor(config)
+    AudioTransform(max_length=1 << 14, num_mel_bins=1024)

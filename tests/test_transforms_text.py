@@ -71,9 +71,7 @@ def folders(tmp_path_factory):
         "bert whose files disagree": save(root / "disagree", bert_like(lowercase=False), **bert, strip_accents=False),
         "any fast one": save(root / "fast", bert_like(lowercase=False), **fast, pad_token="[PAD]"),
         "bytes": save(root / "bytes", roberta_like(), **fast, pad_token="<pad>"),
-        "left": save(
-            root / "left", roberta_like(), **fast, pad_token="<pad>", padding_side="left", truncation_side="left"
-        ),
+        "left": save(root / "left", roberta_like(), **fast, pad_token="<pad>", truncation_side="left"),
     }
 
 
@@ -264,9 +262,43 @@ def test_an_unknown_padding_token_is_refused(tmp_path):
         TextTransform.from_file(folder)
 
 
-@pytest.mark.parametrize("side", [{"padding_side": "top"}, {"truncation_side": None}])
+def test_padding_on_the_left_is_refused_wherever_it_is_written(tmp_path):
+    tokenizer = roberta_like()
+    with pytest.raises(DataError, match=r"the first token answers.*Set `padding_side` to right"):
+        TextTransform.from_file(save(tmp_path / "a", tokenizer, model_max_length=9, padding_side="left"))
+    tokenizer.enable_padding(direction="left", pad_id=1, pad_token="<pad>")
+    with pytest.raises(DataError, match="the first token answers"):
+        TextTransform.from_file(save(tmp_path / "b", tokenizer, model_max_length=9))
+    # As in the stock tokenizer, tokenizer_config.json has the last word.
+    transform = TextTransform.from_file(save(tmp_path / "c", tokenizer, model_max_length=9, padding_side="right"))
+    assert transform.pad([np.array([5]), np.array([5, 6])])["attention_mask"].tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    "length", [float("nan"), -5, 0, 5.5, "24", [24], True, float("-inf")], ids=lambda value: repr(value)
+)
+def test_a_length_in_the_files_that_is_none_is_refused(tmp_path, length):
+    folder = save(tmp_path / "t", bert_like(), model_max_length=length)
+    for wanted in (None, 5):
+        with pytest.raises(DataError, match="`model_max_length` to be a whole number"):
+            TextTransform.from_file(folder, max_length=wanted)
+
+
+def test_a_whole_length_written_as_a_float_is_a_length(tmp_path):
+    assert TextTransform.from_file(save(tmp_path / "t", bert_like(), model_max_length=9.0)).max_length == 9
+
+
+@pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+@pytest.mark.parametrize("value", ["yes", 2, [True]])
+def test_a_setting_of_case_and_accents_that_is_neither_on_nor_off_is_refused(tmp_path, name, value):
+    folder = save(tmp_path / "t", bert_like(), model_max_length=9, tokenizer_class="BertTokenizer", **{name: value})
+    with pytest.raises(DataError, match=rf"`{name}`.*true or false"):
+        TextTransform.from_file(folder)
+
+
+@pytest.mark.parametrize("side", [{"padding_side": "top"}, {"truncation_side": None}, {"truncation_side": []}])
 def test_unknown_sides_are_refused(tmp_path, side):
-    with pytest.raises(DataError, match="Expected the sides left or right"):
+    with pytest.raises(DataError, match=f"`{next(iter(side))}`"):
         TextTransform.from_file(save(tmp_path / "t", roberta_like(), model_max_length=9, **side))
 
 

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence is from its accuracy. Light: numpy only."""
+"""Probabilities of a classifier, and how far its confidence is from its accuracy. Light: numpy only."""
 
 from typing import Any
 
@@ -8,6 +8,12 @@ from edvit_hf.errors import DataError
 
 DEFAULT_NUM_BINS = 15
 _SUM_TOLERANCE = 1e-2  # half precision keeps about three digits
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(..., C) logits -> probabilities, float64; each row sums to 1."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = DEFAULT_NUM_BINS) -> float:

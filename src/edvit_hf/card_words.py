@@ -124,6 +124,10 @@ def making_table(recipe: Mapping[str, Any]) -> str:
         ["distillation objective", _objective(distill)],
         ["fusion", _fusion(fuse)],
     ]
+    entries = prune.get("from_scratch") or []
+    if entries:
+        new = ", ".join(f"{i} (`{entry['model_type']}`)" for i, entry in enumerate(entries) if entry)
+        lines.insert(1, ["not cut from the teacher", f"built from scratch: sub-models {new}"])
     return markdown_table(["step", "how"], lines)
 
 

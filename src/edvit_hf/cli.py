@@ -115,6 +115,7 @@ def run(
     with _plain_errors():
         from edvit_hf.recipe import load_recipe
         from edvit_hf.recipe import run as run_trip
+        from edvit_hf.recipe.processes import is_main_process
         from edvit_hf.recipe.running import ensemble_dir, stage_dir
 
         _quiet_transformers()
@@ -124,8 +125,11 @@ def run(
             values = values.with_seed(seed)
         command = _reproducing_command(recipe, values.dataset.local_name, seed)
         records = run_trip(
-            values, folder, stages=stages.split(",") if stages else None, command=command, observer=_announce
-        )
+            values, folder, stages=stages.split(",") if stages else None, command=command,
+            observer=_announce if is_main_process() else None,
+        )  # fmt: skip
+        if not is_main_process():
+            return
         # Only what this run made or found up to date: other results in the folder may be of another recipe.
         ran = {record.name for record in records}
         results = stage_dir(folder, "evaluate") / "results.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edvit_hf.calibration import expected_calibration_error
+from edvit_hf.calibration import expected_calibration_error, softmax
 
 if TYPE_CHECKING:
     import torch
@@ -111,12 +111,6 @@ def evaluate(
         labels=labels,
         seconds=seconds,
     )
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise softmax, float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:

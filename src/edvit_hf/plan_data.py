@@ -9,7 +9,9 @@ from edvit_hf.architectures import Widths
 from edvit_hf.costs import BYTES_PER_PARAMETER
 from edvit_hf.storage import MIB, write_json
 
-PLAN_FORMAT = 2  # of `plan.json`: raised with its fields, so that the plan stage of an older work folder runs anew
+# Of `plan.json`: raised with its fields, so that the plan stage of an older work folder runs anew; not with a field
+# whose default is what an older plan means.
+PLAN_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,9 @@ class SubModelPlan:
         macs: Multiply-accumulates for one input (exact).
         predicted_ms: On all cores of its device, alone; None where nothing tells the device's speed.
         energy_mj: Watts of the device times `predicted_ms`; None where either is not known.
-        keep_heads: Heads kept in every layer; None where ratios were given, or the ensemble is a finished one.
+        keep_heads: Heads kept in every layer; None where ratios were given, the sub-model is not cut from the teacher,
+            or the ensemble is a finished one.
+        from_scratch: Model type of a sub-model that is built from its own config; None of one cut from the teacher.
         widths: Its sizes; None of a finished ensemble without a config.
         file_bytes: Precision -> size of its `model.safetensors` (exact).
         held_bytes: What it takes of its device's memory budget: `bytes`, or those of the published file chosen there.
@@ -44,6 +48,7 @@ class SubModelPlan:
     predicted_ms: float | None
     energy_mj: float | None = None
     keep_heads: int | None = None
+    from_scratch: str | None = None
     widths: Widths | None = None
     file_bytes: dict[str, int] = field(default_factory=dict)
     held_bytes: int = 0
@@ -116,7 +121,8 @@ class Plan:
         sub_models: In order of their index.
         devices: In the order of the fleet.
         replicas: Second copies on spare devices.
-        keep_heads: Heads kept in the largest sub-model; where ratios were given, the number of heads nearest in size.
+        keep_heads: Heads kept in the largest sub-model; where ratios were given or it is built from scratch, the number
+            of the teacher's heads whose cut is nearest in size.
         num_heads: Heads of the teacher; both None of a published ensemble.
         hidden_size: Residual channels of the largest sub-model.
         intermediate_size: FFN units of the largest sub-model; both None where its sizes are not known.
@@ -196,10 +202,12 @@ class Plan:
         keeps = sorted({s.keep_heads for s in self.sub_models if s.keep_heads is not None})
         if not keeps and self.hidden_size is None:
             return f"{len(self.sub_models)} sub-models"
+        num_new, total = sum(s.from_scratch is not None for s in self.sub_models), len(self.sub_models)
+        new = f", {num_new} of {total} sub-models from scratch" if num_new else ""
         if not keeps:
-            return f"{self.hidden_size} residual channels in the largest sub-model"
+            return f"{self.hidden_size} residual channels in the largest sub-model{new}"
         heads = str(keeps[0]) if len(keeps) == 1 else f"{keeps[0]} to {keeps[-1]}"
-        return f"keep {heads} of {self.num_heads} heads"
+        return f"keep {heads} of {self.num_heads} heads{new}"
 
     @property
     def pruning_key(self) -> str:
@@ -214,6 +222,7 @@ class Plan:
             lines.append(f"teacher     {_sizes(self.teacher['parameters'], self.teacher['macs'] or 0)}")
         lines += [
             f"sub-model {s.index:<2}{_sizes(s.parameters, s.macs)}  on {s.device}, classes {s.classes}"
+            + ("" if s.from_scratch is None else f", {s.from_scratch} from scratch")
             for s in self.sub_models
         ]
         lines += [f"replica of sub-model {r.index} on {r.device}" for r in self.replicas]

@@ -46,8 +46,8 @@ class Ratios(Protocol):
         """Of the FFN units."""
 
 
-Keep = int | Sequence[int] | Literal["auto", "per-sub-model"] | Ratios
-Cut = int | Ratios  # of one sub-model
+Keep = int | Sequence[int | None] | Literal["auto", "per-sub-model"] | Ratios
+Cut = int | Ratios | ModelShape  # of one sub-model: what it keeps of the teacher, or its own sizes
 
 
 def plan(
@@ -56,6 +56,7 @@ def plan(
     fleet: Fleet,
     *,
     keep: Keep = "auto",
+    from_scratch: Sequence[ModelShape | None] | None = None,
     fusion_hidden_size: int,
     attention: AttentionKind = "whole",
     placement: PlacementMethod = "auto",
@@ -69,6 +70,8 @@ def plan(
         keep: Heads kept in every layer: one number, one per sub-model, "auto" for the largest number that fits every
             budget, or "per-sub-model": that number first, then more in single sub-models while everything fits.
             Or three shares (`KeepRatios`).
+        from_scratch: One entry per sub-model: its sizes where it is not cut from the teacher, else None. Its labels
+            are set here, and `keep` says nothing about it (None in a list).
         fusion_hidden_size: Hidden width of the fusion head, which counts for the total budget and, where the fleet
             names a coordinator, for that device's.
         attention: How attention shrinks; see `PruneConfig.attention`.
@@ -77,7 +80,7 @@ def plan(
 
     Raises:
         BudgetError: No keep (or not the given one) fits; names the binding budget and the nearest value that would do.
-        RecipeError: A list of keeps of another length than the groups.
+        RecipeError: A list of keeps or of sizes of another length than the groups.
         PruningError: A keep outside the teacher's heads, or widths that the architecture ties.
         MissingExtraError: "exact" was asked for and scipy is not installed.
 
@@ -86,7 +89,8 @@ def plan(
     Differs: whether a keep fits, and the placement, are decided by integer programming; the objective is the predicted
     latency from input to answer.
     """
-    search = _Search(teacher, class_groups, fleet, fusion_hidden_size, attention, *_method(placement))
+    given: list[ModelShape | None] = [None] * len(class_groups) if from_scratch is None else list(from_scratch)
+    search = _Search(teacher, class_groups, fleet, fusion_hidden_size, attention, given, *_method(placement))
     cuts = search.choose(keep)
     result = place(search.costs(cuts), exact=search.exact, notes=search.notes, start=search.starts.get(_key(cuts)))
     return search.describe(result, cuts)
@@ -112,10 +116,16 @@ class _Search:
 
     def __init__(
         self, teacher: ModelShape, class_groups: Sequence[Sequence[int]], fleet: Fleet, fusion_hidden_size: int,
-        attention: AttentionKind, exact: bool, notes: list[str],
+        attention: AttentionKind, given: list[ModelShape | None], exact: bool, notes: list[str],
     ) -> None:  # fmt: skip
+        if len(given) != len(class_groups):
+            raise RecipeError(
+                f"`from_scratch` has {len(given)} entries, but there are {len(class_groups)} sub-models. Entry i says "
+                "whether sub-model i is cut or built. Give one for each."
+            )
         self.teacher, self.groups, self.fleet = teacher, [list(group) for group in class_groups], fleet
         self.hidden, self.attention, self.exact, self.notes = fusion_hidden_size, attention, exact, notes
+        self.given = given
         self.clock = Clock(FEASIBILITY_SECONDS)
         self.starts: dict[tuple[int, ...], list[int]] = {}
         self._shapes: dict[Widths, ModelShape] = {}
@@ -124,6 +134,8 @@ class _Search:
     def shape(self, cut: Cut, group: Sequence[int]) -> ModelShape:
         """The teacher after the cut, voting over the group and "other" (a single group of all classes has none)."""
         labels = len(group) + 1 if len(self.groups) > 1 else len(group)
+        if isinstance(cut, ModelShape):
+            return cut.resized(dataclasses.replace(cut.widths, labels=labels))
         before = self.teacher.widths
         if isinstance(cut, int):
             widths = widths_of_heads(before, cut, attention=self.attention, labels=labels)
@@ -141,6 +153,9 @@ class _Search:
         loads = []
         for cut, group in zip(cuts, self.groups, strict=True):
             shape = self.shape(cut, group)
+            if isinstance(cut, ModelShape):
+                loads.append(Load.of_shape(shape, group, None))
+                continue
             if shape.widths not in self._loads:
                 self._loads[shape.widths] = Load.of_shape(shape, (), cut if isinstance(cut, int) else None)
             loads.append(dataclasses.replace(self._loads[shape.widths], classes=tuple(group)))
@@ -151,17 +166,36 @@ class _Search:
         if isinstance(keep, str):
             if keep not in ("auto", "per-sub-model"):
                 raise RecipeError(f'`keep` must be "auto", "per-sub-model", numbers or ratios, got {keep!r}.')
+            if None not in self.given:
+                return self._all_given()
             uniform = self._largest_uniform()
-            return self._raise_singly(uniform) if keep == "per-sub-model" else [uniform] * len(self.groups)
-        cuts: list[Cut] = [*keep] if isinstance(keep, Sequence) else [keep] * len(self.groups)
-        if len(cuts) != len(self.groups):
+            return self._raise_singly(uniform) if keep == "per-sub-model" else self._cuts([uniform] * len(self.groups))
+        keeps: list[Cut | None] = [*keep] if isinstance(keep, Sequence) else [keep] * len(self.groups)
+        if len(keeps) != len(self.groups):
             raise RecipeError(
-                f"`keep_heads` lists {len(cuts)} numbers, but there are {len(self.groups)} sub-models. Number i says "
+                f"`keep_heads` lists {len(keeps)} numbers, but there are {len(self.groups)} sub-models. Number i says "
                 "how many heads sub-model i keeps. Give one for each, or a single number for all."
             )
+        cuts = self._cuts(keeps)
         if not self.fits(cuts):
             remedy = "add devices, use fewer sub-models, or keep less (`prune.keep_heads: auto` finds the largest keep)"
             self._refuse(cuts, f"With {_keep_words(cuts, self.teacher)}", remedy)
+        return cuts
+
+    def _cuts(self, keeps: Sequence[Cut | None]) -> list[Cut]:
+        """The given sizes where there are some, else the keep."""
+        cuts = [keep if own is None else own for keep, own in zip(keeps, self.given, strict=True)]
+        if None in cuts:
+            raise RecipeError(
+                f"`keep_heads` says nothing about sub-model {cuts.index(None)}, which is cut from the teacher. Its "
+                "size would be a guess. Write a number there, or its sizes in `from_scratch`."
+            )
+        return [cut for cut in cuts if cut is not None]
+
+    def _all_given(self) -> list[Cut]:
+        cuts = self._cuts([None] * len(self.groups))
+        if not self.fits(cuts):
+            self._refuse(cuts, "At the sizes of `prune.from_scratch`", "add devices, or write smaller sizes there")
         return cuts
 
     def fits(self, cuts: Sequence[Cut]) -> bool:
@@ -186,26 +220,26 @@ class _Search:
         possible = [k for k in range(self.teacher.widths.heads, 0, -1) if self._possible(k)]
         if not possible:
             self.shape(1, self.groups[0])  # raises and says why
-        fitting = next((heads for heads in possible if self.fits([heads] * len(self.groups))), None)
+        fitting = next((heads for heads in possible if self.fits(self._cuts([heads] * len(self.groups)))), None)
         if fitting is None:
             smallest, heads = possible[-1], self.teacher.widths.heads
             words = f"Even the smallest possible sub-models ({smallest} of {heads} heads) do not fit:"
-            self._refuse([smallest] * len(self.groups), words, "add devices, or use fewer sub-models")
+            self._refuse(self._cuts([smallest] * len(self.groups)), words, "add devices, or use fewer sub-models")
         return fitting
 
     def _raise_singly(self, uniform: int) -> list[Cut]:
         """From a uniform keep, one step more for one sub-model at a time (the smallest first) while all fits."""
         steps = [k for k in range(uniform, self.teacher.widths.heads + 1) if self._possible(k)]
         at = [0] * len(self.groups)
-        is_open = [True] * len(self.groups)
+        is_open = [own is None for own in self.given]
         while any(is_open):
             index = min((i for i, o in enumerate(is_open) if o), key=lambda i: (at[i], -len(self.groups[i]), i))
             trial = [steps[min(a + (i == index), len(steps) - 1)] for i, a in enumerate(at)]
-            if at[index] + 1 < len(steps) and self.fits(trial):
+            if at[index] + 1 < len(steps) and self.fits(self._cuts(trial)):
                 at[index] += 1
             else:
                 is_open[index] = False
-        return [steps[a] for a in at]
+        return self._cuts([steps[a] for a in at])
 
     def _refuse(self, cuts: Sequence[Cut], words: str, remedy: str) -> NoReturn:
         costs = self.costs(cuts)
@@ -222,14 +256,16 @@ class _Search:
     def describe(self, result: Plan, cuts: Sequence[Cut]) -> Plan:
         """The placed plan with what only the teacher tells."""
         teacher, largest = self.teacher, result.largest
-        widths = largest.widths or teacher.widths
-        keeps = [cut for cut in cuts if isinstance(cut, int)]
+        shape = self.shape(cuts[largest.index], self.groups[largest.index])
+        keeps = [cut for cut in cuts if isinstance(cut, int) and self.given[largest.index] is None]
+        kinds = [None if own is None else own.architecture.model_type for own in self.given]
         return dataclasses.replace(
             result,
+            sub_models=[dataclasses.replace(s, from_scratch=kinds[s.index]) for s in result.sub_models],
             teacher={"parameters": teacher.parameters, "bytes": teacher.bytes, "macs": teacher.macs},
             keep_heads=max(keeps) if keeps else self._nearest_heads(largest.parameters),
-            num_heads=teacher.widths.heads, hidden_size=widths.residual, intermediate_size=widths.ffn,
-            attention=self.attention, same_head=_same_head(teacher, widths),
+            num_heads=teacher.widths.heads, hidden_size=shape.widths.residual,
+            intermediate_size=shape.widths.ffn, attention=self.attention, same_head=_same_head(teacher, shape),
         )  # fmt: skip
 
     def _nearest_heads(self, parameters: int) -> int:
@@ -240,9 +276,9 @@ class _Search:
         return min(sizes, key=lambda k: abs(np.log(sizes[k] / parameters)))
 
 
-def _same_head(teacher: ModelShape, widths: Widths) -> dict[str, float]:
-    """A cut of the teacher that keeps all of its outputs, beside the teacher."""
-    shape = teacher.resized(dataclasses.replace(widths, labels=teacher.widths.labels))
+def _same_head(teacher: ModelShape, sub_model: ModelShape) -> dict[str, float]:
+    """A sub-model as if it had all of the teacher's outputs, beside the teacher."""
+    shape = sub_model.resized(dataclasses.replace(sub_model.widths, labels=teacher.widths.labels))
     return {
         "parameters": shape.parameters, "bytes": shape.bytes, "macs": shape.macs,
         "size_ratio": round(teacher.parameters / shape.parameters, 2),

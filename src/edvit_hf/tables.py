@@ -73,7 +73,7 @@ def plan_table(plan: "Plan") -> Table:
             "",
         )
     for s in plan.sub_models:
-        keep = "" if s.keep_heads is None else str(s.keep_heads)
+        keep = s.from_scratch or ("" if s.keep_heads is None else str(s.keep_heads))
         table.add_row(
             f"sub-model {s.index}", s.device, _class_cell(s.classes), keep, *_size_cells(s.parameters, s.macs),
             _or_unknown(s.predicted_ms), _or_unknown(s.energy_mj),

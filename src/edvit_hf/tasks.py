@@ -6,11 +6,14 @@ Task = Literal["image-classification", "audio-classification", "text-classificat
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
-MAIN_INPUT: dict[Task, str] = {
-    "image-classification": "pixel_values",
-    "audio-classification": "input_values",
-    "text-classification": "input_ids",
+GRAPH_INPUTS: dict[Task, tuple[str, ...]] = {
+    "image-classification": ("pixel_values",),
+    "audio-classification": ("input_values",),
+    "text-classification": ("input_ids", "attention_mask"),
 }
+"""What every exported sub-model is fed by task, the main input first."""
+
+MAIN_INPUT: dict[Task, str] = {task: names[0] for task, names in GRAPH_INPUTS.items()}
 """Name of the forward's first argument: pixels (B, 3, H, W), spectrograms (B, T, F), token ids (B, T)."""
 
 PREPROCESSING_FILE: dict[Task, str] = {

@@ -190,6 +190,9 @@ class TfidfBaseline:
             terms = tuple(values["terms"])
             if idf.shape != (len(terms),) or weights.shape != (len(bias), len(terms)):
                 raise ValueError(f"{len(terms)} terms, but idf {idf.shape} and weights {weights.shape}")
+            for name, array in (("idf", idf), ("weights", weights), ("bias", bias)):
+                if not np.isfinite(array).all():
+                    raise ValueError(f"`{name}` holds values that are not finite")
             return cls(
                 terms, int(values["max_ngram"]), idf, weights, bias, values["cost"], values["validation_accuracy"]
             )  # fmt: skip

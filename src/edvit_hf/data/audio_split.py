@@ -97,10 +97,17 @@ class AudioSplit(RowSplit):
 
     def _sounding(self, features: np.ndarray) -> np.ndarray:
         """(B,) int64: frames before the padding, which is 0 before normalisation."""
-        padding = np.float32((0 - self._mean) / (2 * self._std))
-        is_padding = np.all(np.abs(features - padding) < 1e-6, axis=2)
-        trailing = np.cumprod(np.flip(is_padding, axis=1), axis=1).sum(axis=1)
-        return np.asarray(features.shape[1] - trailing, np.int64)
+        padding, frames = np.float32((0 - self._mean) / (2 * self._std)), features.shape[1]
+        # One bin tells how many frames may be padding at most; only those are looked at as a whole.
+        longest = int(_trailing(np.abs(features[:, :, 0] - padding) < 1e-6).max(initial=0))
+        last = features[:, frames - longest :]
+        trailing = _trailing(np.all(np.abs(last - padding) < 1e-6, axis=2))
+        return np.asarray(frames - trailing, np.int64)
+
+
+def _trailing(flags: np.ndarray) -> np.ndarray:
+    """(B,) int64: how many flags in a row hold at the end of each of (B, T) bool."""
+    return np.asarray(np.cumprod(flags[:, ::-1], axis=1).sum(axis=1), np.int64)
 
 
 @lru_cache(maxsize=16)

@@ -48,8 +48,10 @@ class RawSplit:
     groups: list[str | None] | None = None
 
 
-def raw_split(name: str, dataset: Any, config: DatasetConfig, task: Task, folder: Path | None) -> RawSplit:
-    """Pick the columns of a `datasets.Dataset`.
+def raw_split(
+    name: str, dataset: Any, config: DatasetConfig, task: Task, folder: Path | None, *, blank: str | None = None
+) -> RawSplit:
+    """Pick the columns of a `datasets.Dataset`; `blank` is what an empty cell among the inputs holds.
 
     Raises:
         DataError: A column is missing or has an unfit type.
@@ -82,7 +84,8 @@ def raw_split(name: str, dataset: Any, config: DatasetConfig, task: Task, folder
         labels = whole_labels(labels, config.label_column)
     inputs = undecoded(dataset.select_columns([column]), column, task)
     class_names = list(feature.names) if is_class_label else None
-    return RawSplit(name, labels, class_names, _DatasetItems(inputs), _groups(name, dataset, inputs, config, folder))
+    groups = _groups(name, dataset, inputs, config, folder)
+    return RawSplit(name, labels, class_names, _DatasetItems(inputs, blank), groups)
 
 
 def input_column(features: Any, label_column: str, task: Task) -> str:
@@ -216,13 +219,14 @@ def _relative(name: str | None, folder: Path | None) -> str | None:
 
 
 class _DatasetItems:
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, blank: str | None) -> None:
+        self._dataset, self._blank = dataset, blank
         self._column = dataset.column_names[0]
 
     def read(self, rows: np.ndarray) -> list[Any]:
         values = self._dataset[rows.tolist()][self._column]
-        return [_file_of(value) if isinstance(value, dict) else value for value in values]
+        values = [_file_of(value) if isinstance(value, dict) else value for value in values]
+        return [self._blank if value is None else value for value in values]
 
 
 def _file_of(value: dict[str, Any]) -> Any:

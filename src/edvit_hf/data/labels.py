@@ -79,8 +79,8 @@ def refuse_surplus_names(train: RawSplit, names: Sequence[str]) -> None:
     if highest < len(names) - 1:
         raise DataError(
             f"Expected training rows of the last of the {len(names)} `label_names`, {names[-1]!r}, in split "
-            f"{train.name!r}, got class ids up to {int(highest)}. The model would have outputs that are never right. Remove "
-            "the names of classes that are not there, or check `label_column`."
+            f"{train.name!r}, got class ids up to {int(highest)}. The model would have outputs that are never right. "
+            "Remove the names of classes that are not there, or check `label_column`."
         )
 
 

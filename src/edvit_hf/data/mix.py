@@ -71,7 +71,7 @@ def mix_batch(
         if cuts:
             mixed[name], share = _cut(values, partner.to(values.device), share, corner)
         else:
-            mixed[name] = values * share + values[partner.to(values.device)] * (1 - share)
+            mixed[name] = values[partner.to(values.device)].mul_(1 - share).add_(values * share)
     return mixed, targets * share + targets[partner] * (1 - share)
 
 

@@ -49,7 +49,10 @@ def open_splits(config: DatasetConfig, task: Task = "image-classification") -> d
     opened = {}
     for name in wanted:
         rows = _first_rows(splits[name], name, config, task)
-        opened[name] = raw_split(name, rows, config, task, folder)
+        # In a local csv an empty cell is the only way to write an empty text.
+        is_csv = folder is not None and getattr(splits[name], "builder_name", None) == "csv"
+        blank = "" if is_csv and task == "text-classification" else None
+        opened[name] = raw_split(name, rows, config, task, folder, blank=blank)
     return opened
 
 

@@ -65,17 +65,20 @@ def load_task(
 
     Raises:
         DataError: Whatever is not as described: a missing dataset, split or column, a label that is no class,
-            a single class, an item that cannot be decoded, a section or an augmentation of another task.
+            training rows of a single class (damaged ones not counted), an item that cannot be decoded, a section or an
+            augmentation of another task.
         MissingExtraError: An optional package is not installed.
     """
     config.check_task(task)
     augmentation.check_task(task)
     label_names, roles = choose_roles(config, open_splits(config, task))
-    _check_classes(config, roles["train"].labels, label_names)
+    _refuse_one_class(roles["train"].labels, roles["train"].unlabelled)
     built = BUILDERS[task](Order(config, task, roles, augmentation, processor_dir))
     skipped = {name: role.unlabelled + len(role.rows) - len(built.splits[name]) for name, role in roles.items()}
     if any(skipped.values()):
         logger.warning("data: skipped rows of %s: %s", config.path, ", ".join(f"{k} {v}" for k, v in skipped.items()))
+    _refuse_one_class(built.splits["train"].labels, skipped["train"])  # damaged rows may have been all of a class
+    _warn_of_empty_classes(config, built.splits["train"].labels, label_names)
     return TaskData(
         label_names=label_names,
         train=built.splits["train"],
@@ -89,13 +92,18 @@ def load_task(
     )
 
 
-def _check_classes(config: DatasetConfig, train_ids: np.ndarray, label_names: list[str]) -> None:
-    seen = np.unique(train_ids)
-    if len(seen) < 2:
+def _refuse_one_class(train_ids: np.ndarray, num_skipped: int) -> None:
+    num_seen = len(np.unique(train_ids))
+    if num_seen < 2:
+        skipped, repair = (f" ({num_skipped} skipped)", "Repair the skipped rows, r") if num_skipped else ("", "R")
         raise DataError(
-            f"Expected training rows of at least two classes, got {len(train_ids)} row(s) of {len(seen)}. "
-            "Raise `max_train_samples` or lower `validation_fraction`."
+            f"Expected training rows of at least two classes, got {len(train_ids)} row(s) of {num_seen}{skipped}. "
+            f"There is nothing to tell apart. {repair}aise `max_train_samples` or lower `validation_fraction`."
         )
+
+
+def _warn_of_empty_classes(config: DatasetConfig, train_ids: np.ndarray, label_names: list[str]) -> None:
+    seen = np.unique(train_ids)
     unseen = [label_names[index] for index in range(len(label_names)) if index not in seen]
     if unseen:
         logger.warning(

@@ -20,13 +20,11 @@ class SpecialTokens:
         pad: Fills shorter rows.
         unknown: Takes the place of dropped tokens.
         kept: Never dropped ([CLS], [SEP] and the like).
-        pad_left: Whether padding stands before the tokens.
     """
 
     pad: int = 0
     unknown: int = 1
     kept: tuple[int, ...] = (0, 2, 3, 4)
-    pad_left: bool = False
 
 
 class TokenStore:
@@ -121,9 +119,6 @@ class TextSplit(RowSplit):
                 ids[gone] = self._special.unknown
             else:
                 ids, present = _without(ids, present, gone)
-        if self._special.pad_left:
-            order = np.argsort(present, axis=1, kind="stable")
-            ids, present = np.take_along_axis(ids, order, 1), np.take_along_axis(present, order, 1)
         ids[~present] = self._special.pad
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(present.astype(np.int64))}
 

@@ -79,7 +79,7 @@ def read_tokenizer(folder: Path, config: TextConfig | None) -> tuple[TextTransfo
         config (`TextConfig`): Its `max_length` cuts rows shorter than the files say; None leaves them.
 
     Raises:
-        DataError: Damaged files, or a `max_length` above what the teacher can read.
+        DataError: Damaged files, padding on the left, or a `max_length` above what the teacher can read.
     """
     transform = TextTransform.from_file(folder, None if config is None else config.max_length)
     files = {
@@ -113,9 +113,7 @@ def special_tokens_of(files: dict[str, str], transform: TextTransform) -> Specia
     named = (_content(settings.get("unk_token")), model.get("unk_token"), _content(settings.get("mask_token")))
     unknown = next((added[name] for name in named if name in added), transform.pad_id)
     kept = tuple(sorted(set(added.values()) - {unknown}))
-    return SpecialTokens(
-        pad=transform.pad_id, unknown=unknown, kept=kept, pad_left=settings.get("padding_side") == "left"
-    )
+    return SpecialTokens(pad=transform.pad_id, unknown=unknown, kept=kept)
 
 
 def _content(token: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import ExportGateError, MissingExtraError
-from edvit_hf.tasks import TASKS, Task
+from edvit_hf.tasks import GRAPH_INPUTS, TASKS, Task
 
 try:
     from optimum.exporters.base import ExporterConfig
@@ -38,13 +38,13 @@ _register = TasksManager.create_register(BACKEND, overwrite_existing=True)
 
 Axes = dict[str, dict[int, str]]  # input or output name -> dynamic axis -> its symbol
 
+_DYNAMIC: dict[Task, dict[int, str]] = {
+    "image-classification": {0: "batch"},
+    "audio-classification": {0: "batch"},
+    "text-classification": {0: "batch", 1: "sequence"},
+}
 INPUT_AXES: dict[Task, Axes] = {
-    "image-classification": {"pixel_values": {0: "batch"}},
-    "audio-classification": {"input_values": {0: "batch"}},
-    "text-classification": {
-        "input_ids": {0: "batch", 1: "sequence"},
-        "attention_mask": {0: "batch", 1: "sequence"},
-    },
+    task: {name: dict(_DYNAMIC[task]) for name in names} for task, names in GRAPH_INPUTS.items()
 }
 """Inputs of a graph by task, in order, with their dynamic axes. Images and spectrograms have one size."""
 

@@ -2,7 +2,7 @@
 """The values of the pruning stage. Light: no torch."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from edvit_hf.architectures import AttentionKind
 from edvit_hf.errors import PruningError
@@ -40,9 +40,13 @@ class PruneConfig:
 
     Attributes:
         keep_heads: Heads kept in every layer; residual channels and FFN units follow in the same ratio. A list gives
-            one number per sub-model. "auto" leaves it to the planner: the largest number that fits, the same for all;
-            "per-sub-model" lets the planner go on where single sub-models have room for more.
+            one number per sub-model (null where `from_scratch` has a config). "auto" leaves it to the planner: the
+            largest number that fits, the same for all; "per-sub-model" lets the planner go on where single sub-models
+            have room for more.
         keep_ratios: Instead of `keep_heads`: three shares, where the architecture allows them to differ.
+        from_scratch: One entry per sub-model: null where it is cut from the teacher, else values of a stock config with
+            its `model_type`, and that sub-model is built with random weights and learns by distillation alone, as DeViT
+            (arXiv 2309.05015) starts from small models. Labels and input sizes are filled in. None: all are cut.
         attention: How attention shrinks: "whole" heads stay or go; "thin" keeps every head with fewer dimensions;
             "merged" makes each new head from the best dimensions of several neighbouring old ones (UP-ViTs, arXiv
             2111.15127).
@@ -58,8 +62,9 @@ class PruneConfig:
         seed: Draws the scored and the fitted items, and the scores of "random"; at least 0.
     """
 
-    keep_heads: int | tuple[int, ...] | Literal["auto", "per-sub-model"] = "auto"
+    keep_heads: int | tuple[int | None, ...] | Literal["auto", "per-sub-model"] = "auto"
     keep_ratios: KeepRatios | None = None
+    from_scratch: tuple[dict[str, Any] | None, ...] | None = None
     attention: AttentionKind = "whole"
     importance: ImportanceMethod = "fisher"
     samples_per_class: int = 16
@@ -71,11 +76,16 @@ class PruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep_heads, list):
-            object.__setattr__(self, "keep_heads", tuple(self.keep_heads))
+        for name in ("keep_heads", "from_scratch"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         keep = self.keep_heads
+        if self.from_scratch is not None:
+            self._check_from_scratch(self.from_scratch)
         if keep not in ("auto", "per-sub-model"):
             counts = keep if isinstance(keep, tuple) else (keep,)
+            if self.from_scratch is not None and isinstance(keep, tuple):  # null stands there, as checked
+                counts = tuple(count for count in keep if count is not None)
             if not counts or not all(isinstance(count, int) and _is_count(count) and count >= 1 for count in counts):
                 raise PruningError(
                     f'`keep_heads` must be "auto", "per-sub-model", a whole number of at least 1, or a list with one '
@@ -101,6 +111,38 @@ class PruneConfig:
             raise PruningError(
                 f"`seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no other; "
                 "change it."
+            )
+
+    def _check_from_scratch(self, configs: tuple[dict[str, Any] | None, ...]) -> None:
+        """Refuse what contradicts the list of configs, or would stay unread beside it."""
+        keep, is_new = self.keep_heads, [config is not None for config in configs]
+        places = [i for i, new in enumerate(is_new) if new]
+        if not any(is_new):
+            raise PruningError(
+                "`from_scratch` holds no config, so every sub-model is cut from the teacher, as without it. Remove it, "
+                "or write a stock config (model_type, hidden_size, ...) for at least one sub-model."
+            )
+        for i, config in enumerate(configs):
+            if config is not None and "model_type" not in config:
+                raise PruningError(
+                    f"`from_scratch[{i}]` needs a `model_type` (for example deit), got only {sorted(config)}: it names "
+                    "the stock class. Add it."
+                )
+        if all(is_new) and (keep != "auto" or self.keep_ratios is not None):
+            raise PruningError(
+                "`from_scratch` gives a config for every sub-model, so nothing is cut and `keep_heads` and "
+                "`keep_ratios` would be ignored silently. Remove them."
+            )
+        if isinstance(keep, tuple) and [count is None for count in keep] != is_new:
+            raise PruningError(
+                f"`keep_heads` is {list(keep)}, but `from_scratch` has {len(configs)} entries, configs at {places}: "
+                "entry i of both belongs to sub-model i, which is either cut or built. Write null in `keep_heads` "
+                "exactly where `from_scratch` has a config."
+            )
+        if self.rounds > 1:
+            raise PruningError(
+                f"`rounds` is {self.rounds}, but `from_scratch` builds sub-models that are never pruned: a round would "
+                "have nothing to cut of them. Use `rounds: 1`, or cut every sub-model from the teacher."
             )
 
 

@@ -4,10 +4,14 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from edvit_hf.architecture_tables import architecture_of_config, check_keys
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import RecipeError
 from edvit_hf.pruning import architecture_of
+from edvit_hf.pruning.surgery import label_names
+from edvit_hf.recipe.from_scratch import stock_model, sub_model_config
 from edvit_hf.recipe.groups import groups_before_training
 from edvit_hf.recipe.offline_plan import plan_groups
 from edvit_hf.recipe.trip import Trip, check_weights
@@ -24,23 +28,11 @@ def base_model(trip: Trip) -> "PreTrainedModel":
         RecipeError: It cannot be built or loaded, or is not what the recipe says it is.
         CheckpointError: Its weights are damaged, incomplete or not finite.
     """
-    from transformers import AutoConfig
-
-    from edvit_hf.auto import stock_auto_class
-
-    config, names, stock_class = trip.recipe.teacher, trip.data.label_names, stock_auto_class(trip.recipe.task)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    config, names = trip.recipe.teacher, trip.data.label_names
     if config.from_scratch is not None:
         check_keys(config.from_scratch, "teacher.from_scratch")
         values = {**trip.recipe.input_sizes, **config.from_scratch}
-        try:
-            stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
-            return stock_class.from_config(stock)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(
-                f"`teacher.from_scratch` {config.from_scratch} is no stock model for {trip.recipe.task}: {error}. "
-                "Correct it."
-            ) from error
+        return stock_model(trip.recipe, values, names, "teacher.from_scratch")
     model = load_teacher(
         config.checkpoint, config.revision, names, task=trip.recipe.task, is_final=config.epochs == 0
     )  # fmt: skip
@@ -146,8 +138,9 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
     """Check coverage, split and plan before the teacher is trained: what cannot be cut must not cost hours first.
 
     Raises:
-        PruningError: The axis table of its architecture does not describe the model, or the keep cannot be cut.
-        RecipeError: The split or the pruning rounds are impossible.
+        PruningError: The axis table of its architecture does not describe the model (or one that is built from
+            scratch), or the keep cannot be cut.
+        RecipeError: The split, the pruning rounds or a sub-model from scratch is impossible.
         BudgetError: Nothing fits the fleet.
         DataError: A class group has no training items.
     """
@@ -158,3 +151,11 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
         trip.refuse_empty_groups(groups)
     shape = ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
     plan_groups(trip.recipe, shape, groups)
+    for index, group in enumerate(groups):
+        values = sub_model_config(trip.recipe, shape, index)
+        if values is not None:
+            with torch.device("meta"):  # its parameters, without their memory
+                built = stock_model(
+                    trip.recipe, values, label_names(config, group), f"prune.from_scratch[{index}]"
+                )  # fmt: skip
+            architecture_of(built)

@@ -18,11 +18,11 @@ from edvit_hf.data import TextSplit, class_group_indices, iterate_batches
 from edvit_hf.evaluation import Evaluation, Predict, torch_predict
 from edvit_hf.evaluation import evaluate as measure
 from edvit_hf.recipe.cutting import distill_into, prune_for
-from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import whole_folder
 from edvit_hf.training import DistillConfig
 
+_CUTTING = ("importance", "samples_per_class", "batch_size", "compensate", "compensation_samples", "seed")
 COMPUTE_CAP = 2.0  # a larger plain model trains with at most this many times the sub-models' compute
 
 
@@ -61,7 +61,7 @@ def baselines(trip: Trip) -> list[Candidate]:
         config = fair_budget(trip, shapes[keep].macs)
         note = f"{keep} of {shape.widths.heads} heads kept; {_note(config)}"
         rows.append(_row(trip, name, plain_model(trip, keep, config), shapes[keep].macs, note))
-    per_device = max(s.parameters for s in plan.sub_models)
+    per_device = shapes[plan.keep_heads].parameters
     if trip.recipe.task == "text-classification":
         return [*rows, _tfidf(trip, per_device), _tfidf(trip, None)]
     return [*rows, _small_cnn(trip, per_device)]
@@ -105,8 +105,9 @@ def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) ->
 
 def _folder(trip: Trip, name: str, *facts: object) -> Path:
     """Beside the teacher, named by everything that the model depends on besides the teacher."""
-    values = recipe_values(trip.recipe)
-    content = json.dumps([name, values["prune"], values["dataset"], *map(str, facts)], sort_keys=True, default=str)
+    prune = dataclasses.asdict(trip.recipe.prune)
+    facts = (*(prune[key] for key in _CUTTING), len(trip.data.train), *facts)  # benchmarks train on fewer items
+    content = json.dumps([name, *map(str, facts)])
     return trip.folders["teacher"] / "compared" / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
@@ -133,8 +134,9 @@ def _small_cnn(trip: Trip, target_parameters: int) -> Candidate:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(**{name: example})
     macs = counter.get_total_flops() // 2
-    # It has no attention to match: of the objectives only the soft labels apply.
-    config = dataclasses.replace(fair_budget(trip, macs), objective="kd")
+    config = fair_budget(trip, macs)
+    if config.objective == "dekd":  # it has no attention to match
+        config = dataclasses.replace(config, objective="kd")
     folder = _folder(trip, "small_cnn", target_parameters, config)
     if not (folder / "model").is_dir():
         distill_into(trip, [model], [None], config, folder=folder, description="small CNN")

@@ -11,6 +11,8 @@ import torch
 from edvit_hf.architectures import AttentionKind, Widths
 from edvit_hf.pruning import compensate, make_plan, prune, unit_scores
 from edvit_hf.pruning.distribution import num_outcomes
+from edvit_hf.pruning.surgery import label_names
+from edvit_hf.recipe.from_scratch import stock_model, sub_model_config
 from edvit_hf.recipe.processes import is_main_process, main_process_first
 from edvit_hf.recipe.rounds import round_widths
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
@@ -36,13 +38,14 @@ logger = logging.getLogger(__name__)
 def prune_round(trip: Trip, number: int) -> None:
     """One pruning round, counted from 1: the first cuts the teacher, each later one what the last retraining left.
 
-    The last round writes the folder of the prune stage, the others folders of their own.
+    The last round writes the folder of the prune stage, the others folders of their own. What the recipe builds from
+    scratch is not cut.
     """
     rounds = trip.recipe.prune.rounds
     folder = trip.folders["prune" if number == rounds else f"prune_round{number}"]
     for index, group in enumerate(trip.class_groups):
         target = folder / f"sub_models/{index:02d}"
-        if target.is_dir():
+        if target.is_dir() or _build(trip, index, target):
             continue
         widths = round_widths(trip.teacher_shape.widths, _final_widths(trip, index), rounds)[number - 1]
         if number == 1:
@@ -53,6 +56,22 @@ def prune_round(trip: Trip, number: int) -> None:
         logger.info("sub-model %d, classes %s\n%s", index, group, pruning_plan)
         write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_dict())
         save_model(model, target, trip.data.processor)
+
+
+def _build(trip: Trip, index: int, target: Path) -> bool:
+    """Write a sub-model that the recipe builds from scratch, with a note in place of a pruning plan; else False."""
+    config, seed = sub_model_config(trip.recipe, trip.teacher_shape, index), trip.recipe.prune.seed + index
+    if config is None:
+        return False
+    torch.manual_seed(seed)
+    names = label_names(trip.teacher.config, trip.class_groups[index])
+    model = stock_model(trip.recipe, config, names, f"prune.from_scratch[{index}]")
+    planned = trip.plan.sub_models[index].parameters
+    note = {"from_scratch": config, "seed": seed, "labels": names, "parameters": planned}
+    logger.info("sub-model %d, classes %s\n%s from scratch", index, trip.class_groups[index], config["model_type"])
+    write_json(target.parents[1] / f"from_scratch_{index:02d}.json", note)
+    save_model(model, target, trip.data.processor)
+    return True
 
 
 def retrain_round(trip: Trip, number: int) -> None:

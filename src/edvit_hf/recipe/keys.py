@@ -40,7 +40,7 @@ def key_values(recipe: Recipe) -> dict[str, Any]:
         del prune["compensate"], prune["compensation_samples"]
     if prune["rounds"] == 1:
         del prune["rounds"], prune["round_epochs"]
-    for name, plain in (("keep_ratios", None), ("attention", "whole")):
+    for name, plain in (("keep_ratios", None), ("from_scratch", None), ("attention", "whole")):
         if prune[name] == plain:
             del prune[name]
     return values

@@ -12,6 +12,7 @@ from edvit_hf.architecture_tables import check_keys
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import RecipeError
 from edvit_hf.planning import PlacementMethod
+from edvit_hf.recipe.from_scratch import sub_model_shapes
 from edvit_hf.recipe.groups import groups_before_training
 from edvit_hf.recipe.rounds import check_rounds
 from edvit_hf.recipe.schema import Recipe, packaged_recipes
@@ -63,12 +64,14 @@ def plan_groups(
 
     Raises:
         BudgetError: No plan fits the fleet.
-        RecipeError: More pruning rounds than there are heads to remove.
+        RecipeError: More pruning rounds than there are heads to remove, or a sub-model from scratch that does not fit
+            the teacher.
     """
     prune = recipe.prune
     result = planning.plan(
         shape, groups, planning.load_fleet(recipe.fleet_path),
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
+        from_scratch=sub_model_shapes(recipe, shape),
         fusion_hidden_size=recipe.fuse.hidden_size, attention=prune.attention, placement=placement,
     )  # fmt: skip
     check_rounds(shape, result, prune.rounds)

@@ -240,8 +240,9 @@ def _image_size(data: dict[str, Any]) -> tuple[int, int] | None:
 def derived_shape(ensemble: Published, index: int) -> ModelShape | None:
     """The sizes of a sub-model of which only exported files are here, from the recipe that results.json records.
 
-    The recipe tells the teacher's sizes, the manifest the sub-model's residual width. A cut of that teacher counts as
-    found only if its parameters and multiply-accumulates are those recorded, to the last one; else the answer is None.
+    The recipe tells the teacher's sizes, the manifest the sub-model's residual width. A cut of that teacher, or a
+    config that the recipe builds from scratch, counts as found only if its parameters and multiply-accumulates are
+    those recorded, to the last one; else the answer is None.
     """
     if ensemble.manifest is None or ensemble.results is None or index not in ensemble.results.sub_models:
         return None
@@ -265,7 +266,7 @@ def derived_shape(ensemble: Published, index: int) -> ModelShape | None:
 def _recorded_cuts(
     ensemble: Published, labels: int
 ) -> tuple[ModelShape, list[Callable[[ModelShape], ModelShape]]]:  # fmt: skip
-    """The teacher of the recorded recipe, and every cut of it that the recipe allows."""
+    """The teacher of the recorded recipe, every cut of it that the recipe allows, and what it builds from scratch."""
     assert ensemble.results is not None
     assert ensemble.manifest is not None
     recipe = ensemble.results.recipe_values
@@ -280,7 +281,13 @@ def _recorded_cuts(
     def of_heads(heads: int) -> Callable[[ModelShape], ModelShape]:
         return lambda t: t.resized(widths_of_heads(t.widths, heads, attention=attention, labels=labels))
 
+    def of_config(config: dict[str, Any]) -> Callable[[ModelShape], ModelShape]:
+        inputs = {name: teacher.config[name] for name in sizes}
+        return lambda t: ModelShape.from_config({**inputs, **config}, num_labels=labels)
+
     cuts = [of_heads(heads) for heads in range(1, teacher.widths.heads + 1)]
+    new = parse_json(list[Any], sections["prune"].get("from_scratch") or [], "prune.from_scratch")
+    cuts += [of_config(config) for config in new if isinstance(config, dict)]
     ratios = sections["prune"].get("keep_ratios")
     if isinstance(ratios, dict):
         shares = [parse_json(float, ratios.get(key), key) for key in ("residual", "attention", "ffn")]

@@ -60,6 +60,6 @@ def check_rounds(teacher: ModelShape, plan: Plan, rounds: int) -> None:
         PruningError: The architecture ties widths that a round would part.
     """
     for sub_model in plan.sub_models:
-        if sub_model.widths is not None:
+        if sub_model.widths is not None and sub_model.from_scratch is None:
             for widths in round_widths(teacher.widths, sub_model.widths, rounds):
                 teacher.architecture.check_ties(teacher.config, widths)

@@ -135,12 +135,14 @@ class Recipe:
             )
         self.augmentation.check_task(self.task)
         self.dataset.check_task(self.task)
-        keep = self.prune.keep_heads
-        if isinstance(keep, tuple) and len(keep) != self.split.num_sub_models:
-            raise RecipeError(
-                f"`prune.keep_heads` lists {len(keep)} numbers, but `split.num_sub_models` is "
-                f"{self.split.num_sub_models}: number i says what sub-model i keeps. Make the two agree."
-            )
+        for name, what in (("from_scratch", "entries"), ("keep_heads", "numbers")):
+            listed = getattr(self.prune, name)
+            if isinstance(listed, tuple) and len(listed) != self.split.num_sub_models:
+                says = "number i says what sub-model i keeps" if what == "numbers" else "entry i is that of sub-model i"
+                raise RecipeError(
+                    f"`prune.{name}` lists {len(listed)} {what}, but `split.num_sub_models` is "
+                    f"{self.split.num_sub_models}: {says}. Make the two agree."
+                )
 
     @property
     def fleet_path(self) -> Path:

@@ -17,14 +17,16 @@ from edvit_hf.recipe.schema import Recipe
 
 
 def teacher_sources(recipe: Recipe) -> dict[str, Any]:
-    """Local data files by name and size; a local checkpoint by the hashes of its files."""
+    """Local data files by path below their folder (which may be their label) and size; a checkpoint's files by hash."""
     dataset, checkpoint = recipe.dataset, recipe.teacher.checkpoint
     root = os.environ.get("EDVIT_DATA_DIR")
-    folder = Path(root) / dataset.local_name if root and dataset.local_name else None
+    folder = Path(root).expanduser() / dataset.local_name if root and dataset.local_name else None
     if folder is None or not folder.is_dir():
-        folder = Path(dataset.data_dir) if dataset.data_dir else None
+        folder = Path(dataset.data_dir).expanduser() if dataset.data_dir else None
     return {
-        "data": None if folder is None else [(p.name, p.stat().st_size) for p in _files(folder)],
+        "data": None
+        if folder is None
+        else [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in _files(folder)],
         "checkpoint": None if checkpoint is None else [(p.name, _sha256(p)) for p in _files(Path(checkpoint))],
     }
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -194,7 +195,7 @@ def load_model(folder: Path, task: Task = "image-classification") -> "PreTrained
     except Exception as error:
         raise CheckpointError(
             f"the model in {folder} cannot be loaded: {error}. A later stage needs it whole. "
-            "Delete that stage's folder and run again: it is rebuilt."
+            f"Delete {folder.parent} and run again: it is rebuilt."
         ) from error
     check_weights(model, list(report["missing_keys"]), str(folder))
     return model.eval()
@@ -247,7 +248,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays by name as safetensors, by write-then-rename."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")  # two benchmarks may share a teacher
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
     partial.replace(path)
 

@@ -5,16 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edvit_hf.errors import DataError
-from edvit_hf.tasks import MAIN_INPUT, Task
+from edvit_hf.tasks import GRAPH_INPUTS, Task
 
 Inputs = Mapping[str, np.ndarray]
-
-INPUT_NAMES: dict[Task, tuple[str, ...]] = {
-    "image-classification": ("pixel_values",),
-    "audio-classification": ("input_values",),
-    "text-classification": ("input_ids", "attention_mask"),
-}
-"""Inputs of every exported sub-model by task, the main one first."""
 
 _WHAT = {
     "image-classification": "pixel values",
@@ -33,9 +26,10 @@ def check_inputs(task: Task, shape: Sequence[int | None], inputs: Inputs | np.nd
 
     Raises:
         DataError: For a missing or unknown name, another shape or type, no items, values that are not finite,
-            a negative token number, or a mask that is not ones and zeros with a one first.
+            a negative token number, or a mask that is not ones and then zeros in each row.
     """
-    main, names = MAIN_INPUT[task], INPUT_NAMES[task]
+    names = GRAPH_INPUTS[task]
+    main = names[0]
     given = dict(inputs) if isinstance(inputs, Mapping) else {main: np.asarray(inputs)}
     if main in given and task == "text-classification":
         given.setdefault("attention_mask", np.ones(np.shape(given[main]), np.int64))
@@ -71,7 +65,8 @@ def _finite(values: np.ndarray, what: str) -> np.ndarray:
 def _token_feeds(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ids, mask = feeds["input_ids"], feeds["attention_mask"]
     is_mask = mask.shape == ids.shape and mask.dtype.kind in "iub" and bool(np.isin(mask, (0, 1)).all())
-    if ids.dtype.kind not in "iu" or ids.min() < 0 or not is_mask or not mask[:, 0].all():
+    is_mask = is_mask and bool(mask[:, 0].all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())  # no holes
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or not is_mask:
         raise DataError(
             f"Expected token numbers of at least 0 and a mask of their shape, 1 for a token and 0 for padding after "
             f"the text, got {ids.dtype} {ids.shape} and a mask {mask.dtype} {mask.shape}, or other values. An answer "

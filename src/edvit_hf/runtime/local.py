@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import onnxruntime
 
-from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.calibration import softmax
+from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.inputs import Inputs, check_inputs
 from edvit_hf.runtime.sessions import (
@@ -24,7 +25,7 @@ from edvit_hf.runtime.sessions import (
     session_options,
     suited_variant,
 )
-from edvit_hf.tasks import Task
+from edvit_hf.tasks import PREPROCESSING_FILE, Task
 from edvit_hf.transforms import Transform, load_transform
 
 logger = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ class LocalEnsemble:
 
         Raises:
             ManifestError: If the manifest is invalid, a file is missing or altered, `precision` was not
-                exported (the message names what there is), or a graph does not have the promised inputs,
-                outputs and sizes.
+                exported (the message names what there is), a graph does not have the promised inputs,
+                outputs and sizes, or `preprocessing` is not the file of the task.
             EDViTError: If the folder does not exist or an index is unknown.
         """
         root = Path(directory)
@@ -148,8 +149,7 @@ class LocalEnsemble:
             check_sub_model(manifest, index, session)
         fusion = open_session(root, manifest.fusion.variant("fp32"), options)
         check_signature(fusion, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
-        transform = load_transform((root / manifest.preprocessing).parent, manifest.ensemble.task)
-        return cls(manifest, transform, sessions, fusion)
+        return cls(manifest, _transform_of(manifest, root), sessions, fusion)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -275,7 +275,7 @@ class LocalEnsemble:
             milliseconds[index] = taken
             if np.isfinite(feature).all() and np.isfinite(logits).all():
                 features[:, self._columns[index]] = feature
-                votes[index] = _softmax(logits)
+                votes[index] = softmax(logits).astype(np.float32)
             else:
                 failed.append(index)
                 logger.warning("sub-model %d gave values that are not finite: treated as absent", index)
@@ -299,10 +299,14 @@ class LocalEnsemble:
                 "The fusion head gave values that are not finite for finite features: its file is damaged or "
                 "of another ensemble. Fetch or export the ensemble again."
             )
-        return _softmax(logits)
+        return softmax(logits).astype(np.float32)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise softmax, float32."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+def _transform_of(manifest: Manifest, root: Path) -> Transform:
+    task = manifest.ensemble.task
+    if manifest.preprocessing != PREPROCESSING_FILE[task]:
+        raise ManifestError(
+            f"Expected `preprocessing` to be {PREPROCESSING_FILE[task]!r} for {task}, got {manifest.preprocessing!r}. "
+            "Inputs would be prepared by another file than the manifest says. Fetch or export the ensemble again."
+        )
+    return load_transform(root, task)

@@ -10,7 +10,7 @@ import onnxruntime
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.profiles import detect_profile
-from edvit_hf.runtime.inputs import INPUT_NAMES
+from edvit_hf.tasks import GRAPH_INPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.Inferen
     """The graph must have the promised names, feature size and number of votes."""
     entry = manifest.sub_models[index]
     what = f"sub-model {index}"
-    check_signature(session, inputs=INPUT_NAMES[manifest.ensemble.task], outputs=("features", "logits"), what=what)
+    check_signature(session, inputs=GRAPH_INPUTS[manifest.ensemble.task], outputs=("features", "logits"), what=what)
     widths = {output.name: output.shape[-1] for output in session.get_outputs()}
     num_classes = len(entry.class_group)
     needs_other = num_classes < len(manifest.label_names)  # a group of all classes may do without

@@ -40,7 +40,8 @@ class TrainLog:
 class Progress:
     """Where a run stands.
 
-    `sums`, `num_items` and `seconds` are totals of the epoch under way; the rest counts from the start.
+    `sums`, `num_items` and `seconds` are totals of the epoch under way; the rest counts from the start. `num_processes`
+    are those of the launch that saves; None in checkpoints that do not say.
     """
 
     run: str
@@ -52,6 +53,7 @@ class Progress:
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     log: list[dict[str, float]] = dataclasses.field(default_factory=list)
     random_state: str = ""
+    num_processes: int | None = None
 
 
 def run_identity(config: TrainConfig, model: nn.Module, num_items: int, description: str) -> str:

@@ -155,7 +155,8 @@ class DistillData:
 class LockstepData:
     """The items that any of several sub-models needs in an epoch, each marked with those who need it.
 
-    Every sub-model gets the very items that `DistillData` would give it; an item that several need comes once.
+    Every sub-model gets the very items that `DistillData` would give it; an item that several need comes once. A batch
+    of `batch_size` counts items of this union, so a sub-model sees fewer rows per step than in a run of its own.
 
     Args:
         split (`Split`): The training split, N items.

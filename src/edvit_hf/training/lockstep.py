@@ -52,8 +52,10 @@ def lockstep_objective(
 ) -> Objective:
     """The sum of the sub-models' losses, each as if it trained by itself on its rows of the batch.
 
-    A batch comes from `LockstepData`. With `config.objective` "dekd" the teacher runs once per batch, as far as its
-    middle layer, and the loss of a sub-model is
+    A batch comes from `LockstepData` and counts items of the union: a sub-model sees only its own rows of them, so
+    fewer per step than in a run of its own with the same `batch_size`, and takes other steps than there. With
+    `config.objective` "dekd" the teacher runs once per batch, as far as its middle layer, and the loss of a
+    sub-model is
 
         (1 - a) * CE(labels) + a * CE(teacher's answers) + (w_q * L_q + w_k * L_k + w_v * L_v) / depth
 
@@ -68,7 +70,8 @@ def lockstep_objective(
         lockstep (`Lockstep`): The sub-models that train.
         class_groups (`Sequence[list[int] | None]`): One per sub-model.
         config (`DistillConfig`): Which losses, and their weights.
-        teacher (`PreTrainedModel`, *optional*): Needed for "dekd"; stays as it is, in eval mode.
+        teacher (`PreTrainedModel`, *optional*): Needed for "dekd". Its weights stay as they are, and it is not copied:
+            with the first batch it moves to the batch's device and into eval mode, and stays there.
 
     Raises:
         TrainingError: If "dekd" lacks a teacher, or relations of these models cannot be compared.

@@ -96,8 +96,9 @@ def train(
 
     The result of an interrupted and resumed run equals that of an uninterrupted one, bit for bit on a CPU
     with the same number of threads: items come in an order that depends only on (seed, epoch, lengths), random
-    states travel with the checkpoints, and those appear whole or not at all. A finished run returns its result at
-    once. The seed of `config` is set globally. The model returns on the device it came from, in eval mode.
+    states travel with the checkpoints, and those appear whole or not at all. With another number of processes than
+    the checkpoint's it differs, which is warned of. A finished run returns its result at once. The seed of `config`
+    is set globally. The model returns on the device it came from, in eval mode.
 
     Launched as several processes, they share every batch and take the same steps as one process would, but for
     rounding, and for what is drawn at random while training (dropout, mixed items).
@@ -140,7 +141,7 @@ def _train(
     home = next(model.parameters()).device
     identity = run_identity(config, model, len(data), description)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-    tracker = Tracker(config, description, is_active=accelerator.is_main_process)
+    tracker = Tracker(config, description, identity, checkpoint_dir, is_active=accelerator.is_main_process)
     try:
         state = _resume(accelerator, checkpoint_dir, identity, config, description)
         bar = _make_bar(config, data, state, description, is_shown=is_shown)
@@ -183,9 +184,16 @@ def _resume(
                 "%s: %d epochs on %s, %d process(es)",
                 description, config.epochs, accelerator.device, accelerator.num_processes,
             )  # fmt: skip
-        return Progress(run=identity)
+        return Progress(run=identity, num_processes=accelerator.num_processes)
     folder, state = found
     restore(accelerator, folder, state)
+    if accelerator.is_main_process and state.num_processes not in (None, accelerator.num_processes):
+        logger.warning(
+            "%s: %s was saved by %d process(es), %d go on: the result will differ from an uninterrupted run's by "
+            "rounding, and by what is drawn at random. Launch as many as before if it has to be equal",
+            description, folder, state.num_processes, accelerator.num_processes,
+        )  # fmt: skip
+    state.num_processes = accelerator.num_processes
     if accelerator.is_main_process:
         logger.info(
             "%s: continues after %d of %d epochs and %d batches (%s)",

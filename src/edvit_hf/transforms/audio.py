@@ -25,6 +25,8 @@ AudioSource: TypeAlias = "bytes | str | Path | np.ndarray | tuple[np.ndarray, in
 
 logger = logging.getLogger(__name__)
 
+MAX_VALUES = 1 << 24
+"""Most values of a spectrogram, frames times mel bins: 64 MiB. AST reads 2**17."""
 MAX_PEAK = 16.0
 """Largest accepted sample: 24 dB above full scale. What lies above is not scaled to [-1, 1]."""
 
@@ -132,6 +134,12 @@ class AudioTransform:
             value = getattr(self, name)
             if type(value) is not int or not lowest <= value <= highest:
                 raise DataError(f"`{name}` must be a whole number in {lowest}..{highest}, got {value!r}.")
+        if self.max_length * self.num_mel_bins > MAX_VALUES:
+            raise DataError(
+                f"Expected `max_length` x `num_mel_bins` of at most {MAX_VALUES} values, got {self.max_length} x "
+                f"{self.num_mel_bins}. Every sound would take that much memory, however short. Correct the "
+                "preprocessor's config."
+            )
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -3,6 +3,7 @@
 Devices and training read texts through this one module, so both see the same tokens.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ _WHY = "Without it the model's words are unknown."
 class TextTransform:
     """What a stock fast tokenizer does with single texts, truncated and padded, without transformers.
 
-    * Truncated to `max_length` tokens, special ones included.
+    * Truncated to `max_length` tokens, special ones included; padded behind them.
     * Long texts: only as many characters are looked at as the first `max_length` tokens need. A token counts as
       certain if it ends 256 characters before the cut; while there are too few of them, four times as many characters
       are looked at. The result is that of the whole text unless a tokenizer decides about a token by what comes
@@ -51,7 +52,6 @@ class TextTransform:
         *,
         max_length: int,
         pad_id: int = 0,
-        padding_side: str = "right",
         truncation_side: str = "right",
     ) -> None:
         special = tokenizer.num_special_tokens_to_add(False)
@@ -61,15 +61,14 @@ class TextTransform:
                 f"{special} special tokens and one of the text must fit. Set `model_max_length` in "
                 "tokenizer_config.json to what the model can read."
             )
-        if {padding_side, truncation_side} - {"left", "right"}:
+        if truncation_side not in ("left", "right"):
             raise DataError(
-                f"Expected the sides left or right, got padding_side {padding_side!r} and truncation_side "
-                f"{truncation_side!r}. Tokens would be lost on the wrong side. Correct tokenizer_config.json."
+                f"Expected `truncation_side` to be left or right, got {truncation_side!r}. Tokens would be lost on the "
+                "wrong side. Correct tokenizer_config.json."
             )
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, direction=truncation_side)
         self._tokenizer = tokenizer
-        self._padding_side = padding_side
         self._cuts = truncation_side == "right"
         self.max_length = max_length
         self.pad_id = pad_id
@@ -83,7 +82,8 @@ class TextTransform:
             max_length: Most tokens of a row; at most the files' own. None takes the files' own.
 
         Raises:
-            DataError: A file is missing or damaged, no length is given or found, or no padding token is found.
+            DataError: A file is missing or damaged, no length is given or found, no padding token is found, or padding
+                stands before the text: models answer from the first token.
             MissingExtraError: tokenizers is not installed.
         """
         path = Path(path)
@@ -91,12 +91,12 @@ class TextTransform:
         tokenizer = _tokenizer(path)
         config_file = path.parent / "tokenizer_config.json"
         config = read_json_object(config_file, "a tokenizer's settings", _WHY) if config_file.exists() else {}
-        _follow_config(tokenizer, config)
+        _check_padding_side(tokenizer, config, path)
+        _follow_config(tokenizer, config, config_file)
         return cls(
             tokenizer,
             max_length=_max_length(tokenizer, config, max_length, path),
             pad_id=_pad_id(tokenizer, config, path),
-            padding_side=config.get("padding_side", "right"),
             truncation_side=config.get("truncation_side", "right"),
         )
 
@@ -158,9 +158,8 @@ class TextTransform:
         ids = np.full((len(rows), width), self.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         for number, row in enumerate(rows):
-            where = slice(0, len(row)) if self._padding_side == "right" else slice(width - len(row), width)
-            ids[number, where] = row
-            mask[number, where] = 1
+            ids[number, : len(row)] = row
+            mask[number, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     def inputs(self, text: str) -> dict[str, np.ndarray]:
@@ -210,12 +209,30 @@ def _tokenizer(path: Path) -> "Tokenizer":
         ) from error
 
 
-def _follow_config(tokenizer: "Tokenizer", config: Mapping[str, Any]) -> None:
+def _check_padding_side(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> None:
+    own = (tokenizer.padding or {}).get("direction", "right")
+    side = config.get("padding_side", own)  # the stock tokenizer asks in this order too
+    if side != "right":
+        raise DataError(
+            f"Expected `padding_side` to be right, got {side!r} in {path} or the tokenizer_config.json beside it. Of "
+            "every model here the first token answers, and in a batch that would be padding. Set `padding_side` to "
+            "right in tokenizer_config.json: a single text is the same on either side."
+        )
+
+
+def _follow_config(tokenizer: "Tokenizer", config: Mapping[str, Any], config_file: Path) -> None:
     """Let tokenizer_config.json have the last word on case and accents where the stock class does."""
     from tokenizers import models, normalizers, pre_tokenizers
 
     kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     if kind in _BERT_CLASSES and isinstance(tokenizer.model, models.WordPiece):
+        for name in ("tokenize_chinese_chars", "strip_accents", "do_lower_case"):
+            value = config.get(name, True)
+            if not (isinstance(value, bool) or (value is None and name == "strip_accents")):
+                raise DataError(
+                    f"Expected `{name}` to be true or false, got {value!r} in {config_file}. Words would be looked up "
+                    "in another form than the model learnt. Correct it, or export the folder again."
+                )
         tokenizer.normalizer = normalizers.BertNormalizer(
             clean_text=True,
             handle_chinese_chars=config.get("tokenize_chinese_chars", True),
@@ -226,9 +243,7 @@ def _follow_config(tokenizer: "Tokenizer", config: Mapping[str, Any]) -> None:
 
 
 def _max_length(tokenizer: "Tokenizer", config: Mapping[str, Any], wanted: int | None, path: Path) -> int:
-    own = config.get("model_max_length")
-    if not isinstance(own, (int, float)) or own > NO_LENGTH:
-        own = (tokenizer.truncation or {}).get("max_length")
+    own = _own_length(tokenizer, config, path)
     if own is None and wanted is None:
         raise DataError(
             f"Expected `model_max_length` in tokenizer_config.json beside {path}, got none that says anything. A text "
@@ -237,10 +252,26 @@ def _max_length(tokenizer: "Tokenizer", config: Mapping[str, Any], wanted: int |
         )
     if own is not None and wanted is not None and wanted > own:
         raise DataError(
-            f"Expected a `max_length` of at most {int(own)} tokens, got {wanted}. The files beside {path} say that the "
+            f"Expected a `max_length` of at most {own} tokens, got {wanted}. The files beside {path} say that the "
             "model cannot read more. Choose a smaller one."
         )
-    return wanted if wanted is not None else int(own)  # type: ignore[arg-type]
+    return wanted if wanted is not None else own  # type: ignore[return-value]
+
+
+def _own_length(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> int | None:
+    """What the files say, None if nothing."""
+    own = config.get("model_max_length")
+    is_number = isinstance(own, (int, float)) and not isinstance(own, bool)
+    if own is None or (is_number and own > NO_LENGTH):
+        found: int | None = (tokenizer.truncation or {}).get("max_length")
+        return found
+    if not is_number or not math.isfinite(own) or own != int(own) or own < 1:
+        raise DataError(
+            f"Expected `model_max_length` to be a whole number of at least 1, got {own!r} in tokenizer_config.json "
+            f"beside {path}. A text could be longer than the model can read. Set it to the model's "
+            "`max_position_embeddings`."
+        )
+    return int(own)
 
 
 def _pad_id(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> int:

@@ -33,14 +33,14 @@ def change(pixels: np.ndarray, drawn: np.ndarray, magnitude: float) -> np.ndarra
     """Apply to each image its row of `operations`, in turn.
 
     Args:
-        pixels (`np.ndarray`): (B, C, H, W) uint8 with C = 3 (RGB) or 1 (grey).
+        pixels (`np.ndarray`): (B, C, H, W) uint8 with C = 3 (RGB) or 1 (grey). May be overwritten.
         drawn (`np.ndarray`): (B, K) int64.
         magnitude (`float`): Strength in [0, 1].
 
     Returns:
-        `np.ndarray`: (B, C, H, W) uint8, a new array.
+        `np.ndarray`: (B, C, H, W) uint8.
     """
-    values = np.ascontiguousarray(pixels).copy()
+    values = np.ascontiguousarray(pixels)
     for column in drawn.T:
         strength = np.where(column < 0, -magnitude, magnitude).astype(np.float32)
         kinds = np.where(column < 0, ~column, column)
@@ -54,7 +54,10 @@ def change(pixels: np.ndarray, drawn: np.ndarray, magnitude: float) -> np.ndarra
                 for few in np.split(items, range(_FEW, len(items), _FEW)):
                     values[few] = _bytes(blend(values[few].astype(np.float32), factor[few]))
                 continue
-            # Each of the others maps every value of an image by one table of 256 bytes.
+            if name in ("posterize", "solarize"):
+                values[items] = _with_bits_changed(name, values[items], np.float32(magnitude))
+                continue
+            # The other two map every value of an image by one table of 256 bytes.
             tables = _bytes(_table(name, values[items], strength[items, None]))
             for item, table in zip(items.tolist(), tables, strict=True):
                 mapped = values[item].tobytes().translate(table.tobytes())
@@ -70,15 +73,18 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 def _table(name: str, images: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """(B, 256) float32: what becomes of each value of each image; `strength` is (B, 1)."""
     levels = np.arange(256, dtype=np.float32)
-    if name == "brightness":
-        return np.asarray(levels * (1 + _LARGEST_CHANGE * strength))
-    if name == "contrast":
-        mean = _mean_grey(images)[:, None]
-        return np.asarray(mean + (levels - mean) * (1 + _LARGEST_CHANGE * strength))
+    mean = _mean_grey(images)[:, None] if name == "contrast" else np.float32(0)
+    return np.asarray(mean + (levels - mean) * (1 + _LARGEST_CHANGE * strength))
+
+
+def _with_bits_changed(name: str, images: np.ndarray, strength: np.float32) -> np.ndarray:
+    """(B, C, H, W) uint8 of the two operations that need no floats."""
     if name == "posterize":
-        step = np.exp2(np.rint(np.abs(strength) * _LARGEST_BITS_LOST))
-        return np.asarray(np.floor(levels / step) * step)
-    return np.where(levels >= 256 * (1 - np.abs(strength)), 255 - levels, levels)
+        step = int(np.exp2(np.rint(strength * _LARGEST_BITS_LOST)))
+        return np.asarray(images & np.uint8(256 - step))
+    first = int(np.ceil(256 * (1 - strength)))  # the lowest value that is inverted; 256 where none is
+    # 255 - v is v with every bit turned.
+    return images ^ -(images >= first).view(np.int8).view(np.uint8)
 
 
 def _mean_grey(images: np.ndarray) -> np.ndarray:
@@ -89,22 +95,30 @@ def _mean_grey(images: np.ndarray) -> np.ndarray:
 
 
 def _saturated(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Blend with the grey image: (B, C, H, W) float32."""
+    """Blend with the grey image: (B, C, H, W) float32, overwritten."""
     if images.shape[1] == 1:
         return images
     red, green, blue = (images[:, channel] * np.float32(w) for channel, w in enumerate(_GREY_WEIGHTS))
     grey = (red + green + blue)[:, None]
-    return np.asarray(images * factor + grey * (1 - factor))
+    images *= factor
+    images += grey * (1 - factor)
+    return images
 
 
 def _sharpened(images: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Blend with Pillow's SMOOTH filter (3 x 3 of ones with 5 in the middle, over 13), whose border is the image's."""
+    """Blend with Pillow's SMOOTH filter (3 x 3 of ones with 5 in the middle, over 13), whose border is the image's.
+
+    Overwrites `images`.
+    """
     if min(images.shape[-2:]) < 3:
         return images
-    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
-    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    rows = images[..., :-2, :] + images[..., 1:-1, :]
+    rows += images[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1]
+    box += rows[..., 2:]
     weight = (1 - factor) / 13
     inner = images[..., 1:-1, 1:-1]
     inner *= factor + 4 * weight
-    inner += box * weight
+    box *= weight
+    inner += box
     return images

@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,15 +67,14 @@ def _move_whole_pixels(pixels: np.ndarray, parameters: np.ndarray, augmentation:
     # A mirrored image moves to the right after it is mirrored, so to the left before.
     right = np.rint(parameters[:, 2] * parameters[:, 4] * width).astype(np.int64)
     margin_y, margin_x = int(np.abs(down).max()), int(np.abs(right).max())
-    moved = pixels
-    if margin_y or margin_x:
-        padded = _padded(pixels, margin_y, margin_x, augmentation.padding)
-        windows = sliding_window_view(padded, (height, width), axis=(2, 3))
-        moved = windows[np.arange(len(pixels)), :, margin_y - down, margin_x - right]
-    mirrored = np.flatnonzero(parameters[:, 4] < 0)
-    if len(mirrored):
-        moved = moved.copy() if moved is pixels else moved
-        moved[mirrored] = moved[mirrored][..., ::-1]
+    padded = _padded(pixels, margin_y, margin_x, augmentation.padding) if margin_y or margin_x else pixels
+    # Image by image: indexing all windows at once gives an array whose layout makes every later pass slow.
+    moved = np.empty_like(pixels)
+    top, left, is_mirrored = (margin_y - down).tolist(), (margin_x - right).tolist(), parameters[:, 4] < 0
+    for item, mirrored in enumerate(is_mirrored.tolist()):
+        y, x = top[item], left[item]
+        window = padded[item, :, y : y + height, x : x + width]
+        moved[item] = window[..., ::-1] if mirrored else window
     return moved
 
 

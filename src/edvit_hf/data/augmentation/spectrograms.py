@@ -38,17 +38,20 @@ def change(
     frames, bins = features.shape[1:]
     if augmentation.gain_db:
         gain = (2 * drawn[:, 1] - 1) * np.float32(augmentation.gain_db * _NEPER_PER_DB / (2 * std))
-        features += np.where(np.arange(frames) < sounding[:, None], gain[:, None], np.float32(0))[:, :, None]
+        for item, (amount, end) in enumerate(zip(gain, sounding.tolist(), strict=True)):
+            features[item, :end] += amount  # one run of memory each: half the time of one sum over all
     if augmentation.time_shift:
         shift = np.rint((2 * drawn[:, 0] - 1) * np.float32(augmentation.time_shift * frames)).astype(np.int64)
         source = (np.arange(frames) - shift[:, None]) % frames
-        features = features[np.arange(len(features))[:, None], source]
+        # Rows of one long table: several times as fast as indexing items and frames by two arrays.
+        rows = source + frames * np.arange(len(features))[:, None]
+        features = features.reshape(-1, bins).take(rows.ravel(), axis=0).reshape(features.shape)
     first, last = 2, 2 + 2 * augmentation.time_masks
     if augmentation.time_masks:
         features[_masked(drawn[:, first:last], augmentation.time_mask_frames, frames)] = 0
     if augmentation.frequency_masks:
         kept = ~_masked(drawn[:, last:], augmentation.frequency_mask_bins, bins)
-        features *= kept[:, None, :]
+        features *= kept.astype(np.float32)[:, None, :]
     return features
 
 
