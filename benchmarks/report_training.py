@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from report_format import NAMES, Results, at, each, figure, goal, percent, section, source, table
+import numpy as np
+from report_format import NAMES, Results, at, each, figure, goal, percent, section, source, spread, table
 
 
 def training(results: Results, full: bool) -> list[str]:
@@ -41,38 +42,37 @@ def ablations(results: Results, full: bool) -> list[str]:
 
 
 def smaller_devices(results: Results, full: bool) -> list[str]:
-    """Where splitting begins to pay."""
+    """Where splitting begins to pay: means over the seeds, the interval over all their test items together."""
     lines: list[str] = []
     for name, data in results.starting_with("smaller_devices_").items():
         rows = []
-        for row in data["rows"]:
-            accuracy, interval = row["accuracy"], row["ensemble_minus_plain"]
-            times = row["parameters"]["teacher"] / row["parameters"]["sub_model"]
+        for keep, count in sorted({(row["keep_heads"], row["num_sub_models"]) for row in data["rows"]}):
+            own = [row for row in data["rows"] if (row["keep_heads"], row["num_sub_models"]) == (keep, count)]
+            sizes = own[0]["parameters"]
             rows.append(
                 [
-                    f"{row['keep_heads']} heads, {row['num_sub_models']} sub-models, seed {row['seed']}",
-                    f"{row['parameters']['sub_model']:,}", f"{times:.0f}", percent(accuracy["teacher"]),
-                    percent(accuracy["plain"]), percent(accuracy["ensemble"]),
-                    f"{percent(interval['difference'], sign='+')} [{percent(interval['low'], sign='+')}, "
-                    f"{percent(interval['high'], sign='+')}]",
+                    f"{keep} of the heads, {count} sub-models", str(len(own)), f"{sizes['sub_model']:,}",
+                    f"{sizes['teacher'] / sizes['sub_model']:.0f}",
+                    *(spread(each(own, "accuracy", kind)) for kind in ("teacher", "plain", "ensemble")),
+                    pooled(own),
                 ]
             )  # fmt: skip
         head = [
-            "kept",
-            "parameters per device",
-            "times smaller",
-            "teacher %",
-            "plain %",
-            "ensemble %",
-            "ensemble - plain",
-        ]
-        lines += [
-            f"{NAMES.get(name, name)} ({source(f'smaller_devices_{name}', data, full)})",
-            "",
-            *table(head, rows),
-            "",
-        ]
+            "kept", "seeds", "parameters per device", "times smaller", "teacher %", "plain, per-device size %",
+            "ensemble %", "ensemble - plain, points",
+        ]  # fmt: skip
+        where = source(f"smaller_devices_{name}", data, full)
+        lines += [f"{NAMES.get(name, name)} ({where})", "", *table(head, rows), ""]
     return section("When does splitting pay? Smaller devices", lines, full)
+
+
+def pooled(rows: list[Any]) -> str:
+    """Difference in points with its 95 % interval: a bootstrap over the test items of all seeds together."""
+    won, lost = (sum(row[key] for row in rows) for key in ("only_ensemble_right", "only_plain_right"))
+    items = sum(row["ensemble_minus_plain"]["num_items"] for row in rows)
+    drawn = np.random.default_rng(0).multinomial(items, [won / items, lost / items, 1 - (won + lost) / items], 2000)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / items, [0.025, 0.975])
+    return f"{percent((won - lost) / items, sign='+')} [{percent(low, sign='+')}, {percent(high, sign='+')}]"
 
 
 def loop(results: Results, full: bool) -> list[str]:

@@ -65,6 +65,8 @@ def compare(trip: Trip, keep: int) -> dict[str, Any]:
     return {
         "accuracy": {name: evaluation.accuracy for name, evaluation in found.items()},
         "ensemble_minus_plain": dataclasses.asdict(interval),
+        "only_ensemble_right": int((right["ensemble"] & ~right["plain"]).sum()),
+        "only_plain_right": int((~right["ensemble"] & right["plain"]).sum()),
         "plain_epochs": config.epochs,
         "parameters": {
             "teacher": trip.teacher_shape.parameters,
