@@ -34,7 +34,14 @@ VALUES: dict[str, Any] = {
     "split": {"num_sub_models": 2},
     "prune": {"keep_heads": 1, "importance": "hybrid", "samples_per_class": 4},
     "distill": {"epochs": 2, "batch_size": 32, "views": 2, "checkpoint_every_steps": 4},
-    "fuse": {"epochs": 2, "batch_size": 32, "hidden_size": 8, "views": 2, "checkpoint_every_steps": 4},
+    "fuse": {
+        "epochs": 2,
+        "batch_size": 32,
+        "hidden_size": 8,
+        "views": 2,
+        "checkpoint_every_steps": 4,
+        "joint": False,
+    },
     "export": {"max_int8_accuracy_loss": 1.0},
 }
 

@@ -139,10 +139,11 @@ def _check_relation_weights(config: DistillConfig) -> None:
 class FuseConfig(TrainConfig):
     """How the fusion head is trained on frozen features; `hidden_size` 0 is a linear head.
 
-    With `joint`, sub-models and fusion head are then tuned together, end to end, for `joint_epochs` epochs at
-    `joint_learning_rate` with batches of `joint_batch_size`: the loss of the fusion head + `token_weight` * squared
-    error of the mapped features from the teacher's feature + `vote_weight` * mean distillation loss of the votes, so
-    that a sub-model's vote stays good. `joint_views` replayed views are used (None: `views`).
+    With `joint` (the default: it won on validation items), sub-models and fusion head are then tuned together, end to
+    end, for `joint_epochs` epochs at `joint_learning_rate` with batches of `joint_batch_size`: the loss of the fusion
+    head + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` * mean
+    distillation loss of the votes, so that a sub-model's vote stays good. `joint_views` replayed views are used (None:
+    `views`).
 
     Source: joint tuning is stage 4 of DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.joint`.
     """
@@ -153,7 +154,7 @@ class FuseConfig(TrainConfig):
     temperature: float = 2.0
     distillation_weight: float = 0.5
     views: int = 4
-    joint: bool = False
+    joint: bool = True
     joint_epochs: int = 5
     joint_learning_rate: float = 3e-4
     joint_batch_size: int = 128
