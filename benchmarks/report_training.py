@@ -4,7 +4,7 @@
 from typing import Any
 
 import numpy as np
-from report_format import NAMES, Results, at, each, figure, goal, percent, section, source, spread, table
+from report_format import NAMES, Results, at, deviation, each, figure, goal, percent, section, source, spread, table
 
 
 def training(results: Results, full: bool) -> list[str]:
@@ -126,8 +126,12 @@ def folds(results: Results, full: bool) -> list[str]:
     if data is None:
         return []
     rows = [
-        [name, f"{percent(row['accuracy_mean'])} ± {percent(row['accuracy_sd'])}", percent(row["macro_f1_mean"])]
-        for name, row in (at(data, "summary") or {}).items()
-    ]
-    lines = [*table(["", "accuracy %, mean and deviation over folds", "macro-F1 %"], rows), ""]
-    return section("ESC-10, five folds", [*lines, f"({source('esc10_folds', data, full)})"], full)
+        [
+            row["name"], f"{percent(at(row, 'accuracy', 'mean'))}{deviation(at(row, 'accuracy', 'sd'))}",
+            percent(at(row, "macro_f1", "mean")), figure(row["parameters_per_device"], ","),
+            ", ".join(at(row, "accuracy", "by_fold") or {}),
+        ]
+        for row in at(data, "summary") or []
+    ]  # fmt: skip
+    head = ["", "accuracy %, mean and deviation over folds", "macro-F1 %", "parameters per device", "folds measured"]
+    return section("ESC-10", [*table(head, rows), "", f"({source('esc10_folds', data, full)})"], full)
