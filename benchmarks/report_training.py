@@ -20,6 +20,8 @@ def ablations(results: Results, full: bool) -> list[str]:
     for name, data in results.starting_with("ablation_").items():
         rows = []
         for question, found in (at(data, "questions") or {}).items():
+            if len(found["answers"]) < 2:
+                continue  # nothing to compare yet
             for answer, row in found["answers"].items():
                 wins = " (best)" if answer == found["winner_on_validation"] else ""
                 rows.append(
