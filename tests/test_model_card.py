@@ -224,7 +224,7 @@ def test_the_card_says_how_the_sub_models_were_made():
         "split": {"strategy": "similarity", "similarity": "spread"},
         "prune": vars(PruneConfig(compensation_samples=2048)),
         "distill": vars(DistillConfig(epochs=1, objective="dekd", hard=False)),
-        "fuse": vars(FuseConfig(epochs=1)),
+        "fuse": vars(FuseConfig(epochs=1, joint=False)),
     }
     table = making_table(made)
     for line in (

@@ -39,6 +39,7 @@ def run_and_stop(folder: Path, work: Path, stage: str, rename: int, number: int,
     """
     from edvit_hf.recipe import run
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     now = {"stage": "", "count": 0}
     replace = os.replace
 
