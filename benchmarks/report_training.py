@@ -110,16 +110,20 @@ def preprocessing(results: Results, full: bool) -> list[str]:
     if data is None:
         return []
     rows = [
-        [at(row, "recipe"), percent(at(row, "teacher", "share"), 1), percent(at(row, "sub_model", "share"), 1),
+        [at(row, "recipe"), percent(at(row, "teacher", "share"), 1), percent(at(row, "sub-model", "share"), 1),
          figure(at(row, "decoding_seconds"), ".1f")]
         for row in at(data, "rows") or []
     ]  # fmt: skip
     worst = max(
-        each([at(row, kind) for row in data["rows"] for kind in ("teacher", "sub_model")], "share"), default=None
+        each([at(row, kind) for row in data["rows"] for kind in ("teacher", "sub-model")], "share"), default=None
     )
     head = ["recipe", "% of a teacher's step", "% of a sub-model's step", "s to decode the data once"]
     limit = goal(None if worst is None else 100 * worst, 10, "≤", " %")
-    return [*table(head, rows), "", f"Largest share {limit}; {source('preprocessing_share', data, full)}."]
+    return [
+        *table(head, rows),
+        "",
+        f"Largest share {percent(worst, 1)} % {limit}; {source('preprocessing_share', data, full)}.",
+    ]
 
 
 def folds(results: Results, full: bool) -> list[str]:
