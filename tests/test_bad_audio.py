@@ -51,7 +51,7 @@ def flac_header(rate, total, channels=1):
     return b"fLaC\x80\x00\x00\x22" + struct.pack(">HH", 4096, 4096) + b"\0" * 6 + struct.pack(">Q", packed) + b"\0" * 16
 
 
-def inputs_or_refusal(source):
+def check_read_or_refused(source):
     """The features, finite and of the promised shape, or None where the sound was refused by an error of ours."""
     with contextlib.suppress(DataError):
         values = TRANSFORM.inputs(source)["input_values"]
@@ -68,7 +68,7 @@ def inputs_or_refusal(source):
 @example(content=b"ID3\xff\xff\xff\xff\xff\xff\xff")
 def test_any_bytes_are_read_or_refused_but_never_fail_otherwise(content):
     for magic in (b"", b"RIFF\0\0\0\0WAVE", b"fLaC", b"OggS", b"ID3", b"\xff\xfb\x90", b"FORM\0\0\0\0AIFF", b".snd"):
-        inputs_or_refusal(magic + content)
+        check_read_or_refused(magic + content)
 
 
 @pytest.mark.parametrize("kind", sorted(ENCODED))
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_read_or_refused_but_never_fails_otherwise(kind, data)
     near_the_start = st.integers(0, 300) | st.integers(0, len(damaged) - 1)
     for position, value in data.draw(st.lists(st.tuples(near_the_start, st.integers(0, 255)), max_size=8)):
         damaged[position] = value
-    inputs_or_refusal(bytes(damaged[: data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))]))
+    check_read_or_refused(bytes(damaged[: data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))]))
 
 
 @settings(max_examples=100, deadline=None)
@@ -94,13 +94,13 @@ def test_a_damaged_file_is_read_or_refused_but_never_fails_otherwise(kind, data)
 )
 def test_any_array_is_read_or_refused_but_never_fails_otherwise(array, rate):
     for source in (array, (array, rate), {"array": array, "sampling_rate": rate}):
-        inputs_or_refusal(source)
+        check_read_or_refused(source)
 
 
 @pytest.mark.parametrize("kind", sorted(ENCODED))
 def test_whole_files_are_not_refused(kind):
     """Else the tests of damaged files would hold for a reader that refuses everything."""
-    assert inputs_or_refusal(ENCODED[kind]) is not None
+    assert check_read_or_refused(ENCODED[kind]) is not None
 
 
 @pytest.mark.parametrize("kind", sorted(ENCODED))
