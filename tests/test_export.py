@@ -129,7 +129,7 @@ def test_the_manifest_vouches_for_what_was_measured(exported):
         assert fp32.parity.relative_to_largest_logit <= 1e-4
         assert fp32.parity.argmax_agreement == 1.0
         assert 1e-6 < int8.parity.max_abs < 0.5
-        assert (int8.precision, int8.profile, int8.name) == ("int8", PROFILE, "quint8_avx2")
+        assert (int8.precision, int8.profiles, int8.name) == ("int8", [PROFILE], "quint8_avx2")
         assert int8.op_types_quantized == ["MatMul"]
         assert int8.num_quantized_nodes == 6  # query, key, value, output, two of the FFN
         for variant in (fp32, int8):

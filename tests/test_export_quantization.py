@@ -86,7 +86,7 @@ def test_only_the_gating_split_decides_and_the_test_split_is_asked_once_for_each
     assert asked[:2] == [("validation", None)] * 2  # fp32, then the one int8 attempt that was needed
     assert asked[2:] == [("test", each) for each in [None, None, *GROUPS, *GROUPS]]
     assert {row["split"] for row in manifest.ensemble.accuracy.values()} == {"test"}
-    gate = manifest.ensemble.int8_gates["quint8_avx2"]
+    gate = manifest.ensemble.gates["quint8_avx2"]
     assert (gate["split"], gate["num_items"], gate["passed"]) == ("validation", 8, True)
     assert (gate["max_loss"], gate["max_net_flips"], gate["tolerance"]) == (0.005, 2, 0.25)
 
@@ -106,7 +106,7 @@ def test_int8_that_loses_accuracy_is_refused(builder):
 def test_reduced_range_is_tried_when_accuracy_falls_and_the_manifest_says_so(builder):
     gates = {}
     variants = _quantize(builder, None, judge_rows(0.9, 0.7, 0.85), gates, Bar())
-    assert [v.quantization["reduce_range"] for v in variants] == [True, True]
+    assert [v.quantization.reduce_range for v in variants] == [True, True]
     assert (gates["quint8_avx2"]["accuracy_int8"], gates["quint8_avx2"]["net_flips"]) == (0.85, 1)
 
 

@@ -12,16 +12,20 @@ from hypothesis import strategies as st
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest import (
     SCHEMA_VERSION,
+    ContentFile,
     DeviceProfile,
     EnsembleEntry,
     FusionEntry,
     Manifest,
     Parity,
+    Quantization,
     SubModelEntry,
     Variant,
+    content_files,
     content_hash,
     detect_profile,
     file_sha256,
+    hash_of_content,
     load_profiles,
 )
 from edvit_hf.profiles import FIGURES
@@ -30,13 +34,24 @@ from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES, TASKS
 PARITY = Parity(max_abs=1e-6, relative_to_largest_logit=1e-7, argmax_agreement=1.0, num_items=40)
 
 
-def make_variant(root, file, content=b"graph", precision="fp32", profile=None):
+CONTENT = {"config.json": ContentFile(sha256="a" * 64, bytes=9)}
+ARM64 = Quantization(
+    preset="arm64", mode="dynamic", weight_type="QInt8", activation_type="QUInt8", per_channel=True, reduce_range=False,
+    weight_bytes=260, weight_bytes_fp32=1024,
+)  # fmt: skip
+
+
+def make_variant(root, file, content=b"graph", precision="fp32", profiles=()):
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    int8 = {"op_types_quantized": ["MatMul"], "num_quantized_nodes": 6} if precision == "int8" else {}
+    int8 = (
+        {"op_types_quantized": ["MatMul"], "num_quantized_nodes": 6, "quantization": ARM64}
+        if precision == "int8"
+        else {}
+    )
     return Variant(
-        file=file, sha256=file_sha256(path), bytes=len(content), precision=precision, profile=profile,
+        file=file, sha256=file_sha256(path), bytes=len(content), precision=precision, profiles=list(profiles),
         opset=20, parity=PARITY, accuracy={"accuracy": 0.9, "num_items": 40}, latency_note="not measured",
         **int8,
     )  # fmt: skip
@@ -52,19 +67,22 @@ def manifest(tmp_path):
                 make_variant(tmp_path, f"sub_models/{i:02d}/onnx/model.onnx"),
                 make_variant(
                     tmp_path, f"sub_models/{i:02d}/onnx/model_qint8_arm64.onnx", b"int8", "int8",
-                    "raspberry-pi-5"
+                    ["raspberry-pi-5"]
                 ),
             ],
         )
         for i, group in enumerate([[0, 2], [1]])
     ]  # fmt: skip
     return Manifest(
-        ensemble=EnsembleEntry(id="edvit-x", task="image-classification", content_hash="a" * 64, parity=PARITY),
+        ensemble=EnsembleEntry(
+            id="edvit-x", task="image-classification", content_hash=hash_of_content(CONTENT), parity=PARITY
+        ),
         label_names=["zero", "one", "two"],
         class_groups=[[0, 2], [1]],
         preprocessing="preprocessor_config.json",
         sub_models=sub_models,
         fusion=FusionEntry(variants=[make_variant(tmp_path, "onnx/fusion.onnx")]),
+        content=CONTENT,
     )
 
 
@@ -97,12 +115,13 @@ def test_any_finite_statistics_label_names_and_task_survive_the_trip(mean, names
         feature_std=[abs(m) for m in mean], path="sub_models/00", variants=[variant],
     )  # fmt: skip
     manifest = Manifest(
-        ensemble=EnsembleEntry(id="e", task=task, content_hash="0" * 64),
+        ensemble=EnsembleEntry(id="e", task=task, content_hash=hash_of_content(CONTENT)),
         label_names=names,
         class_groups=[entry.class_group],
         preprocessing=PREPROCESSING_FILE[task],
         sub_models=[entry],
         fusion=FusionEntry(variants=[dataclasses.replace(variant, file="b.onnx")]),
+        content=CONTENT,
     )
     assert Manifest.from_json(manifest.to_json()) == manifest
 
@@ -136,8 +155,8 @@ BROKEN = [
     (_set(*FIRST, "bytes", value="9"), "`sub_models[0].variants[0].bytes` must be of type int"),
     (_set(*FIRST, "bytes", value=True), "must be of type int"),
     (_set(*FIRST, "bytes", value=0), "must be positive"),
-    (_set(*FIRST, "precision", value="fp16"), "must be one of ['fp32', 'int8']"),
-    (_set(*FIRST, "num_quantized_nodes", value=3), "an fp32 file has none"),
+    (_set(*FIRST, "precision", value="fp8"), "must be one of ['fp32', 'fp16', 'int8']"),
+    (_set(*FIRST, "num_quantized_nodes", value=3), "any other has none"),
     (_set(*FIRST, "sha256", value="abc"), "64 hex digits"),
     (_set(*FIRST, "latency_note", value=None), "latency is null"),
     (_set(*FIRST, "accuracy", value=None), "accuracy is null"),
@@ -159,7 +178,7 @@ BROKEN = [
     (_set("schema_version", value="1"), "must be a positive integer"),
     (_set("schema_version", value=True), "must be a positive integer"),
     (_set("schema_version", value=SCHEMA_VERSION + 1), "Upgrade edvit_hf"),
-    (_set("schema_version", value=1), "expected schema version 2, got 1. Older manifests do not say what kind"),
+    (_set("schema_version", value=1), "expected schema version 3, got 2. Older manifests lack what"),
 ]
 
 
@@ -333,3 +352,51 @@ def test_reading_a_manifest_loads_no_heavy_package():
     code = "import sys, edvit_hf.manifest, edvit_hf.export; print(sorted({'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"  # noqa: E501
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_content_of_another_version_is_refused(manifest):
+    def mix(data):
+        data["content"]["config.json"]["sha256"] = "b" * 64
+
+    with pytest.raises(ManifestError, match="mixes two versions"):
+        Manifest.from_json(edited(manifest, mix))
+
+
+def test_content_is_what_the_hash_is_over_and_changes_with_every_file(tmp_path):
+    (tmp_path / "sub_models/00").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "sub_models/00/config.json", "README.md"):
+        (tmp_path / name).write_text(name)
+    before = content_files(tmp_path)
+    assert sorted(before) == ["config.json", "model.safetensors", "sub_models/00/config.json"]
+    assert hash_of_content(before) == content_hash(tmp_path)
+    (tmp_path / "README.md").write_text("another card")
+    assert content_files(tmp_path) == before
+    (tmp_path / "sub_models/00/config.json").write_text("another config")
+    assert content_hash(tmp_path) != hash_of_content(before)
+
+
+def test_a_file_suits_its_profile_and_others_with_the_same_instructions(manifest):
+    int8 = manifest.sub_models[0].variants[1]
+    assert [p for p in load_profiles() if int8.suits(p)] == [
+        name for name, profile in load_profiles().items() if profile.quantization == "arm64"
+    ]
+    assert manifest.sub_models[0].variant("int8", "raspberry-pi-4b") == int8
+    with pytest.raises(ManifestError, match=r"no int8 file for x86-avx2.*qint8_arm64 for raspberry-pi-5"):
+        manifest.sub_models[0].variant("int8", "x86-avx2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_bytes": 2048}, "must be smaller than before"),
+        ({"mode": "static"}, "static files are calibrated"),
+        ({"calibration": {"method": "minmax", "split": "train", "num_items": 8}}, "dynamic ones are not"),
+        ({"calibration": {"method": "minmax", "split": "train", "num_items": 0}}, "`num_items` must be >= 1"),
+    ],
+)
+def test_a_quantization_that_cannot_be_is_refused(manifest, change, message):
+    def edit(data):
+        data["sub_models"][0]["variants"][1]["quantization"].update(change)
+
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_json(edited(manifest, edit))

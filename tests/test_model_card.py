@@ -97,7 +97,7 @@ MANIFEST = {
             "fp32": {"split": "test", "accuracy": 0.9644, "num_items": 450},
             "qint8_arm64": {"split": "test", "accuracy": 0.9622, "num_items": 450},
         },
-        "int8_gates": {
+        "gates": {
             "qint8_arm64": {
                 "split": "validation", "num_items": 60, "accuracy_fp32": 0.9833, "accuracy_int8": 0.9667,
                 "net_flips": 1, "max_net_flips": 2, "max_loss": 0.005, "tolerance": 2 / 60,

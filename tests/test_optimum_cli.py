@@ -48,7 +48,7 @@ def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble,
     manifest.verify_files(output)
     (entry,) = manifest.sub_models
     assert [v.name for v in entry.variants] == ["fp32", "qint8_arm64"]
-    assert entry.variants[1].profile == "raspberry-pi-5"
+    assert entry.variants[1].profiles == ["raspberry-pi-5"]
     for variant in manifest.variants:
         assert variant.accuracy is None
     assert manifest.ensemble.accuracy is None

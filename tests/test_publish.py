@@ -64,7 +64,7 @@ def test_int8_was_accepted_on_validation_and_every_accuracy_is_of_the_whole_test
     results = json.loads((folder / "results.json").read_text())
     ensemble, sizes = manifest["ensemble"], results["dataset"]
     assert {(r["split"], r["num_items"]) for r in ensemble["accuracy"].values()} == {("test", sizes["num_test_items"])}
-    (gate,) = ensemble["int8_gates"].values()
+    (gate,) = ensemble["gates"].values()
     assert (gate["split"], gate["num_items"]) == ("validation", sizes["num_validation_items"])
     assert ensemble["accuracy"]["fp32"]["accuracy"] == pytest.approx(results["rows"][1]["accuracy"])
     for entry, measured in zip(manifest["sub_models"], results["sub_models"], strict=True):

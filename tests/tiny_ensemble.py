@@ -8,18 +8,26 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edvit_hf.manifest import (
+    ContentFile,
     EnsembleEntry,
     FusionEntry,
     Manifest,
     Parity,
+    Quantization,
     SubModelEntry,
     Variant,
     file_sha256,
+    hash_of_content,
 )
 from edvit_hf.tasks import PREPROCESSING_FILE
 
 SIZE = 8
 FEATURES = 4
+AVX2 = Quantization(
+    preset="avx2", mode="dynamic", weight_type="QUInt8", activation_type="QUInt8", per_channel=True, reduce_range=False,
+    weight_bytes=260, weight_bytes_fp32=1024,
+)  # fmt: skip
+CONTENT = {"config.json": ContentFile(sha256="0" * 64, bytes=1)}  # of weights that a toy does without
 PARITY = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
 NUM_FRAMES, NUM_MEL_BINS = 20, 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{i}" for i in range(46))]
@@ -105,12 +113,13 @@ def write_tiny_ensemble(
     )
     _save(root / "onnx/fusion.onnx", _fusion_graph(fusion, len(columns), len(class_groups)))
     manifest = Manifest(
-        ensemble=EnsembleEntry(id="tiny", task=task, content_hash="0" * 64),
+        ensemble=EnsembleEntry(id="tiny", task=task, content_hash=hash_of_content(CONTENT)),
         label_names=label_names or [f"class_{i}" for i in range(num_labels)],
         class_groups=[list(group) for group in class_groups],
         preprocessing=PREPROCESSING_FILE[task],
         sub_models=entries,
         fusion=FusionEntry(variants=[_variant(root, "onnx/fusion.onnx", "fp32")]),
+        content=CONTENT,
     )
     write_processor(root, task)
     manifest.save(root)
@@ -129,7 +138,8 @@ def _variant(root, file, precision):
         file=file, sha256=file_sha256(root / file), bytes=(root / file).stat().st_size, precision=precision,
         op_types_quantized=["MatMul"] if precision == "int8" else [],
         num_quantized_nodes=1 if precision == "int8" else 0,
-        profile="x86-avx2" if precision == "int8" else None, opset=20, parity=PARITY,
+        quantization=AVX2 if precision == "int8" else None,
+        profiles=["x86-avx2"] if precision == "int8" else [], opset=20, parity=PARITY,
         accuracy_note="toy", latency_note="not measured: toy graph",
     )  # fmt: skip
 

@@ -238,7 +238,7 @@ def variant_table(manifest: Mapping[str, Any]) -> str:
 def whole_onnx_finding(manifest: Mapping[str, Any]) -> str:
     """The accuracy of the whole ensemble on onnxruntime, by variant, and what accepted the int8 ones."""
     entry = manifest.get("ensemble") or {}
-    rows, gates = entry.get("accuracy") or {}, entry.get("int8_gates") or {}
+    rows, gates = entry.get("accuracy") or {}, entry.get("gates") or {}
     figures = [f"`{name}` {percent(row.get('accuracy'))}" for name, row in rows.items()]
     splits = " and ".join(sorted({str(row["split"]) for row in rows.values() if row.get("split")}))
     where = f"onnxruntime, {splits} split" if splits else "onnxruntime"
@@ -293,7 +293,7 @@ def _variant_line(variant: Mapping[str, Any]) -> list[str]:
     return [
         f"`{variant.get('file')}`",
         _text(variant.get("precision")),
-        variant.get("profile") or "any",
+        ", ".join(variant.get("profiles") or []) or "any",
         mebibytes(variant.get("bytes")),
         NOT_MEASURED if relative is None else f"{relative:.1e}",
         percent(parity.get("argmax_agreement")),

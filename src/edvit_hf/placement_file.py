@@ -2,10 +2,8 @@
 """`placement.json`: which device of a fleet runs which sub-model from which file. Standard library only."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.storage import write_json
@@ -70,7 +68,7 @@ class PlacementFile:
     fleet: str
     coordinator: str | None = None
     num_sub_models: int
-    devices: Mapping[str, PlacedDevice]
+    devices: dict[str, PlacedDevice]
     latency_ms: float | None = None
 
     def __post_init__(self) -> None:
@@ -116,27 +114,6 @@ def load_placement(path: Path) -> PlacementFile:
             f"mean something else. {_REMEDY}"
         )
     try:
-        return _parse(data)
+        return parse_json(PlacementFile, data)
     except ValueError as error:
         raise ManifestError(f"{path.name}: {error} {_REMEDY}") from error
-
-
-def _parse(data: dict[str, Any]) -> PlacementFile:
-    devices = data.get("devices")
-    if not isinstance(devices, dict):
-        raise ValueError(f"`devices` must be an object of device names, got {type(devices).__name__}.")
-    placed = {name: parse_json(PlacedDevice, entry, f"devices.{name}") for name, entry in devices.items()}
-    head: _Head = parse_json(_Head, {key: value for key, value in data.items() if key != "devices"})
-    return PlacementFile(**vars(head), devices=placed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Head:
-    """The fields of a placement beside its devices."""
-
-    schema_version: int
-    fleet: str
-    num_sub_models: int
-    ensemble: EnsembleIdentity | None = None
-    coordinator: str | None = None
-    latency_ms: float | None = None

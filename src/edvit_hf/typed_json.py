@@ -1,4 +1,7 @@
-"""Typed JSON: a dataclass is the schema, and what does not fit is named precisely. Standard library only."""
+"""Typed JSON: a dataclass is the schema, and what does not fit is named precisely. Standard library only.
+
+`parse_json` reads by it; `json_schema` writes it down for other languages.
+"""
 
 import dataclasses
 import math
@@ -36,6 +39,9 @@ def parse_json(expected: Any, value: Any, where: str = "") -> Any:
     if origin is list:
         _require(isinstance(value, list), f"`{where}` must be a list, got {type(value).__name__}.")
         return [parse_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        _require(isinstance(value, dict), f"`{where}` must be an object, got {type(value).__name__}.")
+        return {key: parse_json(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     kind = origin or expected
     accepted = (int, float) if kind is float else kind
     matches = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
@@ -56,3 +62,56 @@ def _parse_object(expected: Any, value: Any, where: str) -> Any:
     unknown = sorted(set(value) - {f.name for f in fields})
     _require(not unknown, f"unknown key `{prefix}{unknown[0] if unknown else ''}`.")
     return expected(**{name: parse_json(hints[name], item, f"{prefix}{name}") for name, item in value.items()})
+
+
+_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def json_schema(expected: type, *, title: str, description: str) -> dict[str, Any]:
+    """What `parse_json` accepts for a dataclass, as JSON Schema (draft 2020-12).
+
+    Rules that tie fields together are checked by the classes themselves and are not in it.
+    """
+    definitions: dict[str, Any] = {}
+    reference = _schema(expected, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        "description": description,
+        **reference,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _schema(expected: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = get_origin(expected), get_args(expected)
+    if expected is Any:
+        return {}
+    if origin in (Union, types.UnionType):
+        inner = next(a for a in arguments if a is not type(None))
+        return {"anyOf": [_schema(inner, definitions), {"type": "null"}]}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if dataclasses.is_dataclass(expected):
+        name = expected.__name__  # type: ignore[union-attr]
+        if name not in definitions:
+            definitions[name] = {}  # so that a class that holds itself ends
+            definitions[name] = _object_schema(expected, definitions)
+        return {"$ref": f"#/$defs/{name}"}
+    if origin is list:
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
+    return {"type": _JSON_TYPES[expected]}
+
+
+def _object_schema(expected: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints, fields = get_type_hints(expected), dataclasses.fields(expected)
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    return {
+        "type": "object",
+        "description": (expected.__doc__ or "").splitlines()[0],
+        "properties": {f.name: _schema(hints[f.name], definitions) for f in fields},
+        "required": required,
+        "additionalProperties": False,
+    }

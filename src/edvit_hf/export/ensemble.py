@@ -23,13 +23,15 @@ from edvit_hf.export.optimum_config import task_of
 from edvit_hf.export.quantization import PRESETS
 from edvit_hf.manifest import (
     MANIFEST_NAME,
+    ContentFile,
     EnsembleEntry,
     FusionEntry,
     Manifest,
     Parity,
     SubModelEntry,
     Variant,
-    content_hash,
+    content_files,
+    hash_of_content,
     verify_file,
 )
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
@@ -94,12 +96,13 @@ def export_ensemble(
         accuracy: Figures = {}
         if report is not None:
             accuracy, chosen = _report(build, report, chosen)
-        identity = content_hash(root)
+        content = content_files(root)
+        identity = hash_of_content(content)
         per_sub_model = [list(files) for files in zip(*chosen, strict=True)]
         if config.int8:
             _keep_other_profiles(root, identity, per_sub_model, accuracy, gates)
         entry = _describe_ensemble(task_of(model.config), identity, parity, accuracy, gates)
-        manifest = _make_manifest(model, entry, per_sub_model, fusion)
+        manifest = _make_manifest(model, entry, per_sub_model, fusion, content)
         _publish(staging, root, manifest)
     logger.info(
         "export: %d files, %.1e of the largest logit away from torch, in %.1f s",
@@ -180,7 +183,7 @@ def _keep_other_profiles(
         if len(variants) == len(per_sub_model):
             for files, variant in zip(per_sub_model, variants, strict=True):
                 files.append(variant)
-            for kept, figures in ((old.ensemble.accuracy, accuracy), (old.ensemble.int8_gates, gates)):
+            for kept, figures in ((old.ensemble.accuracy, accuracy), (old.ensemble.gates, gates)):
                 if row := (kept or {}).get(name):
                     figures[name] = row
 
@@ -193,7 +196,7 @@ def _describe_ensemble(task: Task, identity: str, parity: Parity, accuracy: Figu
         parity=parity,
         accuracy=accuracy or None,
         accuracy_note=None if "fp32" in accuracy else NO_LABELS_NOTE,
-        int8_gates=gates or None,
+        gates=gates or None,
     )
 
 
@@ -202,6 +205,7 @@ def _make_manifest(
     entry: EnsembleEntry,
     per_sub_model: Sequence[list[Variant]],
     fusion: Variant,
+    content: dict[str, ContentFile],
 ) -> Manifest:
     """The manifest, checked by reading it back."""
     config, sizes = model.config, model.config.feature_sizes
@@ -225,6 +229,7 @@ def _make_manifest(
         preprocessing=PREPROCESSING_FILE[entry.task],
         sub_models=sub_models,
         fusion=FusionEntry(variants=[fusion]),
+        content=content,
     )
     return Manifest.from_json(manifest.to_json())
 

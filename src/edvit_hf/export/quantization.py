@@ -11,14 +11,16 @@ its batch, padding included. fp32 answers do not.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edvit_hf.errors import ExportGateError, MissingExtraError
 from edvit_hf.export.onnx import clean_graph, save_graph
 from edvit_hf.export.optimum_config import EDViTOnnxConfig
+from edvit_hf.manifest import Quantization
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -54,16 +56,18 @@ class QuantizationPreset:
         if self.may_reduce_range:
             yield replace(self, reduce_range=True)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, nodes: "QuantizedNodes") -> Quantization:
         """What the manifest records."""
-        return {
-            "preset": self.isa,
-            "mode": "dynamic",
-            "weight_type": self.weight_type,
-            "activation_type": "QUInt8",
-            "per_channel": self.per_channel,
-            "reduce_range": self.reduce_range,
-        }
+        return Quantization(
+            preset=self.isa,
+            mode="dynamic",
+            weight_type=self.weight_type,
+            activation_type="QUInt8",
+            per_channel=self.per_channel,
+            reduce_range=self.reduce_range,
+            weight_bytes=nodes.weight_bytes,
+            weight_bytes_fp32=nodes.weight_bytes_fp32,
+        )
 
 
 PRESETS = {
@@ -83,6 +87,8 @@ class QuantizedNodes:
 
     num_nodes: int
     op_types: list[str]
+    weight_bytes: int  # of the quantized weights, with their scales and zero points
+    weight_bytes_fp32: int  # of the same weights before
 
 
 def quantize_graph(
@@ -169,4 +175,15 @@ def _count_quantized(op_type_by_name: dict[str, str], quantized: "ModelProto") -
     names = [node.name for node in quantized.graph.node if node.op_type == "MatMulInteger"]
     originals = [name.removesuffix("_quant").removesuffix("_MatMul") for name in names]
     op_types = sorted({op_type_by_name.get(name, "MatMul") for name in originals})
-    return QuantizedNodes(num_nodes=len(names), op_types=op_types)
+    after, before = _weight_bytes(quantized)
+    return QuantizedNodes(num_nodes=len(names), op_types=op_types, weight_bytes=after, weight_bytes_fp32=before)
+
+
+def _weight_bytes(quantized: "ModelProto") -> tuple[int, int]:
+    """Bytes of the 8-bit weights with their scales and zero points, and of the same weights in float32."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in quantized.graph.initializer}
+    weights = {node.input[1] for node in quantized.graph.node if node.op_type == "MatMulInteger"}
+    stems = {name.removesuffix("_quantized") for name in weights}
+    scales = sum(4 * sizes.get(f"{stem}_scale", 0) + sizes.get(f"{stem}_zero_point", 0) for stem in stems)
+    count = sum(sizes[name] for name in weights)
+    return count + scales, 4 * count

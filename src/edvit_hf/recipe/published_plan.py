@@ -91,7 +91,7 @@ def _placed(entry: SubModelPlan | Replica) -> PlacedFile:
 def suited_variant(entry: SubModelEntry, quantization: str) -> Variant:
     """The int8 file exported with the preset `quantization`, else the fp32 file."""
     for variant in entry.variants:
-        if variant.precision == "int8" and (variant.quantization or {}).get("preset") == quantization:
+        if variant.quantization is not None and variant.quantization.preset == quantization:
             return variant
     return entry.variant("fp32")
 

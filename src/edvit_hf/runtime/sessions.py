@@ -35,19 +35,15 @@ def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
 
 def suited_variant(entry: SubModelEntry, precision: str, profile: str | None) -> Variant:
     """The file for `profile` (default: this machine's) if there is one, else the first of that precision."""
-    variants = [variant for variant in entry.variants if variant.precision == precision]
-    offered = {variant.profile for variant in variants}
-    if profile is None and offered - {None}:
+    variants = [v for v in entry.variants if v.precision == precision and v.inputs == "prepared"]
+    if profile is None and any(variant.profiles for variant in variants):
         profile = detect_profile()
-    if profile not in offered and None not in offered and variants:
+    if profile is not None and variants and not any(v.suits(profile) or not v.profiles for v in variants):
         logger.warning(
             "sub-model %d: no %s file for %s, using the one for %s; it may be slower or less exact here",
-            entry.index,
-            precision,
-            profile,
-            variants[0].profile,
-        )
-        profile = variants[0].profile
+            entry.index, precision, profile, ", ".join(variants[0].profiles),
+        )  # fmt: skip
+        return variants[0]
     return entry.variant(precision, profile)
 
 

@@ -1,0 +1,17 @@
+"""`edvit`: thin commands over the library's functions. The order of the imports is that of `--help`."""
+
+import os
+
+from edvit_hf.cli.app import app
+
+from edvit_hf.cli import trip  # isort: skip  # noqa: F401  (importing a module adds its commands)
+from edvit_hf.cli import measure  # isort: skip  # noqa: F401
+from edvit_hf.cli import machine  # isort: skip  # noqa: F401
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()

@@ -1,0 +1,5 @@
+"""`python -m edvit_hf.cli`."""
+
+from edvit_hf.cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""`edvit evaluate` and `edvit predict`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edvit_hf.cli.app import (
+    Format,
+    FormatOption,
+    Precision,
+    app,
+    console,
+    plain_errors,
+    print_json,
+    start_logging,
+)
+from edvit_hf.errors import DataError
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A published or finished ensemble folder.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."),
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
+    max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
+    output: FormatOption = Format.human,
+) -> None:
+    """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with each sub-model absent."""
+    start_logging(False)
+    with plain_errors():
+        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe.measure import measure_exported
+
+        result = measure_exported(
+            folder, load_recipe(recipe) if recipe else None, precision=precision.value, max_items=max_items
+        )
+        if output is Format.json:
+            print_json(result)
+            return
+        from edvit_hf.tables import evaluation_table
+
+        console.print(evaluation_table(result))
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="An image or sound file, or the text itself; `-`: standard input.")
+    ],
+    drop: Annotated[
+        list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
+    output: FormatOption = Format.human,
+) -> None:
+    """Classify INPUT: class, probability, each sub-model's vote, and what changes when a sub-model is absent.
+
+    Needs no torch: this is what a device runs.
+    """
+    start_logging(False)
+    with plain_errors():
+        from edvit_hf.runtime import LocalEnsemble
+        from edvit_hf.tables import prediction_report, prediction_tables
+
+        ensemble = LocalEnsemble.from_pretrained(folder, precision=precision.value)
+        item = _read_input(source, is_text=ensemble.task == "text-classification")
+        report = prediction_report(ensemble, item, absent=tuple(drop or ()))
+        if output is Format.json:
+            print_json(report)
+            return
+        for table in prediction_tables(report):
+            console.print(table)
+
+
+def _read_input(source: str, *, is_text: bool) -> str | bytes | Path:
+    """What the ensemble is asked about: a file's path, the bytes of one on standard input, or a text.
+
+    Raises:
+        DataError: If a text ensemble is given the name of a file, whose name would be classified.
+    """
+    if not is_text:
+        return sys.stdin.buffer.read() if source == "-" else Path(source)
+    if source == "-":
+        return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    if os.path.isfile(source):  # noqa: PTH113  (which does not mind a text longer than any name)
+        raise DataError(
+            f"Expected a text, got {source!r}, which is a file here. Its name would be classified, not what it says. "
+            f"Give its content on standard input: edvit predict DIR - < {source}"
+        )
+    return source

@@ -1,0 +1,48 @@
+"""The manifest: the JSON contract between export, the Hub and the devices, checked whenever it is read.
+
+Light by design: standard library and yaml only, so that a device can read and verify what it downloaded.
+"""
+
+from edvit_hf.manifest.document import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from edvit_hf.manifest.entries import (
+    Calibration,
+    EnsembleEntry,
+    FusionEntry,
+    Parity,
+    Quantization,
+    SubModelEntry,
+    Variant,
+)
+from edvit_hf.manifest.hashes import (
+    ContentFile,
+    check_relative_path,
+    content_files,
+    content_hash,
+    file_sha256,
+    hash_of_content,
+    verify_file,
+)
+from edvit_hf.profiles import DeviceProfile, detect_profile, load_profiles
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "Calibration",
+    "ContentFile",
+    "DeviceProfile",
+    "EnsembleEntry",
+    "FusionEntry",
+    "Manifest",
+    "Parity",
+    "Quantization",
+    "SubModelEntry",
+    "Variant",
+    "check_relative_path",
+    "content_files",
+    "content_hash",
+    "detect_profile",
+    "file_sha256",
+    "hash_of_content",
+    "load_profiles",
+    "verify_file",
+]

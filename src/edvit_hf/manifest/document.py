@@ -1,0 +1,160 @@
+"""The manifest itself: everything a device must know, checked whenever it is read."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from edvit_hf.errors import ManifestError
+from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
+from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
+from edvit_hf.typed_json import parse_json
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 3  # 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a device must know to load an exported ensemble and to check what it loaded."""
+
+    schema_version: int = SCHEMA_VERSION
+    ensemble: EnsembleEntry
+    label_names: list[str]
+    class_groups: list[list[int]]
+    preprocessing: str  # file that says how a raw input becomes the model's: see `PREPROCESSING_FILE`
+    sub_models: list[SubModelEntry]
+    fusion: FusionEntry
+    whole: list[Variant] = field(default_factory=list)  # the ensemble in one graph: inputs -> logits
+    content: dict[str, ContentFile]  # configs, processors and weights that `ensemble.content_hash` is over
+
+    def __post_init__(self) -> None:
+        """Check that groups, labels and sub-models fit together."""
+        check_relative_path(self.preprocessing, "`preprocessing`")
+        classes = sorted(c for group in self.class_groups for c in group)
+        require(
+            classes == list(range(len(self.label_names))),
+            f"`class_groups` must hold each of the {len(self.label_names)} labels exactly once, "
+            f"got {self.class_groups}.",
+        )
+        indices = [entry.index for entry in self.sub_models]
+        require(
+            indices == list(range(len(self.class_groups))),
+            f"`sub_models` must be numbered 0 to {len(self.class_groups) - 1} in order, got {indices}.",
+        )
+        for entry, group in zip(self.sub_models, self.class_groups, strict=True):
+            require(
+                entry.class_group == group,
+                f"sub-model {entry.index}: `class_group` {entry.class_group} differs from {group} in `class_groups`.",
+            )
+        for name in self.content:
+            check_relative_path(name, "a key of `content`")
+        found = hash_of_content(self.content)
+        require(
+            found == self.ensemble.content_hash,
+            f"`content` hashes to {found[:12]}..., `ensemble.content_hash` says {self.ensemble.content_hash[:12]}.... "
+            "The manifest mixes two versions of an ensemble, or was edited.",
+        )
+        files = [v.file for v in self.variants]
+        require(len(files) == len(set(files)), f"two variants name the same file: {sorted(files)}.")
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Every graph: the sub-models' in order, then the fusion head's and those of the whole ensemble."""
+        return [v for entry in self.sub_models for v in entry.variants] + self.fusion.variants + self.whole
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, keys in the order of the fields."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = MANIFEST_NAME) -> Self:
+        """Parse and validate a manifest.
+
+        Args:
+            text (`str`): JSON.
+            source (`str`): Named in errors.
+
+        Raises:
+            ManifestError: For broken JSON, a newer schema, a missing or unknown key, a wrong type or value.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ManifestError(
+                f"{source}: expected JSON, got text that breaks at line {error.lineno} ({error.msg}). "
+                f"The file is truncated or edited. Fetch or export it again."
+            ) from error
+        require(isinstance(data, dict), f"{source}: expected a JSON object, got {type(data).__name__}.")
+        version = data.get("schema_version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ManifestError(f"{source}: `schema_version` must be a positive integer, got {version!r}.")
+        if version > SCHEMA_VERSION:
+            raise ManifestError(
+                f"{source}: schema version {version} is newer than {SCHEMA_VERSION}, the newest read here. "
+                f"Its fields may mean something else. Upgrade edvit_hf."
+            )
+        if version < SCHEMA_VERSION:
+            raise ManifestError(
+                f"{source}: expected schema version {SCHEMA_VERSION}, got {version}. Older manifests lack what "
+                f"is checked now. Export again."
+            )
+        try:
+            return parse_json(cls, data)
+        except ValueError as error:
+            raise ManifestError(f"{source}: {error} Export again, or use the version that wrote it.") from error
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a manifest from a file, or from the `manifest.json` of a folder.
+
+        Raises:
+            ManifestError: If it is missing or invalid.
+        """
+        path = Path(path)
+        path = path / MANIFEST_NAME if path.is_dir() else path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise ManifestError(
+                f"No manifest at {path}. A folder without one was never exported, or the export was cut off. "
+                f"Run the export again."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: expected UTF-8 text, got other bytes. Fetch or export it again.") from error
+        return cls.from_json(text, source=path.name)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the manifest (into a folder, or to a file), whole or not at all."""
+        path = Path(path)
+        path = path / MANIFEST_NAME if path.is_dir() else path
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def verify_files(
+        self, root: Path | str, *, sub_models: Sequence[int] | None = None, precision: str | None = None
+    ) -> None:
+        """Check size and hash of every listed file.
+
+        Args:
+            root (`Path`): Ensemble folder.
+            sub_models (`Sequence[int]`): Only these (a device holds its own). The fusion head always is.
+            precision (`str`): Only files of this precision, where the owner has one.
+
+        Raises:
+            ManifestError: If a file is missing, truncated or altered; the message names it.
+        """
+        entries: list[SubModelEntry | FusionEntry] = [
+            self.sub_models[i] for i in (range(len(self.sub_models)) if sub_models is None else sub_models)
+        ]
+        for entry in [*entries, self.fusion]:
+            wanted = [v for v in entry.variants if precision in (None, v.precision)]
+            for variant in wanted or entry.variants:
+                verify_file(Path(root), variant)

@@ -1,0 +1,222 @@
+"""What a manifest says of one file, one sub-model, the fusion head and the ensemble as a whole."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from edvit_hf.errors import ManifestError
+from edvit_hf.manifest.hashes import SHA256, check_relative_path, require
+from edvit_hf.profiles import load_profiles
+from edvit_hf.tasks import TASKS, Task
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far an exported graph is from torch on the same arrays."""
+
+    max_abs: float  # largest absolute difference over all outputs
+    relative_to_largest_logit: float  # the same, divided by the largest absolute reference value
+    argmax_agreement: float  # share of items with the same winning label, in [0, 1]
+    num_items: int
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(self.max_abs >= 0 and math.isfinite(self.max_abs), f"`max_abs` must be finite and >= 0: {self}")
+        require(self.relative_to_largest_logit >= 0, f"`relative_to_largest_logit` must be >= 0: {self}")
+        require(0 <= self.argmax_agreement <= 1, f"`argmax_agreement` must lie in [0, 1]: {self}")
+        require(self.num_items >= 1, f"`num_items` must be >= 1, parity of nothing says nothing: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How the ranges of a static file's activations were found."""
+
+    method: Literal["minmax", "entropy", "percentile"]
+    split: str  # of the dataset; never the one that is reported
+    num_items: int
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require(self.num_items >= 1, f"calibration: `num_items` must be >= 1, got {self.num_items}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the weights of an int8 file were made."""
+
+    preset: str  # instruction set it is made for, see `profiles.QUANTIZATION_PRESETS`
+    mode: Literal["dynamic", "static"]
+    weight_type: str
+    activation_type: str
+    per_channel: bool
+    reduce_range: bool
+    weight_bytes: int  # of the quantized weights, with their scales and zero points
+    weight_bytes_fp32: int  # of the same weights before
+    kept_float: list[str] = field(default_factory=list)  # nodes that a sweep left in float to hold accuracy
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields against one another."""
+        require(
+            0 < self.weight_bytes < self.weight_bytes_fp32,
+            f"quantization: quantized weights must be smaller than before, got {self.weight_bytes} bytes of "
+            f"{self.weight_bytes_fp32}.",
+        )
+        require(
+            (self.mode == "static") == (self.calibration is not None),
+            f"quantization: static files are calibrated and dynamic ones are not, got mode {self.mode!r} with "
+            f"{self.calibration}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One ONNX file of a sub-model, the fusion head or the whole ensemble. Null figures carry the reason in a note."""
+
+    file: str  # relative to the ensemble folder
+    sha256: str
+    bytes: int
+    precision: Precision
+    inputs: Literal["prepared", "raw"] = "prepared"  # raw: uint8 pixels or a waveform; the graph prepares them itself
+    op_types_quantized: list[str] = field(default_factory=list)
+    num_quantized_nodes: int = 0
+    quantization: Quantization | None = None
+    profiles: list[str] = field(default_factory=list)  # kinds of hardware it was exported for; none: any
+    opset: int
+    parity: Parity
+    accuracy: dict[str, Any] | None = None
+    accuracy_note: str | None = None
+    latency_ms: dict[str, Any] | None = None
+    latency_note: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields against one another."""
+        check_relative_path(self.file, "`file`")
+        where = f"variant {self.file!r}"
+        require(bool(SHA256.fullmatch(self.sha256)), f"{where}: `sha256` must be 64 hex digits, got {self.sha256!r}.")
+        require(self.bytes > 0, f"{where}: `bytes` must be positive, got {self.bytes}.")
+        is_int8 = self.precision == "int8"
+        require(
+            is_int8 == (self.num_quantized_nodes > 0) == bool(self.op_types_quantized) == bool(self.quantization),
+            f"{where}: an int8 file has quantized nodes and says how they were made, any other has none, got precision "
+            f"{self.precision!r} with {self.num_quantized_nodes} nodes of {self.op_types_quantized}.",
+        )
+        for name in ("accuracy", "latency"):
+            value = self.accuracy if name == "accuracy" else self.latency_ms
+            note = self.accuracy_note if name == "accuracy" else self.latency_note
+            require(
+                value is not None or bool(note),
+                f"{where}: {name} is null and `{name}_note` gives no reason. A figure is measured, or "
+                f"absent with the reason.",
+            )
+
+    @property
+    def name(self) -> str:
+        """Short name: "fp32", or what the file's name adds, such as "qint8_avx512_vnni", "raw" or "raw_fp16"."""
+        stem = PurePosixPath(self.file).stem
+        return stem.removeprefix("model_") if stem.startswith("model_") else "fp32"
+
+    def suits(self, profile: str) -> bool:
+        """Whether it was made for that kind of hardware, or for another one with the same instructions."""
+        known = load_profiles().get(profile)
+        same = known is not None and self.quantization is not None and self.quantization.preset == known.quantization
+        return profile in self.profiles or same
+
+
+def select_variant(
+    variants: Sequence[Variant], precision: str, profile: str | None, owner: str, *, inputs: str = "prepared"
+) -> Variant:
+    """The first variant of `precision` made for `profile`, else the first that suits it, else one for any hardware.
+
+    Raises:
+        ManifestError: If no file fits; the message lists what there is.
+    """
+    matching = [v for v in variants if v.precision == precision and v.inputs == inputs]
+    if profile is None:
+        suited = matching
+    else:
+        named = [v for v in matching if profile in v.profiles]
+        suited = named or [v for v in matching if v.suits(profile)] or [v for v in matching if not v.profiles]
+    if not suited:
+        offered = [f"{v.name} for {', '.join(v.profiles) or 'any hardware'}" for v in variants]
+        raise ManifestError(
+            f"{owner} has no {precision} file for {profile or 'any profile'}; it has: {', '.join(offered)}. "
+            f"Choose one of those, or export again with that profile."
+        )
+    return suited[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubModelEntry:
+    """One sub-model: what it answers for, the statistics of its feature, and its files."""
+
+    index: int
+    class_group: list[int]  # ascending indices of the global classes; its own last label is "other"
+    feature_size: int
+    feature_mean: list[float]
+    feature_std: list[float]
+    path: str  # folder, relative to the ensemble folder
+    variants: list[Variant]
+
+    def __post_init__(self) -> None:
+        """Check sizes and paths."""
+        where = f"sub-model {self.index}"
+        check_relative_path(self.path, f"{where}: `path`")
+        sizes = (self.feature_size, len(self.feature_mean), len(self.feature_std))
+        require(
+            self.feature_size > 0 and len(set(sizes)) == 1,
+            f"{where}: `feature_size` and the lengths of `feature_mean` and `feature_std` must agree, got {sizes}.",
+        )
+        require(all(s >= 0 for s in self.feature_std), f"{where}: `feature_std` must not be negative.")
+        require(bool(self.variants), f"{where}: at least one variant is needed, got none. Export again.")
+
+    def variant(self, precision: str = "fp32", profile: str | None = None) -> Variant:
+        """The file to run at `precision`; one made for `profile` before one for any hardware.
+
+        Raises:
+            ManifestError: If no file fits; the message lists what there is.
+        """
+        return select_variant(self.variants, precision, profile, f"sub-model {self.index}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionEntry:
+    """The fusion head's files. Inputs: features (B, D) and mask (B, S), float32. Output: logits (B, L)."""
+
+    variants: list[Variant]
+
+    def __post_init__(self) -> None:
+        """Check that there is a file."""
+        require(bool(self.variants), "fusion: at least one variant is needed, got none. Export again.")
+
+    def variant(self, precision: str = "fp32", profile: str | None = None) -> Variant:
+        """The file to run at `precision`. The fusion head stays fp32 in every ensemble exported here."""
+        return select_variant(self.variants, precision, profile, "the fusion head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleEntry:
+    """Identity of the ensemble, and its figures with every sub-model present."""
+
+    id: str
+    task: Task
+    content_hash: str  # of weights and configs, not of the exported files: see `content_hash`
+    parity: Parity | None = None  # fp32 ONNX from inputs to logits, against torch
+    accuracy: dict[str, Any] | None = None  # by variant name: {"fp32": {...}, "qint8_avx512_vnni": {...}}
+    accuracy_note: str | None = None
+    gates: dict[str, Any] | None = None  # by variant name: what accepted it, on a split that is not reported
+
+    def __post_init__(self) -> None:
+        """Check the task and the hash."""
+        require(
+            self.task in TASKS,
+            f"ensemble: `task` must be one of {', '.join(TASKS)}, got {self.task!r}. It tells how inputs are prepared.",
+        )
+        require(
+            bool(SHA256.fullmatch(self.content_hash)),
+            f"ensemble: `content_hash` must be 64 hex digits, got {self.content_hash!r}.",
+        )

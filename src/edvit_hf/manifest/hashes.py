@@ -1,0 +1,132 @@
+"""Paths, sizes and hashes of an ensemble's files. Standard library only."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from edvit_hf.errors import ManifestError
+from edvit_hf.tasks import PROCESSOR_FILES
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ManifestError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ManifestError(message)
+
+
+def check_relative_path(path: str, where: str) -> str:
+    """Return `path` if it stays inside the ensemble folder.
+
+    Raises:
+        ManifestError: If it is empty, absolute, uses backslashes or a drive, or climbs with "..".
+    """
+    parts = PurePosixPath(path).parts
+    inside = bool(parts) and not path.startswith("/") and ".." not in parts
+    if not inside or "\\" in path or "\0" in path or ":" in parts[0]:
+        raise ManifestError(
+            f"{where} must be a path inside the ensemble folder, with forward slashes and no '..', "
+            f"got {path!r}. A path that leaves the folder could read or overwrite other files. Export again."
+        )
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentFile:
+    """Size and hash of a file that belongs to the ensemble's identity."""
+
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        require(bool(SHA256.fullmatch(self.sha256)), f"`sha256` must be 64 hex digits, got {self.sha256!r}.")
+        require(self.bytes > 0, f"`bytes` must be positive, got {self.bytes}.")
+
+
+class Hashed(Protocol):
+    """Anything that says where a file is and what it must hold."""
+
+    @property
+    def file(self) -> str:
+        """Path relative to the ensemble folder."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hex digits."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Size."""
+        ...
+
+
+def verify_file(root: Path, variant: Hashed) -> Path:
+    """Check one file's size and hash and return its full path.
+
+    Raises:
+        ManifestError: If it is missing, truncated or altered.
+    """
+    path = root / check_relative_path(variant.file, "`file`")
+    if not path.is_file():
+        raise ManifestError(f"{variant.file} is listed in the manifest but missing. Fetch or export it again.")
+    size = path.stat().st_size
+    if size != variant.bytes:
+        raise ManifestError(
+            f"{variant.file}: expected {variant.bytes} bytes, got {size}. It is truncated or another file. "
+            f"Fetch or export it again."
+        )
+    digest = file_sha256(path)
+    if digest != variant.sha256:
+        raise ManifestError(
+            f"{variant.file}: expected sha256 {variant.sha256[:12]}..., got {digest[:12]}.... Its bytes were "
+            f"altered; do not run it. Fetch or export it again."
+        )
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_files(root: Path | str) -> dict[str, ContentFile]:
+    """The files that make up an ensemble's identity, by relative path in order.
+
+    config.json, the processor's files (`PROCESSOR_FILES`) and *.safetensors of the root and of every sub-model
+    folder. Cards, code, placements and exported graphs are left out: none changes an answer.
+
+    Raises:
+        ManifestError: If the folder holds no such file, or one that leads out of it.
+    """
+    root = Path(root)
+    folders = [root, *sorted(p for p in root.glob("sub_models/*") if p.is_dir())]
+    names = ("config.json", *PROCESSOR_FILES)
+    paths = [p for folder in folders for p in [*(folder / n for n in names), *folder.glob("*.safetensors")]]
+    found = {p.relative_to(root).as_posix(): p for p in paths if p.is_file()}
+    require(bool(found), f"{root} holds no config and no weights, so it has no content to hash.")
+    return {
+        name: ContentFile(sha256=file_sha256(path), bytes=path.stat().st_size) for name, path in sorted(found.items())
+    }
+
+
+def hash_of_content(content: Mapping[str, ContentFile]) -> str:
+    """Hex SHA-256 over paths and hashes: one number for all of an ensemble's content."""
+    lines = sorted(f"{name} {entry.sha256}" for name, entry in content.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def content_hash(root: Path | str) -> str:
+    """Hex SHA-256 over the ensemble's weights and configs (`content_files`): its identity for the version handshake.
+
+    Raises:
+        ManifestError: If the folder holds no such file.
+    """
+    return hash_of_content(content_files(root))
