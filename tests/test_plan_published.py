@@ -145,7 +145,7 @@ SUB_MODELS = [{**SUB_MODEL, "id2label": {"0": "a", "1": "b", "2": "other"}},
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sub_model_configs": [1, 2]}, r"`sub_model_configs\[0\]` must be of type dict"),
+        ({"sub_model_configs": [1, 2]}, r"`sub_model_configs\[0\]` must be an object"),
         ({"sub_model_configs": None}, "`sub_model_configs` must be a list"),
         ({"sub_model_configs": SUB_MODELS[:1]}, "one group per sub-model"),
         ({"class_groups": [1, 2]}, r"`class_groups\[0\]` must be a list"),
@@ -193,7 +193,7 @@ ROW = {"index": 0, "parameters": 10, "macs": 10}
         ({"rows": [{"kind": "ensemble"}]}, r"`rows\[0\]\.parameters` of the ensemble is missing"),
         ({"rows": [{"kind": "ensemble", "parameters": 9}]}, "more parameters than its sub-models"),
         ({"rows": [{"kind": "teacher", "parameters": 9.5}]}, "must be of type int"),
-        ({"recipe_values": [1]}, "`recipe_values` must be of type dict"),
+        ({"recipe_values": [1]}, "`recipe_values` must be an object"),
     ],
 )
 def test_results_that_cannot_be_are_refused_by_key(tmp_path, fleet, change, message):
