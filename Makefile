@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JS := work/javascript
 
-.PHONY: help install run space test lint format clean
+.PHONY: help install run space test test-js lint format clean
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install: $(STAMP)  ## create .venv with the package and everything it needs
 
@@ -24,7 +25,19 @@ space: run  ## fill space_app/model/ with the digits ensemble and open the demo 
 	$(BIN)/python space_app/app.py
 
 test: $(STAMP)  ## the whole test suite, offline
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --dist loadfile
+
+test-js: $(STAMP) $(JS)/.installed  ## run the model card's JavaScript in node
+	EDVIT_REQUIRE_NODE=1 $(BIN)/python -m pytest -q tests/test_javascript.py
+
+# Install scripts stay off: the one of onnxruntime-node would fetch CUDA, which no test needs.
+$(JS)/.installed: tests/javascript/package.json tests/javascript/package-lock.json
+	@command -v node >/dev/null && command -v npm >/dev/null || { echo "node and npm are needed to run the card's JavaScript: install Node.js 18 or newer"; exit 1; }
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' || { echo "Node.js 18 or newer is needed, this is $$(node --version)"; exit 1; }
+	mkdir -p $(JS)
+	cp tests/javascript/package.json tests/javascript/package-lock.json $(JS)/
+	npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund
+	touch $@
 
 lint: $(STAMP)  ## ruff, ruff format check, mypy
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from report_format import (
     table,
 )  # fmt: skip
 from report_pruning import reduced
+from report_speed import engines, operators
 
 
 def splitting(results: Results, full: bool) -> list[str]:
@@ -129,9 +130,14 @@ def onnx(results: Results, full: bool) -> list[str]:
         f"- one sub-model ({figure(at(data, 'keep_heads'))} of 12 heads) against ViT-Base, onnxruntime fp32, one "
         f"thread: {figure(ratio, '.1f')} times faster {goal(ratio, at(data, 'target_latency_ratio') or 20, '≥')}, "
         f"{figure(at(data, 'macs_ratio'), '.1f')} times fewer MACs; of the time beyond that share go to: {eaters}"
+        + engines(data)
         + ("" if full else f" ({source('vit_base_onnx', data, full)})")
     ]
-    return lines if not full else [*lines, "", *onnx_parts(data), "", f"{source('vit_base_onnx', data, full)}.", ""]
+    if not full:
+        return lines
+    both = {"macs_ratio_of_parts": at(data, "macs_ratio_of_parts")}
+    int8 = ["", "In int8:", "", *onnx_parts(both | at(data, "int8"))] if at(data, "int8") else []
+    return [*lines, "", *onnx_parts(data), *int8, "", f"{source('vit_base_onnx', data, full)}.", ""]
 
 
 def onnx_parts(data: Any) -> list[str]:
@@ -177,5 +183,5 @@ def onnx_parts(data: Any) -> list[str]:
 
 def planning(results: Results, full: bool) -> list[str]:
     """Plans, predictions, and what a sub-model gains."""
-    lines = [line for part in (planner, latency, onnx) for line in part(results, full)]
+    lines = [line for part in (planner, latency, onnx, operators) for line in part(results, full)]
     return section("Planning and latency", lines, full)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime, local_engine
 from edvit_hf.tasks import TASKS
-from tiny_ensemble import write_tiny_ensemble
+from tiny_ensemble import FEATURES, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
 TEXT = "word3 word1 unheard-of word9"
@@ -55,7 +56,7 @@ def test_a_file_and_standard_input_give_the_answer_of_the_runtime(folders, tmp_p
     content, source = encoded(task), tmp_path / "input"
     source.write_bytes(content)
     given = TEXT if task == "text-classification" else source
-    answer = LocalEnsemble.from_pretrained(folders[task])(given)
+    answer = EDViTRuntime.from_pretrained(folders[task])(given)
     expected = dict(zip(answer.label_names, answer.probabilities[0].tolist(), strict=True))
     by_name = report_of(folders[task], given)
     by_stdin = report_of(folders[task], "-", stdin=content)
@@ -75,9 +76,29 @@ def test_a_dropped_sub_model_is_left_out_whatever_the_input(folders, tmp_path, t
     given = TEXT if task == "text-classification" else source
     report = report_of(folders[task], given, "--drop", 1)
     assert [vote["present"] for vote in report["votes"]] == [True, False, True]
+    assert report["degraded"]
+    assert report["missing_classes"] == ["class_1"]
+    assert [vote["missing"] for vote in report["votes"]] == [None, "absent", None]
+    assert [vote["bytes_sent"] for vote in report["votes"]] == [4 * FEATURES, 0, 4 * FEATURES]
     table = predict(folders[task], given, "--drop", 1)
     assert report["label"] in table.output
-    assert "absent" in table.output
+    for told in ("missing: absent", "degraded: without sub-model 1", "class_1"):
+        assert told in " ".join(table.output.split())
+
+
+def test_a_sub_model_beyond_the_deadline_is_told(folders, monkeypatch):
+    run = local_engine._run
+
+    def slow_last(session, index, feeds, options):
+        if index == 2:
+            time.sleep(0.4)
+        return run(session, index, feeds, options)
+
+    monkeypatch.setattr(local_engine, "_run", slow_last)
+    report = report_of(folders["text-classification"], TEXT, "--deadline", 300)
+    assert report["degraded"]
+    assert [vote["missing"] for vote in report["votes"]] == [None, None, "deadline"]
+    assert report["milliseconds"] > 299
 
 
 @pytest.mark.parametrize("task", ["image-classification", "audio-classification"])

@@ -29,8 +29,9 @@ def test_every_file_the_readme_names_exists():
             assert any(place.exists() for place in places), name
 
 
-def test_the_measured_block_is_what_the_results_files_say():
-    done = subprocess.run([sys.executable, ROOT / "benchmarks/report.py", "--check"], capture_output=True, text=True)
+@pytest.mark.parametrize("script", ["report.py", "report_speed.py"])
+def test_the_measured_block_is_what_the_results_files_say(script):
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

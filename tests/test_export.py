@@ -73,7 +73,7 @@ def test_the_local_runtime_runs_the_export_and_agrees_with_torch(exported):
 def test_graphs_are_single_files_without_local_paths_or_metadata(exported):
     root = exported[0]
     files = sorted(root.rglob("*.onnx*"))
-    assert [f.suffix for f in files] == [".onnx"] * 5
+    assert [f.suffix for f in files] == [".onnx"] * 7
     forbidden = [
         str(Path.home()),
         str(Path(edvit_hf.__file__).parent),
@@ -189,8 +189,12 @@ def test_optimum_resolves_our_graphs_by_model_type_and_task(exported):
     [
         ({"opset": 7}, "`opset`"),
         ({"max_relative_difference": 0}, "`max_relative_difference`"),
-        ({"max_int8_accuracy_loss": 2}, "`max_int8_accuracy_loss`"),
-        ({"profile": "raspberry-pi5"}, "Did you mean 'raspberry-pi-5'"),
+        ({"max_accuracy_loss": 2}, "`max_accuracy_loss`"),
+        ({"max_group_accuracy_loss": -0.1}, "`max_group_accuracy_loss`"),
+        ({"calibration_items": 0}, "`calibration_items`"),
+        ({"calibration": "min_max"}, "Did you mean 'minmax'"),
+        ({"precisions": ("int4",)}, "`precisions`: 'int4'"),
+        ({"profiles": ("x86-avx2", "raspberry-pi5")}, "Did you mean 'raspberry-pi-5'"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):

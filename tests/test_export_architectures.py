@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from optimum.exporters.tasks import TasksManager
 
 from edvit_hf.errors import DataError, ExportGateError
 from edvit_hf.export import ExportConfig, export_ensemble
@@ -13,7 +14,7 @@ from edvit_hf.export.inputs import check_inputs, random_inputs
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, SubModelOnnxConfig, resolve_onnx_config, task_of
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import LocalEnsemble
-from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE
+from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, TASKS
 from tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model
 from tiny_export import IMAGES, NUM_ITEMS, PROFILE, exported_architectures
 
@@ -130,10 +131,12 @@ def test_padding_does_not_change_an_answer(text):
             assert np.abs(seen - alone[1]).max() > 1e-2  # tokens that are not masked do count
 
 
-def test_int8_covers_every_linear_map_but_the_vote_head(exported):
+def test_int8_covers_every_linear_map_and_embedding_but_the_vote_head(exported):
     names, root, _, manifest = exported
-    # Query, key, value, output and two of the FFN; pooler and pre_classifier are one more.
-    expected = [7 if name in TEXT else 6 for name in names]
+    # Query, key, value, output and two of the FFN; pooler or pre_classifier, and tables of words, positions and, in
+    # BERT, token types.
+    num_tables = {"bert": 3, "distilbert": 2}
+    expected = [7 + num_tables[name] if name in TEXT else 6 for name in names]
     got = []
     for entry in manifest.sub_models:
         variant = entry.variant("int8", PROFILE)
@@ -143,8 +146,8 @@ def test_int8_covers_every_linear_map_but_the_vote_head(exported):
         assert head.op_type in ("Gemm", "MatMul", "Add")
         gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
         tables = [t for t in graph.initializer if t.name in gathered and len(t.dims) == 2]
-        assert {t.data_type for t in tables} <= {onnx.TensorProto.FLOAT}
-        assert len(tables) == {"bert": 3, "distilbert": 2}.get(names[entry.index], 0)
+        assert {t.data_type for t in tables} <= {onnx.TensorProto.INT8}
+        assert len(tables) == num_tables.get(names[entry.index], 0)
         assert variant.parity.max_abs > 1e-6
     assert got == expected
 
@@ -172,6 +175,37 @@ def test_optimum_knows_the_ensemble_of_every_task(exported):
         assert model(**whole.example_inputs()).logits.shape == (3, 2 * len(names))
     assert list(resolve_onnx_config(model.config, task="feature-extraction").outputs) == ["features"]
     assert list(resolve_onnx_config(model.config, model_type=FUSION_MODEL_TYPE).inputs) == ["features", "mask"]
+
+
+def test_only_names_of_ours_are_registered_and_any_tool_finds_them_under_onnx():
+    registered = {name for name, backends in TasksManager._SUPPORTED_MODEL_TYPE.items() if "onnx" in backends}
+    assert registered == {"edvit", "edvit-sub-model", "edvit-fusion"}
+    for task in TASKS:
+        assert {"edvit", "edvit-sub-model"} <= set(TasksManager.get_supported_model_type_for_task(task, "onnx"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURE_NAMES)
+def test_a_stock_entry_of_another_package_neither_stops_nor_changes_our_graphs(name, monkeypatch):
+    def foreign(config, task="any"):
+        raise AssertionError("not ours")
+
+    entry = {"onnx": dict.fromkeys([*TASKS, "feature-extraction"], foreign)}
+    monkeypatch.setitem(TasksManager._SUPPORTED_MODEL_TYPE, name, entry)
+    model = tiny_model(name)
+    assert list(resolve_onnx_config(model.config).outputs) == ["features", "logits"]
+    task = task_of(model.config)
+    constructor = TasksManager.get_exporter_config_constructor(
+        "onnx", model=model, task=task, library_name="transformers"
+    )
+    assert constructor is foreign
+
+
+def test_a_task_that_the_model_does_not_do_is_refused(exported):
+    _, _, model, _ = exported
+    other = next(task for task in TASKS if task != model.config.task)
+    for config in (model.config, model.sub_models[0].config):
+        with pytest.raises(ExportGateError, match=f"Expected the task {model.config.task}.*got '{other}'"):
+            resolve_onnx_config(config, task=other)
 
 
 def test_an_architecture_without_a_row_is_refused():

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, ExportGateError
-from edvit_hf.export.gates import check_parity, int8_gate, int8_loss_message, measure_parity, run_batches
+from edvit_hf.export.accuracy import Judgement, accuracy_gate, loss_message, worst_group
+from edvit_hf.export.gates import check_parity, measure_parity, run_batches
 
 
 def check(reference, got, tolerance=1e-4):
@@ -13,31 +16,96 @@ def check(reference, got, tolerance=1e-4):
     return parity
 
 
+GROUPS = [[0, 2], [1]]
+NAMES = ["cat, cow", "dog"]
+
+
+def judgement(labels, wrong, split="validation"):
+    """Everything right but the items in `wrong`."""
+    labels = np.asarray(labels)
+    predictions = labels.copy()
+    predictions[list(wrong)] += 1
+    return Judgement(split=split, labels=labels, predictions=predictions)
+
+
+def gate(fp32, other, max_loss=0.005, max_group_loss=0.01):
+    return accuracy_gate(
+        fp32, other, precision="int8", class_groups=GROUPS, max_loss=max_loss, max_group_loss=max_group_loss
+    )
+
+
 @pytest.mark.parametrize(
-    ("fp32", "int8", "num_items", "allowed", "is_refused"),
+    ("num_wrong_fp32", "num_wrong", "num_items", "allowed", "is_refused"),
     [
-        (0.95, 0.90, 20, 2, False),  # one item: 5 %, but chance
-        (0.95, 0.80, 20, 2, True),  # three items
-        (0.95, 0.949, 10_000, 50, False),  # ten items, within the allowed half per cent
-        (0.95, 0.945, 10_000, 50, False),  # exactly the allowed half per cent
-        (0.95, 0.9449, 10_000, 50, True),
-        (0.90, 0.95, 100, 2, False),  # a gain
+        (1, 3, 20, 2, False),  # two items: 10 %, but chance
+        (1, 4, 20, 2, True),  # three items
+        (500, 550, 10_000, 50, False),  # exactly the allowed half per cent
+        (500, 551, 10_000, 50, True),
+        (10, 5, 100, 2, False),  # a gain
     ],
 )
-def test_a_loss_of_accuracy_counts_only_if_three_items_flip(fp32, int8, num_items, allowed, is_refused):
-    rows = [{"split": "validation", "accuracy": a, "num_items": num_items} for a in (fp32, int8)]
-    gate = int8_gate(*rows, max_loss=0.005)
-    assert gate["passed"] != is_refused
-    assert gate["max_net_flips"] == allowed
-    assert gate["tolerance"] == allowed / num_items
-    assert f"at most {allowed} more of {num_items} validation items" in int8_loss_message(gate)
+def test_a_loss_of_accuracy_counts_only_if_three_items_flip(num_wrong_fp32, num_wrong, num_items, allowed, is_refused):
+    labels = np.resize([0, 1, 2, 2], num_items)
+    figures = gate(judgement(labels, range(num_wrong_fp32)), judgement(labels, range(num_wrong)), max_group_loss=1.0)
+    assert figures["passed"] != is_refused
+    assert figures["net_flips"] == num_wrong - num_wrong_fp32
+    assert figures["max_net_flips"] == allowed
+    assert figures["tolerance"] == allowed / num_items
+    assert figures["accuracy_int8"] == pytest.approx(1 - num_wrong / num_items)
+    assert f"at most {allowed} more of {num_items} validation items" in loss_message("x", "int8", figures, NAMES)
+
+
+def test_one_class_group_that_loses_is_refused_though_the_mean_holds():
+    labels = np.repeat([0, 1, 2], [400, 100, 500])
+    mine = np.flatnonzero(labels == 1)
+    # Three of a hundred dogs turn wrong, three cats turn right: nothing is lost on the average.
+    figures = gate(judgement(labels, range(3)), judgement(labels, mine[:3]))
+    assert (figures["net_flips"], figures["passed"]) == (0, False)
+    assert [group["net_flips"] for group in figures["groups"]] == [-3, 3]
+    assert [group["num_items"] for group in figures["groups"]] == [900, 100]
+    assert [group["max_net_flips"] for group in figures["groups"]] == [9, 2]
+    assert [group["passed"] for group in figures["groups"]] == [True, False]
+    assert worst_group(figures) == 1
+    message = loss_message("qint8_arm64", "int8", figures, NAMES)
+    assert "2 of the 100 of class group 1, the worst (dog;" in message
+    assert "--auto" in message
+    assert gate(judgement(labels, range(3)), judgement(labels, mine[:2]))["passed"]
+    assert "--auto" not in loss_message("fp16", "fp16", {**figures, "accuracy_fp16": 0.9}, NAMES)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_flips_are_paired_over_items_and_the_groups_add_up(items):
+    labels, right_fp32, right = (np.array(column) for column in zip(*items, strict=True))
+    fp32 = Judgement(split="validation", labels=labels, predictions=np.where(right_fp32, labels, 9))
+    other = Judgement(split="validation", labels=labels, predictions=np.where(right, labels, 9))
+    figures = gate(fp32, other)
+    assert figures["net_flips"] == (right_fp32 & ~right).sum() - (~right_fp32 & right).sum()
+    assert figures["net_flips"] == sum(group["net_flips"] for group in figures["groups"])
+    assert figures["num_items"] == sum(group["num_items"] for group in figures["groups"])
+    bounds = [figures, *figures["groups"]]
+    assert figures["passed"] == all(bound["net_flips"] <= bound["max_net_flips"] for bound in bounds)
+    assert gate(fp32, fp32)["passed"]
+
+
+def test_a_class_group_without_items_decides_nothing():
+    figures = gate(judgement([0, 0], []), judgement([0, 0], [0]))
+    assert figures["groups"][1] == {
+        "num_items": 0, "net_flips": 0, "max_net_flips": 2, "tolerance": None, "passed": True
+    }  # fmt: skip
+    assert worst_group(figures) == 0
 
 
 def test_a_gate_on_two_different_sets_of_items_is_refused():
-    row = {"split": "validation", "accuracy": 0.9, "num_items": 20}
-    for other in ({**row, "num_items": 19}, {**row, "split": "test"}):
+    fp32 = judgement([0, 1, 2], [])
+    for other in (judgement([0, 1], []), judgement([0, 2, 1], []), judgement([0, 1, 2], [], split="test")):
         with pytest.raises(DataError, match="on the same items"):
-            int8_gate(row, other, max_loss=0.005)
+            gate(fp32, other)
+
+
+def test_a_judgement_has_one_answer_for_each_of_at_least_one_item():
+    for labels, predictions in ([[], []], [[0, 1], [0]], [[[0]], [[0]]]):
+        with pytest.raises(DataError, match="one prediction for each label"):
+            Judgement(split="test", labels=np.array(labels), predictions=np.array(predictions))
 
 
 def test_parity_is_relative_to_the_largest_value_and_refuses_more():

@@ -1,17 +1,28 @@
 """How an export takes the place of a former one: whole, last the manifest, or not at all."""
 
-import errno
-import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edvit_hf.errors import CheckpointError, DataError, ExportGateError, ManifestError, WorkDirError
 from edvit_hf.export import ExportConfig, export_ensemble
-from edvit_hf.export.ensemble import _keep_other_profiles, _publish, _staging_folder, load_ensemble
-from edvit_hf.manifest import Manifest, content_hash
+from edvit_hf.export.ensemble import load_ensemble
+from edvit_hf.export.publish import (
+    COMMITTED_NAME,
+    STAGING_NAME,
+    Exported,
+    finish_interrupted,
+    keep_former,
+    publish,
+    staging_folder,
+)
+from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_hash, file_sha256
 from edvit_hf.runtime import LocalEnsemble
 from tiny_export import PIXELS, SIZE, exported_images
 
@@ -21,90 +32,234 @@ def exported(tmp_path_factory):
     return exported_images(tmp_path_factory)
 
 
-def test_files_for_other_hardware_stay_as_long_as_they_are_intact(exported, tmp_path):
-    source, _, _, manifest = exported
-    root = tmp_path / "copy"
-    shutil.copytree(source, root)
-    identity = content_hash(root)
-    new = [[entry.variants[0]] for entry in manifest.sub_models]
+@pytest.fixture
+def root(exported, tmp_path):
+    """A copy of the exported ensemble."""
+    shutil.copytree(exported[0], tmp_path / "copy")
+    return tmp_path / "copy"
 
-    accuracy, gates = {}, {}
-    files = [list(each) for each in new]
-    _keep_other_profiles(root, identity, files, accuracy, gates)
-    assert [[v.name for v in each] for each in files] == [["fp32", "quint8_avx2"]] * 2
-    assert set(accuracy) == set(gates) == {"quint8_avx2"}
 
-    files = [list(each) for each in new]
-    _keep_other_profiles(root, "b" * 64, files, accuracy, gates)  # other weights
-    assert files == new
+def new_fp32(manifest):
+    """What an export without int8 would have written anew."""
+    sub_models = [[entry.variants[0]] for entry in manifest.sub_models]
+    return Exported(sub_models=sub_models, fusion=manifest.fusion.variants[0], whole=manifest.whole[:1])
+
+
+def test_files_for_other_hardware_stay_as_long_as_they_are_intact(exported, root):
+    manifest = exported[-1]
+    kept = new_fp32(manifest)
+    keep_former(root, content_hash(root), kept)
+    assert [[v.name for v in files] for files in kept.sub_models] == [["fp32", "quint8_avx2"]] * 2
+    assert [v.file for v in kept.whole] == ["onnx/model.onnx", "onnx/model_quantized.onnx"]
+    assert set(kept.gates) == {"quint8_avx2"}
+    assert kept.accuracy == manifest.ensemble.accuracy
+
+    other_weights = new_fp32(manifest)
+    keep_former(root, "b" * 64, other_weights)
+    assert other_weights == new_fp32(manifest)
 
     (root / manifest.sub_models[1].variants[1].file).write_bytes(b"damaged")
-    _keep_other_profiles(root, identity, files, accuracy, gates)
-    assert files == new
+    (root / "onnx/model_quantized.onnx").unlink()
+    damaged = new_fp32(manifest)
+    keep_former(root, content_hash(root), damaged)
+    assert damaged.names == ["fp32"]
+    assert [v.file for v in damaged.whole] == ["onnx/model.onnx"]
+    assert set(damaged.accuracy) == {"fp32"}
 
 
-def test_publishing_replaces_files_together_and_removes_what_is_no_longer_listed(exported, tmp_path):
-    source, _, _, manifest = exported
-    root = tmp_path / "copy"
-    shutil.copytree(source, root)
-    staging = root / ".export"
-    target = root / manifest.sub_models[0].variant().file
-    (staging / "sub_models/00/onnx").mkdir(parents=True)
-    shutil.copy(target, staging / "sub_models/00/onnx/model.onnx")
-    target.write_bytes(b"old")
+def test_figures_stay_with_files_of_the_same_bytes_and_go_with_others(exported, root):
+    manifest = exported[-1]
+
+    def unmeasured(variant, **changes):
+        return replace(variant, accuracy=None, accuracy_note="no data", **changes)
+
+    latency = {"median": 1.5}
+    first = manifest.sub_models[0]
+    measured = replace(first.variants[0], latency_ms=latency, latency_note=None)
+    timed = [replace(first, variants=[measured, *first.variants[1:]]), *manifest.sub_models[1:]]
+    replace(manifest, sub_models=timed).save(root)
+    again = new_fp32(manifest)
+    again.sub_models = [[unmeasured(variant) for variant in files] for files in again.sub_models]
+    keep_former(root, content_hash(root), again)
+    assert again.sub_models[0][0].accuracy == first.variants[0].accuracy
+    assert again.sub_models[0][0].latency_ms == latency
+    assert again.accuracy["fp32"] == manifest.ensemble.accuracy["fp32"]
+
+    other = new_fp32(manifest)
+    other.sub_models = [[unmeasured(variant, sha256="c" * 64) for variant in files] for files in other.sub_models]
+    keep_former(root, content_hash(root), other)
+    assert other.sub_models[0][0].accuracy is None
+    assert other.sub_models[0][0].latency_ms is None
+    assert set(other.accuracy) == {"quint8_avx2"}
+
+
+def test_a_file_drawn_anew_for_another_board_still_serves_the_one_before(exported, root):
+    manifest = exported[-1]
+    again = new_fp32(manifest)
+    for files, entry in zip(again.sub_models, manifest.sub_models, strict=True):
+        files.append(replace(entry.variants[1], profiles=["intel-n100"]))
+    keep_former(root, content_hash(root), again)
+    assert [files[1].profiles for files in again.sub_models] == [["intel-n100", "x86-avx2"]] * 2
+    assert [files[0].profiles for files in again.sub_models] == [[]] * 2
+
+
+def stage_fp32(root, manifest):
+    """A staging folder in which the first sub-model's graph has other bytes than before; returns its manifest."""
+    staging = root / STAGING_NAME
+    variant = manifest.sub_models[0].variants[0]
+    (staging / variant.file).parent.mkdir(parents=True)
+    (staging / variant.file).write_bytes((root / variant.file).read_bytes() + b"new")
+    (staging / "sub_models/00/onnx/model_refused.onnx").write_bytes(b"a variant that missed its gate")
+    changed = replace(variant, sha256=file_sha256(staging / variant.file), bytes=variant.bytes + 3)
     kept = [replace(entry, variants=entry.variants[:1]) for entry in manifest.sub_models]
-    _publish(staging, root, replace(manifest, sub_models=kept))
+    kept[0] = replace(kept[0], variants=[changed])
+    return replace(manifest, sub_models=kept, whole=[])
+
+
+def is_new(root, new):
+    """Whether the folder is the published one, all of it."""
     Manifest.load(root).verify_files(root)
-    assert len(list(root.rglob("*.onnx"))) == 3
+    return (
+        Manifest.load(root) == new
+        and sorted(p.name for p in root.rglob("*.onnx")) == ["fusion.onnx", "model.onnx", "model.onnx"]
+        and not [p for p in root.iterdir() if p.name.startswith(".")]
+    )
 
 
-def test_an_export_cut_off_while_publishing_cannot_be_loaded(exported, tmp_path):
-    source, _, _, manifest = exported
-    root = tmp_path / "copy"
-    shutil.copytree(source, root)
-    staging = root / ".export"
-    (staging / "onnx/fusion.onnx").mkdir(parents=True)  # a folder where a file must go: the move fails
-    (staging / "onnx/fusion.onnx/x").write_text("x")
-    with pytest.raises(FileExistsError):
-        _publish(staging, root, manifest)
+def test_publishing_replaces_files_together_and_removes_what_is_no_longer_listed(exported, root):
+    new = stage_fp32(root, exported[-1])
+    publish(root / STAGING_NAME, root, new)
+    assert is_new(root, new)
+
+
+class Cut(BaseException):
+    """Stands for a loss of power."""
+
+
+def cut_at(monkeypatch, step):
+    """Let the process end instead of its `step`-th rename or removal."""
+    left = [step]
+    for name in ("replace", "unlink"):
+        original = getattr(Path, name)
+
+        def counted(self, *args, original=original, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Cut
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, name, counted)
+
+
+@pytest.mark.parametrize("step", range(11))
+def test_an_export_cut_off_anywhere_leaves_the_former_state_or_is_finished_by_the_next(
+    exported, root, monkeypatch, step
+):
+    former, new = exported[-1], stage_fp32(root, exported[-1])
+    with monkeypatch.context() as patch:
+        cut_at(patch, step)
+        try:
+            publish(root / STAGING_NAME, root, new)
+            was_cut = False
+        except Cut:
+            was_cut = True
+    assert was_cut == (step < 10)  # a later step would never be reached, and the test would prove nothing
+    if (root / MANIFEST_NAME).is_file():
+        found = Manifest.load(root)
+        found.verify_files(root)
+        assert found in (former, new)
+    else:
+        with pytest.raises(ManifestError, match="No manifest"):
+            LocalEnsemble.from_pretrained(root)
+    with staging_folder(root):
+        pass
+    if (root / MANIFEST_NAME).is_file() and Manifest.load(root) == former:
+        former.verify_files(root)
+        assert not [p for p in root.iterdir() if p.name.startswith(".")]
+    else:
+        assert is_new(root, new)
+
+
+def test_a_killed_process_leaves_nothing_half_written(exported, root):
+    new = stage_fp32(root, exported[-1])
+    new.save(root / STAGING_NAME)
+    (root.parent / "new.json").write_text(new.to_json())
+    code = f"""
+import os, signal
+from pathlib import Path
+from edvit_hf.export.publish import publish
+from edvit_hf.manifest import Manifest
+root, original, left = Path({str(root)!r}), Path.replace, [3]
+def counted(self, target):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, target)
+Path.replace = counted
+publish(root / {STAGING_NAME!r}, root, Manifest.load(root.parent / "new.json"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(ManifestError, match="No manifest"):
+        LocalEnsemble.from_pretrained(root)
+    finish_interrupted(root)
+    assert is_new(root, new)
+
+
+@pytest.mark.parametrize("damage", ["file", "manifest", "weights"])
+def test_a_cut_off_export_that_cannot_be_trusted_is_dropped(exported, root, monkeypatch, damage):
+    new = stage_fp32(root, exported[-1])
+    with monkeypatch.context() as patch:
+        cut_at(patch, 4)  # the former manifest is out of the way, no file has moved
+        with pytest.raises(Cut):
+            publish(root / STAGING_NAME, root, new)
+    committed = root / COMMITTED_NAME
+    assert committed.is_dir()
+    if damage == "file":
+        (root / new.sub_models[1].variants[0].file).write_bytes(b"other")
+    elif damage == "manifest":
+        (committed / MANIFEST_NAME).write_text("{")
+    else:
+        (root / "config.json").write_text((root / "config.json").read_text() + " ")
+    finish_interrupted(root)
+    assert not committed.exists()
     with pytest.raises(ManifestError, match="No manifest"):
         LocalEnsemble.from_pretrained(root)
 
 
-def test_a_full_disk_is_reported_and_leaves_the_former_state(exported, tmp_path):
-    source = exported[0]
-    root = tmp_path / "copy"
-    shutil.copytree(source, root)
-    (root / ".export").mkdir()
-    (root / ".export" / "left_over").write_text("of a killed export")
+@pytest.mark.parametrize("file", ["sub_models/00/onnx/model.onnx", "manifest.json.tmp"])
+def test_a_full_disk_is_reported_and_leaves_the_former_state(exported, root, file):
+    former = exported[-1]
+    (root / STAGING_NAME).mkdir()
+    (root / STAGING_NAME / "left_over").write_text("of a killed export")
 
     def run_out_of_space():
-        with _staging_folder(root) as staging:
+        with staging_folder(root) as staging:
             assert not list(staging.iterdir())
-            (staging / "half.onnx").write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            (staging / file).parent.mkdir(parents=True, exist_ok=True)
+            (staging / file).symlink_to("/dev/full")  # takes no byte: the kernel's own "no space left"
+            if file.endswith(".onnx"):
+                (staging / file).write_bytes(b"half")
+            publish(staging, root, former)
 
     with pytest.raises(WorkDirError, match="No space left"):
         run_out_of_space()
-    assert not (root / ".export").exists()
-    Manifest.load(root).verify_files(root)
+    assert not (root / STAGING_NAME).exists()
+    assert Manifest.load(root) == former
+    former.verify_files(root)
 
 
-def test_a_refused_export_leaves_the_former_state(exported, tmp_path):
-    root = tmp_path / "copy"
-    shutil.copytree(exported[0], root)
+def test_a_refused_export_leaves_the_former_state(root):
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     pixels = PIXELS.copy()
     pixels[3] = np.nan  # torch's own answer is not finite then
     with pytest.raises(ExportGateError, match="not finite"):
-        export_ensemble(root, config=ExportConfig(int8=False), inputs={"pixel_values": pixels}, progress=False)
+        export_ensemble(root, config=ExportConfig(precisions=()), inputs={"pixel_values": pixels}, progress=False)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "config.json", "model.safetensors"])
-def test_a_folder_that_holds_no_whole_ensemble_is_refused(exported, tmp_path, file):
-    root = tmp_path / "copy"
-    shutil.copytree(exported[0], root)
+def test_a_folder_that_holds_no_whole_ensemble_is_refused(root, file):
     (root / file).unlink()
     with pytest.raises(CheckpointError):
         load_ensemble(root)

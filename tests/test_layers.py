@@ -36,7 +36,7 @@ NOUNS = (
         "metrics",
     }
 )
-STAGES = {"splitting", "planning", "pruning", "profiling", "training", "evaluation", "export", "model_card"}
+STAGES = {"bench", "splitting", "planning", "pruning", "profiling", "training", "evaluation", "export", "model_card"}
 
 # unit (module or sub-package) -> what of ours it may import
 ALLOWED: dict[str, set[str]] = {
@@ -73,25 +73,37 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors", "calibration"},
     "card_tables": {"errors"},
     "card_words": {"card_tables", "tasks"},
-    "card_figures": {"errors", "card_tables"},
+    "card_exports": {"card_tables", "manifest"},
+    "card_sources": {"card_exports", "card_tables", "manifest"},
+    "card_javascript": {"manifest", "tasks"},
+    "card_figures": {"card_exports", "card_sources", "card_tables", "errors", "manifest"},
+    "card_data": {"card_tables", "card_words", "errors", "manifest", "storage", "tasks"},
     **dict.fromkeys(STAGES, NOUNS),
-    "model_card": NOUNS | {"card_tables", "card_figures", "card_words"},
-    "runtime": {"calibration", "errors", "manifest", "profiles", "tasks", "transforms"},
+    "model_card": NOUNS
+    | {f"card_{part}" for part in ("data", "exports", "figures", "javascript", "sources", "tables", "words")},
+    "ensemble_source": {"errors", "hub", "manifest"},
+    "runtime": {"calibration", "ensemble_source", "errors", "manifest", "profiles", "tasks", "transforms"},
+    "hub": {"errors", "manifest", "placement_file", "profiles", "storage", "tasks"},
+    "zoo": {"card_exports", "card_tables", "card_words", "errors", "hub", "manifest", "storage"},
     "doctor": NOUNS | {"training"},
     "tables": {"costs", "planning", "runtime", "storage"},
     "recipe": NOUNS | STAGES | {"runtime", "plan_figure"},
     "cli": {
+        "bench",
         "errors",
         "_version",
         "recipe",
         "runtime",
         "tables",
         "doctor",
+        "hub",
+        "model_card",
         "plan_figure",
         "placement_file",
         "profiles",
         "profiling",
         "storage",
+        "zoo",
     },
     "__init__": {"_version", "auto", "manifest", "recipe", "runtime", *MODEL},
 }

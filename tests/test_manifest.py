@@ -178,7 +178,7 @@ BROKEN = [
     (_set("schema_version", value="1"), "must be a positive integer"),
     (_set("schema_version", value=True), "must be a positive integer"),
     (_set("schema_version", value=SCHEMA_VERSION + 1), "Upgrade edvit_hf"),
-    (_set("schema_version", value=1), "expected schema version 3, got 2. Older manifests lack what"),
+    (_set("schema_version", value=2), "expected schema version 3, got 2. Older manifests lack what"),
 ]
 
 
@@ -245,8 +245,8 @@ def test_the_variant_of_the_profile_is_chosen_and_others_are_named(manifest):
     assert entry.variant().precision == "fp32"
     assert entry.variant("fp32", "raspberry-pi-5").file.endswith("onnx/model.onnx")  # fp32 suits any hardware
     assert entry.variant("int8", "raspberry-pi-5").name == "qint8_arm64"
-    with pytest.raises(ManifestError, match=r"no int8 file for jetson-nano; it has: .*raspberry-pi-5"):
-        entry.variant("int8", "jetson-nano")
+    with pytest.raises(ManifestError, match=r"no int8 file for x86-avx2; it has: .*raspberry-pi-5"):
+        entry.variant("int8", "x86-avx2")
 
 
 def test_a_task_that_does_not_exist_is_refused_however_the_entry_is_made():
@@ -381,8 +381,6 @@ def test_a_file_suits_its_profile_and_others_with_the_same_instructions(manifest
         name for name, profile in load_profiles().items() if profile.quantization == "arm64"
     ]
     assert manifest.sub_models[0].variant("int8", "raspberry-pi-4b") == int8
-    with pytest.raises(ManifestError, match=r"no int8 file for x86-avx2.*qint8_arm64 for raspberry-pi-5"):
-        manifest.sub_models[0].variant("int8", "x86-avx2")
 
 
 @pytest.mark.parametrize(

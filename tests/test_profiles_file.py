@@ -26,7 +26,12 @@ def measured(**changes):
 
 
 def test_a_profile_survives_its_file_with_and_without_coefficients(tmp_path):
-    for changes in ({}, {"latency": None, "provenance": None, "cores": None}, {"latency_all_cores": LATENCY}):
+    for changes in (
+        {},
+        {"latency": None, "provenance": None, "cores": None},
+        {"latency_all_cores": LATENCY},
+        {"export": ["fp16", "int8"]},
+    ):
         profile = measured(**changes)
         save_profile(profile, tmp_path / "x.yaml")
         assert load_profile(tmp_path / "x.yaml") == profile
@@ -57,6 +62,10 @@ def damaged(tmp_path, change):
         (lambda d: d.update(sustained_gflops=float("inf")), "`sustained_gflops` must be of type"),
         (lambda d: d.update(cores=-1), "`cores` must be positive"),
         (lambda d: d.update(quantization="avx3"), "`quantization` must be one of"),
+        (lambda d: d.update(static_quantization="cuda"), "`static_quantization` must be one of"),
+        (lambda d: d.update(static_quantization=8), "`static_quantization` must be of type"),
+        (lambda d: d.update(export="int8"), "`export` must be of type"),
+        (lambda d: d.update(export=["int4"]), "`export` must list"),
         (lambda d: d.update(sources=None), "`sources` must be of type"),
         (lambda d: d["sources"].pop("watts"), "`watts` has no entry under `sources`"),
         (lambda d: d.update(latency=[1, 2]), "`latency` must be of type"),

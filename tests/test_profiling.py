@@ -37,13 +37,13 @@ def operators(model):
     return {name: names.count(name) for name in set(names)}
 
 
-def test_a_calibration_graph_is_what_the_export_would_draw():
-    from edvit_hf.export.onnx import draw_sub_model
+def test_a_calibration_graph_is_what_the_export_draws_before_it_reads_early():
+    from edvit_hf.export.onnx import draw_in_full
     from edvit_hf.export.optimum_config import resolve_onnx_config
 
     shape = encoder_shape(*TINY[:5], 3, 3)  # square: Optimum's dummy images are
     model = stock_model(shape)
-    exported = draw_sub_model(model, resolve_onnx_config(model.config), opset=OPSET)
+    exported = draw_in_full(model, resolve_onnx_config(model.config), opset=OPSET)
     ours = calibration_graph(shape)
     onnx.checker.check_model(ours, full_check=True)
     assert operators(ours) == operators(exported)

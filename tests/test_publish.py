@@ -43,6 +43,7 @@ def test_no_folder_of_this_machine_is_published(finished_trip, tmp_path):
     results = json.loads((folders["evaluate"] / "results.json").read_text())
     results["recipe_values"]["dataset"]["data_dir"] = f"{folder}/digits"
     results["recipe_values"]["teacher"]["checkpoint"] = f"{folder}/vit"
+    results["command"] = f"edvit run {folder}/digits.yaml --seed 0"
     results["dataset"]["label_names"][3] = "/m/03"  # a label name is no path, whatever it looks like
     folders["evaluate"], folders["card"] = tmp_path / "evaluate", tmp_path / "card"
     folders["evaluate"].mkdir()
@@ -55,6 +56,8 @@ def test_no_folder_of_this_machine_is_published(finished_trip, tmp_path):
     assert written["recipe_values"]["dataset"]["data_dir"] == "digits"
     assert written["recipe_values"]["teacher"]["checkpoint"] == "vit"
     assert written["dataset"]["label_names"][3] == "/m/03"
+    assert written["command"] == "edvit run digits.yaml --seed 0"
+    assert [stage["name"] for stage in written["stages"]] == [*(s["name"] for s in results["stages"]), "export"]
     assert written["rows"] == results["rows"]
 
 
@@ -73,5 +76,7 @@ def test_int8_was_accepted_on_validation_and_every_accuracy_is_of_the_whole_test
         assert fp32["accuracy"] == pytest.approx(measured["vote_accuracy"])
         assert fp32["group_accuracy"] == pytest.approx(measured["group_accuracy"])
     card = (folder / "README.md").read_text()
-    assert "was accepted on the validation split" in card
+    assert f"validation, {gate['num_items']} items" in card
+    assert len(gate["groups"]) == len(manifest["class_groups"])
+    assert [variant["file"] for variant in manifest["whole"]] == ["onnx/model.onnx", "onnx/model_quantized.onnx"]
     assert "path/to/this/folder" in card

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, EDViTError, ManifestError
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.sessions import session_options
 from tiny_ensemble import FEATURES, SIZE, write_tiny_ensemble
 
@@ -28,7 +28,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ensemble(root):
-    return LocalEnsemble.from_pretrained(root, num_threads=1)
+    return EDViTRuntime.from_pretrained(root, num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_votes_are_probabilities_over_the_group_and_other(ensemble):
 
 
 def test_a_sub_model_with_nan_features_counts_as_absent_and_is_logged(broken, caplog):
-    ensemble = LocalEnsemble.from_pretrained(broken, num_threads=1)
+    ensemble = EDViTRuntime.from_pretrained(broken, num_threads=1)
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
         answer = ensemble.predict(pixels())
     expected = ensemble.predict(pixels(), absent=[1])
@@ -94,7 +94,7 @@ def test_no_sub_model_left_is_an_error_that_says_so(ensemble, broken):
     with pytest.raises(EDViTError, match="No sub-model is present"):
         ensemble.predict(pixels(), absent=[0, 1, 2])
     with pytest.raises(EDViTError, match="No sub-model is present"):
-        LocalEnsemble.from_pretrained(broken).predict(pixels(), absent=[0, 2])
+        EDViTRuntime.from_pretrained(broken).predict(pixels(), absent=[0, 2])
 
 
 @pytest.mark.parametrize("index", [-1, 3, 7])
@@ -102,11 +102,11 @@ def test_an_unknown_sub_model_is_named(ensemble, root, index):
     with pytest.raises(EDViTError, match=f"`absent` names sub-model {index}; this ensemble has 0 to 2"):
         ensemble.predict(pixels(), absent=[index])
     with pytest.raises(EDViTError, match=f"`sub_models` names sub-model {index}"):
-        LocalEnsemble.from_pretrained(root, sub_models=[index])
+        EDViTRuntime.from_pretrained(root, sub_models=[index])
 
 
 def test_a_partial_load_answers_as_if_the_others_were_absent(root, ensemble):
-    partial = LocalEnsemble.from_pretrained(root, sub_models=[2, 0], num_threads=1)
+    partial = EDViTRuntime.from_pretrained(root, sub_models=[2, 0], num_threads=1)
     assert partial.loaded == (0, 2)
     np.testing.assert_array_equal(
         partial.predict(pixels()).probabilities, ensemble.predict(pixels(), absent=[1]).probabilities
@@ -116,20 +116,21 @@ def test_a_partial_load_answers_as_if_the_others_were_absent(root, ensemble):
 def test_a_partial_load_needs_no_other_files(tmp_path):
     write_tiny_ensemble(tmp_path, GROUPS)
     (tmp_path / "sub_models/01/onnx/model.onnx").unlink()
-    assert LocalEnsemble.from_pretrained(tmp_path, sub_models=[0, 2]).predict(pixels()).degraded
+    assert EDViTRuntime.from_pretrained(tmp_path, sub_models=[0, 2]).predict(pixels()).degraded
     with pytest.raises(ManifestError, match=r"01/onnx/model\.onnx"):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)
 
 
 def test_a_precision_that_was_not_exported_names_those_there(root):
-    assert LocalEnsemble.from_pretrained(root, precision="int8", sub_models=[0]).loaded == (0,)
+    assert EDViTRuntime.from_pretrained(root, precision="int8", sub_models=[0]).loaded == (0,)
     with pytest.raises(ManifestError, match=r"sub-model 1 has no int8 file.*fp32"):
-        LocalEnsemble.from_pretrained(root, precision="int8")
+        EDViTRuntime.from_pretrained(root, precision="int8")
 
 
-def test_an_int8_file_of_another_profile_is_used_with_a_warning(root, caplog):
+def test_an_int8_file_of_another_profile_is_used_with_a_warning(root, caplog, monkeypatch):
+    monkeypatch.setattr("edvit_hf.runtime.sessions.detect_profile", lambda: "raspberry-pi-5")
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
-        LocalEnsemble.from_pretrained(root, precision="int8", sub_models=[0], profile="raspberry-pi-5")
+        EDViTRuntime.from_pretrained(root, precision="int8", sub_models=[0])
     assert "raspberry-pi-5" in caplog.text
     assert "x86-avx2" in caplog.text
 
@@ -141,7 +142,7 @@ def test_an_altered_file_is_refused(tmp_path, file):
     content[-20] ^= 1
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ManifestError, match=file):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)
 
 
 def test_a_graph_that_breaks_the_promised_feature_size_is_refused(tmp_path):
@@ -152,7 +153,7 @@ def test_a_graph_that_breaks_the_promised_feature_size_is_refused(tmp_path):
     data["sub_models"][0]["feature_size"] = FEATURES + 1
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(ManifestError, match=f"features of size {FEATURES + 1}, the graph gives {FEATURES}"):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)
 
 
 def test_a_graph_with_other_inputs_is_refused(tmp_path):
@@ -164,7 +165,7 @@ def test_a_graph_with_other_inputs_is_refused(tmp_path):
     del data["sub_models"][0]["variants"][0]
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(ManifestError, match="the fusion head: expected a graph from features, mask"):
-        LocalEnsemble.from_pretrained(tmp_path, sub_models=[1])
+        EDViTRuntime.from_pretrained(tmp_path, sub_models=[1])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, SIZE, SIZE + 1), (3, SIZE, SIZE), (0, 3, SIZE, SIZE), (1, 1, SIZE, SIZE)])
@@ -179,10 +180,10 @@ def test_nan_pixels_are_the_inputs_fault_not_the_sub_models(ensemble):
 
 
 def test_a_missing_folder_says_how_to_fetch_one(tmp_path):
-    with pytest.raises(EDViTError, match="hf download"):
-        LocalEnsemble.from_pretrained(tmp_path / "nobody" / "there")
+    with pytest.raises(EDViTError, match=r"or the id of a Hub repository.*edvit pull"):
+        EDViTRuntime.from_pretrained(tmp_path / "nobody" / "there")
     with pytest.raises(ManifestError, match="No manifest"):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)
 
 
 def test_an_image_of_any_size_goes_through_the_transform(ensemble):
@@ -208,8 +209,10 @@ def test_what_if_absent_equals_asking_without_each_sub_model(ensemble):
 def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_of_them_once(ensemble, monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     expected = {i: ensemble(image, absent=[1, i]) for i in (0, 2)}
-    runs, run = [], ensemble._run
-    monkeypatch.setattr(ensemble, "_run", lambda index, feeds: runs.append(index) or run(index, feeds))
+    runs, submit = [], ensemble.coordinator.engine.submit
+    monkeypatch.setattr(
+        ensemble.coordinator.engine, "submit", lambda index, request: runs.append(index) or submit(index, request)
+    )
     answer, changes = ensemble.explain(image, absent=[1])
     assert runs == [0, 2]
     assert answer.present == (True, False, True)
@@ -225,7 +228,7 @@ def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_o
 
 def test_what_if_absent_is_empty_when_a_single_sub_model_is_loaded(root):
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    assert LocalEnsemble.from_pretrained(root, sub_models=[1]).what_if_absent(image) == []
+    assert EDViTRuntime.from_pretrained(root, sub_models=[1]).what_if_absent(image) == []
 
 
 def test_bytes_sent_are_shape_times_float32(ensemble):
@@ -246,11 +249,30 @@ def test_threads_are_fixed_and_never_spin():
 def test_a_device_answers_without_torch_transformers_or_hub(root):
     code = (
         "import sys, numpy as np\n"
-        "from edvit_hf import LocalEnsemble\n"
-        f"answer = LocalEnsemble.from_pretrained({str(root)!r})(np.zeros((9, 9, 3), np.uint8))\n"
+        "from edvit_hf import EDViTRuntime\n"
+        f"answer = EDViTRuntime.from_pretrained({str(root)!r})(np.zeros((9, 9, 3), np.uint8))\n"
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'onnx', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert not answer.degraded\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_file_that_fits_this_machine_is_named_where_another_is_asked_for(root, caplog, monkeypatch):
+    from edvit_hf.runtime import sessions
+
+    entry = EDViTRuntime.from_pretrained(root).manifest.sub_models[0]
+    monkeypatch.setattr(sessions, "detect_profile", lambda: "raspberry-pi-5")
+    with caplog.at_level(logging.WARNING, logger="edvit_hf"):
+        chosen = sessions.suited_variant(entry, "int8", "x86-avx2")  # there is one, but not for these instructions
+    assert chosen.name == "quint8_avx2"
+    assert "this machine is of kind raspberry-pi-5, and quint8_avx2 is made for x86-avx2" in caplog.text
+    assert "what fits: fp32, an int8 file that `edvit export DIR --profile raspberry-pi-5` would write" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(sessions, "detect_profile", lambda: "intel-n100")  # another kind with the same instructions
+    with caplog.at_level(logging.WARNING, logger="edvit_hf"):
+        assert sessions.suited_variant(entry, "int8", None) == chosen
+        assert sessions.suited_variant(entry, "int8", "x86-avx2") == chosen
+        assert sessions.suited_variant(entry, "fp32", "raspberry-pi-5").name == "fp32"
+    assert not caplog.text

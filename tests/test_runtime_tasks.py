@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, ManifestError
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.tasks import GRAPH_INPUTS, MAIN_INPUT, TASKS
 from tiny_ensemble import MAX_TOKENS, NUM_FRAMES, NUM_MEL_BINS, SIZE, WORDS, write_tiny_ensemble
 
@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ensembles(folders):
-    return {task: LocalEnsemble.from_pretrained(folder, num_threads=1) for task, folder in folders.items()}
+    return {task: EDViTRuntime.from_pretrained(folder, num_threads=1) for task, folder in folders.items()}
 
 
 def batch(task, size=3, seed=0):
@@ -58,8 +58,8 @@ def features_by_hand(folder, index, inputs):
 @pytest.mark.parametrize("task", TASKS)
 def test_an_answer_comes_from_what_every_graph_gives_for_these_inputs(folders, ensembles, task):
     inputs, ensemble = batch(task), ensembles[task]
-    answer, features = ensemble._answer(inputs, absent=[1])
-    for index, columns in enumerate(ensemble._columns):
+    answer, features = ensemble._answer(inputs, [1], None)
+    for index, columns in enumerate(ensemble._fusion.columns):
         expected = features_by_hand(folders[task], index, inputs)
         np.testing.assert_allclose(features[:, columns], 0 if index == 1 else expected, atol=1e-6)
     assert answer.present == (True, False, True)
@@ -167,7 +167,7 @@ def test_graphs_of_another_task_are_refused(tmp_path):
     manifest = write_tiny_ensemble(tmp_path, GROUPS, task="audio-classification")
     replace(manifest, ensemble=replace(manifest.ensemble, task="text-classification")).save(tmp_path)
     with pytest.raises(ManifestError, match="expected a graph from input_ids, attention_mask to features, logits"):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -175,7 +175,7 @@ def test_an_ensemble_without_what_prepares_its_inputs_is_refused(tmp_path, task)
     manifest = write_tiny_ensemble(tmp_path, GROUPS, task=task)
     (tmp_path / manifest.preprocessing).unlink()
     with pytest.raises(DataError, match=manifest.preprocessing):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -183,4 +183,4 @@ def test_an_ensemble_without_what_prepares_its_inputs_is_refused(tmp_path, task)
 def test_a_manifest_that_names_another_file_for_preparing_inputs_is_refused(tmp_path, task, name):
     replace(write_tiny_ensemble(tmp_path, GROUPS, task=task), preprocessing=name).save(tmp_path)
     with pytest.raises(ManifestError, match=rf"`preprocessing`.*got '{name}'"):
-        LocalEnsemble.from_pretrained(tmp_path)
+        EDViTRuntime.from_pretrained(tmp_path)

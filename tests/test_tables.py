@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.tables import prediction_report, results_tables
 from edvit_hf.transforms import ImageTransform
 from tiny_ensemble import SIZE, write_tiny_ensemble
@@ -19,7 +19,7 @@ GROUPS = [[0, 3], [1], [2, 4]]
 def ensemble(tmp_path_factory):
     root = tmp_path_factory.mktemp("ensemble")
     write_tiny_ensemble(root, GROUPS)
-    return LocalEnsemble.from_pretrained(root, num_threads=1)
+    return EDViTRuntime.from_pretrained(root, num_threads=1)
 
 
 @pytest.fixture
@@ -31,17 +31,18 @@ def picture(tmp_path):
 
 def test_a_prediction_reads_the_image_once_and_runs_each_sub_model_once(ensemble, picture, monkeypatch):
     expected = {i: ensemble(picture, absent=[i]) for i in range(3)}
-    done, run, transform = Counter(), ensemble._run, ImageTransform.__call__
+    engine = ensemble.coordinator.engine
+    done, submit, transform = Counter(), engine.submit, ImageTransform.__call__
 
-    def counted_run(index, feeds):
+    def counted_submit(index, request):
         done[index] += 1
-        return run(index, feeds)
+        return submit(index, request)
 
     def counted_transform(self, image):
         done["decoded"] += 1
         return transform(self, image)
 
-    monkeypatch.setattr(ensemble, "_run", counted_run)
+    monkeypatch.setattr(engine, "submit", counted_submit)
     monkeypatch.setattr(ImageTransform, "__call__", counted_transform)
     report = prediction_report(ensemble, picture)
     assert done == {0: 1, 1: 1, 2: 1, "decoded": 1}

@@ -41,7 +41,8 @@ def test_every_module_of_the_source_and_every_data_file_is_in_it_once(names):
     fixed = {"edvit_hf/devices.yaml", "edvit_hf/py.typed", "edvit_hf/templates/ensemble.md.j2"}
     assert "edvit_hf/recipes/digits.yaml" in recipes
     assert "edvit_hf/recipes/fleets/five_x86.yaml" in fleets
-    assert data == recipes | fleets | fixed
+    schemas = {f"edvit_hf/schemas/{name}" for name in ("manifest.schema.json", "placement.schema.json")}
+    assert data == recipes | fleets | fixed | schemas
 
 
 def test_the_optimum_command_lies_in_optimums_namespace_and_nowhere_else(names):
@@ -62,7 +63,7 @@ def test_its_metadata_names_the_licence_the_command_and_the_extras(wheel, names)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert licence == (ROOT / "LICENSE").read_text()
     assert "edvit = edvit_hf.cli:main" in read["entry_points.txt"]
-    extras = {"device", "plan", "profile", "torch", "train", "export", "space", "track", "all", "dev"}
+    extras = {"device", "hub", "plan", "profile", "torch", "train", "export", "space", "track", "all", "dev"}
     assert extras == set(metadata.get_all("Provides-Extra"))
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers"))]

@@ -1,19 +1,19 @@
 """Saved ensembles of stock sub-models at toy size, for the tests that export them, and one export of each."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import TASK_OF
-from edvit_hf.export import ExportConfig, export_ensemble
+from edvit_hf.export import CalibrationItems, ExportConfig, Judgement, export_ensemble
 from tiny_architectures import tiny_inputs, tiny_model
 from tiny_ensemble import write_processor
 
 SIZE = 8
 GROUPS = [[0, 2], [1, 3]]
 PROFILE = "x86-avx2"
+EVERYTHING = ("raspberry-pi-5", "x86-avx2", "raspberry-pi-4b")  # the boards share their int8 files
+SPLITS = {"validation": slice(0, 8), "test": slice(8, 20)}
 PIXELS = np.random.default_rng(0).standard_normal((20, 3, SIZE, SIZE), dtype=np.float32)
 _EXPORTED = {}  # what this session has exported already: an export takes seconds
 NUM_ITEMS = len(PIXELS)  # parity is measured on so many
@@ -73,32 +73,46 @@ def exported_architectures(tmp_path_factory, *names):
     return _EXPORTED[names]
 
 
+def exported_everything(tmp_path_factory):
+    """The same ensemble with everything an export can write, for three kinds of hardware: folder, model, manifest."""
+    if "everything" not in _EXPORTED:
+        root = tmp_path_factory.mktemp("everything") / "ensemble"
+        model = save_tiny_ensemble(root, GROUPS)
+        config = ExportConfig(profiles=EVERYTHING, precisions=("int8", "int8_static", "fp16"), with_preprocessing=True)
+        _EXPORTED["everything"] = root, model, _export_with_judges(root, model, config, [])
+    return _EXPORTED["everything"]
+
+
 def _export_images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("export") / "ensemble"
+    root, asked = tmp_path_factory.mktemp("export") / "ensemble", []
     model = save_tiny_ensemble(root, GROUPS)
-    labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()  # the fp32 ensemble is right by definition
-    asked = []
+    return root, model, asked, _export_with_judges(root, model, ExportConfig(profiles=(PROFILE,)), asked)
 
-    def judge(split, items, predict, class_group=None):
+
+def _export_with_judges(root, model, config, asked):
+    judges = {split: tiny_judge(model, split, items, asked) for split, items in SPLITS.items()}
+    calibration = CalibrationItems(split="train", inputs={"pixel_values": PIXELS})
+    return export_ensemble(
+        root, config=config, inputs={"pixel_values": PIXELS}, gate=judges["validation"], report=judges["test"],
+        calibration=calibration, progress=False,
+    )  # fmt: skip
+
+
+def tiny_judge(model, split, items, asked):
+    """A judge whose right answers are those of the fp32 ensemble; it notes whom it was asked about."""
+    labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()[items]
+
+    def judge(predict, class_group=None):
         asked.append((split, class_group))
-        pixels, right = PIXELS[items], labels[items]
+        right = labels
         if class_group is not None:
-            right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in right])
-        parts = np.split(pixels, [1, 3])
-        logits = np.concatenate([predict({"pixel_values": part}) for part in parts])
-        assert logits.shape == (len(pixels), 4 if class_group is None else len(class_group) + 1)
-        accuracy = np.float64((logits.argmax(1) == right).mean())
-        return {"split": split, "num_items": len(pixels), "accuracy": accuracy}
+            right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in labels])
+        logits = np.concatenate([predict({"pixel_values": part}) for part in np.split(PIXELS[items], [1, 3])])
+        assert logits.shape == (len(right), 4 if class_group is None else len(class_group) + 1)
+        figures = {"mean_logit": np.float64(logits.mean())}  # a judge may give numbers as numpy has them
+        return Judgement(split=split, labels=right, predictions=logits.argmax(1), figures=figures)
 
-    manifest = export_ensemble(
-        root,
-        config=ExportConfig(profile=PROFILE),
-        inputs={"pixel_values": PIXELS},
-        gate=partial(judge, "validation", slice(0, 8)),
-        report=partial(judge, "test", slice(8, 20)),
-        progress=False,
-    )
-    return root, model, asked, manifest
+    return judge
 
 
 def _export_architectures(tmp_path_factory, *names):
@@ -107,5 +121,5 @@ def _export_architectures(tmp_path_factory, *names):
     sub_models = [one_layer_model(name, seed=i, num_labels=3) for i, name in enumerate(names)]
     model = save_ensemble(root, sub_models, groups)
     inputs = {name: values.numpy() for name, values in tiny_inputs(names[0], NUM_ITEMS).items()}
-    config = ExportConfig(profile=PROFILE)
+    config = ExportConfig(profiles=(PROFILE,))
     return root, model, export_ensemble(root, config=config, inputs=inputs, progress=False)

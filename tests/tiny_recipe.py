@@ -42,7 +42,7 @@ VALUES: dict[str, Any] = {
         "checkpoint_every_steps": 4,
         "joint": False,
     },
-    "export": {"max_int8_accuracy_loss": 1.0},
+    "export": {"max_accuracy_loss": 1.0, "max_group_accuracy_loss": 1.0},
 }
 
 

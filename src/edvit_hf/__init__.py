@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         EDViTModel,
     )
     from edvit_hf.recipe import Recipe
-    from edvit_hf.runtime import LocalEnsemble
+    from edvit_hf.runtime import EDViTRuntime, LocalEnsemble
 
 _PUBLIC = {
     "EDViTConfig": "edvit_hf.auto",
@@ -27,6 +27,7 @@ _PUBLIC = {
     "EDViTForAudioClassification": "edvit_hf.auto",
     "EDViTForImageClassification": "edvit_hf.auto",
     "EDViTForSequenceClassification": "edvit_hf.auto",
+    "EDViTRuntime": "edvit_hf.runtime",
     "LocalEnsemble": "edvit_hf.runtime",
     "Manifest": "edvit_hf.manifest",
     "Recipe": "edvit_hf.recipe",
@@ -38,6 +39,7 @@ __all__ = [
     "EDViTForImageClassification",
     "EDViTForSequenceClassification",
     "EDViTModel",
+    "EDViTRuntime",
     "LocalEnsemble",
     "Manifest",
     "Recipe",

@@ -1,22 +1,27 @@
-"""The figures of a model card: accuracy against size, with sub-models absent, per class group.
+"""The figures of a model card: accuracy against size and latency, with sub-models absent, per class group.
 
 Colours are those of Okabe and Ito (readable with every form of colour blindness) and never the only mark:
 shapes and labels carry the same distinction. A figure without any measured value is not drawn.
 """
 
+import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.card_tables import TFIDF, group_names, result_row
+from edvit_hf.card_exports import accuracy_by_name, latency_ms, same_graph, variants_by_name
+from edvit_hf.card_sources import figure_source
+from edvit_hf.card_tables import TFIDF, group_names, result_row, shortened
 from edvit_hf.errors import MissingExtraError
+from edvit_hf.manifest import Manifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 150
+_COLOURS = 64  # of the saved palette: a drawing has few, and a card is read over the network
 _INK, _GRID = "#222222", "#d9d9d9"
 _STYLES: tuple[tuple[str, str, str], ...] = (
     ("teacher", "#000000", "D"),
@@ -29,32 +34,45 @@ _STYLES: tuple[tuple[str, str, str], ...] = (
 _OTHER_STYLE = ("#CC79A7", "P")
 
 
-def draw_figures(results: Mapping[str, Any], assets_dir: Path) -> dict[str, Path]:
+def draw_figures(results: Mapping[str, Any], assets_dir: Path, manifest: Manifest | None = None) -> dict[str, Path]:
     """Draw what the results allow into `assets_dir`; returns figure name -> PNG path.
 
-    Names: `size` (accuracy against size), `absent` (accuracy with k sub-models absent), `groups` (accuracy
-    per class group). Files appear by write-then-rename.
+    Names: `size` (accuracy against size), `latency` (accuracy against latency, by exported variant), `absent`
+    (accuracy with k sub-models absent), `groups` (accuracy per class group). A figure of an earlier drawing that has
+    nothing to show any more is removed. Files appear by write-then-rename.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    drawings: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure | None]]] = {
-        "size": ("accuracy_size.png", accuracy_against_size),
-        "absent": ("accuracy_absent.png", accuracy_with_absent),
-        "groups": ("accuracy_groups.png", accuracy_per_group),
+    drawings: dict[str, tuple[str, Callable[[], Figure | None]]] = {
+        "size": ("accuracy_size.png", lambda: accuracy_against_size(results)),
+        "latency": ("accuracy_latency.png", lambda: accuracy_against_latency(manifest)),
+        "absent": ("accuracy_absent.png", lambda: accuracy_with_absent(results)),
+        "groups": ("accuracy_groups.png", lambda: accuracy_per_group(results)),
     }
     paths = {}
     for name, (file_name, draw) in drawings.items():
-        figure = draw(results)
+        path = assets_dir / file_name
+        figure = draw()
         if figure is None:
+            path.unlink(missing_ok=True)
             continue
-        assets_dir.mkdir(parents=True, exist_ok=True)
-        partial = assets_dir / f".{file_name}.partial"
-        # No software tag: the same results give the same bytes whatever matplotlib release drew them.
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-        partial.replace(assets_dir / file_name)
-        paths[name] = assets_dir / file_name
+        _save(figure, path)
+        paths[name] = path
     return paths
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """Write a PNG with few colours; the same results give the same bytes."""
+    from PIL import Image  # comes with matplotlib
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with Image.open(buffer) as drawn:
+        drawn.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(partial, format="png", optimize=True)
+    partial.replace(path)
 
 
 def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
@@ -83,8 +101,55 @@ def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
         "Accuracy against size per device",
         f"Hollow: the whole ensemble.{bars}",
     )
+    _legend_below(figure, figure_source(results))
+    return figure
+
+
+def accuracy_against_latency(manifest: Manifest | None) -> "Figure | None":
+    """The ensemble's accuracy by variant against the time of its slowest sub-model, which the answer waits for.
+
+    A bar leads from the fastest sub-model to the slowest. Hollow: the whole ensemble in one graph.
+    """
+    found = _timed(manifest) if manifest else []
+    if not found:
+        return None
+    figure, axes = _canvas(7.2, 4.2)
+    shapes = ["o", "s", "^", "D", "v", "P", "X", "*"]
+    colours = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#000000", "#56B4E9", "#7f7f7f"]
+    for place, (name, times, accuracy, is_whole) in enumerate(found):
+        colour, shape = colours[place % len(colours)], shapes[place % len(shapes)]
+        axes.plot([min(times), max(times)], [accuracy, accuracy], color=colour, linewidth=1.4, zorder=1)
+        face = "white" if is_whole else colour
+        axes.scatter(
+            max(times), accuracy, marker=shape, facecolor=face, edgecolor=colour, s=70, linewidth=1.5, label=name
+        )
+    axes.set_xlim(left=0)
+    axes.margins(x=0.12)
+    heights = [accuracy for _, _, accuracy, _ in found]
+    middle, half = (max(heights) + min(heights)) / 2, (max(heights) - min(heights)) / 2
+    axes.set_ylim(middle - max(1.0, 1.3 * half), middle + max(1.0, 1.3 * half))  # hundredths must not look like much
+    axes.set_xlabel("median time of one input on the slowest sub-model, ms")
+    axes.set_ylabel("accuracy on the test split, %")
+    _title(axes, "Accuracy against latency", "Bars: fastest to slowest sub-model. Hollow: whole ensemble, one graph.")
     _legend_below(figure)
     return figure
+
+
+def _timed(manifest: Manifest) -> list[tuple[str, list[float], float, bool]]:
+    """Name, times in ms, accuracy in per cent and whether it is the whole ensemble, of what has both.
+
+    A file with the preprocessing inside, and a graph of the whole ensemble, has the accuracy of the variant whose
+    graphs it holds (`same_graph`).
+    """
+    accuracies, found = accuracy_by_name(manifest), []
+    named = [(name, files, False) for name, files in variants_by_name(manifest).items()]
+    for name, files, is_whole in [*named, *((file.file, [file], True) for file in manifest.whole)]:
+        times = [ms for file in files if (ms := latency_ms(file)) is not None]
+        own = files[0].accuracy if is_whole else accuracies.get(name)
+        row = own or accuracies.get(same_graph(files[0], manifest) or "")
+        if len(times) == len(files) and row and row.get("accuracy") is not None:
+            found.append((name, times, 100 * float(row["accuracy"]), is_whole))
+    return found
 
 
 def accuracy_with_absent(results: Mapping[str, Any]) -> "Figure | None":
@@ -111,14 +176,14 @@ def accuracy_with_absent(results: Mapping[str, Any]) -> "Figure | None":
     axes.set_xlabel(f"sub-models absent, of {len(results['class_groups'])}")
     axes.set_ylabel("accuracy on the test split, %")
     _title(axes, "Accuracy with sub-models absent", "The fusion head is told which ones are missing.")
-    _legend_below(figure)
+    _legend_below(figure, figure_source(results))
     return figure
 
 
 def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
     """One line per class group: teacher, ensemble and the own vote of the group's sub-model."""
     votes = {entry["index"]: entry.get("group_accuracy") for entry in results.get("sub_models") or []}
-    names = [_shortened(name) for name in group_names(results)]
+    names = [shortened(name) for name in group_names(results)]
     series: list[tuple[str, str, str, list[float | None]]] = [
         (name, colour, marker, list(result_row(results, name).get("per_group_accuracy") or []))
         for name, colour, marker in _STYLES[:2]
@@ -143,7 +208,7 @@ def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("accuracy on the test items of these classes, %")
     _title(axes, "Accuracy per class group", "Each line is one sub-model's classes.")
-    _legend_below(figure)
+    _legend_below(figure, figure_source(results))
     return figure
 
 
@@ -169,8 +234,12 @@ def _title(axes: "Axes", title: str, subtitle: str) -> None:
     note.set_in_layout(False)  # a long line must not squeeze the axes
 
 
-def _legend_below(figure: "Figure") -> None:
-    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+def _legend_below(figure: "Figure", source: str = "") -> None:
+    """Legend under the axes and, above its entries, what measured the figure: it may be seen without the card."""
+    legend = figure.legend(
+        loc="outside lower left", ncols=3, frameon=False, fontsize=9, title=source, title_fontsize=7, alignment="left"
+    )
+    legend.get_title().set_color("#767676")
 
 
 def _draw_row(axes: "Axes", row: Mapping[str, Any], place: float) -> None:
@@ -221,7 +290,3 @@ def _size_ticks(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _shortened(name: str, limit: int = 34) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 3].rstrip(', ')} ..."

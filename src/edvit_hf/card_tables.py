@@ -1,14 +1,14 @@
-"""Markdown tables and findings of a model card, from the plain mappings of results.json and manifest.json.
+"""Markdown tables and findings of a model card, from the plain mapping of results.json.
 
 Every function returns finished markdown text. Fractions are printed in per cent, differences in points, sizes
 in MiB; a missing value is printed as "not measured".
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"  # of what is no figure: a command, a commit
 PLAIN_DEVICE_SIZE = "plain model, per-device size"
 PLAIN_TOTAL_SIZE = "plain model, total size"
 TFIDF = "TF-IDF + linear"
@@ -39,6 +39,11 @@ def group_names(results: Mapping[str, Any]) -> list[str]:
     return [", ".join(names[label] for label in group) for group in results["class_groups"]]
 
 
+def shortened(names: str, limit: int = 34) -> str:
+    """A long list of names, cut to `limit` characters."""
+    return names if len(names) <= limit else f"{names[: limit - 4].rstrip(', ')} ..."
+
+
 def percent(fraction: float | None) -> str:
     """0.9712 -> "97.1 %"."""
     return NOT_MEASURED if fraction is None else f"{100 * fraction:.1f} %"
@@ -55,8 +60,23 @@ def count(number: float | None) -> str:
 
 
 def mebibytes(num_bytes: float | None) -> str:
-    """4194304 -> "4.00 MiB"."""
-    return NOT_MEASURED if num_bytes is None else f"{num_bytes / 2**20:.2f} MiB"
+    """4194304 -> "4.00 MiB"; 57853 -> "0.055 MiB"."""
+    if num_bytes is None:
+        return NOT_MEASURED
+    size = num_bytes / 2**20
+    return f"{size:.2f} MiB" if size >= 0.1 else f"{size:.3f} MiB"
+
+
+def span(values: Iterable[float | None], form: Callable[[float | None], str]) -> str:
+    """The lowest and the highest value: "0.06 to 0.07 MiB"; one where both read the same."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return NOT_MEASURED
+    low, high = form(min(found)), form(max(found))
+    if low == high:
+        return low
+    number, _, unit = low.partition(" ")
+    return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
 
 
 def points(interval: Mapping[str, Any] | None) -> str:
@@ -70,40 +90,44 @@ def points(interval: Mapping[str, Any] | None) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Teacher, ensemble and honest baselines: accuracy, calibration, cost, paired differences with intervals."""
-    header = [
-        "model",
-        "accuracy",
-        "macro F1",
-        "calibration error",
-        "parameters (per device)",
-        "size (per device)",
-        "MACs (per device)",
-        "against the teacher, points [95 % interval]",
-        "against the ensemble, points [95 % interval]",
+    """Teacher, ensemble and honest baselines: accuracy, calibration, paired differences with intervals."""
+    header = ["model", "accuracy", "macro F1", "calibration error", "to the teacher", "to the ensemble"]
+    lines = [
+        [
+            _name(row),
+            percent(row.get("accuracy")),
+            percent(row.get("macro_f1")),
+            percent(row.get("calibration_error")),
+            "reference" if row.get("kind") == "teacher" else points(row.get("against_teacher")),
+            "reference" if row.get("kind") == "ensemble" else points(row.get("against_ensemble")),
+        ]
+        for row in results["rows"]
     ]
-    lines = []
-    for row in results["rows"]:
-        name = str(row.get("name", NOT_MEASURED))
-        lines.append(
-            [
-                f"**{name}**" if row.get("kind") == "ensemble" else name,
-                percent(row.get("accuracy")),
-                percent(row.get("macro_f1")),
-                percent(row.get("calibration_error")),
-                _pair(row, "parameters", count),
-                _pair(row, "bytes", mebibytes),
-                _pair(row, "macs", count),
-                "reference" if row.get("kind") == "teacher" else points(row.get("against_teacher")),
-                "reference" if row.get("kind") == "ensemble" else points(row.get("against_ensemble")),
-            ]
-        )
+    return markdown_table(header, lines)
+
+
+def cost_table(results: Mapping[str, Any]) -> str:
+    """What each model costs, in brackets on one device, and below it the notes of the rows."""
+    forms = (("parameters", count), ("bytes", mebibytes), ("macs", count))
+    header = ["model", "parameters", "size, float32", "multiply-accumulates per input"]
+    lines = [[_name(row), *(_pair(row, key, form) for key, form in forms)] for row in results["rows"]]
     notes = [f"- {row['name']}: {row['note']}" for row in results["rows"] if row.get("note")]
     distilled = [row for row in results["rows"] if row.get("kind") == "baseline" and not is_tfidf(row)]
     if distilled:
         kind = "distilled " if any(map(is_tfidf, results["rows"])) else ""
         notes.append(f"- Every {kind}baseline: {BASELINE_NOTE}")
     return "\n".join([markdown_table(header, lines), *(["", *notes] if notes else [])])
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    name = str(row.get("name", NOT_MEASURED))
+    return f"**{name}**" if row.get("kind") == "ensemble" else name
+
+
+def _pair(row: Mapping[str, Any], key: str, form: Callable[[float | None], str]) -> str:
+    """The value of the whole model and, in brackets, of one device."""
+    whole, device = row.get(key), row.get(f"{key}_per_device")
+    return form(whole) if device in (None, whole) else f"{form(whole)} ({form(device)})"
 
 
 def splitting_finding(results: Mapping[str, Any]) -> str:
@@ -132,13 +156,26 @@ def _device_baselines(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _per_device_finding(results: Mapping[str, Any]) -> str:
-    """Splitting pays only if all of these baselines fall short, each by an interval that excludes zero."""
+def _verdict(results: Mapping[str, Any]) -> tuple[str, list[str], dict[str, Mapping[str, Any]]]:
+    """Whether splitting paid ("yes", "no", "level" or "not measured"), the baselines that decide, all of one device.
+
+    It pays only if all baselines of one device's size fall short, each by an interval that excludes zero.
+    """
     rows = _device_baselines(results)
     found = {f"the {str(row['name']).replace(', ', ' of ')}": row.get("against_ensemble") or {} for row in rows}
     if not any(row["name"] == PLAIN_DEVICE_SIZE for row in rows) or any(
         i.get("low") is None or i.get("high") is None for i in found.values()
     ):
+        return NOT_MEASURED, [], found
+    better = [name for name, each in found.items() if each["low"] > 0]
+    level = [name for name, each in found.items() if each["low"] <= 0 <= each["high"]]
+    return ("no", better, found) if better else ("level", level, found) if level else ("yes", [], found)
+
+
+def _per_device_finding(results: Mapping[str, Any]) -> str:
+    """The verdict with the intervals that it rests on."""
+    verdict, deciding, found = _verdict(results)
+    if verdict == NOT_MEASURED:
         return (
             "The ensemble was not compared, with a paired interval, with one plain model of the per-device size and "
             "every other baseline that fits one device. Whether splitting pays on this task is therefore not measured."
@@ -147,19 +184,49 @@ def _per_device_finding(results: Mapping[str, Any]) -> str:
         "In one trained run, against the ensemble and with 95 % intervals over the test items, the baselines of one "
         f"device's size differ by {'; '.join(f'{points(each)} points ({name})' for name, each in found.items())}."
     )
-    better = [name for name, each in found.items() if each["low"] > 0]
-    level = [name for name, each in found.items() if each["low"] <= 0 <= each["high"]]
-    if better:
+    if verdict == "no":
         return (
-            f"{figures} Better than the ensemble: {' and '.join(better)}. So on this task splitting does not pay: "
+            f"{figures} Better than the ensemble: {' and '.join(deciding)}. So on this task splitting does not pay: "
             "prefer such a model unless the devices must share the work."
         )
-    if level:
+    if verdict == "level":
         return (
-            f"{figures} This test split cannot tell the ensemble from {' and '.join(level)}: these results are no "
+            f"{figures} This test split cannot tell the ensemble from {' and '.join(deciding)}: these results are no "
             "evidence that splitting pays on this task."
         )
     return f"{figures} All of them fall short: in this run splitting pays on this task."
+
+
+def _short_verdict(results: Mapping[str, Any]) -> str:
+    verdict, deciding, _ = _verdict(results)
+    if verdict == "no":
+        return f"no: {' and '.join(deciding)} {'is' if len(deciding) == 1 else 'are'} better"
+    if verdict == "level":
+        return f"no evidence: this test split cannot tell it from {' and '.join(deciding)}"
+    return "yes, in this run: every baseline of one device's size falls short" if verdict == "yes" else NOT_MEASURED
+
+
+def glance_table(results: Mapping[str, Any], dataset_name: str) -> str:
+    """What a reader wants to know first: task, accuracy, what a device holds, what an absence costs, the verdict."""
+    teacher, ensemble = result_row(results, "teacher"), result_row(results, "ensemble")
+    items = (results.get("dataset") or {}).get("num_test_items")
+    absent = {entry["num_absent"]: entry for entry in results.get("absent") or []}
+    one = absent.get(1, {})
+    held, whole = (row.get("bytes_per_device", row.get("bytes")) for row in (ensemble, teacher))
+    lines = [
+        ["task", f"{results['task']}, {len(label_names(results))} labels"],
+        ["data", f"{dataset_name}, {f'{items:,}' if items else NOT_MEASURED} test items"],
+        ["accuracy", f"{percent(ensemble.get('accuracy'))} (teacher {percent(teacher.get('accuracy'))})"],
+        ["sub-models", str(len(results["class_groups"]))],
+        ["one device holds", f"{mebibytes(held)} of float32 weights (teacher {mebibytes(whole)}{_times(whole, held)})"],
+        ["one sub-model absent", f"{percent(one.get('accuracy_mean'))} on average"],
+        ["does splitting pay here?", _short_verdict(results)],
+    ]
+    return markdown_table(["at a glance", "this ensemble"], lines)
+
+
+def _times(whole: float | None, held: float | None) -> str:
+    return f", {whole / held:.1f} times as much" if whole and held else ""
 
 
 def absent_table(results: Mapping[str, Any]) -> str:
@@ -171,7 +238,7 @@ def absent_table(results: Mapping[str, Any]) -> str:
             percent(entry.get("accuracy_mean")),
             percent(entry.get("accuracy_min")),
             percent(entry.get("accuracy_max")),
-            _text(entry.get("num_subsets")),
+            text_or_not(entry.get("num_subsets")),
         ]
         for entry in results.get("absent") or []
     ]
@@ -191,26 +258,25 @@ def absent_finding(results: Mapping[str, Any]) -> str:
 
 
 def group_table(results: Mapping[str, Any]) -> str:
-    """Accuracy per class group: every row that measured it, and the sub-model's own vote."""
+    """Accuracy per class group: every row that measured it, and the sub-model's own vote; long groups cut short."""
     rows = [row for row in results["rows"] if row.get("per_group_accuracy")]
     votes = {entry["index"]: entry.get("group_accuracy") for entry in results.get("sub_models") or []}
     header = ["class group", *(str(row["name"]) for row in rows), "own vote of its sub-model"]
     lines = [
-        [name, *(percent(row["per_group_accuracy"][index]) for row in rows), percent(votes.get(index))]
+        [shortened(name), *(percent(row["per_group_accuracy"][index]) for row in rows), percent(votes.get(index))]
         for index, name in enumerate(group_names(results))
     ]
     return markdown_table(header, lines)
 
 
-def sub_model_table(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+def sub_model_table(results: Mapping[str, Any], feature_sizes: Mapping[int, int]) -> str:
     """Class groups with the cost of their sub-model and the bytes of features it sends per input."""
     measured = {entry["index"]: entry for entry in results.get("sub_models") or []}
-    sizes = {entry["index"]: entry.get("feature_size") for entry in manifest.get("sub_models") or []}
     header = ["sub-model", "classes", "parameters", "size", "MACs", "features sent", "vote with `other`"]
     lines = []
     for index, name in enumerate(group_names(results)):
         entry = measured.get(index, {})
-        size = sizes.get(index)
+        size = feature_sizes.get(index)
         lines.append(
             [
                 f"`sub_models/{index:02d}`",
@@ -225,132 +291,8 @@ def sub_model_table(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
     return markdown_table(header, lines)
 
 
-def variant_table(manifest: Mapping[str, Any]) -> str:
-    """Exported files with parity, own vote and latency; below, why a latency is missing."""
-    header = ["file", "precision", "profile", "size", "parity", "same answer", "own vote", "latency"]
-    owners = [*(manifest.get("sub_models") or []), *([manifest["fusion"]] if manifest.get("fusion") else [])]
-    variants = [variant for owner in owners for variant in owner.get("variants") or []]
-    notes = {str(variant["latency_note"]) for variant in variants if variant.get("latency_note")}
-    table = markdown_table(header, [_variant_line(variant) for variant in variants])
-    return "\n".join([table, *(["", *(f"- Latency: {note}." for note in sorted(notes))] if notes else [])])
-
-
-def whole_onnx_finding(manifest: Mapping[str, Any]) -> str:
-    """The accuracy of the whole ensemble on onnxruntime, by variant, and what accepted the int8 ones."""
-    entry = manifest.get("ensemble") or {}
-    rows, gates = entry.get("accuracy") or {}, entry.get("gates") or {}
-    figures = [f"`{name}` {percent(row.get('accuracy'))}" for name, row in rows.items()]
-    splits = " and ".join(sorted({str(row["split"]) for row in rows.values() if row.get("split")}))
-    where = f"onnxruntime, {splits} split" if splits else "onnxruntime"
-    text = f"Accuracy of the whole ensemble on {where}: {', '.join(figures) or NOT_MEASURED}."
-    gated = [_gate_line(name, gate) for name, gate in gates.items()]
-    ungated = [f"- `{name}` passed no accuracy gate." for name in _int8_names(manifest) if name not in gates]
-    return "\n".join([text, *(["", *gated, *ungated] if gated or ungated else [])])
-
-
-def _gate_line(name: str, gate: Mapping[str, Any]) -> str:
-    """What an int8 variant had to satisfy, as it really binds on so many items."""
-    return (
-        f"- `{name}` was accepted on the {gate['split']} split, {gate['num_items']} items: fp32 "
-        f"{percent(gate['accuracy_fp32'])}, int8 {percent(gate['accuracy_int8'])}. Up to {gate['max_net_flips']} more "
-        f"items wrong than fp32 were allowed, which is {100 * gate['tolerance']:.2f} points of so many items (set: "
-        f"{100 * gate['max_loss']:.2f} points)."
-    )
-
-
-def _int8_names(manifest: Mapping[str, Any]) -> list[str]:
-    """Names of the int8 variants, as the manifest derives them from their files."""
-    first: Mapping[str, Any] = next(iter(manifest.get("sub_models") or []), {})
-    files = [str(v.get("file")) for v in first.get("variants") or [] if v.get("precision") == "int8"]
-    return [PurePosixPath(file).stem.removeprefix("model_") for file in files]
-
-
-def own_vote_finding(manifest: Mapping[str, Any]) -> str:
-    """On what the own votes in the table of exported files were measured."""
-    variants = [v for entry in manifest.get("sub_models") or [] for v in entry.get("variants") or []]
-    rows = [variant["accuracy"] for variant in variants if variant.get("accuracy")]
-    items = sorted({f"{row['num_items']} items" + _of_split(row) for row in rows if row.get("num_items")})
-    measured = f"on {' or '.join(items)}" if items else NOT_MEASURED
-    return f"*Own vote*: accuracy of the sub-model by itself, `other` included, {measured}."
-
-
-def _of_split(row: Mapping[str, Any]) -> str:
-    return f" of the {row['split']} split" if row.get("split") else ""
-
-
-def has_int8(manifest: Mapping[str, Any]) -> bool:
-    """Whether every sub-model has an int8 file."""
-    entries = manifest.get("sub_models") or []
-    precisions = [{variant.get("precision") for variant in entry.get("variants") or []} for entry in entries]
-    return bool(precisions) and all("int8" in offered for offered in precisions)
-
-
-def _variant_line(variant: Mapping[str, Any]) -> list[str]:
-    parity = variant.get("parity") or {}
-    relative = parity.get("relative_to_largest_logit")
-    latency = variant.get("latency_ms") or {}
-    median = latency.get("median", latency.get("p50"))
-    return [
-        f"`{variant.get('file')}`",
-        _text(variant.get("precision")),
-        ", ".join(variant.get("profiles") or []) or "any",
-        mebibytes(variant.get("bytes")),
-        NOT_MEASURED if relative is None else f"{relative:.1e}",
-        percent(parity.get("argmax_agreement")),
-        percent((variant.get("accuracy") or {}).get("accuracy")),
-        NOT_MEASURED if median is None else f"{median:.2f} ms",
-    ]
-
-
-def stage_table(results: Mapping[str, Any]) -> str:
-    """What each stage of the run took."""
-    header = ["stage", "seconds", "peak memory"]
-    lines = []
-    for stage in results.get("stages") or []:
-        seconds, memory = stage.get("seconds"), stage.get("peak_memory_mib")
-        lines.append(
-            [
-                str(stage["name"]),
-                NOT_MEASURED if seconds is None else f"{seconds:.0f}",
-                NOT_MEASURED if memory is None else f"{memory:.0f} MiB",
-            ]
-        )
-    return markdown_table(header, lines)
-
-
-def environment_table(results: Mapping[str, Any]) -> str:
-    """How to get the same figures again: command, seed, commit, machine, versions, date."""
-    environment = results.get("environment") or {}
-    machine = environment.get("machine") or {}
-    versions = environment.get("versions") or {}
-    parts = [
-        _text(machine.get("cpu"), "CPU {}"),
-        _text(machine.get("cores"), "{} cores"),
-        _text(machine.get("memory_gib"), "{} GiB memory"),
-    ]
-    command = results.get("command")
-    seeds = ", ".join(f"{stage} {seed}" for stage, seed in (results.get("seeds") or {}).items())
-    lines = [
-        ["command", f"`{command}`" if command else NOT_MEASURED],
-        ["seed", _text(results.get("seed")) + (f" ({seeds})" if seeds else "")],
-        ["commit", _text(environment.get("commit"))],
-        ["machine", ", ".join(parts) if machine else NOT_MEASURED],
-        [
-            "versions",
-            ", ".join(f"{name} {version}" for name, version in versions.items() if version) or NOT_MEASURED,
-        ],
-        ["date", _text(environment.get("date"))],
-    ]
-    return markdown_table(["what", "value"], lines)
-
-
-def _pair(row: Mapping[str, Any], key: str, form: Any) -> str:
-    """The value of the whole model and, in brackets, of one device."""
-    whole, device = row.get(key), row.get(f"{key}_per_device")
-    return form(whole) if device in (None, whole) else f"{form(whole)} ({form(device)})"
-
-
-def _text(value: object, form: str = "{}") -> str:
+def text_or_not(value: object, form: str = "{}") -> str:
+    """The value as text, or "not measured"."""
     return NOT_MEASURED if value is None else form.format(value)
 
 

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edvit_hf.card_tables import markdown_table
+from edvit_hf.card_tables import NOT_RECORDED, markdown_table
 from edvit_hf.tasks import Task
-
-NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)

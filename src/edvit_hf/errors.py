@@ -62,6 +62,42 @@ class ExportGateError(EDViTError):
     """An exported variant misses its own tolerance and was refused. Loosen the gate or change the export."""
 
 
+class HubError(EDViTError, RuntimeError):
+    """A push or pull that cannot be done: the folder is not ready, or the Hub or the connection refuses.
+
+    Attributes:
+        status: HTTP status of the Hub's refusal; None where there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class QuorumError(EDViTError, RuntimeError):
+    """Too few sub-models answered well: what is left would be a guess. Bring devices back, or lower the quorum.
+
+    Attributes:
+        missing: Why each missing sub-model is missing, by index.
+    """
+
+    def __init__(self, message: str, missing: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.missing = dict(missing or {})
+
+
+class OverloadedError(EDViTError, RuntimeError):
+    """More requests than can be answered in time: this one was turned away early. Ask again later.
+
+    Attributes:
+        retry_after_ms: When that is likely to help.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: float) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
 class WorkDirError(EDViTError, OSError):
     """The work directory cannot be written. Choose another one or free space."""
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ from edvit_hf.strict_yaml import load_yaml
 logger = logging.getLogger(__name__)
 
 QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
+STATIC_PRESETS = (*QUANTIZATION_PRESETS, "tensorrt")  # of static int8: a GPU reads other files than the processor
+EXPORT_KINDS = ("int8", "int8_static", "fp16")  # what a profile may ask for besides fp32; int8 is the dynamic one
 FIGURES = ("memory_mib", "cores", "sustained_gflops", "watts")
 # What the latency model sums up, each with a coefficient in ms per unit; `edvit_hf.latency.features` defines them.
 LATENCY_FEATURES = (
@@ -53,9 +55,19 @@ class DeviceProfile:
     latency: Mapping[str, float] | None = None  # `LATENCY_FEATURES` -> ms per unit, onnxruntime fp32 on one thread
     latency_all_cores: Mapping[str, float] | None = None  # the same on the threads that `provenance` names
     provenance: Mapping[str, Any] | None = None  # of a measured profile: machine, versions, date, method, residuals
+    static_quantization: str | None = None  # preset of static int8, of `STATIC_PRESETS`; None is `quantization`
+    export: Sequence[str] = ("int8",)  # of `EXPORT_KINDS`, the one that runs best first: what an export writes for it
 
     def __post_init__(self) -> None:
         """Every figure, and every absence, states its source; numbers are positive."""
+        if self.static_quantization is not None and self.static_quantization not in STATIC_PRESETS:
+            raise ManifestError(
+                f"profile {self.name!r}: `static_quantization` must be one of {STATIC_PRESETS} or left out, got "
+                f"{self.static_quantization!r}. Static int8 files would be made for hardware that nobody knows. "
+                f"Correct it."
+            )
+        _check_export(self.name, self.export)
+        object.__setattr__(self, "export", tuple(self.export))
         if self.quantization not in QUANTIZATION_PRESETS:
             raise ManifestError(
                 f"profile {self.name!r}: `quantization` must be one of {QUANTIZATION_PRESETS}, "
@@ -73,6 +85,11 @@ class DeviceProfile:
         for name in ("latency", "latency_all_cores"):
             _check_coefficients(self.name, name, getattr(self, name))
 
+    @property
+    def static_preset(self) -> str:
+        """The preset of static int8 files that suits it."""
+        return self.static_quantization or self.quantization
+
 
 def is_finite(value: float) -> bool:
     """Whether arithmetic can use a number: a whole number may exceed every float."""
@@ -80,6 +97,17 @@ def is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def _check_export(profile: str, kinds: Any) -> None:
+    """Refuse a list with anything but `EXPORT_KINDS`, or with one of them twice."""
+    listed = list(kinds) if isinstance(kinds, list | tuple) else None
+    if listed is None or not set(map(str, listed)) <= set(EXPORT_KINDS) or len(set(listed)) != len(listed):
+        raise ManifestError(
+            f"profile {profile!r}: `export` must list what an export writes for it besides fp32, each of "
+            f"{', '.join(EXPORT_KINDS)} at most once, got {kinds!r:.80}. The devices would get other files than were "
+            f"meant. Correct it, or leave `export` out for dynamic int8."
+        )
 
 
 def _check_coefficients(profile: str, name: str, coefficients: Any) -> None:
@@ -155,12 +183,14 @@ def load_profile(path: str | Path) -> DeviceProfile:
 def _is_of_kind(key: str, value: Any) -> bool:
     """Whether a parsed value is of the type of the profile's field `key`; coefficients are checked by the profile."""
     if value is None:
-        return key not in ("name", "isa", "quantization", "sources")
-    if key in ("name", "isa", "quantization"):
+        return key not in ("name", "isa", "quantization", "sources", "export")
+    if key in ("name", "isa", "quantization", "static_quantization"):
         return isinstance(value, str) and bool(value)
     if key in FIGURES:
         kind = int if key in ("memory_mib", "cores") else int | float
         return isinstance(value, kind) and not isinstance(value, bool) and is_finite(value)
+    if key == "export":
+        return isinstance(value, list)
     if key == "sources":
         return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
     return isinstance(value, dict)
@@ -196,6 +226,26 @@ def _read_yaml(path: Path) -> Any:
             f"{path.name}: expected device profiles as YAML, but it cannot be read: {str(error)!r:.200}. "
             f"Nothing in it can be trusted. Correct it, or measure again with `edvit profile`."
         ) from error
+
+
+def shipped_kind(profile: DeviceProfile) -> str:
+    """The name in devices.yaml of the kind of hardware that a profile, measured or shipped, is of.
+
+    A measured one is of the first kind with its instruction set, else of the family with its int8 preset.
+
+    Raises:
+        ManifestError: If no kind has that preset.
+    """
+    known = load_profiles()
+    if profile.name in known:
+        return profile.name
+    same = [name for name, kind in known.items() if kind.quantization == profile.quantization]
+    if not same:
+        raise ManifestError(
+            f"profile {profile.name!r}: no kind of hardware in devices.yaml has the int8 preset "
+            f"{profile.quantization!r}. Files for it could not be named. Add a kind."
+        )
+    return next((name for name in same if known[name].isa == profile.isa), same[-1])
 
 
 def detect_profile(

@@ -12,7 +12,7 @@ from edvit_hf.storage import MIB
 
 if TYPE_CHECKING:
     from edvit_hf.planning import DevicePlan, Plan
-    from edvit_hf.runtime import LocalEnsemble
+    from edvit_hf.runtime import EDViTRuntime
 
 
 def results_tables(results: dict[str, Any]) -> list[Table]:
@@ -149,16 +149,16 @@ def evaluation_table(result: dict[str, Any]) -> Table:
 
 
 def prediction_report(
-    ensemble: "LocalEnsemble", source: str | bytes | Path, *, absent: Sequence[int] = ()
+    runtime: "EDViTRuntime", source: str | bytes | Path, *, absent: Sequence[int] = ()
 ) -> dict[str, Any]:
     """One prediction as data: class, probability, every sub-model's vote, and the answer without each sub-model.
 
     `source` is a file, the bytes of one, or a text; the report names it.
     """
-    answer, without = ensemble.explain(source, absent)
-    names = list(ensemble.manifest.label_names)
+    answer, without = runtime.explain(source, absent)
+    names = list(runtime.manifest.label_names)
     votes = []
-    for index, group in enumerate(ensemble.manifest.class_groups):
+    for index, group in enumerate(runtime.manifest.class_groups):
         own = answer.votes[index]
         vote = None
         if own is not None:
@@ -169,13 +169,19 @@ def prediction_report(
                 "sub_model": index,
                 "classes": [names[c] for c in group],
                 "present": vote is not None,
+                "missing": answer.missing.get(index),
                 "vote": vote,
+                "milliseconds": answer.milliseconds[index],
+                "bytes_sent": answer.bytes_sent[index],
             }
         )
     return {
         "input": f"{len(source)} bytes" if isinstance(source, bytes) else str(source),
         "absent": sorted(absent),
         **_top(answer.probabilities[0], names),
+        "degraded": answer.degraded,
+        "missing_classes": list(answer.missing_classes),
+        "milliseconds": answer.total_milliseconds,
         "probabilities": {n: float(p) for n, p in zip(names, answer.probabilities[0], strict=True)},
         "votes": votes,
         "without": [{"sub_model": change.index, **_top(change.probabilities[0], names)} for change in without],
@@ -189,13 +195,19 @@ def _top(probabilities: np.ndarray, names: list[str]) -> dict[str, Any]:
 
 def prediction_tables(report: dict[str, Any]) -> list[Table]:
     """The report of `edvit predict`."""
-    head = f"{report['label']}, probability {report['probability']:.3f}"
-    if report["absent"]:
-        head += f" (without sub-models {', '.join(map(str, report['absent']))})"
-    table = Table(title=head)
+    head = f"{report['label']}, probability {report['probability']:.3f}, in {report['milliseconds']:.1f} ms"
+    missing = [str(row["sub_model"]) for row in report["votes"] if not row["present"]]
+    table = Table(title=head, caption_justify="left")
+    if missing:
+        table.caption = (
+            f"degraded: without sub-model {', '.join(missing)}; least is known about the classes "
+            f"{', '.join(report['missing_classes'])}"
+        )
     table.add_column("sub-model", justify="right")
     for name in ("classes", "its vote", "answer without it"):
         table.add_column(name)
+    for name in ("ms", "bytes sent"):
+        table.add_column(name, justify="right")
     without = {w["sub_model"]: w for w in report["without"]}
     for row in report["votes"]:
         vote = row["vote"]
@@ -205,7 +217,8 @@ def prediction_tables(report: dict[str, Any]) -> list[Table]:
             changed += "  changes"
         table.add_row(
             str(row["sub_model"]), " ".join(row["classes"]),
-            "absent" if vote is None else f"{vote['label']} ({vote['probability']:.3f})", changed,
+            f"missing: {row['missing']}" if vote is None else f"{vote['label']} ({vote['probability']:.3f})", changed,
+            "" if vote is None else f"{row['milliseconds']:.2f}", str(row["bytes_sent"]),
         )  # fmt: skip
     return [table]
 

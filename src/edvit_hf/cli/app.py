@@ -32,7 +32,25 @@ class Precision(StrEnum):
     """Exported variants."""
 
     fp32 = "fp32"
+    fp16 = "fp16"
     int8 = "int8"
+
+
+class ExportPrecision(StrEnum):
+    """What an export can write: fp32 always is, `int8` is the dynamic one."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+    int8_static = "int8_static"
+
+
+class Calibration(StrEnum):
+    """How the range of an activation is found."""
+
+    minmax = "minmax"
+    entropy = "entropy"
+    percentile = "percentile"
 
 
 class Placement(StrEnum):

@@ -50,7 +50,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
+    ensemble: Annotated[str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="An image or sound file, or the text itself; `-`: standard input.")
     ],
@@ -58,20 +58,29 @@ def predict(
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
+    deadline: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Answer without sub-models that take longer. Default: wait for all."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")] = None,
     output: FormatOption = Format.human,
 ) -> None:
-    """Classify INPUT: class, probability, each sub-model's vote, and what changes when a sub-model is absent.
+    """Classify INPUT: class, probability, each sub-model's vote, who is missing, and what changes when one is absent.
 
     Needs no torch: this is what a device runs.
     """
     start_logging(False)
     with plain_errors():
-        from edvit_hf.runtime import LocalEnsemble
+        from edvit_hf.runtime import EDViTRuntime
         from edvit_hf.tables import prediction_report, prediction_tables
 
-        ensemble = LocalEnsemble.from_pretrained(folder, precision=precision.value)
-        item = _read_input(source, is_text=ensemble.task == "text-classification")
-        report = prediction_report(ensemble, item, absent=tuple(drop or ()))
+        runtime = EDViTRuntime.from_pretrained(
+            ensemble, revision=revision, precision=precision.value, deadline_ms=deadline,
+            schedule="in_turn",  # one answer is not worth a second of trying which schedule is quickest
+        )  # fmt: skip
+        with runtime:
+            item = _read_input(source, is_text=runtime.task == "text-classification")
+            report = prediction_report(runtime, item, absent=tuple(drop or ()))
         if output is Format.json:
             print_json(report)
             return

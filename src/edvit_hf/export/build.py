@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from edvit_hf.errors import DataError
+from edvit_hf.export.accuracy import Judge
 from edvit_hf.export.config import ExportConfig
 from edvit_hf.export.gates import (
     Arrays,
     GraphSession,
-    Judge,
     OnnxEnsemble,
     Predict,
     as_feeds,
@@ -25,17 +24,21 @@ from edvit_hf.export.gates import (
     run_batches,
     run_rounds,
 )
+from edvit_hf.export.joined import join_graphs
 from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
-from edvit_hf.export.quantization import QuantizationPreset, QuantizedNodes, quantize_graph
-from edvit_hf.manifest import Parity, Variant, file_sha256
+from edvit_hf.manifest import Parity, Quantization, Variant, file_sha256
+from edvit_hf.manifest.entries import Precision
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.profiles import detect_profile
+from edvit_hf.provenance import environment
+from edvit_hf.transforms import Transform
 
 FUSION_FILE = "onnx/fusion.onnx"
 LATENCY_NOTE = "not measured by the export: measure it on the device itself"
 NO_LABELS_NOTE = "no labelled data was given to the export"
 _FUSION_NOTE = "the head alone has none: see `ensemble.accuracy`"
+_WHOLE_NOTE = "not measured on this graph: it computes what `ensemble.accuracy` was measured on"
 _BATCH = 64
 
 
@@ -74,18 +77,12 @@ def _tensor_batches(inputs: Arrays) -> list[dict[str, torch.Tensor]]:
 
 
 def judged(judge: Judge, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
-    """The judge's row as plain JSON, with the hardware it was measured on.
-
-    Raises:
-        DataError: If the row does not say what was measured on what.
-    """
-    row = json.loads(json.dumps(judge(predict, class_group), default=lambda value: value.tolist()))
-    if not {"split", "num_items", "accuracy"} <= set(row):
-        raise DataError(
-            f"Expected a judge to return `split`, `num_items` and `accuracy`, got {sorted(row)}. A figure says "
-            "nothing without its items. Add what is missing."
-        )
-    return {**row, "measured_on": detect_profile()}
+    """The judge's figures as plain JSON with the hardware they were measured on; the ensemble's, with their source."""
+    row = json.loads(json.dumps(judge(predict, class_group).to_row(), default=lambda value: value.tolist()))
+    row["measured_on"] = detect_profile()
+    if class_group is None:
+        row["environment"] = {key: value for key, value in environment().items() if key != "versions"}
+    return row
 
 
 def vote_of(session: GraphSession) -> Predict:
@@ -101,8 +98,36 @@ def _count_linear_maps(sub_model: nn.Module) -> int:
     return sum(isinstance(module, nn.Linear) for module in sub_model.modules()) - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """How a file was made, as the manifest says it.
+
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        quantization: Of an int8 file.
+        op_types: What was quantized.
+        num_nodes: How many nodes were.
+        profiles: Kinds of hardware it is for; none: any.
+    """
+
+    precision: Precision = "fp32"
+    quantization: Quantization | None = None
+    op_types: Sequence[str] = ()
+    num_nodes: int = 0
+    profiles: Sequence[str] = ()
+
+
 class GraphBuilder:
-    """One export under way. Every method writes into the staging folder and refuses what misses its gate."""
+    """One export under way. Every method writes into the staging folder and refuses what misses its gate.
+
+    Args:
+        model (`EDViTPreTrainedModel`): The ensemble, in eval mode.
+        staging (`Path`): Folder that the files go to.
+        config (`ExportConfig`): What they must satisfy.
+        inputs (`Arrays`): What parity is measured on, prepared, rows first.
+        transform (`Transform`): What prepares inputs; for files with the preprocessing inside.
+        no_accuracy: Why a file has no accuracy, until it has one.
+    """
 
     def __init__(
         self,
@@ -111,12 +136,14 @@ class GraphBuilder:
         *,
         config: ExportConfig,
         inputs: Arrays,
+        transform: Transform | None = None,
+        no_accuracy: str = NO_LABELS_NOTE,
     ) -> None:
         self.model, self.staging, self.config = model, staging, config
+        self.transform, self.no_accuracy = transform, no_accuracy
         self.reference = run_torch(model, inputs)
-        self.profile = config.profile or detect_profile()
         self.groups = self.model.config.class_groups
-        self.fp32_files = [f"sub_models/{i:02d}/onnx/model.onnx" for i in range(len(self.groups))]
+        self.fp32_files = [sub_model_file(index) for index in range(len(self.groups))]
 
     def draw_sub_models(self) -> Iterator[Variant]:
         """Write and check the fp32 graph of one sub-model after the other."""
@@ -125,9 +152,13 @@ class GraphBuilder:
             onnx_config = resolve_onnx_config(sub_model.config)
             graph = draw_sub_model(sub_model, onnx_config, opset=self.config.opset)
             save_graph(graph, self.staging / file)
-            yield self._describe(file, self._check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION))
+            yield self.describe(file, self.check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION), Made())
 
-    def _check_sub_model(self, index: int, file: str, *, atol: float | None) -> Parity:
+    def num_linear_maps(self, index: int) -> int:
+        """Linear maps of a sub-model that int8 must cover."""
+        return _count_linear_maps(self.model.sub_models[index])
+
+    def check_sub_model(self, index: int, file: str, *, atol: float | None = None) -> Parity:
         """Parity of one file, refused beyond the tolerance if `atol` is given."""
         reference = {"features": self.reference.features[index], "logits": self.reference.votes[index]}
         got = run_rounds(GraphSession(self.staging / file), self.reference.rounds)
@@ -158,7 +189,33 @@ class GraphBuilder:
             mask[:, list(absent)] = 0.0
             parts.append(run_batches(session, {"features": features, "mask": mask})["logits"])
         parity = self._compare_logits(parts, what=FUSION_FILE)
-        return self._describe(FUSION_FILE, parity, accuracy_note=_FUSION_NOTE)
+        return self.describe(FUSION_FILE, parity, Made(), accuracy_note=_FUSION_NOTE)
+
+    def join_whole(self, variants: Sequence[Variant], file: str, *, is_gated: bool = False) -> Variant:
+        """Write the graph of the whole ensemble that runs these accepted files of its sub-models."""
+        sources = [self.staging / variant.file for variant in variants]
+        graph = join_graphs(sources, self.staging / FUSION_FILE, resolve_onnx_config(self.model.config))
+        save_graph(graph, self.staging / file)
+        got = [run_rounds(GraphSession(self.staging / file), self.reference.rounds)["logits"]]
+        parity = self._compare_logits(got, what=file, everybody_only=True, is_gated=is_gated)
+        return self.describe(file, parity, joined_from(variants), accuracy_note=_WHOLE_NOTE)
+
+    def prepend_preprocessing(self, variant: Variant) -> Variant:
+        """Write a file a second time with the preprocessing inside; its parity is against the file without."""
+        import onnx
+
+        from edvit_hf.export.raw_inputs import check_raw_graph, prepend_preprocessing
+
+        assert self.transform is not None  # `export_ensemble` brings it where the config asks for raw inputs
+        folder, _, name = variant.file.rpartition("/")
+        file = f"{folder}/model_raw{name.removeprefix('model')}"
+        save_graph(prepend_preprocessing(onnx.load(self.staging / variant.file), self.transform), self.staging / file)
+        parity = check_raw_graph(self.staging / file, self.staging / variant.file, self.transform, what=file)
+        path, note = self.staging / file, f"that of {name}, whose graph stands behind the preprocessing"
+        return replace(
+            variant, file=file, sha256=file_sha256(path), bytes=path.stat().st_size, inputs="raw", parity=parity,
+            accuracy=None, accuracy_note=note,
+        )  # fmt: skip
 
     def open_ensemble(self, variants: Sequence[Variant]) -> OnnxEnsemble:
         """The staged files of these sub-model variants and the fusion head, ready to run."""
@@ -170,57 +227,61 @@ class GraphBuilder:
         parts = [ensemble.fuse(run["features"], absent) for absent in self.reference.logits]
         return self._compare_logits(parts, what="the exported ensemble")
 
-    def _compare_logits(self, parts: Sequence[np.ndarray], *, what: str) -> Parity:
-        reference: Arrays = {"logits": np.concatenate(list(self.reference.logits.values()))}
+    def _compare_logits(
+        self, parts: Sequence[np.ndarray], *, what: str, everybody_only: bool = False, is_gated: bool = True
+    ) -> Parity:
+        expected = [self.reference.logits[()]] if everybody_only else list(self.reference.logits.values())
+        reference: Arrays = {"logits": np.concatenate(expected)}
         got: Arrays = {"logits": np.concatenate(parts)}
         parity = measure_parity(reference, got, what=what)
-        onnx_config = resolve_onnx_config(self.model.config)
-        check_parity(
-            parity,
-            reference,
-            got,
-            tolerance=self.config.max_relative_difference,
-            atol=onnx_config.ATOL_FOR_VALIDATION,
-            what=what,
-        )
+        if is_gated:
+            tolerance = self.config.max_relative_difference
+            atol = resolve_onnx_config(self.model.config).ATOL_FOR_VALIDATION
+            check_parity(parity, reference, got, tolerance=tolerance, atol=atol, what=what)
         return parity
 
-    def quantize(self, preset: QuantizationPreset) -> Iterator[Variant]:
-        """Write the int8 variant of one sub-model after the other; the caller gates their joint accuracy."""
-        for index, source in enumerate(self.fp32_files):
-            sub_model = self.model.sub_models[index]
-            file = source.replace("model.onnx", f"model_{preset.suffix}.onnx")
-            nodes = quantize_graph(
-                self.staging / source,
-                self.staging / file,
-                preset,
-                resolve_onnx_config(sub_model.config),
-                num_expected=_count_linear_maps(sub_model),
-            )
-            parity = self._check_sub_model(index, file, atol=None)
-            yield self._describe(file, parity, nodes=nodes, preset=preset)
-
-    def _describe(
-        self,
-        file: str,
-        parity: Parity,
-        *,
-        accuracy_note: str = NO_LABELS_NOTE,
-        nodes: QuantizedNodes | None = None,
-        preset: QuantizationPreset | None = None,
-    ) -> Variant:
+    def describe(self, file: str, parity: Parity, made: Made, *, accuracy_note: str | None = None) -> Variant:
+        """What the manifest says of a staged file."""
         path = self.staging / file
         return Variant(
             file=file,
             sha256=file_sha256(path),
             bytes=path.stat().st_size,
-            precision="int8" if nodes else "fp32",
-            op_types_quantized=nodes.op_types if nodes else [],
-            num_quantized_nodes=nodes.num_nodes if nodes else 0,
-            quantization=preset.describe(nodes) if preset and nodes else None,
-            profiles=[self.profile] if nodes else [],
+            precision=made.precision,
+            op_types_quantized=list(made.op_types),
+            num_quantized_nodes=made.num_nodes,
+            quantization=made.quantization,
+            profiles=list(made.profiles),
             opset=self.config.opset,
             parity=parity,
-            accuracy_note=accuracy_note,
+            accuracy_note=accuracy_note or self.no_accuracy,
             latency_note=LATENCY_NOTE,
         )
+
+
+def sub_model_file(index: int, suffix: str = "") -> str:
+    """Path of a sub-model's file; the suffix is the variant's name, none for fp32."""
+    return f"sub_models/{index:02d}/onnx/model{'_' if suffix else ''}{suffix}.onnx"
+
+
+def joined_from(variants: Sequence[Variant]) -> Made:
+    """How a graph was made that joins these files of all sub-models."""
+    first, found = variants[0], [variant.quantization for variant in variants]
+    quantized = [quantization for quantization in found if quantization is not None]
+    if not quantized:
+        return Made(precision=first.precision, profiles=first.profiles)
+    kept = [f"sub_models.{i}.{name}" for i, each in enumerate(quantized) for name in each.kept_float]
+    total = replace(
+        quantized[0],
+        per_channel=any(each.per_channel for each in quantized),
+        weight_bytes=sum(each.weight_bytes for each in quantized),
+        weight_bytes_fp32=sum(each.weight_bytes_fp32 for each in quantized),
+        kept_float=kept,
+    )
+    return Made(
+        precision=first.precision,
+        quantization=total,
+        op_types=sorted({op_type for variant in variants for op_type in variant.op_types_quantized}),
+        num_nodes=sum(variant.num_quantized_nodes for variant in variants),
+        profiles=first.profiles,
+    )

@@ -1,11 +1,17 @@
 """The export's settings. Light, so that a recipe can be read where nothing heavy is installed."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from edvit_hf.profiles import load_profiles
 
 MIN_OPSET, MAX_OPSET = 18, 23  # what torch's exporter emits natively .. the newest tried here
+
+Kind = Literal["fp32", "fp16", "int8", "int8_static"]  # int8 is the dynamic one
+CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,34 +20,64 @@ class ExportConfig:
 
     Attributes:
         opset: ONNX operator set; 20 is the first with Gelu, and every onnxruntime since 1.17 reads it.
-        int8: Whether to write a dynamically quantized file per sub-model too.
-        profile: Hardware the int8 files are for (a name in devices.yaml); None is this machine's.
+        profiles: Kinds of hardware (names in devices.yaml) that the files are for; none is this machine's. Those with
+            the same instructions share one int8 file.
+        precisions: What to write besides fp32, which always is; None is what each profile asks for in devices.yaml.
+        whole: Whether to write the graph of the whole ensemble too: onnx/model.onnx, and with int8
+            onnx/model_quantized.onnx for the first profile.
+        with_preprocessing: Whether to write each sub-model's file a second time with the preprocessing inside.
+        calibration: How a static int8 file finds the range of its activations.
+        calibration_items: Training items that it looks at.
+        auto: Where int8 misses its gate: whether to search for the nodes that must stay float, by measuring.
         max_relative_difference: Largest difference from torch allowed for fp32, over the largest logit.
-        max_int8_accuracy_loss: Largest loss of ensemble accuracy (fraction) allowed for int8 against fp32
-            ONNX on the gating split; up to two items are allowed whatever it says.
+        max_accuracy_loss: Largest loss of ensemble accuracy (fraction) allowed for int8 and fp16 against fp32 ONNX on
+            the gating split; up to two items are allowed whatever it says.
+        max_group_accuracy_loss: The same for the items of any one class group.
     """
 
     opset: int = 20
-    int8: bool = True
-    profile: str | None = None
+    profiles: tuple[str, ...] = ()
+    precisions: tuple[Kind, ...] | None = None
+    whole: bool = True
+    with_preprocessing: bool = False
+    calibration: CalibrationMethod = "minmax"
+    calibration_items: int = 128
+    auto: bool = False
     max_relative_difference: float = 1e-4
-    max_int8_accuracy_loss: float = 0.005
+    max_accuracy_loss: float = 0.005
+    max_group_accuracy_loss: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check ranges and the profile's name."""
+        """Check ranges and the profiles' names."""
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ValueError(f"`opset` must lie in [{MIN_OPSET}, {MAX_OPSET}], got {self.opset}.")
         if not 0 < self.max_relative_difference < 1:
             raise ValueError(
-                f"`max_relative_difference` must lie in (0, 1), got {self.max_relative_difference}. It is "
-                f"a share of "
+                f"`max_relative_difference` must lie in (0, 1), got {self.max_relative_difference}. It is a share of "
                 f"the largest logit; two engines never agree bit for bit."
             )
-        if not 0 <= self.max_int8_accuracy_loss <= 1:
+        for name in ("max_accuracy_loss", "max_group_accuracy_loss"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a fraction.")
+        if self.calibration_items < 1:
             raise ValueError(
-                f"`max_int8_accuracy_loss` must lie in [0, 1], got {self.max_int8_accuracy_loss}. It is a fraction."
+                f"`calibration_items` must be at least 1, got {self.calibration_items}. A range needs values."
             )
-        if self.profile is not None and self.profile not in load_profiles():
-            near = difflib.get_close_matches(self.profile, load_profiles(), n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(load_profiles())}."
-            raise ValueError(f"`profile` {self.profile!r} is no known kind of hardware. {hint}")
+        _check_choice("calibration", self.calibration, get_args(CalibrationMethod))
+        for kind in self.precisions or ():
+            _check_choice("precisions", kind, KINDS)
+        for profile in self.profiles:
+            _check_choice("profiles", profile, tuple(load_profiles()), what="no known kind of hardware")
+
+    def kinds_for(self, profile: str) -> tuple[str, ...]:
+        """What is written for a profile besides fp32: what this config asks for, else what the profile does."""
+        wanted: Sequence[str] = load_profiles()[profile].export if self.precisions is None else self.precisions
+        return tuple(dict.fromkeys(kind for kind in wanted if kind != "fp32"))
+
+
+def _check_choice(name: str, value: str, valid: Sequence[str], what: str = "not one of them") -> None:
+    """Refuse a value that is not among the valid ones, naming the nearest."""
+    if value not in valid:
+        near = difflib.get_close_matches(value, valid, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(valid)}."
+        raise ValueError(f"`{name}`: {value!r} is {what}. {hint}")

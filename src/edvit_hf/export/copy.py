@@ -1,50 +1,98 @@
-"""Exports a copy of an ensemble where no data is at hand, as a command line does."""
+"""A new folder that holds a copy of an ensemble, from a folder or the Hub, to be exported there."""
 
+import contextlib
+import fnmatch
 import logging
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from edvit_hf.errors import WorkDirError
-from edvit_hf.export.config import ExportConfig
-from edvit_hf.export.ensemble import export_ensemble, load_ensemble
-from edvit_hf.export.inputs import random_inputs
-from edvit_hf.manifest import MANIFEST_NAME, Manifest
+from edvit_hf.errors import CheckpointError, WorkDirError
+from edvit_hf.export.publish import COMMITTED_NAME, STAGING_NAME
+from edvit_hf.manifest import MANIFEST_NAME
+from edvit_hf.tasks import PROCESSOR_FILES
 
 logger = logging.getLogger(__name__)
 
-_NUM_ITEMS = 64
 _PARTIAL_SUFFIX = ".partial"
-_NOT_COPIED = ("onnx", ".export", ".git", ".cache", MANIFEST_NAME)  # made anew, or not part of the ensemble
+_NOT_COPIED = ("onnx", STAGING_NAME, COMMITTED_NAME, ".git", ".cache", MANIFEST_NAME)  # made anew, or not part of it
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CODE = ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py")  # what travels with a saved ensemble
+# Data only: neither code nor anything pickled is fetched.
+_NAMES = ("config.json", *PROCESSOR_FILES)
+_FETCHED = (
+    *_NAMES, *(f"*/{name}" for name in _NAMES), "*.safetensors", "results.json", "README.md", "placement.json",
+    "assets/*.png",
+)  # fmt: skip
 
 
-def export_copy(source: Path, target: Path, *, config: ExportConfig, seed: int = 0, progress: bool = True) -> Manifest:
-    """Copy a saved ensemble to `target` and export the copy; `target` appears whole or not at all.
+@contextlib.contextmanager
+def copied_ensemble(source: str | Path, target: Path, *, revision: str | None = None) -> Iterator[Path]:
+    """Yield a copy of a saved ensemble that becomes `target` only if the block ends without an error.
 
-    Parity is measured on seeded random inputs (see `random_inputs`): enough to show that
-    the graphs compute what torch computes, but it says nothing about accuracy, which the manifest records as
-    null with that reason.
+    Args:
+        source: A folder, or a Hub id. No code of a repository is fetched, let alone run.
+        target: Must not exist or be an empty folder.
+        revision: Of a Hub repository.
 
     Raises:
-        CheckpointError: If `source` holds no saved ensemble.
+        CheckpointError: If `source` is neither, or cannot be fetched.
         WorkDirError: If `target` holds something, or lies inside `source`.
-        ExportGateError: If a file misses its tolerance.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise WorkDirError(f"{target} exists and is not empty; an export never mixes with other files. Name another.")
-    if source.resolve() in (target.resolve(), *target.resolve().parents):
+    is_local = Path(source).is_dir()
+    folder = Path(source) if is_local else _fetched(str(source), revision)
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise WorkDirError(f"{target} lies inside the ensemble {source}, so it would copy itself. Name another folder.")
-    ensemble = load_ensemble(source).config
-    logger.info("export: no data here, so parity is measured on %d seeded random inputs", _NUM_ITEMS)
-    inputs = random_inputs(ensemble, _NUM_ITEMS, seed=seed)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"Expected a saved ensemble in {source}, found no config.json. Name the folder or repository."
+        )
     partial = target.with_name(target.name + _PARTIAL_SUFFIX)
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-        manifest = export_ensemble(partial, config=config, inputs=inputs, progress=progress)
+        if is_local:
+            shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        else:
+            _copy_data(folder, partial)
+        yield partial
         if target.is_dir():
             target.rmdir()
         partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info("export: wrote %s; accuracy is not measured, for want of labelled data", target)
-    return manifest
+    logger.info("export: wrote %s", target)
+
+
+def _copy_data(snapshot: Path, target: Path) -> None:
+    """Copy the data of a fetched repository, and beside them the code of this package instead of the repository's.
+
+    A snapshot may hold more than was asked for now, from an earlier download.
+    """
+    for path in snapshot.rglob("*"):
+        name = path.relative_to(snapshot).as_posix()
+        if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in _FETCHED):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+    for name in _CODE:
+        shutil.copyfile(Path(__file__).resolve().parents[1] / name, target / name)
+
+
+def _fetched(source: str, revision: str | None) -> Path:
+    """The snapshot of a Hub repository, as far as an export needs it."""
+    if not _HUB_ID.fullmatch(source):
+        raise CheckpointError(
+            f"Expected a saved ensemble, got {source!r}, which is neither a folder nor a Hub id. Name the folder that "
+            "`save_pretrained` wrote, or a repository as owner/name."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_FETCHED)))
+    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
+        raise CheckpointError(
+            f"Expected a saved ensemble in the folder or Hub repository {source!r}, but there is no such folder and it "
+            f"cannot be fetched: {error}. Correct the name, or log in if the repository is private."
+        ) from error

@@ -1,32 +1,21 @@
-"""Gates: what an exported file must satisfy before anybody may load it."""
+"""Parity: an exported file must answer like torch before anybody may load it. Accuracy has its own gate."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
-from edvit_hf.errors import DataError, ExportGateError, MissingExtraError
+from edvit_hf.errors import ExportGateError, MissingExtraError
 from edvit_hf.manifest import Parity
 
 Arrays = Mapping[str, np.ndarray]
 Predict = Callable[[Arrays], np.ndarray]  # model inputs by name, rows first -> logits (B, L)
 
 
-class Judge(Protocol):
-    """Measures anything that predicts on one split; its row holds "split", "num_items" and "accuracy"."""
-
-    def __call__(self, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
-        """Judge the whole ensemble's logits, or a sub-model's vote over `class_group` and "other" (last)."""
-        ...
-
-
 # Batches of 1 and 2 are where a graph that froze its batch size shows; 5 is no power of two.
 _TRIAL_BATCHES = (1, 2, 5)
 _BATCH = 64
 MIN_ITEMS = sum(_TRIAL_BATCHES)
-_MIN_FLIPS = 3  # net right-to-wrong flips below which a loss of accuracy is not told from chance
 
 
 class GraphSession:
@@ -180,53 +169,3 @@ def check_parity(parity: Parity, reference: Arrays, got: Arrays, *, tolerance: f
             f"the trained "
             f"model. Export with the versions in constraints.txt."
         )
-
-
-def int8_gate(fp32: Mapping[str, Any], int8: Mapping[str, Any], *, max_loss: float) -> dict[str, Any]:
-    """Judge int8 by fp32 on the same items: the rule as it really binds, its figures and the verdict.
-
-    A loss counts only if at least three items, on balance, turned from right to wrong: with few items a single
-    flip can exceed any percentage. `tolerance` is the loss that this allows on so many items; with few of them
-    it is larger than `max_loss`.
-
-    Args:
-        fp32 (`dict`): "split", "num_items" and "accuracy" (fraction) of the fp32 ensemble.
-        int8 (`dict`): The same of the int8 ensemble.
-        max_loss (`float`): Allowed loss, a fraction.
-
-    Returns:
-        `dict`: For the manifest, JSON-able; "passed" is the verdict.
-
-    Raises:
-        DataError: If the two were not measured on the same items.
-    """
-    if (fp32["split"], fp32["num_items"]) != (int8["split"], int8["num_items"]):
-        raise DataError(
-            f"Expected int8 and fp32 to be measured on the same items, got {int8['num_items']} of {int8['split']!r} "
-            f"and {fp32['num_items']} of {fp32['split']!r}. Their difference would say nothing. Give one split."
-        )
-    num_items = fp32["num_items"]
-    allowed = max(_MIN_FLIPS - 1, math.floor(max_loss * num_items + 1e-9))
-    flips = round((fp32["accuracy"] - int8["accuracy"]) * num_items)
-    return {
-        "split": fp32["split"],
-        "num_items": num_items,
-        "accuracy_fp32": fp32["accuracy"],
-        "accuracy_int8": int8["accuracy"],
-        "net_flips": flips,
-        "max_net_flips": allowed,
-        "max_loss": max_loss,
-        "tolerance": allowed / num_items,
-        "rule": f"refused if more than max_loss of the items, and at least {_MIN_FLIPS}, turn wrong on balance",
-        "passed": flips <= allowed,
-    }
-
-
-def int8_loss_message(gate: Mapping[str, Any]) -> str:
-    """Why int8 accuracy is not acceptable, from the record of `int8_gate`."""
-    return (
-        f"int8 ensemble: expected at most {gate['max_net_flips']} more of {gate['num_items']} {gate['split']} items "
-        f"wrong than fp32 (`max_int8_accuracy_loss` {gate['max_loss']:.2%}), got {gate['net_flips']} "
-        f"({gate['accuracy_fp32']:.2%} -> {gate['accuracy_int8']:.2%}). Raise `max_int8_accuracy_loss`, or export "
-        f"without int8 (`int8: false`)."
-    )

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from edvit_hf.errors import ExportGateError, MissingExtraError
 from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
+from edvit_hf.export.tuning import read_early
 from edvit_hf.modeling_edvit import FusionHead, forward_sub_model
 from edvit_hf.tasks import Task
 
@@ -134,10 +135,16 @@ def plain_attention(sub_model: PreTrainedModel) -> Iterator[None]:
 
 
 def draw_sub_model(sub_model: PreTrainedModel, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":
-    """Return the clean graph of a sub-model in eval mode; see `draw_graph`."""
-    graph = _GRAPHS[onnx_config.modality](sub_model)
+    """Return the clean graph of a sub-model in eval mode, read early; see `draw_graph` and `tuning.read_early`."""
+    graph = draw_in_full(sub_model, onnx_config, opset=opset)
+    read_early(graph)
+    return graph
+
+
+def draw_in_full(sub_model: PreTrainedModel, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":
+    """Return the graph as it was traced: the last layer computes every token, though only the first are read."""
     with plain_attention(sub_model):
-        return draw_graph(graph.eval(), onnx_config, opset=opset)
+        return draw_graph(_GRAPHS[onnx_config.modality](sub_model).eval(), onnx_config, opset=opset)
 
 
 def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":

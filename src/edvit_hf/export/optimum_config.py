@@ -1,8 +1,14 @@
 """What Optimum knows of our graphs: input and output axes, dummy inputs and validation tolerance.
 
-Registered with Optimum's `TasksManager` under the backend name "edvit-onnx", so that tools which resolve a
-task through Optimum find them. Optimum's core package has no ONNX exporter of its own; `export/onnx.py`
-draws the graph.
+Registered with Optimum's `TasksManager` for the backend "onnx", so that tools which resolve a task through Optimum find
+them. Optimum's core package has no ONNX exporter of its own; `export/onnx.py` draws the graph.
+
+Only names that are ours are registered: "edvit" (the whole ensemble), "edvit-sub-model" (any stock sub-model) and
+"edvit-fusion". "vit", "bert" and the other stock types are left alone, not even taken where they are free: there is one
+registry for all packages, and optimum-onnx registers the stock types without overwriting. An entry of ours that came
+first would keep its own out without a word, and stock models would be exported in our way; one that came second would
+be dropped without a word, and sub-models would lose their features. With a name of their own, sub-models resolve to our
+config whatever else is installed and in whatever order it is imported.
 """
 
 import random
@@ -29,7 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-BACKEND = "edvit-onnx"
+BACKEND = "onnx"
+SUB_MODEL_TYPE = "edvit-sub-model"  # any stock sub-model, whatever its own type
 FUSION_MODEL_TYPE = "edvit-fusion"  # the fusion head alone; its config is the ensemble's
 _DUMMY_BATCH_SIZE = 3  # not 1: torch would take a batch of one for a constant
 _DUMMY_TOKENS = 7
@@ -75,7 +82,10 @@ class EDViTOnnxConfig(ExporterConfig):
     """The whole ensemble: inputs -> logits, or features side by side for "feature-extraction".
 
     Attributes:
-        modality: What the model classifies, which decides its inputs, whatever `task` is asked of it.
+        modality: What the model classifies, which decides its inputs.
+
+    Raises:
+        ExportGateError: If the task is another one than the model's, or no graph of the model can be drawn.
     """
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
@@ -85,6 +95,11 @@ class EDViTOnnxConfig(ExporterConfig):
     def __init__(self, config: "PreTrainedConfig", task: str, **kwargs: Any) -> None:
         super().__init__(config, task, **kwargs)
         self.modality = task_of(config)
+        if task not in (self.modality, "feature-extraction"):
+            raise ExportGateError(
+                f"Expected the task {self.modality} or feature-extraction for a model of type {config.model_type!r}, "
+                f"got {task!r}. The graph would be fed inputs that it cannot read. Leave the task out."
+            )
         self.DUMMY_INPUT_GENERATOR_CLASSES = _GENERATORS[self.modality]
         if config.model_type == "edvit":  # every sub-model reads the same inputs
             self._normalized_config = NormalizedConfig(config.sub_model_config(0))
@@ -121,11 +136,7 @@ class EDViTOnnxConfig(ExporterConfig):
             random.setstate(state)
 
 
-@_register("vit", "image-classification", "feature-extraction")
-@_register("deit", "image-classification", "feature-extraction")
-@_register("audio-spectrogram-transformer", "audio-classification", "feature-extraction")
-@_register("bert", "text-classification", "feature-extraction")
-@_register("distilbert", "text-classification", "feature-extraction")
+@_register(SUB_MODEL_TYPE, *TASKS, "feature-extraction")
 class SubModelOnnxConfig(EDViTOnnxConfig):
     """A stock sub-model: inputs -> its feature and its vote, in one pass, whatever the task."""
 
@@ -189,7 +200,7 @@ def task_of(config: "PreTrainedConfig") -> Task:
     if task not in TASKS:
         raise ExportGateError(
             f"Expected a sub-model of type {', '.join(TASK_OF)}, got {config.model_type!r}. Its inputs and "
-            "their axes are not known, so no graph of it can be drawn. Register it in export/optimum_config.py."
+            "their axes are not known, so no graph of it can be drawn. See docs/adding_an_architecture.md."
         )
     return task
 
@@ -201,15 +212,18 @@ def resolve_onnx_config(
 
     Args:
         config (`PreTrainedConfig`): Of a sub-model, or of the ensemble.
-        model_type (`str`): `FUSION_MODEL_TYPE` for the fusion head; by default the config's own.
+        model_type (`str`): `FUSION_MODEL_TYPE` for the fusion head; by default what the config describes, an
+            ensemble or a sub-model.
         task (`str`): An Optimum task name; by default the classification that the model does.
 
     Raises:
-        ExportGateError: If no graph of that architecture can be drawn.
+        ExportGateError: If no graph of that architecture, or none for that task, can be drawn.
         KeyError: From Optimum, if no config is registered for that model type.
         ValueError: From Optimum, if it is registered, but not for that task.
     """
+    task = task or task_of(config)
+    model_type = model_type or ("edvit" if config.model_type == "edvit" else SUB_MODEL_TYPE)
     constructor = TasksManager.get_exporter_config_constructor(
-        BACKEND, model_type=model_type or config.model_type, task=task or task_of(config), library_name="transformers"
+        BACKEND, model_type=model_type, task=task, library_name="transformers"
     )
     return cast(EDViTOnnxConfig, constructor(config))

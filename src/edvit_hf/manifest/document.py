@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_c
 from edvit_hf.typed_json import parse_json
 
 MANIFEST_NAME = "manifest.json"
+# Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
+_NUMBER_LISTS = re.compile(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]")
+MAX_BYTES = 64 * 2**20  # far above any ensemble's; more is read by nobody who means well
 SCHEMA_VERSION = 3  # 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights
 
 
@@ -66,8 +70,9 @@ class Manifest:
         return [v for entry in self.sub_models for v in entry.variants] + self.fusion.variants + self.whole
 
     def to_json(self) -> str:
-        """The manifest as JSON text, keys in the order of the fields."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        """The manifest as JSON text, keys in the order of the fields; numbers of a list share a line."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+        return _NUMBER_LISTS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, source: str = MANIFEST_NAME) -> Self:
@@ -82,7 +87,12 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (RecursionError, ValueError) as error:  # nested too deeply, a number too long, or no JSON
+            if not isinstance(error, json.JSONDecodeError):
+                raise ManifestError(
+                    f"{source}: expected a manifest, got JSON that no exporter writes ({error}). It may be made to "
+                    "harm its reader. Fetch or export it again."
+                ) from error
             raise ManifestError(
                 f"{source}: expected JSON, got text that breaks at line {error.lineno} ({error.msg}). "
                 f"The file is truncated or edited. Fetch or export it again."
@@ -116,6 +126,8 @@ class Manifest:
         path = Path(path)
         path = path / MANIFEST_NAME if path.is_dir() else path
         try:
+            size = path.stat().st_size
+            require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, got {size}. It is no manifest.")
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise ManifestError(
@@ -124,6 +136,11 @@ class Manifest:
             ) from error
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: expected UTF-8 text, got other bytes. Fetch or export it again.") from error
+        except OSError as error:
+            raise ManifestError(
+                f"{path}: expected a readable file, got: {error.strerror or error}. Without it nothing in the folder "
+                "can be trusted. Check its permissions, or export it again."
+            ) from error
         return cls.from_json(text, source=path.name)
 
     def save(self, path: Path | str) -> Path:

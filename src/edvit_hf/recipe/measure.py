@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edvit_hf.data import Augmentation, iterate_batches, load_task
+from edvit_hf.data import Augmentation, DatasetConfig, iterate_batches, load_task
 from edvit_hf.errors import RecipeError
 from edvit_hf.evaluation import evaluate
 from edvit_hf.recipe.schema import Recipe, dataset_from_values
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.storage import read_json
 
 TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
@@ -20,7 +20,7 @@ def measure_exported(
     folder: Path,
     recipe: Recipe | None = None,
     *,
-    precision: Literal["fp32", "int8"] = "fp32",
+    precision: Literal["fp32", "fp16", "int8"] = "fp32",
     max_items: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with each sub-model absent.
@@ -37,8 +37,11 @@ def measure_exported(
     Raises:
         RecipeError: No dataset is known. ManifestError: the folder is no exported ensemble.
     """
-    ensemble = LocalEnsemble.from_pretrained(folder, precision=precision)
-    dataset = recipe.dataset if recipe is not None else _recorded_dataset(folder)
+    # Without breakers: what one batch does to a sub-model must not decide about the next.
+    ensemble = EDViTRuntime.from_pretrained(
+        folder, precision=precision, schedule="in_turn", config=CoordinatorConfig(misses_to_open=None)
+    )
+    dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
     task = ensemble.manifest.ensemble.task
     data = load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == TEXT else None)
     indices = np.arange(len(data.test) if max_items is None else min(max_items, len(data.test)))
@@ -56,7 +59,12 @@ def measure_exported(
     return {"ensemble": str(folder), "precision": precision, "rows": [row(()), *one_absent]}
 
 
-def _recorded_dataset(folder: Path) -> Any:
+def recorded_dataset(folder: Path) -> DatasetConfig:
+    """The dataset that `results.json` in an ensemble's folder records.
+
+    Raises:
+        RecipeError: There is no such file, or it says nothing of it.
+    """
     try:
         return dataset_from_values(read_json(folder / "results.json")["recipe_values"]["dataset"])
     except (FileNotFoundError, KeyError) as error:

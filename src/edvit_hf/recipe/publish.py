@@ -19,16 +19,27 @@ def write_publishable(trip: Trip) -> None:
     with whole_folder(trip.folders["card"] / "ensemble") as partial:
         link_tree(trip.folders["export"] / "ensemble", partial)
         results = _published(read_json(trip.folders["evaluate"] / "results.json"))
+        results["stages"] += _later_stages(trip)
         write_json(partial / "results.json", results)
-        manifest = read_json(partial / "manifest.json")
-        placement_file(trip.plan, Manifest.load(partial)).save(partial)
+        manifest = Manifest.load(partial)
+        placement_file(trip.plan, manifest).save(partial)
         write_card(partial, CardData.from_run(results, manifest, without_folders(recipe_values(trip.recipe))))
 
 
 def _published(results: dict[str, Any]) -> dict[str, Any]:
     """The results without folders of this machine. Label names stay: one may well look like a path."""
     dataset = {**results["dataset"], "path": without_folders(results["dataset"]["path"])}
-    return {**results, "dataset": dataset, "recipe_values": without_folders(results["recipe_values"])}
+    command = " ".join(without_folders(results["command"].split(" "))) if results.get("command") else None
+    values = without_folders(results["recipe_values"])
+    return {**results, "dataset": dataset, "command": command, "recipe_values": values}
+
+
+def _later_stages(trip: Trip) -> list[dict[str, Any]]:
+    """What the stages took that ended after the results were written, and their commits."""
+    records = [(name, trip.folders[name] / "done.json") for name in ("evaluate", "export")]
+    done = [(name, read_json(path)) for name, path in records if path.is_file()]
+    keys = ("seconds", "resumed", "peak_memory_mib", "commit")
+    return [{"name": name, **{key: record[key] for key in keys}} for name, record in done]
 
 
 def without_folders(value: Any) -> Any:

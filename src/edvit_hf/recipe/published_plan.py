@@ -14,6 +14,7 @@ from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.placement_file import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.plan_data import Plan, Replica, SubModelPlan
 from edvit_hf.planning import PlacementMethod, place_loads
+from edvit_hf.profiles import load_profiles
 from edvit_hf.recipe.published_files import Published, derived_shape, read_published
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -88,22 +89,42 @@ def _placed(entry: SubModelPlan | Replica) -> PlacedFile:
     )  # fmt: skip
 
 
-def suited_variant(entry: SubModelEntry, quantization: str) -> Variant:
-    """The int8 file exported with the preset `quantization`, else the fp32 file."""
-    for variant in entry.variants:
-        if variant.quantization is not None and variant.quantization.preset == quantization:
+def suited_variant(entry: SubModelEntry, profile: str, quantization: str) -> Variant:
+    """The file that a device runs best: int8 for its kind or its instructions, in the order of its profile, else fp32.
+
+    fp16 only where the profile names it first: on a processor without half precision it is slower than fp32.
+
+    Args:
+        entry: The sub-model.
+        profile: Name of the device's profile, a kind of hardware or a measured one.
+        quantization: Its int8 preset.
+    """
+    known = load_profiles().get(profile)
+    kinds = ("int8",) if known is None else tuple(known.export)
+    for kind in kinds[:1] if kinds[:1] == ("fp16",) else [kind for kind in kinds if kind != "fp16"]:
+        suited = [v for v in entry.variants if v.inputs == "prepared" and _is_of_kind(v, kind)]
+        named = [v for v in suited if profile in v.profiles]
+        same = [v for v in suited if v.quantization is not None and v.quantization.preset == quantization]
+        for variant in [*named, *same, *(v for v in suited if not v.profiles)]:
             return variant
     return entry.variant("fp32")
+
+
+def _is_of_kind(variant: Variant, kind: str) -> bool:
+    """Whether a file is what a profile calls "int8" (dynamic), "int8_static" or "fp16"."""
+    if variant.quantization is None:
+        return variant.precision == kind
+    return kind == ("int8_static" if variant.quantization.mode == "static" else "int8")
 
 
 def _with_files(plan: Plan, manifest: Manifest | None) -> Plan:
     """The plan with the file that each device loads."""
     if manifest is None:
         return plan
-    presets = {device.name: device.quantization for device in plan.devices}
+    hardware = {device.name: (device.profile, device.quantization) for device in plan.devices}
 
     def chosen(index: int, device: str) -> dict[str, str]:
-        variant = suited_variant(manifest.sub_models[index], presets[device])
+        variant = suited_variant(manifest.sub_models[index], *hardware[device])
         return {"variant": variant.name, "file": variant.file}
 
     sub_models = [dataclasses.replace(s, **chosen(s.index, s.device)) for s in plan.sub_models]  # type: ignore[arg-type]
@@ -120,7 +141,7 @@ def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
     entry = ensemble.manifest.sub_models[index]
 
     def size(device: Device) -> int:
-        return suited_variant(entry, device.hardware.quantization).bytes
+        return suited_variant(entry, device.hardware.name, device.hardware.quantization).bytes
 
     return dataclasses.replace(load, bytes_on={device.name: size(device) for device in fleet.devices})
 

@@ -45,9 +45,10 @@ def split_sources(recipe: Recipe) -> Any:
     return fleet_sources(recipe) if recipe.split.sizes == "proportional" else None
 
 
-def export_sources(recipe: Recipe) -> str:
-    """The hardware the int8 files are made for."""
-    return recipe.export.profile or detect_profile()
+def export_sources(recipe: Recipe) -> list[Any]:
+    """The hardware that the files are made for, and what is written for it."""
+    profiles = recipe.export.profiles or (detect_profile(),)
+    return [[profile, list(recipe.export.kinds_for(profile))] for profile in profiles]
 
 
 def card_sources(recipe: Recipe) -> str:

@@ -5,16 +5,12 @@ Each function may be interrupted anywhere: what it has finished is found again, 
 """
 
 import contextlib
-import functools
 import logging
-from typing import Any
 
-import numpy as np
 import torch
 
 from edvit_hf import splitting
 from edvit_hf.errors import MissingExtraError
-from edvit_hf.evaluation import evaluate as measure
 from edvit_hf.plan_figure import save_plan_figure
 from edvit_hf.recipe.base_model import base_model, refuse_impossible_plan
 from edvit_hf.recipe.confusions import teacher_confusions
@@ -111,35 +107,18 @@ def evaluate(trip: Trip) -> None:
 
 def export(trip: Trip) -> None:
     """Ensemble -> ONNX variants + `manifest.json`: int8 accepted on validation, accuracy reported on test."""
-    from edvit_hf.data import class_group_labels, iterate_batches
     from edvit_hf.export import export_ensemble
-    from edvit_hf.pruning.distribution import num_outcomes
+    from edvit_hf.recipe.exporting import measured_on
 
-    folder, data = trip.folders["export"], trip.data
+    folder, config = trip.folders["export"], trip.recipe.export
     if (folder / "ensemble").is_dir():
         return
-
-    def judge(name: str, predict: Any, class_group: list[int] | None = None) -> dict[str, Any]:
-        """A split's row for the ensemble's logits, or for a sub-model's vote over its class group and "other"."""
-        batches = iterate_batches(getattr(data, name), trip.recipe.evaluate.batch_size)
-        num_labels, groups = len(data.label_names), trip.class_groups
-        if class_group is None:
-            return {"split": name, **measure(predict, batches, num_labels=num_labels, class_groups=groups).to_row()}
-        own = list(range(len(class_group)))
-        result = measure(
-            predict, ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
-            num_labels=num_outcomes(own, num_labels), class_groups=[own],
-        )  # fmt: skip
-        (group_accuracy,) = result.per_group_accuracy or [None]
-        figures = {"accuracy": result.accuracy, "group_accuracy": group_accuracy}
-        return {"split": name, "num_items": result.num_items, **figures}
-
+    measures = measured_on(trip.data, trip.class_groups, config, trip.recipe.evaluate.batch_size)
     with whole_folder(folder / "ensemble") as partial:
         link_tree(trip.folders["fuse"] / "ensemble", partial)
         export_ensemble(
-            partial, config=trip.recipe.export,
-            inputs={k: v.numpy() for k, v in data.test.inputs(np.arange(min(len(data.test), 256))).items()},
-            gate=functools.partial(judge, "validation"), report=functools.partial(judge, "test"),
+            partial, config=config, inputs=measures.inputs, gate=measures.gate, report=measures.report,
+            calibration=measures.calibration,
         )  # fmt: skip
 
 

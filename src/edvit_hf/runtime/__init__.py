@@ -1,5 +1,48 @@
-"""Run an exported ensemble without torch: numpy and onnxruntime only."""
+"""Run an exported ensemble without torch: numpy and onnxruntime only.
 
-from .local import AbsentAnswer, Answer, LocalEnsemble
+`EDViTRuntime` answers; its `Coordinator` decides whom to ask, how long to wait and what may be fused; an `Engine`
+carries the requests. `LocalEngine` runs everything in this process, `FaultyEngine` makes any engine misbehave.
+"""
 
-__all__ = ["AbsentAnswer", "Answer", "LocalEnsemble"]
+from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
+from edvit_hf.runtime.clock import Clock, MonotonicClock, SimulatedClock
+from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig, Gathered
+from edvit_hf.runtime.drills import Faults, FaultyEngine, StubEngine
+from edvit_hf.runtime.ensemble import EDViTRuntime
+from edvit_hf.runtime.local_engine import LocalEngine
+from edvit_hf.runtime.messages import (
+    Engine,
+    Pending,
+    ProbeResponse,
+    Reason,
+    SubModelRequest,
+    SubModelResponse,
+    UnavailableError,
+)
+
+LocalEnsemble = EDViTRuntime  # its former name
+
+__all__ = [
+    "AbsentAnswer",
+    "Answer",
+    "Clock",
+    "Coordinator",
+    "CoordinatorConfig",
+    "EDViTRuntime",
+    "Engine",
+    "Faults",
+    "FaultyEngine",
+    "Gathered",
+    "LocalEngine",
+    "LocalEnsemble",
+    "MonotonicClock",
+    "Outcome",
+    "Pending",
+    "ProbeResponse",
+    "Reason",
+    "SimulatedClock",
+    "StubEngine",
+    "SubModelRequest",
+    "SubModelResponse",
+    "UnavailableError",
+]

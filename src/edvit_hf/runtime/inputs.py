@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edvit_hf.errors import DataError
+from edvit_hf.errors import DataError, ManifestError
 from edvit_hf.tasks import GRAPH_INPUTS, Task
+from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -14,6 +15,7 @@ _WHAT = {
     "audio-classification": "spectrograms",
     "text-classification": "token numbers",
 }
+_USUAL_SIZE: dict[Task, int] = {"image-classification": 224, "audio-classification": 128, "text-classification": 8}
 
 
 def check_inputs(task: Task, shape: Sequence[int | None], inputs: Inputs | np.ndarray) -> dict[str, np.ndarray]:
@@ -73,3 +75,40 @@ def _token_feeds(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             "would be about other words than the text's. Call the ensemble with the text itself."
         )
     return {name: np.ascontiguousarray(values, dtype=np.int64) for name, values in feeds.items()}
+
+
+def probe_inputs(task: Task, shape: Sequence[int | None]) -> dict[str, np.ndarray]:
+    """Inputs of one empty item that every graph of the task can run: for probes and for timing.
+
+    Args:
+        task: What the ensemble classifies.
+        shape: Of one item of the main input; where any size goes, a usual one is taken.
+    """
+    sizes = tuple(_USUAL_SIZE[task] if size is None else size for size in shape)
+    if task == "text-classification":
+        return {"input_ids": np.zeros((1, *sizes), np.int64), "attention_mask": np.ones((1, *sizes), np.int64)}
+    return {GRAPH_INPUTS[task][0]: np.zeros((1, *sizes), np.float32)}
+
+
+def prepared_shape(transform: Transform) -> tuple[int | None, ...]:
+    """Shape of one prepared item of the main input; None where it depends on the source."""
+    if isinstance(transform, ImageTransform):
+        return (3, *(transform.size or (None, None)))
+    if isinstance(transform, AudioTransform):
+        return (transform.max_length, transform.num_mel_bins)
+    return (None,)
+
+
+def common_shape(prepared: Sequence[int | None], taken: Sequence[int | None], what: str) -> tuple[int | None, ...]:
+    """The shape that is both prepared and taken by a graph; None where both leave it open.
+
+    Raises:
+        ManifestError: They contradict each other: no input could ever be answered.
+    """
+    same_rank = len(prepared) == len(taken)
+    if not same_rank or any(None not in pair and len(set(pair)) > 1 for pair in zip(prepared, taken, strict=True)):
+        raise ManifestError(
+            f"{what}: expected a graph that takes what the preprocessing file makes, {tuple(prepared)}, got one that "
+            f"takes {tuple(taken)}. They are of different ensembles. Fetch or export the ensemble again."
+        )
+    return tuple(a if b is None else b for a, b in zip(prepared, taken, strict=True))

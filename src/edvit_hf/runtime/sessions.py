@@ -34,17 +34,45 @@ def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
 
 
 def suited_variant(entry: SubModelEntry, precision: str, profile: str | None) -> Variant:
-    """The file for `profile` (default: this machine's) if there is one, else the first of that precision."""
+    """The file of `precision` for `profile` (default: this machine's), else one for any hardware, else the first.
+
+    int8 files run on every processor, but one made for other instructions may be slower, or less exact where sums of
+    products saturate: a warning then names what fits.
+
+    Raises:
+        ManifestError: If there is no file of that precision; the message lists what there is.
+    """
     variants = [v for v in entry.variants if v.precision == precision and v.inputs == "prepared"]
-    if profile is None and any(variant.profiles for variant in variants):
-        profile = detect_profile()
-    if profile is not None and variants and not any(v.suits(profile) or not v.profiles for v in variants):
+    if not any(variant.profiles for variant in variants):
+        return entry.variant(precision, profile)
+    here = _this_machine()
+    wanted = profile or here
+    fitting = wanted is not None and any(v.suits(wanted) or not v.profiles for v in variants)
+    chosen = entry.variant(precision, wanted) if fitting else variants[0]
+    if not fitting or (here is not None and chosen.profiles and not chosen.suits(here)):
         logger.warning(
-            "sub-model %d: no %s file for %s, using the one for %s; it may be slower or less exact here",
-            entry.index, precision, profile, ", ".join(variants[0].profiles),
+            "sub-model %d: %s, and %s is made for %s: it may be slower or less exact here; %s",
+            entry.index, f"no {precision} file for {wanted}" if not fitting else f"this machine is of kind {here}",
+            chosen.name, ", ".join(chosen.profiles), _what_fits(entry, here),
         )  # fmt: skip
-        return variants[0]
-    return entry.variant(precision, profile)
+    return chosen
+
+
+def _what_fits(entry: SubModelEntry, here: str | None) -> str:
+    """The files that this machine runs as they were meant, int8 ones first."""
+    fits = [v for v in entry.variants if v.inputs == "prepared" and (not v.profiles or (here and v.suits(here)))]
+    names = [v.name for v in sorted(fits, key=lambda v: not v.profiles)]
+    if here is not None and not any(v.profiles for v in fits):
+        names.append(f"an int8 file that `edvit export DIR --profile {here}` would write")
+    return f"what fits: {', '.join(names)}"
+
+
+def _this_machine() -> str | None:
+    """The kind of this machine; None for an architecture that no profile knows."""
+    try:
+        return detect_profile()
+    except ManifestError:
+        return None
 
 
 def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -13,9 +13,12 @@ FRAME = 400
 """Samples in a frame: 25 ms at 16 kHz. The stock extractor counts samples, whatever the sampling rate."""
 HOP = 160
 """Samples from one frame to the next: 10 ms at 16 kHz."""
-_FFT = 512
-_PREEMPHASIS = 0.97
-_FLOOR = float(np.finfo(np.float32).eps)
+FFT_LENGTH = 512
+"""Points of the Fourier transform: a frame is padded with zeros behind it."""
+PREEMPHASIS = 0.97
+"""Share of the sample before that is taken off a sample."""
+FLOOR = float(np.finfo(np.float32).eps)
+"""What mel energies are raised to before the logarithm."""
 _LOWEST_HZ = 20.0
 _BLOCK = 64  # frames computed together: what they need stays in a core's cache
 
@@ -42,12 +45,12 @@ def log_mel(waveform: np.ndarray, sampling_rate: int, num_mel_bins: int) -> np.n
         `np.ndarray` of shape `(frames, num_mel_bins)`, float32: natural logarithms; silence is -15.94.
     """
     frames = np.lib.stride_tricks.sliding_window_view(waveform, FRAME)[::HOP]
-    filters = _mel_filters(num_mel_bins, sampling_rate)
+    filters = mel_filters(num_mel_bins, sampling_rate)
     mel = np.empty((len(frames), num_mel_bins))
     for start in range(0, len(frames), _BLOCK):
         block = frames[start : start + _BLOCK]
         np.matmul(_power(block), filters, out=mel[start : start + _BLOCK])
-    np.maximum(mel, _FLOOR, out=mel)
+    np.maximum(mel, FLOOR, out=mel)
     return np.log(mel, out=mel).astype(np.float32)
 
 
@@ -55,27 +58,28 @@ def _power(frames: np.ndarray) -> np.ndarray:
     """(frames, 400) -> (frames, 257) float64: the power spectrum of each frame."""
     centred = frames - frames.mean(axis=1, keepdims=True, dtype=np.float64)
     emphasised = np.empty_like(centred)
-    np.multiply(centred[:, :-1], -_PREEMPHASIS, out=emphasised[:, 1:])
+    np.multiply(centred[:, :-1], -PREEMPHASIS, out=emphasised[:, 1:])
     emphasised[:, 1:] += centred[:, 1:]
     emphasised[:, 0] = 0.0  # the window's first weight is 0: what Kaldi does here changes nothing
-    emphasised *= _window()
-    spectrum = np.fft.rfft(emphasised, n=_FFT)
+    emphasised *= window()
+    spectrum = np.fft.rfft(emphasised, n=FFT_LENGTH)
     return np.square(spectrum.real) + np.square(spectrum.imag)
 
 
 @lru_cache(maxsize=1)
-def _window() -> np.ndarray:
-    window = np.hanning(FRAME)
-    window.setflags(write=False)
-    return window
+def window() -> np.ndarray:
+    """(400,) float64: the symmetric Hann window, 0 at both ends."""
+    weights = np.hanning(FRAME)
+    weights.setflags(write=False)
+    return weights
 
 
 @lru_cache(maxsize=16)
-def _mel_filters(num_mel_bins: int, sampling_rate: int) -> np.ndarray:
+def mel_filters(num_mel_bins: int, sampling_rate: int) -> np.ndarray:
     """(257, bins): triangles of height 1, equally wide and half overlapping on the mel scale."""
     lowest, highest = _mel(np.array([_LOWEST_HZ, sampling_rate // 2]))
     edges = np.linspace(lowest, highest, num_mel_bins + 2)
-    points = _mel(np.arange(_FFT // 2 + 1) * (sampling_rate / _FFT))[:, None]
+    points = _mel(np.arange(FFT_LENGTH // 2 + 1) * (sampling_rate / FFT_LENGTH))[:, None]
     rising = (points - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - points) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0.0, np.minimum(rising, falling))

@@ -13,6 +13,9 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
+_CALIBRATION = ("minmax", "entropy", "percentile")
+_PRECISIONS = ("fp32", "fp16", "int8", "int8_static")
+
 
 class EDViTExportCommand(BaseOptimumCLICommand):
     """Exports a saved ensemble to ONNX files with a manifest, in a new folder."""
@@ -22,25 +25,42 @@ class EDViTExportCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a saved ensemble.")
-        parser.add_argument("--profile", help="Hardware the int8 files are for; default: this machine's kind.")
-        parser.add_argument("--opset", type=int, default=20, help="ONNX operator set (default: 20).")
-        parser.add_argument("--no-int8", action="store_true", help="Write fp32 files only.")
-        parser.add_argument("output", type=Path, help="Folder to create; it must not exist or be empty.")
+        add = parser.add_argument
+        add("-m", "--model", required=True, help="Folder of a saved ensemble, or a Hub id.")
+        add("--revision", help="Branch, tag or commit of a Hub repository.")
+        add("--profile", action="append", default=[], help="Hardware the files are for; may be repeated; default: this "
+            "machine's kind.")  # fmt: skip
+        add("--fleet", type=Path, help="Fleet file: export for every kind of its devices.")
+        add("--precision", action="append", choices=_PRECISIONS, help="What to write besides fp32; may be repeated; "
+            "default: what each profile asks for.")  # fmt: skip
+        add("--calibration", choices=_CALIBRATION, default="minmax", help="How static int8 finds its ranges.")
+        add("--auto", action="store_true", help="Where int8 misses its gate, search for what must stay float.")
+        add("--with-preprocessing", action="store_true", help="Write each file again with the preprocessing inside.")
+        add("--no-whole", action="store_true", help="Do not write the whole ensemble as one graph too.")
+        add("--recipe", help="Recipe that names the dataset; default: the one that results.json records.")
+        add("--opset", type=int, default=20, help="ONNX operator set (default: 20).")
+        add("output", type=Path, help="Folder to create; it must not exist or be empty.")
 
     def run(self) -> None:
         """Copy the ensemble and export the copy; exits with status 1 and the reason if it is refused."""
         from edvit_hf.errors import EDViTError
-        from edvit_hf.export import ExportConfig
-        from edvit_hf.export.copy import export_copy
+        from edvit_hf.export.copy import copied_ensemble
+        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe.exporting import export_folder, make_config
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         args = self.args
         assert args is not None  # Optimum builds the command that runs from parsed arguments
         try:
-            config = ExportConfig(opset=args.opset, int8=not args.no_int8, profile=args.profile)
-            export_copy(args.model, args.output, config=config)
-        except (EDViTError, ValueError) as error:
+            config = make_config(
+                profiles=args.profile, fleet=args.fleet, precisions=args.precision, opset=args.opset,
+                calibration=args.calibration, auto=args.auto, with_preprocessing=args.with_preprocessing,
+                whole=not args.no_whole,
+            )  # fmt: skip
+            recipe = load_recipe(args.recipe) if args.recipe else None
+            with copied_ensemble(args.model, args.output, revision=args.revision) as folder:
+                export_folder(folder, config, recipe=recipe)
+        except EDViTError as error:
             sys.exit(f"optimum-cli export edvit: {error}")
 
 

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report: int8 and torch beside the fp32 ratio, and what each way to write the graph gains. Also docs/speed.md.
+
+python benchmarks/report_speed.py            write the measured block of docs/speed.md
+python benchmarks/report_speed.py --check    exit with 1 if what is there differs
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from report_format import Results, at, each, figure, goal, reduce, source, table
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+DRAWN, EARLY, OPERATOR = "as first drawn", "read early", "Attention operator of opset 23"
+
+
+def engines(data: Any) -> str:
+    """int8 and torch, to follow the line on fp32; empty for a file without them."""
+    if at(data, "int8") is None:
+        return ""
+    ratio, gain = at(data, "int8", "latency_ratio"), at(data, "int8_against_fp32", "sub_model", "ratio")
+    stack, engine = (at(data, "torch", key, "ratio") for key in ("against_int8_sub_model", "engine"))
+    return (
+        f". In int8 (instruction set {at(data, 'isa') or 'unknown'}): {figure(ratio, '.1f')} times faster "
+        f"{goal(ratio, at(data, 'int8', 'target_latency_ratio') or 10, '≥')}; the int8 sub-model against the fp32 one "
+        f"{figure(gain, '.2f')} times {goal(gain, at(data, 'int8_against_fp32', 'target') or 1.3, '≥')}. The whole "
+        f"stack, ViT-Base in torch fp32 against the int8 sub-model: {figure(stack, '.1f')} times, of which the engine "
+        f"alone {figure(engine, '.2f')} (ViT-Base, torch against onnxruntime, both fp32)"
+    )
+
+
+def operators(results: Results, full: bool) -> list[str]:
+    """What reading early gains; in full every other way to write the graph."""
+    data = results.get("vit_base_operators")
+    if data is None:
+        return []
+    gains = [at(data, "ways", precision, EARLY, "gain") for precision in ("fp32", "int8")]
+    shallow = [at(data, "shallow", "ways", precision, EARLY, "gain") for precision in ("fp32", "int8")]
+    on_top = [at(data, "ways", precision, OPERATOR, "gain_on_top") for precision in ("fp32", "int8")]
+    lines = [
+        f"- graph read early (the last layer computes only the token that is read): {figure(gains[0], '.3f')} times "
+        f"faster in fp32, {figure(gains[1], '.3f')} in int8; of {figure(at(data, 'shallow', 'layers'))} layers "
+        f"{figure(shallow[0], '.3f')} and {figure(shallow[1], '.3f')}. Attention as one operator on top of it (opset "
+        f"23): {figure(on_top[0], '.3f')} and {figure(on_top[1], '.3f')}"
+        + ("" if full else f" ({source('vit_base_operators', data, full)})")
+    ]
+    return (
+        lines if not full else [*lines, "", *ways_table(data), "", f"{source('vit_base_operators', data, full)}.", ""]
+    )
+
+
+def ways_table(data: Any) -> list[str]:
+    """Every way to write or to run the graph."""
+    precisions = ("fp32", "int8")
+    names = list(dict.fromkeys(name for p in precisions for name in at(data, "ways", p) or {}))
+    rows = []
+    for name in names:
+        cells = []
+        for precision in precisions:
+            row = at(data, "ways", precision, name)
+            spread = at(row, "gain_on_top_of_processes") or []
+            ends = "" if not spread else f" ({min(spread):.3f} to {max(spread):.3f})"
+            own = [figure(at(row, key), form) for key, form in (("median_ms", ".3f"), ("gain", ".3f"))]
+            own += [figure(at(row, "gain_on_top"), ".3f") + ends, figure(at(row, "difference"), ".1e")]
+            cells += [""] * len(own) if row is None else own
+        rows.append([name, *cells])
+    head = [
+        "",
+        *(f"{p} {what}" for p in precisions for what in ("ms", "gain", "on top of reading early", "difference")),
+    ]
+    return table(head, rows)
+
+
+def ratios_table(data: Any) -> list[str]:
+    """All ratios of the main benchmark, with the range of the rounds."""
+    listed = [
+        ("ViT-Base / sub-model, fp32 ONNX", at(data, "latency_ratio"), at(data, "latency_ratios_of_rounds"), "≥ 20"),
+        (
+            "ViT-Base / sub-model, int8 ONNX",
+            *pair(at(data, "int8"), "latency_ratio", "latency_ratios_of_rounds"),
+            "≥ 10",
+        ),
+        ("sub-model, fp32 / int8", *pair(at(data, "int8_against_fp32", "sub_model")), "≥ 1.3"),
+        ("ViT-Base, fp32 / int8", *pair(at(data, "int8_against_fp32", "teacher")), ""),
+        ("ViT-Base, torch fp32 / fp32 ONNX", *pair(at(data, "torch", "engine")), ""),
+        ("ViT-Base torch fp32 / sub-model fp32 ONNX", *pair(at(data, "torch", "against_fp32_sub_model")), ""),
+        ("ViT-Base torch fp32 / sub-model int8 ONNX", *pair(at(data, "torch", "against_int8_sub_model")), ""),
+        ("multiply-accumulates", at(data, "macs_ratio"), None, ""),
+    ]
+    rows = [
+        [name, figure(ratio, ".2f"), "" if not rounds else f"{min(rounds):.2f} to {max(rounds):.2f}", target]
+        for name, ratio, rounds, target in listed
+    ]
+    return table(["", "ratio", "range of the rounds", "target"], rows)
+
+
+def pair(data: Any, ratio: str = "ratio", rounds: str = "ratios_of_rounds") -> tuple[Any, Any]:
+    """A ratio and those of the rounds."""
+    return at(data, ratio), at(data, rounds)
+
+
+def parts_table(data: Any) -> list[str]:
+    """Milliseconds by part of all four graphs, from the profiler, and the excess of the two sub-models."""
+    graphs = [at(data, *keys) for keys in (("teacher",), ("sub_model",), ("int8", "teacher"), ("int8", "sub_model"))]
+    excess = [at(data, "gap", "excess_ms"), at(data, "int8", "gap", "excess_ms")]
+    rows = []
+    for part in at(graphs[0], "profile", "parts_ms") or {}:
+        ms = [at(graph, "profile", "parts_ms", part) for graph in graphs]
+        rate = [at(graph, "profile", "gflops", part) for graph in graphs]
+        cells = []
+        for index in range(2):
+            cells += [figure(value, ",.3f") for value in ms[2 * index : 2 * index + 2]]
+            cells += [
+                "" if rate[2 * index + 1] is None else " / ".join(f"{r:.0f}" for r in rate[2 * index : 2 * index + 2])
+            ]
+            cells += [figure(at(excess[index], part), ".3f")]
+        rows.append([part, *cells])
+    columns = ("ViT-Base ms", "sub-model ms", "G(FL)OP/s", "excess ms")
+    return table(["", *(f"{p} {what}" for p in ("fp32", "int8") for what in columns)], rows)
+
+
+def block(results: Results) -> str:
+    """What docs/speed.md shows between its markers."""
+    speed, ways = results.get("vit_base_onnx"), results.get("vit_base_operators")
+    rounds = each([speed], "latency_ratios_of_rounds")
+    load = ", ".join(figure(at(data, "load_average"), ".1f") for data in (speed, ways))
+    processes = reduce(max, [len(one) for one in rounds])
+    lines = [
+        "### Ratios",
+        "",
+        *ratios_table(speed),
+        "",
+        f"Instruction set {at(speed, 'isa') or 'unknown'} (profile {at(speed, 'profile') or 'unknown'}); "
+        f"{figure(processes)} rounds; other programs ran meanwhile (load averages {load}).",
+        "",
+        "### Time by part, from onnxruntime's profiler",
+        "",
+        *parts_table(speed),
+        "",
+        "### Other ways to write or run the graph",
+        "",
+        *ways_table(ways),
+        "",
+        *[line.removeprefix("- ") for line in operators(results, False)],
+        "",
+        f"{source('vit_base_onnx', speed, True)}.",
+        "",
+        f"{source('vit_base_operators', ways, True)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write or check docs/speed.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--results-dir", type=Path, default=HERE / "results")
+    parser.add_argument("--doc", type=Path, default=HERE.parent / "docs" / "speed.md")
+    arguments = parser.parse_args()
+    now = arguments.doc.read_text(encoding="utf-8")
+    text = f"{BEGIN}\n{block(Results(arguments.results_dir))}{END}"
+    wanted, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: text, now, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"expected one block between {BEGIN} and {END}, got {count}: put both markers back")
+    if arguments.check:
+        sys.exit("docs/speed.md differs from the results: python benchmarks/report_speed.py" if wanted != now else 0)
+    arguments.doc.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times files in fresh processes, in rounds whose order is shuffled, and sums up."""
+
+import json
+import logging
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from rich.console import Console
+from rich.progress import Progress
+
+from edvit_hf.bench.selection import Candidate, Hardware, LeftOut, choose, input_sizes, vocabulary_size
+from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.manifest import Manifest, verify_file
+from edvit_hf.provenance import environment
+
+logger = logging.getLogger(__name__)
+
+REPEATS = 5
+DISTURBED_LIMIT = 0.2
+_SCRIPT = Path(__file__).with_name("timed_process.py")
+_METHOD = (
+    "a fresh process for each file and repeat, all files once a round in shuffled order, warm-up runs not counted; "
+    "median, min and max over the processes' medians, p90 over all runs; on one thread, runs in which another program "
+    "had the core are repeated; memory is the process's largest resident set, Python and onnxruntime included"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """What was measured of one file. Milliseconds of one call, on a batch of the report's size."""
+
+    owner: str  # "sub-model 3", "fusion head" or "whole ensemble"
+    name: str  # of the variant
+    file: str
+    precision: str
+    bytes: int
+    inputs: dict[str, list[int]]  # name -> shape
+    median: float  # of the processes' medians
+    p90: float  # of all runs
+    min: float  # of the processes' medians
+    max: float
+    repeats_ms: list[float]  # each process's median
+    runs: int  # counted, in all processes
+    disturbed_share: float  # of the runs
+    load_ms: float  # opening the file, median over the processes
+    peak_memory_mib: float | None  # median over the processes; null where the system does not tell
+    idle_memory_mib: float | None  # of the same processes before they opened the file
+
+    @property
+    def label(self) -> str:
+        """What tells it from all others."""
+        return f"{self.owner}, {self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """All files of an ensemble on one machine."""
+
+    ensemble: str
+    content_hash: str
+    protocol: dict[str, Any]
+    rows: list[BenchRow]
+    left_out: list[LeftOut]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"schema_version": 1, **asdict(self)}
+
+
+def bench_ensemble(
+    root: Path | str,
+    *,
+    sub_models: Sequence[int] | None = None,
+    precisions: Sequence[str] | None = None,
+    threads: int = 1,
+    repeats: int = REPEATS,
+    batch: int = 1,
+    tokens: int | None = None,
+    seed: int = 0,
+    command: str | None = None,
+    progress: bool = True,
+) -> BenchReport:
+    """Time every exported file of an ensemble that is made for this machine. Changes nothing in the folder.
+
+    Args:
+        root: A folder with `manifest.json`.
+        sub_models: Only these, without fusion head and whole graphs; default: everything.
+        precisions: Only these of "fp32", "fp16", "int8"; default: all.
+        threads: Of onnxruntime, within an operator.
+        repeats: Fresh processes for each file.
+        batch: Inputs per call.
+        tokens: Of a text; default: as many as the model reads, but at most 128.
+        seed: Of the order and of the made-up inputs.
+        command: Recorded as what reproduces the figures.
+        progress: Whether to draw a bar on standard error.
+
+    Raises:
+        ManifestError: If there is no manifest, it is damaged, a file is missing or altered, or cannot be run.
+        DataError: If the processor's files are damaged, or no text may have so many `tokens`.
+        EDViTError: If a number is out of its range or nothing is left to be timed.
+    """
+    root = Path(root)
+    _check_numbers(threads=threads, repeats=repeats, batch=batch, tokens=tokens)
+    manifest, hardware = Manifest.load(root), Hardware.here()
+    candidates, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
+    for one in candidates:
+        verify_file(root, one.variant)
+    sizes = input_sizes(root, manifest, batch=batch, tokens=tokens)
+    asked = {"threads": threads, "sizes": sizes, "vocabulary": vocabulary_size(root), "seed": seed}
+    with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
+        task = bar.add_task("bench", total=repeats * len(candidates))
+
+        def advance(label: str) -> None:
+            bar.update(task, advance=1, description=label, refresh=True)  # between processes: it must not disturb them
+
+        results = _run_rounds(root, candidates, asked, repeats=repeats, seed=seed, after_each=advance)
+    rows = [_row(one, found) for one, found in zip(candidates, results, strict=True)]
+    _warn_of_disturbance(rows)
+    protocol = {
+        "engine": f"onnxruntime {onnxruntime.__version__}",
+        **{"threads": threads, "batch": batch, "repeats": repeats, "seed": seed},
+        **({"tokens": sizes["sequence"]} if "sequence" in sizes else {}),
+        **{"profile": hardware.profile, "isa": hardware.isa, "method": _METHOD, "command": command},
+        "environment": environment(),
+    }
+    entry = manifest.ensemble
+    return BenchReport(
+        ensemble=entry.id, content_hash=entry.content_hash, protocol=protocol, rows=rows, left_out=left_out
+    )
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    reasons = {
+        "threads": "It is a number of cores, and more threads than cores only wait for each other",
+        "repeats": f"It is the number of fresh processes per file; {REPEATS} or more give a median that one slow spell "
+        "does not move",
+        "batch": "It is the number of inputs per call",
+        "tokens": "It is the length of a text",
+    }
+    for name, value in numbers.items():
+        limit = cores if name == "threads" else None
+        if value is not None and (value < 1 or (limit is not None and value > limit)):
+            expected = "at least 1" if limit is None else f"between 1 and the {limit} cores that this process may use"
+            raise EDViTError(f"`{name}` must be {expected}, got {value}. {reasons[name]}. Correct it.")
+
+
+def _run_rounds(
+    root: Path,
+    candidates: Sequence[Candidate],
+    asked: dict[str, Any],
+    *,
+    repeats: int,
+    seed: int,
+    after_each: Callable[[str], None],
+) -> list[list[dict[str, Any]]]:
+    """What each process found, by candidate. Every file once a round: a slow spell falls on all of them."""
+    shuffler, order = random.Random(seed), list(range(len(candidates)))
+    results: list[list[dict[str, Any]]] = [[] for _ in candidates]
+    for _ in range(repeats):
+        shuffler.shuffle(order)
+        for index in order:
+            results[index].append(_run_process(root, candidates[index], asked))
+            after_each(candidates[index].label)
+    return results
+
+
+def _run_process(root: Path, candidate: Candidate, asked: dict[str, Any]) -> dict[str, Any]:
+    """Time one file in a process of its own, which ends with this one if that is interrupted."""
+    file = candidate.variant.file
+    arguments = json.dumps({**asked, "file": str(root / file)})
+    # -P: modules beside the script must not shadow others of their name.
+    done = subprocess.run([sys.executable, "-P", str(_SCRIPT), arguments], capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ManifestError(
+            f"{file} has the promised hash, but onnxruntime {onnxruntime.__version__} cannot run it: "
+            f"{lines[-1] if lines else f'its process ended with {done.returncode}'}. It has no latency here. Upgrade "
+            f"onnxruntime, or export again with a lower opset (this file: {candidate.variant.opset})."
+        )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _row(candidate: Candidate, found: Sequence[dict[str, Any]]) -> BenchRow:
+    """Sum up the processes of one file."""
+    variant = candidate.variant
+    medians = [statistics.median(one["runs_ms"]) for one in found]
+    runs = [value for one in found for value in one["runs_ms"]]
+
+    def middle(key: str) -> float | None:
+        values = [one[key] for one in found]
+        return None if None in values else round(statistics.median(values), 3)
+
+    return BenchRow(
+        owner=candidate.owner,
+        name=variant.name,
+        file=variant.file,
+        precision=variant.precision,
+        bytes=variant.bytes,
+        inputs=found[0]["inputs"],
+        median=round(statistics.median(medians), 4),
+        p90=round(statistics.quantiles(runs, n=10, method="inclusive")[-1], 4),
+        min=round(min(medians), 4),
+        max=round(max(medians), 4),
+        repeats_ms=[round(value, 4) for value in medians],
+        runs=len(runs),
+        disturbed_share=round(sum(one["disturbed"] for one in found) / sum(one["num_runs"] for one in found), 4),
+        load_ms=middle("load_ms") or 0.0,
+        peak_memory_mib=middle("peak_memory_mib"),
+        idle_memory_mib=middle("idle_memory_mib"),
+    )
+
+
+def _warn_of_disturbance(rows: Sequence[BenchRow]) -> None:
+    share = statistics.mean(row.disturbed_share for row in rows)
+    if share > DISTURBED_LIMIT:
+        logger.warning(
+            "bench: other programs had the core in %.0f %% of the runs; their waiting is left out, but shared caches "
+            "make latencies too long. Measure again when nothing else runs.",
+            100 * share,
+        )

@@ -1,0 +1,272 @@
+"""The exported files of an ensemble as a card shows them: one line per kind of file, not one per file.
+
+With ten sub-models in six variants there are sixty files; a reader asks how big the largest is, how far the worst
+is from torch, and which class group lost most.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edvit_hf.card_tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span
+from edvit_hf.manifest import Manifest, Variant
+
+
+def variants_by_name(manifest: Manifest | None) -> dict[str, list[Variant]]:
+    """The sub-models' files by variant name ("fp32", "qint8_arm64", ...), each list in the order of the sub-models."""
+    found: dict[str, list[Variant]] = {}
+    for entry in manifest.sub_models if manifest else []:
+        for variant in entry.variants:
+            found.setdefault(variant.name, []).append(variant)
+    return found
+
+
+def same_graph(variant: Variant, manifest: Manifest) -> str | None:
+    """Name of the sub-models' variant that a file computes the same as, and whose measured accuracy is its own too.
+
+    A raw file is a prepared one behind its preprocessing; a graph of the whole ensemble holds the sub-models' graphs,
+    and its short suffix ("quantized") is told by the way it was quantized.
+    """
+    name = variant.name.removeprefix("raw").removeprefix("_") or "fp32"
+    named = variants_by_name(manifest)
+    if name in named:
+        return name
+    ways = [(key, files[0].quantization) for key, files in named.items() if files[0].inputs == "prepared"]
+    made = variant.quantization
+    same = (key for key, way in ways if made and way and (made.preset, made.mode) == (way.preset, way.mode))
+    return next(same, None)
+
+
+def files_table(manifest: Manifest | None) -> str:
+    """Every variant of the sub-models: numbers, hardware, bytes and latency; below, how int8 weights were made."""
+    named = variants_by_name(manifest)
+    header = ["variant", "numbers", "made for", "one file", "int8 weights, share of fp32", "latency"]
+    lines = [
+        [
+            f"`{name}`" + _coverage(files, manifest),
+            numbers(files[0]),
+            ", ".join(files[0].profiles) or "any hardware",
+            span([file.bytes for file in files], mebibytes),
+            _weight_share(files),
+            span([latency_ms(file) for file in files], milliseconds),
+        ]
+        for name, files in named.items()
+    ]
+    prepared = {name: files for name, files in named.items() if files[0].inputs == "prepared"}
+    notes = [f"- `{name}`: {text}" for name, files in prepared.items() if (text := _how_quantized(files))]
+    reasons = {f.latency_note.rstrip(".") for files in named.values() for f in files if f.latency_note}
+    notes += [f"- Latency: {reason}." for reason in sorted(reasons)]
+    return "\n".join([markdown_table(header, lines), *(["", *notes] if notes else [])])
+
+
+def fidelity_table(manifest: Manifest | None, group_names: Sequence[str]) -> str:
+    """Every variant of the sub-models: worst distance to torch, own votes, the ensemble's accuracy and what it lost."""
+    header = ["variant", "parity", "same answer", "own vote", "ensemble", "loss to fp32", "worst class group"]
+    lines = []
+    for name, files in variants_by_name(manifest).items():
+        parity = max(file.parity.relative_to_largest_logit for file in files)
+        same = percent(min(file.parity.argmax_agreement for file in files))
+        lines.append([f"`{name}`", f"{parity:.1e}", same, *_measured(manifest, name, files, group_names)])
+    return markdown_table(header, lines)
+
+
+def _measured(manifest: Manifest | None, name: str, files: Sequence[Variant], group_names: Sequence[str]) -> list[str]:
+    """Own votes, the ensemble's accuracy, its loss and the worst class group's; of a raw file, whose they are."""
+    accuracies = accuracy_by_name(manifest)
+    twin = same_graph(files[0], manifest) if manifest else None
+    if name not in accuracies and twin in accuracies and twin != name:
+        return [f"as `{twin}`"] * 4
+    votes = span([(file.accuracy or {}).get("accuracy") for file in files], percent)
+    losses = _losses(accuracies.get("fp32"), accuracies.get(name), group_names, is_reference=name == "fp32")
+    return [votes, percent(accuracies.get(name, {}).get("accuracy")), *losses]
+
+
+def whole_table(manifest: Manifest | None) -> str:
+    """The files at the ensemble's root: the fusion head, and graphs of the whole ensemble."""
+    files = [*manifest.fusion.variants, *manifest.whole] if manifest else []
+    header = ["file", "numbers", "size", "parity", "same answer", "accuracy", "latency"]
+    lines = [
+        [
+            f"`{file.file}`",
+            numbers(file),
+            mebibytes(file.bytes),
+            f"{file.parity.relative_to_largest_logit:.1e}",
+            percent(file.parity.argmax_agreement),
+            _accuracy_of(file, manifest),
+            milliseconds(latency_ms(file)),
+        ]
+        for file in files
+    ]
+    return markdown_table(header, lines)
+
+
+def _accuracy_of(file: Variant, manifest: Manifest | None) -> str:
+    """Its own where it was measured, else whose it is; the fusion head answers only together with sub-models."""
+    if manifest is not None and file in manifest.fusion.variants:
+        return "part of every variant"
+    if file.accuracy or manifest is None:
+        return percent((file.accuracy or {}).get("accuracy"))
+    twin = same_graph(file, manifest)
+    return f"as `{twin}`" if twin in accuracy_by_name(manifest) else NOT_MEASURED
+
+
+def exports_finding(manifest: Manifest | None) -> str:
+    """The accuracy of the whole ensemble on onnxruntime, by variant."""
+    rows = accuracy_by_name(manifest)
+    figures = [f"`{name}` {percent(row.get('accuracy'))}" for name, row in rows.items()]
+    splits = " and ".join(sorted({str(row["split"]) for row in rows.values() if row.get("split")}))
+    hardware = " and ".join(sorted({f"`{row['measured_on']}`" for row in rows.values() if row.get("measured_on")}))
+    where = f"onnxruntime, {splits} split" if splits else "onnxruntime"
+    where += f", measured on hardware of kind {hardware}" if hardware else ""
+    return f"Accuracy of the whole ensemble on {where}: {', '.join(figures) or NOT_MEASURED}."
+
+
+def gates_table(manifest: Manifest | None, group_names: Sequence[str]) -> str:
+    """What accepted each int8 and fp16 variant, as the rule really binds on so many items; below, the rule."""
+    gates = (manifest.ensemble.gates if manifest else None) or {}
+    header = ["variant", "split", "fp32", "variant", "more items wrong (allowed)", "worst class group (allowed)"]
+    lines = [
+        [
+            f"`{name}`",
+            f"{gate['split']}, {gate['num_items']:,} items",
+            percent(gate["accuracy_fp32"]),
+            percent(next(v for k, v in gate.items() if k.startswith("accuracy_") and k != "accuracy_fp32")),
+            _flips(gate),
+            _worst_group(gate.get("groups") or [], group_names),
+        ]
+        for name, gate in gates.items()
+    ]
+    judged = [
+        name
+        for name, files in variants_by_name(manifest).items()
+        if files[0].precision != "fp32" and files[0].inputs == "prepared"
+    ]
+    notes = [f"- `{name}` passed no accuracy gate." for name in judged if name not in gates]
+    rules = {
+        f"- The rule: at most {100 * gate['max_loss']:.2f} points worse than fp32 overall"
+        + (f" and {100 * gate['max_group_loss']:.2f} points in any class group" if gate.get("max_group_loss") else "")
+        + "; one or two items are never held against a file. Nothing was chosen on the test split."
+        for gate in gates.values()
+    }
+    return "\n".join([markdown_table(header, lines), *([""] if rules or notes else []), *sorted(rules), *notes])
+
+
+def _flips(gate: Mapping[str, Any]) -> str:
+    """Net items that a variant has wrong and fp32 right, of how many, and how many were allowed."""
+    return f"{gate['net_flips']} ({gate['max_net_flips']})"
+
+
+def _worst_group(groups: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    if len(groups) != len(names) or not groups:
+        return NOT_MEASURED
+    worst = max(range(len(groups)), key=lambda i: groups[i]["net_flips"] / max(1, groups[i]["num_items"]))
+    return f"{_flips(groups[worst])} of {groups[worst]['num_items']:,}: {shortened(names[worst])}"
+
+
+def own_vote_finding(manifest: Manifest | None) -> str:
+    """On what the own votes in the table of exported files were measured."""
+    files = [file for files in variants_by_name(manifest).values() for file in files]
+    rows = [file.accuracy for file in files if file.accuracy]
+    items = sorted({f"{row['num_items']} items" + _of_split(row) for row in rows if row.get("num_items")})
+    measured = f"on {' or '.join(items)}" if items else NOT_MEASURED
+    return f"*Own vote*: accuracy of a sub-model by itself, `other` included, {measured}."
+
+
+def has_int8(manifest: Manifest | None) -> bool:
+    """Whether every sub-model has an int8 file."""
+    return manifest is not None and all(any(v.precision == "int8" for v in e.variants) for e in manifest.sub_models)
+
+
+def pull_options(manifest: Manifest | None) -> str:
+    """What tells `edvit pull` which file of a sub-model: the first kind of hardware with an int8 one, else fp32."""
+    named = [profile for files in variants_by_name(manifest).values() for profile in files[0].profiles]
+    return f"--profile {named[0]}" if has_int8(manifest) and named else "--precision fp32"
+
+
+def accuracy_by_name(manifest: Manifest | None) -> Mapping[str, Mapping[str, Any]]:
+    """The ensemble's measured accuracy, by the name of its sub-models' variant."""
+    return (manifest.ensemble.accuracy if manifest else None) or {}
+
+
+def numbers(variant: Variant) -> str:
+    """What a file calculates in and takes: "int8, dynamic, raw input"."""
+    parts: list[str] = [variant.precision]
+    if variant.quantization:
+        parts.append(variant.quantization.mode)
+    if variant.inputs == "raw":
+        parts.append("raw input")
+    return ", ".join(parts)
+
+
+def latency_ms(variant: Variant) -> float | None:
+    """The median time of one input, in ms; None where nobody measured it."""
+    measured = variant.latency_ms or {}
+    value = next((measured[key] for key in ("median", "p50") if measured.get(key) is not None), None)
+    return None if value is None else float(value)
+
+
+def milliseconds(value: float | None) -> str:
+    """1.234 -> "1.23 ms"."""
+    return NOT_MEASURED if value is None else f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _coverage(files: Sequence[Variant], manifest: Manifest | None) -> str:
+    total = len(manifest.sub_models) if manifest else len(files)
+    return "" if len(files) == total else f" ({len(files)} of {total} sub-models)"
+
+
+def _weight_share(files: Sequence[Variant]) -> str:
+    made = [file.quantization for file in files if file.quantization]
+    if not made:
+        return "none"
+    return span([q.weight_bytes / q.weight_bytes_fp32 for q in made], percent)
+
+
+def _how_quantized(files: Sequence[Variant]) -> str:
+    """Operators, nodes, nodes kept in float and calibration of an int8 variant; empty for any other."""
+    made = [file.quantization for file in files if file.quantization]
+    if not made:
+        return ""
+    operators = ", ".join(sorted({kind for file in files for kind in file.op_types_quantized}))
+    nodes = span([file.num_quantized_nodes for file in files], lambda n: f"{n} nodes")
+    text = f"{nodes} of {operators} in int8 ({made[0].weight_type} weights, {made[0].activation_type} activations)"
+    kept = {index: len(q.kept_float) for index, q in enumerate(made) if q.kept_float}
+    text += "; none kept in float" if not kept else "; kept in float to hold accuracy: " + ", ".join(
+        f"{number} in sub-model {index}" for index, number in kept.items()
+    )  # fmt: skip
+    ranges = made[0].calibration
+    if ranges:
+        text += f"; ranges by {ranges.method} on {ranges.num_items} items of the {ranges.split} split"
+    return f"{text}."
+
+
+def _losses(
+    reference: Mapping[str, Any] | None, row: Mapping[str, Any] | None, names: Sequence[str], *, is_reference: bool
+) -> list[str]:
+    """Points lost against fp32 on the reported split: overall, and by the class group that lost most."""
+    if is_reference and row:
+        return ["reference", "reference"]
+    if not reference or not row or reference.get("num_items") != row.get("num_items"):
+        return [NOT_MEASURED, NOT_MEASURED]
+    overall = f"{100 * (reference['accuracy'] - row['accuracy']):.2f} points"
+    pairs = zip(reference.get("per_group_accuracy") or [], row.get("per_group_accuracy") or [], strict=False)
+    lost = [before - after for before, after in pairs if before is not None and after is not None]
+    if len(lost) != len(names):
+        return [overall, NOT_MEASURED]
+    worst = max(range(len(lost)), key=lost.__getitem__)
+    return [overall, f"{100 * lost[worst]:.2f} points ({shortened(names[worst])})"]
+
+
+def _of_split(row: Mapping[str, Any]) -> str:
+    return f" of the {row['split']} split" if row.get("split") else ""
+
+
+def latency_protocols(manifest: Manifest | None) -> list[Mapping[str, Any]]:
+    """How the latencies were measured, each way once."""
+    files: Iterable[Variant] = manifest.variants if manifest else []
+    found: list[Mapping[str, Any]] = []
+    figures = ("median", "p90", "min", "max", "repeats_ms", "runs", "load_ms", "peak_memory_mib")
+    for file in files:
+        protocol = {k: v for k, v in (file.latency_ms or {}).items() if k not in figures}
+        if protocol and protocol not in found:
+            found.append(protocol)
+    return found

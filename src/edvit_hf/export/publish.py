@@ -1,0 +1,189 @@
+"""How new files take the place of former ones: all of them, and the manifest last, or none that can be loaded.
+
+Files are drawn in a staging folder inside the ensemble's. When all have passed, the manifest joins them and one rename
+commits the export. Then they are moved in. Whatever is cut off before the rename leaves the former state; after it,
+the next export finishes the move. In between there is no manifest, and nothing loads without one.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edvit_hf.errors import ManifestError, WorkDirError
+from edvit_hf.export.accuracy import Figures
+from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, content_hash, verify_file
+
+logger = logging.getLogger(__name__)
+
+STAGING_NAME = ".export"
+COMMITTED_NAME = ".export-committed"
+_FORMER = "former.json"  # in the committed folder: the manifest that was there before
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(kw_only=True)
+class Exported:
+    """Every file of an export, and the ensemble's figures by variant name."""
+
+    sub_models: list[list[Variant]]  # of each sub-model, in the same order
+    fusion: Variant
+    whole: list[Variant] = field(default_factory=list)
+    accuracy: Figures = field(default_factory=dict)
+    gates: Figures = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sub-models' variants."""
+        return [variant.name for variant in self.sub_models[0]]
+
+
+@contextlib.contextmanager
+def staging_folder(root: Path) -> Iterator[Path]:
+    """An empty folder inside `root` that is gone afterwards; what a killed export left is cleared or finished first.
+
+    Raises:
+        WorkDirError: If the folder cannot be written, or the disk is full.
+    """
+    staging = root / STAGING_NAME
+    try:
+        finish_interrupted(root)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+    except OSError as error:
+        if isinstance(error, WorkDirError) or error.errno not in _NOT_WRITABLE:
+            raise
+        raise WorkDirError(
+            f"The export cannot be written to {root}: {error.strerror}. Nothing half-written can be loaded. Free "
+            f"space or correct the permissions, then run the export again."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staging: Path, root: Path, manifest: Manifest) -> None:
+    """Put the staged files and the manifest in place of what an earlier export left."""
+    manifest.save(staging)
+    committed = root / COMMITTED_NAME
+    shutil.rmtree(committed, ignore_errors=True)
+    staging.replace(committed)
+    _move_in(committed, root, manifest)
+
+
+def finish_interrupted(root: Path) -> None:
+    """Finish an export that was cut off while its files were moved in; drop it if it is damaged or of other weights."""
+    committed = root / COMMITTED_NAME
+    if not (committed / MANIFEST_NAME).is_file():  # nothing was cut off, or only the clearing up
+        shutil.rmtree(committed, ignore_errors=True)
+        return
+    try:
+        manifest = Manifest.load(committed)
+        if manifest.ensemble.content_hash != content_hash(root):
+            raise ManifestError("it is of other weights")
+        for variant in manifest.variants:
+            verify_file(committed if (committed / variant.file).is_file() else root, variant)
+    except ManifestError as error:
+        logger.warning("export: dropping an export that was cut off: %s", error)
+        shutil.rmtree(committed, ignore_errors=True)
+        return
+    logger.info("export: finishing an export that was cut off")
+    _move_in(committed, root, manifest)
+
+
+def _move_in(committed: Path, root: Path, manifest: Manifest) -> None:
+    """Move committed files into place; may be cut off anywhere and called again."""
+    if (root / MANIFEST_NAME).is_file():
+        (root / MANIFEST_NAME).replace(committed / _FORMER)
+    for variant in manifest.variants:
+        if (committed / variant.file).is_file():  # else it was moved already, or was there before
+            (root / variant.file).parent.mkdir(parents=True, exist_ok=True)
+            (committed / variant.file).replace(root / variant.file)
+    try:
+        former = {variant.file for variant in Manifest.load(committed / _FORMER).variants}
+    except ManifestError:
+        former = set()
+    for file in former - {variant.file for variant in manifest.variants}:
+        (root / file).unlink(missing_ok=True)
+    (committed / MANIFEST_NAME).replace(root / MANIFEST_NAME)
+    shutil.rmtree(committed, ignore_errors=True)
+
+
+def keep_former(root: Path, identity: str, exported: Exported) -> None:
+    """Add what an earlier export of the same weights wrote: intact files of other names, figures of equal files."""
+    try:
+        former = Manifest.load(root)
+    except ManifestError:
+        return
+    if former.ensemble.content_hash != identity:
+        return
+    _keep_figures(former, exported)
+    _keep_profiles(former, exported)
+    new_names = set(exported.names)
+    for name in dict.fromkeys(v.name for v in former.sub_models[0].variants if v.name not in new_names):
+        variants = [v for entry in former.sub_models for v in entry.variants if v.name == name]
+        if len(variants) == len(exported.sub_models) and _are_intact(root, variants):
+            for files, variant in zip(exported.sub_models, variants, strict=True):
+                files.append(variant)
+            for kept, figures in _figures(former, exported):
+                if name in kept:
+                    figures[name] = kept[name]
+    files_now = {variant.file for variant in exported.whole}
+    exported.whole += [v for v in former.whole if v.file not in files_now and _are_intact(root, [v])]
+
+
+def _figures(former: Manifest, exported: Exported) -> list[tuple[Figures, Figures]]:
+    """Of accuracy and of gates: what was recorded, and where it goes now."""
+    return [(former.ensemble.accuracy or {}, exported.accuracy), (former.ensemble.gates or {}, exported.gates)]
+
+
+def _keep_figures(former: Manifest, exported: Exported) -> None:
+    """Figures that were measured on files of the same bytes still hold where none was measured anew."""
+    known = {variant.sha256: variant for variant in former.variants}
+
+    def with_figures(variant: Variant) -> Variant:
+        old = known.get(variant.sha256)
+        if old is None or old.file != variant.file:
+            return variant
+        if variant.accuracy is None and old.accuracy is not None:
+            variant = dataclasses.replace(variant, accuracy=old.accuracy, accuracy_note=None)
+        if variant.latency_ms is None and old.latency_ms is not None:
+            variant = dataclasses.replace(variant, latency_ms=old.latency_ms, latency_note=old.latency_note)
+        return variant
+
+    for position, name in enumerate(exported.names):
+        same = all(files[position].sha256 in known for files in exported.sub_models)
+        for kept, figures in _figures(former, exported):
+            if same and name in kept:
+                figures.setdefault(name, kept[name])
+    exported.sub_models = [[with_figures(variant) for variant in files] for files in exported.sub_models]
+    exported.fusion = with_figures(exported.fusion)
+    exported.whole = [with_figures(variant) for variant in exported.whole]
+
+
+def _keep_profiles(former: Manifest, exported: Exported) -> None:
+    """A file that is drawn anew still serves the kinds of hardware that it was exported for before."""
+    before = {variant.file: variant.profiles for variant in former.variants}
+
+    def with_profiles(variant: Variant) -> Variant:
+        if not variant.profiles:
+            return variant
+        same = [name for name in before.get(variant.file, []) if variant.suits(name)]
+        return dataclasses.replace(variant, profiles=list(dict.fromkeys([*variant.profiles, *same])))
+
+    exported.sub_models = [[with_profiles(variant) for variant in files] for files in exported.sub_models]
+    exported.whole = [with_profiles(variant) for variant in exported.whole]
+
+
+def _are_intact(root: Path, variants: Sequence[Variant]) -> bool:
+    try:
+        for variant in variants:
+            verify_file(root, variant)
+    except ManifestError as error:
+        logger.warning("export: dropping %s of an earlier export: %s", variants[0].name, error)
+        return False
+    return True

@@ -1,0 +1,344 @@
+"""Rewrites of an exported graph that keep its answers and make it faster.
+
+A sub-model is read at its first token or two: whatever its last layer computes for the others goes nowhere.
+`read_early` moves the reading in front of that work, in plain operators that every runtime has. `fuse_attention` writes
+an attention as one operator, where the operator set has one. What each gains, and what gained less: docs/speed.md.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edvit_hf.errors import named_extra
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+_TOKENS = 1  # axis of the tokens in hidden states (B, T, d)
+_LARGEST = np.iinfo(np.int64).max
+_ELEMENTWISE = frozenset(("Add", "Mul", "Sub", "Div", "Gelu", "Tanh", "Relu", "Erf", "Sqrt", "Cast", "Identity"))
+_ROWS = frozenset(("LayerNormalization", "Softmax"))  # each row by itself, where their axis is the last
+
+_ATTENTION_SINCE = 23  # operator set
+_HEADS_FIRST, _KEYS_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
+
+Edge = tuple[int, int]  # node, number of its input
+Need = tuple[int, int]  # axis, how many leading entries of it are read
+
+
+class _Graph:
+    """A graph with who makes and who reads each value, and the shapes that inference finds."""
+
+    def __init__(self, model: "ModelProto") -> None:
+        import onnx
+
+        self.graph: GraphProto = model.graph
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.outputs = {value.name for value in model.graph.output}
+        self.made_by = {name: index for index, node in enumerate(self.nodes) for name in node.output}
+        self.read_by: dict[str, list[Edge]] = defaultdict(list)
+        for index, node in enumerate(self.nodes):
+            for position, name in enumerate(node.input):
+                self.read_by[name].append((index, position))
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        values = [*inferred.value_info, *inferred.input, *inferred.output]
+        self.shapes: dict[str, list[Any]] = {
+            value.name: [dim.dim_param or dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+            for value in values
+        }
+        self.shapes |= {name: list(tensor.dims) for name, tensor in self.stored.items()}
+
+    def rank(self, name: str) -> int | None:
+        """Number of axes of a value, None where inference does not tell."""
+        return len(self.shapes[name]) if name in self.shapes else None
+
+    def values(self, name: str) -> list[int] | None:
+        """The whole numbers in a stored scalar or row, None for anything else."""
+        from onnx import TensorProto, numpy_helper
+
+        tensor = self.stored.get(name)
+        if tensor is None or tensor.data_type != TensorProto.INT64 or len(tensor.dims) > 1:
+            return None
+        return [int(value) for value in np.atleast_1d(numpy_helper.to_array(tensor))]
+
+    def maker(self, name: str, op_type: str) -> "NodeProto | None":
+        """The node that makes a value, if it is of that type and its output has one reader."""
+        node = self.nodes[self.made_by[name]] if name in self.made_by else None
+        alone = node is not None and node.op_type == op_type and len(self.read_by[name]) == 1
+        return node if alone and name not in self.outputs else None
+
+    def reader(self, name: str, op_type: str) -> "NodeProto | None":
+        """The only node that reads a value, if it is of that type."""
+        edges = self.read_by[name]
+        node = self.nodes[edges[0][0]] if len(edges) == 1 and name not in self.outputs else None
+        return node if node is not None and node.op_type == op_type else None
+
+    def attribute(self, node: "NodeProto", name: str, default: Any) -> Any:
+        """An attribute of a node."""
+        from onnx import helper
+
+        return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def read_early(model: "ModelProto") -> int:
+    """Compute for the tokens that are read only, in place, from the last layer's queries on; keys and values stay.
+
+    Walks from the slices and picks of the first tokens towards the inputs, as long as every reader of a value needs
+    no more than the first tokens of it: through norms, activations, sums, products with weights, the attention's
+    softmax and the splitting and joining of its heads. Where the way ends, the slice is put.
+
+    Args:
+        model: Of one sub-model, hidden states (B, T, d); any architecture that the export draws.
+
+    Returns:
+        How many products now run on the first tokens alone; 0 where nothing could be moved, and the graph is as it was.
+
+    Differs from an exact proof: a reshape is taken to split or join heads where its ranks and known sizes say so;
+    of texts, inference does not know all sizes. The export measures the parity of every file in any case.
+
+    Raises:
+        MissingExtraError: If onnx is not installed.
+    """
+    with named_extra("Exporting", "export"):
+        import onnx  # noqa: F401
+    graph = _Graph(model)
+    needs = dict(_readings(graph))
+    narrowed: dict[str, Need] = {}
+    for index in reversed(range(len(graph.nodes))):
+        node = graph.nodes[index]
+        need = _need_of(graph, node.output[0], needs) if len(node.output) == 1 else None
+        passed = None if need is None else _pass_on(graph, node, *need)
+        if need is not None and passed is not None:
+            narrowed[node.output[0]] = need
+            needs |= {(index, position): (axis, need[1]) for position, axis in passed.items()}
+    products = [name for name in narrowed if graph.nodes[graph.made_by[name]].op_type == "MatMul"]
+    if products:
+        _rewrite(graph, needs, narrowed)
+    return len(products)
+
+
+def _readings(graph: _Graph) -> Iterator[tuple[Edge, Need]]:
+    """The slices of the first tokens, and the picks of the very first."""
+    for index, node in enumerate(graph.nodes):
+        if not node.input or graph.rank(node.input[0]) != 3:
+            continue
+        first = [graph.values(name) for name in node.input[1:]]
+        if node.op_type == "Slice" and len(first) >= 3:
+            begin, end, axes = first[:3]
+            is_plain = begin == [0] and axes == [_TOKENS] and first[3:] in ([], [[1]])
+            if is_plain and end is not None and 0 < end[0] < _LARGEST:
+                yield (index, 0), (_TOKENS, end[0])
+        if node.op_type == "Gather" and graph.attribute(node, "axis", 0) == _TOKENS and first == [[0]]:
+            yield (index, 0), (_TOKENS, 1)
+
+
+def _need_of(graph: _Graph, name: str, needs: Mapping[Edge, Need]) -> Need | None:
+    """What all readers of a value need of it together; None if one of them needs everything."""
+    found = [needs.get(edge) for edge in graph.read_by[name]]
+    known = [need for need in found if need is not None]
+    if name in graph.outputs or not known or len(known) < len(found) or len({axis for axis, _ in known}) > 1:
+        return None
+    return known[0][0], max(count for _, count in known)
+
+
+def _pass_on(graph: _Graph, node: "NodeProto", axis: int, count: int) -> dict[int, int] | None:
+    """Inputs of a node that may be cut if its output is -> along which axis; None where it must stay whole."""
+    rank = graph.rank(node.output[0])
+    if rank is None:
+        return None
+    rules: dict[str, Callable[[], dict[int, int] | None]] = {
+        "MatMul": lambda: _through_product(graph, node, axis, rank),
+        "Transpose": lambda: {0: list(graph.attribute(node, "perm", []))[axis]},
+        "Reshape": lambda: {0: axis} if _keeps_tokens(graph, node, axis) else None,
+    }
+    if node.op_type in rules:
+        return rules[node.op_type]()
+    if node.op_type in _ROWS:
+        last = graph.attribute(node, "axis", -1) in (-1, rank - 1)
+        return {0: axis} if last and axis < rank - 1 else None
+    if node.op_type not in _ELEMENTWISE:
+        return None
+    passed = {}
+    for position, name in enumerate(node.input):
+        own = (graph.rank(name) or 0) - rank + axis  # shapes are aligned at their last axis
+        size = graph.shapes[name][own] if name in graph.shapes and own >= 0 else 1
+        if graph.rank(name) is None or (name in graph.stored and size != 1):
+            return None
+        if size != 1:
+            passed[position] = own
+    return passed
+
+
+def _through_product(graph: _Graph, node: "NodeProto", axis: int, rank: int) -> dict[int, int] | None:
+    """Rows of the first factor make the rows of the product."""
+    same_rank = graph.rank(node.input[0]) == rank
+    return {0: axis} if same_rank and axis == rank - 2 else None
+
+
+def _keeps_tokens(graph: _Graph, node: "NodeProto", axis: int) -> bool:
+    """Whether a reshape splits or joins the axes behind the tokens only: (B, T, d) <-> (B, T, heads, size)."""
+    before, after = graph.shapes.get(node.input[0]), graph.shapes.get(node.output[0])
+    if before is None or after is None or axis != _TOKENS or {len(before), len(after)} != {3, 4}:
+        return False
+    inner = _inner_sizes(graph, node)
+    sizes = before[_TOKENS], after[_TOKENS]
+    return inner is not None and (sizes[0] == sizes[1] or not all(isinstance(size, int) for size in sizes))
+
+
+def _inner_sizes(graph: _Graph, node: "NodeProto") -> list[int] | None:
+    """What a reshape makes of the axes behind the tokens."""
+    name = node.input[1]
+    stored = graph.values(name)
+    if stored is not None:
+        return stored[2:]
+    maker = graph.nodes[graph.made_by[name]] if name in graph.made_by else None
+    if maker is None or maker.op_type != "Concat":
+        return None
+    parts = [graph.values(part) for part in maker.input[2:]]  # the first two are read from the inputs' shape
+    return None if any(part is None or len(part) != 1 for part in parts) else [part[0] for part in parts if part]
+
+
+def _rewrite(graph: _Graph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need]) -> None:
+    """Put slices where the way ends, and let reshapes copy the number of tokens instead of naming it."""
+    from onnx import helper, numpy_helper
+
+    def store(key: str, values: list[int]) -> str:
+        name = f"early_{key}_{'_'.join(map(str, values))}".replace("-", "m")
+        if name not in graph.stored:
+            graph.stored[name] = numpy_helper.from_array(np.array(values, np.int64), name)
+            graph.graph.initializer.append(graph.stored[name])
+        return name
+
+    cuts: dict[str, NodeProto] = {}
+    for (index, position), (axis, count) in needs.items():
+        node = graph.nodes[index]
+        source = node.input[position]
+        inside = node.output[0] in narrowed
+        if not inside or source in narrowed:
+            continue
+        cut = f"{source}_first_{count}"
+        if cut not in cuts:
+            bounds = [store("index", [0]), store("index", [count]), store("index", [axis])]
+            cuts[cut] = helper.make_node("Slice", [source, *bounds], [cut], name=f"node_{cut}")
+        node.input[position] = cut
+    for name in narrowed:
+        node = graph.nodes[graph.made_by[name]]
+        if node.op_type == "Reshape":
+            node.input[1] = store("shape", [0, 0, *(_inner_sizes(graph, node) or [])])
+            del node.attribute[:]  # with `allowzero` a 0 would be a size, without it copies one
+    _replace_nodes(graph, needs, narrowed, cuts)
+
+
+def _replace_nodes(
+    graph: _Graph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need], cuts: "Mapping[str, NodeProto]"
+) -> None:
+    """Write the nodes back in order: each cut behind its source, and without the slices that have become idle."""
+    idle: dict[str, str] = {}
+    for (index, _), need in needs.items():
+        node = graph.nodes[index]
+        if node.op_type == "Slice" and narrowed.get(node.input[0]) == need and node.output[0] not in graph.outputs:
+            idle[node.output[0]] = node.input[0]
+    behind: dict[str, list[NodeProto]] = defaultdict(list)
+    for cut in cuts.values():
+        behind[cut.input[0]].append(cut)
+    ordered: list[NodeProto] = [cut for name in [v.name for v in graph.graph.input] for cut in behind.pop(name, [])]
+    for node in graph.nodes:
+        if node.output[0] in idle:
+            continue
+        for position, name in enumerate(node.input):
+            node.input[position] = idle.get(name, name)
+        ordered.append(node)
+        ordered += [cut for name in node.output for cut in behind.pop(name, [])]
+    copies = [type(node).FromString(node.SerializeToString()) for node in ordered]  # `del` ends what it removes
+    del graph.graph.node[:]
+    graph.graph.node.extend(copies)
+    _drop_unread(graph.graph)
+
+
+def _drop_unread(graph: "GraphProto") -> None:
+    """Remove nodes and stored tensors that nothing reads any more (the sizes that reshapes named)."""
+    kept = {value.name for value in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if kept & set(node.output):
+            kept |= set(node.input)
+            nodes.append(type(node).FromString(node.SerializeToString()))
+    tensors = [type(t).FromString(t.SerializeToString()) for t in graph.initializer if t.name in kept]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(tensors)
+
+
+def fuse_attention(model: "ModelProto") -> int:
+    """Write every attention without a mask as one `Attention`, in place: it has a kernel that moves less memory.
+
+    Call it after `read_early`, which does not look into the operator.
+
+    Args:
+        model: Of images or sounds. With a mask (texts) attention stays: onnxruntime 1.31 wants a row of the mask for
+            every query, and making those costs more than the operator saves.
+
+    Returns:
+        How many were written so: 0 of a graph whose operator set is older than 23 and has no such operator.
+
+    Raises:
+        MissingExtraError: If onnx is not installed.
+    """
+    with named_extra("Exporting", "export"):
+        from onnx import helper
+    if next(entry.version for entry in model.opset_import if entry.domain == "") < _ATTENTION_SINCE:
+        return 0
+    graph = _Graph(model)
+    made: dict[str, NodeProto] = {}
+    gone: set[str] = set()
+    for softmax in graph.nodes:
+        found = _attention_around(graph, softmax) if softmax.op_type == "Softmax" else None
+        if found is not None:
+            inputs, inner, attributes = found
+            output = inner[-1].output[0]
+            made[output] = helper.make_node("Attention", inputs, [output], name=f"node_{output}", **attributes)
+            gone |= {node.output[0] for node in inner}
+    nodes = [made.get(node.output[0], node) for node in graph.nodes if node.output[0] not in gone - set(made)]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.graph.node[:]
+    graph.graph.node.extend(copies)
+    _drop_unread(graph.graph)
+    return len(made)
+
+
+def _attention_around(
+    graph: _Graph, softmax: "NodeProto"
+) -> "tuple[list[str], list[NodeProto], dict[str, Any]] | None":
+    """Queries, keys and values (B, T, d), the nodes from them to the output in order, and the operator's attributes."""
+    from onnx import numpy_helper
+
+    scaled = graph.maker(softmax.input[0], "Mul")
+    scores = scaled and graph.maker(scaled.input[0], "MatMul")
+    mixed = graph.reader(softmax.output[0], "MatMul")
+    turned = mixed and graph.reader(mixed.output[0], "Transpose")
+    joined = turned and graph.reader(turned.output[0], "Reshape")
+    if not (scaled and scores and mixed and turned and joined) or scaled.input[1] not in graph.stored:
+        return None
+    scale = numpy_helper.to_array(graph.stored[scaled.input[1]])
+    splits = [(scores.input[0], _HEADS_FIRST), (scores.input[1], _KEYS_TURNED), (mixed.input[1], _HEADS_FIRST)]
+    inputs, inner, widths = [], [], set()
+    for name, order in splits:
+        transposed = graph.maker(name, "Transpose")
+        split = transposed and graph.maker(transposed.input[0], "Reshape")
+        sizes = split and _inner_sizes(graph, split)
+        if not (transposed and split and sizes) or graph.attribute(transposed, "perm", []) != order:
+            return None
+        inputs.append(split.input[0])
+        inner += [split, transposed]
+        widths.add((graph.shapes.get(split.input[0], [None])[-1], sizes[-1]))
+    if len(widths) > 1 or scale.size > 1 or graph.attribute(turned, "perm", []) != _HEADS_FIRST:
+        return None
+    width, size = widths.pop()
+    if not isinstance(width, int) or size < 1 or width % size or softmax.input[0] == mixed.input[1]:
+        return None
+    heads = width // size
+    attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": float(scale.reshape(()))}
+    return inputs, [*inner, scores, scaled, softmax, mixed, turned, joined], attributes

@@ -1,0 +1,241 @@
+"""The int8 and fp16 files of one export: which are wanted for which hardware, and whether they pass the gate."""
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edvit_hf.errors import ExportGateError
+from edvit_hf.export.accuracy import Figures, Judge, Judgement, accuracy_gate, loss_message
+from edvit_hf.export.auto import auto_quantize
+from edvit_hf.export.build import FUSION_FILE, GraphBuilder, Made, sub_model_file
+from edvit_hf.export.config import ExportConfig
+from edvit_hf.export.gates import OnnxEnsemble
+from edvit_hf.export.half import halve_graph
+from edvit_hf.export.quantization import PRESETS, STATIC_PRESETS, QuantizationPreset, QuantizedNodes, quantize_graph
+from edvit_hf.export.static import Ranges, calibrate, quantize_graph_static
+from edvit_hf.manifest import Calibration, Variant
+from edvit_hf.profiles import load_profiles
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationItems:
+    """What static int8 files find the ranges of their activations on.
+
+    Attributes:
+        split: Of the dataset; never the one that is reported.
+        inputs: Prepared as in training, rows first.
+    """
+
+    split: str
+    inputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Files to make: their kind, the int8 preset (None for fp16) and the profiles that share them (none: any)."""
+
+    kind: str
+    preset: str | None
+    profiles: tuple[str, ...]
+
+
+def wanted_variants(config: ExportConfig, profiles: Sequence[str]) -> list[Wanted]:
+    """What to make besides fp32, dynamic int8 first; profiles with the same instructions share their int8 files."""
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for kind in ("int8", "int8_static", "fp16"):
+        for profile in profiles:
+            if kind in config.kinds_for(profile):
+                hardware = load_profiles()[profile]
+                presets = {"int8": hardware.quantization, "int8_static": hardware.static_preset}
+                preset = presets.get(kind)
+                found.setdefault((kind, preset), []).append(profile)
+    return [
+        Wanted(kind=kind, preset=preset, profiles=() if preset is None else tuple(names))
+        for (kind, preset), names in found.items()
+    ]
+
+
+class VariantMaker:
+    """Makes the int8 and fp16 files of all sub-models, one set after the other, and gates each set.
+
+    Args:
+        build (`GraphBuilder`): Whose fp32 files are drawn.
+        fp32 (`OnnxEnsemble`): Those files, running.
+        gate (`Judge`): On the split that decides; None accepts every set ungated, and says so.
+        calibration (`CalibrationItems`): For static int8.
+        bar (`Any`): Progress, one step for each file.
+
+    Attributes:
+        gates: What accepted each set, by variant name.
+    """
+
+    def __init__(
+        self,
+        build: GraphBuilder,
+        fp32: OnnxEnsemble,
+        *,
+        gate: Judge | None,
+        calibration: CalibrationItems | None,
+        bar: Any,
+    ) -> None:
+        self.build, self.gate, self.calibration, self.bar = build, gate, calibration, bar
+        self.reference: Judgement | None = None if gate is None else gate(fp32)
+        self.gates: Figures = {}
+        self._ranges: list[Ranges] = []
+
+    def make(self, wanted: Wanted) -> list[Variant]:
+        """The files of all sub-models for `wanted`, accepted.
+
+        Raises:
+            ExportGateError: If they lose too much accuracy.
+        """
+        if wanted.preset is None:
+            return self._halve(wanted)
+        preset = (STATIC_PRESETS if wanted.kind == "int8_static" else PRESETS)[wanted.preset]
+        if self.build.config.auto and self.reference is not None:
+            return self._sweep(preset, wanted)
+        message = ""
+        for attempt in preset.attempts():
+            variants = list(self._each(self._quantize(attempt, wanted)))
+            refusal = self._refusal(variants)
+            if refusal is None:
+                return variants
+            message = refusal
+            logger.warning("export: %s (reduce_range=%s)", message, attempt.reduce_range)
+        raise ExportGateError(message)
+
+    def _sweep(self, preset: QuantizationPreset, wanted: Wanted) -> list[Variant]:
+        """The cheapest int8 files that pass the gate, found by measuring: see `auto_quantize`."""
+        build, gate = self.build, self.gate
+        assert gate is not None
+        sources = [build.staging / file for file in build.fp32_files]
+        inputs = build.reference.rounds[0] if self.calibration is None else self.calibration.inputs
+        with tempfile.TemporaryDirectory(dir=build.staging) as scratch:
+            found = auto_quantize(
+                sources, build.staging / FUSION_FILE, preset, write=self._write_int8,
+                judge=lambda ensemble: self._gate(gate(ensemble), "int8"), inputs=inputs, scratch=Path(scratch),
+                progress=not self.bar.disable,
+            )  # fmt: skip
+        variants = list(self._each(self._quantize(found.preset, wanted, found.kept_float)))
+        self.gates[variants[0].name] = {
+            **found.figures, **_weights_of(variants), "tried": [_tried(row) for row in found.tried]
+        }  # fmt: skip
+        return variants
+
+    def _halve(self, wanted: Wanted) -> list[Variant]:
+        """float16 files, which any engine can run."""
+        variants = list(self._each(self._write_halves(wanted)))
+        refusal = self._refusal(variants)
+        if refusal is not None:
+            raise ExportGateError(refusal)
+        return variants
+
+    def _write_halves(self, wanted: Wanted) -> Iterator[Variant]:
+        build = self.build
+        for index, source in enumerate(build.fp32_files):
+            file = sub_model_file(index, "fp16")
+            halve_graph(build.staging / source, build.staging / file)
+            made = Made(precision="fp16", profiles=wanted.profiles)
+            yield build.describe(file, build.check_sub_model(index, file), made)
+
+    def _quantize(
+        self, preset: QuantizationPreset, wanted: Wanted, kept_float: Sequence[Collection[str]] | None = None
+    ) -> Iterator[Variant]:
+        """Write the int8 file of one sub-model after the other; their joint accuracy is gated by the caller."""
+        for index in range(len(self.build.fp32_files)):
+            file = sub_model_file(index, preset.suffix)
+            kept = () if kept_float is None else kept_float[index]
+            nodes = self._write_int8(index, self.build.staging / file, preset, kept)
+            yield self._describe(index, file, preset, nodes, wanted)
+
+    def _write_int8(
+        self, index: int, target: Path, preset: QuantizationPreset, kept_float: Collection[str]
+    ) -> QuantizedNodes:
+        """Write one int8 file, in which the named nodes stay float."""
+        build = self.build
+        source, expected = build.staging / build.fp32_files[index], build.num_linear_maps(index)
+        if preset.mode == "dynamic":
+            return quantize_graph(source, target, preset, num_expected=expected, kept_float=kept_float)
+        ranges = self._activation_ranges()[index]
+        return quantize_graph_static(source, target, preset, ranges, num_expected=expected, kept_float=kept_float)
+
+    def _activation_ranges(self) -> list[Ranges]:
+        """Ranges of the activations of every sub-model, measured once for all static files."""
+        if not self._ranges:
+            assert self.calibration is not None  # `export_ensemble` makes no static file without
+            inputs, method = self.calibration.inputs, self.build.config.calibration
+            sources = [self.build.staging / file for file in self.build.fp32_files]
+            self._ranges = [calibrate(source, inputs, method=method) for source in sources]
+        return self._ranges
+
+    def _describe(
+        self, index: int, file: str, preset: QuantizationPreset, nodes: QuantizedNodes, wanted: Wanted
+    ) -> Variant:
+        calibration = None
+        if preset.mode == "static":
+            assert self.calibration is not None
+            num_items = self._activation_ranges()[index].num_items
+            calibration = Calibration(
+                method=self.build.config.calibration, split=self.calibration.split, num_items=num_items
+            )
+        made = Made(
+            precision="int8", quantization=preset.describe(nodes, calibration), op_types=nodes.op_types,
+            num_nodes=nodes.num_nodes, profiles=wanted.profiles,
+        )  # fmt: skip
+        return self.build.describe(file, self.build.check_sub_model(index, file), made)
+
+    def _refusal(self, variants: Sequence[Variant]) -> str | None:
+        """Why a set of files is refused; None if it is accepted, with its figures in `gates`."""
+        name, precision = variants[0].name, variants[0].precision
+        if self.gate is None or self.reference is None:
+            logger.warning("export: no labelled data, so %s passed no accuracy gate", name)
+            return None
+        judgement = self.gate(self.build.open_ensemble(variants))
+        figures = self._gate(judgement, precision)
+        if not figures["passed"]:
+            return loss_message(name, precision, figures, self._group_names())
+        self.gates[name] = {**figures, **_weights_of(variants)}
+        return None
+
+    def _gate(self, judgement: Judgement, precision: str) -> dict[str, Any]:
+        assert self.reference is not None
+        config = self.build.config
+        return accuracy_gate(
+            self.reference, judgement, precision=precision, class_groups=self.build.groups,
+            max_loss=config.max_accuracy_loss, max_group_loss=config.max_group_accuracy_loss,
+        )  # fmt: skip
+
+    def _group_names(self) -> list[str]:
+        names = self.build.model.config.id2label
+        return [", ".join(names[label] for label in group) for group in self.build.groups]
+
+    def _each(self, variants: Iterator[Variant]) -> Iterator[Variant]:
+        """Pass files on, one step of the bar each."""
+        for variant in variants:
+            self.bar.set_postfix_str(variant.file, refresh=False)
+            self.bar.update()
+            yield variant
+
+
+def _tried(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest keeps of an attempt: enough to see why it was refused, without the names of its nodes."""
+    names = ("weight_type", "reduce_range", "per_channel", "cost_bytes", "error", "net_flips", "passed")
+    return {"num_kept_float": len(row["kept_float"]), **{name: row[name] for name in names if name in row}}
+
+
+def _weights_of(variants: Sequence[Variant]) -> dict[str, Any]:
+    """What int8 made of the weights: the share of their fp32 bytes is reported, not gated."""
+    found = [variant.quantization for variant in variants if variant.quantization is not None]
+    if not found:
+        return {}
+    return {
+        "num_quantized_nodes": sum(variant.num_quantized_nodes for variant in variants),
+        "weight_ratio": sum(q.weight_bytes for q in found) / sum(q.weight_bytes_fp32 for q in found),
+    }

@@ -1,0 +1,222 @@
+"""The Hub's client, asked so that a passing fault is waited out and any other ends in one clear message."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edvit_hf.errors import EDViTError, HubError, named_extra
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 5
+TRIES_OF_TRANSFERS = 2  # the client itself tries these several times
+LONGEST_WAIT_S = 300  # a server that asks for more is not waited for: the message says how long
+_FIRST_WAIT_S = 1.0
+_PASSING = (408, 429, 500, 502, 503, 504)
+CONFLICT = (409, 412)  # another commit came first
+
+_Value = TypeVar("_Value")
+
+
+def connect(token: str | None = None, endpoint: str | None = None) -> "HfApi":
+    """The Hub's client.
+
+    Args:
+        token (`str`, *optional*): Default: HF_TOKEN, or the one that `hf auth login` stored.
+        endpoint (`str`, *optional*): Default: HF_ENDPOINT, or the Hub itself.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        HubError: The network is switched off by HF_HUB_OFFLINE.
+    """
+    with named_extra("Reaching the Hub", "hub"):
+        from huggingface_hub import HfApi, constants
+    if constants.is_offline_mode():
+        raise HubError(
+            "Expected to reach the Hub, but HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, so nothing can be sent or "
+            "fetched. Unset it, or name a local folder."
+        )
+    return HfApi(endpoint=endpoint, token=token, library_name="edvit_hf")
+
+
+def ask(doing: str, repo: str, call: Callable[[], _Value], *, tries: int = MAX_TRIES) -> _Value:
+    """Call the Hub; tries again after a fault that passes, as long as the server asks to wait (`Retry-After`).
+
+    The client itself does this for uploads and downloads only, not for reading or writing a repository's state.
+
+    Args:
+        doing (`str`): What is tried, after "while", for messages.
+        repo (`str`): Repository, for messages.
+        call (`Callable`): May be called several times.
+        tries (`int`): How often at most.
+
+    Raises:
+        HubError: For any fault of the Hub or of the connection that stays.
+    """
+    for attempt in range(1, tries + 1):
+        try:
+            with plain_hub_errors(doing, repo):
+                return call()
+        except HubError as error:
+            wait = _wait_before_retry(error.__cause__, attempt)
+            if wait is None or attempt == tries:
+                raise
+            logger.warning("hub: %s; trying again in %.0f s", _first_line(error.__cause__), wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def plain_hub_errors(doing: str, repo: str) -> Iterator[None]:
+    """Turn every error of the client inside the block into a `HubError` that says what to do."""
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # the client's errors are all of these
+        if isinstance(error, EDViTError) or _is_of_this_machine(error):
+            raise
+        raise HubError(f"While {doing}: {_explained(error, repo)}", status=status_of(error)) from error
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """HTTP status behind an error, however deep the client wrapped it."""
+    for each in _chain(error):
+        response = getattr(each, "response", None)
+        if response is not None and isinstance(getattr(response, "status_code", None), int):
+            return int(response.status_code)
+    return None
+
+
+def fetch_file(api: "HfApi", repo: str, file: str, revision: str, folder: Path, *, again: bool = False) -> Path:
+    """Download one file of one commit below `folder`; what was there is fetched anew only with `again`."""
+
+    def download() -> Path:
+        return Path(api.hf_hub_download(repo, file, revision=revision, local_dir=folder, force_download=again))
+
+    return ask(f"fetching {file}", repo, download, tries=TRIES_OF_TRANSFERS)
+
+
+def read_file(api: "HfApi", repo: str, file: str, revision: str) -> bytes:
+    """The bytes of one small file of one commit; nothing of it stays on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return fetch_file(api, repo, file, revision, Path(folder)).read_bytes()
+
+
+def commit_of(api: "HfApi", repo: str, revision: str | None) -> str:
+    """The commit that a branch, a tag or a commit's name stands for now."""
+    return str(ask("reading the repository", repo, lambda: api.model_info(repo, revision=revision)).sha)
+
+
+def _wait_before_retry(error: BaseException | None, attempt: int) -> float | None:
+    """Seconds to wait before the next try; None if another try cannot help."""
+    status = status_of(error)
+    if status is None:
+        return _FIRST_WAIT_S * 2 ** (attempt - 1) if _is_connection(error) else None
+    if status not in _PASSING:
+        return None
+    asked = _asked_to_wait(error)
+    if asked is not None and asked > LONGEST_WAIT_S:
+        return None
+    return _FIRST_WAIT_S * 2 ** (attempt - 1) if asked is None else asked
+
+
+def _asked_to_wait(error: BaseException | None) -> float | None:
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    for each in _chain(error):
+        headers = getattr(getattr(each, "response", None), "headers", None)
+        if headers is None:
+            continue
+        limit = parse_ratelimit_headers(headers)
+        if limit is not None and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
+        value = str(headers.get("Retry-After") or "").strip()
+        return float(value) if value.isdigit() else None
+    return None
+
+
+def _explained(error: BaseException, repo: str) -> str:
+    """What went wrong and what to do."""
+    from huggingface_hub import errors
+
+    chain, status = list(_chain(error)), status_of(error)
+    said = _first_line(next((e for e in chain if getattr(e, "server_message", None)), error))
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in chain)
+
+    if is_any(errors.GatedRepoError):
+        return f"{repo} is gated ({said}). Ask its owner for access on its page, then run this again."
+    if status == 401 and not is_any(errors.RepositoryNotFoundError):
+        return (
+            f"the Hub does not accept the token ({said}). It is mistyped, expired or was withdrawn, so nothing was "
+            "done. Log in anew with `hf auth login --force`, or set HF_TOKEN to a valid one."
+        )
+    if is_any(errors.RepositoryNotFoundError):
+        return (
+            f"the Hub knows no repository {repo!r}, or the token may not see it. Without it there is nothing to read "
+            "or write. Check the name; for a private one log in with `hf auth login`."
+        )
+    if is_any(errors.RevisionNotFoundError):
+        return f"{repo} has no such revision ({said}). Name a branch, a tag or a commit that exists."
+    if is_any(errors.RemoteEntryNotFoundError):
+        return f"{repo} lacks a file ({said}). It is incomplete or no ensemble. Its owner has to push it again."
+    if status == 403:
+        return (
+            f"the token may not do this ({said}). Nothing was changed. Use a token with write access to {repo} "
+            "(https://huggingface.co/settings/tokens)."
+        )
+    if status == 429:
+        wait = _asked_to_wait(error)
+        when = "later" if wait is None else f"in {wait:.0f} s"
+        return f"the Hub refuses more requests for now ({said}). Nothing is lost: run this again {when}."
+    if status in CONFLICT:
+        return f"another commit came first ({said}). Nothing was overwritten. Run this again."
+    if status is not None and status >= 500:
+        return f"the Hub is in trouble (status {status}: {said}). Nothing half-done is left. Run this again later."
+    if status is None and (_is_connection(error) or isinstance(error, errors.LocalEntryNotFoundError)):
+        return f"the connection failed ({said}). Nothing half-done is left. Check the network and run this again."
+    return f"{said}. Nothing half-done is left. Correct what it names."
+
+
+def _is_connection(error: BaseException | None) -> bool:
+    from huggingface_hub.utils import httpx
+
+    return any(
+        isinstance(each, httpx.TransportError) or "Consistency check failed" in str(each) for each in _chain(error)
+    )
+
+
+def _is_of_this_machine(error: BaseException) -> bool:
+    """Whether the disk, not the Hub, is at fault."""
+    from huggingface_hub.utils import httpx
+
+    return (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and not isinstance(error, ConnectionError | TimeoutError)
+        and not any(isinstance(each, httpx.HTTPError) for each in _chain(error))
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException | None) -> str:
+    said: Any = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

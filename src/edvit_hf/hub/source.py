@@ -1,0 +1,102 @@
+"""Where an ensemble is pulled from: one commit of a Hub repository, or a folder of this machine."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edvit_hf.errors import HubError, ManifestError
+from edvit_hf.hub.client import commit_of, connect, fetch_file, read_file
+from edvit_hf.manifest import MANIFEST_NAME, check_relative_path
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+class Source(Protocol):
+    """One unchanging state of an ensemble's files."""
+
+    @property
+    def name(self) -> str:
+        """Repository or folder, for messages."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Commit that everything is read from; None for a folder."""
+        ...
+
+    def read_manifest(self) -> bytes:
+        """The bytes of manifest.json."""
+        ...
+
+    def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
+        """Write `file` below `folder`, under the same relative path; `again`: not from any cache."""
+        ...
+
+
+class HubSource:
+    """A Hub repository at one commit, so that a commit landing between two reads never mixes two versions."""
+
+    def __init__(self, api: "HfApi", repo: str, revision: str | None) -> None:
+        self._api = api
+        self.name = repo
+        self._commit = commit_of(api, repo, revision)
+        self.revision: str | None = self._commit
+
+    def read_manifest(self) -> bytes:
+        """See `Source`."""
+        return read_file(self._api, self.name, MANIFEST_NAME, self._commit)
+
+    def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
+        """See `Source`."""
+        fetch_file(self._api, self.name, check_relative_path(file, "`file`"), self._commit, folder, again=again)
+
+
+class FolderSource:
+    """A folder of this machine. Links are refused: they could lead to any file."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self.name = root, str(root)
+        self.revision: str | None = None
+
+    def read_manifest(self) -> bytes:
+        """See `Source`."""
+        return self._path(MANIFEST_NAME).read_bytes()
+
+    def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
+        """See `Source`."""
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._path(file), target)
+
+    def _path(self, file: str) -> Path:
+        path = self._root
+        for part in Path(check_relative_path(file, "`file`")).parts:
+            path = path / part
+            if path.is_symlink():
+                raise ManifestError(
+                    f"{file}: expected a file of {self.name}, got a link at {path.name}. A link could lead to any "
+                    "file of this machine. Copy the file itself into the folder."
+                )
+        if not path.is_file():
+            raise ManifestError(
+                f"{self.name} holds no {file}, so it is no complete ensemble. Export it again, or name another folder."
+            )
+        return path
+
+
+def open_source(repo: str, *, revision: str | None, token: str | None, endpoint: str | None) -> Source:
+    """A folder if `repo` is one, else the Hub repository of that name.
+
+    Raises:
+        HubError: The Hub has no such repository or revision, or cannot be reached.
+    """
+    root = Path(repo)
+    if not root.is_dir():
+        return HubSource(connect(token, endpoint), repo, revision)
+    if revision is not None:
+        raise HubError(
+            f"Expected a Hub repository, since a revision ({revision}) was named, got the folder {repo}. A folder has "
+            "one state only. Leave the revision out."
+        )
+    return FolderSource(root)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edvit export DIR`: a finished ensemble exported in place, gated on the data that its results name.
+
+The recipe's own export stage measures in the same way: see `measured_on`.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edvit_hf.data import Augmentation, TaskData, class_group_labels, iterate_batches, load_task
+from edvit_hf.errors import EDViTError, RecipeError, named_extra
+from edvit_hf.evaluation import evaluate
+from edvit_hf.export import CalibrationItems, ExportConfig, Judge, Judgement, export_ensemble
+from edvit_hf.export.config import Kind
+from edvit_hf.fleet import load_fleet
+from edvit_hf.manifest import Manifest, Variant
+from edvit_hf.profiles import shipped_kind
+from edvit_hf.recipe.measure import TEXT, recorded_dataset
+from edvit_hf.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+_PARITY_ITEMS = 256  # of the test split, whose labels parity does not look at
+_RANDOM_ITEMS = 64
+_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What an export is measured on: arguments of `export_ensemble`.
+
+    Attributes:
+        inputs: For parity, prepared, rows first.
+        gate: On validation items; None: no data.
+        report: On test items.
+        calibration: Training items, drawn with a fixed seed.
+        no_accuracy: Why there is no accuracy; empty where there is.
+    """
+
+    inputs: dict[str, np.ndarray]
+    gate: Judge | None = None
+    report: Judge | None = None
+    calibration: CalibrationItems | None = None
+    no_accuracy: str = field(default="no labelled data was given to the export")
+
+
+def measured_on(
+    data: TaskData, class_groups: Sequence[Sequence[int]], config: ExportConfig, batch_size: int
+) -> Measures:
+    """The validation split gates, the test split reports, and static int8 is calibrated on training items.
+
+    Args:
+        data: The loaded task.
+        class_groups: Of the ensemble.
+        config: Says how many items to calibrate on.
+        batch_size: Items per pass.
+    """
+    chosen = np.random.default_rng(0).permutation(len(data.train))[: config.calibration_items]
+    return Measures(
+        inputs=_arrays(data.test.inputs(np.arange(min(len(data.test), _PARITY_ITEMS)))),
+        gate=split_judge(data, "validation", class_groups, batch_size),
+        report=split_judge(data, "test", class_groups, batch_size),
+        calibration=CalibrationItems(split="train", inputs=_arrays(data.train.inputs(np.sort(chosen)))),
+    )
+
+
+def split_judge(data: TaskData, name: str, class_groups: Sequence[Sequence[int]], batch_size: int) -> Judge:
+    """Measures anything that predicts on one split: the ensemble's logits, or a sub-model's vote.
+
+    Args:
+        data: The loaded task.
+        name: "validation" or "test".
+        class_groups: Of the ensemble.
+        batch_size: Items per pass.
+    """
+    from edvit_hf.pruning.distribution import num_outcomes
+
+    split, num_labels = getattr(data, name), len(data.label_names)
+
+    def judge(predict: Any, class_group: Sequence[int] | None = None) -> Judgement:
+        batches = iterate_batches(split, batch_size)
+        if class_group is None:
+            result = evaluate(predict, batches, num_labels=num_labels, class_groups=class_groups)
+            figures = result.to_row()
+        else:
+            own = list(range(len(class_group)))
+            result = evaluate(
+                predict, ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
+                num_labels=num_outcomes(own, num_labels), class_groups=[own],
+            )  # fmt: skip
+            (group_accuracy,) = result.per_group_accuracy or [None]
+            figures = {"group_accuracy": group_accuracy}
+        return Judgement(split=name, labels=result.labels, predictions=result.predictions, figures=figures)
+
+    return judge
+
+
+def _arrays(inputs: Any) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in inputs.items()}
+
+
+def export_folder(
+    folder: Path, config: ExportConfig, *, recipe: Recipe | None = None, progress: bool = True
+) -> Manifest:
+    """Export a finished ensemble in place: new variants are added, intact ones of the same weights kept.
+
+    int8 and fp16 are gated on the validation split of the dataset that `results.json` in the folder records. Where
+    that cannot be had, parity alone is measured, on seeded random inputs, and accuracy is recorded as null with the
+    reason.
+
+    Args:
+        folder: A saved ensemble.
+        config: What to write.
+        recipe: Names the dataset; it must then be there.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        RecipeError: The dataset of `recipe` does not belong to the ensemble.
+        CheckpointError: The folder holds no ensemble.
+        Others: What `export_ensemble` raises, and with `recipe` what `load_task` does.
+    """
+    with named_extra("Exporting", "train,export"):
+        from edvit_hf.export.ensemble import load_config
+        from edvit_hf.export.inputs import random_inputs
+    ensemble = load_config(folder)
+    try:
+        measures = _data_of(folder, ensemble, config, recipe)
+    except (EDViTError, OSError) as error:
+        if recipe is not None:
+            raise
+        logger.warning("export: accuracy is not measured and no gate is passed: %s", error)
+        named = isinstance(error, RecipeError) or not (folder / "results.json").is_file()
+        reason = "nothing says which dataset it belongs to" if named else "its dataset was not at hand"
+        measures = Measures(
+            inputs=random_inputs(ensemble, _RANDOM_ITEMS), no_accuracy=f"not measured: {reason} where it was exported"
+        )
+    report = measures.report and _naming(measures.report, export_command(config, recipe))
+    return export_ensemble(
+        folder, config=config, inputs=measures.inputs, gate=measures.gate, report=report,
+        calibration=measures.calibration, no_accuracy=measures.no_accuracy, progress=progress,
+    )  # fmt: skip
+
+
+def export_command(config: ExportConfig, recipe: Recipe | None = None) -> str:
+    """The command line that exports with these settings; DIR stands for the ensemble's folder."""
+    default = ExportConfig()
+    words = ["edvit export DIR", *(f"--profile {name}" for name in config.profiles)]
+    words += [f"--precision {kind}" for kind in config.precisions or ()]
+    words += [f"--calibration {config.calibration}"] if config.calibration != default.calibration else []
+    words += ["--auto"] if config.auto else []
+    words += ["--with-preprocessing"] if config.with_preprocessing else []
+    words += [] if config.whole else ["--no-whole"]
+    words += [f"--opset {config.opset}"] if config.opset != default.opset else []
+    words += [f"--recipe {recipe.name}"] if recipe is not None else []
+    return " ".join(words)
+
+
+def _naming(judge: Judge, command: str) -> Judge:
+    """The same judge, whose figures of the whole ensemble name the command that measured them."""
+
+    def named(predict: Any, class_group: Sequence[int] | None = None) -> Judgement:
+        found = judge(predict, class_group)
+        if class_group is not None:
+            return found
+        return dataclasses.replace(found, figures={**found.figures, "command": command})
+
+    return named
+
+
+def _data_of(folder: Path, ensemble: Any, config: ExportConfig, recipe: Recipe | None) -> Measures:
+    """What the dataset of a recipe, or the recorded one, gives to measure on."""
+    dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
+    data = load_task(
+        dataset, Augmentation(), task=ensemble.task, processor_dir=folder if ensemble.task == TEXT else None
+    )
+    names = [ensemble.id2label[label] for label in range(ensemble.num_labels)]
+    if list(data.label_names) != names:
+        raise RecipeError(
+            f"Expected a dataset with the {len(names)} classes of the ensemble ({', '.join(names[:5])}, ...), got "
+            f"{len(data.label_names)} ({', '.join(data.label_names[:5])}, ...). Every answer would be compared with "
+            "another class. Name the recipe that made the ensemble."
+        )
+    return measured_on(data, ensemble.class_groups, config, _BATCH)
+
+
+def fleet_profiles(path: Path) -> tuple[str, ...]:
+    """The kinds of hardware in a fleet file, in its order; a measured profile counts as the kind that it is of.
+
+    Raises:
+        RecipeError: The fleet file is broken. ManifestError: A profile file is.
+    """
+    return tuple(dict.fromkeys(shipped_kind(device.hardware) for device in load_fleet(path).devices))
+
+
+def make_config(
+    *, fleet: Path | None, profiles: Sequence[str], precisions: Sequence[Kind] | None, **values: Any
+) -> ExportConfig:
+    """The export's settings from a command line.
+
+    Args:
+        fleet: A fleet file, whose kinds of hardware come behind `profiles`.
+        profiles: Kinds of hardware.
+        precisions: What to write; None is what each profile asks for.
+        values: Other fields of `ExportConfig`.
+
+    Raises:
+        EDViTError: A value that cannot be, a broken fleet.
+    """
+    names = tuple(dict.fromkeys([*profiles, *(fleet_profiles(fleet) if fleet else ())]))
+    try:
+        return ExportConfig(profiles=names, precisions=None if precisions is None else tuple(precisions), **values)
+    except ValueError as error:
+        if isinstance(error, EDViTError):
+            raise
+        raise EDViTError(str(error)) from error
+
+
+def export_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """What an export left, JSON-able: a row for each variant over all sub-models, then the graphs of the whole.
+
+    Args:
+        folder: The ensemble's.
+        manifest: Of the export.
+    """
+    entry = manifest.ensemble
+    first = manifest.sub_models[0].variants
+    rows = []
+    for position, variant in enumerate(first):
+        files = [sub_model.variants[position] for sub_model in manifest.sub_models]
+        rows.append(
+            {
+                **_row(files), "name": variant.name, "num_files": len(files),
+                "accuracy": (entry.accuracy or {}).get(variant.name), "gate": (entry.gates or {}).get(variant.name),
+            }
+        )  # fmt: skip
+    return {
+        "ensemble": str(folder), "id": entry.id, "content_hash": entry.content_hash,
+        "parity": dataclasses.asdict(entry.parity) if entry.parity else None,
+        "accuracy_note": entry.accuracy_note, "variants": rows,
+        "whole": [{**_row([variant]), "name": variant.name, "file": variant.file} for variant in manifest.whole],
+        "bytes": sum(variant.bytes for variant in manifest.variants),
+    }  # fmt: skip
+
+
+def _row(files: Sequence[Variant]) -> dict[str, Any]:
+    """What is common to the files of one variant, and the worst of their parities."""
+    first, found = files[0], [v.quantization for v in files if v.quantization is not None]
+    weights = sum(q.weight_bytes for q in found), sum(q.weight_bytes_fp32 for q in found)
+    return {
+        "precision": first.precision, "mode": found[0].mode if found else None, "inputs": first.inputs,
+        "profiles": first.profiles, "opset": first.opset, "bytes": sum(v.bytes for v in files),
+        "parity": max(v.parity.relative_to_largest_logit for v in files),
+        "argmax_agreement": min(v.parity.argmax_agreement for v in files),
+        "num_quantized_nodes": sum(v.num_quantized_nodes for v in files),
+        "weight_ratio": weights[0] / weights[1] if found else None,
+        "kept_float": sum(len(q.kept_float) for q in found),
+    }  # fmt: skip

@@ -1,0 +1,110 @@
+"""What the runtime answers, and what it would answer with one more sub-model missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.runtime.messages import ON_REQUEST, Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer of the ensemble, for a batch of B inputs, and how it came about.
+
+    Attributes:
+        label_names: Names of the L labels.
+        probabilities: (B, L) float32, each row sums to 1.
+        votes: Per sub-model (B, |group| + 1) float32 probabilities over its class group and "other" (last);
+            None for a sub-model that is not present.
+        present: Per sub-model, whether its features are in the answer.
+        missing: Why each of the others is missing, by index.
+        missing_classes: Names of the classes whose sub-model is missing: the answer knows least about these.
+        milliseconds: Per sub-model, its own run; None for one that is not present.
+        bytes_sent: Per sub-model, what a device sends to the fusion head for this answer: its features, float32.
+        fusion_milliseconds: The fusion head's run.
+        total_milliseconds: The whole call, fusion head included, without preparing the input.
+    """
+
+    label_names: tuple[str, ...]
+    probabilities: np.ndarray
+    votes: tuple[np.ndarray | None, ...]
+    present: tuple[bool, ...]
+    missing: Mapping[int, Reason]
+    missing_classes: tuple[str, ...]
+    milliseconds: tuple[float | None, ...]
+    bytes_sent: tuple[int, ...]
+    fusion_milliseconds: float
+    total_milliseconds: float
+
+    @property
+    def degraded(self) -> bool:
+        """Whether any sub-model is missing from the answer, on request, unloaded or failed."""
+        return not all(self.present)
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Sub-models that are missing though they were to take part."""
+        return tuple(index for index, reason in self.missing.items() if reason not in ON_REQUEST)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable label of each item."""
+        return [self.label_names[index] for index in self.probabilities.argmax(axis=1)]
+
+    @property
+    def label(self) -> str:
+        """The most probable label of the only item.
+
+        Raises:
+            DataError: The answer is for several.
+        """
+        if len(self.probabilities) != 1:
+            raise DataError(
+                f"Expected an answer for one input, got one for {len(self.probabilities)}. Each has a label of its own."
+                " Use `labels`."
+            )
+        return self.labels[0]
+
+    def item(self, row: int) -> "Answer":
+        """The answer for one input of the batch; the times stay those of the whole batch."""
+        rows = slice(row, row + 1)
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            votes=tuple(None if vote is None else vote[rows] for vote in self.votes),
+            bytes_sent=tuple(sent // len(self.probabilities) for sent in self.bytes_sent),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbsentAnswer:
+    """What the answer would be without one more sub-model.
+
+    Attributes:
+        index: The sub-model that is taken away.
+        probabilities: (B, L) float32 without it.
+        labels: The most probable label of each item without it.
+        changed: Per item, whether the most probable label differs from the answer with it.
+    """
+
+    index: int
+    probabilities: np.ndarray
+    labels: list[str]
+    changed: list[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one input among several: an answer or an error, never both.
+
+    Attributes:
+        index: Which input, counted from 0.
+        answer: For this input alone (B = 1).
+        error: Why there is none.
+    """
+
+    index: int
+    answer: Answer | None = None
+    error: EDViTError | None = None

@@ -1,0 +1,87 @@
+"""Circuit breakers: a sub-model that keeps failing is not waited for until it has shown a sign of life."""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass
+class _State:
+    misses: int = 0  # in a row
+    is_open: bool = False
+    pause: float = 0.0  # seconds until the next probe
+
+
+class Breakers:
+    """One breaker for each sub-model.
+
+    It opens after `misses_to_open` misses in a row, or at once where the engine says that the sub-model cannot be
+    reached; the first good probe closes it. The pause before a probe doubles, up to `longest_pause`, with each bad
+    probe and whenever a sub-model that passed its probe goes on failing.
+    """
+
+    def __init__(
+        self,
+        indices: Iterable[int],
+        *,
+        misses_to_open: int | None,
+        first_pause: float,
+        longest_pause: float,
+        on_open: Callable[[int, float], None],
+    ) -> None:
+        """Start with all closed.
+
+        Args:
+            indices: Of the sub-models.
+            misses_to_open: None: they never open.
+            first_pause: Seconds from opening to the first probe.
+            longest_pause: Seconds between probes at most.
+            on_open: Called with the index and the seconds to wait when a probe is due; not under the lock.
+        """
+        self._states = {index: _State(pause=first_pause) for index in indices}
+        self._misses_to_open = misses_to_open
+        self._first, self._longest = first_pause, longest_pause
+        self._on_open = on_open
+        self._lock = threading.Lock()
+
+    def is_open(self, index: int) -> bool:
+        """Whether the sub-model is not to be asked."""
+        return self._states[index].is_open
+
+    def success(self, index: int) -> None:
+        """It answered well."""
+        with self._lock:
+            state = self._states[index]
+            if not state.is_open:  # an answer to an older request says nothing about now
+                state.misses, state.pause = 0, self._first
+
+    def miss(self, index: int, *, at_once: bool = False) -> None:
+        """It did not answer, or not well; `at_once`: the engine knows that it is gone."""
+        with self._lock:
+            state = self._states[index]
+            state.misses += 1
+            limit = self._misses_to_open
+            if state.is_open or limit is None or not (at_once or state.misses >= limit):
+                return
+            state.is_open = True
+            pause = state.pause
+            state.pause = min(self._longest, 2 * state.pause)
+        self._on_open(index, pause)
+
+    def probed(self, index: int, *, good: bool) -> None:
+        """A probe came back, or did not in time."""
+        with self._lock:
+            state = self._states[index]
+            if not state.is_open:
+                return
+            if good:
+                # The next miss opens it again: a sign of life is less than an answer.
+                state.is_open, state.misses = False, (self._misses_to_open or 1) - 1
+                return
+            pause = state.pause
+            state.pause = min(self._longest, 2 * state.pause)
+        self._on_open(index, pause)
+
+    def states(self) -> dict[int, str]:
+        """`open` or `closed` for each sub-model."""
+        return {index: "open" if state.is_open else "closed" for index, state in self._states.items()}

@@ -1,0 +1,111 @@
+"""Time as the coordinator sees it: monotonic, never the time of day, and simulated where a test needs it to be."""
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from edvit_hf.errors import EDViTError
+
+
+class Clock(Protocol):
+    """Seconds that only grow, waiting, and calls at a later time."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        ...
+
+    def wait(self, condition: threading.Condition, until: float | None) -> None:
+        """Wait, holding `condition`, until it is notified or the time is `until`. May return early."""
+        ...
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """Have `call` called at that time or soon after, on a thread of the clock's. It must be quick."""
+        ...
+
+
+class MonotonicClock:
+    """The machine's monotonic clock: setting the time of day or a suspended machine moves no deadline."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def now(self) -> float:
+        """See `Clock`."""
+        return time.monotonic()
+
+    def wait(self, condition: threading.Condition, until: float | None) -> None:
+        """See `Clock`."""
+        remaining = None if until is None else until - self.now()
+        if remaining is None or remaining > 0:
+            condition.wait(remaining)
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """See `Clock`. One thread serves all calls; it ends when there is none left."""
+        with self._changed:
+            heapq.heappush(self._calls, (when, next(self._numbers), call))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="edvit-clock", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while self._calls and self._calls[0][0] > self.now():
+                    self._changed.wait(self._calls[0][0] - self.now())
+                if not self._calls:
+                    self._thread = None
+                    return
+                _, _, call = heapq.heappop(self._calls)
+            call()
+
+
+class SimulatedClock:
+    """Time that passes only while somebody waits: hours of faults in milliseconds, and always the same.
+
+    For one thread: what is due runs inside `wait` and `advance`.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+
+    def now(self) -> float:
+        """See `Clock`."""
+        return self._now
+
+    def wait(self, condition: threading.Condition, until: float | None) -> None:
+        """See `Clock`: go to the next call that is due, or to `until`."""
+        del condition  # held by this very thread, which also notifies it
+        if self._calls and (until is None or self._calls[0][0] <= until):
+            self._run_next()
+        elif until is not None:
+            self._now = max(self._now, until)
+        else:
+            raise EDViTError(
+                "Expected something that will happen while the simulated time passes, got nothing and no deadline. "
+                "The wait would never end. Set a deadline."
+            )
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """See `Clock`."""
+        heapq.heappush(self._calls, (when, next(self._numbers), call))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; what is due on the way is done."""
+        until = self._now + seconds
+        while self._calls and self._calls[0][0] <= until:
+            self._run_next()
+        self._now = until
+
+    def _run_next(self) -> None:
+        when, _, call = heapq.heappop(self._calls)
+        self._now = max(self._now, when)
+        call()

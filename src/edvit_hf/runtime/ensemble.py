@@ -1,0 +1,307 @@
+"""`EDViTRuntime`: an exported ensemble that answers, on this machine or through any engine that reaches its devices.
+
+Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from edvit_hf.calibration import softmax
+from edvit_hf.ensemble_source import ensemble_folder
+from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.manifest import Manifest, verify_file
+from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
+from edvit_hf.runtime.batches import answer_batch, answer_stream
+from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
+from edvit_hf.runtime.fusing import Fusion
+from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape
+from edvit_hf.runtime.local_engine import LocalEngine, input_shape
+from edvit_hf.runtime.messages import Engine
+from edvit_hf.runtime.pools import Schedule
+from edvit_hf.runtime.sessions import check_indices, check_signature, open_session, session_options
+from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
+from edvit_hf.transforms import Transform, load_transform
+
+BYTES_PER_FEATURE = 4
+_MAY_BE_LEFT_OUT = "vocab.txt"  # tokenizer.json holds it
+
+
+class EDViTRuntime:
+    """An exported ensemble that answers. Safe to share between threads; not between processes that were forked.
+
+    Calling it answers one image, sound or text. `batch` and `stream` answer several, and go on where one cannot be
+    read. `predict` takes inputs that are prepared already. What a missing sub-model costs tell `Answer.missing` and
+    `explain`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        transform: Transform,
+        fusion: Fusion,
+        coordinator: Coordinator,
+        *,
+        input_shape: tuple[int | None, ...] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.transform = transform
+        self.coordinator = coordinator
+        self.input_shape = prepared_shape(transform) if input_shape is None else input_shape
+        self._fusion = fusion
+        self._process = os.getpid()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        engine: Literal["local"] | Engine = "local",
+        deadline_ms: float | None = None,
+        precision: Literal["fp32", "fp16", "int8"] = "fp32",
+        sub_models: Sequence[int] | None = None,
+        num_threads: int | None = None,
+        profile: str | None = None,
+        schedule: Literal["auto"] | Schedule = "auto",
+        config: CoordinatorConfig | None = None,
+    ) -> Self:
+        """Load an ensemble, after checking every file that is opened against the manifest.
+
+        Args:
+            source (`str | Path`): Folder with manifest.json, or the id of a Hub repository.
+            revision (`str`, *optional*): Branch, tag or commit of the repository.
+            engine (`str | Engine`): "local" runs the sub-models in this process; or an engine of your own.
+            deadline_ms (`float`, *optional*): Answer without whoever is later than this, counted from the prepared
+                input. Default: that of `config`, which waits for every sub-model.
+            precision (`str`): "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32.
+            sub_models (`Sequence[int]`, *optional*): Load only these (default: all); the others are missing.
+            num_threads (`int`, *optional*): Threads of one sub-model's run in turn, or of all workers together.
+                Default: the cores this process may use, at most 4 for one run.
+            profile (`str`, *optional*): Kind of hardware whose files are preferred. Default: this one.
+            schedule (`str`): How sub-models share the cores: "in_turn" (threads sleep between operators' work),
+                "in_turn_spinning" (they spin while a run lasts; quicker on an idle machine), "workers" (one each).
+                "auto" times all three for up to a second and takes the one with the lowest 95th percentile.
+                onnxruntime's own default, a spinning pool for each session, is never used.
+            config (`CoordinatorConfig`, *optional*): Quorum, breakers, line, probes.
+
+        Raises:
+            ManifestError: If the manifest is invalid, a file is missing or altered, `precision` was not
+                exported (the message names what there is), a graph does not have the promised inputs,
+                outputs and sizes, or `preprocessing` is not the file of the task.
+            HubError: If the repository cannot be fetched.
+            EDViTError: If there is no such folder or an index is unknown.
+        """
+        if isinstance(engine, str) and engine != "local":
+            raise EDViTError(
+                f"Expected the engine `local` or an engine object, got {engine!r}. Nobody would carry the requests. "
+                "Pass the engine itself."
+            )
+        root = ensemble_folder(
+            source, revision=revision, precision=precision, profile=profile, sub_models=sub_models
+        )  # fmt: skip
+        manifest = Manifest.load(root)
+        carrier: Engine
+        if isinstance(engine, str):
+            carrier = local = LocalEngine.load(
+                root, manifest, precision=precision, sub_models=sub_models, num_threads=num_threads, profile=profile,
+                schedule=schedule,
+            )  # fmt: skip
+            transform = _transform_of(manifest, root)
+            shape = _common_input_shape(manifest, transform, local)
+        else:
+            carrier, transform = engine, _transform_of(manifest, root)
+            shape = prepared_shape(transform)
+        session = open_session(root, manifest.fusion.variant("fp32"), session_options(1))
+        check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
+        config = config or CoordinatorConfig()
+        if deadline_ms is not None:
+            config = replace(config, deadline_ms=deadline_ms)
+        coordinator = Coordinator(manifest, carrier, config)
+        return cls(manifest, transform, Fusion(manifest, session), coordinator, input_shape=shape)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the L labels."""
+        return tuple(self.manifest.label_names)
+
+    @property
+    def loaded(self) -> tuple[int, ...]:
+        """Indices of the sub-models that the engine reaches."""
+        return tuple(self.coordinator.engine.sub_models)
+
+    @property
+    def task(self) -> Task:
+        """What the ensemble classifies."""
+        return self.manifest.ensemble.task
+
+    def feature_bytes(self, index: int) -> int:
+        """Bytes that sub-model `index` sends to the fusion head for one input (float32 features)."""
+        check_indices([index], len(self.manifest.sub_models), "index")
+        return BYTES_PER_FEATURE * self.manifest.sub_models[index].feature_size
+
+    def __call__(self, source: Any, absent: Sequence[int] = (), *, deadline_ms: float | None = None) -> Answer:
+        """Answer for one image, sound or text (B = 1), prepared as in training: whatever `transform.inputs` takes.
+
+        Raises what `predict` raises, and `DataError` for a source that cannot be read.
+        """
+        return self.predict(self.transform.inputs(source), absent=absent, deadline_ms=deadline_ms)
+
+    def predict(
+        self, inputs: Inputs | np.ndarray, absent: Sequence[int] = (), *, deadline_ms: float | None = None
+    ) -> Answer:
+        """Answer for a batch of prepared inputs.
+
+        Args:
+            inputs (`Mapping[str, np.ndarray] | np.ndarray`): `pixel_values` (B, 3, H, W), `input_values`
+                (B, frames, mel bins), or `input_ids` and `attention_mask` (B, T); an array alone is the first
+                of these, of texts without padding.
+            absent (`Sequence[int]`): Sub-models to leave out. They are not run.
+            deadline_ms (`float`, *optional*): Instead of the runtime's own.
+
+        Raises:
+            DataError: For an input of the wrong shape, an empty one, or one with values that are not finite.
+            QuorumError: If too few sub-models are left.
+            OverloadedError: If more requests come than can be answered in time.
+            EDViTError: If an index is unknown or the runtime was closed.
+        """
+        return self._answer(inputs, absent, deadline_ms)[0]
+
+    def batch(self, sources: Iterable[Any], absent: Sequence[int] = ()) -> list[Outcome]:
+        """Answer for several images, sounds or texts at once.
+
+        Those of one shape run together, texts padded to the longest; a sub-model that fails is missing for all of
+        them. One that cannot be read costs only its own answer.
+
+        Raises:
+            EDViTError: If an index is unknown or the runtime was closed.
+        """
+        check_indices(absent, len(self.manifest.sub_models), "absent")
+        return answer_batch(self, list(sources), absent)
+
+    def stream(self, sources: Iterable[Any], absent: Sequence[int] = (), *, batch_size: int = 1) -> Iterator[Outcome]:
+        """Answer for one source after the other as they come; the next are prepared while these are computed.
+
+        One source (or `batch_size` of them) is taken ahead of those whose answers are given. A source that cannot be
+        read, or an answer that fails, is an outcome with an error, and the stream goes on.
+
+        Raises:
+            EDViTError: If an index is unknown or the runtime was closed.
+        """
+        check_indices(absent, len(self.manifest.sub_models), "absent")
+        return answer_stream(self, sources, absent, batch_size)
+
+    def what_if_absent(self, source: Any, absent: Sequence[int] = ()) -> list[AbsentAnswer]:
+        """For one input: the answer without each (further) sub-model in turn, as `explain` gives it."""
+        return self.explain(source, absent)[1]
+
+    def explain(self, source: Any, absent: Sequence[int] = ()) -> tuple[Answer, list[AbsentAnswer]]:
+        """For one input: the answer, and what it would be without each (further) sub-model in turn.
+
+        Every sub-model runs once and only the fusion head is asked again. With a single sub-model present the
+        list is empty: without it there is no answer. Raises what `__call__` raises.
+
+        Args:
+            source (`Any`): What `transform.inputs` takes.
+            absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
+        """
+        answer, features = self._answer(self.transform.inputs(source), absent, None)
+        whole, changes = answer.probabilities.argmax(axis=1), []
+        for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
+            present = [there and i != index for i, there in enumerate(answer.present)]
+            without = self._fusion.probabilities(features, present)
+            winners = without.argmax(axis=1)
+            changes.append(
+                AbsentAnswer(
+                    index=int(index),
+                    probabilities=without,
+                    labels=[self.label_names[winner] for winner in winners],
+                    changed=[bool(change) for change in winners != whole],
+                )
+            )
+        return answer, changes
+
+    def status(self) -> dict[str, Any]:
+        """Requests, missing sub-models, breakers and the line since the start: JSON-able."""
+        return self.coordinator.status()
+
+    def close(self) -> None:
+        """Free the engine. Leaving a `with` block does it too."""
+        self.coordinator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self, inputs: Inputs | np.ndarray, absent: Sequence[int], deadline_ms: float | None
+    ) -> tuple[Answer, np.ndarray]:
+        """The answer and the features (B, D) it was fused from, zero where absent."""
+        if os.getpid() != self._process:
+            raise EDViTError(
+                "Expected the process that loaded this runtime, got one that was forked from it. Its threads were not "
+                "copied, so nothing would ever answer. Load it again here, or start processes with `spawn`."
+            )
+        start = time.perf_counter()
+        feeds = check_inputs(self.task, self.input_shape, inputs)
+        check_indices(absent, len(self.manifest.sub_models), "absent")
+        gathered = self.coordinator.gather(feeds, absent, deadline_ms=deadline_ms)
+        found = gathered.responses
+        features = self._fusion.join({index: found[index].features for index in found})
+        present = tuple(index in found for index in range(len(self.manifest.sub_models)))
+        before = time.perf_counter()
+        probabilities = self._fusion.probabilities(features, present)
+        end = time.perf_counter()
+        groups = zip(self.manifest.class_groups, present, strict=True)
+        answer = Answer(
+            label_names=self.label_names,
+            probabilities=probabilities,
+            votes=tuple(softmax(found[i].logits).astype(np.float32) if p else None for i, p in enumerate(present)),
+            present=present,
+            missing=gathered.missing,
+            missing_classes=tuple(self.label_names[c] for group, there in groups if not there for c in group),
+            milliseconds=tuple(found[i].compute_ms if p else None for i, p in enumerate(present)),
+            bytes_sent=tuple(len(features) * self.feature_bytes(i) if p else 0 for i, p in enumerate(present)),
+            fusion_milliseconds=1e3 * (end - before),
+            total_milliseconds=1e3 * (end - start),
+        )
+        return answer, features
+
+
+@dataclass(frozen=True)
+class _Listed:
+    file: str
+    sha256: str
+    bytes: int
+
+
+def _transform_of(manifest: Manifest, root: Path) -> Transform:
+    """What prepares inputs, from files whose hashes are those that the ensemble's content hash is over."""
+    task = manifest.ensemble.task
+    if manifest.preprocessing != PREPROCESSING_FILE[task]:
+        raise ManifestError(
+            f"Expected `preprocessing` to be {PREPROCESSING_FILE[task]!r} for {task}, got {manifest.preprocessing!r}. "
+            "Inputs would be prepared by another file than the manifest says. Fetch or export the ensemble again."
+        )
+    for name in PROCESSOR_FILES:
+        listed = manifest.content.get(name)
+        if listed is not None and (name != _MAY_BE_LEFT_OUT or (root / name).exists()):
+            verify_file(root, _Listed(name, listed.sha256, listed.bytes))
+    return load_transform(root, task)
+
+
+def _common_input_shape(manifest: Manifest, transform: Transform, engine: LocalEngine) -> tuple[int | None, ...]:
+    shape = prepared_shape(transform)
+    for index, session in engine.sessions.items():
+        shape = common_shape(shape, input_shape(session, MAIN_INPUT[manifest.ensemble.task]), f"sub-model {index}")
+    return shape

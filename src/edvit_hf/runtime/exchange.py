@@ -1,0 +1,159 @@
+"""One request: what arrives for it, from whatever thread, until it is closed."""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Collection
+from functools import partial
+
+from edvit_hf.errors import DataError
+from edvit_hf.runtime.checks import ResponseCheck
+from edvit_hf.runtime.clock import Clock
+from edvit_hf.runtime.messages import (
+    ON_REQUEST,
+    Pending,
+    Reason,
+    SubModelRequest,
+    SubModelResponse,
+    UnavailableError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Exchange:
+    """One request, and what arrives for it, from whatever thread, until it is closed."""
+
+    def __init__(
+        self, request: SubModelRequest, check: ResponseCheck, num_sub_models: int, quorum: int | None,
+        on_dropped: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Start with nothing asked.
+
+        Args:
+            request: Goes to every sub-model.
+            check: Judges what comes.
+            num_sub_models: Of the ensemble.
+            quorum: Fewest in an answer; None: half of those asked, rounded up.
+            on_dropped: Called for each message that is a copy, late, or of another request.
+        """
+        self.request = request
+        self.responses: dict[int, SubModelResponse] = {}
+        self.missing: dict[int, Reason] = {}
+        self.never_started: set[int] = set()  # late because of what came before them: no fault of theirs
+        self.error: DataError | None = None
+        self.num_sub_models = num_sub_models
+        self.needed = 1
+        self._check, self._quorum, self._on_dropped = check, quorum, on_dropped
+        self._pending: dict[int, Pending[SubModelResponse]] = {}
+        self._outstanding: set[int] = set()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    @property
+    def possible(self) -> int:
+        """Sub-models that have answered or still may."""
+        return len(self.responses) + len(self._outstanding)
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough sub-models have answered."""
+        return len(self.responses) >= self.needed
+
+    def expect(self, asked: Collection[int]) -> None:
+        """These may take part: the quorum is counted over them."""
+        self._outstanding = set(asked)
+        self.needed = max(1, math.ceil(len(asked) / 2)) if self._quorum is None else self._quorum
+
+    def sent(self, index: int, pending: Pending[SubModelResponse]) -> None:
+        """The request is on its way to a sub-model."""
+        self._pending[index] = pending
+        pending.add_done_callback(partial(self._arrived, index))
+
+    def miss(self, index: int, reason: Reason) -> None:
+        """This sub-model will not be in the answer."""
+        with self._changed:
+            self._outstanding.discard(index)
+            self.missing[index] = reason
+            self._changed.notify_all()
+
+    def fail(self, error: DataError) -> None:
+        """The input is at fault: no sub-model can answer."""
+        with self._changed:
+            self.error = self.error or error
+            self._changed.notify_all()
+
+    def wait(self, clock: Clock, deadline: float | None) -> None:
+        """Wait until everything is here, nothing more can help, or the deadline; then close and stop the late."""
+        with self._changed:
+            while self._outstanding and self.error is None and self._can_reach_quorum():
+                if deadline is not None and clock.now() >= deadline:
+                    break
+                clock.wait(self._changed, deadline)
+            self._is_closed = True
+            late = sorted(self._outstanding)
+            if self.error is None and self._can_reach_quorum():
+                self.missing.update(dict.fromkeys(late, "deadline"))
+                self._outstanding.clear()
+            self.missing = dict(sorted(self.missing.items()))
+        for index in late:
+            if index in self._pending and self._pending[index].cancel():
+                self.never_started.add(index)
+
+    def _can_reach_quorum(self) -> bool:
+        return self.possible >= self.needed
+
+    def _arrived(self, index: int, pending: Pending[SubModelResponse]) -> None:
+        """Take the first message of a sub-model that belongs to this request, drop all others."""
+        try:
+            response = pending.result()
+        except BaseException as error:  # a cancelled future raises outside of Exception
+            self._broke(index, error)
+            return
+        with self._changed:
+            belongs = response.request_id == self.request.request_id
+            if self._is_closed or index not in self._outstanding or not belongs:
+                self._on_dropped()
+                if not belongs and index in self._outstanding and self._pending[index].done():
+                    self.miss(index, "identity")
+                return
+            reason = self._check.reason_against(index, self.request, response)
+            if reason is not None:
+                self.miss(index, reason)
+                return
+            self._outstanding.discard(index)
+            self.responses[index] = response
+            self._changed.notify_all()
+
+    def _broke(self, index: int, error: BaseException) -> None:
+        with self._changed:
+            if self._is_closed or index not in self._outstanding:
+                return
+            if isinstance(error, DataError):
+                self.fail(error)
+            else:
+                self.miss(index, reason_of(index, error))
+
+
+def reason_of(index: int, error: BaseException) -> Reason:
+    """What an engine's error says about a sub-model."""
+    if isinstance(error, UnavailableError):
+        return "unavailable"
+    logger.warning("sub-model %d failed: %s: %s", index, type(error).__name__, error)
+    return "failed"
+
+
+def too_few(exchange: Exchange) -> str:
+    """What to say where the quorum is missed."""
+    reasons = "; ".join(f"{index} {reason}" for index, reason in exchange.missing.items())
+    if not exchange.responses and not set(exchange.missing.values()) - set(ON_REQUEST):
+        return (
+            f"No sub-model is present: all {exchange.num_sub_models} are absent or not loaded ({reasons}). An answer "
+            "would be a guess. Let at least one of them take part."
+        )
+    possible = exchange.possible
+    lead = "No sub-model is present" if not possible else f"Only {possible} of {exchange.num_sub_models} can be present"
+    return (
+        f"{lead}, and an answer needs at least {exchange.needed}; missing: {reasons}. An answer would be a guess. "
+        "Bring the devices back, allow more time, or lower the quorum."
+    )

@@ -1,0 +1,259 @@
+"""The local engine: all sub-models in this process, in turn on all threads, or each on a worker of its own."""
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnxruntime
+
+from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.manifest import Manifest, Variant
+from edvit_hf.runtime.graph_files import check_self_contained
+from edvit_hf.runtime.inputs import probe_inputs
+from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
+from edvit_hf.runtime.pools import SCHEDULES, Schedule, options_for, usable_cores
+from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest
+from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant
+from edvit_hf.tasks import MAIN_INPUT
+
+logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What the engine needs of a session."""
+
+    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], run_options: Any = None, /) -> Any:
+        """The named outputs."""
+        ...
+
+
+class LocalEngine:
+    """Runs sub-models in this process.
+
+    In turn there is one thread that runs them one after the other, so that every run has all cores; as workers there
+    is a thread for each. A run that nobody waits for any more is stopped at its next operator, and the session stays
+    usable.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[int, Runner],
+        *,
+        content_hash: str,
+        probe: Mapping[str, np.ndarray],
+        schedule: Schedule = "in_turn",
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            sessions: Sub-model -> what runs it.
+            content_hash: Version of the ensemble that the sessions were checked against.
+            probe: Inputs of one item that every sub-model can run.
+            schedule: How they share the cores; what its threads do was settled when the sessions were opened.
+        """
+        self.schedule = schedule
+        self._sessions = dict(sorted(sessions.items()))
+        self._content_hash = content_hash
+        self._probe = probe
+        count = len(self._sessions) if schedule == "workers" else 1
+        lanes: list[queue.SimpleQueue[_Job | None]] = [queue.SimpleQueue() for _ in range(count)]
+        self._lanes = {index: lanes[place % count] for place, index in enumerate(self._sessions)}
+        for number, lane in enumerate(lanes):
+            threading.Thread(target=_serve, args=(lane,), name=f"edvit-local-{number}", daemon=True).start()
+        self._stop = weakref.finalize(self, _stop, lanes)  # threads end with the engine, closed or not
+
+    @classmethod
+    def load(
+        cls,
+        root: Path,
+        manifest: Manifest,
+        *,
+        precision: Literal["fp32", "fp16", "int8"] = "fp32",
+        sub_models: Sequence[int] | None = None,
+        num_threads: int | None = None,
+        profile: str | None = None,
+        schedule: Literal["auto"] | Schedule = "auto",
+        calibration_seconds: float = CALIBRATION_SECONDS,
+    ) -> "LocalEngine":
+        """Open the exported files of an ensemble folder, after checking their hashes.
+
+        Args:
+            root: Holds the files.
+            manifest: Vouches for them.
+            precision: Of the sub-models.
+            sub_models: Load only these; None loads all.
+            num_threads: See `threads_for`. With one thread there is nothing to choose: they run in turn.
+            profile: Kind of hardware whose files are preferred; None: this one.
+            schedule: "auto" times all of them here and now and takes the one with the lowest 95th percentile.
+                Meanwhile every sub-model is in memory once per schedule.
+            calibration_seconds: At most so long; sub-models that are quick take less.
+
+        Raises:
+            ManifestError, EDViTError: See `EDViTRuntime.from_pretrained`.
+        """
+        if schedule != "auto" and schedule not in SCHEDULES:
+            raise EDViTError(
+                f"Expected a `schedule` out of auto, {', '.join(SCHEDULES)}, got {schedule!r}. How sub-models share "
+                "the cores is unknown. Correct it."
+            )
+        chosen = range(len(manifest.sub_models)) if sub_models is None else sorted(set(sub_models))
+        check_indices(chosen, len(manifest.sub_models), "sub_models")
+        if not chosen:
+            raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
+        variants = {i: suited_variant(manifest.sub_models[i], precision, profile) for i in chosen}
+        one_core = (num_threads or usable_cores()) == 1
+        if schedule == "auto" and (one_core or len(chosen) == 1):
+            schedule = "in_turn"
+        if schedule != "auto":
+            return cls._open(root, manifest, variants, schedule, num_threads)
+        engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in SCHEDULES}
+        first = engines["in_turn"]
+        request = first.request(first._probe)
+        best = quickest(measure_schedules(engines, request, seconds=calibration_seconds))
+        for each, engine in engines.items():
+            if each != best:
+                engine.close()
+        return engines[best]
+
+    @classmethod
+    def _open(
+        cls, root: Path, manifest: Manifest, variants: Mapping[int, Variant], schedule: Schedule,
+        num_threads: int | None,
+    ) -> "LocalEngine":  # fmt: skip
+        options = options_for(schedule, len(variants), num_threads)
+        sessions = {}
+        for index, variant in variants.items():
+            check_self_contained(root / variant.file, variant.file)
+            sessions[index] = open_session(root, variant, options)
+            check_sub_model(manifest, index, sessions[index])
+        task = manifest.ensemble.task
+        shape = input_shape(next(iter(sessions.values())), MAIN_INPUT[task])
+        return cls(
+            sessions, content_hash=manifest.ensemble.content_hash, probe=probe_inputs(task, shape), schedule=schedule
+        )
+
+    @property
+    def sub_models(self) -> tuple[int, ...]:
+        """See `Engine`."""
+        return tuple(self._sessions)
+
+    @property
+    def sessions(self) -> Mapping[int, Runner]:
+        """What runs each sub-model."""
+        return self._sessions
+
+    def request(self, inputs: Mapping[str, np.ndarray]) -> SubModelRequest:
+        """A request of this engine's own, for timing it without a coordinator."""
+        return SubModelRequest(request_id="own", content_hash=self._content_hash, budget_ms=None, inputs=inputs)
+
+    def submit(self, index: int, request: SubModelRequest, /) -> Future[SubModelResponse]:
+        """See `Engine`. A request for another version of the ensemble is answered too: the coordinator judges."""
+
+        def work(options: onnxruntime.RunOptions) -> SubModelResponse:
+            begin = time.perf_counter()
+            features, logits = _run(self._sessions[index], index, request.inputs, options)
+            return SubModelResponse(
+                request_id=request.request_id, sub_model=index, content_hash=self._content_hash, features=features,
+                logits=logits, compute_ms=1e3 * (time.perf_counter() - begin),
+            )  # fmt: skip
+
+        return self._put(index, work)
+
+    def probe(self, index: int, /) -> Future[ProbeResponse]:
+        """See `Engine`: a whole run on an empty input."""
+
+        def work(options: onnxruntime.RunOptions) -> ProbeResponse:
+            features, logits = _run(self._sessions[index], index, self._probe, options)
+            if not (np.isfinite(features).all() and np.isfinite(logits).all()):
+                raise EDViTError(f"Sub-model {index} gives values that are not finite. Export it again.")
+            return ProbeResponse(sub_model=index, content_hash=self._content_hash)
+
+        return self._put(index, work)
+
+    def status(self) -> dict[str, object]:
+        """See `Engine`."""
+        return {"engine": "local", "schedule": self.schedule, "sub_models": list(self._sessions)}
+
+    def close(self) -> None:
+        """See `Engine`: threads end after what they are at; what waits is cancelled."""
+        self._stop()
+
+    def _put(self, index: int, work: Callable[[onnxruntime.RunOptions], Any]) -> "_Job":
+        job = _Job(work)
+        self._lanes[index].put(job)
+        if not self._stop.alive:
+            job.cancel()
+        return job
+
+
+class _Job(Future[Any]):
+    """Work for a lane. Cancelling it once it runs stops the run at its next operator."""
+
+    def __init__(self, work: Callable[[onnxruntime.RunOptions], Any]) -> None:
+        super().__init__()
+        self._work = work
+        self._options = onnxruntime.RunOptions()
+
+    def cancel(self) -> bool:
+        if super().cancel():
+            return True
+        self._options.terminate = True
+        return False
+
+    def run(self) -> None:
+        if not self.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._work(self._options)
+        except BaseException as error:  # whoever waits for the result gets it; the lane must go on
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+
+def _serve(lane: "queue.SimpleQueue[_Job | None]") -> None:
+    """Run what comes, until None comes; without any hold on the engine, so that it can be collected."""
+    while (job := lane.get()) is not None:
+        job.run()
+        del job  # or its inputs and features would live until the next one comes
+
+
+def _stop(lanes: Sequence["queue.SimpleQueue[_Job | None]"]) -> None:
+    """Cancel what waits and have the threads end."""
+    for lane in lanes:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (job := lane.get_nowait()) is not None:
+                    job.cancel()
+        lane.put(None)
+
+
+def _run(
+    session: Runner, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (B, d) and logits (B, |group| + 1)."""
+    try:
+        features, logits = session.run(["features", "logits"], feeds, options)
+    except Exception as error:  # onnxruntime raises bare types of its own extension module
+        if options.terminate:
+            raise EDViTError(f"Sub-model {index} was stopped: nobody waits for it any more.") from error
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in feeds.items())
+        raise DataError(
+            f"Expected an input that sub-model {index} can run, got {shapes}: {error}. A token number beyond "
+            "the vocabulary or a text longer than the model reads does this. Prepare inputs with `transform`."
+        ) from error
+    return features, logits
+
+
+def input_shape(session: Any, name: str) -> tuple[int | None, ...]:
+    """Shape of one item of a graph's input; None where any size goes."""
+    shape = next(each.shape for each in session.get_inputs() if each.name == name)[1:]
+    return tuple(size if isinstance(size, int) else None for size in shape)

@@ -1,0 +1,52 @@
+"""How many threads run a sub-model, and what they do between runs: never onnxruntime's defaults.
+
+onnxruntime gives every session a pool of threads as large as the machine, and they go on spinning after a run: with
+several sub-models in one process they take the cores from each other. Here a pool either waits (sleeps between
+operators' work) or spins only while its own session runs (`session.force_spinning_stop`).
+
+onnxruntime's global pool, shared by all sessions, is not used although it was meant for this: once a process has
+asked for it, every session with threads of its own is refused ("use_per_session_threads must be false", 1.31.1), those
+of other libraries and our own one-thread workers included. A library cannot do that to its host. Sub-models that run
+in turn do not need it: at any time only one pool is awake.
+"""
+
+import os
+from typing import Literal
+
+import onnxruntime
+
+from edvit_hf.runtime.sessions import MAX_DEFAULT_THREADS, session_options
+
+Schedule = Literal["in_turn", "in_turn_spinning", "workers"]
+SCHEDULES: tuple[Schedule, ...] = ("in_turn", "in_turn_spinning", "workers")
+"""One after the other on all threads, which sleep or spin while they wait for work; or one worker per sub-model."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_for(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> int:
+    """Threads of one sub-model's run.
+
+    Args:
+        schedule: How sub-models share the cores.
+        num_sub_models: That run here.
+        num_threads: Of the caller's choice for a run in turn, or for all workers together; None: the cores, with at
+            most 4 for one run: small matrices gain nothing from more.
+    """
+    if schedule == "workers":
+        return max(1, min(MAX_DEFAULT_THREADS, (num_threads or usable_cores()) // num_sub_models))
+    return num_threads or min(MAX_DEFAULT_THREADS, usable_cores())
+
+
+def options_for(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> onnxruntime.SessionOptions:
+    """Options of one sub-model's session. Raises EDViTError for a number of threads below 1."""
+    if num_threads is not None:
+        session_options(num_threads)  # refuses what is no number of threads
+    options = session_options(threads_for(schedule, num_sub_models, num_threads))
+    if schedule == "in_turn_spinning":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options

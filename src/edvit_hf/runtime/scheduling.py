@@ -1,0 +1,65 @@
+"""Which schedule is quickest on this machine as it is now: all are timed in turns, and the 95th percentile decides.
+
+The median would choose threads that help on an idle machine and hang on each other's cores on a busy one.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edvit_hf.runtime.messages import SubModelRequest
+from edvit_hf.runtime.pools import Schedule
+
+if TYPE_CHECKING:
+    from edvit_hf.runtime.local_engine import LocalEngine
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_SECONDS = 1.0
+_WARM_UPS = 2
+_ROUNDS = 40  # no more are needed for a 95th percentile
+_PERCENTILE = 95
+
+
+def measure_schedules(
+    engines: "Mapping[Schedule, LocalEngine]", request: SubModelRequest, *, seconds: float
+) -> dict[Schedule, list[float]]:
+    """Milliseconds of whole requests under each schedule, in turns, so that a slow spell falls on all of them.
+
+    Args:
+        engines: One for each schedule.
+        request: What every sub-model runs.
+        seconds: Stop then, if not after 40 rounds before; two runs of each are not counted, one always is.
+    """
+    for engine in engines.values():
+        for _ in range(_WARM_UPS):
+            _time(engine, request)
+    found: dict[Schedule, list[float]] = {schedule: [] for schedule in engines}
+    end = time.perf_counter() + seconds
+    while len(found[next(iter(engines))]) < _ROUNDS:
+        for schedule, engine in engines.items():
+            found[schedule].append(_time(engine, request))
+        if time.perf_counter() >= end:
+            break
+    return found
+
+
+def quickest(milliseconds: Mapping[Schedule, list[float]]) -> Schedule:
+    """The schedule with the lowest 95th percentile."""
+    percentiles = {each: float(np.percentile(times, _PERCENTILE)) for each, times in milliseconds.items()}
+    best = min(percentiles, key=lambda schedule: percentiles[schedule])
+    logger.info(
+        "schedule %s: 95th percentiles of %d runs here are %s", best, len(milliseconds[best]),
+        ", ".join(f"{each} {value:.2f} ms" for each, value in percentiles.items()),
+    )  # fmt: skip
+    return best
+
+
+def _time(engine: "LocalEngine", request: SubModelRequest) -> float:
+    begin = time.perf_counter()
+    for pending in [engine.submit(index, request) for index in engine.sub_models]:
+        pending.result()
+    return 1e3 * (time.perf_counter() - begin)

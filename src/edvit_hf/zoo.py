@@ -1,0 +1,237 @@
+"""The zoo: measured ensembles side by side, from a folder of them or from the Hub."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edvit_hf.card_exports import latency_ms
+from edvit_hf.card_tables import NOT_MEASURED, markdown_table
+from edvit_hf.card_words import known_data
+from edvit_hf.errors import HubError, ManifestError
+from edvit_hf.hub.client import ask, commit_of, connect, read_file
+from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
+from edvit_hf.storage import MIB
+
+logger = logging.getLogger(__name__)
+
+RESULTS_NAME = "results.json"
+TAG = "edvit"  # of every card, so that the Hub finds ensembles by it
+_FROM_WORK_DIR = Path("09_card") / "ensemble"  # where a finished recipe keeps its ensemble
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooRow:
+    """One ensemble of the table; None where nothing was measured or nothing is said.
+
+    Attributes:
+        name: Of the ensemble.
+        task: What it classifies.
+        dataset: Readable name.
+        num_sub_models: N.
+        num_labels: Classes.
+        accuracy: Fraction in [0, 1], with every sub-model present.
+        accuracy_of: What it was measured on: "fp32 ONNX" or "torch" (from results.json).
+        num_items: How many items it was measured on.
+        mib_fp32: The largest sub-model's fp32 file, in MiB: what one device has to hold.
+        mib_int8: The same of the smallest int8 file that every sub-model has.
+        ms: Median time of the slowest sub-model, in ms: they run side by side on their devices.
+        ms_of: Which file and hardware that is.
+        place: Repository or folder.
+    """
+
+    name: str
+    task: str
+    dataset: str | None
+    num_sub_models: int
+    num_labels: int
+    accuracy: float | None = None
+    accuracy_of: str | None = None
+    num_items: int | None = None
+    mib_fp32: float | None = None
+    mib_int8: float | None = None
+    ms: float | None = None
+    ms_of: str | None = None
+    place: str = ""
+
+
+def zoo_row(
+    manifest: Manifest | Mapping[str, Any], results: Mapping[str, Any] | None, name: str, *, place: str = ""
+) -> ZooRow:
+    """One ensemble's row.
+
+    Args:
+        manifest (`Manifest | Mapping`): Or its parsed JSON.
+        results (`Mapping`, *optional*): Parsed results.json: dataset, and the accuracy where the export measured none.
+        name (`str`): Shown in the first column.
+        place (`str`): Repository or folder, shown in the last.
+
+    Raises:
+        ManifestError: The manifest is invalid.
+    """
+    if not isinstance(manifest, Manifest):
+        manifest = Manifest.from_json(json.dumps(manifest), source=f"{name}/{MANIFEST_NAME}")
+    accuracy, accuracy_of, num_items = _accuracy(manifest, results or {})
+    ms, ms_of = _milliseconds(manifest)
+    return ZooRow(
+        name=name, task=manifest.ensemble.task, dataset=_dataset_name(results or {}),
+        num_sub_models=len(manifest.sub_models), num_labels=len(manifest.label_names), accuracy=accuracy,
+        accuracy_of=accuracy_of, num_items=num_items, mib_fp32=_largest_mib(manifest, "fp32"),
+        mib_int8=_largest_mib(manifest, "int8"), ms=ms, ms_of=ms_of, place=place,
+    )  # fmt: skip
+
+
+def zoo_of_folder(root: str | Path) -> list[ZooRow]:
+    """The ensembles in a folder: its own, and those in its sub-folders or in the work directories of finished recipes.
+
+    Raises:
+        HubError: No such folder, or no ensemble in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise HubError(f"Expected a folder with ensembles, got {root}, which is not one. Name a folder, or --org ORG.")
+    places = [(root.resolve().name, root), *((p.name, p) for p in sorted(root.iterdir()) if p.is_dir())]
+    rows = []
+    for name, place in places:
+        folder = next((p for p in (place / _FROM_WORK_DIR, place) if (p / MANIFEST_NAME).is_file()), None)
+        if folder is None:
+            continue
+        text = (folder / RESULTS_NAME).read_text(encoding="utf-8") if (folder / RESULTS_NAME).is_file() else None
+        if row := _row_or_warning(lambda f=folder: Manifest.load(f), text, name, str(folder)):
+            rows.append(row)
+    if not rows:
+        raise HubError(
+            f"Expected at least one ensemble with a {MANIFEST_NAME} of this version in {root} or a folder in it, found "
+            "none. There is nothing to compare. Name the folder that holds the ensembles."
+        )
+    return sorted(rows, key=lambda row: (row.task, row.name))
+
+
+def zoo_of_hub(org: str, *, token: str | None = None, endpoint: str | None = None) -> list[ZooRow]:
+    """The ensembles that an owner has published; of each only manifest.json and results.json are fetched.
+
+    Raises:
+        HubError: The Hub cannot be asked, or knows no ensemble of that owner.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    api = connect(token, endpoint)
+    found = ask("listing the models", org, lambda: list(api.list_models(author=org, filter=TAG)))
+    rows = []
+    for info in sorted(found, key=lambda model: model.id):
+        commit = commit_of(api, info.id, None)
+        texts: dict[str, str | None] = {}
+        for file in (MANIFEST_NAME, RESULTS_NAME):
+            try:
+                texts[file] = read_file(api, info.id, file, commit).decode("utf-8", errors="replace")
+            except HubError as error:
+                if not isinstance(error.__cause__, EntryNotFoundError) or error.status != 404:
+                    raise
+                texts[file] = None
+        text = texts[MANIFEST_NAME]
+        if text is None:
+            logger.warning("zoo: %s has no %s, left out", info.id, MANIFEST_NAME)
+            continue
+        row = _row_or_warning(
+            lambda t=text: Manifest.from_json(t),
+            texts[RESULTS_NAME], info.id.partition("/")[2], info.id,
+        )  # fmt: skip
+        if row:
+            rows.append(row)
+    if not rows:
+        raise HubError(
+            f"Expected ensembles of {org!r} (models with the tag `{TAG}` and a {MANIFEST_NAME}), found none. Either "
+            "the name is wrong or they are private. Check it, or log in with `hf auth login`."
+        )
+    return sorted(rows, key=lambda row: (row.task, row.name))
+
+
+def zoo_cells(row: ZooRow) -> list[str]:
+    """A row as text, in the order of `ZOO_HEADER`."""
+    accuracy = NOT_MEASURED if row.accuracy is None else f"{100 * row.accuracy:.1f} % ({row.accuracy_of})"
+    return [
+        row.name, row.task, row.dataset or NOT_MEASURED, str(row.num_sub_models), accuracy, _mib(row.mib_fp32),
+        _mib(row.mib_int8), NOT_MEASURED if row.ms is None else f"{row.ms:.2f} ({row.ms_of})", row.place,
+    ]  # fmt: skip
+
+
+ZOO_HEADER = (
+    "ensemble", "task", "dataset", "N", "accuracy", "MiB per device, fp32", "MiB per device, int8", "ms", "where",
+)  # fmt: skip
+ZOO_NOTE = (
+    "N: sub-models. MiB per device: the largest sub-model's file. ms: median of one input on the slowest sub-model; "
+    "the sub-models run side by side."
+)
+
+
+def zoo_table_markdown(rows: Sequence[ZooRow]) -> str:
+    """The table for a README; the last column is left out where no row has a place."""
+    width = len(ZOO_HEADER) if any(row.place for row in rows) else -1
+    return markdown_table(list(ZOO_HEADER[:width]), [zoo_cells(row)[:width] for row in rows])
+
+
+def _row_or_warning(load: Any, results: str | None, name: str, place: str) -> ZooRow | None:
+    """One broken ensemble must not hide the others."""
+    try:
+        data = json.loads(results) if results else None
+        return zoo_row(load(), data if isinstance(data, dict) else None, name, place=place)
+    except (ManifestError, json.JSONDecodeError) as error:
+        logger.warning("zoo: %s left out: %s", name, error)
+        return None
+
+
+def _accuracy(manifest: Manifest, results: Mapping[str, Any]) -> tuple[float | None, str | None, int | None]:
+    """That of the exported fp32 files if it was measured, else that of the torch ensemble."""
+    exported = (manifest.ensemble.accuracy or {}).get("fp32") or {}
+    if exported.get("accuracy") is not None:
+        return float(exported["accuracy"]), "fp32 ONNX", exported.get("num_items")
+    rows: Iterable[Any] = results.get("rows") or []
+    row = next((r for r in rows if isinstance(r, dict) and r.get("kind") == "ensemble"), {})
+    if row.get("accuracy") is None:
+        return None, None, None
+    return float(row["accuracy"]), "torch", (results.get("dataset") or {}).get("num_test_items")
+
+
+def _dataset_name(results: Mapping[str, Any]) -> str | None:
+    recipe = (results.get("recipe_values") or {}).get("dataset") or {}
+    dataset = {**(results.get("dataset") or {}), **({"local_name": n} if (n := recipe.get("local_name")) else {})}
+    known = known_data(dataset)
+    return known.name if known else dataset.get("local_name") or dataset.get("path")
+
+
+def _common(manifest: Manifest, precision: str) -> dict[str, list[Variant]]:
+    """Variant name -> that file of every sub-model, for names that all of them have."""
+    by_name: dict[str, list[Variant]] = {}
+    for entry in manifest.sub_models:
+        for variant in entry.variants:
+            if variant.precision == precision and variant.inputs == "prepared":
+                by_name.setdefault(variant.name, []).append(variant)
+    return {name: files for name, files in by_name.items() if len(files) == len(manifest.sub_models)}
+
+
+def _largest_mib(manifest: Manifest, precision: str) -> float | None:
+    sizes = [max(file.bytes for file in files) for files in _common(manifest, precision).values()]
+    return min(sizes) / MIB if sizes else None
+
+
+def _milliseconds(manifest: Manifest) -> tuple[float | None, str | None]:
+    """The fastest kind of file that was measured on every sub-model: its slowest sub-model, and what it is."""
+    best: tuple[float, str] | None = None
+    for precision in ("fp32", "fp16", "int8"):
+        for name, files in _common(manifest, precision).items():
+            times = [ms for file in files if (ms := latency_ms(file)) is not None]
+            if len(times) == len(files) and (best is None or max(times) < best[0]):
+                best = max(times), _measured_on(name, files[0])
+    return best or (None, None)
+
+
+def _measured_on(name: str, variant: Variant) -> str:
+    measured = variant.latency_ms or {}
+    where = measured.get("profile") or measured.get("measured_on")
+    return f"{name} on {where}" if where else name
+
+
+def _mib(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.2f}"
