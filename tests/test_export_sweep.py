@@ -17,7 +17,8 @@ from edvit_hf.export.quantizable import NodeGroup, quantizable_nodes
 from edvit_hf.export.quantization import PRESETS, quantize_graph
 from edvit_hf.export.static import calibrate, quantize_graph_static
 from edvit_hf.export.sweep import cheapest_float_set
-from tiny_export import PIXELS, exported_images
+from tiny_architectures import tiny_inputs
+from tiny_export import PIXELS, exported_architectures, exported_images
 
 ARM = PRESETS["arm64"]
 SETTINGS = len(ARM.settings())
@@ -193,6 +194,30 @@ def test_the_node_that_spoils_int8_is_found_and_it_alone_stays_float(planted, tm
     assert any(row["passed"] and row["cost_bytes"] > 0 for row in mixes)
     assert all(label.startswith(("00/", "01/")) for row in mixes for label in row["kept_float"])
     assert {row["weight_type"] for row in mixes} == {found.preset.weight_type}
+
+
+def test_tables_of_embeddings_are_swept_though_they_make_no_int8_file_alone(tmp_path, tmp_path_factory):
+    root, _, manifest = exported_architectures(tmp_path_factory, "bert", "distilbert")
+    sources = [root / entry.variant().file for entry in manifest.sub_models]
+    inputs = {name: values.numpy() for name, values in tiny_inputs("bert", 8).items()}
+
+    def write(index, target, setting, kept_float):
+        quantize_graph(sources[index], target, setting, kept_float=kept_float)
+
+    asked = []
+
+    def judge(ensemble):  # nothing but a mix will do
+        asked.append(ensemble)
+        return {"passed": len(asked) > SETTINGS, "net_flips": 1}
+
+    found = auto_quantize(
+        sources, root / manifest.fusion.variants[0].file, ARM, write=write, judge=judge, inputs=inputs,
+        scratch=tmp_path, max_judgements=6,
+    )  # fmt: skip
+    assert found.figures["passed"]
+    labels = {label for row in found.tried for label in row["kept_float"]}
+    assert labels
+    assert all(label.startswith(("00/", "01/")) for label in labels)
 
 
 def test_other_settings_come_before_float_and_the_first_that_passes_is_taken(planted, tmp_path):

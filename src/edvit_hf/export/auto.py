@@ -99,6 +99,7 @@ def auto_quantize(
         error=lambda kept: attempts.error(base, kept),
         judge=lambda kept: attempts.judged(base, kept),
         allowed=attempts.leaves_products,
+        stands_alone=attempts.has_products,
         max_judgements=max_judgements,
         progress=progress,
     )
@@ -164,6 +165,11 @@ class _Attempts:
     def _candidates(self, index: int) -> set[str]:
         """Names of the nodes of a sub-model that can be int8."""
         return {name for owner, group in self.groups.values() if owner == index for name in group.nodes} or {""}
+
+    def has_products(self, label: str) -> bool:
+        """Whether a group holds a product: a table of embeddings alone makes no int8 file."""
+        index, group = self.groups[label]
+        return bool(self.products[index] & set(group.nodes))
 
     def leaves_products(self, kept: Kept) -> bool:
         """Whether every sub-model still has a product in int8: without one it would be int8 in name only."""

@@ -59,6 +59,7 @@ def cheapest_float_set(
     error: Callable[[Kept], float],
     judge: Callable[[Kept], Figures],
     allowed: Callable[[Kept], bool] = lambda kept: True,
+    stands_alone: Callable[[str], bool] = lambda label: True,
     max_judgements: int = MAX_JUDGEMENTS,
     progress: bool = False,
 ) -> FloatSet:
@@ -77,6 +78,8 @@ def cheapest_float_set(
         error (`Callable`): Labels kept in float -> output error of that attempt.
         judge (`Callable`): Labels kept in float -> figures of the gate; "passed" is its verdict.
         allowed (`Callable`): Whether labels may stay float together.
+        stands_alone (`Callable`): Whether the group of a label can be int8 alone. Of one that cannot, the fall of the
+            error if it stays float is its harm.
         max_judgements (`int`): After so many the last pass ends early.
         progress (`bool`): Whether to show a progress bar.
 
@@ -86,7 +89,7 @@ def cheapest_float_set(
     search = _Search({group.label: group for group in groups}, judge)
     if search.passes(frozenset()):
         return search.found(frozenset(), {})
-    harms = _harms(groups, error, progress)
+    harms = _harms(groups, error, stands_alone, progress)
     order = sorted(groups, key=lambda group: (-harms[group.label] / group.cost, group.label))
     prefixes = _prefixes(order, allowed)
     shortest = search.shortest(prefixes)
@@ -148,13 +151,20 @@ class _Search:
         return FloatSet(kept_float=sorted(kept), cost=self.cost(kept), harms=harms, trials=self.trials)
 
 
-def _harms(groups: Sequence[NodeGroup], error: Callable[[Kept], float], progress: bool) -> dict[str, float]:
+def _harms(
+    groups: Sequence[NodeGroup], error: Callable[[Kept], float], stands_alone: Callable[[str], bool], progress: bool
+) -> dict[str, float]:
     """Output error if a group alone is int8, by label."""
     from tqdm import tqdm
 
-    everything = frozenset(group.label for group in groups)
-    bar = tqdm(groups, desc="sensitivity", unit="group", disable=not progress)
-    return {group.label: error(everything - {group.label}) for group in bar}
+    everything, harms = frozenset(group.label for group in groups), {}
+    for group in tqdm(groups, desc="sensitivity", unit="group", disable=not progress):
+        alone = frozenset({group.label})
+        if stands_alone(group.label):
+            harms[group.label] = error(everything - alone)
+        else:
+            harms[group.label] = max(0.0, error(frozenset()) - error(alone))
+    return harms
 
 
 def _prefixes(order: Sequence[NodeGroup], allowed: Callable[[Kept], bool]) -> list[Kept]:
