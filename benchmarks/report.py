@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+from report_export import export
 from report_format import Results
 from report_planning import planning, splitting
 from report_pruning import pruning
@@ -22,7 +23,7 @@ from report_variants import variants
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-SECTIONS = (trips, training, exported, pruning, variants, splitting, planning, start_up)
+SECTIONS = (trips, training, exported, export, pruning, variants, splitting, planning, start_up)
 
 
 def measured(results: Results, *, full: bool) -> str:

@@ -110,7 +110,7 @@ def quantization(mode="dynamic", kept=()):
 
 def variant(file, *, precision="fp32", inputs="prepared", made=None, parity=2.1e-6, accuracy=None, ms=None, size=0):
     measured = accuracy and {"split": "test", "num_items": 450, "accuracy": accuracy}
-    latency = ms and {"median": ms, "batch": 1, "threads": 1, "repeats": 5, "command": "edvit bench DIR"}
+    latency = ms and {"median": ms, "protocol": 0}
     return Variant(
         file=file, sha256="0" * 64, bytes=size or {"fp32": 391_000, "fp16": 199_000, "int8": 118_000}[precision],
         precision=precision, inputs=inputs, op_types_quantized=["Gemm", "MatMul"] if made else [],
@@ -155,6 +155,7 @@ def sample_manifest(task="image-classification"):
         sub_models=sub_models,
         fusion=FusionEntry(variants=[variant("onnx/fusion.onnx", size=31_000)]),
         whole=[] if is_text else whole,
+        latency_protocols=[{"batch": 1, "threads": 1, "repeats": 5, "command": "edvit bench DIR"}] if is_image else [],
         content=CONTENT,
     )
 

@@ -1,4 +1,4 @@
-"""A publishable ensemble folder of real but tiny files."""
+"""A publishable ensemble folder of real but tiny files, and calls that push and pull it."""
 
 import json
 from dataclasses import replace
@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from edvit_hf.hub import prepare_push, pull, push
 from edvit_hf.manifest import Manifest, content_files, file_sha256, hash_of_content
 from tiny_ensemble import write_tiny_ensemble
 
 GROUPS = [[0, 2], [1, 3], [4]]
 REPO = "lab/tiny"
+PROFILES = ("x86-avx2", "raspberry-pi-5")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 CARD = """---
 library_name: transformers
@@ -115,3 +117,14 @@ def write_weights(root, seed=0):
 
 def files_of(root):
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file()}
+
+
+def pull_small(output, **options):
+    """Pull sub-model 2 for a Raspberry Pi, unless told otherwise."""
+    options = {"sub_models": [2], "profile": "raspberry-pi-5", **options}
+    return pull(REPO, output=output, **options)
+
+
+def send(root, repo=REPO, *, profile=None, **options):
+    """Prepare and push."""
+    return push(prepare_push(root, repo, profile=profile), **options)

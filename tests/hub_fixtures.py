@@ -2,6 +2,7 @@
 
 import pytest
 
+from hub_ensemble import PROFILES, REPO, files_of, write_publishable
 from hub_server import WRITE, loopback_hub
 
 
@@ -27,3 +28,19 @@ def waits(monkeypatch):
     asked = []
     monkeypatch.setattr("time.sleep", asked.append)
     return asked
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that is ready to be pushed."""
+    root = tmp_path / "ensemble"
+    write_publishable(root)
+    return root
+
+
+@pytest.fixture
+def published(hub, tmp_path):
+    """A repository with files for two kinds of hardware, and the local folder it was made from."""
+    root = tmp_path / "origin"
+    write_publishable(root, profiles=PROFILES)
+    return hub.create(REPO, files_of(root)), root

@@ -175,16 +175,31 @@ def test_saving_writes_figures_and_protocol_and_leaves_the_rest(benched):
     after = Manifest.load(root)
     for old, new, row in zip(before.variants, after.variants, report.rows, strict=True):
         assert new.latency_ms["median"] == row.median
-        assert new.latency_ms["repeats_ms"] == row.repeats_ms
-        assert new.latency_ms["profile"] == "x86-avx512-vnni"
-        assert new.latency_ms["environment"]["machine"]
+        assert (new.latency_ms["profile"], new.latency_ms["protocol"]) == ("x86-avx512-vnni", 0)
         assert new.latency_note is None
         assert replace(new, latency_ms=old.latency_ms, latency_note=old.latency_note) == old
     assert after.ensemble == before.ensemble
     assert after.content == before.content
+    assert after.latency_protocols == [report.protocol]
+    assert after.latency_protocols[0]["environment"]["machine"]
     assert not list(root.glob("*.tmp"))
     save_latencies(report, root)  # once more is no different
     assert Manifest.load(root) == after
+
+
+def test_protocols_stand_once_and_go_with_their_last_figure(benched):
+    root, report = benched
+    save_latencies(report, root)
+    slower = replace(report, protocol={**report.protocol, "threads": 2})
+    first = replace(slower, rows=slower.rows[:1])
+    save_latencies(first, root)
+    both = Manifest.load(root)
+    assert [p["threads"] for p in both.latency_protocols] == [1, 2]
+    assert [v.latency_ms["protocol"] for v in both.variants] == [1] + [0] * (len(both.variants) - 1)
+    save_latencies(slower, root)
+    assert [p["threads"] for p in Manifest.load(root).latency_protocols] == [2]
+    assert {v.latency_ms["protocol"] for v in Manifest.load(root).variants} == {0}
+    save_latencies(report, root)
 
 
 def test_an_interruption_leaves_the_manifest_as_it_was(root, here, monkeypatch):

@@ -1,5 +1,7 @@
 """What push and pull do when the Hub or the connection fails: get through, or say what to do and leave no mess."""
 
+import threading
+
 import pytest
 
 from edvit_hf.errors import HubError, ManifestError
@@ -192,6 +194,44 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, root, waits):
     repository = hub.repositories[REPO]
     assert len(repository.commits) == 2
     assert repository.tags == {"v1": repository.branches["main"]} == {"v1": done.commit}
+
+
+def test_a_proposal_whose_answer_was_lost_is_not_made_twice(hub, published, root, waits):
+    (root / "LICENSE.txt").write_text("apache-2.0")
+    hub.faults.append(Fault("POST .*/commit/", cut=True))
+    with pytest.raises(HubError, match="the connection failed"):
+        send(root, create_pr=True)
+    assert published.num_proposals == 1
+
+
+@pytest.mark.parametrize("where", ["GET /api/models/lab/tiny", "GET .*/tree/", "GET /api/whoami", "POST .*/commit/"])
+def test_a_hub_that_goes_silent_is_not_waited_for_for_ever(hub, root, waits, monkeypatch, where):
+    """The client itself sets no limit to how long these requests wait."""
+    monkeypatch.setattr("edvit_hf.hub.client.LONGEST_SILENCE_S", 0.3)
+    silence = threading.Event()
+    hub.faults.append(Fault(where, before=lambda: silence.wait(20)))
+    try:
+        assert send(root, tag="v1").tag == "v1"
+        assert not silence.is_set()
+        assert len(hub.seen(where)) >= 2
+    finally:
+        silence.set()
+
+
+@pytest.mark.parametrize("token", ["hf_secret\nx", "hf_secret\r", "hf_secret x", "hf_secr\u00e9t", "hf_secret\0"])
+def test_a_token_that_no_header_can_carry_is_refused_and_shown_to_nobody(published, hub, tmp_path, caplog, token):
+    with pytest.raises(HubError, match="Expected a token") as refused:
+        small(tmp_path, token=token)
+    assert "secr" not in str(refused.value) + caplog.text
+    assert refused.value.__cause__ is None
+    assert hub.requests == []
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_need_write_access(published, hub, waits, tmp_path):
+    hub.faults.append(Fault(f"GET {GRAPH}", times=99, status=403))
+    with pytest.raises(HubError, match="the token may not do this") as refused:
+        small(tmp_path)
+    assert "write" not in str(refused.value)
 
 
 def test_large_files_go_in_parts(hub, root):

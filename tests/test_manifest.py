@@ -398,3 +398,11 @@ def test_a_quantization_that_cannot_be_is_refused(manifest, change, message):
 
     with pytest.raises(ManifestError, match=message):
         Manifest.from_json(edited(manifest, edit))
+
+
+def test_a_time_whose_protocol_is_not_there_is_refused(manifest):
+    def edit(data):
+        data["sub_models"][0]["variants"][0]["latency_ms"] = {"median": 1.0, "protocol": 0}
+
+    with pytest.raises(ManifestError, match="timed by protocol 0, `latency_protocols` has 0"):
+        Manifest.from_json(edited(manifest, edit))

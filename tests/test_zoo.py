@@ -96,6 +96,24 @@ def test_a_folder_of_ensembles_and_of_work_directories_is_searched_and_a_broken_
             zoo_of_folder(empty)
 
 
+@pytest.mark.parametrize(
+    "results", [b"{", b"\xff\xfe", b"[1]", b'{"dataset": "mnist"}', b'{"rows": 3}', b'{"recipe_values": [1]}']
+)
+def test_results_that_are_damaged_never_hide_the_other_ensembles(folder, results):
+    write_publishable(folder.parent / "other", seed=1)
+    manifest = Manifest.load(folder)
+    replace(manifest, ensemble=replace(manifest.ensemble, accuracy=None, accuracy_note="none")).save(folder)
+    (folder / "results.json").write_bytes(results)
+    assert "other" in [row.name for row in zoo_of_folder(folder.parent)]
+
+
+def test_what_others_wrote_is_shown_and_never_read_as_markup(folder):
+    (folder / "results.json").write_text(json.dumps({"dataset": {"path": "[/red]x[bold]"}}))
+    done = runner.invoke(app, ["zoo", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert "[/red]x[bold]" in done.output
+
+
 def test_an_owners_ensembles_are_found_by_their_tag_and_little_is_fetched(hub, folder, caplog):
     files = files_of(folder)
     hub.create("lab/first", files)

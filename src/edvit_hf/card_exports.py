@@ -4,11 +4,12 @@ With ten sub-models in six variants there are sixty files; a reader asks how big
 is from torch, and which class group lost most.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edvit_hf.card_tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span
 from edvit_hf.manifest import Manifest, Variant
+from edvit_hf.manifest.latencies import protocol_numbers
 
 
 def variants_by_name(manifest: Manifest | None) -> dict[str, list[Variant]]:
@@ -262,11 +263,4 @@ def _of_split(row: Mapping[str, Any]) -> str:
 
 def latency_protocols(manifest: Manifest | None) -> list[Mapping[str, Any]]:
     """How the latencies were measured, each way once."""
-    files: Iterable[Variant] = manifest.variants if manifest else []
-    found: list[Mapping[str, Any]] = []
-    figures = ("median", "p90", "min", "max", "repeats_ms", "runs", "load_ms", "peak_memory_mib")
-    for file in files:
-        protocol = {k: v for k, v in (file.latency_ms or {}).items() if k not in figures}
-        if protocol and protocol not in found:
-            found.append(protocol)
-    return found
+    return [manifest.latency_protocols[number] for number in protocol_numbers(manifest.variants)] if manifest else []

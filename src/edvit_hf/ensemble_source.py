@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from edvit_hf.errors import EDViTError, HubError
+from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, detect_profile
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def _fetched(
     sub_models: Sequence[int] | None,
 ) -> Path:
     from edvit_hf.hub import pull
+    from edvit_hf.hub.client import UnreachableError
 
     name = "_".join(("all" if sub_models is None else "-".join(map(str, sorted(set(sub_models)))), precision))
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "edvit_hf")
@@ -81,8 +82,8 @@ def _fetched(
             repo, sub_models=list(sub_models), profile=profile, precision=precision, fusion=True, revision=commit,
             output=folder,
         )  # fmt: skip
-    except HubError as error:
-        if error.status is not None or not (folder / MANIFEST_NAME).is_file():
+    except UnreachableError as error:
+        if not (folder / MANIFEST_NAME).is_file():
             raise
         logger.warning("using what was fetched of %s before: %s", repo, error)
     return folder

@@ -10,7 +10,7 @@ from typing import Any
 from edvit_hf.card_exports import latency_ms
 from edvit_hf.card_tables import NOT_MEASURED, markdown_table
 from edvit_hf.card_words import known_data
-from edvit_hf.errors import HubError, ManifestError
+from edvit_hf.errors import HubError
 from edvit_hf.hub.client import ask, commit_of, connect, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
 from edvit_hf.storage import MIB
@@ -98,7 +98,7 @@ def zoo_of_folder(root: str | Path) -> list[ZooRow]:
         folder = next((p for p in (place / _FROM_WORK_DIR, place) if (p / MANIFEST_NAME).is_file()), None)
         if folder is None:
             continue
-        text = (folder / RESULTS_NAME).read_text(encoding="utf-8") if (folder / RESULTS_NAME).is_file() else None
+        text = (folder / RESULTS_NAME).read_text("utf-8", "replace") if (folder / RESULTS_NAME).is_file() else None
         if row := _row_or_warning(lambda f=folder: Manifest.load(f), text, name, str(folder)):
             rows.append(row)
     if not rows:
@@ -177,7 +177,7 @@ def _row_or_warning(load: Any, results: str | None, name: str, place: str) -> Zo
     try:
         data = json.loads(results) if results else None
         return zoo_row(load(), data if isinstance(data, dict) else None, name, place=place)
-    except (ManifestError, json.JSONDecodeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # a bad manifest, or results of another form
         logger.warning("zoo: %s left out: %s", name, error)
         return None
 

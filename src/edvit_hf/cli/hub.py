@@ -165,11 +165,12 @@ def zoo(
             print_json([asdict(row) for row in rows])
             return
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(caption=ZOO_NOTE, caption_justify="left")
         for name in ZOO_HEADER:
             table.add_column(name, justify="right" if name.startswith(("N", "MiB", "ms")) else "left")
         for row in rows:
-            table.add_row(*zoo_cells(row))
+            table.add_row(*map(Text, zoo_cells(row)))  # others wrote it: no markup
         console.print(table)
         log_console.print(f"{len(rows)} ensembles", markup=False, highlight=False)

@@ -238,6 +238,11 @@ def _describe_ensemble(
     )
 
 
+def _shortest(values: torch.Tensor) -> list[float]:
+    """Float32 numbers in the fewest digits that give the same float32 again: a manifest travels to every device."""
+    return [float(str(value)) for value in values.numpy()]
+
+
 def _make_manifest(
     model: EDViTPreTrainedModel,
     entry: EnsembleEntry,
@@ -252,8 +257,8 @@ def _make_manifest(
             index=index,
             class_group=list(config.class_groups[index]),
             feature_size=sizes[index],
-            feature_mean=means[index].tolist(),
-            feature_std=stds[index].tolist(),
+            feature_mean=_shortest(means[index]),
+            feature_std=_shortest(stds[index]),
             path=str(Path(variants[0].file).parent.parent.as_posix()),
             variants=variants,
         )
@@ -267,6 +272,7 @@ def _make_manifest(
         sub_models=sub_models,
         fusion=FusionEntry(variants=[exported.fusion]),
         whole=exported.whole,
+        latency_protocols=exported.latency_protocols,
         content=content,
     )
     return Manifest.from_json(manifest.to_json())

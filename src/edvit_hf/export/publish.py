@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edvit_hf.errors import ManifestError, WorkDirError
 from edvit_hf.export.accuracy import Figures
@@ -35,6 +36,7 @@ class Exported:
     whole: list[Variant] = field(default_factory=list)
     accuracy: Figures = field(default_factory=dict)
     gates: Figures = field(default_factory=dict)
+    latency_protocols: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -121,6 +123,7 @@ def keep_former(root: Path, identity: str, exported: Exported) -> None:
         return
     if former.ensemble.content_hash != identity:
         return
+    exported.latency_protocols = former.latency_protocols
     _keep_figures(former, exported)
     _keep_profiles(former, exported)
     new_names = set(exported.names)

@@ -17,12 +17,17 @@ logger = logging.getLogger(__name__)
 
 MAX_TRIES = 5
 TRIES_OF_TRANSFERS = 2  # the client itself tries these several times
+LONGEST_SILENCE_S = 120.0  # without one byte in either direction; the Hub itself gives up earlier
 LONGEST_WAIT_S = 300  # a server that asks for more is not waited for: the message says how long
 _FIRST_WAIT_S = 1.0
 _PASSING = (408, 429, 500, 502, 503, 504)
 CONFLICT = (409, 412)  # another commit came first
 
 _Value = TypeVar("_Value")
+
+
+class UnreachableError(HubError):
+    """The Hub did not answer at all, or the network is switched off: what was fetched before may serve."""
 
 
 def connect(token: str | None = None, endpoint: str | None = None) -> "HfApi":
@@ -34,12 +39,18 @@ def connect(token: str | None = None, endpoint: str | None = None) -> "HfApi":
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
-        HubError: The network is switched off by HF_HUB_OFFLINE.
+        UnreachableError: The network is switched off by HF_HUB_OFFLINE.
+        HubError: The token holds what no token can; the message does not show it, as the client's own would.
     """
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise HubError(
+            "Expected a token, got a text with spaces, line breaks or letters that no token has. It was not sent. Copy "
+            "it again, all of it and nothing else."
+        )
     with named_extra("Reaching the Hub", "hub"):
         from huggingface_hub import HfApi, constants
     if constants.is_offline_mode():
-        raise HubError(
+        raise UnreachableError(
             "Expected to reach the Hub, but HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, so nothing can be sent or "
             "fetched. Unset it, or name a local folder."
         )
@@ -63,6 +74,7 @@ def ask(doing: str, repo: str, call: Callable[[], _Value], *, tries: int = MAX_T
     for attempt in range(1, tries + 1):
         try:
             with plain_hub_errors(doing, repo):
+                _limit_silence()
                 return call()
         except HubError as error:
             wait = _wait_before_retry(error.__cause__, attempt)
@@ -83,7 +95,8 @@ def plain_hub_errors(doing: str, repo: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:  # the client's errors are all of these
         if isinstance(error, EDViTError) or _is_of_this_machine(error):
             raise
-        raise HubError(f"While {doing}: {_explained(error, repo)}", status=status_of(error)) from error
+        kind = UnreachableError if _is_unreachable(error) else HubError
+        raise kind(f"While {doing}: {_explained(error, repo)}", status=status_of(error)) from error
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -171,7 +184,7 @@ def _explained(error: BaseException, repo: str) -> str:
         return f"{repo} lacks a file ({said}). It is incomplete or no ensemble. Its owner has to push it again."
     if status == 403:
         return (
-            f"the token may not do this ({said}). Nothing was changed. Use a token with write access to {repo} "
+            f"the token may not do this ({said}). Nothing was changed. Use one with that right on {repo} "
             "(https://huggingface.co/settings/tokens)."
         )
     if status == 429:
@@ -182,9 +195,35 @@ def _explained(error: BaseException, repo: str) -> str:
         return f"another commit came first ({said}). Nothing was overwritten. Run this again."
     if status is not None and status >= 500:
         return f"the Hub is in trouble (status {status}: {said}). Nothing half-done is left. Run this again later."
-    if status is None and (_is_connection(error) or isinstance(error, errors.LocalEntryNotFoundError)):
+    if _is_unreachable(error):
         return f"the connection failed ({said}). Nothing half-done is left. Check the network and run this again."
     return f"{said}. Nothing half-done is left. Correct what it names."
+
+
+def _limit_silence() -> None:
+    """Give the client's requests that would wait for ever a limit.
+
+    That is most of them: it limits the waits of downloads alone, and has no setting for the others. The session is
+    the client's own and may be a new one after a fault, hence again before each call.
+    """
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks["request"]
+    if _with_limit not in hooks:
+        hooks.append(_with_limit)
+
+
+def _with_limit(request: Any) -> None:
+    limits = request.extensions.get("timeout") or {}
+    if not any(limits.values()):
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), LONGEST_SILENCE_S)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether no answer came, as opposed to one that refuses."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return status_of(error) is None and (_is_connection(error) or isinstance(error, LocalEntryNotFoundError))
 
 
 def _is_connection(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from edvit_hf.errors import HubError
 from edvit_hf.manifest import Manifest, Variant
+from edvit_hf.manifest.latencies import joined_protocols, renumbered
 
 
 def variants_for(manifest: Manifest, profile: str) -> list[Variant]:
@@ -48,8 +49,13 @@ def merged_manifest(local: Manifest, remote: Manifest, profile: str, repo: str) 
     Raises:
         HubError: It would be replaced under another profile's feet.
     """
+    protocols, numbers = joined_protocols(remote.latency_protocols, local.latency_protocols)
+
+    def merged(ours: Sequence[Variant], theirs: Sequence[Variant]) -> list[Variant]:
+        return _merged([renumbered(variant, numbers) for variant in ours], theirs, profile, repo)
+
     sub_models = [
-        replace(theirs, variants=_merged(ours.variants, theirs.variants, profile, repo))
+        replace(theirs, variants=merged(ours.variants, theirs.variants))
         for ours, theirs in zip(local.sub_models, remote.sub_models, strict=True)
     ]
     names = {variant.name for variant in variants_for(local, profile)}
@@ -60,9 +66,11 @@ def merged_manifest(local: Manifest, remote: Manifest, profile: str, repo: str) 
         accuracy={**(remote.ensemble.accuracy or {}), **accuracy} or None,
         gates={**(remote.ensemble.gates or {}), **gates} or None,
     )
-    fusion = replace(remote.fusion, variants=_merged(local.fusion.variants, remote.fusion.variants, profile, repo))
-    whole = _merged(local.whole, remote.whole, profile, repo)
-    return replace(remote, ensemble=ensemble, sub_models=sub_models, fusion=fusion, whole=whole)
+    fusion = replace(remote.fusion, variants=merged(local.fusion.variants, remote.fusion.variants))
+    return replace(
+        remote, ensemble=ensemble, sub_models=sub_models, fusion=fusion, whole=merged(local.whole, remote.whole),
+        latency_protocols=protocols,
+    )  # fmt: skip
 
 
 def _merged(ours: Sequence[Variant], theirs: Sequence[Variant], profile: str, repo: str) -> list[Variant]:

@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,11 @@ from edvit_hf.hub.source import Source, open_source
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
 from edvit_hf.placement_file import load_placement
 from edvit_hf.storage import MIB
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -138,15 +143,16 @@ def _default_name(source: Source, selection: Selection, device: str | None) -> s
 def _bring(source: Source, manifest: bytes, selection: Selection, folder: Path) -> tuple[int, bool]:
     """Make `folder` hold the manifest and the files, and nothing else; bytes fetched, and whether it did before."""
     folder = folder.resolve()
-    partial, old = (folder.with_name(name.format(folder.name)) for name in (_STAGED, _FORMER))
-    with _plain_disk_errors(folder, partial):
+    old = folder.with_name(_FORMER.format(folder.name))
+    if not old.exists() and _is_complete(folder, manifest, selection):
+        return 0, True  # nothing has to be written, so the disk may be read-only
+    with _plain_disk_errors(folder), _staging(folder) as partial:
         if old.is_dir() and not folder.exists():  # a pull was stopped between the two renames below
             old.replace(folder)
         shutil.rmtree(old, ignore_errors=True)  # or after them
         _check_replaceable(folder)
         if _is_complete(folder, manifest, selection):
             return 0, True
-        partial.mkdir(parents=True, exist_ok=True)
         fetched = sum(_place(source, needed, partial, folder) for needed in _with_bar(selection.files))
         _keep_only(partial, {needed.file for needed in selection.files})
         (partial / MANIFEST_NAME).write_bytes(manifest)  # last: until now nothing loads from there
@@ -155,6 +161,51 @@ def _bring(source: Source, manifest: bytes, selection: Selection, folder: Path) 
         partial.replace(folder)
         shutil.rmtree(old, ignore_errors=True)
     return fetched, False
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """The folder beside it where files are gathered; whoever else pulls into the same place waits until we are done.
+
+    What was gathered stays for the next try, except on a full disk. On systems without `fcntl` nobody waits: there
+    two pulls into one folder at once may fail.
+    """
+    partial = folder.with_name(_STAGED.format(folder.name))
+    with _held(partial):
+        try:
+            yield partial
+        except OSError as error:
+            if error.errno in _FULL:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        with contextlib.suppress(OSError):  # gone, or it holds what an earlier try has gathered
+            partial.rmdir()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it: the folder itself, so that no other file has to lie there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    while True:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if _is_open_at(handle, folder):
+                yield
+                return
+        finally:
+            os.close(handle)  # and with it the lock
+        folder.mkdir(parents=True, exist_ok=True)  # the one we waited for was renamed when it was finished
+
+
+def _is_open_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _with_bar(files: list[NeededFile]) -> Iterator[NeededFile]:
@@ -177,7 +228,8 @@ def _place(source: Source, needed: NeededFile, partial: Path, folder: Path) -> i
     target = partial / needed.file
     if _is_right(folder, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace_by(target, lambda path: shutil.copyfile(folder / needed.file, path))
+        target.unlink(missing_ok=True)  # whatever it is: what is there is not written through
+        shutil.copyfile(folder / needed.file, target)
         return 0
     for attempt in range(_TRIES_PER_FILE):
         target.unlink(missing_ok=True)
@@ -194,11 +246,6 @@ def _place(source: Source, needed: NeededFile, partial: Path, folder: Path) -> i
                 ) from error
             logger.warning("pull: %s", error)
     raise AssertionError("unreachable")
-
-
-def _replace_by(target: Path, write: Callable[[Path], object]) -> None:
-    target.unlink(missing_ok=True)
-    write(target)
 
 
 def _is_right(root: Path, needed: NeededFile) -> bool:
@@ -258,17 +305,14 @@ def _check_replaceable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _plain_disk_errors(folder: Path, partial: Path) -> Iterator[None]:
-    """A full disk frees what was staged; it and a folder that cannot be written become one message."""
+def _plain_disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk and a folder that cannot be written become one message."""
     try:
         yield
     except OSError as error:
         if isinstance(error, WorkDirError | HubError) or error.errno not in _NOT_WRITABLE:
             raise
-        free = ""
-        if error.errno in _FULL:
-            shutil.rmtree(partial, ignore_errors=True)
-            free = f" ({_free_mib(folder.parent):.1f} MiB free)"
+        free = f" ({_free_mib(folder.parent):.1f} MiB free)" if error.errno in _FULL else ""
         raise WorkDirError(
             f"Expected room for the files of this device at {folder}, but they cannot be written: "
             f"{os.strerror(error.errno)}{free}. The folder is as it was before. Free space or correct the permissions, "

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_CONFLICTS = 5
-_OWN_FOLDERS = ("sub_models/", "onnx/", "assets/")  # what an ensemble fills alone: what is not sent anew is stale
+_FIGURES = "assets/"
+_OWN_FOLDERS = ("sub_models/", "onnx/", _FIGURES)  # what an ensemble fills alone: what is not sent anew is stale
 _OWN_SUFFIXES = (".safetensors", ".onnx")
 
 
@@ -97,7 +98,8 @@ def prepare_push(folder: str | Path, repo: str, *, profile: str | None = None) -
     files = list_files(root)
     if profile is not None:
         sent = {v.file for v in variants_for(Manifest.load(root), profile)} | {MANIFEST_NAME, README}
-        files = [file for file in files if file.path in sent]
+        has_card = any(file.path == README for file in files)  # its figures go with it
+        files = [f for f in files if f.path in sent or (has_card and f.path.startswith(_FIGURES))]
     return Push(root=root, repo=repo, profile=profile, files=files)
 
 
@@ -258,7 +260,8 @@ def _commit(
             revision=revision, create_pr=create_pr,
         )  # fmt: skip
 
-    return ask("sending the commit", prepared.repo, send, tries=TRIES_OF_TRANSFERS)
+    # On top of a named parent a commit lands once, however often it is sent; a pull request is made anew each time.
+    return ask("sending the commit", prepared.repo, send, tries=1 if create_pr else TRIES_OF_TRANSFERS)
 
 
 def _check_tag_is_free(api: "HfApi", repo: str, tag: str | None) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
@@ -32,6 +32,7 @@ class Manifest:
     sub_models: list[SubModelEntry]
     fusion: FusionEntry
     whole: list[Variant] = field(default_factory=list)  # the ensemble in one graph: inputs -> logits
+    latency_protocols: list[dict[str, Any]] = field(default_factory=list)  # `protocol` of a `latency_ms` counts here
     content: dict[str, ContentFile]  # configs, processors and weights that `ensemble.content_hash` is over
 
     def __post_init__(self) -> None:
@@ -61,6 +62,13 @@ class Manifest:
             f"`content` hashes to {found[:12]}..., `ensemble.content_hash` says {self.ensemble.content_hash[:12]}.... "
             "The manifest mixes two versions of an ensemble, or was edited.",
         )
+        for variant in self.variants:
+            number = (variant.latency_ms or {}).get("protocol")
+            require(
+                number is None or number in range(len(self.latency_protocols)),
+                f"{variant.file!r} was timed by protocol {number!r}, `latency_protocols` has "
+                f"{len(self.latency_protocols)}. A time says nothing without how it was measured.",
+            )
         files = [v.file for v in self.variants]
         require(len(files) == len(set(files)), f"two variants name the same file: {sorted(files)}.")
 

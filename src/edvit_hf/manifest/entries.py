@@ -90,7 +90,7 @@ class Variant:
     parity: Parity
     accuracy: dict[str, Any] | None = None
     accuracy_note: str | None = None
-    latency_ms: dict[str, Any] | None = None
+    latency_ms: dict[str, Any] | None = None  # ms of one call, and the number of its `Manifest.latency_protocols`
     latency_note: str | None = None
 
     def __post_init__(self) -> None:

@@ -82,6 +82,8 @@ def _answer_rows(
     try:
         answer = runtime.predict(_joined(runtime.transform, items), absent=absent)
     except EDViTError as error:
+        if runtime.coordinator.is_closed:  # or a stream without end would go on without any answer
+            raise
         if isinstance(error, DataError) and len(rows) > 1:
             alone = [_answer_rows(runtime, prepared, [row], absent, start) for row in rows]
             return {row: outcome for each in alone for row, outcome in each.items()}

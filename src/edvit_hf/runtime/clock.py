@@ -2,12 +2,15 @@
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from edvit_hf.errors import EDViTError
+
+logger = logging.getLogger(__name__)
 
 
 class Clock(Protocol):
@@ -43,7 +46,7 @@ class MonotonicClock:
         """See `Clock`."""
         remaining = None if until is None else until - self.now()
         if remaining is None or remaining > 0:
-            condition.wait(remaining)
+            condition.wait(None if remaining is None else min(remaining, threading.TIMEOUT_MAX))
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
         """See `Clock`. One thread serves all calls; it ends when there is none left."""
@@ -58,12 +61,16 @@ class MonotonicClock:
         while True:
             with self._changed:
                 while self._calls and self._calls[0][0] > self.now():
-                    self._changed.wait(self._calls[0][0] - self.now())
+                    self.wait(self._changed, self._calls[0][0])
                 if not self._calls:
                     self._thread = None
                     return
                 _, _, call = heapq.heappop(self._calls)
-            call()
+            try:
+                call()
+            except Exception:  # or no later call would ever be made
+                logger.exception("a call at a set time failed")
+            del call  # or what it refers to would live until the next one
 
 
 class SimulatedClock:

@@ -7,6 +7,7 @@ circuit breakers with probes, quorum, version handshake, checks of values, dupli
 import logging
 import threading
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Coordinator:
         self._counts: Counter[str] = Counter()
         self._missing: Counter[tuple[int, Reason]] = Counter()
         self._counting = threading.Lock()
-        self._is_closed = False
+        self.is_closed = False
 
     def gather(
         self, inputs: Mapping[str, np.ndarray], absent: Collection[int] = (), *, deadline_ms: float | None = None
@@ -137,12 +138,17 @@ class Coordinator:
             QuorumError: Too few answered well; raised as soon as that is certain, at the deadline at the latest.
             OverloadedError: Too many requests; raised at once, or at the deadline if its turn does not come.
             DataError: A sub-model says that the input is at fault.
-            EDViTError: The coordinator is closed.
+            EDViTError: The coordinator is closed, or the deadline is no positive number.
         """
-        if self._is_closed:
+        if self.is_closed:
             raise EDViTError("Expected an open runtime, got one that was closed. Nobody computes. Load it again.")
         begin = self._clock.now()
         limit = self.config.deadline_ms if deadline_ms is None else deadline_ms
+        if limit is not None and not limit > 0:
+            raise EDViTError(
+                f"Expected a positive `deadline_ms`, got {limit}. Nobody could answer by then. Correct it, or leave it "
+                "out for the runtime's own."
+            )
         deadline = None if limit is None else begin + limit / 1e3
         try:
             with self._admission.enter(deadline):
@@ -171,7 +177,7 @@ class Coordinator:
 
     def close(self) -> None:
         """Close the engine; no probe is sent any more."""
-        self._is_closed = True
+        self.is_closed = True
         self.engine.close()
 
     def _ask(self, inputs: Mapping[str, np.ndarray], absent: Collection[int], deadline: float | None) -> Exchange:
@@ -228,25 +234,33 @@ class Coordinator:
 
     def _schedule_probe(self, index: int, pause: float) -> None:
         logger.warning("sub-model %d is left alone until it answers a probe", index)
-        self._clock.call_at(self._clock.now() + pause, partial(self._probe, index))
+        # The clock must not keep a runtime alive that everybody else has forgotten.
+        self._clock.call_at(self._clock.now() + pause, partial(_probe_if_alive, weakref.ref(self), index))
 
     def _probe(self, index: int) -> None:
         """Ask for a sign of life; whichever comes first, the answer or the time-out, decides."""
-        if self._is_closed:
+        if self.is_closed:
             return
         decided = threading.Lock()
 
-        def decide(good: bool) -> None:
-            if decided.acquire(blocking=False):
+        def decide(good: bool) -> bool:
+            is_first = decided.acquire(blocking=False)
+            if is_first:
                 self._breakers.probed(index, good=good)
+            return is_first
 
         def arrived(pending: Pending[ProbeResponse]) -> None:
             try:
                 response = pending.result()
-            except Exception as error:  # whatever it is, it is no sign of life
+                is_good = response.sub_model == index and response.content_hash == self._content_hash
+            except BaseException as error:  # whatever it is, it is no sign of life
                 logger.info("sub-model %d did not answer a probe: %s", index, error)
-                return decide(False)
-            return decide(response.sub_model == index and response.content_hash == self._content_hash)
+                is_good = False
+            decide(is_good)
+
+        def give_up() -> None:
+            if decide(False):
+                pending.cancel()  # or those that hang would pile up
 
         try:
             pending = self.engine.probe(index)
@@ -255,7 +269,7 @@ class Coordinator:
             decide(False)
             return
         pending.add_done_callback(arrived)
-        self._clock.call_at(self._clock.now() + self.config.probe_timeout_s, lambda: decide(False))
+        self._clock.call_at(self._clock.now() + self.config.probe_timeout_s, give_up)
 
     def _dropped(self) -> None:
         self._count("dropped")
@@ -263,6 +277,12 @@ class Coordinator:
     def _count(self, name: str) -> None:
         with self._counting:
             self._counts[name] += 1
+
+
+def _probe_if_alive(coordinator: "weakref.ref[Coordinator]", index: int) -> None:
+    found = coordinator()
+    if found is not None:
+        found._probe(index)
 
 
 def _had_fair_budget(exchange: Exchange, limit_ms: float | None) -> bool:

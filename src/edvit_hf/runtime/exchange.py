@@ -107,7 +107,9 @@ class Exchange:
         """Take the first message of a sub-model that belongs to this request, drop all others."""
         try:
             response = pending.result()
-        except BaseException as error:  # a cancelled future raises outside of Exception
+            if not isinstance(response, SubModelResponse):
+                raise TypeError(f"a {type(response).__name__} instead of a response")
+        except BaseException as error:  # a cancelled future may raise outside of Exception
             self._broke(index, error)
             return
         with self._changed:

@@ -1,9 +1,5 @@
 """The local engine: all sub-models in this process, in turn on all threads, or each on a worker of its own."""
 
-import contextlib
-import logging
-import queue
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +12,13 @@ import onnxruntime
 
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.manifest import Manifest, Variant
-from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.runtime.inputs import probe_inputs
+from edvit_hf.runtime.lanes import Job, Lane, close_all
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
-from edvit_hf.runtime.pools import SCHEDULES, Schedule, options_for, usable_cores
+from edvit_hf.runtime.pools import SCHEDULES, Schedule, options_for
 from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest
-from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant
+from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant, usable_cores
 from edvit_hf.tasks import MAIN_INPUT
-
-logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -64,11 +58,11 @@ class LocalEngine:
         self._content_hash = content_hash
         self._probe = probe
         count = len(self._sessions) if schedule == "workers" else 1
-        lanes: list[queue.SimpleQueue[_Job | None]] = [queue.SimpleQueue() for _ in range(count)]
+        lanes = [Lane() for _ in range(count)]
         self._lanes = {index: lanes[place % count] for place, index in enumerate(self._sessions)}
         for number, lane in enumerate(lanes):
-            threading.Thread(target=_serve, args=(lane,), name=f"edvit-local-{number}", daemon=True).start()
-        self._stop = weakref.finalize(self, _stop, lanes)  # threads end with the engine, closed or not
+            lane.start(f"edvit-local-{number}")
+        self._stop = weakref.finalize(self, close_all, lanes)  # threads end with the engine, closed or not
 
     @classmethod
     def load(
@@ -131,7 +125,6 @@ class LocalEngine:
         options = options_for(schedule, len(variants), num_threads)
         sessions = {}
         for index, variant in variants.items():
-            check_self_contained(root / variant.file, variant.file)
             sessions[index] = open_session(root, variant, options)
             check_sub_model(manifest, index, sessions[index])
         task = manifest.ensemble.task
@@ -159,7 +152,11 @@ class LocalEngine:
 
         def work(options: onnxruntime.RunOptions) -> SubModelResponse:
             begin = time.perf_counter()
-            features, logits = _run(self._sessions[index], index, request.inputs, options)
+            try:
+                features, logits = _run(self._sessions[index], index, request.inputs, options)
+            except DataError:
+                _run_probe(self._sessions[index], index, self._probe, options)  # raises if the input is not at fault
+                raise
             return SubModelResponse(
                 request_id=request.request_id, sub_model=index, content_hash=self._content_hash, features=features,
                 logits=logits, compute_ms=1e3 * (time.perf_counter() - begin),
@@ -171,7 +168,7 @@ class LocalEngine:
         """See `Engine`: a whole run on an empty input."""
 
         def work(options: onnxruntime.RunOptions) -> ProbeResponse:
-            features, logits = _run(self._sessions[index], index, self._probe, options)
+            features, logits = _run_probe(self._sessions[index], index, self._probe, options)
             if not (np.isfinite(features).all() and np.isfinite(logits).all()):
                 raise EDViTError(f"Sub-model {index} gives values that are not finite. Export it again.")
             return ProbeResponse(sub_model=index, content_hash=self._content_hash)
@@ -186,54 +183,13 @@ class LocalEngine:
         """See `Engine`: threads end after what they are at; what waits is cancelled."""
         self._stop()
 
-    def _put(self, index: int, work: Callable[[onnxruntime.RunOptions], Any]) -> "_Job":
-        job = _Job(work)
-        self._lanes[index].put(job)
+    def _put(self, index: int, work: Callable[[onnxruntime.RunOptions], Any]) -> Job:
+        lane = self._lanes[index]
+        job = Job(index, lane, work)
+        lane.add(job)
         if not self._stop.alive:
             job.cancel()
         return job
-
-
-class _Job(Future[Any]):
-    """Work for a lane. Cancelling it once it runs stops the run at its next operator."""
-
-    def __init__(self, work: Callable[[onnxruntime.RunOptions], Any]) -> None:
-        super().__init__()
-        self._work = work
-        self._options = onnxruntime.RunOptions()
-
-    def cancel(self) -> bool:
-        if super().cancel():
-            return True
-        self._options.terminate = True
-        return False
-
-    def run(self) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
-        try:
-            result = self._work(self._options)
-        except BaseException as error:  # whoever waits for the result gets it; the lane must go on
-            self.set_exception(error)
-        else:
-            self.set_result(result)
-
-
-def _serve(lane: "queue.SimpleQueue[_Job | None]") -> None:
-    """Run what comes, until None comes; without any hold on the engine, so that it can be collected."""
-    while (job := lane.get()) is not None:
-        job.run()
-        del job  # or its inputs and features would live until the next one comes
-
-
-def _stop(lanes: Sequence["queue.SimpleQueue[_Job | None]"]) -> None:
-    """Cancel what waits and have the threads end."""
-    for lane in lanes:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                if (job := lane.get_nowait()) is not None:
-                    job.cancel()
-        lane.put(None)
 
 
 def _run(
@@ -251,6 +207,19 @@ def _run(
             "the vocabulary or a text longer than the model reads does this. Prepare inputs with `transform`."
         ) from error
     return features, logits
+
+
+def _run_probe(
+    session: Runner, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_run`, on inputs that every sub-model can run: where this fails, the sub-model is at fault."""
+    try:
+        return _run(session, index, feeds, options)
+    except DataError as error:
+        raise EDViTError(
+            f"Expected sub-model {index} to run an empty input, got {error.__cause__}. It can answer nothing here: "
+            "its file is damaged, or there is too little memory. Export it again, or free memory."
+        ) from error
 
 
 def input_shape(session: Any, name: str) -> tuple[int | None, ...]:

@@ -104,7 +104,10 @@ class Pending(Protocol[Reply]):
         ...
 
     def cancel(self) -> bool:
-        """Stop the work where that is possible: nobody waits for it. True only if it had not begun."""
+        """Stop the work where that is possible: nobody waits for it.
+
+        True only if it had not begun, for no fault of this sub-model's: others were before it.
+        """
         ...
 
 

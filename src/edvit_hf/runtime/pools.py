@@ -10,21 +10,15 @@ of other libraries and our own one-thread workers included. A library cannot do 
 in turn do not need it: at any time only one pool is awake.
 """
 
-import os
 from typing import Literal
 
 import onnxruntime
 
-from edvit_hf.runtime.sessions import MAX_DEFAULT_THREADS, session_options
+from edvit_hf.runtime.sessions import MAX_DEFAULT_THREADS, session_options, usable_cores
 
 Schedule = Literal["in_turn", "in_turn_spinning", "workers"]
 SCHEDULES: tuple[Schedule, ...] = ("in_turn", "in_turn_spinning", "workers")
 """One after the other on all threads, which sleep or spin while they wait for work; or one worker per sub-model."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_for(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> int:

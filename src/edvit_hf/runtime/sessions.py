@@ -10,6 +10,7 @@ import onnxruntime
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.profiles import detect_profile
+from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.tasks import GRAPH_INPUTS
 
 logger = logging.getLogger(__name__)
@@ -17,11 +18,15 @@ logger = logging.getLogger(__name__)
 MAX_DEFAULT_THREADS = 4
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
     """Fixed threads, no spinning: sub-models that run in turn must not leave busy threads behind."""
     if num_threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_threads = min(MAX_DEFAULT_THREADS, cores)
+        num_threads = min(MAX_DEFAULT_THREADS, usable_cores())
     if num_threads < 1:
         raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
     options = onnxruntime.SessionOptions()
@@ -76,7 +81,8 @@ def _this_machine() -> str | None:
 
 
 def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on one file whose hash was checked."""
+    """A session on one file, after checking that it holds its weights itself and has the promised hash."""
+    check_self_contained(root / variant.file, variant.file)
     path = verify_file(root, variant)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
