@@ -67,6 +67,48 @@ def test_files_for_other_hardware_stay_as_long_as_they_are_intact(exported, root
     assert set(damaged.accuracy) == {"fp32"}
 
 
+def test_a_file_made_of_another_goes_when_that_one_changes(exported, root):
+    """A raw or a whole graph holds a copy of what the gate judged: beside a newer file it would pass for that one."""
+    manifest = exported[-1]
+
+    def with_raw(entry):
+        int8 = entry.variants[1]
+        raw = int8.file.replace("model_", "model_raw_")
+        shutil.copyfile(root / int8.file, root / raw)
+        return replace(entry, variants=[*entry.variants, replace(int8, file=raw, inputs="raw")])
+
+    replace(manifest, sub_models=[with_raw(entry) for entry in manifest.sub_models]).save(root)
+    same, other = new_fp32(manifest), new_fp32(manifest)
+    for index, (entry, kept, changed) in enumerate(
+        zip(manifest.sub_models, same.sub_models, other.sub_models, strict=True)
+    ):
+        kept.append(entry.variants[1])
+        changed.append(replace(entry.variants[1], sha256="c" * 64) if index == 1 else entry.variants[1])
+    keep_former(root, content_hash(root), same)
+    assert same.names == ["fp32", "quint8_avx2", "raw_quint8_avx2"]
+    assert [v.file for v in same.whole] == ["onnx/model.onnx", "onnx/model_quantized.onnx"]
+    keep_former(root, content_hash(root), other)
+    assert other.names == ["fp32", "quint8_avx2"]
+    assert [v.file for v in other.whole] == ["onnx/model.onnx"]
+
+
+def test_a_former_manifest_that_lists_weights_as_a_graph_takes_none_away(exported, root):
+    former = exported[-1]
+    extra = replace(former.whole[0], file="model.safetensors")
+    replace(former, whole=[*former.whole, extra]).save(root)
+    publish(root / STAGING_NAME, root, stage_fp32(root, former))
+    assert (root / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("text", ['{"do_resize": ', "[]"])
+def test_an_ensemble_whose_processor_is_damaged_is_not_exported(exported, root, text):
+    (root / "preprocessor_config.json").write_text(text)
+    former = (root / MANIFEST_NAME).read_bytes()
+    with pytest.raises(CheckpointError, match="preprocessor_config"):
+        export_ensemble(root, config=ExportConfig(), inputs={"pixel_values": PIXELS}, progress=False)
+    assert (root / MANIFEST_NAME).read_bytes() == former
+
+
 def test_figures_stay_with_files_of_the_same_bytes_and_go_with_others(exported, root):
     manifest = exported[-1]
 

@@ -249,6 +249,21 @@ def test_the_variant_of_the_profile_is_chosen_and_others_are_named(manifest):
         entry.variant("int8", "x86-avx2")
 
 
+def test_a_device_gets_the_dynamic_int8_file_before_the_static_one_in_whatever_order_they_were_exported(manifest):
+    """Our runtime runs on processors, where static int8 is slower; the Jetson's is for its GPU."""
+    entry = manifest.sub_models[0]
+    dynamic = entry.variants[1]
+    ranges = Calibration(method="minmax", split="train", num_items=8)
+    how = replace(dynamic.quantization, preset="tensorrt", mode="static", calibration=ranges)
+    static = replace(
+        dynamic, file="sub_models/00/onnx/model_qint8_tensorrt_static.onnx", quantization=how,
+        profiles=["raspberry-pi-5"],
+    )  # fmt: skip
+    assert replace(entry, variants=[static, dynamic]).variant("int8", "raspberry-pi-5") == dynamic
+    assert replace(entry, variants=[static, dynamic]).variant("int8") == dynamic
+    assert replace(entry, variants=[static]).variant("int8", "raspberry-pi-5") == static
+
+
 def test_a_task_that_does_not_exist_is_refused_however_the_entry_is_made():
     with pytest.raises(ManifestError, match="`task` must be one of image-classification, "):
         EnsembleEntry(id="e", task="segmentation", content_hash="0" * 64)

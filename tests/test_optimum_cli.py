@@ -141,3 +141,13 @@ def test_only_data_are_asked_of_the_hub(ensemble):
     assert all(any(fnmatch(file, pattern) for pattern in _FETCHED) for file in files), files
     for file in ("modeling_edvit.py", "sub_models/00/evil.py", "pytorch_model.bin", "x.pkl", "onnx/model.onnx"):
         assert not any(fnmatch(file, pattern) for pattern in _FETCHED), file
+
+
+def test_a_full_disk_while_copying_is_one_line_and_leaves_nothing(ensemble, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(SystemExit, match="cannot be written.*No space left"):
+        call(monkeypatch, "export", "edvit", "--model", ensemble, "--profile", "raspberry-pi-5", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
