@@ -36,7 +36,7 @@ $(JS)/.installed: tests/javascript/package.json tests/javascript/package-lock.js
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' || { echo "Node.js 18 or newer is needed, this is $$(node --version)"; exit 1; }
 	mkdir -p $(JS)
 	cp tests/javascript/package.json tests/javascript/package-lock.json $(JS)/
-	npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund
+	npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund || { echo "npm could not install the packages of tests/javascript (see above): no code was tested. If the registry cannot be reached, try again later"; exit 1; }
 	touch $@
 
 lint: $(STAMP)  ## ruff, ruff format check, mypy

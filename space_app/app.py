@@ -20,7 +20,7 @@ from demo import (  # type: ignore[import-not-found]  # beside this file, in no 
 )
 
 from edvit_hf.errors import EDViTError
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 
 INTRODUCTION = """# One digit, several small sub-models
 
@@ -39,7 +39,7 @@ def outputs(view: View) -> tuple[Any, ...]:
     return view.picture, enlarged, dict(view.probabilities) or None, view.rows, view.sentence
 
 
-def build(ensemble: LocalEnsemble) -> gr.Blocks:
+def build(ensemble: EDViTRuntime) -> gr.Blocks:
     """The page for one ensemble."""
     examples = example_files()
     with gr.Blocks(title="edvit_hf: digits", analytics_enabled=False) as page:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from edvit_hf.errors import DataError, EDViTError
-from edvit_hf.runtime import AbsentAnswer, Answer, LocalEnsemble
+from edvit_hf.runtime import AbsentAnswer, Answer, EDViTRuntime
 from edvit_hf.transforms import open_image
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class View:
     sentence: str
 
 
-def load_ensemble(model_dir: Path = MODEL_DIR) -> LocalEnsemble:
+def load_ensemble(model_dir: Path = MODEL_DIR) -> EDViTRuntime:
     """The ensemble of the Space, on one thread per sub-model run, warmed up.
 
     Raises:
@@ -66,12 +66,12 @@ def load_ensemble(model_dir: Path = MODEL_DIR) -> LocalEnsemble:
             f"space_app/{model_dir.name}/ with `python space_app/assemble.py work/digits/09_card/ensemble` and start "
             "again. `make space` does all three."
         )
-    ensemble = LocalEnsemble.from_pretrained(model_dir, num_threads=1)
+    ensemble = EDViTRuntime.from_pretrained(model_dir, num_threads=1)
     ensemble(np.zeros((BITMAP_SIDE, BITMAP_SIDE), np.uint8))  # the first run allocates: keep it off the clock
     return ensemble
 
 
-def sub_model_names(ensemble: LocalEnsemble) -> list[str]:
+def sub_model_names(ensemble: EDViTRuntime) -> list[str]:
     """One text per sub-model for the checkboxes: its number and its classes."""
     return [f"{entry.index}: {_classes(ensemble, entry.index)}" for entry in ensemble.manifest.sub_models]
 
@@ -81,7 +81,7 @@ def example_files(folder: Path = EXAMPLES_DIR) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
-def view_of_drawing(ensemble: LocalEnsemble, drawing: Mapping[str, Any] | None, unplugged: Sequence[int]) -> View:
+def view_of_drawing(ensemble: EDViTRuntime, drawing: Mapping[str, Any] | None, unplugged: Sequence[int]) -> View:
     """Answer for what the sketchpad holds: a mapping with RGBA arrays under "layers" and "composite"."""
     try:
         picture = digit_from_drawing(drawing)
@@ -90,7 +90,7 @@ def view_of_drawing(ensemble: LocalEnsemble, drawing: Mapping[str, Any] | None, 
     return view_of_picture(ensemble, picture, unplugged)
 
 
-def view_of_file(ensemble: LocalEnsemble, path: str | Path | None, unplugged: Sequence[int]) -> View:
+def view_of_file(ensemble: EDViTRuntime, path: str | Path | None, unplugged: Sequence[int]) -> View:
     """Answer for an uploaded file."""
     try:
         picture = digit_from_file(path)
@@ -99,7 +99,7 @@ def view_of_file(ensemble: LocalEnsemble, path: str | Path | None, unplugged: Se
     return view_of_picture(ensemble, picture, unplugged)
 
 
-def view_of_picture(ensemble: LocalEnsemble, picture: np.ndarray | None, unplugged: Sequence[int]) -> View:
+def view_of_picture(ensemble: EDViTRuntime, picture: np.ndarray | None, unplugged: Sequence[int]) -> View:
     """Answer for a picture in the form of the data, with the sub-models in `unplugged` left out.
 
     The whole ensemble answers too, so that the sentence can say what unplugging changed.
@@ -199,7 +199,7 @@ def _ink_share(bitmap: Image.Image) -> float:
     return float(np.asarray(bitmap).mean() / 255)
 
 
-def _row(ensemble: LocalEnsemble, answer: Answer, without: AbsentAnswer | None, index: int) -> list[str]:
+def _row(ensemble: EDViTRuntime, answer: Answer, without: AbsentAnswer | None, index: int) -> list[str]:
     """One line of the table of sub-models."""
     classes, vote, taken = _classes(ensemble, index), answer.votes[index], answer.milliseconds[index]
     if vote is None or taken is None:
@@ -231,7 +231,7 @@ def _sentence(whole: Answer, answer: Answer) -> str:
     return f"{said}; {left}. {verdict}: with all of them it was {before}."
 
 
-def _classes(ensemble: LocalEnsemble, index: int) -> str:
+def _classes(ensemble: EDViTRuntime, index: int) -> str:
     return ", ".join(ensemble.label_names[label] for label in ensemble.manifest.sub_models[index].class_group)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edvit_hf.runtime import (
     CoordinatorConfig,
     Faults,
     FaultyEngine,
+    MonotonicClock,
     SimulatedClock,
     StubEngine,
     SubModelRequest,
@@ -223,6 +225,56 @@ def test_an_engine_that_breaks_costs_one_sub_model_and_not_the_answer(manifest, 
     coordinator = Coordinator(manifest, Broken(manifest), clock=SimulatedClock())
     assert coordinator.gather(INPUTS).missing == {2: "failed"}
     assert "sub-model 2 failed: KeyError" in caplog.text
+
+
+def test_what_is_no_response_costs_one_sub_model(manifest):
+    class Confused(StubEngine):
+        def submit(self, index, request):
+            pending = super().submit(index, request)
+            if index == 2:
+                pending = Future()
+                pending.set_result({"features": None})
+            return pending
+
+    coordinator = Coordinator(manifest, Confused(manifest), clock=SimulatedClock())
+    assert coordinator.gather(INPUTS).missing == {2: "failed"}
+
+
+def test_a_probe_that_is_given_up_is_cancelled(manifest):
+    clock, probes = SimulatedClock(), []
+
+    class Silent(StubEngine):
+        def submit(self, index, request):
+            pending = Future()
+            pending.set_running_or_notify_cancel()
+            return pending if index == 3 else super().submit(index, request)
+
+        def probe(self, index):
+            probes.append(Future())
+            return probes[-1]
+
+    config = CoordinatorConfig(deadline_ms=DEADLINE_MS, misses_to_open=1)
+    coordinator = Coordinator(manifest, Silent(manifest), config, clock=clock)
+    assert coordinator.gather(INPUTS).missing == {3: "deadline"}
+    clock.advance(30)
+    assert len(probes) > 3
+    assert all(probe.cancelled() for probe in probes[:-1])
+
+
+@pytest.mark.parametrize("deadline_ms", [0, -1.0, float("nan")])
+def test_a_deadline_that_is_none_is_the_callers_error(fleet, deadline_ms):
+    coordinator, _, _ = fleet()
+    with pytest.raises(EDViTError, match="Expected a positive `deadline_ms`"):
+        coordinator.gather(INPUTS, deadline_ms=deadline_ms)
+    assert set(coordinator.status()["breakers"].values()) == {"closed"}
+
+
+@pytest.mark.parametrize("deadline_ms", [float("inf"), 1e300])
+def test_a_deadline_beyond_what_a_thread_can_wait_is_a_long_one(manifest, deadline_ms):
+    clock = MonotonicClock()
+    engine = FaultyEngine(StubEngine(manifest), clock, {index: Faults(latency_ms=5) for index in EVERYONE})
+    coordinator = Coordinator(manifest, engine, CoordinatorConfig(deadline_ms=deadline_ms), clock=clock)
+    assert not coordinator.gather(INPUTS).missing
 
 
 def test_without_a_deadline_a_silent_sub_model_is_an_error_on_a_simulated_clock(fleet):

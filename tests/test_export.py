@@ -21,7 +21,7 @@ from edvit_hf.export.optimum_config import (
     resolve_onnx_config,
 )
 from edvit_hf.manifest import Manifest, content_hash
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.tasks import TASKS
 from tiny_export import GROUPS, PIXELS, PROFILE, SIZE, exported_images
 
@@ -66,7 +66,7 @@ def test_the_local_runtime_runs_the_export_and_agrees_with_torch(exported):
     root, model, _, _ = exported
     with torch.no_grad():
         expected = model(torch.from_numpy(PIXELS[:3])).logits.softmax(1).numpy()
-    answer = LocalEnsemble.from_pretrained(root).predict(PIXELS[:3])
+    answer = EDViTRuntime.from_pretrained(root).predict(PIXELS[:3])
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-5)
 
 

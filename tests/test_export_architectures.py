@@ -13,7 +13,7 @@ from edvit_hf.export.gates import parity_rounds
 from edvit_hf.export.inputs import check_inputs, random_inputs
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, SubModelOnnxConfig, resolve_onnx_config, task_of
 from edvit_hf.manifest import Manifest
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, TASKS
 from tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model
 from tiny_export import IMAGES, NUM_ITEMS, PROFILE, exported_architectures
@@ -79,7 +79,7 @@ def test_the_manifest_says_what_was_measured_and_on_how_many_inputs(exported):
 def test_the_whole_trip_agrees_with_torch_at_the_runtime(exported):
     names, root, model, _ = exported
     inputs = tiny_inputs(names[0], 4, seed=5)
-    ensemble = LocalEnsemble.from_pretrained(root, num_threads=1)
+    ensemble = EDViTRuntime.from_pretrained(root, num_threads=1)
     for absent in [(), *([(0,), (1,)] if len(names) > 1 else [])]:
         mask = torch.tensor([i not in absent for i in range(len(names))])
         with torch.no_grad():

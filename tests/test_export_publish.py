@@ -23,7 +23,7 @@ from edvit_hf.export.publish import (
     staging_folder,
 )
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_hash, file_sha256
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from tiny_export import PIXELS, SIZE, exported_images
 
 
@@ -212,7 +212,7 @@ def test_an_export_cut_off_anywhere_leaves_the_former_state_or_is_finished_by_th
         assert found in (former, new)
     else:
         with pytest.raises(ManifestError, match="No manifest"):
-            LocalEnsemble.from_pretrained(root)
+            EDViTRuntime.from_pretrained(root)
     with staging_folder(root):
         pass
     if (root / MANIFEST_NAME).is_file() and Manifest.load(root) == former:
@@ -243,7 +243,7 @@ publish(root / {STAGING_NAME!r}, root, Manifest.load(root.parent / "new.json"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(ManifestError, match="No manifest"):
-        LocalEnsemble.from_pretrained(root)
+        EDViTRuntime.from_pretrained(root)
     finish_interrupted(root)
     assert is_new(root, new)
 
@@ -266,7 +266,7 @@ def test_a_cut_off_export_that_cannot_be_trusted_is_dropped(exported, root, monk
     finish_interrupted(root)
     assert not committed.exists()
     with pytest.raises(ManifestError, match="No manifest"):
-        LocalEnsemble.from_pretrained(root)
+        EDViTRuntime.from_pretrained(root)
 
 
 @pytest.mark.parametrize("file", ["sub_models/00/onnx/model.onnx", "manifest.json.tmp"])

@@ -192,3 +192,10 @@ def test_broken_and_empty_graphs_are_refused(source, ranges, tmp_path_factory, t
 def test_nothing_is_printed(source, capsys):
     calibrate(source, IMAGES, method="entropy")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_that_the_engine_cannot_open_is_refused_in_plain_words(tmp_path):
+    """It happens: onnxruntime 1.31 stumbles over its own rewriting of signed activations from operator set 21 on."""
+    (tmp_path / "model_qint8_tensorrt_static.onnx").write_bytes(b"no graph")
+    with pytest.raises(ExportGateError, match=r"^model_qint8_tensorrt_static\.onnx: .* cannot open it"):
+        GraphSession(tmp_path / "model_qint8_tensorrt_static.onnx")

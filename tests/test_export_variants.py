@@ -14,7 +14,7 @@ from edvit_hf.export.gates import GraphSession
 from edvit_hf.export.variants import VariantMaker, Wanted, wanted_variants
 from edvit_hf.manifest import Manifest
 from edvit_hf.profiles import load_profiles
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from tiny_export import GROUPS, PIXELS, PROFILE, exported_architectures, exported_everything, exported_images
 
 INT8 = Wanted(kind="int8", preset="avx2", profiles=(PROFILE,))
@@ -109,7 +109,7 @@ def test_one_export_writes_everything_for_several_kinds_of_hardware(tmp_path_fac
 def test_the_graph_of_the_whole_answers_like_its_parts(tmp_path_factory, precision):
     root = exported_everything(tmp_path_factory)[0]
     file = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}[precision]
-    parts = LocalEnsemble.from_pretrained(root, precision=precision, profile="raspberry-pi-5")
+    parts = EDViTRuntime.from_pretrained(root, precision=precision, profile="raspberry-pi-5")
     for batch in (1, 2, 5):
         logits = GraphSession(root / file)(pixel_values=PIXELS[:batch])["logits"]
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -13,7 +13,7 @@ from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.hub import pull, select_by_profile
 from edvit_hf.manifest import Manifest
 from edvit_hf.placement_file import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from hub_ensemble import PROFILES, REPO, files_of, pull_small, write_publishable
 from test_import import run_without
 
@@ -81,8 +81,8 @@ def test_a_pulled_folder_answers_like_the_whole_with_the_others_absent(published
     _, root = published
     pull_small(tmp_path / "pi", sub_models=[0, 2], precision="fp32", fusion=True)
     pixels = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
-    part = LocalEnsemble.from_pretrained(tmp_path / "pi", sub_models=[0, 2]).predict(pixels)
-    whole = LocalEnsemble.from_pretrained(root).predict(pixels, absent=[1])
+    part = EDViTRuntime.from_pretrained(tmp_path / "pi", sub_models=[0, 2]).predict(pixels)
+    whole = EDViTRuntime.from_pretrained(root).predict(pixels, absent=[1])
     assert np.array_equal(part.probabilities, whole.probabilities)
 
 
@@ -223,6 +223,19 @@ def test_the_command_line_tells_what_it_fetched(published, tmp_path):
     assert "--output" in refused.output
 
 
+def test_a_path_that_is_written_in_a_roundabout_way_names_the_same_file(tmp_path):
+    root = tmp_path / "origin"
+    manifest = write_publishable(root)
+    entry = manifest.sub_models[1]
+    first = replace(entry.variants[0], file="./sub_models/01//onnx/./model.onnx")
+    entries = [manifest.sub_models[0], replace(entry, variants=[first]), manifest.sub_models[2]]
+    replace(manifest, sub_models=entries).save(root)
+    options = {"sub_models": [1], "precision": "fp32", "output": tmp_path / "device"}
+    pull(str(root), **options)
+    assert (tmp_path / "device/sub_models/01/onnx/model.onnx").is_file()
+    assert pull(str(root), **options).unchanged
+
+
 def test_raw_input_files_are_taken_on_request(published, tmp_path):
     manifest = Manifest.load(published[1])
     entry = manifest.sub_models[2]
@@ -238,8 +251,8 @@ def test_raw_input_files_are_taken_on_request(published, tmp_path):
 PULL = """
 from edvit_hf.hub import pull
 done = pull({repo!r}, sub_models=[1], precision="fp32", fusion=True, output={output!r})
-from edvit_hf.runtime import LocalEnsemble
-LocalEnsemble.from_pretrained({output!r}, sub_models=[1])
+from edvit_hf.runtime import EDViTRuntime
+EDViTRuntime.from_pretrained({output!r}, sub_models=[1])
 import sys
 print(sorted({{"torch", "transformers", "safetensors", "numpy", "huggingface_hub"}} & sys.modules.keys()))
 """

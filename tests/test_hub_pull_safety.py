@@ -15,7 +15,7 @@ import pytest
 from edvit_hf.errors import ManifestError, WorkDirError
 from edvit_hf.hub import pull
 from edvit_hf.hub import source as source_module
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from hub_ensemble import files_of, pull_small, write_publishable
 from hub_server import Fault
 
@@ -108,7 +108,7 @@ class Stop(BaseException):
 
 def loads(folder):
     try:
-        return LocalEnsemble.from_pretrained(folder, sub_models=[2]).manifest.ensemble.id
+        return EDViTRuntime.from_pretrained(folder, sub_models=[2]).manifest.ensemble.id
     except Exception:
         return None
 

@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest import (
     SCHEMA_VERSION,
+    Calibration,
     ContentFile,
     DeviceProfile,
     EnsembleEntry,

@@ -10,7 +10,7 @@ import yaml
 from optimum.commands.optimum_cli import main
 
 from edvit_hf.manifest import Manifest
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from tiny_export import one_layer_model, save_ensemble
 
 
@@ -60,7 +60,7 @@ def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble,
     assert manifest.ensemble.accuracy_note == entry.variants[0].accuracy_note == reason
     assert manifest.ensemble.gates is None
     assert manifest.ensemble.parity.num_items == 64 * 2  # random token numbers at two lengths
-    loaded = LocalEnsemble.from_pretrained(output, precision="int8")
+    loaded = EDViTRuntime.from_pretrained(output, precision="int8")
     assert loaded.manifest == manifest
     assert loaded("word1 word2").labels[0] in manifest.label_names
     assert sorted(ensemble.rglob("*")) == before  # the source is left as it was
@@ -148,6 +148,6 @@ def test_a_full_disk_while_copying_is_one_line_and_leaves_nothing(ensemble, tmp_
         raise shutil.Error([("a", "b", "[Errno 28] No space left on device")])
 
     monkeypatch.setattr(shutil, "copytree", full)
-    with pytest.raises(SystemExit, match="cannot be written.*No space left"):
+    with pytest.raises(SystemExit, match=r"cannot be written.*No space left"):
         call(monkeypatch, "export", "edvit", "--model", ensemble, "--profile", "raspberry-pi-5", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edvit_hf.errors import EDViTError, QuorumError
+from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
-from edvit_hf.runtime.pools import SCHEDULES, options_for, threads_for, usable_cores
+from edvit_hf.runtime.pools import SCHEDULES, options_for, threads_for
 from edvit_hf.runtime.scheduling import measure_schedules, quickest
-from edvit_hf.runtime.sessions import session_options
+from edvit_hf.runtime.sessions import session_options, usable_cores
 from tiny_ensemble import SIZE, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
@@ -67,18 +67,28 @@ def test_an_unknown_schedule_or_engine_is_named(root):
         EDViTRuntime.from_pretrained(root, engine="ray")
 
 
-def test_in_turn_runs_one_at_a_time_and_workers_at_once():
-    def overlaps(schedule):
-        stubs = [Stub(0.03) for _ in range(3)]
-        engine = engine_of(stubs, schedule)
-        request = engine.request({"pixel_values": np.zeros(SHAPE, np.float32)})
-        for pending in [engine.submit(index, request) for index in range(3)]:
-            assert pending.result().compute_ms >= 29
-        runs = sorted(stub.runs[0] for stub in stubs)
-        return [later[0] < earlier[1] for earlier, later in pairwise(runs)]
+def test_in_turn_runs_one_at_a_time():
+    stubs = [Stub(0.03) for _ in range(3)]
+    engine = engine_of(stubs, "in_turn")
+    request = engine.request({"pixel_values": np.zeros(SHAPE, np.float32)})
+    for pending in [engine.submit(index, request) for index in range(3)]:
+        assert pending.result().compute_ms >= 29
+    runs = [stub.runs[0] for stub in stubs]
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(runs))
 
-    assert overlaps("in_turn") == [False, False]
-    assert overlaps("workers") == [True, True]
+
+def test_workers_run_at_once():
+    everybody = threading.Barrier(3)
+
+    class Meeting(Stub):
+        def run(self, names, feeds, options=None):
+            everybody.wait(30)  # breaks unless all three are here
+            return super().run(names, feeds, options)
+
+    engine = engine_of([Meeting() for _ in range(3)], "workers")
+    request = engine.request({"pixel_values": np.zeros(SHAPE, np.float32)})
+    for pending in [engine.submit(index, request) for index in range(3)]:
+        pending.result()
 
 
 def test_one_thread_or_one_sub_model_leaves_nothing_to_time(root, monkeypatch):
@@ -99,9 +109,9 @@ def test_timing_stops_when_its_time_is_over_and_takes_turns():
     request = engines["in_turn"].request({"pixel_values": np.zeros(SHAPE, np.float32)})
     begin = time.perf_counter()
     found = measure_schedules(engines, request, seconds=0.15)
-    assert 0.15 < time.perf_counter() - begin < 1.5
+    assert time.perf_counter() - begin > 0.15
     assert len({len(times) for times in found.values()}) == 1
-    assert 1 <= len(found["workers"]) < 40
+    assert 1 <= len(found["workers"]) <= 5  # each round takes 0.03 s at least
 
 
 @pytest.mark.parametrize(("schedule", "models", "threads", "expected"), [
@@ -154,32 +164,15 @@ def test_a_run_nobody_waits_for_is_stopped_and_the_session_stays_usable(tmp_path
     session = onnxruntime.InferenceSession(tmp_path / "slow.onnx", session_options(1))
     engine = engine_of([session], "in_turn")
     request = engine.request({"pixel_values": np.ones(SHAPE, np.float32)})
-    whole = min(engine.submit(0, request).result().compute_ms for _ in range(2)) / 1e3
-    begin = time.perf_counter()
     pending, waiting = engine.submit(0, request), engine.submit(0, request)
     assert waiting.cancel()  # it had not begun
-    time.sleep(whole / 10)
+    while not pending.running():
+        time.sleep(0.001)
     assert not pending.cancel()
-    with pytest.raises(EDViTError, match="was stopped"):
-        pending.result(timeout=10)
-    assert time.perf_counter() - begin < 0.8 * whole
+    with pytest.raises(EDViTError, match="was stopped"):  # and not a response: its end was never reached
+        pending.result(timeout=30)
     first, second = (engine.submit(0, request).result() for _ in range(2))
     np.testing.assert_array_equal(first.features, second.features)
-
-
-def test_in_turn_only_the_one_that_hangs_is_left_alone(root):
-    sound = EDViTRuntime.from_pretrained(root, num_threads=1).coordinator.engine
-    sessions = {**sound.sessions, 0: Stub(0.35)}
-    probe = {"pixel_values": np.zeros(SHAPE, np.float32)}
-    engine = LocalEngine(sessions, content_hash="", probe=probe)
-    engine._content_hash = EDViTRuntime.from_pretrained(root, num_threads=1).manifest.ensemble.content_hash
-    config = CoordinatorConfig(deadline_ms=150, quorum=1, probe_pause_s=30, longest_probe_pause_s=30)
-    runtime = EDViTRuntime.from_pretrained(root, engine=engine, config=config)
-    for _ in range(2):
-        with pytest.raises(QuorumError):
-            runtime.predict(PIXELS)
-        time.sleep(0.25)
-    assert runtime.predict(PIXELS).missing == {0: "breaker"}  # the two that waited behind it are not blamed
 
 
 def test_a_hundred_threads_get_the_same_bits(root):

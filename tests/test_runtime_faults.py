@@ -169,6 +169,16 @@ def test_a_graph_of_another_width_is_refused_before_the_first_request(root):
         load(root)
 
 
+def test_a_fusion_head_with_weights_in_another_file_is_refused_too(root):
+    path = root / "onnx/fusion.onnx"
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (path.parent / "weights.bin").is_file()
+    bless(root, "onnx/fusion.onnx")
+    with pytest.raises(ManifestError, match=r"onnx/fusion\.onnx: expected a graph that holds its weights itself"):
+        load(root)
+
+
 def external_weights(root, leads_to):
     """A graph whose weights lie in another file of its folder."""
     tensor = weights("w", FEATURES)
@@ -200,7 +210,8 @@ def test_weights_in_another_file_are_refused_wherever_it_leads(root, tmp_path_fa
         load(root)
 
 
-def test_a_graph_that_asks_for_a_terabyte_is_our_error_and_the_process_lives(root):
+@pytest.mark.parametrize("schedule", ["in_turn", "auto"])
+def test_a_graph_that_asks_for_a_terabyte_costs_its_sub_model_and_the_process_lives(root, schedule):
     shape = numpy_helper.from_array(np.array([2**38], np.int64), "shape")
     save_graph(
         root / GRAPH,
@@ -213,8 +224,8 @@ def test_a_graph_that_asks_for_a_terabyte_is_our_error_and_the_process_lives(roo
         [shape, weights("w", FEATURES), weights("v", 2)],
     )  # fmt: skip
     bless(root)
-    with pytest.raises(EDViTError):
-        load(root).predict(PIXELS)
+    with EDViTRuntime.from_pretrained(root, num_threads=2, schedule=schedule) as runtime:
+        assert runtime.predict(PIXELS).missing == {1: "failed"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -94,7 +94,14 @@ def test_any_text(runtimes, text):
 
 
 plain_values = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([]), st.just({}), st.just("../x")
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.builds(list),
+    st.builds(dict),
+    st.just("../x"),
 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.runtime import LocalEnsemble
+from edvit_hf.runtime import EDViTRuntime
 from tiny_ensemble import write_tiny_ensemble
 
 SPACE = Path(__file__).resolve().parents[1] / "space_app"
@@ -61,7 +61,7 @@ def test_the_page_gets_what_it_needs_and_nothing_else(script, ensemble, space, c
     assert (space / "model/MODEL_CARD.md").read_text() == "the card"
     assert str(space / "model") in capsys.readouterr().out
     pixels = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
-    original, copied = (LocalEnsemble.from_pretrained(folder) for folder in (ensemble, space / "model"))
+    original, copied = (EDViTRuntime.from_pretrained(folder) for folder in (ensemble, space / "model"))
     assert np.array_equal(original.predict(pixels).probabilities, copied.predict(pixels).probabilities)
     assert (space / "requirements.txt").read_text() == (SPACE / "requirements.txt").read_text()
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from edvit_hf import LocalEnsemble
+from edvit_hf import EDViTRuntime
 from edvit_hf.errors import RecipeError
 from edvit_hf.manifest import Manifest
 from edvit_hf.recipe import load_recipe, run
@@ -64,7 +64,7 @@ def test_what_is_published_reads_raw_input_without_torch_and_agrees_with_the_tes
     assert FILES[kind] <= found
     manifest = Manifest.load(published)
     assert manifest.ensemble.task == TASKS[kind]["task"]
-    ensemble = LocalEnsemble.from_pretrained(published)
+    ensemble = EDViTRuntime.from_pretrained(published)
     answer = ensemble(folder / "data/test/tone_2/000.wav") if kind == "audio" else ensemble("the rain and the snow")
     assert answer.probabilities.shape == (1, 4)
     measured = measure_exported(published, task_recipe(folder, TASKS[kind], **CHANGES[kind]))

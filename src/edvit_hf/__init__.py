@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         EDViTModel,
     )
     from edvit_hf.recipe import Recipe
-    from edvit_hf.runtime import EDViTRuntime, LocalEnsemble
+    from edvit_hf.runtime import EDViTRuntime
 
 _PUBLIC = {
     "EDViTConfig": "edvit_hf.auto",
@@ -28,7 +28,6 @@ _PUBLIC = {
     "EDViTForImageClassification": "edvit_hf.auto",
     "EDViTForSequenceClassification": "edvit_hf.auto",
     "EDViTRuntime": "edvit_hf.runtime",
-    "LocalEnsemble": "edvit_hf.runtime",
     "Manifest": "edvit_hf.manifest",
     "Recipe": "edvit_hf.recipe",
 }
@@ -40,7 +39,6 @@ __all__ = [
     "EDViTForSequenceClassification",
     "EDViTModel",
     "EDViTRuntime",
-    "LocalEnsemble",
     "Manifest",
     "Recipe",
     "__version__",

@@ -103,7 +103,10 @@ def export_tables(report: dict[str, Any]) -> list[Table | str]:
         variants.add_row(f"whole {name}", " ".join(row["profiles"]) or "any", *_sizes(row), "", "", "")
     parts: list[Table | str] = [variants]
     if report["accuracy_note"]:
-        parts.append(f"accuracy: {report['accuracy_note']}; int8 and fp16 files passed no gate")
+        parts.append(f"accuracy: {report['accuracy_note']}")
+    gated = [row for row in report["variants"] if row["precision"] != "fp32" and row["inputs"] == "prepared"]
+    if names := [row["name"] for row in gated if row["gate"] is None]:
+        parts.append(f"passed no gate: {', '.join(names)}")
     return parts
 
 

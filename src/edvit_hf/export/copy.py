@@ -38,7 +38,7 @@ def copied_ensemble(source: str | Path, target: Path, *, revision: str | None = 
 
     Raises:
         CheckpointError: If `source` is neither, or cannot be fetched.
-        WorkDirError: If `target` holds something, or lies inside `source`.
+        WorkDirError: If `target` holds something, lies inside `source`, or cannot be written.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise WorkDirError(f"{target} exists and is not empty; an export never mixes with other files. Name another.")
@@ -53,10 +53,16 @@ def copied_ensemble(source: str | Path, target: Path, *, revision: str | None = 
     partial = target.with_name(target.name + _PARTIAL_SUFFIX)
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        if is_local:
-            shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-        else:
-            _copy_data(folder, partial)
+        try:
+            if is_local:
+                shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+            else:
+                _copy_data(folder, partial)
+        except OSError as error:  # `shutil.Error`, which lists what failed, is one
+            raise WorkDirError(
+                f"The copy of {source} cannot be written to {partial}: {error}. Nothing of it is kept. Free space or "
+                "correct the permissions, then run the export again."
+            ) from error
         yield partial
         if target.is_dir():
             target.rmdir()

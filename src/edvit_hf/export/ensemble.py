@@ -161,16 +161,25 @@ def _possible(wanted: Sequence[Wanted], config: ExportConfig, calibration: Calib
 
 
 def _transform(root: Path, model: EDViTPreTrainedModel, config: ExportConfig) -> Transform | None:
-    """What prepares inputs, where it is to go inside the graphs."""
+    """What prepares inputs, where it is to go inside the graphs; read in any case, since devices prepare by it.
+
+    Raises:
+        CheckpointError: If its files are damaged.
+        EDViTError: If texts are to be prepared inside a graph.
+    """
+    task = task_of(model.config)
+    try:
+        transform = load_transform(root, task)
+    except DataError as error:
+        raise CheckpointError(f"Expected a saved ensemble with what prepares its inputs in {root}: {error}") from error
     if not config.with_preprocessing:
         return None
-    task = task_of(model.config)
     if task == "text-classification":
         raise EDViTError(
             "Expected an ensemble of images or sounds to put the preprocessing inside its graphs, got one of texts. "
             "A tokenizer has no ONNX operators that every runtime knows. Export without `with_preprocessing`."
         )
-    return load_transform(root, task)
+    return transform
 
 
 def _num_files(build: GraphBuilder, wanted: Sequence[Wanted]) -> int:

@@ -22,6 +22,7 @@ class GraphSession:
     """One ONNX file on onnxruntime's CPU provider.
 
     Raises:
+        ExportGateError: If onnxruntime cannot open it.
         MissingExtraError: If onnxruntime is not installed.
     """
 
@@ -32,7 +33,15 @@ class GraphSession:
             raise MissingExtraError("Checking an export", "export", "onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's, which have no common class
+            reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+            raise ExportGateError(
+                f"{path.name}: expected a graph that runs, but onnxruntime {onnxruntime.__version__} cannot open it: "
+                f"{reason}. No device with it could either. Export with a lower opset, or leave this kind of file out "
+                "(`precisions`)."
+            ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -83,7 +83,9 @@ def _inputs_of(graph: "GraphProto") -> set[str]:
 
 def _join_operator_sets(joined: "ModelProto", parts: "Sequence[ModelProto]") -> None:
     """The newest version of each operator set that any part names, and the newest file format."""
-    versions = {entry.domain: entry.version for model in [joined, *parts] for entry in model.opset_import}
+    versions: dict[str, int] = {}
+    for entry in [entry for model in [joined, *parts] for entry in model.opset_import]:
+        versions[entry.domain] = max(entry.version, versions.get(entry.domain, 0))
     del joined.opset_import[:]
     for domain, version in versions.items():
         entry = joined.opset_import.add()

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 STAGING_NAME = ".export"
 COMMITTED_NAME = ".export-committed"
+_GRAPH_SUFFIX = ".onnx"
 _FORMER = "former.json"  # in the committed folder: the manifest that was there before
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -110,7 +111,8 @@ def _move_in(committed: Path, root: Path, manifest: Manifest) -> None:
     except ManifestError:
         former = set()
     for file in former - {variant.file for variant in manifest.variants}:
-        (root / file).unlink(missing_ok=True)
+        if file.endswith(_GRAPH_SUFFIX):  # a manifest from elsewhere may name weights
+            (root / file).unlink(missing_ok=True)
     (committed / MANIFEST_NAME).replace(root / MANIFEST_NAME)
     shutil.rmtree(committed, ignore_errors=True)
 
@@ -129,14 +131,37 @@ def keep_former(root: Path, identity: str, exported: Exported) -> None:
     new_names = set(exported.names)
     for name in dict.fromkeys(v.name for v in former.sub_models[0].variants if v.name not in new_names):
         variants = [v for entry in former.sub_models for v in entry.variants if v.name == name]
-        if len(variants) == len(exported.sub_models) and _are_intact(root, variants):
+        complete = len(variants) == len(exported.sub_models)
+        if complete and _made_of_files_now(former, exported, variants[0]) and _are_intact(root, variants):
             for files, variant in zip(exported.sub_models, variants, strict=True):
                 files.append(variant)
             for kept, figures in _figures(former, exported):
                 if name in kept:
                     figures[name] = kept[name]
     files_now = {variant.file for variant in exported.whole}
-    exported.whole += [v for v in former.whole if v.file not in files_now and _are_intact(root, [v])]
+    others = [v for v in former.whole if v.file not in files_now]
+    exported.whole += [v for v in others if _made_of_files_now(former, exported, v) and _are_intact(root, [v])]
+
+
+def _made_of_files_now(former: Manifest, exported: Exported, variant: Variant) -> bool:
+    """Whether the sub-models' files that a raw or whole graph holds copies of are still those it was made of.
+
+    It passed no gate of its own: beside newer files it would pass for what was measured on them.
+    """
+    known = [v for entry in former.sub_models for v in entry.variants]
+    if variant in known and variant.inputs == "prepared":
+        return True  # made of nothing but the weights
+
+    def way(v: Variant) -> tuple[str, ...]:
+        how = v.quantization
+        return (v.precision, *(() if how is None else (how.preset, how.mode, how.weight_type)))
+
+    before = {v.file: v.sha256 for v in known if v.inputs == "prepared" and way(v) == way(variant)}
+    now = {v.file: v.sha256 for files in exported.sub_models for v in files}
+    if all(now.get(file) == sha256 for file, sha256 in before.items()):
+        return True
+    logger.warning("export: dropping %s of an earlier export: it was made of files that are no more", variant.file)
+    return False
 
 
 def _figures(former: Manifest, exported: Exported) -> list[tuple[Figures, Figures]]:

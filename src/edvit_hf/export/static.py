@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.export.config import CalibrationMethod
 from edvit_hf.export.gates import as_feeds
 from edvit_hf.export.graph_edits import load_graph
 from edvit_hf.export.int8_graph import read_originals
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime.quantization import TensorsData
 
-CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 _PERCENTILE = 99.999  # as Optimum's preset
 _ENTROPY_BINS = 256  # onnxruntime's 128 leave one candidate, the full range; 1024 took 7 times as long, no closer
 _BATCH = 16

@@ -178,27 +178,30 @@ def _staging(folder: Path) -> Iterator[Path]:
             if error.errno in _FULL:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        with contextlib.suppress(OSError):  # gone, or it holds what an earlier try has gathered
-            partial.rmdir()
+        finally:
+            with contextlib.suppress(OSError):  # gone, or it holds what was gathered
+                partial.rmdir()
 
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Make a folder and lock it: the folder itself, so that no other file has to lie there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
     while True:
-        handle = os.open(folder, os.O_RDONLY)
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if _is_open_at(handle, folder):
+            if _is_open_at(handle, folder):  # else it was finished and renamed while we waited
                 yield
                 return
         finally:
             os.close(handle)  # and with it the lock
-        folder.mkdir(parents=True, exist_ok=True)  # the one we waited for was renamed when it was finished
 
 
 def _is_open_at(handle: int, path: Path) -> bool:

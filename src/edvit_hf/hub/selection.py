@@ -184,20 +184,25 @@ def _selection(manifest: Manifest, chosen: Mapping[int, Variant], fuses: bool) -
                 f"Expected ONNX graphs, got {variant.file!r} in the manifest. A file of another kind could run code "
                 "when it is opened, so it is not fetched. Do not use this ensemble."
             )
-        needed.append(NeededFile(file=variant.file, sha256=variant.sha256, bytes=variant.bytes))
+        needed.append(NeededFile(file=_plain(variant.file), sha256=variant.sha256, bytes=variant.bytes))
     names = [f"{manifest.sub_models[index].path}/config.json" for index in chosen]
     processor = [name for name in _PROCESSOR_FILES if name in manifest.content]
     for name in [*names, *processor]:
         if name not in manifest.content:
             raise ManifestError(f"The manifest vouches for no {name}, which a device needs. Export the ensemble again.")
         entry = manifest.content[name]
-        needed.append(NeededFile(file=name, sha256=entry.sha256, bytes=entry.bytes))
+        needed.append(NeededFile(file=_plain(name), sha256=entry.sha256, bytes=entry.bytes))
     if manifest.preprocessing not in processor:
         raise ManifestError(
             f"The manifest vouches for no {manifest.preprocessing}, without which no input can be prepared. Export the "
             "ensemble again."
         )
     return Selection(variants=dict(chosen), fusion=head, files=needed)
+
+
+def _plain(path: str) -> str:
+    """Without "." and doubled slashes, which a manifest may hold and no listing of a folder does."""
+    return PurePosixPath(path).as_posix()
 
 
 def _check_profile(manifest: Manifest, profile: str) -> None:

@@ -170,7 +170,8 @@ class Manifest:
 
         Args:
             root (`Path`): Ensemble folder.
-            sub_models (`Sequence[int]`): Only these (a device holds its own). The fusion head always is.
+            sub_models (`Sequence[int]`): Only these, without whole graphs (a device holds its own). The fusion head
+                always is.
             precision (`str`): Only files of this precision, where the owner has one.
 
         Raises:
@@ -182,4 +183,7 @@ class Manifest:
         for entry in [*entries, self.fusion]:
             wanted = [v for v in entry.variants if precision in (None, v.precision)]
             for variant in wanted or entry.variants:
+                verify_file(Path(root), variant)
+        for variant in self.whole if sub_models is None else ():
+            if precision in (None, variant.precision):
                 verify_file(Path(root), variant)

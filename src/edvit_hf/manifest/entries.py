@@ -132,10 +132,14 @@ def select_variant(
 ) -> Variant:
     """The first variant of `precision` made for `profile`, else the first that suits it, else one for any hardware.
 
+    Dynamic int8 comes before static, in whatever order they were exported: who asks runs it on a processor, where
+    static int8 is slower, and a Jetson's static file is for its GPU.
+
     Raises:
         ManifestError: If no file fits; the message lists what there is.
     """
     matching = [v for v in variants if v.precision == precision and v.inputs == inputs]
+    matching.sort(key=lambda v: v.quantization is not None and v.quantization.mode == "static")  # keeps other order
     if profile is None:
         suited = matching
     else:

@@ -104,7 +104,7 @@ def content_files(root: Path | str) -> dict[str, ContentFile]:
     folder. Cards, code, placements and exported graphs are left out: none changes an answer.
 
     Raises:
-        ManifestError: If the folder holds no such file, or one that leads out of it.
+        ManifestError: If the folder holds no such file. Links are followed: the Hub's cache is made of them.
     """
     root = Path(root)
     folders = [root, *sorted(p for p in root.glob("sub_models/*") if p.is_dir())]

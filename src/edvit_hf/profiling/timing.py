@@ -18,7 +18,7 @@ MIN_UNDISTURBED, MAX_ROUNDS_FACTOR = 3, 3
 
 
 def open_session(graph: bytes | Path, threads: int, *, trace: Path | None = None) -> onnxruntime.InferenceSession:
-    """A session on one graph with a fixed number of threads that do not spin, as `LocalEnsemble` opens it.
+    """A session on one graph with a fixed number of threads that do not spin, as `EDViTRuntime` opens it.
 
     Args:
         graph: The model, or its file.

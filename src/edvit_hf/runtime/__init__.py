@@ -20,7 +20,6 @@ from edvit_hf.runtime.messages import (
     UnavailableError,
 )
 
-LocalEnsemble = EDViTRuntime  # its former name
 
 __all__ = [
     "AbsentAnswer",
@@ -34,7 +33,6 @@ __all__ = [
     "FaultyEngine",
     "Gathered",
     "LocalEngine",
-    "LocalEnsemble",
     "MonotonicClock",
     "Outcome",
     "Pending",

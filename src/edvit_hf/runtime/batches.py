@@ -1,7 +1,7 @@
 """Several inputs: grouped into requests, prepared ahead, and answered one by one whatever becomes of the others."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,13 @@ def _stream(
 ) -> Iterator[Outcome]:
     with ThreadPoolExecutor(1, thread_name_prefix="edvit-prepare") as pool:
 
-        def next_prepared() -> Future[Prepared] | None:
-            chunk = list(islice(sources, batch_size))
-            return pool.submit(prepare, runtime.transform, chunk) if chunk else None
+        def take() -> Prepared:
+            return prepare(runtime.transform, list(islice(sources, batch_size)))
 
-        start, coming = 0, next_prepared()
-        while coming is not None:
-            prepared = coming.result()
-            coming = next_prepared()
+        # Taken on the pool's thread: an answer must not wait until a camera has its next picture.
+        start, coming = 0, pool.submit(take)
+        while prepared := coming.result():
+            coming = pool.submit(take)
             yield from _answer_prepared(runtime, prepared, absent, start)
             start += len(prepared)
 

@@ -36,7 +36,7 @@ class Breakers:
             misses_to_open: None: they never open.
             first_pause: Seconds from opening to the first probe.
             longest_pause: Seconds between probes at most.
-            on_open: Called with the index and the seconds to wait when a probe is due; not under the lock.
+            on_open: Called with the index and the seconds until a probe is due, after a bad probe too; not locked.
         """
         self._states = {index: _State(pause=first_pause) for index in indices}
         self._misses_to_open = misses_to_open
@@ -55,18 +55,19 @@ class Breakers:
             if not state.is_open:  # an answer to an older request says nothing about now
                 state.misses, state.pause = 0, self._first
 
-    def miss(self, index: int, *, at_once: bool = False) -> None:
-        """It did not answer, or not well; `at_once`: the engine knows that it is gone."""
+    def miss(self, index: int, *, at_once: bool = False) -> bool:
+        """It did not answer, or not well; `at_once`: the engine knows that it is gone. True if this opened it."""
         with self._lock:
             state = self._states[index]
             state.misses += 1
             limit = self._misses_to_open
             if state.is_open or limit is None or not (at_once or state.misses >= limit):
-                return
+                return False
             state.is_open = True
             pause = state.pause
             state.pause = min(self._longest, 2 * state.pause)
         self._on_open(index, pause)
+        return True
 
     def probed(self, index: int, *, good: bool) -> None:
         """A probe came back, or did not in time."""

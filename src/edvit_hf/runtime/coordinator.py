@@ -9,7 +9,7 @@ import threading
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -117,7 +117,7 @@ class Coordinator:
         self._breakers = Breakers(
             range(self._num_sub_models), misses_to_open=self.config.misses_to_open,
             first_pause=self.config.probe_pause_s, longest_pause=self.config.longest_probe_pause_s,
-            on_open=self._schedule_probe,
+            on_open=partial(_if_alive, weakref.ref(self), Coordinator._schedule_probe),
         )  # fmt: skip
         self._counts: Counter[str] = Counter()
         self._missing: Counter[tuple[int, Reason]] = Counter()
@@ -225,34 +225,36 @@ class Coordinator:
             if reason in (*ON_REQUEST, "breaker"):
                 continue
             logger.warning("sub-model %d is missing from an answer: %s", index, reason)
-            if reason != "deadline" or (is_fair and index not in exchange.never_started):
-                self._breakers.miss(index, at_once=reason == "unavailable")
+            is_fault = reason != "deadline" or (is_fair and index not in exchange.never_started)
+            if is_fault and self._breakers.miss(index, at_once=reason == "unavailable"):
+                logger.warning("sub-model %d is left alone until it answers a probe", index)
         with self._counting:
             self._missing.update(exchange.missing.items())
         if not exchange.has_quorum:
             raise QuorumError(too_few(exchange), exchange.missing)
 
     def _schedule_probe(self, index: int, pause: float) -> None:
-        logger.warning("sub-model %d is left alone until it answers a probe", index)
         # The clock must not keep a runtime alive that everybody else has forgotten.
-        self._clock.call_at(self._clock.now() + pause, partial(_probe_if_alive, weakref.ref(self), index))
+        probe = partial(_if_alive, weakref.ref(self), Coordinator._probe, index)
+        self._clock.call_at(self._clock.now() + pause, probe)
 
     def _probe(self, index: int) -> None:
         """Ask for a sign of life; whichever comes first, the answer or the time-out, decides."""
         if self.is_closed:
             return
         decided = threading.Lock()
+        breakers, content_hash = self._breakers, self._content_hash  # what is on its way must not hold the coordinator
 
         def decide(good: bool) -> bool:
             is_first = decided.acquire(blocking=False)
             if is_first:
-                self._breakers.probed(index, good=good)
+                breakers.probed(index, good=good)
             return is_first
 
         def arrived(pending: Pending[ProbeResponse]) -> None:
             try:
                 response = pending.result()
-                is_good = response.sub_model == index and response.content_hash == self._content_hash
+                is_good = response.sub_model == index and response.content_hash == content_hash
             except BaseException as error:  # whatever it is, it is no sign of life
                 logger.info("sub-model %d did not answer a probe: %s", index, error)
                 is_good = False
@@ -279,10 +281,10 @@ class Coordinator:
             self._counts[name] += 1
 
 
-def _probe_if_alive(coordinator: "weakref.ref[Coordinator]", index: int) -> None:
+def _if_alive(coordinator: "weakref.ref[Coordinator]", call: Callable[..., None], *arguments: Any) -> None:
     found = coordinator()
     if found is not None:
-        found._probe(index)
+        call(found, *arguments)
 
 
 def _had_fair_budget(exchange: Exchange, limit_ms: float | None) -> bool:

@@ -103,9 +103,7 @@ class EDViTRuntime:
                 f"Expected the engine `local` or an engine object, got {engine!r}. Nobody would carry the requests. "
                 "Pass the engine itself."
             )
-        root = ensemble_folder(
-            source, revision=revision, precision=precision, profile=profile, sub_models=sub_models
-        )  # fmt: skip
+        root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
         manifest = Manifest.load(root)
         carrier: Engine
         if isinstance(engine, str):
@@ -188,8 +186,9 @@ class EDViTRuntime:
     def stream(self, sources: Iterable[Any], absent: Sequence[int] = (), *, batch_size: int = 1) -> Iterator[Outcome]:
         """Answer for one source after the other as they come; the next are prepared while these are computed.
 
-        One source (or `batch_size` of them) is taken ahead of those whose answers are given. A source that cannot be
-        read, or an answer that fails, is an outcome with an error, and the stream goes on.
+        One source (or `batch_size` of them) is taken ahead of those whose answers are given, on a thread of the
+        stream's own: no answer waits for the source after it. A source that cannot be read, or an answer that fails,
+        is an outcome with an error, and the stream goes on.
 
         Raises:
             EDViTError: If an index is unknown or the runtime was closed.
