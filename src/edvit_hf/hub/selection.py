@@ -8,6 +8,7 @@ from typing import Literal
 
 from edvit_hf.errors import HubError, ManifestError, did_you_mean
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, load_profiles
+from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.placement_file import PlacedDevice, PlacementFile
 from edvit_hf.tasks import PROCESSOR_FILES
 
@@ -155,15 +156,11 @@ def _placed_variants(manifest: Manifest, placed: PlacedDevice, device: str) -> d
 
 
 def _variant_for(entry: SubModelEntry, profile: str | None, precision: str, inputs: str) -> Variant:
-    """The file of that precision made for the profile, else one that suits it, else one for any hardware."""
-    matching = [v for v in entry.variants if v.precision == precision and v.inputs == inputs]
-    for fits in (
-        lambda v: profile in v.profiles,
-        lambda v: profile is not None and v.suits(profile),
-        lambda v: not v.profiles,
-    ):
-        if found := next((v for v in matching if fits(v)), None):
-            return found
+    """The file of that precision that suits the profile best; without a profile one for any hardware."""
+    suited = suited_variants(entry.variants, precision, profile, inputs=inputs)
+    suited = [v for v in suited if profile is not None or not v.profiles]
+    if suited:
+        return suited[0]
     others = [v for v in entry.variants if v.inputs == inputs and not v.profiles]
     ways = " or ".join(f"--precision {name}" for name in dict.fromkeys(v.precision for v in others))
     where, raw = profile or "any hardware", " and raw inputs" if inputs == "raw" else ""

@@ -127,24 +127,33 @@ class Variant:
         return profile in self.profiles or same
 
 
-def select_variant(
-    variants: Sequence[Variant], precision: str, profile: str | None, owner: str, *, inputs: str = "prepared"
-) -> Variant:
-    """The first variant of `precision` made for `profile`, else the first that suits it, else one for any hardware.
+def suited_variants(
+    variants: Sequence[Variant], precision: str, profile: str | None, *, inputs: str = "prepared"
+) -> list[Variant]:
+    """The variants of `precision` made for `profile`, else those that suit it, else those for any hardware.
+
+    Without a profile every one of that precision.
 
     Dynamic int8 comes before static, in whatever order they were exported: who asks runs it on a processor, where
     static int8 is slower, and a Jetson's static file is for its GPU.
-
-    Raises:
-        ManifestError: If no file fits; the message lists what there is.
     """
     matching = [v for v in variants if v.precision == precision and v.inputs == inputs]
     matching.sort(key=lambda v: v.quantization is not None and v.quantization.mode == "static")  # keeps other order
     if profile is None:
-        suited = matching
-    else:
-        named = [v for v in matching if profile in v.profiles]
-        suited = named or [v for v in matching if v.suits(profile)] or [v for v in matching if not v.profiles]
+        return matching
+    named = [v for v in matching if profile in v.profiles]
+    return named or [v for v in matching if v.suits(profile)] or [v for v in matching if not v.profiles]
+
+
+def select_variant(
+    variants: Sequence[Variant], precision: str, profile: str | None, owner: str, *, inputs: str = "prepared"
+) -> Variant:
+    """The first of `suited_variants`.
+
+    Raises:
+        ManifestError: If no file fits; the message lists what there is.
+    """
+    suited = suited_variants(variants, precision, profile, inputs=inputs)
     if not suited:
         offered = [f"{v.name} for {', '.join(v.profiles) or 'any hardware'}" for v in variants]
         raise ManifestError(

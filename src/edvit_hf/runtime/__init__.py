@@ -20,7 +20,6 @@ from edvit_hf.runtime.messages import (
     UnavailableError,
 )
 
-
 __all__ = [
     "AbsentAnswer",
     "Answer",
