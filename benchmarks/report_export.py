@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from report_format import NAMES, Results, at, each, figure, goal, percent, reduce, source, table
+from report_format import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, source, table
 
 
 def export(results: Results, full: bool) -> list[str]:
@@ -17,9 +17,9 @@ def parity(results: Results, full: bool) -> list[str]:
     data = results.get("export_parity")
     if data is None:
         return []
-    rows = [row for row in at(data, "summary") or [] if row.get("inputs") == "prepared"]
+    rows = [row for row in at(data, "summary") or [] if at(row, "inputs") == "prepared"]
     worst = reduce(max, each(rows, "relative"))
-    names = sorted({name for row in rows for name in row["architectures"]})
+    names = sorted({name for row in rows for name in at(row, "architectures") or []})
     agreement = reduce(min, each(rows, "argmax_agreement"))
     text = (
         f"- fp32 graphs against torch, {len(names)} architectures ({', '.join(names)}), sub-models and whole "
@@ -31,8 +31,8 @@ def parity(results: Results, full: bool) -> list[str]:
     head = ["graph", "architectures", "inputs", "largest difference / largest logit", "same answer %"]
     every = [
         [
-            row["graph"], ", ".join(row["architectures"]), row["inputs"], figure(row.get("relative"), ".1e"),
-            percent(row.get("argmax_agreement"), 1),
+            at(row, "graph") or ABSENT, ", ".join(at(row, "architectures") or []), at(row, "inputs") or ABSENT,
+            figure(at(row, "relative"), ".1e"), percent(at(row, "argmax_agreement"), 1),
         ]
         for row in at(data, "summary") or []
     ]  # fmt: skip
@@ -45,8 +45,8 @@ def ensembles(results: Results, full: bool) -> list[str]:
     if data is None:
         return []
     found = at(data, "ensembles") or []
-    rows = [line for each_one in found for line in variant_lines(each_one)]
-    ratios = [ratio for one in found for ratio in each(one["variants"], "weight_ratio")]
+    rows = [line for one in found for line in variant_lines(one, full)]
+    ratios = [ratio for one in found for ratio in each(at(one, "variants"), "weight_ratio")]
     beside = reduce(max, [value / 1024 for value in each(found, "pull", "beside_bytes")])
     head = [
         "exported", "variant", "test %", "points to fp32", "int8 weights / fp32", "KiB per device", "ms",
@@ -64,25 +64,26 @@ def ensembles(results: Results, full: bool) -> list[str]:
     ]
 
 
-def variant_lines(ensemble: Any) -> list[list[str]]:
-    """The table's rows of one ensemble."""
-    reference = next((v.get("accuracy") for v in ensemble["variants"] if v["variant"] == "fp32"), None)
+def variant_lines(ensemble: Any, full: bool) -> list[list[str]]:
+    """The table's rows of one ensemble: every variant, or in short the first int8 one."""
+    variants, recipe = at(ensemble, "variants") or [], at(ensemble, "recipe") or "unknown"
+    reference = next((at(v, "accuracy") for v in variants if at(v, "variant") == "fp32"), None)
     lines = []
-    for row in ensemble["variants"]:
-        accuracy, gate, group = row.get("accuracy"), row.get("gate") or {}, row.get("worst_group")
-        has_both = accuracy is not None and reference is not None and row["variant"] != "fp32"
+    for row in variants if full else [v for v in variants if at(v, "weight_ratio")][:1]:
+        accuracy, ratio, size = at(row, "accuracy"), at(row, "weight_ratio"), at(row, "largest_file_bytes")
+        has_both = accuracy is not None and reference is not None and at(row, "variant") != "fp32"
         lines.append(
             [
-                NAMES.get(ensemble["recipe"], ensemble["recipe"]),
-                row["variant"],
+                NAMES.get(recipe, recipe),
+                at(row, "variant") or ABSENT,
                 percent(accuracy),
                 percent(accuracy - reference, 2, "+") if has_both else "",
-                "" if row.get("weight_ratio") is None else f"{row['weight_ratio']:.3f}",
-                figure(None if row.get("largest_file_bytes") is None else row["largest_file_bytes"] / 1024, ",.0f"),
-                figure(row.get("slowest_median_ms"), ".2f"),
-                flips(gate),
-                flips(group or {}),
-                "" if row.get("weight_ratio") is None else figure(row.get("kept_float")),
+                "" if ratio is None else f"{ratio:.3f}",
+                figure(None if size is None else size / 1024, ",.0f"),
+                figure(at(row, "slowest_median_ms"), ".2f"),
+                flips(at(row, "gate")),
+                flips(at(row, "worst_group")),
+                "" if ratio is None else figure(at(row, "kept_float")),
             ]
         )
     return lines
@@ -90,23 +91,22 @@ def variant_lines(ensemble: Any) -> list[list[str]]:
 
 def flips(figures: Any) -> str:
     """Net flips and how many are allowed; empty where no gate was asked."""
-    if figures.get("net_flips") is None:
-        return ""
-    return f"{figures['net_flips']} ({figure(figures.get('max_net_flips'))})"
+    net = at(figures, "net_flips")
+    return "" if net is None else f"{net} ({figure(at(figures, 'max_net_flips'))})"
 
 
 def seconds(results: Results, full: bool) -> list[str]:
     """How long ten sub-models in three variants take."""
     data = results.get("export_time")
+    made = source("export_time", {**(data or {}), "environment": data}, full)  # it has no block of its own for that
     lines = []
     for one in at(data, "ensembles") or []:
-        row = (one.get("rows") or [{}])[0]
+        row = next(iter(at(one, "rows") or []), None)
+        taken, limit = at(one, "median_seconds"), at(one, "limit_seconds") or 300
         lines.append(
-            f"- exporting {figure(row.get('num_sub_models'))} sub-models of the sizes of {one['ensemble']} in "
-            f"{len(row.get('variants') or [])} variants: {figure(one.get('median_seconds'))} s "
-            f"{goal(one.get('median_seconds'), one.get('limit_seconds') or 300, '≤', ' s')}, "
-            f"{figure(row.get('processor_seconds'))} s of processor, load average "
-            f"{figure(row.get('load_average_before'), '.1f')} on 2 cores before it "
-            f"(`export_time.json`, commit {str(at(data, 'commit') or 'unknown')[:9]})"
+            f"- exporting {figure(at(row, 'num_sub_models'))} sub-models of the sizes of {at(one, 'ensemble') or ABSENT} "
+            f"in {len(at(row, 'variants') or [])} variants: {figure(taken)} s {goal(taken, limit, '≤', ' s')}, "
+            f"{figure(at(row, 'processor_seconds'))} s of processor, load average "
+            f"{figure(at(row, 'load_average_before'), '.1f')} on 2 cores before it ({made})"
         )
     return [*lines, ""] if lines else []
