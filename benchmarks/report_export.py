@@ -103,8 +103,9 @@ def seconds(results: Results, full: bool) -> list[str]:
     for one in at(data, "ensembles") or []:
         row = next(iter(at(one, "rows") or []), None)
         taken, limit = at(one, "median_seconds"), at(one, "limit_seconds") or 300
+        sizes = at(one, "ensemble") or ABSENT
         lines.append(
-            f"- exporting {figure(at(row, 'num_sub_models'))} sub-models of the sizes of {at(one, 'ensemble') or ABSENT} "
+            f"- exporting {figure(at(row, 'num_sub_models'))} sub-models of the sizes of {sizes} "
             f"in {len(at(row, 'variants') or [])} variants: {figure(taken)} s {goal(taken, limit, '≤', ' s')}, "
             f"{figure(at(row, 'processor_seconds'))} s of processor, load average "
             f"{figure(at(row, 'load_average_before'), '.1f')} on 2 cores before it ({made})"
