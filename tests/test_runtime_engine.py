@@ -87,8 +87,9 @@ def test_workers_run_at_once():
 
     engine = engine_of([Meeting() for _ in range(3)], "workers")
     request = engine.request({"pixel_values": np.zeros(SHAPE, np.float32)})
-    for pending in [engine.submit(index, request) for index in range(3)]:
-        pending.result()
+    responses = [pending.result() for pending in [engine.submit(index, request) for index in range(3)]]
+    assert [response.sub_model for response in responses] == [0, 1, 2]
+    assert not everybody.broken
 
 
 def test_one_thread_or_one_sub_model_leaves_nothing_to_time(root, monkeypatch):

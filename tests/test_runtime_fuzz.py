@@ -57,7 +57,7 @@ def damaged(draw, content):
     return bytes(content)
 
 
-def answer_or_refusal(ask):
+def assert_answer_or_refusal(ask):
     """Nothing else may happen."""
     refusal = ""
     try:
@@ -76,7 +76,7 @@ def answer_or_refusal(ask):
 @given(data=st.data())
 def test_damaged_images(runtimes, kind, data):
     content = data.draw(st.one_of(damaged(whole_file(kind)), st.binary(max_size=60)))
-    answer_or_refusal(lambda: runtimes["image-classification"](content))
+    assert_answer_or_refusal(lambda: runtimes["image-classification"](content))
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "AIFF", "AU"])
@@ -84,13 +84,13 @@ def test_damaged_images(runtimes, kind, data):
 @given(data=st.data())
 def test_damaged_sounds(runtimes, kind, data):
     content = data.draw(st.one_of(damaged(whole_file(kind)), st.binary(max_size=60)))
-    answer_or_refusal(lambda: runtimes["audio-classification"](content))
+    assert_answer_or_refusal(lambda: runtimes["audio-classification"](content))
 
 
 @FUZZ
 @given(text=st.text(alphabet=st.characters(exclude_categories=[]), max_size=300))
 def test_any_text(runtimes, text):
-    answer_or_refusal(lambda: runtimes["text-classification"](text))
+    assert_answer_or_refusal(lambda: runtimes["text-classification"](text))
 
 
 plain_values = st.one_of(
@@ -143,6 +143,6 @@ def test_changed_and_damaged_manifests(folders, task, data):
     }[task]  # fmt: skip
     try:
         (folder / "manifest.json").write_bytes(changed)
-        answer_or_refusal(lambda: EDViTRuntime.from_pretrained(folder, num_threads=1)(source))
+        assert_answer_or_refusal(lambda: EDViTRuntime.from_pretrained(folder, num_threads=1)(source))
     finally:
         (folder / "manifest.json").write_bytes(text)
