@@ -297,7 +297,7 @@ def _recorded_cuts(
 
 def _fetched(repo: str, name: str) -> Path | None:
     """One small file of a Hub repository; None where the repository has none of that name."""
-    with named_extra("Planning an ensemble of the Hub", "torch"):
+    with named_extra("Planning an ensemble of the Hub", "hub"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     try:
