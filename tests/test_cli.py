@@ -1,6 +1,7 @@
 """The commands a user types, on a finished trip."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,7 +109,35 @@ def test_evaluate_agrees_with_the_results_of_the_run(finished_trip):
     results = json.loads((folder / "results.json").read_text())
     assert report["rows"][0]["accuracy"] == pytest.approx(results["rows"][1]["accuracy"], abs=1e-9)
     assert [row["absent"] for row in report["rows"]] == [[], [0], [1]]
+    for measured, recorded in zip(report["absent"], results["absent"], strict=True):
+        assert measured == pytest.approx(recorded, abs=1e-9), "onnxruntime answers as torch did"
     assert invoke("evaluate", folder, "--precision", "int8", "--max-items", 10).exit_code == 0
+
+
+def test_the_card_says_what_the_runtime_answers_and_evaluate_measures_it_anew(finished_trip, tmp_path):
+    folder = tmp_path / "ensemble"
+    shutil.copytree(ensemble_dir(finished_trip[1]), folder)
+    results = json.loads((folder / "results.json").read_text())
+    recorded = results["runtime"].pop("variants")
+    assert next(iter(recorded)) == "fp32"
+    assert [row["num_absent"] for row in recorded["fp32"]["absent"]] == [0, 1]
+    assert "answered by the runtime" in (folder / "README.md").read_text()
+
+    del results["runtime"]
+    (folder / "results.json").write_text(json.dumps(results))
+    measured = json.loads(invoke("evaluate", folder, "--save", "--format", "json").stdout)
+    saved = json.loads((folder / "results.json").read_text())["runtime"]
+    assert saved == measured
+    assert saved["variants"] == recorded
+    assert saved["command"] == "edvit evaluate DIR --save"
+
+    done = invoke("evaluate", folder, "--save", "--max-items", 3)
+    assert done.exit_code == 1
+    assert "--max-items" in done.output
+    (folder / "results.json").unlink()
+    done = invoke("evaluate", folder, "--save")
+    assert done.exit_code == 1
+    assert "results.json" in done.output
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from edvit_hf.card_tables import BASELINE_NOTE, NOT_RECORDED, splitting_finding
 from edvit_hf.card_words import ARCHITECTURES, KNOWN_DATA, TASK_WORDS, making_table
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import EDViTError
+from edvit_hf.manifest import hash_of_files
 from edvit_hf.model_card import NOT_MEASURED, CardData, render_card, template_path, write_card
 from edvit_hf.pruning.config import ImportanceMethod, PruneConfig
 from edvit_hf.tasks import TASKS
@@ -347,3 +348,46 @@ def test_the_hubs_own_check_of_the_metadata_passes(task, monkeypatch):
 def test_metadata_that_the_hub_would_refuse_is_refused_here(results, text):
     with pytest.raises(EDViTError, match=f"`{next(iter(text))}` of a card must be"):
         CardData.from_run(results, MANIFEST, **text)
+
+
+def runtime_record(manifest, changed=()):
+    """What the runtime measured of every variant; of those in `changed` the files are others now."""
+    names = dict.fromkeys(v.name for entry in manifest.sub_models for v in entry.variants)
+    variants = {}
+    for place, name in enumerate(names):
+        files = [v for entry in manifest.sub_models for v in entry.variants if v.name == name]
+        absent = [
+            {"num_absent": k, "accuracy_mean": mean, "accuracy_min": low, "accuracy_max": high, "num_subsets": 3}
+            for k, mean, low, high in ((0, 0.96, 0.96, 0.96), (1, 0.8125 - place / 100, 0.7, 0.875))
+        ]
+        files_hash = "0" * 64 if name in changed else hash_of_files(files)
+        variants[name] = {"files_hash": files_hash, "absent": absent, "macro_f1": 0.9}
+    return {
+        "command": "edvit evaluate DIR --save", "num_items": 450, "measured_on": "x86-avx2", "variants": variants,
+        "environment": {"commit": "1a2b3c4d5e6f", "date": "2026-11-26"},
+    }  # fmt: skip
+
+
+def test_the_runtimes_own_answers_with_sub_models_absent_stand_by_variant():
+    results = {**sample_results(), "runtime": runtime_record(MANIFEST)}
+    card = render_card(CardData.from_run(results, MANIFEST))
+    names = list(results["runtime"]["variants"])
+    assert len(names) > 1
+    assert f"| sub-models absent | subsets measured | {' | '.join(f'`{name}`' for name in names)} |" in card
+    assert "| 1 | 3 | 81.2 % (70.0 % to 87.5 %) |" in card
+    assert "goes from 96.0 % to 81.2 % on average, 70.0 % at worst" in card
+    assert "on hardware of kind `x86-avx2`, on 450 test items" in card
+    assert "| one sub-model absent | 81.2 % on average |" in card
+    assert "| answers of the runtime, absences by variant | `edvit evaluate DIR --save` |" in card
+
+
+def test_figures_of_files_that_changed_since_are_left_out():
+    names = list(runtime_record(MANIFEST)["variants"])
+    results = {**sample_results(), "runtime": runtime_record(MANIFEST, changed=names[1:])}
+    card = render_card(CardData.from_run(results, MANIFEST))
+    assert f"| sub-models absent | subsets measured | `{names[0]}` |\n" in card
+    results["runtime"] = runtime_record(MANIFEST, changed=names)
+    card = render_card(CardData.from_run(results, MANIFEST))
+    assert "| sub-models absent | subsets measured | torch |" in card
+    assert "the runtime's own answers are not measured" in card
+    assert "| answers of the runtime" not in card

@@ -48,7 +48,9 @@ def test_no_folder_of_this_machine_is_published(finished_trip, tmp_path):
     folders["evaluate"], folders["card"] = tmp_path / "evaluate", tmp_path / "card"
     folders["evaluate"].mkdir()
     (folders["evaluate"] / "results.json").write_text(json.dumps(results))
-    write_publishable(Trip(recipe, folders))
+    trip = Trip(recipe, folders)
+    vars(trip)["data"] = Trip(load_recipe(path), folders).data  # the folder is of another machine
+    write_publishable(trip)
     published = tmp_path / "card" / "ensemble"
     for name in ("results.json", "README.md", "placement.json", "manifest.json"):
         assert "somebody" not in (published / name).read_text(), name

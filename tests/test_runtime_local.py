@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.errors import DataError, EDViTError, ManifestError
+from edvit_hf.errors import DataError, EDViTError, ManifestError, QuorumError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.sessions import session_options
 from tiny_ensemble import FEATURES, SIZE, write_tiny_ensemble
@@ -229,6 +229,30 @@ def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_o
 def test_what_if_absent_is_empty_when_a_single_sub_model_is_loaded(root):
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     assert EDViTRuntime.from_pretrained(root, sub_models=[1]).what_if_absent(image) == []
+
+
+def test_predict_without_equals_asking_anew_and_runs_each_sub_model_once(ensemble, monkeypatch):
+    batch, ran = pixels(), []
+    submit = ensemble.coordinator.engine.submit
+    monkeypatch.setattr(
+        ensemble.coordinator.engine, "submit", lambda index, request: ran.append(index) or submit(index, request)
+    )
+    subsets = [(), (0,), (1, 2), (2,)]
+    answer, found = ensemble.predict_without(batch, subsets)
+    assert ran == [0, 1, 2]
+    assert np.array_equal(answer.probabilities, found[0])
+    for subset, probabilities in zip(subsets, found, strict=True):
+        assert np.array_equal(probabilities, ensemble.predict(batch, absent=subset).probabilities)
+    answer, (other,) = ensemble.predict_without(batch, [(0,)], absent=[1])
+    assert answer.present == (True, False, True)
+    assert np.array_equal(other, ensemble.predict(batch, absent=[0, 1]).probabilities)
+
+
+def test_predict_without_refuses_sets_that_leave_nobody_and_unknown_sub_models(ensemble):
+    with pytest.raises(QuorumError, match=r"\[0, 2\]"):
+        ensemble.predict_without(pixels(), [(0, 2)], absent=[1])
+    with pytest.raises(EDViTError, match="subsets"):
+        ensemble.predict_without(pixels(), [(7,)])
 
 
 def test_bytes_sent_are_shape_times_float32(ensemble):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edvit_hf.card_exports import accuracy_by_name, latency_ms, same_graph, variants_by_name
+from edvit_hf.card_runtime import absent_entries
 from edvit_hf.card_sources import figure_source
 from edvit_hf.card_tables import TFIDF, group_names, result_row, shortened
 from edvit_hf.errors import MissingExtraError
@@ -47,7 +48,7 @@ def draw_figures(results: Mapping[str, Any], assets_dir: Path, manifest: Manifes
     drawings: dict[str, tuple[str, Callable[[], Figure | None]]] = {
         "size": ("accuracy_size.png", lambda: accuracy_against_size(results)),
         "latency": ("accuracy_latency.png", lambda: accuracy_against_latency(manifest)),
-        "absent": ("accuracy_absent.png", lambda: accuracy_with_absent(results)),
+        "absent": ("accuracy_absent.png", lambda: accuracy_with_absent(results, manifest)),
         "groups": ("accuracy_groups.png", lambda: accuracy_per_group(results)),
     }
     paths = {}
@@ -152,9 +153,9 @@ def _timed(manifest: Manifest) -> list[tuple[str, list[float], float, bool]]:
     return found
 
 
-def accuracy_with_absent(results: Mapping[str, Any]) -> "Figure | None":
-    """Mean accuracy and min-max band with 0, 1, 2, ... sub-models absent."""
-    entries = [entry for entry in results.get("absent") or [] if entry.get("accuracy_mean") is not None]
+def accuracy_with_absent(results: Mapping[str, Any], manifest: Manifest | None = None) -> "Figure | None":
+    """Mean accuracy and min-max band with 0, 1, 2, ... sub-models absent, in fp32."""
+    entries = [entry for entry in absent_entries(results, manifest) if entry.get("accuracy_mean") is not None]
     if not entries:
         return None
     from matplotlib.ticker import MaxNLocator

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edvit_hf.card_exports import accuracy_by_name, latency_protocols
+from edvit_hf.card_runtime import runtime_variants
 from edvit_hf.card_tables import NOT_MEASURED, NOT_RECORDED, markdown_table, text_or_not
 from edvit_hf.manifest import Manifest
 
@@ -44,7 +45,8 @@ def sources_table(results: Mapping[str, Any], manifest: Manifest | None) -> str:
         machine_text(environment.get("machine")),
         _recorded(environment.get("date")),
     ]
-    return markdown_table(header, [run, *_export_lines(results, manifest, command, seed), *_latency_lines(manifest)])
+    exports = _export_lines(results, manifest, command, seed)
+    return markdown_table(header, [run, *exports, *_runtime_lines(results, manifest), *_latency_lines(manifest)])
 
 
 def _export_lines(results: Mapping[str, Any], manifest: Manifest | None, command: str, seed: str) -> list[list[str]]:
@@ -69,6 +71,25 @@ def _export_lines(results: Mapping[str, Any], manifest: Manifest | None, command
         return [[what, *[NOT_MEASURED] * 5]]
     only = len(lines) == 1
     return [[what if only else f"{what} of {', '.join(names)}", *source] for source, names in lines.items()]
+
+
+def _runtime_lines(results: Mapping[str, Any], manifest: Manifest | None) -> list[list[str]]:
+    """The runtime's answers with sub-models absent; no line where there are none: then torch's stand in the card."""
+    names = runtime_variants(results, manifest)
+    if not names:
+        return []
+    record = results["runtime"]
+    environment = record.get("environment") or {}
+    return [
+        [
+            "answers of the runtime, absences by variant",
+            f"`{record['command']}`" if record.get("command") else NOT_RECORDED,
+            "none",
+            short_commit(environment.get("commit")),
+            machine_text(environment.get("machine")),
+            _recorded(environment.get("date")),
+        ]
+    ]
 
 
 def _latency_lines(manifest: Manifest | None) -> list[list[str]]:

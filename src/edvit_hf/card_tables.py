@@ -206,12 +206,20 @@ def _short_verdict(results: Mapping[str, Any]) -> str:
     return "yes, in this run: every baseline of one device's size falls short" if verdict == "yes" else NOT_MEASURED
 
 
-def glance_table(results: Mapping[str, Any], dataset_name: str) -> str:
-    """What a reader wants to know first: task, accuracy, what a device holds, what an absence costs, the verdict."""
+def glance_table(
+    results: Mapping[str, Any], dataset_name: str, absent_entries: Sequence[Mapping[str, Any]] | None = None
+) -> str:
+    """What a reader wants to know first: task, accuracy, what a device holds, what an absence costs, the verdict.
+
+    Args:
+        results: Of the run.
+        dataset_name: In words.
+        absent_entries: What was measured with 0, 1, ... sub-models absent; None: what `results` says.
+    """
     teacher, ensemble = result_row(results, "teacher"), result_row(results, "ensemble")
     items = (results.get("dataset") or {}).get("num_test_items")
-    absent = {entry["num_absent"]: entry for entry in results.get("absent") or []}
-    one = absent.get(1, {})
+    absent = results.get("absent") or [] if absent_entries is None else absent_entries
+    one: Mapping[str, Any] = next((entry for entry in absent if entry["num_absent"] == 1), {})
     held, whole = (row.get("bytes_per_device", row.get("bytes")) for row in (ensemble, teacher))
     lines = [
         ["task", f"{results['task']}, {len(label_names(results))} labels"],
@@ -227,34 +235,6 @@ def glance_table(results: Mapping[str, Any], dataset_name: str) -> str:
 
 def _times(whole: float | None, held: float | None) -> str:
     return f", {whole / held:.1f} times as much" if whole and held else ""
-
-
-def absent_table(results: Mapping[str, Any]) -> str:
-    """Accuracy with k sub-models absent, over subsets of sub-models."""
-    header = ["sub-models absent", "mean accuracy", "lowest", "highest", "subsets measured"]
-    lines = [
-        [
-            str(entry["num_absent"]),
-            percent(entry.get("accuracy_mean")),
-            percent(entry.get("accuracy_min")),
-            percent(entry.get("accuracy_max")),
-            text_or_not(entry.get("num_subsets")),
-        ]
-        for entry in results.get("absent") or []
-    ]
-    return markdown_table(header, lines)
-
-
-def absent_finding(results: Mapping[str, Any]) -> str:
-    """One sentence on the cost of one absent sub-model."""
-    by_number = {entry["num_absent"]: entry for entry in results.get("absent") or []}
-    whole, one = by_number.get(0, {}), by_number.get(1, {})
-    if whole.get("accuracy_mean") is None or one.get("accuracy_mean") is None:
-        return f"The accuracy with one sub-model absent is {NOT_MEASURED}."
-    return (
-        f"With one sub-model absent the accuracy goes from {percent(whole['accuracy_mean'])} to "
-        f"{percent(one['accuracy_mean'])} on average, {percent(one.get('accuracy_min'))} at worst."
-    )
 
 
 def group_table(results: Mapping[str, Any]) -> str:

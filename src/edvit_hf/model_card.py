@@ -23,11 +23,10 @@ from edvit_hf.card_exports import (
 )
 from edvit_hf.card_figures import draw_figures
 from edvit_hf.card_javascript import PACKAGES, javascript, whole_graph
+from edvit_hf.card_runtime import absent_entries, absent_finding, absent_table
 from edvit_hf.card_sources import source_line, sources_table, stage_table, versions_line
 from edvit_hf.card_tables import (
     NOT_MEASURED,
-    absent_finding,
-    absent_table,
     cost_table,
     glance_table,
     group_names,
@@ -94,7 +93,7 @@ def _variables(card: CardData) -> dict[str, Any]:
         "results": results,
         "words": TASK_WORDS[task],
         "architecture": architecture(task, recipe),
-        "glance_table": glance_table(results, card.dataset_name),
+        "glance_table": glance_table(results, card.dataset_name, absent_entries(results, manifest)),
         "making_table": making_table(recipe),
         "is_distilled": (recipe.get("distill") or {}).get("objective") != "none",
         "num_test_items": card.run.dataset.get("num_test_items"),
@@ -113,8 +112,8 @@ def _variables(card: CardData) -> dict[str, Any]:
         "results_table": results_table(results),
         "cost_table": cost_table(results),
         "splitting_finding": splitting_finding(results),
-        "absent_table": absent_table(results),
-        "absent_finding": absent_finding(results),
+        "absent_table": absent_table(results, manifest),
+        "absent_finding": absent_finding(results, manifest),
         "group_table": group_table(results),
         "exports_finding": exports_finding(manifest),
         "files_table": files_table(manifest),

@@ -1,6 +1,6 @@
 """Tables for the terminal, from the same data that `--format json` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,22 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         groups = " ".join(f"{100 * a:.1f}" for a in row["per_group_accuracy"])
         absent = ", ".join(map(str, row["absent"])) or "none"
         table.add_row(absent, f"{100 * row['accuracy']:.2f}", f"{100 * row['macro_f1']:.2f}", groups)
+    return table
+
+
+def absent_table(variants: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Accuracy with 0, 1, ... sub-models absent: mean over the subsets, lowest to highest, for each variant."""
+    table = Table(title="accuracy with sub-models absent, %")
+    table.add_column("absent", justify="right")
+    table.add_column("subsets", justify="right")
+    for name in variants:
+        table.add_column(name, justify="right")
+    for rows in zip(*(variant["absent"] for variant in variants.values()), strict=True):
+        cells = [
+            f"{100 * row['accuracy_mean']:.2f} ({100 * row['accuracy_min']:.1f} to {100 * row['accuracy_max']:.1f})"
+            for row in rows
+        ]
+        table.add_row(str(rows[0]["num_absent"]), str(rows[0]["num_subsets"]), *cells)
     return table
 
 

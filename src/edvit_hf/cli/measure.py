@@ -29,23 +29,44 @@ def evaluate(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
     max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Measure every variant and record it in DIR/results.json, for `edvit card`.")
+    ] = False,
     output: FormatOption = Format.human,
 ) -> None:
-    """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with each sub-model absent."""
+    """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with sub-models absent.
+
+    The runtime answers, as on a device. With --save all variants and the whole split, whatever --precision says.
+    """
     start_logging(False)
     with plain_errors():
         from edvit_hf.recipe import load_recipe
-        from edvit_hf.recipe.measure import measure_exported
+        from edvit_hf.recipe.measure import measure_exported, save_measured
 
+        if save:
+            if max_items is not None:
+                raise DataError(
+                    f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
+                    "figures of a part as if they were of all. Leave one of the two out."
+                )
+            measured = save_measured(folder, load_recipe(recipe) if recipe else None)
+            if output is Format.json:
+                print_json(measured)
+                return
+            from edvit_hf.tables import absent_table
+
+            console.print(absent_table(measured["variants"]))
+            return
         result = measure_exported(
             folder, load_recipe(recipe) if recipe else None, precision=precision.value, max_items=max_items
         )
         if output is Format.json:
             print_json(result)
             return
-        from edvit_hf.tables import evaluation_table
+        from edvit_hf.tables import absent_table, evaluation_table
 
         console.print(evaluation_table(result))
+        console.print(absent_table({result["variant"]: result}))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from edvit_hf.manifest.hashes import (
     content_hash,
     file_sha256,
     hash_of_content,
+    hash_of_files,
     verify_file,
 )
 from edvit_hf.profiles import DeviceProfile, detect_profile, load_profiles
@@ -43,6 +44,7 @@ __all__ = [
     "detect_profile",
     "file_sha256",
     "hash_of_content",
+    "hash_of_files",
     "load_profiles",
     "verify_file",
 ]

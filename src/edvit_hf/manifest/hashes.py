@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -120,6 +120,12 @@ def content_files(root: Path | str) -> dict[str, ContentFile]:
 def hash_of_content(content: Mapping[str, ContentFile]) -> str:
     """Hex SHA-256 over paths and hashes: one number for all of an ensemble's content."""
     lines = sorted(f"{name} {entry.sha256}" for name, entry in content.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def hash_of_files(files: Iterable[Hashed]) -> str:
+    """Hex SHA-256 over paths and hashes of exported files: says whether figures of them still are."""
+    lines = sorted(f"{each.file} {each.sha256}" for each in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

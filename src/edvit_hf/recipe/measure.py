@@ -1,29 +1,40 @@
-"""`edvit evaluate DIR`: an exported ensemble on the test split of the recipe that made it."""
+"""An exported ensemble, measured by the runtime that devices use: whole, and with 1, 2, ... sub-models absent.
 
-from collections.abc import Iterator
+`edvit evaluate DIR` prints it for one variant; the card stage records it for every published one.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from edvit_hf.data import Augmentation, DatasetConfig, iterate_batches, load_task
-from edvit_hf.errors import RecipeError
-from edvit_hf.evaluation import evaluate
-from edvit_hf.recipe.schema import Recipe, dataset_from_values
+from edvit_hf.data import Augmentation, DatasetConfig, TaskData, iterate_batches, load_task
+from edvit_hf.ensemble_source import ensemble_folder
+from edvit_hf.errors import ManifestError, RecipeError
+from edvit_hf.evaluation import Evaluation, absent_subsets, evaluate
+from edvit_hf.manifest import Manifest, detect_profile, hash_of_files
+from edvit_hf.provenance import environment
+from edvit_hf.recipe.schema import EvaluateConfig, Recipe, dataset_from_values
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
-from edvit_hf.storage import read_json
+from edvit_hf.runtime.sessions import suited_variant
+from edvit_hf.storage import read_json, write_json
 
 TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 def measure_exported(
     folder: Path,
     recipe: Recipe | None = None,
     *,
-    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+    precision: Precision = "fp32",
     max_items: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with each sub-model absent.
+    """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with sub-models absent.
 
     Args:
         folder: A finished ensemble with `manifest.json`.
@@ -32,31 +43,78 @@ def measure_exported(
         max_items: Use only the first items of the test split.
 
     Returns:
-        `dict`: JSON-able; fractions in 0..1.
+        `dict`: JSON-able; fractions in 0..1. `rows`: the whole ensemble, then each sub-model absent alone; `absent`:
+            over subsets of k absent, as in `results.json`.
 
     Raises:
-        RecipeError: No dataset is known. ManifestError: the folder is no exported ensemble.
+        RecipeError: No dataset is known.
+        ManifestError: The folder is no exported ensemble, or a sub-model gives no usable features.
     """
-    # Without breakers: what one batch does to a sub-model must not decide about the next.
-    ensemble = EDViTRuntime.from_pretrained(
-        folder, precision=precision, schedule="in_turn", config=CoordinatorConfig(misses_to_open=None)
-    )
-    dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
-    task = ensemble.manifest.ensemble.task
-    data = load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == TEXT else None)
-    indices = np.arange(len(data.test) if max_items is None else min(max_items, len(data.test)))
-    groups = [list(group) for group in ensemble.manifest.class_groups]
+    data = _test_data(folder, recipe)
+    return {"ensemble": str(folder), **_measure(folder, data, precision, max_items=max_items)}
 
-    def row(absent: tuple[int, ...]) -> dict[str, Any]:
-        batches: Iterator[dict[str, Any]] = iterate_batches(data.test, 256, indices=indices)
-        result = evaluate(
-            lambda inputs: np.log(ensemble.predict(inputs, absent=absent).probabilities + 1e-12),
-            batches, num_labels=len(data.label_names), class_groups=groups,
-        )  # fmt: skip
-        return {"absent": list(absent), **result.to_row()}
 
-    one_absent = [row((i,)) for i in range(len(groups))] if len(groups) > 1 else []
-    return {"ensemble": str(folder), "precision": precision, "rows": [row(()), *one_absent]}
+def measured_by_runtime(
+    folder: Path,
+    data: TaskData | None = None,
+    config: EvaluateConfig | None = None,
+    *,
+    command: str,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Every published variant with prepared inputs, on the whole test split: what the card says of them.
+
+    Args:
+        folder: A finished ensemble with `manifest.json`.
+        data: Its dataset; None loads the one that `results.json` in the folder records.
+        config: Batch size and number of subsets.
+        command: What measures, for the record.
+        progress: Show a bar.
+
+    Returns:
+        `dict`: JSON-able: `command`, `num_items`, `measured_on` (kind of hardware), `environment`, and `variants` by
+            name, each with `files_hash`, `macro_f1` and `absent` as in `results.json`: `num_absent`, `accuracy_mean`,
+            `accuracy_min`, `accuracy_max`, `num_subsets`.
+
+    Raises:
+        RecipeError, ManifestError: See `measure_exported`.
+    """
+    data = data if data is not None else _test_data(folder, None)
+    config, manifest = config or EvaluateConfig(), Manifest.load(folder)
+    variants: dict[str, Any] = {}
+    with _without_advice():
+        asked = tqdm(_ways_to_ask(manifest).items(), desc="runtime", unit="variant", disable=not progress)
+        for name, (precision, profile) in asked:
+            found = _measure(folder, data, precision, profile=profile, config=config)
+            files = [v for entry in manifest.sub_models for v in entry.variants if v.name == name]
+            variants[name] = {
+                "files_hash": hash_of_files(files), "macro_f1": found["rows"][0]["macro_f1"],
+                "absent": found["absent"],
+            }  # fmt: skip
+    return {
+        "command": command, "num_items": len(data.test), "measured_on": detect_profile(), "environment": environment(),
+        "variants": variants,
+    }  # fmt: skip
+
+
+def save_measured(folder: Path, recipe: Recipe | None = None, *, progress: bool = True) -> dict[str, Any]:
+    """Record in `results.json` of the folder what `measured_by_runtime` finds; returns it.
+
+    Raises:
+        RecipeError: There is no `results.json`, or no dataset is known. And what `measured_by_runtime` raises.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        Manifest.load(folder)  # says what is wrong with a folder that is no ensemble at all
+        raise RecipeError(
+            f"Expected {path} to record the figures in, found none. A card is made from it. Use the folder that "
+            "`edvit run` ended with, or leave --save out."
+        )
+    data = _test_data(folder, recipe)
+    config = None if recipe is None else recipe.evaluate
+    measured = measured_by_runtime(folder, data, config, command="edvit evaluate DIR --save", progress=progress)
+    write_json(path, {**read_json(path), "runtime": measured})
+    return measured
 
 
 def recorded_dataset(folder: Path) -> DatasetConfig:
@@ -72,3 +130,101 @@ def recorded_dataset(folder: Path) -> DatasetConfig:
             f"{folder} does not say which dataset it was measured on (no results.json with recipe values). "
             "Accuracy needs labelled items. Name the recipe: --recipe recipes/NAME.yaml."
         ) from error
+
+
+def _test_data(folder: Path, recipe: Recipe | None) -> TaskData:
+    task = Manifest.load(ensemble_folder(folder)).ensemble.task
+    dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
+    return load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == TEXT else None)
+
+
+def _ways_to_ask(manifest: Manifest) -> dict[str, tuple[Precision, str | None]]:
+    """By name of a variant, what the runtime has to be asked for to run it.
+
+    Two variants that no precision and profile tells apart (static beside dynamic int8) cannot both be asked for: the
+    one that the runtime would never choose is left out.
+    """
+    first = manifest.sub_models[0]
+    ways: dict[str, tuple[Precision, str | None]] = {}
+    for variant in first.variants:
+        for profile in variant.profiles or (None,):
+            if variant.inputs == "prepared" and suited_variant(first, variant.precision, profile) is variant:
+                ways.setdefault(variant.name, (variant.precision, profile))
+    return ways
+
+
+def _measure(
+    folder: Path, data: TaskData, precision: Precision, *, profile: str | None = None, max_items: int | None = None,
+    config: EvaluateConfig | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One variant: every sub-model runs once on every item, and the fusion head once for every subset."""
+    config = config or EvaluateConfig()
+    # Without breakers: what one batch does to a sub-model must not decide about the next.
+    settings = CoordinatorConfig(misses_to_open=None)
+    with EDViTRuntime.from_pretrained(
+        folder, precision=precision, profile=profile, schedule="in_turn", config=settings
+    ) as runtime:
+        manifest = runtime.manifest
+        count = len(manifest.sub_models)
+        subsets = [absent_subsets(count, k, limit=config.max_subsets) for k in range(count)]
+        single = [(i,) for i in range(count)] if count > 1 else []
+        wanted = list(dict.fromkeys([(), *single, *(subset for each in subsets for subset in each)]))
+        logits, labels = _logits(runtime, data, wanted, max_items, config.batch_size)
+    groups = [list(group) for group in manifest.class_groups]
+    found: dict[tuple[int, ...], Evaluation] = {}
+    for subset, values in zip(wanted, logits, strict=True):
+        known = [{"inputs": {"logits": values}, "labels": labels}]
+        found[subset] = evaluate(
+            lambda inputs: inputs["logits"], known, num_labels=len(data.label_names), class_groups=groups
+        )
+    rows = [{"absent": list(subset), **found[subset].to_row()} for subset in [(), *single]]
+    for row in rows:
+        del row["seconds"]  # of looking the answers up
+    return {
+        "precision": precision, "variant": suited_variant(manifest.sub_models[0], precision, profile).name,
+        "rows": rows, "absent": [_over(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Files of other hardware are run here on purpose: which would be quicker need not be said for each of them."""
+    loader = logging.getLogger("edvit_hf.runtime.sessions")
+    level = loader.level
+    loader.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loader.setLevel(level)
+
+
+def _over(num_absent: int, accuracies: Sequence[float]) -> dict[str, Any]:
+    return {
+        "num_absent": num_absent, "accuracy_mean": float(np.mean(accuracies)), "accuracy_min": min(accuracies),
+        "accuracy_max": max(accuracies), "num_subsets": len(accuracies),
+    }  # fmt: skip
+
+
+def _logits(
+    runtime: EDViTRuntime, data: TaskData, subsets: Sequence[Sequence[int]], max_items: int | None, batch_size: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """For every subset of absent sub-models the logarithms of the probabilities, (N, L), and the labels, (N,).
+
+    Raises:
+        ManifestError: A sub-model gave no usable features: what follows would be figures of another ensemble.
+    """
+    indices = np.arange(len(data.test) if max_items is None else min(max_items, len(data.test)))
+    found: list[list[np.ndarray]] = [[] for _ in subsets]
+    labels = []
+    for batch in iterate_batches(data.test, batch_size, indices=indices):
+        inputs = {name: np.asarray(values) for name, values in batch["inputs"].items()}
+        answer, probabilities = runtime.predict_without(inputs, subsets)
+        if answer.degraded:
+            raise ManifestError(
+                f"Expected features of every sub-model, got none of {dict(answer.missing)}. The figures would be those "
+                "of a degraded ensemble. Export it again, or fetch it again."
+            )
+        labels.append(np.asarray(batch["labels"]))
+        for each, values in zip(found, probabilities, strict=True):
+            each.append(np.log(values + 1e-12))
+    return [np.concatenate(each) for each in found], np.concatenate(labels)

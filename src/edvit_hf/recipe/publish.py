@@ -5,6 +5,7 @@ from typing import Any
 
 from edvit_hf.manifest import Manifest
 from edvit_hf.model_card import CardData, write_card
+from edvit_hf.recipe.measure import measured_by_runtime
 from edvit_hf.recipe.published_plan import placement_file
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.trip import Trip
@@ -20,8 +21,11 @@ def write_publishable(trip: Trip) -> None:
         link_tree(trip.folders["export"] / "ensemble", partial)
         results = _published(read_json(trip.folders["evaluate"] / "results.json"))
         results["stages"] += _later_stages(trip)
-        write_json(partial / "results.json", results)
         manifest = Manifest.load(partial)
+        results["runtime"] = measured_by_runtime(
+            partial, trip.data, trip.recipe.evaluate, command=f"{results['command'] or 'edvit run'}, stage card"
+        )
+        write_json(partial / "results.json", results)
         placement_file(trip.plan, manifest).save(partial)
         write_card(partial, CardData.from_run(results, manifest, without_folders(recipe_values(trip.recipe))))
 

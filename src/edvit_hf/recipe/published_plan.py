@@ -45,13 +45,18 @@ def plan_published(
         ManifestError: `target` is no published ensemble, or cannot be fetched.
         BudgetError: It does not fit the fleet.
     """
-    fleet = load_fleet(fleet_path)
     ensemble = read_published(target)
+    plan = place_published(ensemble, load_fleet(fleet_path), placement=placement)
+    return plan, placement_file(plan, ensemble.manifest)
+
+
+def place_published(ensemble: Published, fleet: Fleet, *, placement: PlacementMethod = "auto") -> Plan:
+    """Place an ensemble that was read on a fleet that was read. Raises what `plan_published` raises."""
     loads = [_load(ensemble, index, fleet) for index in range(len(ensemble.class_groups))]
     plan = place_loads(FleetCosts.of(fleet, loads, _fusion(ensemble, loads)), placement=placement)
     plan = _with_files(dataclasses.replace(plan, teacher=_teacher(ensemble)), ensemble.manifest)
     notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest)]
-    return dataclasses.replace(plan, notes=notes), placement_file(plan, ensemble.manifest)
+    return dataclasses.replace(plan, notes=notes)
 
 
 def _notes_on_int8(plan: Plan, manifest: Manifest | None) -> list[str]:

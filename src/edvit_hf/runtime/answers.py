@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from edvit_hf.calibration import softmax
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.runtime.messages import ON_REQUEST, Reason
 
@@ -16,8 +18,8 @@ class Answer:
     Attributes:
         label_names: Names of the L labels.
         probabilities: (B, L) float32, each row sums to 1.
-        votes: Per sub-model (B, |group| + 1) float32 probabilities over its class group and "other" (last);
-            None for a sub-model that is not present.
+        vote_logits: Per sub-model (B, |group| + 1) logits over its class group and "other" (last); None for a sub-model
+            that is not present.
         present: Per sub-model, whether its features are in the answer.
         missing: Why each of the others is missing, by index.
         missing_classes: Names of the classes whose sub-model is missing: the answer knows least about these.
@@ -29,7 +31,7 @@ class Answer:
 
     label_names: tuple[str, ...]
     probabilities: np.ndarray
-    votes: tuple[np.ndarray | None, ...]
+    vote_logits: tuple[np.ndarray | None, ...]
     present: tuple[bool, ...]
     missing: Mapping[int, Reason]
     missing_classes: tuple[str, ...]
@@ -37,6 +39,14 @@ class Answer:
     bytes_sent: tuple[int, ...]
     fusion_milliseconds: float
     total_milliseconds: float
+
+    @cached_property
+    def votes(self) -> tuple[np.ndarray | None, ...]:
+        """Per sub-model (B, |group| + 1) float32 probabilities over its class group and "other" (last), or None.
+
+        Made when asked for: an answer need not wait for them.
+        """
+        return tuple(None if each is None else softmax(each).astype(np.float32) for each in self.vote_logits)
 
     @property
     def degraded(self) -> bool:
@@ -73,7 +83,7 @@ class Answer:
         return replace(
             self,
             probabilities=self.probabilities[rows],
-            votes=tuple(None if vote is None else vote[rows] for vote in self.votes),
+            vote_logits=tuple(None if each is None else each[rows] for each in self.vote_logits),
             bytes_sent=tuple(sent // len(self.probabilities) for sent in self.bytes_sent),
         )
 

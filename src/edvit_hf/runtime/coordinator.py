@@ -4,6 +4,7 @@ It owns all that makes a degraded answer trustworthy, whatever carries the reque
 circuit breakers with probes, quorum, version handshake, checks of values, duplicates, and a bounded line of requests.
 """
 
+import itertools
 import logging
 import threading
 import uuid
@@ -119,6 +120,7 @@ class Coordinator:
             first_pause=self.config.probe_pause_s, longest_pause=self.config.longest_probe_pause_s,
             on_open=partial(_if_alive, weakref.ref(self), Coordinator._schedule_probe),
         )  # fmt: skip
+        self._name, self._numbers = uuid.uuid4().hex, itertools.count()  # of requests
         self._counts: Counter[str] = Counter()
         self._missing: Counter[tuple[int, Reason]] = Counter()
         self._counting = threading.Lock()
@@ -184,7 +186,10 @@ class Coordinator:
         """Send the request to everybody who may take part, and wait."""
         budget = None if deadline is None else 1e3 * (deadline - self._clock.now())
         request = SubModelRequest(
-            request_id=uuid.uuid4().hex, content_hash=self._content_hash, budget_ms=budget, inputs=inputs
+            request_id=f"{self._name}-{next(self._numbers)}",
+            content_hash=self._content_hash,
+            budget_ms=budget,
+            inputs=inputs,
         )
         exchange = Exchange(request, self._check, self._num_sub_models, self.config.quorum, self._dropped)
         reachable = set(self.engine.sub_models)

@@ -13,9 +13,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from edvit_hf.calibration import softmax
 from edvit_hf.ensemble_source import ensemble_folder
-from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.errors import EDViTError, ManifestError, QuorumError
 from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
 from edvit_hf.runtime.batches import answer_batch, answer_stream
@@ -213,8 +212,7 @@ class EDViTRuntime:
         answer, features = self._answer(self.transform.inputs(source), absent, None)
         whole, changes = answer.probabilities.argmax(axis=1), []
         for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
-            present = [there and i != index for i, there in enumerate(answer.present)]
-            without = self._fusion.probabilities(features, present)
+            without = self._without(answer, features, (int(index),))
             winners = without.argmax(axis=1)
             changes.append(
                 AbsentAnswer(
@@ -225,6 +223,42 @@ class EDViTRuntime:
                 )
             )
         return answer, changes
+
+    def predict_without(
+        self, inputs: Inputs | np.ndarray, subsets: Iterable[Sequence[int]], absent: Sequence[int] = ()
+    ) -> tuple[Answer, list[np.ndarray]]:
+        """The answer for a batch of prepared inputs, and what it would be without each of these sets of sub-models.
+
+        Every sub-model runs once and only the fusion head is asked again: this is how accuracy with k sub-models
+        absent is measured.
+
+        Args:
+            inputs (`Mapping[str, np.ndarray] | np.ndarray`): See `predict`.
+            subsets (`Iterable[Sequence[int]]`): Sub-models to take away, for one answer each.
+            absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
+
+        Returns:
+            `tuple[Answer, list[np.ndarray]]`: The answer without `absent` alone, and (B, L) float32 probabilities for
+                each set.
+
+        Raises:
+            QuorumError: A set leaves nobody. And what `predict` raises.
+        """
+        wanted = [tuple(subset) for subset in subsets]
+        for subset in wanted:
+            check_indices(subset, len(self.manifest.sub_models), "subsets")
+        answer, features = self._answer(inputs, absent, None)
+        return answer, [self._without(answer, features, subset) for subset in wanted]
+
+    def _without(self, answer: Answer, features: np.ndarray, subset: Sequence[int]) -> np.ndarray:
+        """(B, L) probabilities from the features of an answer, with a further set of sub-models taken away."""
+        present = [there and index not in subset for index, there in enumerate(answer.present)]
+        if not any(present):
+            raise QuorumError(
+                f"Expected at least one sub-model to be left, got {sorted(subset)} taken away from "
+                f"{[i for i, there in enumerate(answer.present) if there]}. Nobody would answer. Leave one in."
+            )
+        return self._fusion.probabilities(features, present)
 
     def status(self) -> dict[str, Any]:
         """Requests, missing sub-models, breakers and the line since the start: JSON-able."""
@@ -259,13 +293,13 @@ class EDViTRuntime:
         features = self._fusion.join({index: found[index].features for index in found})
         present = tuple(index in found for index in range(len(self.manifest.sub_models)))
         before = time.perf_counter()
-        probabilities = self._fusion.probabilities(features, present)
+        probabilities = self._fusion.fused(features, present)
         end = time.perf_counter()
         groups = zip(self.manifest.class_groups, present, strict=True)
         answer = Answer(
             label_names=self.label_names,
             probabilities=probabilities,
-            votes=tuple(softmax(found[i].logits).astype(np.float32) if p else None for i, p in enumerate(present)),
+            vote_logits=tuple(found[i].logits if p else None for i, p in enumerate(present)),
             present=present,
             missing=gathered.missing,
             missing_classes=tuple(self.label_names[c] for group, there in groups if not there for c in group),

@@ -36,12 +36,16 @@ class Fusion:
         Raises:
             EDViTError: The fusion head gives values that are not finite.
         """
-        mask = np.asarray(present, np.float32)
         kept = np.zeros_like(features)
         for columns, there in zip(self.columns, present, strict=True):
             if there:
                 kept[:, columns] = features[:, columns]
-        (logits,) = self._session.run(["logits"], {"features": kept, "mask": np.tile(mask, (len(features), 1))})
+        return self.fused(kept, present)
+
+    def fused(self, joined: np.ndarray, present: Sequence[bool]) -> np.ndarray:
+        """As `probabilities`, from features that are zero where absent already, as `join` gives them."""
+        mask = np.array([present] * len(joined), np.float32)
+        (logits,) = self._session.run(["logits"], {"features": joined, "mask": mask})
         if not np.isfinite(logits).all():
             raise EDViTError(
                 "The fusion head gave values that are not finite for finite features: its file is damaged or "
