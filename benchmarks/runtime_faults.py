@@ -61,7 +61,8 @@ INPUTS = {"pixel_values": np.zeros((1, 3, 8, 8), np.float32)}
 LATENCY_MS = 2.0
 RETRY_S = 0.01
 ALLOWED_BEYOND_MS, ALLOWED_RATIO = 10.0, 1.2
-SPOILT = {"not_finite": 0.02, "wrong_shape": 0.01, "wrong_scale": 0.01, "stale": 0.02, "swapped": 0.01}
+SPOILT = {"not_finite": 0.004, "wrong_shape": 0.002, "wrong_scale": 0.002, "stale": 0.004, "swapped": 0.002}
+LOST, TWICE = 0.004, 0.05
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -163,7 +164,7 @@ def fleet(clock: Clock, arguments: argparse.Namespace, manifest: Manifest, in_fl
     """A coordinator over devices of which each fails in several ways now and then."""
     faults = {
         index: Faults(
-            latency_ms=LATENCY_MS, jitter_ms=LATENCY_MS, loss=0.02, duplicate=0.05,
+            latency_ms=LATENCY_MS, jitter_ms=LATENCY_MS, loss=LOST, duplicate=TWICE,
             **{name: share for place, (name, share) in enumerate(SPOILT.items()) if place % 2 == index % 2},
         )
         for index in range(NUM_SUB_MODELS)
