@@ -17,13 +17,14 @@ from report_export import export
 from report_format import Results
 from report_planning import planning, splitting
 from report_pruning import pruning
+from report_runtime import runtime
 from report_training import training
 from report_trips import exported, start_up, trips
 from report_variants import variants
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-SECTIONS = (trips, training, exported, export, pruning, variants, splitting, planning, start_up)
+SECTIONS = (trips, training, exported, export, runtime, pruning, variants, splitting, planning, start_up)
 
 
 def measured(results: Results, *, full: bool) -> str:

@@ -1,9 +1,12 @@
 """How an export takes the place of a former one: whole, last the manifest, or not at all."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from edvit_hf.export.publish import (
 )
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_hash, file_sha256
 from edvit_hf.runtime import EDViTRuntime
+from edvit_hf.storage import held_folder
 from tiny_export import PIXELS, SIZE, exported_images
 
 
@@ -311,3 +315,26 @@ def test_a_folder_that_holds_no_whole_ensemble_is_refused(root, file):
 def test_items_that_do_not_fit_the_ensemble_are_refused(exported, shape):
     with pytest.raises(DataError):
         export_ensemble(exported[0], config=ExportConfig(), inputs={"pixel_values": np.zeros(shape)})
+
+
+def test_two_exports_of_one_folder_run_one_after_the_other(root, monkeypatch):
+    """The second begins to write only when whoever holds the folder has let go; else their files would mix."""
+    began = threading.Event()
+
+    @contextlib.contextmanager
+    def noticed(folder):
+        began.set()
+        with staging_folder(folder) as staging:
+            yield staging
+
+    monkeypatch.setattr("edvit_hf.export.ensemble.staging_folder", noticed)
+    config = ExportConfig(precisions=(), whole=False)
+    with ThreadPoolExecutor(1) as pool:
+        with held_folder(root):
+            second = pool.submit(
+                export_ensemble, root, config=config, inputs={"pixel_values": PIXELS[:2]}, progress=False
+            )
+            assert not began.wait(0.5)
+            assert not (root / STAGING_NAME).exists()
+        second.result(timeout=60).verify_files(root)
+    assert began.is_set()

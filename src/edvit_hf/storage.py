@@ -10,6 +10,11 @@ from typing import Any
 
 from edvit_hf.errors import WorkDirError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 MIB = 2**20
 PARTIAL_SUFFIX = ".partial"
 LINKED_SUFFIXES = {".safetensors", ".onnx"}
@@ -61,6 +66,37 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         shutil.rmtree(path)
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it for as long as the block runs; another process that wants it waits.
+
+    The folder itself is locked, so that no other file has to lie there. On systems without `fcntl` nobody waits.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if _is_open_at(handle, folder):  # else it was finished and renamed while we waited
+                yield
+                return
+        finally:
+            os.close(handle)  # and with it the lock
+
+
+def _is_open_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def link_tree(source: Path, target: Path) -> None:

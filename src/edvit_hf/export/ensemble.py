@@ -33,6 +33,7 @@ from edvit_hf.manifest import (
 )
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.profiles import detect_profile
+from edvit_hf.storage import held_folder
 from edvit_hf.tasks import PREPROCESSING_FILE
 from edvit_hf.transforms import Transform, load_transform
 
@@ -59,7 +60,8 @@ def export_ensemble(
     Files are drawn in a staging folder; only when all have passed their gates do they replace what was
     there, and the manifest comes last. A refused, interrupted or failed export leaves the former state, or
     none that can be loaded, which the next export finishes. Files of an earlier export under other names (for other
-    hardware) stay, as long as they are intact and of the same weights.
+    hardware) stay, as long as they are intact and of the same weights. Two exports of one folder run one after the
+    other.
 
     Args:
         ensemble_dir (`Path`): A saved ensemble with its image processor, feature extractor or tokenizer.
@@ -87,7 +89,7 @@ def export_ensemble(
     inputs = check_inputs(model.config, inputs)
     wanted = _possible(wanted_variants(config, config.profiles or (detect_profile(),)), config, calibration)
     transform = _transform(root, model, config)
-    with staging_folder(root) as staging:
+    with held_folder(root), staging_folder(root) as staging:  # two exports at once would mix their files
         build = GraphBuilder(model, staging, config=config, inputs=inputs, transform=transform, no_accuracy=no_accuracy)
         with _progress_bar(_num_files(build, wanted), progress) as bar:
             exported, parity = _write_files(build, wanted, gate, report, calibration, bar)

@@ -14,12 +14,7 @@ from edvit_hf.hub.selection import NeededFile, Precision, Selection, select_by_p
 from edvit_hf.hub.source import Source, open_source
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
 from edvit_hf.placement_file import load_placement
-from edvit_hf.storage import MIB
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from edvit_hf.storage import MIB, held_folder
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +166,7 @@ def _staging(folder: Path) -> Iterator[Path]:
     two pulls into one folder at once may fail.
     """
     partial = folder.with_name(_STAGED.format(folder.name))
-    with _held(partial):
+    with held_folder(partial):
         try:
             yield partial
         except OSError as error:
@@ -181,34 +176,6 @@ def _staging(folder: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):  # gone, or it holds what was gathered
                 partial.rmdir()
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make a folder and lock it: the folder itself, so that no other file has to lie there."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            yield
-            return
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if _is_open_at(handle, folder):  # else it was finished and renamed while we waited
-                yield
-                return
-        finally:
-            os.close(handle)  # and with it the lock
-
-
-def _is_open_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _with_bar(files: list[NeededFile]) -> Iterator[NeededFile]:

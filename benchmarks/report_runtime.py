@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report: the runtime on one machine, its answers beside torch's, and what it does with failing devices."""
+
+from typing import Any
+
+from report_format import ABSENT, NAMES, Results, at, each, figure, goal, reduce, section, source, table
+
+OUTCOMES = ("whole", "degraded", "no quorum", "turned away")
+CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
+
+
+def runtime(results: Results, full: bool) -> list[str]:
+    """Overhead, schedules, one device, agreement; then the faults."""
+    return section("Runtime", [*local(results, full), *faults(results, full)], full)
+
+
+def local(results: Results, full: bool) -> list[str]:
+    """What the local engine costs and how well it uses the cores."""
+    data = results.get("runtime_local")
+    if data is None:
+        return []
+    idle, busy, device = (at(data, key) for key in ("schedules", "schedules_busy", "device"))
+    overhead, defaults = at(data, "overhead", "ratio"), at(idle, "runtime_over_defaults")
+    best, best_busy = at(idle, "runtime_over_best"), at(busy, "runtime_over_best")
+    resident, start = at(device, "resident_mib"), at(device, "cold_start_s")
+    return [
+        f"- local engine: {figure(overhead, '.3f')} times the slowest of three sleeping stubs "
+        f"{goal(overhead, 1.02, '≤')}; three real sub-models (ViT-Base cut to 2, 2 and 3 of 12 heads, two cores): "
+        f"{figure(defaults, '.2f')} of onnxruntime's defaults {goal(defaults, 0.6, '≤')}, {figure(best, '.2f')} of the "
+        f"best of {count(idle)} hand-tuned schedules {goal(best, 1.05, '≤')}, with one core busy "
+        f"{figure(best_busy, '.2f')} {goal(best_busy, 1.1, '≤')} ({source('runtime_local', data, full)})",
+        *(schedules(data) if full else []),
+        f"- a device with one int8 sub-model of 2 of 12 heads: {figure(resident, '.0f')} MiB resident "
+        f"{goal(resident, 90, '≤')}, {figure(start, '.2f')} s from the start of the process to its first answer "
+        f"{goal(start, 0.8, '≤')}",
+        *agreement(data, full),
+    ]  # fmt: skip
+
+
+def count(schedules_: Any) -> str:
+    """How many schedules were tuned by hand: all but the runtime's and onnxruntime's own."""
+    names = at(schedules_, "median_ms")
+    return ABSENT if names is None else str(len(set(names) - {"runtime", "onnxruntime defaults"}))
+
+
+def schedules(data: Any) -> list[str]:
+    """Every schedule's latency, idle and with one core busy."""
+    idle, busy = at(data, "schedules"), at(data, "schedules_busy")
+    rows = [
+        [name, *(figure(at(found, key, name), ".1f") for found in (idle, busy) for key in ("median_ms", "p95_ms"))]
+        for name in at(idle, "median_ms") or {}
+    ]
+    head = ["schedule", "idle: median ms", "p95", "one core busy: median ms", "p95"]
+    return ["", *table(head, rows), ""]
+
+
+def agreement(data: Any, full: bool) -> list[str]:
+    """Items that the runtime and torch answer differently."""
+    rows = at(data, "agreement") or []
+    items, differ = each(rows, "items"), each(rows, "differ")
+    if not rows or len(items) != len(rows) or len(differ) != len(rows):
+        return [f"- runtime against torch: {ABSENT}"]
+    share = sum(differ) / sum(items)
+    largest = reduce(max, each(rows, "largest_difference_of_a_probability"))
+    lines = [
+        f"- runtime against the torch ensemble, fp32, whole test splits of {len(rows)} recipes: {sum(differ)} of "
+        f"{sum(items):,} items get another label {goal(share, 0.001, '≤')}; probabilities differ by at most "
+        f"{figure(largest, '.1e')}"
+    ]
+    if full:
+        cells = [[NAMES.get(at(row, "ensemble"), at(row, "ensemble") or ABSENT), figure(at(row, "items")),
+                  figure(at(row, "differ"))] for row in rows]  # fmt: skip
+        lines += ["", *table(["ensemble", "items", "other label"], cells), ""]
+    return lines
+
+
+def faults(results: Results, full: bool) -> list[str]:
+    """Deadlines kept, nothing wrong fused, and the price of a degraded answer."""
+    data = results.get("runtime_faults")
+    if data is None:
+        return []
+    limit, simulated, real, breaker = (at(data, key) for key in ("deadline_ms", "simulated", "real", "breaker"))
+    late, tail = at(simulated, "beyond_deadline"), at(real, "beyond_deadline_p99_9_ms")
+    plain, ratio = at(real, "plain_wait_beyond_p99_9_ms"), at(breaker, "degraded_over_slowest_live")
+    wrong = [at(part, "wrong_answers") for part in (simulated, real)]
+    number = None if None in wrong else sum(sum(kinds.values()) for kinds in wrong)
+    lines = [
+        f"- devices that lose, hang, repeat, damage and outdate answers, deadline {figure(limit, 'g', ' ms')}: of "
+        f"{figure(at(simulated, 'requests'))} requests on an injected clock {figure(late)} beyond it "
+        f"{goal(late, 0, '=')}; of {figure(at(real, 'requests'))} on the machine's clock the 99.9th percentile "
+        f"{figure(tail, '+.1f')} ms from it {goal(tail, 10, '≤', ' ms')}, a plain wait of that length "
+        f"{figure(plain, '+.1f')} ms; wrong features fused: {figure(number)} {goal(number, 0, '=')}; once the breaker "
+        f"is open an answer takes {figure(ratio, '.2f')} times the slowest live sub-model {goal(ratio, 1.2, '≤')} "
+        f"({source('runtime_faults', data, full)})"
+    ]
+    return [*lines, *(outcomes(data) if full else [])]
+
+
+def outcomes(data: Any) -> list[str]:
+    """What became of the requests on each clock."""
+    rows = [
+        [words, *(figure(at(data, part, "results", name) or 0) for name in OUTCOMES),
+         figure(at(data, part, "p50_ms"), ".1f"), figure(at(data, part, "p99_9_ms"), ".1f"),
+         figure(sum((at(data, part, "faults_done") or {}).values()) or None)]
+        for part, words in CLOCKS.items()
+    ]  # fmt: skip
+    head = ["on", *OUTCOMES, "median ms", "p99.9 ms", "faults injected"]
+    return ["", *table(head, rows), ""]
