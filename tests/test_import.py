@@ -45,6 +45,19 @@ def test_importing_the_package_is_quick():
     assert best < IMPORT_SECONDS, f"import edvit_hf took {best:.3f} s at best"
 
 
+@pytest.mark.parametrize(("chosen", "leaves_files"), [(None, False), ("0", True)])
+def test_onnxruntime_reports_nothing_and_leaves_no_id_of_the_device_unless_asked_to(
+    tmp_path, monkeypatch, chosen, leaves_files
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", chosen)
+    run_fresh("import edvit_hf.runtime; import onnxruntime")
+    assert any("onnxruntime" in path.name for path in tmp_path.rglob("*")) == leaves_files
+
+
 @pytest.mark.parametrize("package", ["PIL", "soundfile", "soxr", "tokenizers", "scipy"])
 def test_a_heavy_package_would_be_noticed(package):
     assert package in heavy_after(f"import {package}")

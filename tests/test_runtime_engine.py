@@ -176,6 +176,13 @@ def test_a_run_nobody_waits_for_is_stopped_and_the_session_stays_usable(tmp_path
     np.testing.assert_array_equal(first.features, second.features)
 
 
+def test_trying_all_schedules_prints_nothing(root, capfd):
+    """onnxruntime writes to the process's own stream when an option is set twice."""
+    with EDViTRuntime.from_pretrained(root, num_threads=2) as runtime:
+        assert runtime.status()["engine"]["schedule"] in SCHEDULES
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_hundred_threads_get_the_same_bits(root):
     runtime = EDViTRuntime.from_pretrained(root, num_threads=1, config=CoordinatorConfig(max_queued=100))
     expected = runtime.predict(PIXELS).probabilities

@@ -5,9 +5,14 @@ touching a model class registers it with the Transformers Auto classes.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from edvit_hf._version import __version__
+
+# Where onnxruntime is imported it would otherwise leave an id of the device in the user's cache, for reports of use to
+# its maker. A device that should send them sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edvit_hf.configuration_edvit import EDViTConfig

@@ -39,8 +39,4 @@ def options_for(schedule: Schedule, num_sub_models: int, num_threads: int | None
     """Options of one sub-model's session. Raises EDViTError for a number of threads below 1."""
     if num_threads is not None:
         session_options(num_threads)  # refuses what is no number of threads
-    options = session_options(threads_for(schedule, num_sub_models, num_threads))
-    if schedule == "in_turn_spinning":
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
+    return session_options(threads_for(schedule, num_sub_models, num_threads), spin=schedule == "in_turn_spinning")

@@ -23,8 +23,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
-    """Fixed threads, no spinning: sub-models that run in turn must not leave busy threads behind."""
+def session_options(num_threads: int | None, *, spin: bool = False) -> onnxruntime.SessionOptions:
+    """Fixed threads that leave no core busy after a run; with `spin` they do not sleep while one lasts either."""
     if num_threads is None:
         num_threads = min(MAX_DEFAULT_THREADS, usable_cores())
     if num_threads < 1:
@@ -33,7 +33,9 @@ def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # what fails is raised, and said once
     return options
 
