@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JS := work/javascript
+BROWSER := work/browser/.installed
 
-.PHONY: help install run space test test-js lint format clean
+.PHONY: help install run space test test-js test-browser lint format clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -20,9 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## take the digits recipe through the whole trip and print its results
 	$(BIN)/edvit run recipes/digits.yaml
 
-space: run  ## fill space_app/model/ with the digits ensemble and open the demo on 127.0.0.1:7860
-	$(BIN)/python space_app/assemble.py work/digits/09_card/ensemble
-	$(BIN)/python space_app/app.py
+space: $(STAMP)  ## open the page with its bundled ensembles on 127.0.0.1:7860
+	$(BIN)/edvit space run
 
 test: $(STAMP)  ## the whole test suite, offline
 	$(BIN)/python -m pytest -q -n logical --dist loadfile
@@ -37,6 +37,19 @@ $(JS)/.installed: tests/javascript/package.json tests/javascript/package-lock.js
 	mkdir -p $(JS)
 	cp tests/javascript/package.json tests/javascript/package-lock.json $(JS)/
 	npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund || { echo "npm could not install the packages of tests/javascript (see above): no code was tested. If the registry cannot be reached, try again later"; exit 1; }
+	touch $@
+
+test-browser: $(STAMP) $(BROWSER)  ## drive the Space in Chromium
+	$(BIN)/python -m pytest -q --timeout=120 tests/browser
+
+# Playwright drives a Chromium of the system: its own download of one is never used.
+$(BROWSER): pyproject.toml | $(STAMP)
+	@mkdir -p $(@D)
+	@test -n "$$EDVIT_CHROMIUM" || command -v chromium || command -v chromium-browser || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { apt-get update -qq || true; } && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || { \
+	  echo "Chromium is needed to test the page: install it (Debian: apt-get install chromium), or name one in EDVIT_CHROMIUM"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]' || { echo "pip could not install Playwright (see above): the page was not tested. If the index cannot be reached, try again later"; exit 1; }
 	touch $@
 
 lint: $(STAMP)  ## ruff, ruff format check, mypy

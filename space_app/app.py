@@ -1,122 +1,219 @@
-"""The Space: layout and events only; what they compute is in demo.py."""
+"""The Space: layout and events only. What events do is in visits.py, what they compute in demo.py."""
 
 import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-import numpy as np
-from demo import (  # type: ignore[import-not-found]  # beside this file, in no package
-    FIRST_STEP,
-    HEADERS,
-    MAX_FILE_BYTES,
-    View,
-    example_files,
-    load_ensemble,
-    sub_model_names,
-    view_of_drawing,
-    view_of_file,
-    view_of_picture,
-)
+from safety import Guard, private_folder
 
-from edvit_hf.errors import EDViTError
-from edvit_hf.runtime import EDViTRuntime
+private_folder()  # before gradio, which reads its settings when it is imported
 
-INTRODUCTION = """# One digit, several small sub-models
+import demo  # noqa: E402
+import figures  # noqa: E402
+import gradio as gr  # noqa: E402
+import page_scripts  # noqa: E402
+import visits  # noqa: E402
+from drawing_pad import PAD, PAD_SCRIPT  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
-A Vision Transformer was split by its classes into small **sub-models**. Each knows a few digits and says
-"other" for the rest; a **fusion head** joins what they send. Here each sub-model stands for one device:
-unplug some and see how the answer changes. Everything runs on this machine's processor, one
-sub-model after the other."""
-CSS = ".pixels img { image-rendering: pixelated; }"
-CANVAS = 280  # px
-BRUSH = 12  # radius in px, near the strokes of the data for a digit that fills the canvas
+from edvit_hf.errors import EDViTError  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+MAX_BODY_BYTES = demo.MAX_FILE_BYTES + 2**20  # of one request: a file and what is around it
+MAX_WAITING = 64  # requests in the queue; further ones are turned away
+STATE_SECONDS = 3600  # after which a visitor who does nothing is forgotten
+FILE_SECONDS = (600, 3600)  # how often uploads are looked through, and how old they become
+TITLE = "edvit_hf: one transformer, several small devices"
+FONTS = ["Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # none is fetched
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
 
-def outputs(view: View) -> tuple[Any, ...]:
-    """A view as values of the components, in the order of `shown`."""
-    enlarged = None if view.picture is None else np.kron(view.picture, np.ones((20, 20, 1), np.uint8))
-    return view.picture, enlarged, dict(view.probabilities) or None, view.rows, view.sentence
+def html(value: str = "", *, script: str | None = None, **settings: Any) -> gr.HTML:
+    """HTML as it stands, without gradio's own styles."""
+    return gr.HTML(value, apply_default_css=False, js_on_load=script, **settings)
 
 
-def build(ensemble: EDViTRuntime) -> gr.Blocks:
-    """The page for one ensemble."""
-    examples = example_files()
-    with gr.Blocks(title="edvit_hf: digits", analytics_enabled=False) as page:
-        gr.Markdown(INTRODUCTION)
-        picture = gr.State(None)
-        with gr.Row():
-            with gr.Column():
-                with gr.Tab("Draw"):
-                    sketch = gr.Sketchpad(
-                        label="Draw one digit",
-                        type="numpy",
-                        canvas_size=(CANVAS, CANVAS),
-                        fixed_canvas=True,
-                        layers=False,
-                        transforms=(),
-                        brush=gr.Brush(default_size=BRUSH, colors=["#111111"], color_mode="fixed"),
-                    )
-                    draw = gr.Button("Read the drawing", variant="primary")
-                with gr.Tab("Upload"):
-                    file = gr.File(label="A picture of one digit (PNG, JPEG, ...)", type="filepath")
-                    upload = gr.Button("Read the picture", variant="primary")
-                samples = gr.Dataset(
-                    label="Examples from the digits dataset",
-                    components=[gr.Image(visible=False)],
-                    samples=[[str(path)] for path in examples],
-                    type="index",
-                    elem_classes="pixels",
-                )
-                choices = [(name, index) for index, name in enumerate(sub_model_names(ensemble))]
-                unplugged = gr.CheckboxGroup(choices, value=[], label="Unplug sub-models (number: its digits)")
-            with gr.Column():
-                sentence = gr.Markdown(FIRST_STEP)
-                label = gr.Label(label="Answer of the fusion head", num_top_classes=5)
-                seen = gr.Image(label="What the sub-models see", format="png", height=180, interactive=False)
-        table = gr.Dataframe(headers=HEADERS, label="Sub-models", interactive=False, wrap=True)
-        shown = [picture, seen, label, table, sentence]
+class Page:
+    """The components, in order, and how events change them."""
 
-        def on_draw(drawing: dict[str, Any] | None, out: list[int]) -> tuple[Any, ...]:
-            return outputs(view_of_drawing(ensemble, drawing, out))
+    def __init__(self, first: str | None) -> None:
+        self.first = first
+        opened = None if first is None else demo.open_bundle(first)
+        panels = visits.show(visits.start(first))
+        fresh = dict(zip(INPUTS, for_ensemble(opened), strict=True))
+        html(figures.HEADER)
+        self.visit = gr.State(None, time_to_live=STATE_SECONDS)
+        chosen, self.takes_folders = figures.OTHER_SOURCE if first is None else first, "SPACE_ID" not in os.environ
+        choices = figures.ensemble_choices(demo.bundles(), chosen, takes_folders=self.takes_folders)
+        self.choices = html(choices, script=page_scripts.PICK, elem_id="ensembles")
+        self._source(visible=first is None)
+        with gr.Row(elem_id="desk", equal_height=False):
+            with gr.Column(elem_id="input", min_width=320):
+                self._inputs(fresh, panels.seen)
+            with gr.Column(elem_id="output", min_width=320):
+                self.answer = html(panels.answer, elem_id="answer")
+        self.devices = html(panels.devices, script=page_scripts.PLUG, elem_id="devices")
+        with gr.Column(elem_id="timeline"):
+            html(figures.TIMELINE_HEADING)
+            self.fleet = gr.Dropdown(label="Predict for this fleet", elem_id="fleet", **fresh["fleet"])
+            self.timelines = html(panels.timelines)
+        self.comparison = html(elem_id="comparison", **fresh["comparison"])
+        self.code = html(script=page_scripts.COPY, elem_id="code", **fresh["code"])
+        self.card_box = gr.Accordion("Model card of this ensemble", open=False, elem_id="card", **fresh["card_box"])
+        with self.card_box:
+            self.card = gr.Markdown(**fresh["card"])
+        self.credits = gr.Markdown(elem_id="credits", **fresh["credits"])
 
-        def on_upload(path: str | None, out: list[int]) -> tuple[Any, ...]:
-            return outputs(view_of_file(ensemble, path, out))
+    def _source(self, *, visible: bool) -> None:
+        self.source = gr.Textbox(
+            label="Hub id or folder" if self.takes_folders else "Hub id", placeholder="owner/name", max_lines=1,
+            max_length=500, submit_btn="Open", visible=visible, elem_id="source",
+        )  # fmt: skip
+        self.notice = html(elem_id="notice")
 
-        def on_example(index: int, out: list[int]) -> tuple[Any, ...]:
-            return outputs(view_of_file(ensemble, examples[index], out))
+    def _inputs(self, fresh: dict[str, dict[str, Any]], seen: str) -> None:
+        self.heading = html(**fresh["heading"])
+        self.text = gr.Textbox(
+            label="Type a text and press Enter", placeholder="Who wrote the first novel?", max_lines=4,
+            submit_btn="Ask", elem_id="text", **fresh["text"],
+        )  # fmt: skip
+        with gr.Row(elem_id="sources"):
+            self.pad = html(script=PAD_SCRIPT, elem_id="pad", **fresh["pad"])
+            self.microphone = gr.Audio(
+                label="Record a sound", sources=["microphone"], type="filepath", elem_id="microphone", buttons=[],
+                **fresh["microphone"],
+            )  # fmt: skip
+            with gr.Column(elem_id="beside", min_width=180):
+                self.file = gr.File(type="filepath", height=120, elem_id="file", **fresh["file"])
+                self.seen = html(seen, elem_id="seen")
+        self.examples = html(script=page_scripts.EXAMPLE, elem_id="examples", **fresh["examples"])
 
-        def on_unplug(current: np.ndarray | None, out: list[int]) -> tuple[Any, ...]:
-            return outputs(view_of_picture(ensemble, current, out))
+    def connect(self) -> None:
+        """Events. All that answer share one place in the queue, so that one visitor's come in order."""
+        panels = [self.visit, self.answer, self.seen, self.devices, self.timelines]
+        everything = [*panels, self.source, self.notice, *(getattr(self, name) for name in INPUTS)]
+        answers = {"outputs": panels, "show_progress": "hidden", "concurrency_id": "answer", "concurrency_limit": 1}
+        opens = {"outputs": everything, "show_progress": "minimal", "concurrency_id": "open", "concurrency_limit": 2}
+        hidden: dict[str, Any] = {"api_visibility": "private"}
+        always: dict[str, Any] = {**answers, **hidden, "trigger_mode": "multiple"}
 
-        draw.click(on_draw, [sketch, unplugged], shown, api_name="draw")
-        upload.click(on_upload, [file, unplugged], shown, api_name="upload")
-        samples.click(on_example, [samples, unplugged], shown, api_name="example")
-        unplugged.change(on_unplug, [picture, unplugged], shown, api_name="unplug", trigger_mode="always_last")
-    return page
+        self.choices.pick(self._chosen, [self.visit], **{**opens, **hidden}, trigger_mode="multiple")
+        self.source.submit(self._other, [self.visit, self.source], api_name="open", **opens)
+        self.pad.draw(self._event(visits.draw, "png"), [self.visit], **always)
+        self.pad.wipe(self._event(visits.clear), [self.visit], **always)
+        self.examples.example(self._event(visits.take_example, "index"), [self.visit], **always)
+        self.devices.plug(self._event(visits.plug, "unplugged"), [self.visit], **always)
+        take_file = self._value(visits.take_file)
+        self.file.upload(take_file, [self.visit, self.file], api_name="file", **answers)
+        self.microphone.stop_recording(take_file, [self.visit, self.microphone], **always)
+        gr.on([self.file.clear, self.microphone.clear], self._event(visits.clear), [self.visit], **always)
+        self.text.submit(self._value(visits.type_text), [self.visit, self.text], api_name="text", **answers)
+        self.fleet.input(self._value(visits.predict_for), [self.visit, self.fleet], **always)
+
+    def _visit(self, visit: visits.Visit | None) -> visits.Visit:
+        return visits.start(self.first) if visit is None else visit
+
+    def _event(self, act: Callable[..., visits.Panels], *names: str) -> Callable[..., tuple[Any, ...]]:
+        """An event of one of the page's own controls, which sends what is named."""
+
+        def run(visit: visits.Visit | None, event: gr.EventData) -> tuple[Any, ...]:
+            visit = self._visit(visit)
+            data = event._data if isinstance(event._data, dict) else {}
+            return visit, *astuple(act(visit, *(data.get(name) for name in names)))
+
+        return run
+
+    def _value(self, act: Callable[..., visits.Panels]) -> Callable[..., tuple[Any, ...]]:
+        """An event of one of gradio's components, with its value."""
+
+        def run(visit: visits.Visit | None, value: Any) -> tuple[Any, ...]:
+            visit = self._visit(visit)
+            return visit, *astuple(act(visit, value))
+
+        return run
+
+    def _chosen(self, visit: visits.Visit | None, event: gr.EventData) -> tuple[Any, ...]:
+        visit = self._visit(visit)
+        name = event._data.get("name") if isinstance(event._data, dict) else None
+        return visit, *changes(visits.choose_bundle(visit, name))
+
+    def _other(self, visit: visits.Visit | None, source: str) -> tuple[Any, ...]:
+        visit = self._visit(visit)
+        return visit, *changes(visits.choose_other(visit, source))
 
 
-def build_missing(reason: str) -> gr.Blocks:
-    """The page without an ensemble: what to do."""
-    with gr.Blocks(title="edvit_hf: digits", analytics_enabled=False) as page:
-        gr.Markdown(f"{INTRODUCTION}\n\n**Not ready.** {reason}")
-    return page
+FILE_LABELS = {
+    "image-classification": "Upload a picture (PNG, JPEG, WebP)",
+    "audio-classification": "Upload a sound (WAV, FLAC, MP3)",
+}
+INPUTS = (
+    "heading", "pad", "microphone", "file", "text", "examples", "fleet", "comparison", "code", "card", "card_box",
+    "credits",
+)  # fmt: skip
 
 
-def build_page(model_dir: Path | None = None) -> gr.Blocks:
-    """The demo, or the page that says what is missing."""
-    try:
-        ensemble = load_ensemble() if model_dir is None else load_ensemble(model_dir)
-    except EDViTError as error:
-        logging.getLogger(__name__).error("%s", error)
-        return build_missing(str(error))
-    return build(ensemble)
+def for_ensemble(opened: demo.Opened | None) -> tuple[dict[str, Any], ...]:
+    """Settings of the components that depend on the ensemble, in the order of `INPUTS`."""
+    task = None if opened is None else opened.task
+    fleets: Sequence[str] = () if opened is None else opened.fleets
+    shown = {} if opened is None else {
+        "heading": figures.input_heading(opened.title, opened.hint),
+        "examples": figures.examples(opened.examples, opened.task),
+        "comparison": figures.comparison(opened.models), "code": figures.code(opened.code),
+        "card": figures.card_markdown(opened.card), "credits": figures.card_markdown(opened.credits),
+    }  # fmt: skip
+    values: dict[str, dict[str, Any]] = {
+        "pad": {"value": PAD, "visible": opened is not None and opened.can_draw},
+        "microphone": {"value": None, "visible": task == "audio-classification"},
+        "file": {"value": None, "visible": task in FILE_LABELS, "label": FILE_LABELS.get(task or "", "Upload a file")},
+        "text": {"value": "", "visible": task == "text-classification"},
+        "fleet": {"choices": list(fleets), "value": next(iter(fleets), None), "visible": len(fleets) > 0},
+        "card_box": {"visible": bool(shown.get("card"))},
+    }
+    return tuple(values.get(name) or {"value": shown.get(name, "")} for name in INPUTS)
+
+
+def changes(choice: visits.Choice) -> tuple[Any, ...]:
+    """A choice of an ensemble as values of the components, but for the visit."""
+    if choice.opened is None:
+        inputs: Sequence[Any] = [gr.skip()] * len(INPUTS)
+    else:
+        inputs = [gr.update(**settings) for settings in for_ensemble(choice.opened)]
+    return *astuple(choice.panels), gr.update(visible=choice.asks_source), choice.notice, *inputs
+
+
+def first_bundle() -> str | None:
+    """The first of the bundled ensembles that opens; the page lives without one that does not."""
+    for bundle in demo.bundles():
+        try:
+            return demo.open_bundle(bundle.name).name
+        except EDViTError as error:
+            logger.error("%s", error)
+    return None
+
+
+def build_page() -> gr.Blocks:
+    """The page, with the first of the bundled ensembles open."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FILE_SECONDS, fill_width=False) as page:
+        Page(first_bundle()).connect()
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
 def launch(page: gr.Blocks, **settings: Any) -> Any:
-    """Serve the page; a system font keeps the browser from fetching one elsewhere."""
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return page.launch(theme=theme, css=CSS, max_file_size=MAX_FILE_BYTES, **settings)
+    """Serve the page, on this machine alone unless GRADIO_SERVER_NAME says otherwise, as it does on a Space."""
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
+    fixed: dict[str, Any] = {
+        "theme": theme, "css_paths": HERE / "style.css", "max_file_size": demo.MAX_FILE_BYTES, "share": False,
+        "ssr_mode": False, "mcp_server": False, "footer_links": ["gradio", "settings"], "max_threads": 8,
+        "state_session_capacity": 500, "allowed_paths": [], "enable_monitoring": False, "pwa": False,
+        "app_kwargs": {"middleware": [Middleware(Guard, max_bytes=MAX_BODY_BYTES)]},
+    }  # fmt: skip
+    return page.launch(**{**fixed, **settings})
 
 
 if __name__ == "__main__":

@@ -1,239 +1,210 @@
-"""What the Space computes: pictures in, answers and table rows out. No gradio here, and no torch.
+"""What the Space computes: what a visitor gives becomes an answer, as plain data. No gradio here, and no torch.
 
-The digits are read by an exported ensemble in `model/`; each sub-model stands for one device.
+The page is a function of `(opened, prepared, unplugged)`: `view` says all that it shows. An `Opened` is shared between
+visitors; a page keeps its `name` for each of them and asks `open_named` for it, so that nobody's forgotten tab holds an
+ensemble in memory. A `Prepared` is one visitor's, and small.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter
+from ensembles import Bundle, Example, Opened, bundles, open_bundle, open_named, open_other
+from inputs import (
+    MAX_FILE_BYTES,
+    MAX_SECONDS,
+    Prepared,
+    prepare_drawing,
+    prepare_image,
+    prepare_sound,
+    prepare_text,
+)
+from timelines import measured, predicted
+from views import Device, Timeline, View
 
-from edvit_hf.errors import DataError, EDViTError
-from edvit_hf.runtime import AbsentAnswer, Answer, EDViTRuntime
-from edvit_hf.transforms import open_image
+from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
+from edvit_hf.runtime import Answer
+from edvit_hf.runtime.messages import Reason
+from edvit_hf.tasks import Task
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_SECONDS",
+    "Bundle",
+    "Example",
+    "Opened",
+    "Prepared",
+    "bundles",
+    "open_bundle",
+    "open_named",
+    "open_other",
+    "prepare_drawing",
+    "prepare_image",
+    "prepare_sound",
+    "prepare_text",
+    "view",
+]
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
-MODEL_DIR = HERE / "model"
-EXAMPLES_DIR = HERE / "examples"
-MAX_FILE_BYTES = 5 * 2**20
+FIRST_STEP: dict[Task, str] = {
+    "image-classification": "Upload a picture or choose an example.",
+    "audio-classification": "Record a sound, upload one or choose an example.",
+    "text-classification": "Type a text or choose an example.",
+}
+DRAW_FIRST = "Draw a digit, upload a picture of one or choose an example."
+ALL_UNPLUGGED = "Every device is unplugged, so nobody is left to answer. Plug at least one in again."
+BUSY = "Many visitors ask at this moment. Try again in a few seconds."
+TOO_FEW = "Too few devices gave a usable answer, and what is left would be a guess. Plug others in, or try again."
+UNREADABLE = "The sub-models cannot read this input. Try another one, or choose an example."
 
-# The form of the UCI digits: a bitmap of 32 by 32 pixels, the digit as high as the bitmap and at most 24
-# wide, pen strokes thickened so that about 30 % of the pixels are ink; then the mean of blocks of 4 by 4
-# pixels, 8 by 8 in all.
-BITMAP_SIDE, BLOCK, MAX_WIDTH, INK_SHARE = 32, 4, 24, 0.30
-READY_SIDE = 32  # an uploaded picture no larger than this is taken to have that form already
-MIN_CONTRAST = 32  # of 255
-
-HEADERS = ["sub-model", "digits", "own vote", "time, ms", "bytes sent", "answer if only it is missing"]
-
-FIRST_STEP = "Draw a digit, upload a picture of one, or choose an example."
-ALL_UNPLUGGED = "Every sub-model is unplugged, so nobody is left to answer. Plug at least one in again."
+_REASONS: dict[Reason, str] = {
+    "absent": "unplugged",
+    "not loaded": "not loaded here",
+    "breaker": "left alone after it failed; it is asked again soon",
+    "deadline": "too late",
+    "unavailable": "cannot be reached",
+    "failed": "failed",
+}
+_UNUSABLE = "sent values that cannot be used"
 
 
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What the page shows for one picture.
+def view(opened: Opened, prepared: Prepared | None, unplugged: Sequence[int], fleet: str | None = None) -> View:
+    """The page for one input and one set of unplugged devices. Raises no `EDViTError`: it becomes a "refused" view.
 
-    Attributes:
-        picture: (H, W, 3) uint8, what the sub-models see before resizing; None without a readable picture.
-        probabilities: Label -> probability; empty without an answer.
-        rows: One row per sub-model, see `HEADERS`.
-        sentence: The answer, or what is wrong and what to do, in words.
+    The sub-models that are plugged in run once; the fusion head is asked again for each device that might go missing
+    too. With devices unplugged all sub-models run once more, so that the sentence can say what unplugging changed.
+
+    Args:
+        opened: The ensemble.
+        prepared: The input; None, or one that was prepared for another ensemble, gives the empty page.
+        unplugged: Indices of devices; those that the ensemble has not are ignored.
+        fleet: Name out of `opened.fleets` for the predicted timeline; None: the first of them.
     """
-
-    picture: np.ndarray | None
-    probabilities: Mapping[str, float]
-    rows: list[list[str]]
-    sentence: str
-
-
-def load_ensemble(model_dir: Path = MODEL_DIR) -> EDViTRuntime:
-    """The ensemble of the Space, on one thread per sub-model run, warmed up.
-
-    Raises:
-        EDViTError: If the folder is missing or incomplete; the message says how to fill it.
-    """
-    if not (model_dir / "manifest.json").is_file():
-        raise EDViTError(
-            f"There is no ensemble in {model_dir.name}/: this page needs an exported one to answer. Make it "
-            "with `edvit run recipes/digits.yaml --work-dir work/digits` (a few minutes on two cores), then fill "
-            f"space_app/{model_dir.name}/ with `python space_app/assemble.py work/digits/09_card/ensemble` and start "
-            "again. `make space` does all three."
-        )
-    ensemble = EDViTRuntime.from_pretrained(model_dir, num_threads=1)
-    ensemble(np.zeros((BITMAP_SIDE, BITMAP_SIDE), np.uint8))  # the first run allocates: keep it off the clock
-    return ensemble
-
-
-def sub_model_names(ensemble: EDViTRuntime) -> list[str]:
-    """One text per sub-model for the checkboxes: its number and its classes."""
-    return [f"{entry.index}: {_classes(ensemble, entry.index)}" for entry in ensemble.manifest.sub_models]
-
-
-def example_files(folder: Path = EXAMPLES_DIR) -> list[Path]:
-    """The bundled pictures, in order of their names."""
-    return sorted(folder.glob("*.png"))
-
-
-def view_of_drawing(ensemble: EDViTRuntime, drawing: Mapping[str, Any] | None, unplugged: Sequence[int]) -> View:
-    """Answer for what the sketchpad holds: a mapping with RGBA arrays under "layers" and "composite"."""
+    count = len(opened.devices)
+    out = tuple(sorted({int(index) for index in unplugged if 0 <= int(index) < count}))
+    waiting = tuple(_waiting(device, device.index in out) for device in opened.devices)
+    if prepared is None or prepared.ensemble != opened.name:
+        return View(state="empty", sentence=first_step(opened), devices=waiting, card_note=card_note(opened, len(out)))
+    if len(out) == count:
+        return _refused(ALL_UNPLUGGED, prepared, waiting)
     try:
-        picture = digit_from_drawing(drawing)
+        answer, others = _answers(opened, prepared, out)
+        whole = opened.runtime.predict(prepared.inputs) if out else answer
     except EDViTError as error:
-        return _refused(error)
-    return view_of_picture(ensemble, picture, unplugged)
+        logger.info("no answer: %s", error)
+        return _refused(_said(error), prepared, waiting)
+    order = np.argsort(-answer.probabilities[0], kind="stable")
+    timelines: list[Timeline] = [measured(answer, opened.schedule)]
+    name = fleet if fleet in opened.fleets else next(iter(opened.fleets), None)
+    if name is not None:
+        timelines.append(predicted(name, opened.plans[name], answer.present))
+    missing = count - sum(answer.present)
+    return View(
+        state="degraded" if answer.degraded else "answered",
+        sentence=" ".join(filter(None, [_sentence(whole, answer), prepared.remark])),
+        label=answer.label,
+        probabilities=tuple((answer.label_names[i], float(answer.probabilities[0, i])) for i in order),
+        devices=tuple(_device(device, answer, others) for device in opened.devices),
+        timelines=tuple(timelines),
+        seen=prepared.seen,
+        tokens=prepared.tokens,
+        card_note=" ".join(filter(None, [card_note(opened, missing), prepared.caution])),
+    )
 
 
-def view_of_file(ensemble: EDViTRuntime, path: str | Path | None, unplugged: Sequence[int]) -> View:
-    """Answer for an uploaded file."""
+def first_step(opened: Opened) -> str:
+    """What to do before there is an input."""
+    return DRAW_FIRST if opened.can_draw else FIRST_STEP[opened.task]
+
+
+def card_note(opened: Opened, num_absent: int) -> str:
+    """The accuracy that the card reports with so many devices absent; empty if it does not."""
+    rows = {row.num_absent: row for row in opened.absent}
+    found, whole, count = rows.get(num_absent), rows.get(0), len(opened.devices)
+    if found is None:
+        return ""
+    if num_absent == 0:
+        return f"The card reports {_percent(found.mean)} on its test items with all {count} devices."
+    spread = f"mean of {found.num_subsets} subsets: {_percent(found.low)} to {_percent(found.high)}"
+    all_there = "" if whole is None else f"; {_percent(whole.mean)} with all"
+    return (
+        f"The card reports {_percent(found.mean)} on its test items with {num_absent} of {count} devices absent "
+        f"({spread}){all_there}."
+    )
+
+
+def _answers(opened: Opened, prepared: Prepared, out: tuple[int, ...]) -> tuple[Answer, dict[int, str]]:
+    """The answer without `out`, and by device the label if that one were missing too."""
+    left = [index for index in range(len(opened.devices)) if index not in out]
+    subsets = [(index,) for index in left] if len(left) > 1 else []
     try:
-        picture = digit_from_file(path)
-    except EDViTError as error:
-        return _refused(error)
-    return view_of_picture(ensemble, picture, unplugged)
+        answer, found = opened.runtime.predict_without(prepared.inputs, subsets, absent=out)
+    except QuorumError:  # the only one that answered stands alone: nobody is left without it
+        return opened.runtime.predict(prepared.inputs, absent=out), {}
+    names = opened.runtime.label_names
+    return answer, {i: names[int(without[0].argmax())] for (i,), without in zip(subsets, found, strict=True)}
 
 
-def view_of_picture(ensemble: EDViTRuntime, picture: np.ndarray | None, unplugged: Sequence[int]) -> View:
-    """Answer for a picture in the form of the data, with the sub-models in `unplugged` left out.
-
-    The whole ensemble answers too, so that the sentence can say what unplugging changed.
-    """
-    if picture is None:
-        return _refused(DataError(FIRST_STEP))
-    if set(unplugged) >= set(ensemble.loaded):
-        return View(picture=picture, probabilities={}, rows=[], sentence=ALL_UNPLUGGED)
-    try:
-        whole = ensemble(picture)
-        answer = ensemble(picture, absent=unplugged) if unplugged else whole
-        changes = {change.index: change for change in ensemble.what_if_absent(picture)}
-    except EDViTError as error:
-        return View(picture=picture, probabilities={}, rows=[], sentence=str(error))
-    probabilities = dict(zip(answer.label_names, map(float, answer.probabilities[0]), strict=True))
-    rows = [_row(ensemble, answer, changes.get(i), i) for i in range(len(answer.present))]
-    return View(picture=picture, probabilities=probabilities, rows=rows, sentence=_sentence(whole, answer))
+def _waiting(device: Device, is_out: bool) -> Device:
+    return Device(
+        index=device.index, classes=device.classes, state="unplugged" if is_out else "waiting",
+        reason=_REASONS["absent"] if is_out else None,
+    )  # fmt: skip
 
 
-def digit_from_drawing(drawing: Mapping[str, Any] | None) -> np.ndarray:
-    """A drawing in the form of the data, (8, 8, 3) uint8, white on black.
-
-    Ink is what the transparent layers hold, of whatever colour; without layers, what differs from the border
-    of the composite.
-
-    Raises:
-        DataError: If nothing is drawn.
-    """
-    drawing = drawing or {}
-    layers = [np.asarray(layer) for layer in drawing.get("layers") or [] if layer is not None]
-    layers = [layer for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
-    composite = drawing.get("composite")
-    if layers:
-        ink = np.max([layer[:, :, 3] for layer in layers], axis=0)
-    elif composite is not None:
-        ink = _ink_on_paper(np.asarray(open_image(np.asarray(composite)).convert("L")))
-    else:
-        ink = np.zeros((1, 1), np.uint8)
-    if ink.max() < MIN_CONTRAST:
-        raise DataError("The drawing is empty. Draw one digit with a few strokes, as large as you like.")
-    return _in_form_of_the_data(ink)
-
-
-def digit_from_file(path: str | Path | None) -> np.ndarray:
-    """An uploaded picture in the form of the data, (H, W, 3) uint8, white on black.
-
-    A picture of at most 32 px a side is taken as it is; from a larger one the ink is cut out, whether it is
-    dark on light or light on dark paper.
-
-    Raises:
-        DataError: If the file is no image, too large, damaged, or shows hardly any contrast.
-    """
-    if path is None:
-        raise DataError("Choose a picture of one digit first: PNG, JPEG or another common format.")
-    if Path(path).stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"This file is larger than {MAX_FILE_BYTES // 2**20} MiB. Choose or make a smaller one.")
-    try:
-        image = open_image(Path(path))
-    except DataError as error:
-        logger.info("refused an upload: %s", error)
-        raise DataError("This file is not a readable picture. Choose a complete PNG or JPEG of one digit.") from error
-    if max(image.size) <= READY_SIDE:
-        return np.asarray(image)
-    ink = _ink_on_paper(np.asarray(image.convert("L")))
-    if ink.max() < MIN_CONTRAST:
-        raise DataError(
-            "This picture shows hardly any contrast. Choose one with a dark digit on light paper, or inverse."
-        )
-    return _in_form_of_the_data(ink)
-
-
-def _ink_on_paper(grey: np.ndarray) -> np.ndarray:
-    """How far each pixel is from the paper, 0..255 uint8; the paper is the median of the picture's border."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return np.abs(grey.astype(np.int16) - int(np.median(border))).clip(0, 255).astype(np.uint8)
-
-
-def _in_form_of_the_data(ink: np.ndarray) -> np.ndarray:
-    """Cut out the ink, scale it to the bitmap, thicken the strokes, take block means: (8, 8, 3) uint8."""
-    mask = ink > ink.max() // 2
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # Thickening adds one pixel on each side and step; the margin keeps it inside the width of the data.
-    width = max(1, min(MAX_WIDTH - 2, round(BITMAP_SIDE * cut.shape[1] / cut.shape[0])))
-    small = Image.fromarray(np.uint8(255) * cut.astype(np.uint8)).resize((width, BITMAP_SIDE), Image.Resampling.BOX)
-    bitmap = Image.new("L", (BITMAP_SIDE, BITMAP_SIDE))
-    bitmap.paste(small, ((BITMAP_SIDE - width) // 2, 0))
-    candidates = [bitmap]
-    while _ink_share(candidates[-1]) < INK_SHARE and len(candidates) <= BLOCK + 1:
-        candidates.append(candidates[-1].filter(ImageFilter.MaxFilter(3)))
-    best = min(candidates, key=lambda candidate: abs(_ink_share(candidate) - INK_SHARE))
-    blocks = np.asarray(best, np.float32).reshape(BITMAP_SIDE // BLOCK, BLOCK, BITMAP_SIDE // BLOCK, BLOCK)
-    return np.repeat(np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def _ink_share(bitmap: Image.Image) -> float:
-    return float(np.asarray(bitmap).mean() / 255)
-
-
-def _row(ensemble: EDViTRuntime, answer: Answer, without: AbsentAnswer | None, index: int) -> list[str]:
-    """One line of the table of sub-models."""
-    classes, vote, taken = _classes(ensemble, index), answer.votes[index], answer.milliseconds[index]
-    if vote is None or taken is None:
-        reason = "gave no usable features" if index in answer.failed else "unplugged"
-        return [str(index), classes, reason, "-", "0", "-"]
-    group = ensemble.manifest.sub_models[index].class_group
-    names = [*(ensemble.label_names[label] for label in group), "other"]
-    winner = int(vote[0].argmax())
-    other = f"{without.labels[0]} ({without.probabilities[0].max():.0%})" if without else "none"
-    return [
-        str(index),
-        classes,
-        f"{names[winner]} ({vote[0][winner]:.0%})",
-        f"{taken:.2f}",
-        str(ensemble.feature_bytes(index)),
-        other,
-    ]
+def _device(device: Device, answer: Answer, others: dict[int, str]) -> Device:
+    index = device.index
+    vote = answer.votes[index]
+    if vote is None:
+        reason = answer.missing[index]
+        return Device(
+            index=index, classes=device.classes, state="unplugged" if reason == "absent" else "failed",
+            reason=_REASONS.get(reason, _UNUSABLE),
+        )  # fmt: skip
+    names, winner, without = [*device.classes, "other"], int(vote[0].argmax()), others.get(index)
+    return Device(
+        index=index, classes=device.classes, state="answered",
+        vote=names[winner] if winner < len(names) else "other", vote_share=float(vote[0, winner]),
+        milliseconds=answer.milliseconds[index], bytes_sent=answer.bytes_sent[index], answer_without=without,
+        changes_answer=without is not None and without != answer.label,
+    )  # fmt: skip
 
 
 def _sentence(whole: Answer, answer: Answer) -> str:
-    """The answer in words, and what unplugging changed."""
-    said = f"**{answer.labels[0]}** with {answer.probabilities[0].max():.0%}"
-    if answer.present == whole.present:
-        missing = f", {len(whole.failed)} without usable features" if whole.failed else ""
-        return f"{said}; {sum(answer.present)} sub-models took {answer.total_milliseconds:.1f} ms{missing}."
-    before = f"{whole.labels[0]} with {whole.probabilities[0].max():.0%}"
-    verdict = "The answer stays" if answer.labels == whole.labels else "The answer changes"
-    left = f"{sum(answer.present)} of {len(answer.present)} sub-models are left"
-    return f"{said}; {left}. {verdict}: with all of them it was {before}."
+    """The answer in words, and what missing devices changed."""
+    said = f"The answer is {answer.label} with {_share(answer)}"
+    count, left = len(answer.present), sum(answer.present)
+    if not answer.degraded:
+        together = f"all {count} devices" if count > 1 else "the only device"
+        return f"{said}, from {together}, in {answer.total_milliseconds:.1f} ms on this machine."
+    parts = [f"{said}, from {left} of {count} devices."]
+    if answer.present != whole.present:
+        verdict = "It stays the same" if answer.label == whole.label else "It changes"
+        parts.append(f"{verdict}: with all of them it was {whole.label} with {_share(whole)}.")
+    names = answer.missing_classes
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    parts.append(f"No device that knows {shown} takes part.")
+    return " ".join(parts)
 
 
-def _classes(ensemble: EDViTRuntime, index: int) -> str:
-    return ", ".join(ensemble.label_names[label] for label in ensemble.manifest.sub_models[index].class_group)
+def _said(error: EDViTError) -> str:
+    """An error of the runtime in a visitor's words."""
+    if isinstance(error, OverloadedError):
+        return BUSY
+    return TOO_FEW if isinstance(error, QuorumError) else UNREADABLE
 
 
-def _refused(error: EDViTError) -> View:
-    return View(picture=None, probabilities={}, rows=[], sentence=str(error))
+def _refused(sentence: str, prepared: Prepared, devices: tuple[Device, ...]) -> View:
+    return View(state="refused", sentence=sentence, devices=devices, seen=prepared.seen, tokens=prepared.tokens)
+
+
+def _share(answer: Answer) -> str:
+    """The winner's probability: never rounded up to certainty."""
+    value = float(answer.probabilities[0].max())
+    return f"{math.floor(100 * value)} %" if value >= 0.995 else f"{100 * value:.0f} %"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -16,6 +16,7 @@ import yaml
 
 from hub_store import LARGE_SUFFIXES, Blob, RefusedError, Repository, file_entry
 
+SPACES = "spaces/"  # a Space may have the name of a model: they are kept apart by it, as in the Hub's addresses
 WRITE, READ, OTHER = "hf_writer", "hf_reader", "hf_stranger"  # tokens of `LoopbackHub.accounts`
 
 
@@ -64,9 +65,9 @@ class LoopbackHub:
         self.lock = threading.RLock()
         self.url = self.cdn = ""
 
-    def create(self, name, files=(), private=False):
-        """A repository with these files (path -> bytes) in one commit."""
-        repository = self.repositories[name] = Repository(name, private)
+    def create(self, name, files=(), private=False, sdk=None):
+        """A repository with these files (path -> bytes) in one commit; with `sdk` a Space, known as spaces/NAME."""
+        repository = self.repositories[f"{SPACES}{name}" if sdk else name] = Repository(name, private, sdk)
         blobs = {path: Blob(data, path.endswith(LARGE_SUFFIXES)) for path, data in dict(files).items()}
         if blobs:
             repository.commit(blobs, "files")
@@ -104,21 +105,22 @@ def loopback_hub():
         thread.join()
 
 
-_NAME = r"(?P<repo>[\w.-]+/[\w.-]+)"
+_NAME = r"(?P<repo>(?:spaces/)?[\w.-]+/[\w.-]+)"
+_API = r"/api/(?P<kind>models|spaces)/(?P<repo>[\w.-]+/[\w.-]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create_repo"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("GET", r"/api/models", "list_models"),
-    ("GET", rf"/api/models/{_NAME}", "info"),
-    ("GET", rf"/api/models/{_NAME}/revision/(?P<rev>[^/]+)", "info"),
-    ("GET", rf"/api/models/{_NAME}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", "tree"),
-    ("POST", rf"/api/models/{_NAME}/paths-info/(?P<rev>[^/]+)", "paths_info"),
-    ("GET", rf"/api/models/{_NAME}/refs", "refs"),
-    ("POST", rf"/api/models/{_NAME}/tag/(?P<rev>[^/]+)", "tag"),
-    ("POST", rf"/api/models/{_NAME}/branch/(?P<rev>[^/]+)", "branch"),
-    ("POST", rf"/api/models/{_NAME}/preupload/(?P<rev>[^/]+)", "preupload"),
-    ("POST", rf"/api/models/{_NAME}/commit/(?P<rev>[^/]+)", "commit"),
+    ("GET", rf"{_API}", "info"),
+    ("GET", rf"{_API}/revision/(?P<rev>[^/]+)", "info"),
+    ("GET", rf"{_API}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", "tree"),
+    ("POST", rf"{_API}/paths-info/(?P<rev>[^/]+)", "paths_info"),
+    ("GET", rf"{_API}/refs", "refs"),
+    ("POST", rf"{_API}/tag/(?P<rev>[^/]+)", "tag"),
+    ("POST", rf"{_API}/branch/(?P<rev>[^/]+)", "branch"),
+    ("POST", rf"{_API}/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", rf"{_API}/commit/(?P<rev>[^/]+)", "commit"),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", "lfs_put"),
@@ -157,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
                 match = re.fullmatch(pattern, parts.path)
                 if match and self.command in methods.split("|"):
                     groups = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                    if groups.pop("kind", "models") == "spaces":
+                        groups["repo"] = SPACES + groups["repo"]
                     return getattr(self, f"_{name}")(**groups)
             raise RefusedError(404, "", f"no such route: {line}")
         except RefusedError as refused:
@@ -198,12 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, name, write=False):
         """The repository, if the caller may see it or, with `write`, change it."""
-        user = self.account and self.account["name"]
+        plain, user = name.removeprefix(SPACES), self.account and self.account["name"]
         owners = {user: "write", **{org["name"]: org["roleInOrg"] for org in (self.account or {}).get("orgs", ())}}
-        role, repository = owners.get(name.partition("/")[0]), self.hub.repositories.get(name)
+        role, repository = owners.get(plain.partition("/")[0]), self.hub.repositories.get(name)
         if repository is None or (repository.private and role is None):
             raise RefusedError(401 if self.account is None else 404, "RepoNotFound", "Repository not found")
-        if write and (self.account is None or role not in ("write", "admin") or not self._may_write(name)):
+        if write and (self.account is None or role not in ("write", "admin") or not self._may_write(plain)):
             raise RefusedError(403 if self.account else 401, "", "Forbidden: pass a token with write access")
         return repository
 
@@ -224,11 +228,15 @@ class _Handler(BaseHTTPRequestHandler):
         owners = {(self.account or {}).get("name"), *(o["name"] for o in (self.account or {}).get("orgs", ()))}
         if self.account is None or name.partition("/")[0] not in owners or not self._may_write(name):
             raise RefusedError(403 if self.account else 401, "", "You don't have the rights to create a model here")
+        is_space, sdk = data.get("type") == "space", data.get("sdk")
+        if is_space and sdk not in ("gradio", "docker", "static", "streamlit"):
+            raise RefusedError(400, "", "a Space needs an sdk")
+        key = SPACES + name if is_space else name
         with self.hub.lock:
-            known = name in self.hub.repositories
+            known = key in self.hub.repositories
             if not known:
-                self.hub.create(name, private=data.get("visibility") == "private")
-        self._json({"url": f"{self.hub.url}/{name}", "name": name}, 409 if known else 200)
+                self.hub.create(name, private=data.get("visibility") == "private", sdk=sdk if is_space else None)
+        self._json({"url": f"{self.hub.url}/{key}", "name": name}, 409 if known else 200)
 
     def _validate_yaml(self):
         try:
@@ -239,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def _list_models(self):
-        rows = [r.info() for _, r in sorted(self.hub.repositories.items()) if not r.private]
+        rows = [r.info() for _, r in sorted(self.hub.repositories.items()) if not (r.private or r.sdk)]
         author, tag = self.query.get("author"), self.query.get("filter")
         self._json([r for r in rows if author in (None, r["author"]) and (tag is None or tag in r["tags"])])
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import yaml
 
-LARGE_SUFFIXES = (".safetensors", ".onnx", ".png", ".bin", ".pt", ".pkl")  # kept by sha256, as the Hub's LFS does
+# kept by sha256, as the Hub does with LFS
+LARGE_SUFFIXES = (".safetensors", ".onnx", ".png", ".bin", ".pt", ".pkl", ".whl", ".wav")
 
 
 class RefusedError(Exception):
@@ -50,6 +51,7 @@ class Repository:
 
     name: str
     private: bool = False
+    sdk: str | None = None  # of a Space
     commits: dict = field(default_factory=dict)  # commit -> {path: Blob}
     messages: dict = field(default_factory=dict)
     branches: dict = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Repository:
             "tags": card.get("tags") or [], "library_name": card.get("library_name"),
             "pipeline_tag": card.get("pipeline_tag"), "createdAt": "2026-01-01T00:00:00.000Z",
             "lastModified": "2026-01-01T00:00:00.000Z", "siblings": [{"rfilename": p} for p in self.commits[commit]],
+            **({"sdk": self.sdk} if self.sdk else {}),
         }  # fmt: skip
 
     def card(self, revision="main"):

@@ -21,7 +21,7 @@ from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_pro
 from edvit_hf.recipe.published_files import derived_shape, read_published
 from edvit_hf.recipe.published_plan import is_published, plan_published
 
-SPACE = Path(__file__).resolve().parents[1] / "space_app/model"
+SPACE = Path(__file__).resolve().parents[1] / "space_app/model/digits"
 FLEET = """
 coordinator: laptop
 uplink_mbit_per_s: 50
@@ -223,7 +223,7 @@ def test_a_config_that_leaves_the_fusion_head_to_the_default_means_the_librarys(
     del config["fusion_hidden_size"]
     (folder / "config.json").write_text(json.dumps(config))
     assert read_published(str(folder)).fusion_hidden_size == 128
-    source = (SPACE.parents[1] / "src/edvit_hf/configuration_edvit.py").read_text()  # importing it takes seconds
+    source = (SPACE.parents[2] / "src/edvit_hf/configuration_edvit.py").read_text()  # importing it takes seconds
     assert "fusion_hidden_size: int = 128\n" in source
 
 

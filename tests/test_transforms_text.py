@@ -330,3 +330,13 @@ def test_without_tokenizers_the_error_carries_the_install_line(monkeypatch, fold
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingExtraError, match=r"`tokenizers`.*pip install 'edvit_hf\[device\]'"):
         load_transform(folders["bert"], "text-classification")
+
+
+def test_tokens_are_written_as_the_vocabulary_has_them():
+    transform = TextTransform(bert_like(), max_length=LENGTH)
+    (ids,) = transform.encode(["the cat 日"])
+    tokens = transform.tokens(ids)
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
+    assert "[UNK]" not in transform.tokens(transform.encode(["the cat"])[0])
+    assert "".join(tokens[1:4]).replace("##", "").startswith("the")
+    assert transform.tokens([transform.vocab_size + 5]) == ("",)

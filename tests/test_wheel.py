@@ -33,6 +33,13 @@ def names(wheel):
 
 def test_every_module_of_the_source_and_every_data_file_is_in_it_once(names):
     assert len(names) == len(set(names))
+    page = ROOT / "space_app"
+    shown = {f"edvit_hf/space_app/{path.relative_to(page).as_posix()}" for path in page.rglob("*") if path.is_file()}
+    shown = {name for name in shown if "__pycache__" not in name}
+    assert {"edvit_hf/space_app/app.py", "edvit_hf/space_app/model/digits/manifest.json"} <= shown
+    assert {name for name in names if name.startswith("edvit_hf/space_app/")} == shown
+    assert not [name for name in names if name.endswith(".whl")]
+    names = [name for name in names if name not in shown]
     source = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == source
     data = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
@@ -63,10 +70,14 @@ def test_its_metadata_names_the_licence_the_command_and_the_extras(wheel, names)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert licence == (ROOT / "LICENSE").read_text()
     assert "edvit = edvit_hf.cli:main" in read["entry_points.txt"]
-    extras = {"device", "hub", "plan", "profile", "torch", "train", "export", "space", "track", "all", "dev"}
-    assert extras == set(metadata.get_all("Provides-Extra"))
+    extras = {"device", "hub", "plan", "profile", "torch", "train", "export", "serve", "space", "browser", "track"}
+    assert extras | {"all", "dev"} == set(metadata.get_all("Provides-Extra"))
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers"))]
+
+
+def test_it_is_small_though_the_page_and_its_ensembles_are_in_it(wheel):
+    assert wheel.stat().st_size <= 4 * 2**20
 
 
 def test_an_unpacked_wheel_finds_its_own_files(wheel, tmp_path):
@@ -80,10 +91,13 @@ from edvit_hf.model_card import template_path
 from edvit_hf.profiles import load_profiles
 from edvit_hf.recipe import find_recipe, load_recipe
 from edvit_hf.planning import load_fleet
+from edvit_hf.space.page_files import bundled_ensembles, checkout, page_folder
+assert checkout() is None
+assert set(bundled_ensembles()) == {{"digits", "question_type", "spoken_digits"}}
 assert "x86-avx2" in load_profiles()
 recipe = load_recipe("digits")
 assert load_fleet(recipe.fleet_path).devices
-print(edvit_hf.__file__, template_path(), find_recipe("digits"), recipe.fleet_path, sep="\\n")
+print(edvit_hf.__file__, template_path(), find_recipe("digits"), recipe.fleet_path, page_folder(), sep="\\n")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -94,5 +108,6 @@ print(edvit_hf.__file__, template_path(), find_recipe("digits"), recipe.fleet_pa
             "edvit_hf/templates/ensemble.md.j2",
             "edvit_hf/recipes/digits.yaml",
             "edvit_hf/recipes/fleets/five_x86.yaml",
+            "edvit_hf/space_app",
         )
     ]

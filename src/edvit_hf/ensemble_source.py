@@ -16,6 +16,11 @@ _HUB_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]
 CACHE_VARIABLE = "EDVIT_CACHE_DIR"
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether `text` could be the id of a Hub repository: no path that leads anywhere, no address, no option."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
 def ensemble_folder(
     source: str | Path,
     *,
@@ -49,7 +54,7 @@ def ensemble_folder(
                 " has one state only. Leave the revision out."
             )
         return root
-    if not _HUB_ID.fullmatch(str(source)):
+    if not is_hub_id(str(source)):
         raise EDViTError(
             f"Expected a folder with an exported ensemble, or the id of a Hub repository, got {str(source)!r:.200}, "
             "which is neither. There is nothing to load. Check the path, or fetch a repository with: edvit pull REPO"

@@ -13,6 +13,8 @@ _OPTIONAL_PACKAGES = {
     **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib", "scipy")},
     **{name: name for name in ("optimum", "onnx", "onnxscript", "onnxslim", "gradio")},
     **{name: name for name in ("soundfile", "soxr", "tokenizers")},
+    **{name: name for name in ("fastapi", "starlette", "pydantic", "uvicorn", "h11")},
+    **{"python_multipart": "python-multipart", "prometheus_client": "prometheus-client"},
 }
 """Import name -> package name of everything that only an extra installs."""
 

@@ -8,8 +8,10 @@ from edvit_hf.cli import trip  # isort: skip  # noqa: F401  (importing a module 
 from edvit_hf.cli import exporting  # isort: skip  # noqa: F401
 from edvit_hf.cli import hub  # isort: skip  # noqa: F401
 from edvit_hf.cli import measure  # isort: skip  # noqa: F401
+from edvit_hf.cli import serve  # isort: skip  # noqa: F401
 from edvit_hf.cli import bench  # isort: skip  # noqa: F401
 from edvit_hf.cli import card  # isort: skip  # noqa: F401
+from edvit_hf.cli import space  # isort: skip  # noqa: F401
 from edvit_hf.cli import machine  # isort: skip  # noqa: F401
 
 __all__ = ["app", "main"]

@@ -17,11 +17,10 @@ from edvit_hf.cli.app import (
     print_json,
     start_logging,
 )
+from edvit_hf.cli.file_tree import print_files
 
 if TYPE_CHECKING:
-    from edvit_hf.hub import Pulled, Push
-
-_MIB = 2**20
+    from edvit_hf.hub import Pulled
 
 
 @app.command()
@@ -50,7 +49,7 @@ def push(
 
         prepared = prepare_push(folder, repo, profile=profile)
         if output is Format.human:
-            _print_files(prepared)
+            print_files(prepared.files, prepared.repo)
         done = send(
             prepared, dry_run=dry_run, private=private, tag=tag, revision=revision, create_pr=create_pr
         )  # fmt: skip
@@ -70,20 +69,6 @@ def push(
             console.print(f"pushed: {done.url}", markup=False, highlight=False, soft_wrap=True)
         if done.tag:
             console.print(f"tag: {done.tag}", markup=False)
-
-
-def _print_files(prepared: "Push") -> None:
-    """The tree with sizes."""
-    last: tuple[str, ...] = ()
-    for file in prepared.files:
-        *folders, name = Path(file.path).parts
-        for depth, part in enumerate(folders):
-            if tuple(folders[: depth + 1]) != last[: depth + 1]:
-                console.print(f"{'':>12}  {'  ' * depth}{part}/", markup=False, highlight=False)
-        last = tuple(folders)
-        console.print(f"{file.bytes:>12,}  {'  ' * len(folders)}{name}", markup=False, highlight=False)
-    total = f"{len(prepared.files)} files, {prepared.bytes / _MIB:.2f} MiB, for {prepared.repo}"
-    console.print(f"{prepared.bytes:>12,}  bytes in {total}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -108,19 +108,24 @@ def status_of(error: BaseException | None) -> int | None:
     return None
 
 
-def fetch_file(api: "HfApi", repo: str, file: str, revision: str, folder: Path, *, again: bool = False) -> Path:
+def fetch_file(
+    api: "HfApi", repo: str, file: str, revision: str, folder: Path, *, again: bool = False, repo_type: str = "model"
+) -> Path:
     """Download one file of one commit below `folder`; what was there is fetched anew only with `again`."""
 
     def download() -> Path:
-        return Path(api.hf_hub_download(repo, file, revision=revision, local_dir=folder, force_download=again))
+        found = api.hf_hub_download(
+            repo, file, revision=revision, local_dir=folder, force_download=again, repo_type=repo_type
+        )
+        return Path(found)
 
     return ask(f"fetching {file}", repo, download, tries=TRIES_OF_TRANSFERS)
 
 
-def read_file(api: "HfApi", repo: str, file: str, revision: str) -> bytes:
+def read_file(api: "HfApi", repo: str, file: str, revision: str, *, repo_type: str = "model") -> bytes:
     """The bytes of one small file of one commit; nothing of it stays on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        return fetch_file(api, repo, file, revision, Path(folder)).read_bytes()
+        return fetch_file(api, repo, file, revision, Path(folder), repo_type=repo_type).read_bytes()
 
 
 def commit_of(api: "HfApi", repo: str, revision: str | None) -> str:

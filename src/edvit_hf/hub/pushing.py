@@ -1,27 +1,34 @@
 """`push`: a checked ensemble folder, or one profile's files of it, to the Hub in one commit."""
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edvit_hf.errors import HubError
 from edvit_hf.hub.cards import filled_card
 from edvit_hf.hub.checks import check_folder
-from edvit_hf.hub.client import CONFLICT, TRIES_OF_TRANSFERS, ask, connect, read_file
+from edvit_hf.hub.client import CONFLICT, ask, connect, read_file
+from edvit_hf.hub.commits import (
+    MAX_CONFLICTS,
+    Remote,
+    changed_too_often,
+    check_repo_name,
+    is_there,
+    read_remote,
+    send_commit,
+)
 from edvit_hf.hub.files import README, LocalFile, list_files
 from edvit_hf.hub.merging import check_same_content, merged_manifest, variants_for
 from edvit_hf.hub.rights import check_write_rights
-from edvit_hf.manifest import MANIFEST_NAME, Manifest, file_sha256
+from edvit_hf.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 logger = logging.getLogger(__name__)
 
-MAX_CONFLICTS = 5
 _FIGURES = "assets/"
 _OWN_FOLDERS = ("sub_models/", "onnx/", _FIGURES)  # what an ensemble fills alone: what is not sent anew is stale
 _OWN_SUFFIXES = (".safetensors", ".onnx")
@@ -70,14 +77,6 @@ class Pushed:
     remarks: list[str]
 
 
-@dataclass(frozen=True)
-class _Remote:
-    """A repository at one commit: path -> (bytes' identity by the Hub's two ways to store them)."""
-
-    commit: str
-    identities: Mapping[str, tuple[str | None, str]]  # sha256 of large files, git's hash of small ones
-
-
 def prepare_push(folder: str | Path, repo: str, *, profile: str | None = None) -> Push:
     """What a push would send, without checking any of it.
 
@@ -90,11 +89,7 @@ def prepare_push(folder: str | Path, repo: str, *, profile: str | None = None) -
         raise HubError(
             f"Expected an ensemble folder, got {root}, which is not one. Name the folder that `edvit run` wrote."
         )
-    owner, _, name = repo.partition("/")
-    if not owner or not name or "/" in name or repo != repo.strip():
-        raise HubError(
-            f"Expected a repository as OWNER/NAME, got {repo!r}. The Hub would not know whose it is. Name both."
-        )
+    check_repo_name(repo)
     files = list_files(root)
     if profile is not None:
         sent = {v.file for v in variants_for(Manifest.load(root), profile)} | {MANIFEST_NAME, README}
@@ -143,13 +138,17 @@ def push(
         check_write_rights(api, repo)
     _make_repository(api, prepared, private=private, revision=revision)
     for attempt in range(MAX_CONFLICTS):
-        remote = _read_remote(api, repo, revision)
+        remote = read_remote(api, repo, revision)
         additions, removed = _operations(api, prepared, manifest, remote)
         if not additions and not removed:
             break
         _check_tag_is_free(api, repo, tag)
         try:
-            info = _commit(api, prepared, additions, removed, remote.commit, revision, create_pr)
+            what = "ensemble" if prepared.profile is None else f"files for {prepared.profile}"
+            info = send_commit(
+                api, repo, additions, removed, remote.commit, message=f"Upload {what} with edvit_hf",
+                revision=revision, create_pr=create_pr,
+            )  # fmt: skip
         except HubError as error:
             if error.status not in CONFLICT:
                 raise
@@ -159,10 +158,7 @@ def push(
         url = info.pr_url if create_pr else info.commit_url
         return Pushed(commit=info.oid, url=url, changed=True, removed=removed, tag=tag, remarks=remarks)
     else:
-        raise HubError(
-            f"Expected to commit on top of what was read, but {repo} changed {MAX_CONFLICTS} times meanwhile. Writing "
-            "anyway could undo somebody's work. Nothing was changed. Run this again when it is quieter."
-        )
+        raise changed_too_often(repo)
     _tag(api, repo, tag, remote.commit)
     return Pushed(commit=remote.commit, url=f"{api.endpoint}/{repo}", removed=[], tag=tag, remarks=remarks)
 
@@ -182,19 +178,8 @@ def _make_repository(api: "HfApi", prepared: Push, *, private: bool, revision: s
         ask("creating the branch", repo, lambda: api.create_branch(repo, branch=revision, exist_ok=True))
 
 
-def _read_remote(api: "HfApi", repo: str, revision: str | None) -> _Remote:
-    from huggingface_hub import RepoFile
-
-    commit = str(ask("reading the repository", repo, lambda: api.model_info(repo, revision=revision)).sha)
-    entries = ask(
-        "listing the repository", repo, lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit))
-    )
-    files = [entry for entry in entries if isinstance(entry, RepoFile)]
-    return _Remote(commit, {f.path: (f.lfs.sha256 if f.lfs else None, f.blob_id) for f in files})
-
-
 def _operations(
-    api: "HfApi", prepared: Push, manifest: Manifest, remote: _Remote
+    api: "HfApi", prepared: Push, manifest: Manifest, remote: Remote
 ) -> tuple[list[tuple[str, Path | bytes]], list[str]]:
     """What differs from the repository: files to send, and stale ones to remove."""
     sent: dict[str, Path | bytes] = {file.path: prepared.root / file.path for file in prepared.files}
@@ -208,11 +193,11 @@ def _operations(
     else:
         merged = _merged_with(api, prepared, manifest, remote)
         sent[MANIFEST_NAME] = merged.to_json().encode()
-    changed = [(p, content) for p, content in sent.items() if not _is_there(content, remote.identities.get(p))]
+    changed = [(p, content) for p, content in sent.items() if not is_there(content, remote.identities.get(p))]
     return changed, stale
 
 
-def _merged_with(api: "HfApi", prepared: Push, manifest: Manifest, remote: _Remote) -> Manifest:
+def _merged_with(api: "HfApi", prepared: Push, manifest: Manifest, remote: Remote) -> Manifest:
     repo, profile = prepared.repo, prepared.profile
     assert profile is not None
     if MANIFEST_NAME not in remote.identities:
@@ -224,44 +209,6 @@ def _merged_with(api: "HfApi", prepared: Push, manifest: Manifest, remote: _Remo
     theirs = Manifest.from_json(text, source=f"{repo}/{MANIFEST_NAME}")
     check_same_content(manifest, theirs, repo)
     return merged_manifest(manifest, theirs, profile, repo)
-
-
-def _is_there(content: Path | bytes, identity: tuple[str | None, str] | None) -> bool:
-    """Whether the repository holds these bytes under this path."""
-    if identity is None:
-        return False
-    sha256, git = identity
-    if sha256 is not None and isinstance(content, Path):
-        return file_sha256(content) == sha256
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    if sha256 is not None:
-        return hashlib.sha256(data).hexdigest() == sha256
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git
-
-
-def _commit(
-    api: "HfApi",
-    prepared: Push,
-    additions: list[tuple[str, Path | bytes]],
-    removed: list[str],
-    parent: str,
-    revision: str | None,
-    create_pr: bool,
-) -> Any:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    what = "ensemble" if prepared.profile is None else f"files for {prepared.profile}"
-
-    def send() -> Any:
-        operations: list[Any] = [CommitOperationAdd(path_in_repo=p, path_or_fileobj=c) for p, c in additions]
-        operations += [CommitOperationDelete(path_in_repo=path) for path in removed]
-        return api.create_commit(
-            prepared.repo, operations, commit_message=f"Upload {what} with edvit_hf", parent_commit=parent,
-            revision=revision, create_pr=create_pr,
-        )  # fmt: skip
-
-    # On top of a named parent a commit lands once, however often it is sent; a pull request is made anew each time.
-    return ask("sending the commit", prepared.repo, send, tries=1 if create_pr else TRIES_OF_TRANSFERS)
 
 
 def _check_tag_is_free(api: "HfApi", repo: str, tag: str | None) -> None:

@@ -16,7 +16,15 @@ import numpy as np
 
 from edvit_hf.errors import DataError, MissingExtraError
 from edvit_hf.tasks import Task
-from edvit_hf.transforms.audio_files import HIGHEST_RATE, LOWEST_RATE, WHAT_TO_DO, check_header, decode, mix
+from edvit_hf.transforms.audio_files import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    MAX_SECONDS,
+    WHAT_TO_DO,
+    check_header,
+    decode,
+    mix,
+)
 from edvit_hf.transforms.log_mel import FRAME, log_mel, number_of_frames, samples_of
 from edvit_hf.transforms.preprocessor_file import read_preprocessor
 
@@ -35,7 +43,9 @@ _FEW_CHANNELS = 8
 _EDGE_SECONDS = 1024 / LOWEST_RATE  # further behind it, a resampled sample does not depend on where the clip is cut
 
 
-def open_audio(source: AudioSource, sampling_rate: int = 16_000, max_samples: int | None = None) -> np.ndarray:
+def open_audio(
+    source: AudioSource, sampling_rate: int = 16_000, max_samples: int | None = None, max_seconds: float = MAX_SECONDS
+) -> np.ndarray:
     """Read any supported sound as a mono waveform at one sampling rate.
 
     * Several channels: their mean.
@@ -50,26 +60,27 @@ def open_audio(source: AudioSource, sampling_rate: int = 16_000, max_samples: in
             over, or an array alone, which must be at `sampling_rate` already.
         sampling_rate: Of the result, in Hz.
         max_samples: How many samples of the result are wanted; None for all. Of long files no more is decoded.
+        max_seconds: Longest accepted clip.
 
     Returns:
         `np.ndarray` of shape `(n,)`, float32, n at least 1 and at most `max_samples`.
 
     Raises:
-        DataError: Not a sound, truncated, empty, longer than 30 minutes (from the header, before anything is
-            decoded), a sample that is NaN, infinite or above 16 times full scale, or an array of another type.
+        DataError: Not a sound, truncated, empty, longer than `max_seconds` (from the header, before anything
+            is decoded), a sample that is NaN, infinite or above 16 times full scale, or an array of another type.
         MissingExtraError: soundfile is not installed, or the rate differs and neither soxr nor scipy is.
     """
     check_header(sampling_rate, 1, None, "`sampling_rate`")
     seconds = None if max_samples is None else max_samples / sampling_rate + _EDGE_SECONDS
     if isinstance(source, (str, Path)):
         what = f"the file {str(source)[:200]}"
-        waveform, rate = _from_path(source, what, seconds)
+        waveform, rate = _from_path(source, what, seconds, max_seconds)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         what = f"the given {len(source)} bytes"
-        waveform, rate = decode(io.BytesIO(source), what, seconds)
+        waveform, rate = decode(io.BytesIO(source), what, seconds, max_seconds)
     else:
         what = "the array"
-        waveform, rate = _from_array(*_array_and_rate(source, sampling_rate), seconds)
+        waveform, rate = _from_array(*_array_and_rate(source, sampling_rate), seconds, max_seconds)
     _check_values(waveform, what)
     waveform = resample(waveform, rate, sampling_rate)
     return np.ascontiguousarray(waveform[:max_samples])
@@ -119,6 +130,7 @@ class AudioTransform:
         do_normalize: Whether `(x - mean) / (2 * std)` is taken.
         mean: Of the log-mel values.
         std: Of the log-mel values.
+        max_seconds: Longest accepted clip, whatever part of it is looked at.
     """
 
     sampling_rate: int = 16_000
@@ -127,6 +139,7 @@ class AudioTransform:
     do_normalize: bool = True
     mean: float = -4.2677393
     std: float = 4.5689974
+    max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
         limits = {"sampling_rate": (LOWEST_RATE, HIGHEST_RATE), "num_mel_bins": (1, 1024), "max_length": (1, 1 << 20)}
@@ -198,7 +211,7 @@ class AudioTransform:
 
         Raises what `open_audio` raises.
         """
-        return open_audio(source, self.sampling_rate, self.max_samples)
+        return open_audio(source, self.sampling_rate, self.max_samples, self.max_seconds)
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """Spectrogram of a waveform at `sampling_rate`.
@@ -241,10 +254,10 @@ class AudioTransform:
         return {"input_values": self.features(self.waveform(source))[None]}
 
 
-def _from_path(path: str | Path, what: str, seconds: float | None) -> tuple[np.ndarray, int]:
+def _from_path(path: str | Path, what: str, seconds: float | None, max_seconds: float) -> tuple[np.ndarray, int]:
     try:
         with Path(path).open("rb") as file:
-            return decode(file, what, seconds)
+            return decode(file, what, seconds, max_seconds)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -279,7 +292,7 @@ def _inside(source: Any) -> str:
     return f" with {', '.join(map(str, list(source)[:5])) or 'nothing'}" if isinstance(source, Mapping) else ""
 
 
-def _from_array(array: np.ndarray, rate: int, seconds: float | None) -> tuple[np.ndarray, int]:
+def _from_array(array: np.ndarray, rate: int, seconds: float | None, max_seconds: float) -> tuple[np.ndarray, int]:
     if array.ndim == 2 and 1 <= min(array.shape) <= _FEW_CHANNELS < max(array.shape):
         array = array if array.shape[1] < array.shape[0] else array.T
     elif array.ndim == 1:
@@ -289,7 +302,7 @@ def _from_array(array: np.ndarray, rate: int, seconds: float | None) -> tuple[np
             f"Expected a sound array shaped (n,), or (n, channels) with at most {_FEW_CHANNELS} channels, got "
             f"{array.shape}. Which side is time is unknown. Pass one mono sound at a time."
         )
-    check_header(rate, 1, len(array), "the array")
+    check_header(rate, 1, len(array), "the array", max_seconds)
     if seconds is not None:
         array = array[: round(seconds * rate)]
     if str(array.dtype) in _INTEGERS:

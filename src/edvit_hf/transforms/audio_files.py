@@ -27,22 +27,25 @@ _LARGEST_OGG_PAGE = 65_307
 _MOST_CHUNKS = 1000
 
 
-def decode(file: BinaryIO, what: str, seconds: float | None = None) -> tuple[np.ndarray, int]:
+def decode(
+    file: BinaryIO, what: str, seconds: float | None = None, max_seconds: float = MAX_SECONDS
+) -> tuple[np.ndarray, int]:
     """Decode the start of an audio file.
 
     Args:
         file: Opened for reading bytes, seekable.
         what: How messages name it.
         seconds: How much to decode, in seconds; None decodes all.
+        max_seconds: Longest accepted clip.
 
     Returns:
         `(waveform, sampling_rate)`: (n,) float32 in [-1, 1], the mean of the channels, and the file's own rate in Hz.
 
     Raises:
-        DataError: Not audio, of another format, truncated, without samples, longer than 30 minutes (both read from
-            the header where it tells, before anything is decoded), or with values that are not finite. Whether what
-            follows the wanted part can be decoded is not looked at. An MP3 file without a length in its first frame
-            and an AU or WAV stream of unknown length cannot be told from a truncated one.
+        DataError: Not audio, of another format, truncated, without samples, longer than `max_seconds` (both read
+            from the header where it tells, before anything is decoded), or with values that are not finite. Whether
+            what follows the wanted part can be decoded is not looked at. An MP3 file without a length in its first
+            frame and an AU or WAV stream of unknown length cannot be told from a truncated one.
         MissingExtraError: soundfile is not installed.
     """
     soundfile = _soundfile()
@@ -55,8 +58,8 @@ def decode(file: BinaryIO, what: str, seconds: float | None = None) -> tuple[np.
             if sound.format not in _DECODED:
                 raise _not_audio(what, f"the format {sound.format}")
             promised = sound.frames if knows_length and sound.frames < 1 << 62 else None
-            rate = check_header(sound.samplerate, sound.channels, promised, what)
-            most = min(MAX_FRAMES, MAX_SECONDS * rate) + 1 if promised is None else promised
+            rate = check_header(sound.samplerate, sound.channels, promised, what, max_seconds)
+            most = int(min(MAX_FRAMES, max_seconds * rate)) + 1 if promised is None else promised
             wanted = most if seconds is None else min(most, max(1, round(seconds * rate)))
             waveform = _mono(sound, wanted)
     except (DataError, MemoryError):
@@ -68,11 +71,11 @@ def decode(file: BinaryIO, what: str, seconds: float | None = None) -> tuple[np.
         ) from error
     if promised is not None and len(waveform) < wanted:
         raise truncated(what, f"{promised} samples promised, {len(waveform)} found")
-    check_header(rate, 1, len(waveform), what)  # where the header does not tell the length
+    check_header(rate, 1, len(waveform), what, max_seconds)  # where the header does not tell the length
     return waveform, rate
 
 
-def check_header(rate: int, channels: int, frames: int | None, what: str) -> int:
+def check_header(rate: int, channels: int, frames: int | None, what: str, max_seconds: float = MAX_SECONDS) -> int:
     """Return the sampling rate of a clip that is worth decoding. Raises DataError for others."""
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise DataError(
@@ -90,9 +93,9 @@ def check_header(rate: int, channels: int, frames: int | None, what: str) -> int
         raise DataError(
             f"Expected audio with samples, got none in {what}. There is nothing to hear. Remove or replace the clip."
         )
-    if frames > MAX_SECONDS * rate or frames > MAX_FRAMES:
+    if frames > max_seconds * rate or frames > MAX_FRAMES:
         raise DataError(
-            f"Expected a clip of at most {MAX_SECONDS // 60} minutes, got {frames / rate / 60:.1f} minutes "
+            f"Expected a clip of at most {max_seconds / 60:.3g} minutes, got {frames / rate / 60:.1f} minutes "
             f"({frames} samples) in {what}. Decoding it could exhaust the memory, and a model looks at its first "
             "seconds only. Cut it first."
         )

@@ -30,7 +30,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000
 _WHAT_TO_DO = f"Give an image file ({', '.join(_FORMATS)}), its bytes, a PIL image or a numpy array."
 
 
-def open_image(source: "bytes | str | Path | Image.Image | np.ndarray") -> "Image.Image":
+def open_image(source: "bytes | str | Path | Image.Image | np.ndarray", max_pixels: int = MAX_PIXELS) -> "Image.Image":
     """Read any supported image as an upright 8-bit RGB PIL image.
 
     What happens to each mode:
@@ -47,29 +47,31 @@ def open_image(source: "bytes | str | Path | Image.Image | np.ndarray") -> "Imag
     Args:
         source (`bytes | str | Path | PIL.Image.Image | np.ndarray`): Encoded file, path of a file, PIL image,
             or an array: uint8 (0..255) or float (0..1), shaped (H, W), (H, W, 3) or (H, W, 4).
+        max_pixels (`int`): Largest accepted image.
 
     Returns:
         `PIL.Image.Image`: Mode RGB.
 
     Raises:
-        DataError: Not an image, truncated, empty, a side under 2 px, more than 64 Mpx (read from the header,
+        DataError: Not an image, truncated, empty, a side under 2 px, more than `max_pixels` (read from the header,
             before anything is decoded), a value that is not finite, or an array of another shape or type.
         MissingExtraError: Pillow is not installed.
     """
     pil = _pillow()
     if isinstance(source, np.ndarray):
-        return _upright_rgb(_from_array(source), "the array")
+        return _upright_rgb(_from_array(source), "the array", max_pixels)
     if isinstance(source, pil.Image):
-        return _upright_rgb(source, "the PIL image")
+        return _upright_rgb(source, "the PIL image", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
             raise DataError(f"Expected the bytes of an image file, got 0 bytes. {_WHAT_TO_DO}")
-        return _upright_rgb(_open(io.BytesIO(source), f"the given {len(source)} bytes"), "the given bytes")
+        opened = _open(io.BytesIO(source), f"the given {len(source)} bytes", max_pixels)
+        return _upright_rgb(opened, "the given bytes", max_pixels)
     if not isinstance(source, (str, Path)):
         raise DataError(f"Expected an image, got {type(source).__name__}, which cannot be read. {_WHAT_TO_DO}")
     try:
         with Path(source).open("rb") as file:
-            return _upright_rgb(_open(file, f"the file {source}"), f"the file {source}")
+            return _upright_rgb(_open(file, f"the file {source}", max_pixels), f"the file {source}", max_pixels)
     except OSError as error:
         raise DataError(
             f"Expected the path of a readable image file, got {str(source)[:200]!r} "
@@ -87,6 +89,7 @@ class ImageTransform:
         std: Per channel, divided by afterwards; None when normalisation is off.
         rescale_factor: Multiplies the 0..255 pixels; None when rescaling is off.
         resample: Pillow's filter number (2: bilinear).
+        max_pixels: Largest accepted image, before it is resized.
     """
 
     size: tuple[int, int] | None
@@ -94,6 +97,7 @@ class ImageTransform:
     std: tuple[float, ...] | None = (0.5, 0.5, 0.5)
     rescale_factor: float | None = 1 / 255
     resample: int = 2
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.size is not None and (len(self.size) != 2 or min(self.size) < MIN_SIDE):
@@ -149,7 +153,7 @@ class ImageTransform:
 
     def pixels(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
         """Read and resize: (H, W, 3) uint8, RGB. Raises what `open_image` raises."""
-        opened = open_image(image)
+        opened = open_image(image, self.max_pixels)
         if self.size is not None and opened.size != (self.size[1], self.size[0]):
             opened = opened.resize((self.size[1], self.size[0]), resample=self.resample)
         return np.asarray(opened)
@@ -186,14 +190,14 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in pil.OPEN)
 
 
-def _open(file: Any, what: str) -> "Image.Image":
+def _open(file: Any, what: str, max_pixels: int) -> "Image.Image":
     """Read the header; decode nothing yet."""
     pil = _pillow()
     try:
         return pil.open(file, formats=_formats())
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
         raise DataError(
-            f"Expected an image of at most {MAX_PIXELS // 1_000_000} Mpx, got more in {what} ({error}). "
+            f"Expected an image of at most {max_pixels / 1e6:.3g} Mpx, got more in {what} ({error}). "
             "Decoding it could exhaust the memory. Scale it down first."
         ) from error
     except MemoryError:
@@ -202,7 +206,7 @@ def _open(file: Any, what: str) -> "Image.Image":
         raise DataError(f"Expected an image, got something else in {what}: {error}. {_WHAT_TO_DO}") from error
 
 
-def _upright_rgb(image: "Image.Image", what: str) -> "Image.Image":
+def _upright_rgb(image: "Image.Image", what: str, max_pixels: int) -> "Image.Image":
     from PIL import ImageOps
 
     width, height = image.size
@@ -211,9 +215,9 @@ def _upright_rgb(image: "Image.Image", what: str) -> "Image.Image":
             f"Expected an image with sides of at least {MIN_SIDE} px, got {width} x {height} px in {what}. "
             "A one-pixel side holds no picture; such files are usually placeholders. Remove or replace it."
         )
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise DataError(
-            f"Expected an image of at most {MAX_PIXELS // 1_000_000} Mpx, got {width} x {height} px in "
+            f"Expected an image of at most {max_pixels / 1e6:.3g} Mpx, got {width} x {height} px in "
             f"{what}. Decoding it could exhaust the memory. Scale it down first."
         )
     try:

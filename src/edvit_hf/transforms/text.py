@@ -162,6 +162,10 @@ class TextTransform:
             mask[number, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
+    def tokens(self, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+        """Token ids as the vocabulary writes them, special and unknown ones included; "" where it has no such id."""
+        return tuple(self._tokenizer.id_to_token(int(number)) or "" for number in ids)
+
     def inputs(self, text: str) -> dict[str, np.ndarray]:
         """Return the model's input: {"input_ids": (1, T), "attention_mask": (1, T)}. Raises what `encode` raises."""
         return self.pad(self.encode([text]))

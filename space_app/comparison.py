@@ -1,0 +1,160 @@
+"""Size, accuracy and latency beside the teacher and the plain small models, as the ensemble's results tell them.
+
+results.json may come from a stranger's repository: what is not of the right kind counts as absent.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from views import Model
+
+from edvit_hf.card_exports import latency_ms
+from edvit_hf.errors import EDViTError
+from edvit_hf.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+MAX_ROWS = 12
+_LONGEST = 200  # of a name or a note, in characters
+_MOST_BYTES = 2 * 2**20
+_NO_LATENCY = "Latency was not measured."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """Accuracy with so many sub-models absent, 0..1: mean, lowest and highest over subsets of them."""
+
+    num_absent: int
+    mean: float
+    low: float
+    high: float
+    num_subsets: int
+
+
+def read_results(folder: Path) -> Mapping[str, Any]:
+    """What results.json holds; empty where there is none, or none that can be read."""
+    path = folder / RESULTS
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return {}
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        logger.warning("no results: %s", error)
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def absent_rows(results: Mapping[str, Any], num_sub_models: int) -> tuple[Absent, ...]:
+    """The `absent` table, rows that make no sense left out."""
+    found = []
+    for row in _rows(results, "absent"):
+        number, subsets = _count(row.get("num_absent")), _count(row.get("num_subsets"))
+        shares = [_share(row.get(f"accuracy_{name}")) for name in ("mean", "min", "max")]
+        if number is None or number >= num_sub_models or None in shares:
+            continue
+        mean, low, high = (float(share or 0.0) for share in shares)
+        found.append(Absent(num_absent=number, mean=mean, low=low, high=high, num_subsets=subsets or 1))
+    return tuple(found)
+
+
+def models_of(results: Mapping[str, Any], manifest: Manifest) -> tuple[Model, ...]:
+    """One row for each model that the results compare; without results, the ensemble alone from its manifest."""
+    rows = [row for row in _rows(results, "rows")[:MAX_ROWS] if isinstance(row.get("name"), str)]
+    models = [_model(row, manifest) for row in rows]
+    return tuple(models) if any(row.get("kind") == "ensemble" for row in rows) else (_from_manifest(manifest), *models)
+
+
+def _model(row: Mapping[str, Any], manifest: Manifest) -> Model:
+    is_ensemble = row.get("kind") == "ensemble"
+    milliseconds, how = _latency(manifest) if is_ensemble else (None, _NO_LATENCY)
+    note = row["note"][:_LONGEST].rstrip(".") if isinstance(row.get("note"), str) and row["note"] else ""
+    parts = [f"{note[0].upper()}{note[1:]}." if note else "", _difference(row.get("against_teacher")), how]
+    return Model(
+        name=row["name"][:_LONGEST], accuracy=_share(row.get("accuracy")),
+        bytes_per_device=_count(row.get("bytes_per_device")), bytes_total=_count(row.get("bytes")),
+        milliseconds=milliseconds, note=" ".join(filter(None, parts)),
+    )  # fmt: skip
+
+
+def _from_manifest(manifest: Manifest) -> Model:
+    """The ensemble without results: bytes of its fp32 graphs, and what the export measured."""
+    sizes = [variant.bytes for variant in _graphs(manifest)]
+    accuracy = _share(((manifest.ensemble.accuracy or {}).get("fp32") or {}).get("accuracy"))
+    milliseconds, how = _latency(manifest)
+    return Model(
+        name="ensemble", accuracy=accuracy, bytes_per_device=max(sizes, default=None), bytes_total=sum(sizes) or None,
+        milliseconds=milliseconds,
+        note=f"There is no {RESULTS} with what it was compared to; bytes are those of the exported files. {how}",
+    )  # fmt: skip
+
+
+def _graphs(manifest: Manifest) -> list[Any]:
+    """The sub-models' fp32 files; fewer than sub-models where an export left some out."""
+    return [v for e in manifest.sub_models for v in e.variants if v.precision == "fp32" and v.inputs == "prepared"]
+
+
+def _latency(manifest: Manifest) -> tuple[float | None, str]:
+    """Milliseconds of the slowest sub-model and the fusion head, and how they were measured."""
+    graphs = _graphs(manifest)
+    try:
+        head = latency_ms(manifest.fusion.variant("fp32"))
+        times = [latency_ms(variant) for variant in graphs]
+    except (EDViTError, TypeError, ValueError):  # a manifest promises no more than a mapping of figures
+        return None, _NO_LATENCY
+    known = [ms for ms in times if ms is not None and math.isfinite(ms)]
+    if head is None or not math.isfinite(head) or len(known) != len(manifest.sub_models):
+        return None, _NO_LATENCY
+    return max(known) + head, f"Latency: slowest sub-model and fusion head, medians{_protocol(manifest)}, no network."
+
+
+def _protocol(manifest: Manifest) -> str:
+    """On what the latencies were measured: " on AMD EPYC, 1 thread, onnxruntime 1.31.1"."""
+    number = (manifest.fusion.variant("fp32").latency_ms or {}).get("protocol")
+    if not isinstance(number, int):
+        return ""
+    protocol = manifest.latency_protocols[number]
+    environment = protocol.get("environment")
+    machine = environment.get("machine") if isinstance(environment, dict) else None
+    cpu = machine.get("cpu") if isinstance(machine, dict) else None
+    threads = f"{protocol['threads']} thread(s)" if isinstance(protocol.get("threads"), int) else None
+    named = [str(part)[:60] for part in (cpu, threads, protocol.get("engine")) if part]
+    return f" on {', '.join(named)}" if named else ""
+
+
+def _difference(against: Any) -> str:
+    """The paired difference to the teacher with its 95 % interval, in points."""
+    if not isinstance(against, dict):
+        return ""
+    values = [_number(against.get(name)) for name in ("difference", "low", "high")]
+    if None in values:
+        return ""
+    difference, low, high = (100 * float(value or 0.0) for value in values)
+    return f"{difference:+.1f} points against the teacher (95 % interval {low:+.1f} to {high:+.1f})."
+
+
+def _rows(results: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
+    rows = results.get(key)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return float(value) if is_number and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _share(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and 0 <= number <= 1 else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

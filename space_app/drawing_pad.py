@@ -1,0 +1,74 @@
+"""The field to draw on: what the browser shows and runs, and the drawing that comes back, checked."""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edvit_hf.errors import DataError
+
+SIDE = 280  # px
+MAX_CHARACTERS = 300_000  # of the drawing as it comes: strokes of one colour take a few thousand
+_PREFIX = "data:image/png;base64,"
+_UNREADABLE = "The drawing did not arrive whole. Clear the field and draw again."
+
+PAD = f"""<div class="ed-pad"><div class="ed-paper"><canvas width="{SIDE}" height="{SIDE}" role="img"
+aria-label="Field to draw one digit on, with mouse, pen or finger. Without one of them take an example below."></canvas>
+<span class="ed-pad-hint" aria-hidden="true">Draw a digit here</span></div>
+<button type="button" class="ed-quiet" data-clear="1">Clear the field</button></div>"""
+
+# Strokes are drawn as they come; what is drawn is sent a moment after the pen is lifted, the field as a PNG.
+PAD_SCRIPT = """
+const canvas = element.querySelector('canvas'), hint = element.querySelector('.ed-pad-hint');
+const pen = canvas.getContext('2d');
+pen.lineWidth = 22; pen.lineCap = 'round'; pen.lineJoin = 'round'; pen.strokeStyle = '#16202c';
+let last = null, waiting = null;
+const at = (event) => {
+  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+};
+canvas.addEventListener('pointerdown', (event) => {
+  if (event.button !== 0) return;
+  event.preventDefault(); canvas.setPointerCapture(event.pointerId); clearTimeout(waiting);
+  hint.hidden = true; last = at(event);
+  pen.beginPath(); pen.moveTo(...last); pen.lineTo(last[0] + 0.1, last[1]); pen.stroke();
+});
+canvas.addEventListener('pointermove', (event) => {
+  if (!last) return;
+  for (const piece of event.getCoalescedEvents ? [...event.getCoalescedEvents(), event] : [event]) {
+    const next = at(piece);
+    pen.beginPath(); pen.moveTo(...last); pen.lineTo(...next); pen.stroke(); last = next;
+  }
+});
+const lift = () => {
+  if (!last) return;
+  last = null; clearTimeout(waiting);
+  waiting = setTimeout(() => trigger('draw', {png: canvas.toDataURL('image/png')}), 120);
+};
+canvas.addEventListener('pointerup', lift);
+canvas.addEventListener('pointercancel', lift);
+element.querySelector('[data-clear]').addEventListener('click', () => {
+  clearTimeout(waiting); pen.clearRect(0, 0, canvas.width, canvas.height); hint.hidden = false; trigger('wipe', {});
+});
+"""
+
+
+def read_drawing(png: Any) -> dict[str, Any]:
+    """A drawing as it comes from the browser, as the mapping that `demo.prepare_drawing` takes.
+
+    Raises:
+        DataError: If it is no PNG of the field's size.
+    """
+    if not isinstance(png, str) or not png.startswith(_PREFIX) or len(png) > MAX_CHARACTERS:
+        raise DataError(_UNREADABLE)
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(png[len(_PREFIX) :], validate=True)), formats=["PNG"]) as image:
+            if image.size != (SIDE, SIDE):
+                raise DataError(_UNREADABLE)
+            pixels = np.asarray(image.convert("RGBA"))
+    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(_UNREADABLE) from error
+    return {"layers": [pixels], "composite": None}

@@ -1,0 +1,339 @@
+"""The ensembles that the page offers: those bundled with it, one of its owner's, and any that a visitor names.
+
+Bundled ones lie in `model/<name>/`, their examples in `examples/<name>/`: pictures and sounds whose file names begin
+with the label and an underscore, or for texts a `.txt` file with one example a line.
+
+Visitors share what is open. Bundles stay; of those that visitors named, the last few are kept, and one that nobody
+uses any more is freed with its threads. Nothing is written outside temporary folders, and no code of a repository runs.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cards import read_card
+from comparison import Absent, absent_rows, models_of, read_results
+from digit_form import FORM_SIDE
+from fetching import SaidError, fetch_ensemble, hub_id_of
+from library import Library
+from snippets import code_for
+from timelines import FleetPlan, fleet_plans
+from views import Device, Model
+
+from edvit_hf.errors import EDViTError, MissingExtraError
+from edvit_hf.manifest import MANIFEST_NAME, Manifest
+from edvit_hf.recipe.published_files import Published, read_published
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
+from edvit_hf.runtime.inputs import probe_inputs
+from edvit_hf.tasks import Task
+from edvit_hf.transforms import ImageTransform
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+MODEL_DIR = HERE / "model"
+EXAMPLES_DIR = HERE / "examples"
+OWN_VARIABLE = "EDVIT_SPACE_ENSEMBLE"
+"""Folder or Hub id of an ensemble that the page's owner puts first; `edvit space run DIR` sets it."""
+OWN = "own"
+"""Its name among the bundles."""
+SPACE_VARIABLE = "SPACE_ID"
+"""Set where the page runs as a Space of the Hub: there visitors name no folders."""
+
+OPEN_SECONDS, MAX_OPENING, MAX_NAMED = 90.0, 2, 4
+"""See `Library`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
+MAX_EXAMPLES = 12
+MAX_INPUT_VALUES = 4_000_000
+"""Of one prepared input: more would let one visitor fill the memory."""
+# Nobody waits for a stuck sub-model for ever, and a line that is longer than this deadline is not joined.
+CONFIG = CoordinatorConfig(deadline_ms=20_000, max_queued=32)
+
+_TEN_DIGITS = tuple("0123456789")
+_TEXTS: Mapping[str, tuple[str, Task, str]] = {
+    "digits": ("Handwritten digits", "image-classification", "Draw a digit or upload a picture of one."),
+    "spoken_digits": ("Spoken digits", "audio-classification", "Say a digit in English, or upload a recording of one."),
+    "question_type": ("Type of a question", "text-classification", "Type a question in English."),
+}
+_HINTS: Mapping[Task, str] = {
+    "image-classification": "Upload a picture.",
+    "audio-classification": "Record or upload a sound.",
+    "text-classification": "Type a text.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An ensemble to choose from.
+
+    Attributes:
+        name: For `open_bundle`: the folder's, or "own" for that of the page's owner.
+        title: For the page.
+        task: What it classifies; None where the owner's could not be opened.
+        hint: What to give it; or why it could not be opened.
+    """
+
+    name: str
+    title: str
+    task: Task | None
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An input to try: the path of a picture or sound, or a text."""
+
+    label: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Opened:
+    """An ensemble that answers, and what the page says of it. Shared between visitors, never changed.
+
+    Attributes:
+        name: Of the bundle, or what the visitor named: `open_named` gives it again.
+        title: For the page.
+        task: What it classifies: the input widget follows it.
+        hint: What to give it.
+        can_draw: Whether `prepare_drawing` takes drawings for it.
+        hears_words: Whether it was trained on spoken words without silence around them.
+        devices: One for each sub-model, "waiting".
+        examples: To try.
+        models: The comparison; see `Model`.
+        code: Heading -> lines that load it elsewhere.
+        card: As markdown; empty without one.
+        licence: As the card states it.
+        credits: As markdown, of the examples.
+        fleets: Names for predictions, the first is the default.
+        absent: Accuracy by the number of devices absent.
+        plans: Predictions by the name of the fleet.
+        runtime: What answers.
+        schedule: How it runs the sub-models: "in_turn" or "workers".
+    """
+
+    name: str
+    title: str
+    task: Task
+    hint: str
+    can_draw: bool
+    hears_words: bool
+    devices: tuple[Device, ...]
+    examples: tuple[Example, ...]
+    models: tuple[Model, ...]
+    code: Mapping[str, str]
+    card: str
+    licence: str
+    credits: str
+    fleets: tuple[str, ...]
+    absent: tuple[Absent, ...] = field(repr=False)
+    plans: Mapping[str, FleetPlan] = field(repr=False)
+    runtime: EDViTRuntime = field(repr=False)
+    schedule: str = "in_turn"
+
+
+library: Library[Opened] = Library(max_named=MAX_NAMED, max_opening=MAX_OPENING, seconds=OPEN_SECONDS)
+
+
+def bundles(model_dir: Path | None = None) -> tuple[Bundle, ...]:
+    """What there is to choose from: the owner's ensemble if there is one, then the bundled ones that are there."""
+    folder = MODEL_DIR if model_dir is None else model_dir
+    found = [
+        Bundle(name=name, title=title, task=task, hint=hint)
+        for name, (title, task, hint) in _TEXTS.items()
+        if (folder / name / MANIFEST_NAME).is_file()
+    ]
+    if os.environ.get(OWN_VARIABLE):
+        try:
+            own = open_bundle(OWN)
+        except EDViTError as error:
+            found.insert(0, Bundle(name=OWN, title=_own_title(), task=None, hint=str(error)))
+        else:
+            found.insert(0, Bundle(name=OWN, title=own.title, task=own.task, hint=own.hint))
+    return tuple(found)
+
+
+def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
+    """One of `bundles()`, ready to answer: loaded and warmed up the first time, the same object after that.
+
+    Raises:
+        EDViTError: A sentence for the visitor: there is no such bundle, or it is incomplete or damaged.
+    """
+    if name == OWN:
+        source = os.environ.get(OWN_VARIABLE, "")
+        if not source:
+            raise SaidError("There is no ensemble of that name here. Choose one from the list.")
+        return library.get(
+            f"{OWN}:{source}", lambda: _open_source(source, name=OWN, may_be_folder=True), is_bundle=True
+        )
+    folder = (MODEL_DIR if model_dir is None else model_dir) / name
+    if name not in _TEXTS or not (folder / MANIFEST_NAME).is_file():
+        raise SaidError(
+            "This ensemble is not here. Choose another one; in a checkout, `make space` makes those that are missing."
+        )
+    title, _, hint = _TEXTS[name]
+    return library.get(
+        str(folder),
+        lambda: _load(folder, name=name, title=title, hint=hint, source=f"space_app/{MODEL_DIR.name}/{name}"),
+        is_bundle=True,
+    )
+
+
+def open_other(source: str) -> Opened:
+    """Any ensemble of edvit_hf: a public repository of the Hub, or where the page runs locally a folder.
+
+    Raises:
+        EDViTError: A sentence for the visitor.
+    """
+    text = source.strip() if isinstance(source, str) else ""
+    is_local = not os.environ.get(SPACE_VARIABLE)
+    if is_local and os.path.isdir(text):  # noqa: PTH112  (which does not mind a text longer than any name)
+        text = str(Path(text).resolve())  # so that no folder shares its name with a bundle
+    elif text in _TEXTS:
+        return open_bundle(text)
+    return library.get(
+        f"named:{text}", lambda: _open_source(text, name=text, may_be_folder=is_local), is_bundle=False
+    )  # fmt: skip
+
+
+def open_named(name: str) -> Opened:
+    """What `Opened.name` names, open again: of a bundle, or what a visitor named. Raises what those raise."""
+    return open_bundle(name) if name in (OWN, *_TEXTS) else open_other(name)
+
+
+def _own_title() -> str:
+    source = os.environ.get(OWN_VARIABLE, "")
+    return Path(source).name or source
+
+
+def _open_source(text: str, *, name: str, may_be_folder: bool) -> Opened:
+    """A folder where that is allowed, else a repository of the Hub."""
+    example = "Name an ensemble as OWNER/NAME, as it stands on the Hub" + (", or a folder." if may_be_folder else ".")
+    if not text or len(text) > 1000 or not text.isprintable():
+        raise SaidError(f"There is no name to look for. {example}")
+    if may_be_folder and os.path.isdir(text):  # noqa: PTH112  (which does not mind a text longer than any name)
+        return _open_folder(Path(text), name=name)
+    repo = hub_id_of(text)
+    if repo is None:
+        raise SaidError(f"That is neither a name on the Hub{' nor a folder here' if may_be_folder else ''}. {example}")
+    with tempfile.TemporaryDirectory(prefix="edvit_space_") as temporary:
+        folder = Path(temporary) / "ensemble"
+        is_for_transformers = fetch_ensemble(repo, folder)
+        return _load(
+            folder, name=name, title=repo, hint=None, source=repo, is_for_transformers=is_for_transformers
+        )  # fmt: skip
+
+
+def _open_folder(folder: Path, *, name: str) -> Opened:
+    if not (folder / MANIFEST_NAME).is_file():
+        raise SaidError(
+            f"The folder {folder.name} holds no ensemble: there is no {MANIFEST_NAME} in it. Name the folder that "
+            "`edvit run` or `edvit export` made."
+        )
+    is_for_transformers = all((folder / file).is_file() for file in ("config.json", "model.safetensors"))
+    recipe = read_results(folder).get("recipe")
+    title = recipe if isinstance(recipe, str) and recipe.isprintable() and len(recipe) < 60 else folder.resolve().name
+    return _load(
+        folder, name=name, title=title, hint=None, source=str(folder),
+        is_for_transformers=is_for_transformers,
+    )  # fmt: skip
+
+
+def _load(
+    folder: Path, *, name: str, title: str, hint: str | None, source: str, is_for_transformers: bool = False
+) -> Opened:
+    """Open the files of a folder; afterwards it is not needed any more."""
+    runtime = _runtime(folder, title)
+    manifest = runtime.manifest
+    results = read_results(folder)
+    examples = _examples(EXAMPLES_DIR / name, runtime.task) if name in _TEXTS else ()
+    plans = fleet_plans(_published(folder))
+    card, licence = read_card(folder)
+    names, task = manifest.label_names, runtime.task
+    is_digits = tuple(names) == _TEN_DIGITS
+    size = runtime.transform.size if isinstance(runtime.transform, ImageTransform) else None
+    engine = runtime.coordinator.engine
+    return Opened(
+        name=name, title=title, task=task, hint=hint or _HINTS[task], can_draw=is_digits and size == (FORM_SIDE,) * 2,
+        hears_words=is_digits and task == "audio-classification", examples=examples, card=card, licence=licence,
+        devices=tuple(
+            Device(index=entry.index, classes=tuple(names[label] for label in entry.class_group), state="waiting")
+            for entry in manifest.sub_models
+        ),
+        models=models_of(results, manifest), absent=absent_rows(results, len(manifest.sub_models)),
+        code=code_for(
+            source, task, example=_example_for_code(examples, task),
+            sub_models=range(len(manifest.sub_models)), is_for_transformers=is_for_transformers,
+        ),
+        credits=_credits(EXAMPLES_DIR / name) if examples else "", fleets=tuple(plans), plans=plans, runtime=runtime,
+        schedule=engine.schedule if isinstance(engine, LocalEngine) else "in_turn",
+    )  # fmt: skip
+
+
+def _runtime(folder: Path, title: str) -> EDViTRuntime:
+    """The ensemble on one thread, warmed up: the first run allocates, which must stay off the clock."""
+    try:
+        manifest = Manifest.load(folder)
+        has_fp32 = all(any(v.precision == "fp32" for v in entry.variants) for entry in manifest.sub_models)
+        missing = [
+            entry for entry in manifest.sub_models if not any((folder / v.file).exists() for v in entry.variants)
+        ]
+        if missing or not any((folder / variant.file).exists() for variant in manifest.fusion.variants):
+            raise SaidError(
+                f"{title} holds no ONNX files for all of its sub-models, so nothing here can run it. "
+                "Export it with `edvit export`, or name another one."
+            )
+        runtime = EDViTRuntime.from_pretrained(
+            folder, num_threads=1, schedule="in_turn", precision="fp32" if has_fp32 else "int8", config=CONFIG
+        )
+        shape = runtime.input_shape
+        inputs = probe_inputs(runtime.task, shape)
+        if sum(values.size for values in inputs.values()) > MAX_INPUT_VALUES:
+            raise SaidError(f"{title} takes inputs that are too large for this page. Name another ensemble.")
+        runtime.predict(inputs)
+    except MissingExtraError as error:
+        logger.error("%s", error)
+        raise SaidError(f"{title} needs a package that this page was set up without. Name another ensemble.") from error
+    except SaidError:
+        raise
+    except EDViTError as error:
+        logger.warning("could not open %s: %s", title, error)
+        raise SaidError(
+            f"{title} is damaged, incomplete, or made by another version of edvit_hf. Export it again, or name another "
+            "ensemble."
+        ) from error
+    return runtime
+
+
+def _published(folder: Path) -> Published | None:
+    """What its costs are told from; None where its files do not fit together."""
+    try:
+        return read_published(str(folder))
+    except (EDViTError, OSError) as error:
+        logger.info("no predictions for %s: %s", folder.name, error)
+        return None
+
+
+def _examples(folder: Path, task: Task) -> tuple[Example, ...]:
+    suffixes = {"image-classification": (".png", ".jpg"), "audio-classification": (".wav", ".flac", ".ogg")}
+    if task == "text-classification":
+        lines = [line.strip() for path in sorted(folder.glob("*.txt")) for line in path.read_text("utf-8").splitlines()]
+        return tuple(Example(label=line, value=line) for line in lines if line)[:MAX_EXAMPLES]
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in suffixes[task])
+    return tuple(Example(label=path.stem.partition("_")[0], value=str(path)) for path in files)[:MAX_EXAMPLES]
+
+
+def _example_for_code(examples: tuple[Example, ...], task: Task) -> str | None:
+    if not examples:
+        return None
+    value = examples[0].value
+    return value if task == "text-classification" else f"space_app/{Path(value).relative_to(HERE).as_posix()}"
+
+
+def _credits(folder: Path) -> str:
+    """LICENSES.md of the examples, without its heading."""
+    path = folder / "LICENSES.md"
+    text = path.read_text("utf-8").strip() if path.is_file() else ""
+    return text.partition("\n")[2].strip() if text.startswith("# ") else text

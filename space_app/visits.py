@@ -1,0 +1,182 @@
+"""What a visitor's event does to the page: the visitor's state and the page's parts as HTML. No gradio here."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import demo
+import figures
+from charts import timelines
+from drawing_pad import read_drawing
+from views import View
+
+from edvit_hf.errors import DataError, EDViTError
+
+logger = logging.getLogger(__name__)
+
+NO_ENSEMBLE = (
+    "There is no bundled ensemble beside this page. Name a folder or a Hub id of an exported one, "
+    "or fill model/ as space_app/README.md tells."
+)
+BROKEN = "Something went wrong on this machine. The page lives on: try again, or try another input."
+GONE = "This example is not there any more. Choose another one."
+MAX_DEVICES = 10_000
+
+
+@dataclass
+class Visit:
+    """What one visitor does. Ensembles are shared by all, so only the name of theirs is kept."""
+
+    source: str | None
+    prepared: demo.Prepared | None = None
+    unplugged: tuple[int, ...] = ()
+    fleet: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panels:
+    """The parts of the page that every event changes, as HTML."""
+
+    answer: str
+    seen: str
+    devices: str
+    timelines: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What choosing an ensemble led to.
+
+    Attributes:
+        panels: The page now.
+        opened: The ensemble; None if the page keeps the one it had.
+        notice: Why, or what was opened, as HTML; empty if there is nothing to say.
+        asks_source: Whether to show the field for a Hub id or folder.
+    """
+
+    panels: Panels
+    opened: demo.Opened | None = None
+    notice: str = ""
+    asks_source: bool = False
+
+
+def start(name: str | None) -> Visit:
+    """A new visitor, at the bundled ensemble of that name."""
+    return Visit(None if name is None else demo.open_bundle(name).name)
+
+
+def show(visit: Visit, refusal: str = "") -> Panels:
+    """The page as the visit stands; with a refusal, without an answer and with the reason."""
+    if visit.source is None:
+        view, task = View(state="refused" if refusal else "empty", sentence=refusal or NO_ENSEMBLE), ""
+    else:
+        opened = demo.open_named(visit.source)
+        task = opened.task
+        view = demo.view(opened, None if refusal else visit.prepared, visit.unplugged, visit.fleet)
+        if refusal:
+            view = replace(view, state="refused", sentence=refusal, card_note="")
+    return Panels(
+        answer=figures.answer(view), seen=figures.seen(view, task), devices=figures.devices(view),
+        timelines=timelines(view.timelines),
+    )  # fmt: skip
+
+
+def answer(visit: Visit, prepare: Callable[[demo.Opened], demo.Prepared | None]) -> Panels:
+    """Take an input and answer; whatever is wrong with it becomes a sentence on the page."""
+    try:
+        visit.prepared = None if visit.source is None else prepare(demo.open_named(visit.source))
+        return show(visit)
+    except EDViTError as error:
+        return _refuse(visit, str(error))
+    except Exception:
+        logger.exception("an input was not answered")
+        return _refuse(visit, BROKEN)
+
+
+def draw(visit: Visit, png: Any) -> Panels:
+    """A drawing, as the browser sends it."""
+    return answer(visit, lambda opened: demo.prepare_drawing(opened, read_drawing(png)))
+
+
+def take_file(visit: Visit, path: str | None) -> Panels:
+    """An uploaded picture, or an uploaded or recorded sound; None clears the input."""
+
+    def prepare(opened: demo.Opened) -> demo.Prepared:
+        if opened.task == "audio-classification":
+            return demo.prepare_sound(opened, path)
+        return demo.prepare_image(opened, path)
+
+    return clear(visit) if path is None else answer(visit, prepare)
+
+
+def type_text(visit: Visit, text: str) -> Panels:
+    """A text."""
+    return answer(visit, lambda opened: demo.prepare_text(opened, text))
+
+
+def take_example(visit: Visit, index: Any) -> Panels:
+    """A bundled example, by its place."""
+
+    def prepare(opened: demo.Opened) -> demo.Prepared:
+        if not isinstance(index, int) or not 0 <= index < len(opened.examples):
+            raise DataError(GONE)
+        value = opened.examples[index].value
+        if opened.task == "text-classification":
+            return demo.prepare_text(opened, str(value))
+        return (demo.prepare_sound if opened.task == "audio-classification" else demo.prepare_image)(opened, value)
+
+    return answer(visit, prepare)
+
+
+def clear(visit: Visit) -> Panels:
+    """No input again."""
+    return answer(visit, lambda _: None)
+
+
+def plug(visit: Visit, unplugged: Any) -> Panels:
+    """Answer again for the same input with other devices missing."""
+    given = unplugged if isinstance(unplugged, list) else []
+    visit.unplugged = tuple(sorted({i for i in given if isinstance(i, int) and 0 <= i < MAX_DEVICES}))
+    return answer(visit, lambda _: visit.prepared)
+
+
+def predict_for(visit: Visit, fleet: str | None) -> Panels:
+    """Another fleet in the predicted timeline."""
+    visit.fleet = fleet
+    return answer(visit, lambda _: visit.prepared)
+
+
+def choose_bundle(visit: Visit, name: Any) -> Choice:
+    """One of the bundled ensembles; "another ensemble" only asks for its name."""
+    if name == figures.OTHER_SOURCE:
+        return Choice(panels=show(visit), asks_source=True)
+    return _choose(visit, lambda: demo.open_bundle(str(name)), is_bundle=True)
+
+
+def choose_other(visit: Visit, source: str | None) -> Choice:
+    """An ensemble of the Hub or of a folder."""
+    return _choose(visit, lambda: demo.open_other(source or ""), is_bundle=False)
+
+
+def _choose(visit: Visit, opening: Callable[[], demo.Opened], *, is_bundle: bool) -> Choice:
+    """Open, forget the input of the old one, show; where that fails the page keeps what it had and says why."""
+    try:
+        opened = opening()
+        visit.source, visit.prepared, visit.unplugged, visit.fleet = opened.name, None, (), None
+        panels = show(visit)
+    except EDViTError as error:
+        reason = str(error)
+    except Exception:
+        logger.exception("an ensemble was not opened")
+        reason = BROKEN
+    else:
+        said = f"Opened {opened.title}, {len(opened.devices)} devices."
+        notice = "" if is_bundle else figures.notice(said, is_alert=False)
+        return Choice(panels=panels, opened=opened, notice=notice, asks_source=not is_bundle)
+    return Choice(panels=show(visit), notice=figures.notice(reason, is_alert=True), asks_source=not is_bundle)
+
+
+def _refuse(visit: Visit, sentence: str) -> Panels:
+    visit.prepared = None
+    return show(visit, sentence)

@@ -1,0 +1,155 @@
+"""`edvit serve`."""
+
+import logging
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edvit_hf.cli.app import Precision, app, console, plain_errors, start_logging
+from edvit_hf.serving import Limits, ServeConfig
+
+if TYPE_CHECKING:
+    from edvit_hf.runtime import EDViTRuntime
+    from edvit_hf.serving import Service
+
+_LIMITS, _DEFAULTS = Limits(), ServeConfig()
+
+
+class Schedule(StrEnum):
+    """How sub-models share the cores."""
+
+    auto = "auto"
+    in_turn = "in_turn"
+    in_turn_spinning = "in_turn_spinning"
+    workers = "workers"
+
+
+_Ensemble = Annotated[str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")]
+_Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")]
+_Host = Annotated[str, typer.Option(help="Address to listen on. Others than loopback need a token or TLS.")]
+_Port = Annotated[int, typer.Option(help="0: any that is free.")]
+_Variant = Annotated[Precision, typer.Option(help="Which exported variant.")]
+_Profile = Annotated[str | None, typer.Option(help="Kind of hardware. Default: this one.")]
+_SubModel = Annotated[
+    list[int] | None, typer.Option("--sub-model", help="Load only this one; may be repeated. Default: all.")
+]
+_NumThreads = Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: as cores.")]
+_Sharing = Annotated[Schedule, typer.Option(help="How sub-models share the cores; `auto` tries for a second.")]
+_DeadlineMs = Annotated[
+    float | None,
+    typer.Option(help="Answer without sub-models that take longer. Default: 10 times what an answer takes now."),
+]
+_MaxQueued = Annotated[
+    int, typer.Option(help="Requests of a burst that may wait. Under lasting overload nobody waits.")
+]
+_MaxBytes = Annotated[int, typer.Option(help="Of a body.")]
+_MaxPixels = Annotated[int, typer.Option(help="Of an image.")]
+_MaxSeconds = Annotated[float, typer.Option(help="Of a sound.")]
+_MaxCharacters = Annotated[int, typer.Option(help="Of a text.")]
+_Rate = Annotated[float, typer.Option(help="Requests a second from one client; 0: any number.")]
+_SendSeconds = Annotated[float, typer.Option(help="Time a client has to send.")]
+_MaxConnections = Annotated[int, typer.Option(help="Open at a time.")]
+_TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="Clients must show a token of this file, one a line. Or set EDVIT_SERVE_TOKEN."),
+]
+_TlsCert = Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")]
+_TlsKey = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
+_TlsClientCa = Annotated[Path | None, typer.Option(help="Clients must show a certificate of this CA.")]
+_AllowedHost = Annotated[
+    list[str] | None, typer.Option(help="A further name by which clients may call this server; may be repeated.")
+]
+_TrustedProxy = Annotated[
+    list[str] | None, typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; may be repeated.")
+]
+_GraceSeconds = Annotated[float, typer.Option(help="Time for requests in flight after SIGTERM.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="No line in the log for each request.")]
+
+
+@app.command()
+def serve(
+    ensemble: _Ensemble,
+    revision: _Revision = None,
+    host: _Host = _DEFAULTS.host,
+    port: _Port = _DEFAULTS.port,
+    precision: _Variant = Precision.fp32,
+    profile: _Profile = None,
+    sub_model: _SubModel = None,
+    num_threads: _NumThreads = None,
+    schedule: _Sharing = Schedule.auto,
+    deadline_ms: _DeadlineMs = None,
+    max_queued: _MaxQueued = _DEFAULTS.max_queued,
+    max_bytes: _MaxBytes = _LIMITS.max_bytes,
+    max_pixels: _MaxPixels = _LIMITS.max_pixels,
+    max_seconds: _MaxSeconds = _LIMITS.max_seconds,
+    max_characters: _MaxCharacters = _LIMITS.max_characters,
+    rate: _Rate = _LIMITS.rate,
+    send_seconds: _SendSeconds = _LIMITS.send_seconds,
+    max_connections: _MaxConnections = _LIMITS.max_connections,
+    token_file: _TokenFile = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_client_ca: _TlsClientCa = None,
+    allowed_host: _AllowedHost = None,
+    trusted_proxy: _TrustedProxy = None,
+    grace_seconds: _GraceSeconds = _DEFAULTS.grace_seconds,
+    quiet: _Quiet = False,
+) -> None:
+    """Answer over HTTP: POST /predict takes a file or JSON. Also /ready, /metrics, /info and a page at /docs.
+
+    Needs no torch. SIGTERM or Ctrl-C finishes what is in flight, a second one stops at once.
+    """
+    _log_requests(quiet)
+    with plain_errors():
+        from edvit_hf.serving import serve as serve_forever
+        from edvit_hf.serving.exposure import read_tokens
+
+        config = ServeConfig(
+            host=host, port=port, tokens=read_tokens(token_file), tls_cert=tls_cert, tls_key=tls_key,
+            tls_client_ca=tls_client_ca, allowed_hosts=tuple(allowed_host or ()),
+            trusted_proxies=tuple(trusted_proxy or ()), deadline_ms=deadline_ms, max_queued=max_queued,
+            grace_seconds=grace_seconds,
+            limits=Limits(
+                max_bytes=max_bytes, max_pixels=max_pixels, max_seconds=max_seconds, max_characters=max_characters,
+                rate=rate, send_seconds=send_seconds, max_connections=max_connections,
+                max_held_bytes=max(_LIMITS.max_held_bytes, 4 * max_bytes),
+            ),
+        )  # fmt: skip
+
+        def load() -> "EDViTRuntime":
+            from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
+
+            return EDViTRuntime.from_pretrained(
+                ensemble, revision=revision, precision=precision.value, sub_models=sub_model, num_threads=num_threads,
+                profile=profile, schedule=schedule.value, config=CoordinatorConfig(max_queued=max_queued),
+            )  # fmt: skip
+
+        has_ended = serve_forever(load, config, on_listening=_announce)
+    if not has_ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # an ordinary exit would wait for threads that nobody waits for any more
+
+
+def _log_requests(quiet: bool) -> None:
+    start_logging(False)
+    logging.getLogger("edvit_hf.serving").setLevel(logging.INFO)
+    logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _announce(url: str, service: "Service") -> None:
+    from edvit_hf.serving.page import curl_line
+
+    entry, task = service.runtime.manifest.ensemble, service.runtime.task
+    needs_token = bool(service.config.tokens)
+    for line in (
+        f"serving {entry.id} ({task}, deadline {service.deadline_ms:.0f} ms) on {url}",
+        f"ask:     {curl_line(task, url, needs_token=needs_token)}",
+        f"page:    {url}/docs",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()

@@ -1,0 +1,111 @@
+"""One commit on top of a state that was read: of a model's repository or of a Space alike."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edvit_hf.errors import HubError
+from edvit_hf.hub.client import TRIES_OF_TRANSFERS, ask
+from edvit_hf.manifest import file_sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+RepoType = Literal["model", "space"]
+MAX_CONFLICTS = 5
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A repository at one commit: path -> (bytes' identity by the Hub's two ways to store them)."""
+
+    commit: str
+    is_private: bool
+    identities: Mapping[str, tuple[str | None, str]]  # sha256 of large files, git's hash of small ones
+
+
+def check_repo_name(repo: str) -> None:
+    """Refuse what cannot be a repository's name.
+
+    Raises:
+        HubError: It is not OWNER/NAME.
+    """
+    if not _REPO.fullmatch(repo):
+        raise HubError(
+            f"Expected a repository as OWNER/NAME, of letters, digits, `-`, `_` and `.`, got {repo!r}. The Hub would "
+            "not know whose it is. Name both."
+        )
+
+
+def read_remote(api: "HfApi", repo: str, revision: str | None = None, repo_type: RepoType = "model") -> Remote:
+    """What a repository holds now.
+
+    Raises:
+        HubError: There is no such repository, or the Hub or the connection fails.
+    """
+    from huggingface_hub import RepoFile
+
+    info = ask("reading the repository", repo, lambda: api.repo_info(repo, revision=revision, repo_type=repo_type))
+    commit = str(info.sha)
+    entries = ask(
+        "listing the repository", repo,
+        lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)),
+    )  # fmt: skip
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return Remote(commit, bool(info.private), {f.path: (f.lfs.sha256 if f.lfs else None, f.blob_id) for f in files})
+
+
+def is_there(content: Path | bytes, identity: tuple[str | None, str] | None) -> bool:
+    """Whether the repository holds these bytes under this path."""
+    if identity is None:
+        return False
+    sha256, git = identity
+    if sha256 is not None and isinstance(content, Path):
+        return file_sha256(content) == sha256
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    if sha256 is not None:
+        return hashlib.sha256(data).hexdigest() == sha256
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git
+
+
+def send_commit(
+    api: "HfApi",
+    repo: str,
+    additions: Sequence[tuple[str, Path | bytes]],
+    removed: Sequence[str],
+    parent: str,
+    *,
+    message: str,
+    repo_type: RepoType = "model",
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> Any:
+    """Send everything at once, on top of `parent` only; returns the client's description of the commit.
+
+    Raises:
+        HubError: With status 409 or 412 if another commit came first; or the Hub or the connection fails.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    def send() -> Any:
+        operations: list[Any] = [CommitOperationAdd(path_in_repo=p, path_or_fileobj=c) for p, c in additions]
+        operations += [CommitOperationDelete(path_in_repo=path) for path in removed]
+        return api.create_commit(
+            repo, operations, commit_message=message, parent_commit=parent, repo_type=repo_type, revision=revision,
+            create_pr=create_pr,
+        )  # fmt: skip
+
+    # On top of a named parent a commit lands once, however often it is sent; a pull request is made anew each time.
+    return ask("sending the commit", repo, send, tries=1 if create_pr else TRIES_OF_TRANSFERS)
+
+
+def changed_too_often(repo: str) -> HubError:
+    """The error for a repository into which others commit all the time."""
+    return HubError(
+        f"Expected to commit on top of what was read, but {repo} changed {MAX_CONFLICTS} times meanwhile. Writing "
+        "anyway could undo somebody's work. Nothing was changed. Run this again when it is quieter."
+    )

@@ -1,0 +1,139 @@
+"""The routes, and their OpenAPI description."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from edvit_hf.serving.gate import Gate
+from edvit_hf.serving.metrics import CONTENT_TYPE
+from edvit_hf.serving.page import HEADERS as PAGE_HEADERS
+from edvit_hf.serving.page import page
+from edvit_hf.serving.questions import accepted_types
+from edvit_hf.serving.refusals import RefusedError, internal
+from edvit_hf.serving.schema import ErrorReply, HealthReply, InfoReply, Options, PredictReply, PredictRequest
+from edvit_hf.serving.service import Mark, Service
+from edvit_hf.tasks import Task
+
+_WHAT = {
+    400: "Not written as it must be", 401: "No valid token", 408: "Sent too slowly", 413: "More bytes than are taken",
+    415: "Another kind of input", 422: "An input that cannot be read, or is too large",
+    429: "This client asks too often (Retry-After)",
+    503: "Overloaded, too few sub-models, or stopping (Retry-After)",
+}  # fmt: skip
+
+
+def create_app(service: Service, *, is_local: bool = True) -> ASGIApp:
+    """The application that serves an ensemble, limits and token included; connections are the server's.
+
+    Args:
+        service: Answers.
+        is_local: Whether only this machine can reach the server: then it answers to no other name.
+    """
+    app = FastAPI(
+        title="edvit serve", version="1", docs_url=None, redoc_url=None, redirect_slashes=False,
+        description="One ensemble of small Vision-Transformer sub-models.",
+    )  # fmt: skip
+    app.add_exception_handler(RefusedError, _on_refusal)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _on_exception)
+    _add_predict(app, service)
+    _add_reports(app, service)
+    _describe_token(app, bool(service.config.tokens))
+    return Gate(app, service, is_local=is_local)
+
+
+def _add_predict(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/predict", summary="Classify one input", response_class=JSONResponse,
+        responses={200: {"model": PredictReply}, **{c: {"model": ErrorReply, "description": _WHAT[c]} for c in _WHAT}},
+        openapi_extra={"requestBody": _bodies(service.runtime.task), "parameters": _parameters()},
+    )  # fmt: skip
+    async def predict(request: Request) -> Response:
+        """A form with the file, the file as it is, or JSON; options in the query, in the form, or in the JSON."""
+        return await service.predict(request)
+
+
+def _add_reports(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="Alive", responses={200: {"model": HealthReply}})
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "alive"})
+
+    @app.get(
+        "/ready", summary="Able to answer",
+        responses={200: {"model": HealthReply}, 503: {"model": ErrorReply, "description": "Not now (Retry-After)"}},
+    )  # fmt: skip
+    async def ready() -> JSONResponse:
+        if service.why_not_ready() is not None:
+            raise RefusedError(
+                503, "not_ready", "The server cannot answer now. Ask again later.", retry_after_ms=1000.0
+            )
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/info", summary="What is served", responses={200: {"model": InfoReply}})
+    async def info() -> JSONResponse:
+        return JSONResponse(service.info())
+
+    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page(service.runtime.task, needs_token=bool(service.config.tokens)), headers=PAGE_HEADERS)
+
+
+def _bodies(task: Task) -> dict[str, Any]:
+    """What POST /predict takes, by content type."""
+    options = Options.model_json_schema()["properties"]
+    fields = {"file": {"type": "string", "format": "binary"}}
+    if task == "text-classification":
+        fields["text"] = {"type": "string"}
+    form = {"type": "object", "properties": {**fields, **options}}
+    wanted = {"image-classification": "image_base64", "audio-classification": "audio_base64"}.get(task, "text")
+    json_schema = PredictRequest.model_json_schema()
+    json_schema["required"] = [wanted]
+    schemas = {"multipart/form-data": form, "application/json": json_schema}
+    raw = {"type": "string"} if task == "text-classification" else {"type": "string", "format": "binary"}
+    return {"required": True, "content": {name: {"schema": schemas.get(name, raw)} for name in accepted_types(task)}}
+
+
+def _parameters() -> list[dict[str, Any]]:
+    properties = Options.model_json_schema()["properties"]
+    return [{"name": name, "in": "query", "required": False, "schema": each} for name, each in properties.items()]
+
+
+def _describe_token(app: FastAPI, needs_token: bool) -> None:
+    document = app.openapi()
+    if needs_token:
+        document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path in ("/predict", "/info", "/metrics"):
+            for operation in document["paths"][path].values():
+                operation["security"] = [{"token": []}]
+
+
+def _reply(request: Request, refusal: RefusedError) -> Response:
+    mark: Mark = request.scope["edvit"]
+    mark.result = refusal.code
+    return Response(
+        refusal.body(mark.request_id), refusal.status, media_type="application/json", headers=refusal.headers
+    )
+
+
+def _on_refusal(request: Request, error: RefusedError) -> Response:
+    return _reply(request, error)
+
+
+def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    """Errors of the router: no such path, no such method."""
+    known = {404: ("not_found", "There is no such path; see /docs."), 405: ("wrong_method", "This path takes another.")}
+    code, message = known.get(error.status_code, ("bad_request", "The request is not as it must be."))
+    return _reply(request, RefusedError(error.status_code, code, message, headers=error.headers))
+
+
+def _on_exception(request: Request, error: Exception) -> Response:
+    """The gate logs it: it comes by there after the reply."""
+    return _reply(request, internal())

@@ -1,0 +1,90 @@
+"""Limits on connections, which uvicorn leaves to a proxy: how many, and how long one may take to ask.
+
+A subclass of uvicorn's h11 protocol, chosen over httptools because h11 bounds the headers that it collects, is there
+wherever uvicorn is, and is strict about what it takes.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edvit_hf.serving.limits import Limits
+from edvit_hf.serving.refusals import RefusedError, bad_request, too_slow
+
+
+class GuardedProtocol(H11Protocol):
+    """One connection. `limits` is set on a subclass: uvicorn makes the objects."""
+
+    limits: Limits
+    _timer: asyncio.TimerHandle | None = None
+    _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`. One connection too many is told so and closed."""
+        super().connection_made(transport)
+        self._watch()
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(
+                RefusedError(
+                    503, "too_many_connections", "Too many connections are open. Ask again later.",
+                    retry_after_ms=1000.0, close=True,
+                )
+            )  # fmt: skip
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._is_refused:
+            return
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Uvicorn's hook: the connection is ready for the next request."""
+        super().on_response_complete()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's hook for what is no HTTP: our JSON instead of its text."""
+        request = bad_request("The request is not written as HTTP, or its headers are too long.")
+        self._refuse(RefusedError(400, request.code, str(request), close=True))
+
+    def _watch(self) -> None:
+        """Run the timer while nothing is being answered: headers that come too slowly, bodies nobody reads."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering or self.transport.is_closing():
+            self._stop_watching()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.limits.send_seconds, self._too_slow)
+
+    def _stop_watching(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.cycle is None and not self.transport.is_closing():
+            self._refuse(too_slow())
+        else:
+            self.transport.close()
+
+    def _refuse(self, refusal: RefusedError) -> None:
+        """Answer outside of any request, and close."""
+        self._is_refused = True
+        self._stop_watching()
+        if self.cycle is None or self.cycle.response_complete:
+            headers, body = refusal.raw("")
+            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+            self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (refusal.status, lines, body))
+        self.transport.close()
+
+
+def guarded_protocol(limits: Limits) -> Any:
+    """The class that uvicorn makes connections with."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits})

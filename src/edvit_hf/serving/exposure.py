@@ -1,0 +1,159 @@
+"""Who may reach the server: addresses, tokens, TLS, and the names by which browsers may call it."""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from edvit_hf.errors import EDViTError
+from edvit_hf.serving.limits import ServeConfig
+
+TOKEN_VARIABLE = "EDVIT_SERVE_TOKEN"
+SHORTEST_TOKEN = 16
+_MOST_TOKEN_BYTES = 1 << 16
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def read_tokens(file: Path | None) -> tuple[str, ...]:
+    """The tokens of a file, one a line (so that an old one can go on while a new one is handed out), or of the
+    environment variable EDVIT_SERVE_TOKEN; empty lines and those that begin with # are skipped.
+
+    Raises:
+        EDViTError: The file cannot be read or holds none, or a token is short or holds spaces or control characters.
+    """  # noqa: D205
+    if file is None:
+        lines = [os.environ.get(TOKEN_VARIABLE, "")]
+        where = f"the variable {TOKEN_VARIABLE}"
+    else:
+        where = f"the token file {file}"
+        try:
+            with file.open("rb") as opened:
+                lines = opened.read(_MOST_TOKEN_BYTES).decode("ascii").splitlines()
+        except (OSError, ValueError) as error:
+            raise EDViTError(
+                f"Expected a readable text file with tokens, got {file} ({error}). Nobody could be let in. Correct the "
+                "path, or its permissions."
+            ) from error
+    tokens = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if file is not None and not tokens:
+        raise EDViTError(f"Expected a token in {where}, got none. Nobody could be let in. {_HOW_TO_MAKE_ONE}")
+    for token in tokens:
+        if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            raise EDViTError(
+                f"Expected tokens of at least {SHORTEST_TOKEN} visible ASCII characters without spaces in {where}, got "
+                f"one of {len(token)} characters. It could be guessed, or not be sent in a header. {_HOW_TO_MAKE_ONE}"
+            )
+    return tokens
+
+
+_HOW_TO_MAKE_ONE = "Make one with: openssl rand -hex 32"
+
+
+class Tokens:
+    """Compares in constant time: neither which token nor how much of it was right can be measured."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def find(self, authorization: bytes) -> int | None:
+        """Which token the header `Authorization: Bearer ...` shows; None: none of them."""
+        scheme, _, shown = authorization.partition(b" ")
+        digest = hashlib.sha256(shown.strip()).digest()
+        found = None
+        for index, own in enumerate(self._digests):
+            if hmac.compare_digest(own, digest):
+                found = index
+        return found if scheme.lower() == b"bearer" else None
+
+
+def open_socket(config: ServeConfig) -> tuple[socket.socket, bool]:
+    """A socket bound to where the config says, not yet listening; and whether only this machine can reach it.
+
+    Raises:
+        EDViTError: Others could reach it and neither a token nor TLS is configured, the name is unknown, or the address
+            cannot be bound.
+    """
+    try:
+        found = socket.getaddrinfo(config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise EDViTError(
+            f"Expected an address or name of this machine, got {config.host!r} ({error}). There is nothing to listen "
+            "on. Correct --host, or leave it out for 127.0.0.1."
+        ) from error
+    is_local = bool(config.host) and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
+    if not is_local and not config.tokens and config.tls_cert is None:
+        raise EDViTError(
+            f"Expected a loopback address such as 127.0.0.1 where neither a token nor TLS is configured, got "
+            f"{config.host!r}. Everybody who reaches this machine could use the ensemble and read what others send. "
+            f"Configure a token (--token-file FILE, or the variable {TOKEN_VARIABLE}) or TLS (--tls-cert FILE "
+            "--tls-key FILE), or leave --host out."
+        )
+    family, kind, protocol, _, address = found[0]
+    opened = socket.socket(family, kind, protocol)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        raise EDViTError(
+            f"Expected a free address, got {config.host}:{config.port} ({error.strerror}). Nobody could reach the "
+            "server. Stop what listens there, or choose another --port."
+        ) from error
+    return opened, is_local
+
+
+def check_tls(config: ServeConfig) -> None:
+    """Open certificate, key and client CA once, before anything else is loaded.
+
+    Raises:
+        EDViTError: They cannot be read, do not belong together, or the key has a password.
+    """
+    if config.tls_cert is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: "")
+        if config.tls_client_ca is not None:
+            context.load_verify_locations(config.tls_client_ca)
+    except (OSError, ValueError) as error:
+        names = ", ".join(str(f) for f in (config.tls_cert, config.tls_key, config.tls_client_ca) if f is not None)
+        raise EDViTError(
+            f"Expected a certificate chain, its private key without a password and, if given, a client CA, all PEM, "
+            f"got {names} ({error}). No client could connect. Correct the files."
+        ) from error
+
+
+def allowed_hosts(config: ServeConfig, is_local: bool) -> frozenset[str] | None:
+    """Names by which this server may be called; None: any.
+
+    A web page can point a name of its own at 127.0.0.1 and have a visitor's browser ask there ("DNS rebinding"): the
+    name in the `Host` header gives it away. Where others can reach the server, a token or the certificate's name is
+    what such a page lacks.
+    """
+    if not is_local and not config.allowed_hosts:
+        return None
+    return frozenset(name.lower() for name in (*_LOOPBACK_NAMES, config.host.strip("[]"), *config.allowed_hosts))
+
+
+def host_name(header: str) -> str:
+    """The name in a `Host` header, without its port, lower case; empty if it is none."""
+    try:
+        return (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def is_cross_origin(origin: str, host: str) -> bool:
+    """Whether a browser says that a page of another site asks."""
+    try:
+        return urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:
+        return True

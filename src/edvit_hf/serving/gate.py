@@ -1,0 +1,118 @@
+"""What every request passes before anything of it is read: names, tokens, rates, the line; and what is logged of it."""
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edvit_hf.serving.exposure import Tokens, allowed_hosts, host_name, is_cross_origin
+from edvit_hf.serving.rates import Rates, client_of
+from edvit_hf.serving.refusals import RefusedError, internal, stopping
+from edvit_hf.serving.service import Mark, Service
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("edvit_hf.serving.access")
+
+OPEN_PATHS = frozenset({"/", "/docs", "/health", "/ready", "/openapi.json"})
+"""Without a token and a rate: they tell nothing about the ensemble, and cost nothing."""
+_LONGEST_LOGGED = 100
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+
+
+class Gate:
+    """The outermost application. Whatever happens inside, a client gets our JSON and nothing of the inside."""
+
+    def __init__(self, app: ASGIApp, service: Service, *, is_local: bool) -> None:
+        self._app, self._service = app, service
+        self._limits = service.config.limits
+        self._hosts = allowed_hosts(service.config, is_local)
+        self._tokens = Tokens(service.config.tokens)
+        self._rates = Rates(self._limits.rate)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        mark, status = Mark(uuid.uuid4().hex), 0
+        scope["edvit"] = mark
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [(b"x-request-id", mark.request_id.encode()), *_HEADERS]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, receive, tell)
+        except RefusedError as refusal:
+            await _refuse(refusal, mark, tell)
+        except asyncio.CancelledError:  # the grace period of a shutdown is over
+            mark.result = "stopping"
+            if not status:
+                await _refuse(stopping(), mark, tell)
+            raise
+        except Exception:
+            logger.exception("%s failed", mark.request_id)
+            if not status:
+                await _refuse(internal(), mark, tell)
+            mark.result = "internal"
+        finally:
+            self._service.metrics.count(mark.result, is_predict=scope["path"] == "/predict")
+            access_logger.info(
+                "%s %s %s %d %s %.1f ms %s", (scope.get("client") or ["-"])[0], scope["method"][:_LONGEST_LOGGED],
+                ascii(scope["path"][:_LONGEST_LOGGED])[1:-1], status, mark.result, mark.milliseconds, mark.request_id,
+            )  # fmt: skip
+
+    def _check(self, scope: Scope) -> None:
+        """Raise a `RefusedError` for what goes no further."""
+        headers = scope["headers"]
+        if sum(len(name) + len(value) for name, value in headers) > self._limits.max_header_bytes:
+            raise RefusedError(431, "headers_too_large", "The headers are too long.", close=True)
+        host, origin = _only(headers, b"host"), _only(headers, b"origin")
+        if self._hosts is not None and host is not None and host_name(host) not in self._hosts:
+            raise RefusedError(421, "wrong_host", "This server is not called by that name (see its --allowed-host).")
+        if origin is not None and is_cross_origin(origin, host or ""):
+            raise RefusedError(403, "cross_origin", "Pages of other sites may not ask here.")
+        if scope["path"] not in OPEN_PATHS:
+            self._check_client(scope, _only(headers, b"authorization"))
+        if scope["path"] == "/predict" and scope["method"] == "POST":
+            if self._service.is_stopping:
+                raise stopping()
+            self._service.line.arrive()
+
+    def _check_client(self, scope: Scope, authorization: str | None) -> None:
+        client: Any = client_of((scope.get("client") or [None])[0])
+        token = self._tokens.find((authorization or "").encode("latin-1")) if self._tokens else -1
+        wait = self._rates.take((client, token))  # None: whoever guesses tokens has a bucket of their own
+        if wait is not None:
+            raise RefusedError(
+                429, "too_many_requests", "This client asks too often. Ask again later, and less often.",
+                retry_after_ms=1e3 * wait,
+            )  # fmt: skip
+        if token is None:
+            raise RefusedError(
+                401, "unauthorized", "A valid token is needed: send the header `Authorization: Bearer TOKEN`.",
+                headers={"www-authenticate": "Bearer"},
+            )  # fmt: skip
+
+
+async def _refuse(refusal: RefusedError, mark: Mark, send: Send) -> None:
+    mark.result = refusal.code
+    headers, body = refusal.raw(mark.request_id)
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _only(headers: list[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """The value of a header that may be there once; two would be understood differently by others on the way."""
+    found = [value.decode("latin-1") for key, value in headers if key == name]
+    if len(found) > 1:
+        raise RefusedError(400, "bad_request", f"The header {name.decode()} is sent twice.", close=True)
+    return found[0] if found else None

@@ -1,0 +1,211 @@
+"""One ensemble behind HTTP: bodies become inputs and inputs answers, on few threads, never on the event loop's."""
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edvit_hf.errors import EDViTError, named_extra
+from edvit_hf.runtime import EDViTRuntime
+from edvit_hf.runtime.inputs import probe_inputs
+from edvit_hf.serving.bodies import Budget, DisconnectedError, read_body
+from edvit_hf.serving.limits import ServeConfig
+from edvit_hf.serving.line import Line
+from edvit_hf.serving.metrics import Metrics
+from edvit_hf.serving.questions import check_question, media_type, parse_question
+from edvit_hf.serving.refusals import RefusedError, overloaded, refusal_of
+from edvit_hf.serving.refusals import stopping as stopping_refusal
+from edvit_hf.serving.replies import info_reply, predict_reply
+from edvit_hf.serving.schema import Options
+from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
+
+logger = logging.getLogger(__name__)
+
+_DECODERS = 2  # at a time: a large image takes hundreds of MB while it is decoded
+_WARM_UPS = 3
+_WARM_UP_MS = 60_000.0
+_DEADLINE_TIMES = 10  # what an answer takes at the start
+_SHORTEST_DEADLINE_MS = 1000.0
+_CLIENT_GONE = 499  # nobody sees it but the log
+
+T = TypeVar("T")
+
+
+@dataclass
+class Mark:
+    """What the gate and the handlers know of one request."""
+
+    request_id: str
+    begin: float = field(default_factory=time.perf_counter)
+    result: str = "ok"
+
+    @property
+    def milliseconds(self) -> float:
+        """Since its first line."""
+        return 1e3 * (time.perf_counter() - self.begin)
+
+
+class Service:
+    """Answers requests with a runtime. Its coroutines and `line` belong to one event loop.
+
+    Attributes:
+        runtime: Closed by `close`. Its coordinator must answer one request at a time (the default).
+        config: Limits and deadlines.
+        deadline_ms: What is allowed a request when it asks for no less.
+        is_stopping: Set when the server is told to stop.
+    """
+
+    def __init__(self, runtime: EDViTRuntime, config: ServeConfig) -> None:
+        """Make threads and counters, and load what decodes inputs; `warm_up` answers for the first time.
+
+        Raises:
+            MissingExtraError: What decodes this ensemble's inputs is not installed.
+            EDViTError: The runtime answers several requests at a time.
+        """
+        if runtime.coordinator.config.max_in_flight != 1:
+            raise EDViTError(
+                f"Expected a runtime that answers one request at a time, got max_in_flight="
+                f"{runtime.coordinator.config.max_in_flight}. The line could not tell how long a wait is. Leave "
+                "`max_in_flight` at 1."
+            )
+        _load_decoder(runtime)
+        self.runtime, self.config = runtime, config
+        self.deadline_ms = config.deadline_ms or _DEADLINE_TIMES * _SHORTEST_DEADLINE_MS
+        self.is_stopping = False
+        self.line = Line(config.max_queued)
+        self.budget = Budget(config.limits.max_held_bytes)
+        self.metrics = Metrics(runtime, self.line, self.why_not_ready)
+        self._transform = _limited(runtime.transform, config)
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="edvit-decode")
+        self._answerers = ThreadPoolExecutor(1 + config.max_queued, thread_name_prefix="edvit-answer")
+        self._running: set[Future[Any]] = set()
+
+    def warm_up(self) -> None:
+        """Answer a made-up input a few times: the first request finds everything loaded, and times are known."""
+        inputs, times = probe_inputs(self.runtime.task, self.runtime.input_shape), []
+        try:
+            for _ in range(_WARM_UPS):
+                begin = time.perf_counter()
+                self.runtime.predict(inputs, deadline_ms=self.config.deadline_ms or _WARM_UP_MS)
+                times.append(time.perf_counter() - begin)
+        except EDViTError as error:
+            logger.warning("the ensemble does not answer yet: %s", error)
+            return
+        self.line.service = min(times)
+        if self.config.deadline_ms is None:
+            self.deadline_ms = max(_SHORTEST_DEADLINE_MS, _DEADLINE_TIMES * 1e3 * max(times))
+
+    def why_not_ready(self) -> str | None:
+        """What keeps this server from answering, for its log; None: nothing does."""
+        coordinator = self.runtime.coordinator
+        if self.is_stopping:
+            return "stopping"
+        if coordinator.is_closed:
+            return "closed"
+        loaded, breakers = self.runtime.loaded, coordinator.status()["breakers"]
+        quorum = coordinator.config.quorum or max(1, math.ceil(len(loaded) / 2))
+        live = sum(breakers[index] != "open" for index in loaded)
+        return None if live >= quorum else f"{live} sub-models of {len(loaded)} answer, {quorum} must"
+
+    def info(self) -> dict[str, Any]:
+        """See `schema.InfoReply`."""
+        return info_reply(self.runtime, self.config, self.deadline_ms)
+
+    async def predict(self, request: Request) -> Response:
+        """Answer POST /predict. Raises a `RefusedError` for whatever gets no answer."""
+        mark: Mark = request.scope["edvit"]
+        try:
+            return Response(await self._content(request, mark), media_type="application/json")
+        except DisconnectedError:
+            mark.result = "disconnected"
+            return Response(status_code=_CLIENT_GONE)
+        except EDViTError as error:
+            refusal = refusal_of(error, self.runtime.task, 1e3 * self.runtime.coordinator.config.probe_pause_s)
+            if not isinstance(error, RefusedError):
+                level = logging.INFO if refusal.status < 500 else logging.WARNING
+                logger.log(level, "%s: %s", mark.request_id, ascii(str(error))[1:-1])  # it may quote what was sent
+            raise refusal from error
+
+    def close(self, patience_s: float = 1.0) -> bool:
+        """Stop answering and free the runtime. False if a thread is still at work after `patience_s`."""
+        self.is_stopping = True
+        for pool in (self._decoders, self._answerers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.runtime.close()
+        return not wait(list(self._running), patience_s).not_done
+
+    async def _content(self, request: Request, mark: Mark) -> bytes:
+        content_type, query = request.headers.get("content-type"), request.scope.get("query_string", b"")
+        media_type(self.runtime.task, content_type)  # before anything is read
+        with self.budget.share() as share:
+            body = await read_body(request, self.config.limits, share)
+            with self.line.place():
+                arrived = time.perf_counter()
+                options, inputs = await self._on(self._decoders, self._prepare, content_type, query, body)
+                del body
+                share.release()
+                prepare_ms = 1e3 * (time.perf_counter() - arrived)
+                left = min(self.deadline_ms, options.deadline_ms or self.deadline_ms) - prepare_ms
+                if left <= 0:
+                    raise overloaded(1e3 * self.line.service)
+                return await self._on(self._answerers, self._answer, mark, options, inputs, prepare_ms, left)
+
+    def _prepare(self, content_type: str | None, query: bytes, body: bytes) -> tuple[Options, dict[str, np.ndarray]]:
+        runtime, limits = self.runtime, self.config.limits
+        question = parse_question(runtime.task, content_type, query, body)
+        check_question(
+            runtime.task, question, len(runtime.manifest.sub_models), runtime.loaded, limits.max_characters
+        )  # fmt: skip
+        return question.options, self._transform.inputs(question.source)
+
+    def _answer(
+        self, mark: Mark, options: Options, inputs: dict[str, np.ndarray], prepare_ms: float, deadline_ms: float
+    ) -> bytes:
+        begin = time.perf_counter()
+        answer = self.runtime.predict(inputs, absent=options.absent, deadline_ms=deadline_ms)
+        total_ms = mark.milliseconds
+        reply = predict_reply(
+            self.runtime, answer, request_id=mark.request_id, top_k=options.top_k, prepare_ms=prepare_ms,
+            answer_ms=1e3 * (time.perf_counter() - begin), total_ms=total_ms,
+        )  # fmt: skip
+        mark.result = "degraded" if answer.degraded else "ok"
+        self.metrics.answered(answer, total_ms / 1e3)
+        return json.dumps(reply).encode()
+
+    async def _on(self, pool: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+        try:
+            future = pool.submit(call, *arguments)
+        except RuntimeError:  # shut down
+            raise stopping_refusal() from None
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(future)
+
+
+def _limited(transform: Transform, config: ServeConfig) -> Transform:
+    if isinstance(transform, ImageTransform):
+        return replace(transform, max_pixels=min(transform.max_pixels, config.limits.max_pixels))
+    if isinstance(transform, AudioTransform):
+        return replace(transform, max_seconds=min(transform.max_seconds, config.limits.max_seconds))
+    return transform
+
+
+def _load_decoder(runtime: EDViTRuntime) -> None:
+    """Fail at the start, not at the first request."""
+    with named_extra("Reading what is sent", "serve"):
+        if runtime.task == "image-classification":
+            import PIL.Image
+
+            PIL.Image.init()
+        elif runtime.task == "audio-classification":
+            import soundfile  # noqa: F401
+            import soxr  # noqa: F401

@@ -1,0 +1,19 @@
+"""The Space: the page that shows ensembles, run here, written as a folder, or published on the Hub.
+
+The page itself is `space_app/` (in an installed package `edvit_hf/space_app/`) and runs without torch.
+"""
+
+from edvit_hf.space.assembling import assemble
+from edvit_hf.space.bundle import bundle, named_ensembles
+from edvit_hf.space.publishing import PublishedSpace, files_address, publish
+from edvit_hf.space.running import run_page
+
+__all__ = [
+    "PublishedSpace",
+    "assemble",
+    "bundle",
+    "files_address",
+    "named_ensembles",
+    "publish",
+    "run_page",
+]

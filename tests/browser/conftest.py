@@ -1,0 +1,193 @@
+"""A real browser at the real page: Debian's Chromium driven by Playwright, the Space in a process of its own.
+
+`make test-browser` runs this folder; the default suite leaves it out (`norecursedirs` in pyproject.toml).
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hub_server import loopback_hub
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACE = ROOT / "space_app"
+FLAGS = [
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+WAIT_MS = 15_000
+
+
+def chromium_path():
+    """The browser to drive; `EDVIT_CHROMIUM` names another than the first on the path."""
+    found = os.environ.get("EDVIT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        pytest.fail("Chromium is needed: `apt-get install chromium`, or name one in EDVIT_CHROMIUM", pytrace=False)
+    return found
+
+
+@contextmanager
+def serving(folder, *, endpoint="http://127.0.0.1:9", space=SPACE):
+    """`python app.py` on a free port, as long as the block lasts; its address and the file with what it logs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "space.log"
+    environment = {
+        **os.environ, "GRADIO_SERVER_PORT": str(port), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(folder / "hub"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "EDVIT_NUM_THREADS": "1",
+    }  # fmt: skip
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=space, env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait_for(f"http://127.0.0.1:{port}", server, log)
+            yield f"http://127.0.0.1:{port}", log
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_for(address, server, log):
+    begin = time.monotonic()
+    while time.monotonic() - begin < 60 and server.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail(f"the Space did not start:\n{log.read_text()}", pytrace=False)
+
+
+@contextmanager
+def browsing(playwright, *flags):
+    """A headless browser with a fresh profile; without its sandbox only where root needs that."""
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    browser = playwright.chromium.launch(executable_path=chromium_path(), args=[*FLAGS, *sandbox, *flags])
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+class Visitor:
+    """One visitor in a browser context of their own, and what the browser complained about."""
+
+    def __init__(self, browser, address, **settings):
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        self.context.set_default_timeout(WAIT_MS)
+        self.page, self.complaints, self.allowed = self.context.new_page(), [], None
+        self.page.on("console", lambda m: self.complain(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.complain(str(error)))
+        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.goto(address)
+        self.page.locator(".ed-device").first.wait_for()
+        self.page.locator("canvas, #source").first.wait_for()
+
+    def complain(self, text):
+        if not (self.allowed and re.search(self.allowed, text)):
+            self.complaints.append(text)
+
+    def _asked(self, url):
+        if not re.match(r"(data|blob):|http://127\.0\.0\.1[:/]", url):
+            self.complaints.append(f"asked another host: {url}")
+
+    def text(self, selector):
+        return self.page.locator(selector).inner_text().replace("\xa0", " ")
+
+    def label(self):
+        return self.text(".ed-label span")
+
+    def shares(self):
+        """What the bars say, by label."""
+        rows = self.page.locator(".ed-bars li:not(.more)").all()
+        return {row.locator("span").inner_text(): row.locator("b").inner_text().replace("\xa0", " ") for row in rows}
+
+    def wait(self, state):
+        """Until the answer is in that state: empty, answered, degraded or refused."""
+        self.page.locator(f".ed-answer.ed-{state}").wait_for()
+
+    def choose(self, name):
+        self.page.locator(f"input[name=ed-ensemble][value='{name}']").check(force=True)
+        if name:
+            titles = {"digits": "Handwritten digits", "spoken_digits": "Spoken digits", "question_type": "question"}
+            self.page.locator("#input .ed-section", has_text=titles[name]).wait_for()
+
+    def example(self, index):
+        self.page.locator(f"[data-example='{index}']").click()
+
+    def plug(self, index):
+        return self.page.locator(f".ed-plug[data-device='{index}']")
+
+    def draw(self, *strokes):
+        """Strokes as lists of points, in shares of the field."""
+        box = self.page.locator("#pad canvas").bounding_box()
+        for stroke in strokes:
+            places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+            self.page.mouse.move(*places[0])
+            self.page.mouse.down()
+            for place in places[1:]:
+                self.page.mouse.move(*place, steps=8)
+            self.page.mouse.up()
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """A Hub on loopback, which the Space asks."""
+    with loopback_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory, hub):
+    """The address of the running Space. What it logs must tell of no error that nobody foresaw."""
+    with serving(tmp_path_factory.mktemp("space"), endpoint=hub.url) as (address, log):
+        yield address
+        said = log.read_text()
+    assert "Traceback" not in said, said
+
+
+@pytest.fixture(scope="session")
+def playwright():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(playwright):
+    with browsing(playwright) as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser, space):
+    """Opens the page for one more visitor; at the end nothing may have been complained about."""
+    visitors = []
+
+    def opened(query="", **settings):
+        visitors.append(Visitor(browser, space + query, **settings))
+        return visitors[-1]
+
+    yield opened
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.complaints == []
+
+
+@pytest.fixture
+def visitor(visit):
+    return visit()

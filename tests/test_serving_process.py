@@ -1,0 +1,309 @@
+"""Real `edvit serve` processes on loopback: signals, connections, certificates, and the command line."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edvit_hf.cli import app
+from serving_setup import GROUPS, IMAGE, TOKEN, png
+from tiny_ensemble import write_tiny_ensemble
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "EDVIT_NUM_THREADS": "1"}
+SLOW = """
+import logging, sys
+from edvit_hf.manifest import Manifest
+from edvit_hf.runtime import EDViTRuntime, Faults, FaultyEngine, MonotonicClock, StubEngine
+from edvit_hf.serving import Limits, ServeConfig, serve
+folder, milliseconds = sys.argv[1], float(sys.argv[2])
+logging.basicConfig(level=logging.INFO)
+def load():
+    engine = FaultyEngine(StubEngine(Manifest.load(folder)), MonotonicClock())
+    return EDViTRuntime.from_pretrained(folder, engine=engine)
+def listening(url, service):
+    service.runtime.coordinator.engine.faults = {i: Faults(latency_ms=milliseconds) for i in range(3)}
+    print("on", url, flush=True)
+config = ServeConfig(
+    port=0, deadline_ms=5000, grace_seconds=float(sys.argv[3]),
+    limits=Limits(send_seconds=0.4, max_connections=3, max_bytes=50_000),
+)
+print(serve(load, config, on_listening=listening))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("served")
+    write_tiny_ensemble(root, GROUPS, task=IMAGE)
+    return root
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, *command, lines=1):
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
+        )
+        self.told = "".join(self.process.stdout.readline() for _ in range(lines))
+        found = re.search(r"on (https?)://127\.0\.0\.1:(\d+)", self.told)
+        assert found, self.told + self.process.stderr.read()
+        self.port = int(found[2])
+        self.url = f"{found[1]}://127.0.0.1:{self.port}"
+
+    def ask(self, path="/predict", data=None, headers=None, context=None):
+        """Status, document and headers."""
+        request = urllib.request.Request(self.url + path, data=data, headers=headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=20, context=context) as response:
+                return response.status, json.load(response), response.headers
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error), error.headers
+
+    def predict(self, **options):
+        return self.ask(data=png(), headers={"content-type": "image/png"}, **options)
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def end(self, number=signal.SIGTERM):
+        """Exit code and what was written."""
+        self.process.send_signal(number)
+        return (*self.process.communicate(timeout=20), self.process.returncode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
+def one_reply(connection):
+    """Head and document of a reply on a connection that stays open."""
+    head, reply = b"", b""
+    while not head or len(reply) - len(head) - 4 < int(re.search(rb"content-length: (\d+)", head)[1]):
+        reply += connection.recv(65536)
+        head = reply.partition(b"\r\n\r\n")[0] if b"\r\n\r\n" in reply else b""
+    return head, json.loads(reply[len(head) + 4 :])
+
+
+def in_flight(server):
+    """Send a request, and return what will hold its reply, once it is being answered."""
+    replies = []
+
+    def ask():
+        try:
+            replies.append(server.predict())
+        except OSError as error:
+            replies.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.25)
+    return thread, replies
+
+
+def received(connection):
+    """Everything until the server closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_request_in_flight_end_and_then_the_process_ends_well(folder, number):
+    with Process("-c", SLOW, folder, 700, 10) as server:
+        thread, replies = in_flight(server)
+        begin = time.monotonic()
+        stdout, stderr, code = server.end(number)
+        thread.join()
+        assert replies[0][0] == 200
+        assert len(replies[0][1]["present"]) == 3
+        assert 0.2 < time.monotonic() - begin < 5
+        assert code == 0
+        assert stdout.strip() == "True"
+        assert "Traceback" not in stderr
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+
+
+def test_a_second_signal_stops_at_once(folder):
+    with Process("-c", SLOW, folder, 4000, 10) as server:
+        thread, _ = in_flight(server)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.stdout.readline().strip() == "False"
+        assert time.monotonic() - begin < 3.5  # the answer would have taken longer
+        server.process.kill()
+        thread.join()
+
+
+def test_a_request_that_outlasts_the_grace_period_is_told_so(folder):
+    with Process("-c", SLOW, folder, 2500, 1) as server:
+        thread, replies = in_flight(server)
+        server.end()
+        thread.join()
+        status, document, _ = replies[0]
+        assert status == 503
+        assert document["error"]["code"] == "stopping"
+
+
+def test_connections_that_are_slow_broken_or_too_many_are_closed_with_a_sentence(folder):
+    with Process("-c", SLOW, folder, 0, 10) as server:
+        status, _, headers = server.predict()
+        assert status == 200
+        assert "server" not in headers
+        start = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\n"
+        cases = {
+            b"": 408,  # nothing comes
+            b"GET /health HTTP/1.1\r\nhost: 127": 408,  # headers that never end
+            start + b"content-length: 100\r\n\r\nabc": 408,  # a body that never ends
+            start + b"content-length: 60000\r\n\r\n" + b"x" * 60_000: 413,
+            start + b"transfer-encoding: chunked\r\n\r\n" + b"6000\r\n" + b"x" * 24_576 + b"\r\n": 408,
+            start + b"transfer-encoding: chunked\r\n\r\n" + (b"6000\r\n" + b"x" * 24_576 + b"\r\n") * 3: 413,
+            start + b"content-length: 3\r\ncontent-length: 5\r\n\r\nabcde": 400,
+            b"NONSENSE\r\n\r\n": 400,
+            b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * 40_000: 400,
+        }
+        for sent, expected in cases.items():
+            with server.connect() as connection:
+                connection.sendall(sent)
+                reply = received(connection)
+            head, _, body = reply.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % expected), (sent[:80], reply[:300])
+            assert set(json.loads(body)) == {"error"}
+            assert b"connection: close" in head.lower()
+        held = [server.connect() for _ in range(3)]
+        with server.connect() as connection:
+            reply = received(connection)
+            assert reply.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1\r\n" in reply
+        for connection in held:
+            connection.close()
+        # A kept connection is used again, also after a body that was turned away unread.
+        with server.connect() as connection:
+            for _ in range(2):
+                connection.sendall(start + b"content-length: 5\r\norigin: http://other\r\n\r\nabcde")
+                assert one_reply(connection)[0].startswith(b"HTTP/1.1 403 ")
+        assert server.predict()[0] == 200
+        assert server.end()[2] == 0
+
+
+def certificates(folder):
+    """A CA, and certificates of it: for the server, for a client, and for one whose time is over."""
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", 2, "-subj", "/CN=ca")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name, days in (("server", 2), ("client", 2), ("late", -1)):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out",
+            f"{name}.pem", "-days", days, "-extfile", "names",
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_tls_with_client_certificates_refuses_strangers_and_what_has_expired(folder, tmp_path):
+    certificates(tmp_path)
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    with Process(
+        "-m", "edvit_hf.cli", "serve", folder, "--port", 0, "--schedule", "in_turn", "--token-file", token_file,
+        "--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key", "--tls-client-ca",
+        tmp_path / "ca.pem", lines=3,
+    ) as server:  # fmt: skip
+        assert server.url.startswith("https://")
+        for name in (None, "late"):
+            if name:
+                context.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+            with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
+                server.predict(context=context)
+        context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
+        assert server.predict(context=context)[0] == 401  # a certificate is no token where both are asked for
+        headers = {"content-type": "image/png", "authorization": f"Bearer {TOKEN}"}
+        assert server.ask(data=png(), headers=headers, context=context)[0] == 200
+        with server.connect() as connection:  # no TLS at all
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            assert not received(connection).startswith(b"HTTP")
+        stdout, stderr, code = server.end()
+        assert code == 0
+        assert "curl -H" in server.told
+        assert TOKEN not in server.told + stdout + stderr
+        assert "Traceback" not in stderr
+        assert re.search(r"POST /predict 401 unauthorized", stderr)
+
+
+def serve(*arguments):
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)])
+
+
+def test_the_command_line_refuses_before_it_loads_anything(tmp_path):
+    missing, folder = tmp_path / "none", Path("never/loaded")
+    for arguments, told in (
+        (["--host", "0.0.0.0"], "Configure a token"),
+        (["--token-file", missing], "readable text file with tokens"),
+        (["--tls-key", missing], "Expected a TLS certificate"),
+        (["--tls-cert", missing], "Expected a certificate chain"),
+        (["--max-bytes", 0], "Expected limits above zero"),
+        (["--deadline-ms", -1], "Expected a positive deadline"),
+    ):
+        done = serve(folder, *arguments)
+        assert done.exit_code == 1, done.output
+        text = " ".join(done.output.split())
+        assert told in text
+        assert "Traceback" not in text
+    assert "--token " not in serve("--help").output
+
+
+def test_what_is_no_ensemble_is_told(tmp_path):
+    done = serve(tmp_path, "--port", 0)
+    assert done.exit_code == 1
+    assert "manifest.json" in done.output
+
+
+def test_without_the_extra_the_error_names_it():
+    from test_import import run_without
+
+    code = """
+import edvit_hf.serving
+from edvit_hf.errors import MissingExtraError
+try:
+    edvit_hf.serving.serve
+except MissingExtraError as error:
+    print(error)
+"""
+    for package in ("fastapi", "uvicorn", "prometheus-client", "python-multipart"):
+        text = run_without({package.replace("-", "_")}, code)
+        assert text.startswith(f"Serving an ensemble needs the package `{package}`")
+        assert text.endswith("pip install 'edvit_hf[serve]'")
+
+
+def test_serving_loads_neither_torch_nor_transformers():
+    from test_import import run_fresh
+
+    heavy = ("torch", "transformers", "huggingface_hub", "safetensors")
+    code = f"import edvit_hf.serving as s, sys; s.serve; s.create_app; print(set({heavy!r}) & set(sys.modules))"
+    assert run_fresh(code) == "set()"
+    assert run_fresh("import edvit_hf.serving, sys; print('fastapi' in sys.modules)") == "False"

@@ -1,0 +1,359 @@
+"""The Space: ensembles open once for all, whatever is wrong with one is a sentence, and what nobody uses is freed."""
+
+import contextlib
+import gc
+import io
+import json
+import shlex
+import threading
+import time
+from pathlib import Path
+
+import demo
+import ensembles
+import numpy as np
+import pytest
+import snippets
+from cards import read_card
+from fetching import SaidError
+from library import Library
+from typer.testing import CliRunner
+
+from edvit_hf.cli import app
+from edvit_hf.errors import EDViTError
+from edvit_hf.manifest import Manifest
+from space_ensembles import write_digits, write_each
+from tiny_ensemble import write_tiny_ensemble
+from tiny_export import exported_images
+
+NAMES = ("digits", "spoken_digits", "question_type")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("toy") / "digits_toy")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    monkeypatch.delenv(ensembles.OWN_VARIABLE, raising=False)
+    monkeypatch.delenv(ensembles.SPACE_VARIABLE, raising=False)
+
+
+def refusal(source):
+    with pytest.raises(SaidError) as caught:
+        demo.open_other(source)
+    sentence = str(caught.value)
+    assert "Expected" not in sentence
+    assert sentence.endswith(".")
+    return sentence
+
+
+def test_every_bundle_opens_and_says_what_it_takes():
+    assert tuple(bundle.name for bundle in demo.bundles()) == NAMES
+    for bundle in demo.bundles():
+        opened = demo.open_bundle(bundle.name)
+        assert (opened.name, opened.title, opened.task, opened.hint) == (
+            bundle.name, bundle.title, bundle.task, bundle.hint,
+        )  # fmt: skip
+        assert opened.can_draw == (bundle.name == "digits")
+        assert opened.hears_words == (bundle.name == "spoken_digits")
+        assert {device.state for device in opened.devices} == {"waiting"}
+        assert opened.examples
+        assert opened.card.startswith("# ED-ViT ensemble")
+        assert "licensed" in opened.credits or "Apache-2.0" in opened.credits
+        assert opened.licence == "apache-2.0"
+        assert opened.fleets
+        assert [model.name for model in opened.models][:2] == ["teacher", "ensemble"]
+        assert demo.card_note(opened, 0)
+        assert demo.open_named(opened.name) is opened
+
+
+def test_examples_of_every_bundle_are_answered():
+    prepare = {
+        "image-classification": demo.prepare_image, "audio-classification": demo.prepare_sound,
+        "text-classification": demo.prepare_text,
+    }  # fmt: skip
+    for name in NAMES:
+        opened = demo.open_bundle(name)
+        views = [demo.view(opened, prepare[opened.task](opened, e.value), []) for e in opened.examples]
+        assert {view.state for view in views} == {"answered"}
+        if opened.task != "text-classification":
+            right = [view.label == example.label for view, example in zip(views, opened.examples, strict=True)]
+            assert sum(right) >= len(right) - 1, "its accuracy is above nine in ten"
+        assert not any("not measured" in view.card_note for view in views)
+
+
+def test_without_bundles_there_is_nothing_to_choose_and_a_sentence(tmp_path):
+    assert demo.bundles(tmp_path) == ()
+    with pytest.raises(EDViTError, match="not here"):
+        demo.open_bundle("digits", tmp_path)
+    with pytest.raises(EDViTError, match="not here"):
+        demo.open_bundle("../digits")
+
+
+def test_the_owners_ensemble_comes_first(monkeypatch, folder, tmp_path):
+    monkeypatch.setenv(ensembles.OWN_VARIABLE, str(folder))
+    monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/space")  # what its owner names may be a folder there too
+    first, *rest = demo.bundles()
+    assert (first.name, first.title, first.task) == ("own", "toy", "image-classification")
+    assert tuple(bundle.name for bundle in rest) == NAMES
+    assert demo.open_bundle("own").can_draw
+    assert demo.open_named("own") is demo.open_bundle("own")
+    monkeypatch.setenv(ensembles.OWN_VARIABLE, str(tmp_path))
+    first, *rest = demo.bundles()
+    assert (first.task, len(rest)) == (None, 3)
+    assert "holds no ensemble" in first.hint
+    with pytest.raises(EDViTError, match="holds no ensemble"):
+        demo.open_bundle("own")
+
+
+def test_a_folder_opens_where_the_page_runs_locally_and_nowhere_else(monkeypatch, folder):
+    assert demo.open_other(f"  {folder}/ ") is demo.open_other(str(folder)), "opened once for all"
+    monkeypatch.chdir(folder.parent)
+    assert demo.open_other(folder.name) is demo.open_other(str(folder))
+    monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/space")
+    assert "neither a name on the Hub" in refusal(f"{folder}/../{folder.name}")
+
+
+@pytest.mark.parametrize("source", ["", "   ", None, "a\nb", "x" * 5000, "\0"])
+def test_no_name_at_all_is_refused(source):
+    assert "OWNER/NAME" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["../../no/such", "https://example.org/a/b", "file:///etc", "a/b/c", "--help", "a b", "/no/such/folder", "-x/y"],
+)
+def test_what_is_no_hub_id_never_reaches_the_hub(source, monkeypatch):
+    monkeypatch.setattr(ensembles, "fetch_ensemble", lambda *_: pytest.fail("the Hub was asked"))
+    assert "neither a name on the Hub nor a folder" in refusal(source)
+
+
+def damage(how, folder):
+    graphs = sorted(folder.glob("sub_models/*/onnx/*.onnx"))
+    if how == "empty":
+        (folder / "manifest.json").unlink()
+    elif how == "no graphs":
+        for path in graphs:
+            path.unlink()
+    elif how == "one graph missing":
+        graphs[-1].unlink()
+    elif how == "no fusion head":
+        (folder / "onnx/fusion.onnx").unlink()
+    elif how == "altered graph":
+        graphs[-1].write_bytes(graphs[-1].read_bytes()[:-1] + b"!")
+    elif how == "no preprocessing":
+        (folder / "preprocessor_config.json").unlink()
+    elif how == "manifest cut":
+        (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:500])
+    elif how == "manifest of the future":
+        data = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**data, "schema_version": 99}))
+    elif how == "no JSON":
+        (folder / "manifest.json").write_bytes(b"\xff\xfe\0")
+    elif how == "deep JSON":
+        (folder / "manifest.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("how", "part"),
+    [
+        ("empty", "holds no ensemble: there is no manifest.json"),
+        ("no graphs", "holds no ONNX files"),
+        ("one graph missing", "holds no ONNX files for all"),
+        ("no fusion head", "holds no ONNX files"),
+        ("altered graph", "is damaged, incomplete"),
+        ("no preprocessing", "is damaged, incomplete"),
+        ("manifest cut", "is damaged, incomplete"),
+        ("manifest of the future", "another version of edvit_hf"),
+        ("no JSON", "is damaged, incomplete"),
+        ("deep JSON", "is damaged, incomplete"),
+    ],
+)
+def test_a_folder_that_is_no_whole_ensemble_is_one_sentence(tmp_path, how, part):
+    folder = tmp_path / "given"
+    write_tiny_ensemble(folder, [[0, 1], [2]])
+    damage(how, folder)
+    sentence = refusal(str(folder))
+    assert part in sentence
+    assert str(tmp_path) not in sentence
+    write_tiny_ensemble(folder, [[0, 1], [2]])
+    assert len(demo.open_other(str(folder)).devices) == 2, "a mended folder opens: refusals are not remembered"
+
+
+def test_results_and_card_that_are_nonsense_cost_only_themselves(tmp_path):
+    write_tiny_ensemble(tmp_path, [[0, 1], [2]])
+    (tmp_path / "results.json").write_text('{"rows": 3, "absent": [{"num_absent": -1}], "recipe": ["x"]}')
+    (tmp_path / "README.md").write_bytes(
+        b"---\n[: not yaml\n---\n# Card \xff\n![x](https://a.example/x.png)<script>1</script>"
+    )
+    opened = demo.open_other(str(tmp_path))
+    assert [model.name for model in opened.models] == ["ensemble"]
+    assert opened.absent == ()
+    assert opened.licence == ""
+    assert opened.card.startswith("# Card")
+    assert "example" not in opened.card
+    assert "<script" not in opened.card
+
+
+def test_a_card_is_shown_without_settings_pictures_and_html(tmp_path):
+    text = "---\nlicense: mit\n---\n# T\n\n![a](b.png) ![c][d] <img src='https://x'> a < b\n\n| x | y |\n"
+    (tmp_path / "MODEL_CARD.md").write_text(text)
+    assert read_card(tmp_path) == ("# T\n\n   a < b\n\n| x | y |", "mit")
+    assert read_card(tmp_path / "absent") == ("", "")
+
+
+def test_visitors_who_ask_at_once_open_an_ensemble_once():
+    calls, go = [], threading.Event()
+
+    def load():
+        calls.append(1)
+        go.wait(5)
+        return object()
+
+    library = Library(max_named=2, max_opening=2, seconds=5)
+    found = []
+    askers = [threading.Thread(target=lambda: found.append(library.get("a", load, is_bundle=False))) for _ in range(6)]
+    for asker in askers:
+        asker.start()
+    go.set()
+    for asker in askers:
+        asker.join()
+    assert (len(calls), len(found), len(set(map(id, found)))) == (1, 6, 1)
+
+
+def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
+    go, loaded = threading.Event(), object()
+
+    def slow():
+        go.wait(5)
+        return loaded
+
+    library = Library(max_named=4, max_opening=1, seconds=0.05)
+    with pytest.raises(EDViTError, match="goes on: try again"):
+        library.get("slow", slow, is_bundle=False)
+    with pytest.raises(EDViTError, match="Others open ensembles"):
+        library.get("another", object, is_bundle=False)
+    assert library.get("bundle", lambda: 7, is_bundle=True) == 7, "what the page came with is always there"
+    go.set()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        with contextlib.suppress(EDViTError):
+            if library.get("slow", pytest.fail, is_bundle=False) is loaded:
+                break
+    assert library.get("slow", pytest.fail, is_bundle=False) is loaded
+    assert library.get("another", lambda: 3, is_bundle=False) == 3
+
+
+def test_whatever_breaks_while_opening_is_a_sentence_and_the_next_try_is_free():
+    library = Library(max_named=1, max_opening=1, seconds=5)
+
+    def fail():
+        raise ZeroDivisionError("inside")
+
+    for _ in range(3):
+        with pytest.raises(SaidError, match="cannot be opened here") as caught:
+            library.get("x", fail, is_bundle=False)
+        assert "inside" not in str(caught.value)
+
+
+def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_threads(tmp_path_factory):
+    before = {thread.ident for thread in threading.enumerate()}
+    library = Library(max_named=1, max_opening=1, seconds=20)
+    first, second = (str(folder) for folder in list(write_each(tmp_path_factory).values())[:2])
+
+    def load(source):
+        return lambda: ensembles._open_source(source, name=source, may_be_folder=True)
+
+    held = library.get(first, load(first), is_bundle=False)
+    library.get(second, load(second), is_bundle=False)
+    assert held.runtime.predict({"pixel_values": np.zeros((1, 3, 8, 8), "float32")}).labels, "in use: it lives"
+    del held
+    gc.collect()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        mine = [t for t in threading.enumerate() if t.ident not in before and t.name.startswith("edvit-local")]
+        if len(mine) <= 1:
+            break
+        time.sleep(0.01)
+    assert len(mine) == 1, "that of the second"
+
+
+def run(lines):
+    """Run copied Python; what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(lines, "copied", "exec"), {})
+    return out.getvalue()
+
+
+def test_copied_lines_run_from_a_checkout(monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    for name in NAMES:
+        opened = demo.open_bundle(name)
+        assert snippets.TRANSFORMERS not in opened.code, "a bundle holds graphs, no weights"
+        said = run(opened.code[snippets.RUNTIME]).splitlines()
+        assert said[0].split()[0] in opened.runtime.label_names
+        assert str(opened.devices[0].classes[0]) in said[1]
+
+
+def test_copied_commands_run(monkeypatch, folder, tmp_path):
+    opened = demo.open_other(str(folder))
+    monkeypatch.chdir(tmp_path)
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save("photo.png")
+    assert run(opened.code[snippets.RUNTIME])
+    lines = [line for line in opened.code[snippets.COMMANDS].splitlines() if not line.startswith("#")]
+    predict = shlex.split(lines[0])
+    assert predict[0] == "edvit"
+    done = CliRunner().invoke(app, predict[1:])
+    assert done.exit_code == 0, done.output
+    pull = shlex.split(lines[1])
+    assert pull[:2] == ["edvit", "pull"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_of_the_copied_lines_takes_the_request_of_the_copied_lines(monkeypatch, name):
+    from serving_setup import make_client, make_service
+
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    serve, curl = (line for line in demo.open_bundle(name).code[snippets.SERVER].splitlines() if line[0] != "#")
+    command, where = shlex.split(serve)[:2], shlex.split(serve)[2]
+    assert command == ["edvit", "serve"]
+    option, value, address = shlex.split(curl)[1:]
+    file = value.partition("@")[2]
+    body = {"json": json.loads(value)} if option == "--json" else {"files": {"file": (file, Path(file).read_bytes())}}
+    with make_client(make_service(where)) as client:
+        reply = client.post(address.removeprefix("http://127.0.0.1:8000"), **body)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["label"] in demo.open_bundle(name).runtime.label_names
+
+
+def test_lines_for_transformers_are_there_with_the_weights_and_run(tmp_path_factory):
+    root, _, _, _ = exported_images(tmp_path_factory)
+    code = demo.open_other(str(root)).code
+    run(code[snippets.TRANSFORMERS] + "\nassert model.config.num_labels == 4")
+
+
+@pytest.mark.parametrize("name", ["it's", 'quo"te', "spa ce", "$(x)", "back\\slash"])
+def test_odd_names_are_quoted_in_copied_lines(tmp_path, name):
+    root = tmp_path / name
+    write_tiny_ensemble(root, [[0, 1], [2]])
+    code = demo.open_other(str(root)).code
+    assert f"from_pretrained({json.dumps(str(root.resolve()))})" in code[snippets.RUNTIME]
+    compile(code[snippets.RUNTIME], "copied", "exec")
+    assert shlex.split(code[snippets.COMMANDS].splitlines()[1])[2] == str(root.resolve())
+
+
+def test_an_ensemble_of_int8_files_alone_opens(tmp_path):
+    manifest = write_tiny_ensemble(tmp_path, [[0, 1]])
+    entry = manifest.sub_models[0]
+    int8 = [v for v in entry.variants if v.precision == "int8"]
+    data = json.loads((tmp_path / "manifest.json").read_text())
+    data["sub_models"][0]["variants"] = [v for v in data["sub_models"][0]["variants"] if v["file"] == int8[0].file]
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    Manifest.load(tmp_path)
+    opened = demo.open_other(str(tmp_path))
+    assert len(opened.devices) == 1
