@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: the runtime on one machine, its answers beside torch's, and what it does with failing devices."""
+"""Report: the runtime on one machine: its price, its answers beside torch's, failing devices, HTTP, and the Space."""
 
 from typing import Any
 
-from report_format import ABSENT, NAMES, Results, at, each, figure, goal, reduce, section, source, table
+from report_format import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, section, source, table
 
 OUTCOMES = ("whole", "degraded", "no quorum", "turned away")
 CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
@@ -11,7 +11,8 @@ CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
 
 def runtime(results: Results, full: bool) -> list[str]:
     """Overhead, schedules, one device, agreement; then the faults."""
-    return section("Runtime", [*local(results, full), *faults(results, full)], full)
+    lines = [*local(results, full), *faults(results, full), *served(results, full), *space(results, full)]
+    return section("Runtime", lines, full)
 
 
 def local(results: Results, full: bool) -> list[str]:
@@ -106,3 +107,41 @@ def outcomes(data: Any) -> list[str]:
     ]  # fmt: skip
     head = ["on", *OUTCOMES, "median ms", "p99.9 ms", "faults injected"]
     return ["", *table(head, rows), ""]
+
+
+def served(results: Results, full: bool) -> list[str]:
+    """`edvit serve` under more than it can answer."""
+    data = results.get("serve_load")
+    if data is None:
+        return []
+    load, alone = at(data, "overload"), at(data, "unloaded", "p95_ms")
+    ratio, memory = at(load, "accepted_p95_over_unloaded"), at(load, "memory_at_end_over_at_start")
+    without, share = at(load, "rejected_without_retry_after"), at(load, "rejected_share")
+    accepted = at(load, "accepted", "p95_ms")
+    line = (
+        f"- `edvit serve` at {figure(at(load, 'offered_per_s'), '.0f')} requests a second, "
+        f"{figure(at(data, 'capacity_per_s'), '.1f')} of which it can answer, for {figure(at(load, 'seconds'))} s: p95 "
+        f"of the accepted {figure(accepted, '.0f')} ms, unloaded {figure(alone, '.0f')} ms, ratio "
+        f"{figure(ratio, '.2f')} {goal(ratio, 2, '≤')}; memory at the end {figure(memory, '.2f')} of that after 10 s "
+        f"{goal(memory, 1.05, '≤')}; {percent(share, 0)} % turned away, half of them within "
+        f"{figure(at(load, 'rejected', 'p50_ms'), '.1f')} ms, {figure(without)} without a retry hint "
+        f"{goal(without, 0, '=')} ({source('serve_load', data, full)})"
+    )
+    return [line]
+
+
+def space(results: Results, full: bool) -> list[str]:
+    """How soon the Space answers, and how large it is."""
+    data = results.get("space_start")
+    if data is None:
+        return []
+    first, resident = at(data, "median", "first_answer_s"), at(data, "median", "resident_mib_at_the_end")
+    inside = at(data, "reached", "inside_ms", "found")
+    names = ", ".join(name.replace("_", " ") for name in at(data, "inside_the_app") or {}) or ABSENT
+    line = (
+        f"- the Space, `python app.py`: {figure(first, '.1f')} s to the first answer {goal(first, 6, '≤', ' s')}, "
+        f"{figure(resident, '.0f')} MiB resident {goal(resident, 400, '≤')}; an answer inside the app takes at most "
+        f"{figure(inside, '.1f')} ms at the 95th percentile {goal(inside, 50, '≤')} ({names}; "
+        f"{source('space_start', data, full)})"
+    )
+    return [line]

@@ -89,7 +89,7 @@ class Page:
                 **fresh["microphone"],
             )  # fmt: skip
             with gr.Column(elem_id="beside", min_width=180):
-                self.file = gr.File(type="filepath", height=120, elem_id="file", **fresh["file"])
+                self.file = gr.File(type="filepath", height=156, elem_id="file", **fresh["file"])
                 self.seen = html(seen, elem_id="seen")
         self.examples = html(script=page_scripts.EXAMPLE, elem_id="examples", **fresh["examples"])
 

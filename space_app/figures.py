@@ -20,7 +20,12 @@ MAX_BARS = 10
 MAX_TOKENS = 64
 MAX_CLASSES = 12  # of a device that its card names; the rest is counted
 OTHER_SOURCE = ""  # the choice "another ensemble"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+PICTURES = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif",
+    ".bmp": "image/bmp",
+}  # fmt: skip
+SOUNDS = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
+MAX_EMBEDDED_BYTES = 300_000  # of one example: it travels inside the page
 
 _ICONS = {
     "image": '<rect x="3" y="4" width="18" height="16" rx="3"/><circle cx="9" cy="10" r="2"/>'
@@ -83,19 +88,21 @@ def input_heading(title: str, hint: str) -> str:
 
 
 def examples(items: Sequence[Any], task: str) -> str:
-    """One button per example: a thumbnail, the sound's shape, or the text itself. Empty without examples."""
+    """One button per example: a thumbnail, a sound that is also heard, or the text. Empty without examples."""
     if not items:
         return ""
     buttons = []
     for index, item in enumerate(items):
-        label, value = escape(str(item.label)), str(item.value)
+        label, value, heard = escape(str(item.label)), str(item.value), ""
         if task == "text-classification":
             inner = f"<span>{escape(value)}</span>"
         elif task == "audio-classification":
-            inner = f"{_icon('sound')}<span>{label}</span>"
+            inner, heard = f"{_icon('sound')}<span>{label}</span>", f' data-sound="{_file_uri(Path(value), SOUNDS)}"'
         else:
-            inner = f'<img src="{_file_uri(Path(value))}" alt=""><span>{label}</span>'
-        buttons.append(f'<button type="button" data-example="{index}" aria-label="Example: {label}">{inner}</button>')
+            inner = f'<img src="{_file_uri(Path(value), PICTURES)}" alt=""><span>{label}</span>'
+        buttons.append(
+            f'<button type="button" data-example="{index}"{heard} aria-label="Example: {label}">{inner}</button>'
+        )
     kind = _kind(task)
     return (
         f'<div class="ed-examples ed-examples-{kind}" role="group" aria-label="Examples">'
@@ -322,9 +329,9 @@ def _icon(name: str) -> str:
     return f'<svg class="ed-icon" viewBox="0 0 24 24" aria-hidden="true">{_ICONS.get(name, _ICONS[""])}</svg>'
 
 
-def _file_uri(path: Path) -> str:
-    """A bundled picture as an address that holds it; nothing but pictures is read."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+def _file_uri(path: Path, kinds: Mapping[str, str]) -> str:
+    """A bundled example as an address that holds it; nothing of another kind is read, and nothing large."""
+    kind = kinds.get(path.suffix.lower())
+    if kind is None or not path.is_file() or path.stat().st_size > MAX_EMBEDDED_BYTES:
         return "data:,"
-    kind = {".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

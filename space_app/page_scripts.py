@@ -7,7 +7,9 @@ on that element, for what is in it changes with every answer.
 PICK = "element.addEventListener('change', e => trigger('pick', {name: e.target.value}));"
 EXAMPLE = """element.addEventListener('click', e => {
   const button = e.target.closest('[data-example]');
-  if (button) trigger('example', {index: Number(button.dataset.example)});
+  if (!button) return;
+  trigger('example', {index: Number(button.dataset.example)});
+  if (button.dataset.sound) new Audio(button.dataset.sound).play().catch(() => {});
 });"""
 # What is unplugged is told as a whole, so that fast clicks do not depend on each other's answers.
 PLUG = """element.addEventListener('click', e => {

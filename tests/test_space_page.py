@@ -175,10 +175,16 @@ def test_what_is_seen_is_the_same_pixels():
     assert "6 by 8 pixels" in shown
 
 
-def test_only_pictures_are_read_for_thumbnails(tmp_path):
+def test_only_small_pictures_and_sounds_are_put_into_the_page(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
-    shown = figures.examples([Item(label="x", value=str(tmp_path / "secret.txt"))], "image-classification")
-    assert base64.b64encode(b"secret").decode() not in shown
+    for task in ("image-classification", "audio-classification"):
+        shown = figures.examples([Item(label="x", value=str(tmp_path / "secret.txt"))], task)
+        assert base64.b64encode(b"secret").decode() not in shown
+    for name in ("sound.wav", "large.wav"):
+        (tmp_path / name).write_bytes(b"sound" * (1 if name == "sound.wav" else figures.MAX_EMBEDDED_BYTES))
+    shown = [figures.examples([Item(label="x", value=str(tmp_path / n))], "audio-classification")
+             for n in ("sound.wav", "large.wav")]  # fmt: skip
+    assert ['data-sound="data:audio/wav' in text for text in shown] == [True, False]
 
 
 def test_a_card_loads_nothing_from_elsewhere_and_keeps_its_code():

@@ -120,7 +120,9 @@ class Visitor:
         self.page.locator(f".ed-answer.ed-{state}").wait_for()
 
     def choose(self, name):
-        self.page.locator(f"input[name=ed-ensemble][value='{name}']").check(force=True)
+        chosen = f"input[name=ed-ensemble][value='{name}']"
+        self.page.locator(f".ed-choice:has({chosen})").click()
+        self.page.locator(f"{chosen}:checked").wait_for(state="attached")
         if name:
             titles = {"digits": "Handwritten digits", "spoken_digits": "Spoken digits", "question_type": "question"}
             self.page.locator("#input .ed-section", has_text=titles[name]).wait_for()

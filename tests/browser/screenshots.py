@@ -47,14 +47,14 @@ def answered(browser, address, **settings) -> Visitor:
 def take(browser, address: str, output: Path) -> None:
     """One picture of every state that docs/space.md shows."""
     visitor = answered(browser, address)
-    save(visitor, output / "space_desktop.png", height=1180)
+    save(visitor, output / "space_desktop.png", height=1240)
     knows = visitor.page.locator(".ed-device", has=visitor.page.locator(".ed-classes li", has_text="7"))
     knows.locator(".ed-plug").click()
     visitor.wait("degraded")
-    save(visitor, output / "space_unplugged.png", height=1180)
+    save(visitor, output / "space_unplugged.png", height=1240)
 
     visitor = answered(browser, address, color_scheme="dark")
-    save(visitor, output / "space_dark.png", height=1180)
+    save(visitor, output / "space_dark.png", height=1240)
     visitor.page.locator("#timeline").scroll_into_view_if_needed()
     visitor.page.evaluate("document.querySelector('#timeline').scrollIntoView()")
     save(visitor, output / "space_timeline_dark.png", height=1050)
