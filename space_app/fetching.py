@@ -26,6 +26,7 @@ BESIDE = ("config.json", "results.json", "README.md")
 """What the page says more with, where a repository has it: sizes, accuracy, the card."""
 WEIGHTS = "model.safetensors"
 _PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")
+_HIDDEN = (401, 403, 404)
 _ANONYMOUS: Any = False  # what the client takes for "no token, not even a stored one"
 
 
@@ -66,7 +67,14 @@ def _fetch(repo: str, folder: Path) -> bool:
     from edvit_hf.hub.selection import select_by_profile
 
     api = connect(_ANONYMOUS)
-    commit = commit_of(api, repo, None)
+    try:
+        commit = commit_of(api, repo, None)
+    except HubError as error:
+        if error.status in _HIDDEN:
+            raise SaidError(
+                f"The Hub has no public repository named {repo}. Check the spelling; private ones cannot be opened here."
+            ) from error
+        raise
     sizes = _sizes(api, repo, commit, [MANIFEST_NAME, *BESIDE, WEIGHTS])
     if MANIFEST_NAME not in sizes:
         raise SaidError(
@@ -120,9 +128,7 @@ def _said(repo: str, error: EDViTError) -> str:
         return "This page was set up without the Hub's client, so it opens nothing from there. Choose another ensemble."
     if isinstance(error, UnreachableError):
         return "The Hub cannot be reached from here at this moment. Choose another ensemble, or try again later."
-    if status in (401, 403, 404):
-        return f"The Hub has no public repository named {repo}. Check the spelling; private ones cannot be opened here."
-    if status is not None:
+    if status is not None and status not in _HIDDEN:
         return "The Hub is busy or in trouble at this moment. Choose another ensemble, or try again later."
     return (
         f"{repo} cannot be opened: a file is missing or damaged, or another version of edvit_hf made it. Name another "

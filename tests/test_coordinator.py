@@ -362,10 +362,10 @@ def test_the_benchmark_of_faults_finds_nothing_wrong():
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     manifest = benchmark.toy_manifest()
-    arguments = argparse.Namespace(requests=500, deadline_ms=25.0, seed=3)
+    arguments = argparse.Namespace(requests=1500, deadline_ms=25.0, seed=3)
     found = benchmark.simulated(arguments, manifest, benchmark.toy_fusion(manifest, 0))
     assert found["beyond_deadline"] == 0
     assert found["wrong_answers"] == {}
-    assert set(found["results"]) == {"whole", "degraded", "no quorum"}
+    assert {"whole", "degraded"} <= set(found["results"]) <= {"whole", "degraded", "no quorum"}
     assert {"loss", "duplicate", "not_finite", "stale"} <= set(found["faults_done"])
     assert {row["reason"] for row in found["missing"]} >= {"breaker", "deadline", "not finite", "version"}

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edvit_hf.errors import EDViTError
+from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
 from edvit_hf.runtime.pools import SCHEDULES, options_for, threads_for
 from edvit_hf.runtime.scheduling import measure_schedules, quickest
@@ -174,6 +175,17 @@ def test_a_run_nobody_waits_for_is_stopped_and_the_session_stays_usable(tmp_path
         pending.result(timeout=30)
     first, second = (engine.submit(0, request).result() for _ in range(2))
     np.testing.assert_array_equal(first.features, second.features)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_largest_sub_model_is_asked_first_at_once_and_last_in_turn(root, schedule):
+    manifest = Manifest.load(root)
+    size = {entry.index: entry.variant("fp32").bytes for entry in manifest.sub_models}
+    with EDViTRuntime.from_pretrained(root, schedule=schedule) as runtime:
+        order = runtime.coordinator.engine.sub_models
+        assert [size[index] for index in order] == sorted(size.values(), reverse=schedule == "workers")
+        assert runtime.loaded == (0, 1, 2)
+        assert runtime.predict(np.zeros((1, 3, SIZE, SIZE), np.float32)).present == (True, True, True)
 
 
 def test_trying_all_schedules_prints_nothing(root, capfd):

@@ -108,7 +108,9 @@ def test_a_giant_manifest_is_not_fetched(hub, files, monkeypatch):
     assert not hub.seen(r"GET .*manifest\.json")
 
 
-@pytest.mark.parametrize("broken", ["manifest.json", "sub_models/00/onnx/model.onnx", "onnx/fusion.onnx"])
+@pytest.mark.parametrize(
+    "broken", ["manifest.json", "sub_models/00/onnx/model.onnx", "onnx/fusion.onnx", "preprocessor_config.json"]
+)
 def test_a_damaged_or_missing_file(hub, files, tmp_path, broken):
     hub.create("lab/damaged", {**files, broken: files[broken][:-20]})
     assert "file is missing or damaged" in refusal("lab/damaged")

@@ -192,15 +192,13 @@ class Coordinator:
             inputs=inputs,
         )
         exchange = Exchange(request, self._check, self._num_sub_models, self.config.quorum, self._dropped)
-        reachable = set(self.engine.sub_models)
-        asked = []
+        reachable = self.engine.sub_models
         for index in range(self._num_sub_models):
             if index in absent:
                 exchange.miss(index, "absent")
             elif index not in reachable:
                 exchange.miss(index, "not loaded")
-            else:
-                asked.append(index)
+        asked = [index for index in reachable if index not in absent]
         exchange.expect(asked)
         for index in asked:
             if self._breakers.is_open(index):

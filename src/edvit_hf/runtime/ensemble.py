@@ -131,7 +131,7 @@ class EDViTRuntime:
     @property
     def loaded(self) -> tuple[int, ...]:
         """Indices of the sub-models that the engine reaches."""
-        return tuple(self.coordinator.engine.sub_models)
+        return tuple(sorted(self.coordinator.engine.sub_models))
 
     @property
     def task(self) -> Task:

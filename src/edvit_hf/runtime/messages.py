@@ -116,7 +116,7 @@ class Engine(Protocol):
 
     @property
     def sub_models(self) -> Sequence[int]:
-        """Those it can carry requests to, ascending."""
+        """Those it can carry requests to, in the order in which it wants to be asked."""
         ...
 
     def submit(self, index: int, request: SubModelRequest, /) -> Pending[SubModelResponse]:
