@@ -44,12 +44,12 @@ def hung():
 
 
 def load(root, session, schedule, **values):
-    """A runtime whose sub-model 0 is run by `session`."""
+    """A runtime whose sub-model 0 is asked first, and run by `session`."""
     sound = EDViTRuntime.from_pretrained(root, num_threads=1)
+    others = {index: other for index, other in sound.coordinator.engine.sessions.items() if index > 0}
     engine = LocalEngine(
-        {**sound.coordinator.engine.sessions, 0: session}, content_hash=sound.manifest.ensemble.content_hash,
-        probe=PROBE, schedule=schedule,
-    )  # fmt: skip
+        {0: session, **others}, content_hash=sound.manifest.ensemble.content_hash, probe=PROBE, schedule=schedule
+    )
     config = CoordinatorConfig(**{"quorum": 1, "probe_pause_s": 60, "longest_probe_pause_s": 60, **values})
     return EDViTRuntime.from_pretrained(root, engine=engine, config=config)
 
