@@ -84,7 +84,7 @@ def faults(results: Results, full: bool) -> list[str]:
     late, tail = at(simulated, "beyond_deadline"), at(real, "beyond_deadline_p99_9_ms")
     plain, ratio = at(real, "plain_wait_beyond_p99_9_ms"), at(breaker, "degraded_over_slowest_live")
     wrong = [at(part, "wrong_answers") for part in (simulated, real)]
-    number = None if None in wrong else sum(sum(kinds.values()) for kinds in wrong)
+    number = None if None in wrong else sum(count or 0 for kinds in wrong for count in kinds.values())
     lines = [
         f"- devices that lose, hang, repeat, damage and outdate answers, deadline {figure(limit, 'g', ' ms')}: of "
         f"{figure(at(simulated, 'requests'))} requests on an injected clock {figure(late)} beyond it "
@@ -102,7 +102,7 @@ def outcomes(data: Any) -> list[str]:
     rows = [
         [words, *(figure(at(data, part, "results", name) or 0) for name in OUTCOMES),
          figure(at(data, part, "p50_ms"), ".1f"), figure(at(data, part, "p99_9_ms"), ".1f"),
-         figure(sum((at(data, part, "faults_done") or {}).values()) or None)]
+         figure(reduce(sum, [count for count in (at(data, part, "faults_done") or {}).values() if count]))]
         for part, words in CLOCKS.items()
     ]  # fmt: skip
     head = ["on", *OUTCOMES, "median ms", "p99.9 ms", "faults injected"]
@@ -137,11 +137,12 @@ def space(results: Results, full: bool) -> list[str]:
         return []
     first, resident = at(data, "median", "first_answer_s"), at(data, "median", "resident_mib_at_the_end")
     inside = at(data, "reached", "inside_ms", "found")
-    names = ", ".join(name.replace("_", " ") for name in at(data, "inside_the_app") or {}) or ABSENT
+    timed = dict.fromkeys(name.partition(",")[0] for name in at(data, "inside_the_app") or {})
+    names = ", ".join(name.replace("_", " ") for name in timed) or ABSENT
     line = (
         f"- the Space, `python app.py`: {figure(first, '.1f')} s to the first answer {goal(first, 6, '≤', ' s')}, "
         f"{figure(resident, '.0f')} MiB resident {goal(resident, 400, '≤')}; an answer inside the app takes at most "
-        f"{figure(inside, '.1f')} ms at the 95th percentile {goal(inside, 50, '≤')} ({names}; "
-        f"{source('space_start', data, full)})"
+        f"{figure(inside, '.1f')} ms at the 95th percentile {goal(inside, 50, '≤')} ({names}, whole and with a device "
+        f"unplugged; {source('space_start', data, full)})"
     )
     return [line]

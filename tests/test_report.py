@@ -21,6 +21,10 @@ COMMITTED = (
     "export_parity",
     "exported_ensembles",
     "export_time",
+    "runtime_local",
+    "runtime_faults",
+    "serve_load",
+    "space_start",
 )
 HEAD = {
     "schema_version": 1,
@@ -257,6 +261,12 @@ def test_measured_figures_stand_beside_their_targets(written):
         ("planner_fleets", ("summary", "num_exact_worse_than_greedy"), 1, "greedy on 1 (target 0: missed)"),
         ("planner_fleets", ("summary", "num_broken_budgets"), 2, "arithmetic 2 (target 0: missed)"),
         ("planner_fleets", ("summary", "max_seconds"), 1.5, "1.50 s a plan (target ≤ 1: missed)"),
+        ("runtime_local", ("device", "resident_mib"), 91.0, "91 MiB resident (target ≤ 90: missed)"),
+        ("runtime_local", ("schedules_busy", "runtime_over_best"), 1.2, "one core busy 1.20 (target ≤ 1.1: missed)"),
+        ("runtime_faults", ("simulated", "beyond_deadline"), 1, "clock 1 beyond it (target 0: missed)"),
+        ("runtime_faults", ("real", "wrong_answers"), {"version": 2}, "features fused: 2 (target 0: missed)"),
+        ("serve_load", ("overload", "accepted_p95_over_unloaded"), 2.5, "ratio 2.50 (target ≤ 2: missed)"),
+        ("space_start", ("median", "first_answer_s"), 7.0, "7.0 s to the first answer (target ≤ 6 s: missed)"),
     ],
 )  # fmt: skip
 def test_a_missed_target_is_called_missed(script, samples, name, keys, value, text):
