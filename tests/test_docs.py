@@ -21,6 +21,17 @@ def test_the_from_pretrained_example_runs_as_written(finished_trip, capsys, monk
     assert capsys.readouterr().out.strip() in set("0123456789")
 
 
+def test_the_runtime_example_runs_as_written_and_without_torch():
+    code = re.search(r"<!-- example: runtime -->\n```python\n(.*?)```", README, re.DOTALL).group(1)
+    check = "\nimport sys\nassert not {'torch', 'transformers'} & set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", code + check], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    first, seven, refused = done.stdout.strip().splitlines()
+    assert re.fullmatch(r"\d True \('3', '5'\)", first), "sub-model 2 of the digits knows 3 and 5"
+    assert seven == "7"
+    assert "absent.png" in refused
+
+
 def test_every_file_the_readme_names_exists():
     tree = README.split("## Where things are")[1].split("```")[1]
     for line in tree.splitlines()[1:]:
@@ -35,7 +46,7 @@ def test_the_measured_block_is_what_the_results_files_say(script):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("target", ["install", "run", "test", "lint"])
+@pytest.mark.parametrize("target", ["install", "run", "test", "test-browser", "test-js", "space", "lint"])
 def test_the_makefile_has_the_targets_the_readme_and_ci_use(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
