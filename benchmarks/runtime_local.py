@@ -52,6 +52,7 @@ HAND_TUNED: dict[str, dict[str, Any]] = {
     "in turn, one thread": {"threads": 1, "spin": "0", "at_once": False},
     "in turn, onnxruntime's global pool": {"pool": CORES, "at_once": False},
     "at once, one thread each": {"threads": 1, "spin": "0", "at_once": True},
+    "shared out by size, one thread a core": {"threads": 1, "spin": "0", "at_once": True, "shares": [[2], [0, 1]]},
 }
 DEFAULTS: dict[str, Any] = {"at_once": True}
 
@@ -75,9 +76,13 @@ if "stop" in how:
 sessions = [onnxruntime.InferenceSession(f, options, providers=["CPUExecutionProvider"]) for f in files]
 feed = {"pixel_values": np.random.default_rng(0).standard_normal([1, 3, *json.loads(sys.argv[4])], dtype=np.float32)}
 pool = ThreadPoolExecutor(len(sessions))
+shares = how.get("shares", [[place] for place in range(len(sessions))])
+def run_share(share):
+    for place in share:
+        sessions[place].run(None, feed)
 def once():
     if how["at_once"]:
-        list(pool.map(lambda session: session.run(None, feed), sessions))
+        list(pool.map(run_share, shares))
     else:
         for session in sessions:
             session.run(None, feed)

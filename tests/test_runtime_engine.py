@@ -1,6 +1,7 @@
 """The local engine: schedules that answer alike, runs that are stopped, threads that end, and who may use it."""
 
 import gc
+import itertools
 import os
 import threading
 import time
@@ -10,12 +11,14 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
-from edvit_hf.runtime.pools import SCHEDULES, options_for, threads_for
+from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, num_lanes, options_for, shared_out, threads_for
 from edvit_hf.runtime.scheduling import measure_schedules, quickest
 from edvit_hf.runtime.sessions import session_options, usable_cores
 from tiny_ensemble import SIZE, write_tiny_ensemble
@@ -62,7 +65,9 @@ def test_every_schedule_gives_the_same_answer(root, schedule):
 
 
 def test_an_unknown_schedule_or_engine_is_named(root):
-    with pytest.raises(EDViTError, match="`schedule` out of auto, in_turn, in_turn_spinning, workers, got 'fast'"):
+    with pytest.raises(
+        EDViTError, match="`schedule` out of auto, in_turn, in_turn_spinning, per_core, workers, got 'fast'"
+    ):
         EDViTRuntime.from_pretrained(root, schedule="fast")
     with pytest.raises(EDViTError, match="got 'ray'"):
         EDViTRuntime.from_pretrained(root, engine="ray")
@@ -93,6 +98,55 @@ def test_workers_run_at_once():
     assert not everybody.broken
 
 
+def test_one_worker_per_core_never_runs_more_at_once_than_there_are_cores():
+    stubs = [Stub(0.03) for _ in range(5)]
+    probe = {"pixel_values": np.zeros(SHAPE, np.float32)}
+    engine = LocalEngine(
+        dict(enumerate(stubs)), content_hash="0" * 64, probe=probe, schedule="per_core", num_threads=2,
+        sizes={0: 5, 1: 4, 2: 3, 3: 3, 4: 1},
+    )  # fmt: skip
+    for pending in [engine.submit(index, engine.request(probe)) for index in range(5)]:
+        pending.result()
+    runs = {index: stub.runs[0] for index, stub in enumerate(stubs)}
+    for begin, _ in runs.values():
+        assert sum(other[0] <= begin < other[1] for other in runs.values()) <= 2
+    assert runs[3][0] >= runs[0][1] - 1e-3, "0 and 3 have one worker, 1 and 2 the other"
+    assert runs[2][0] >= runs[1][1] - 1e-3
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(1, 4))
+def test_shares_are_at_most_a_third_beyond_the_best(sizes, lanes):
+    sizes = sorted(sizes, reverse=True)
+    share = shared_out(dict(enumerate(sizes)), lanes)
+    assert list(share) == list(range(len(sizes)))
+
+    def longest(places):
+        return max(sum(size for size, place in zip(sizes, places, strict=True) if place == i) for i in range(lanes))
+
+    best = min(longest(places) for places in itertools.product(range(lanes), repeat=len(sizes)))
+    assert longest(share.values()) <= (4 / 3) * best
+
+
+@pytest.mark.parametrize(("schedule", "models", "threads", "lanes"), [
+    ("in_turn", 5, 2, 1), ("workers", 5, 2, 5), ("per_core", 5, 2, 2), ("per_core", 2, 8, 2),
+])  # fmt: skip
+def test_how_many_run_at_a_time(schedule, models, threads, lanes):
+    assert num_lanes(schedule, models, threads) == lanes
+
+
+def test_with_a_core_for_each_there_are_no_shares_to_try(root, monkeypatch):
+    tried = []
+
+    def measure(engines, *_, **__):
+        tried.append(list(engines))
+        return {each: [1.0] for each in engines}
+
+    monkeypatch.setattr("edvit_hf.runtime.local_engine.measure_schedules", measure)
+    EDViTRuntime.from_pretrained(root, num_threads=3).close()
+    EDViTRuntime.from_pretrained(root, num_threads=2).close()
+    assert tried == [["in_turn", "in_turn_spinning", "workers"], list(SCHEDULES)]
+
+
 def test_one_thread_or_one_sub_model_leaves_nothing_to_time(root, monkeypatch):
     monkeypatch.setattr("edvit_hf.runtime.local_engine.measure_schedules", None)
     assert EDViTRuntime.from_pretrained(root, num_threads=1).status()["engine"]["schedule"] == "in_turn"
@@ -118,7 +172,7 @@ def test_timing_stops_when_its_time_is_over_and_takes_turns():
 
 @pytest.mark.parametrize(("schedule", "models", "threads", "expected"), [
     ("in_turn", 3, None, min(4, usable_cores())), ("in_turn", 3, 8, 8), ("workers", 3, 8, 2), ("workers", 3, 2, 1),
-    ("workers", 1, 16, 4),
+    ("workers", 1, 16, 4), ("per_core", 3, 2, 1), ("per_core", 2, 4, 2),
 ])  # fmt: skip
 def test_threads_of_one_run(schedule, models, threads, expected):
     assert threads_for(schedule, models, threads) == expected
@@ -183,7 +237,7 @@ def test_the_largest_sub_model_is_asked_first_at_once_and_last_in_turn(root, sch
     size = {entry.index: entry.variant("fp32").bytes for entry in manifest.sub_models}
     with EDViTRuntime.from_pretrained(root, schedule=schedule) as runtime:
         order = runtime.coordinator.engine.sub_models
-        assert [size[index] for index in order] == sorted(size.values(), reverse=schedule == "workers")
+        assert [size[index] for index in order] == sorted(size.values(), reverse=schedule in AT_ONCE)
         assert runtime.loaded == (0, 1, 2)
         assert runtime.predict(np.zeros((1, 3, SIZE, SIZE), np.float32)).present == (True, True, True)
 

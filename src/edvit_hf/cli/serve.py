@@ -25,6 +25,7 @@ class Schedule(StrEnum):
     auto = "auto"
     in_turn = "in_turn"
     in_turn_spinning = "in_turn_spinning"
+    per_core = "per_core"
     workers = "workers"
 
 

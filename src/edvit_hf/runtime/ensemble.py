@@ -85,8 +85,9 @@ class EDViTRuntime:
                 Default: the cores this process may use, at most 4 for one run.
             profile (`str`, *optional*): Kind of hardware whose files are preferred. Default: this one.
             schedule (`str`): How sub-models share the cores: "in_turn" (threads sleep between operators' work),
-                "in_turn_spinning" (they spin while a run lasts; quicker on an idle machine), "workers" (one each).
-                "auto" times all three for up to a second and takes the one with the lowest 95th percentile.
+                "in_turn_spinning" (they spin while a run lasts), "per_core" (as many at once as there are cores),
+                "workers" (all at once). "auto" times all of them for up to a second and takes the one with the lowest
+                95th percentile.
                 onnxruntime's own default, a spinning pool for each session, is never used.
             config (`CoordinatorConfig`, *optional*): Quorum, breakers, line, probes.
 

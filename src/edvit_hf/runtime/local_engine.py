@@ -15,7 +15,7 @@ from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.runtime.lanes import Job, Lane, close_all
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
-from edvit_hf.runtime.pools import SCHEDULES, Schedule, options_for
+from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, Schedule, num_lanes, options_for, shared_out
 from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest
 from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant, usable_cores
 from edvit_hf.tasks import MAIN_INPUT
@@ -32,9 +32,9 @@ class Runner(Protocol):
 class LocalEngine:
     """Runs sub-models in this process.
 
-    In turn there is one thread that runs them one after the other, so that every run has all cores; as workers there
-    is a thread for each. A run that nobody waits for any more is stopped at its next operator, and the session stays
-    usable.
+    In turn there is one thread that runs them one after the other, so that every run has all cores; at once there is
+    one for each core or for each sub-model. A run that nobody waits for any more is stopped at its next operator, and
+    the session stays usable.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class LocalEngine:
         content_hash: str,
         probe: Mapping[str, np.ndarray],
         schedule: Schedule = "in_turn",
+        sizes: Mapping[int, int] | None = None,
+        num_threads: int | None = None,
     ) -> None:
         """Start the threads.
 
@@ -52,14 +54,16 @@ class LocalEngine:
             content_hash: Version of the ensemble that the sessions were checked against.
             probe: Inputs of one item that every sub-model can run.
             schedule: How they share the cores; what its threads do was settled when the sessions were opened.
+            sizes: What each has to do, in any unit, for sharing them out; None: all the same.
+            num_threads: Cores to share; None: all.
         """
         self.schedule = schedule
         self._sessions = dict(sessions)
         self._content_hash = content_hash
         self._probe = probe
-        count = len(self._sessions) if schedule == "workers" else 1
-        lanes = [Lane() for _ in range(count)]
-        self._lanes = {index: lanes[place % count] for place, index in enumerate(self._sessions)}
+        lanes = [Lane() for _ in range(num_lanes(schedule, len(self._sessions), num_threads))]
+        share = shared_out({index: 1 if sizes is None else sizes[index] for index in self._sessions}, len(lanes))
+        self._lanes = {index: lanes[lane] for index, lane in share.items()}
         for number, lane in enumerate(lanes):
             lane.start(f"edvit-local-{number}")
         self._stop = weakref.finalize(self, close_all, lanes)  # threads end with the engine, closed or not
@@ -103,12 +107,14 @@ class LocalEngine:
         if not chosen:
             raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
         variants = {i: suited_variant(manifest.sub_models[i], precision, profile) for i in chosen}
-        one_core = (num_threads or usable_cores()) == 1
-        if schedule == "auto" and (one_core or len(chosen) == 1):
+        cores = num_threads or usable_cores()
+        if schedule == "auto" and (cores == 1 or len(chosen) == 1):
             schedule = "in_turn"
         if schedule != "auto":
             return cls._open(root, manifest, variants, schedule, num_threads)
-        engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in SCHEDULES}
+        # With a core for each, one worker per core is one per sub-model.
+        tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
+        engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in tried}
         first = engines["in_turn"]
         request = first.request(first._probe)
         best = quickest(measure_schedules(engines, request, seconds=calibration_seconds))
@@ -125,7 +131,7 @@ class LocalEngine:
         options = options_for(schedule, len(variants), num_threads)
         sessions = {}
         # At once the answer waits for the largest; in turn, a deadline leaves out fewer if the small ones come first.
-        order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule == "workers")
+        order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule in AT_ONCE)
         for index in order:
             variant = variants[index]
             sessions[index] = open_session(root, variant, options)
@@ -133,8 +139,9 @@ class LocalEngine:
         task = manifest.ensemble.task
         shape = input_shape(next(iter(sessions.values())), MAIN_INPUT[task])
         return cls(
-            sessions, content_hash=manifest.ensemble.content_hash, probe=probe_inputs(task, shape), schedule=schedule
-        )
+            sessions, content_hash=manifest.ensemble.content_hash, probe=probe_inputs(task, shape), schedule=schedule,
+            sizes={index: variants[index].bytes for index in order}, num_threads=num_threads,
+        )  # fmt: skip
 
     @property
     def sub_models(self) -> tuple[int, ...]:
