@@ -48,6 +48,8 @@ class Page:
         fresh = dict(zip(INPUTS, for_ensemble(opened), strict=True))
         html(figures.HEADER)
         self.visit = gr.State(None, time_to_live=STATE_SECONDS)
+        # The ensemble that the browser shows, told with every event: a visit may be forgotten, an event may come late.
+        self.shown = gr.Textbox(visible=False, **fresh["shown"])
         chosen, self.takes_folders = figures.OTHER_SOURCE if first is None else first, "SPACE_ID" not in os.environ
         choices = figures.ensemble_choices(demo.bundles(), chosen, takes_folders=self.takes_folders)
         self.choices = html(choices, script=page_scripts.PICK, elem_id="ensembles")
@@ -93,7 +95,7 @@ class Page:
                 self.seen = html(seen, elem_id="seen")
         self.examples = html(script=page_scripts.EXAMPLE, elem_id="examples", **fresh["examples"])
 
-    def connect(self) -> None:
+    def connect(self, page: gr.Blocks) -> None:
         """Events. All that answer share one place in the queue, so that one visitor's come in order."""
         panels = [self.visit, self.answer, self.seen, self.devices, self.timelines]
         everything = [*panels, self.source, self.notice, *(getattr(self, name) for name in INPUTS)]
@@ -102,27 +104,36 @@ class Page:
         hidden: dict[str, Any] = {"api_visibility": "private"}
         always: dict[str, Any] = {**answers, **hidden, "trigger_mode": "multiple"}
 
-        self.choices.pick(self._chosen, [self.visit], **{**opens, **hidden}, trigger_mode="multiple")
+        # Bundles are open already: those who choose one need not wait for those who fetch others.
+        picks = {**opens, **hidden, "concurrency_id": "pick"}
+        known = [self.visit, self.shown]
+        page.load(self._visit, known, [self.visit], queue=False, show_progress="hidden", **hidden)
+        self.choices.pick(self._chosen, known, **picks, trigger_mode="multiple")
         self.source.submit(self._other, [self.visit, self.source], api_name="open", **opens)
-        self.pad.draw(self._event(visits.draw, "png"), [self.visit], **always)
-        self.pad.wipe(self._event(visits.clear), [self.visit], **always)
-        self.examples.example(self._event(visits.take_example, "index"), [self.visit], **always)
-        self.devices.plug(self._event(visits.plug, "unplugged"), [self.visit], **always)
+        self.pad.draw(self._event(visits.draw, "png"), known, **always)
+        self.pad.wipe(self._event(visits.clear), known, **always)
+        self.examples.example(self._event(visits.take_example, "index"), known, **always)
+        self.devices.plug(self._event(visits.plug, "device", "out"), known, **always)
         take_file = self._value(visits.take_file)
-        self.file.upload(take_file, [self.visit, self.file], api_name="file", **answers)
-        self.microphone.stop_recording(take_file, [self.visit, self.microphone], **always)
-        gr.on([self.file.clear, self.microphone.clear], self._event(visits.clear), [self.visit], **always)
-        self.text.submit(self._value(visits.type_text), [self.visit, self.text], api_name="text", **answers)
-        self.fleet.input(self._value(visits.predict_for), [self.visit, self.fleet], **always)
+        self.file.upload(take_file, [self.visit, self.file, self.shown], api_name="file", **answers)
+        self.microphone.stop_recording(take_file, [self.visit, self.microphone, self.shown], **always)
+        gr.on([self.file.clear, self.microphone.clear], self._event(visits.clear), known, **always)
+        asked = [self.visit, self.text, self.shown]
+        self.text.submit(self._value(visits.type_text), asked, api_name="text", **answers)
+        self.fleet.input(self._value(visits.predict_for), [self.visit, self.fleet, self.shown], **always)
 
-    def _visit(self, visit: visits.Visit | None) -> visits.Visit:
-        return visits.start(self.first) if visit is None else visit
+    def _visit(self, visit: visits.Visit | None, shown: str | None = None) -> visits.Visit:
+        if visit is not None:
+            return visit
+        return visits.resume(shown) if shown else visits.start(self.first)
 
     def _event(self, act: Callable[..., visits.Panels], *names: str) -> Callable[..., tuple[Any, ...]]:
-        """An event of one of the page's own controls, which sends what is named."""
+        """An event of one of the page's own controls, which sends what is named; one from before a choice is late."""
 
-        def run(visit: visits.Visit | None, event: gr.EventData) -> tuple[Any, ...]:
-            visit = self._visit(visit)
+        def run(visit: visits.Visit | None, shown: str | None, event: gr.EventData) -> tuple[Any, ...]:
+            visit = self._visit(visit, shown)
+            if shown != (visit.source or ""):
+                return visit, *astuple(visits.show(visit))
             data = event._data if isinstance(event._data, dict) else {}
             return visit, *astuple(act(visit, *(data.get(name) for name in names)))
 
@@ -131,14 +142,14 @@ class Page:
     def _value(self, act: Callable[..., visits.Panels]) -> Callable[..., tuple[Any, ...]]:
         """An event of one of gradio's components, with its value."""
 
-        def run(visit: visits.Visit | None, value: Any) -> tuple[Any, ...]:
-            visit = self._visit(visit)
+        def run(visit: visits.Visit | None, value: Any, shown: str | None = None) -> tuple[Any, ...]:
+            visit = self._visit(visit, shown)
             return visit, *astuple(act(visit, value))
 
         return run
 
-    def _chosen(self, visit: visits.Visit | None, event: gr.EventData) -> tuple[Any, ...]:
-        visit = self._visit(visit)
+    def _chosen(self, visit: visits.Visit | None, shown: str | None, event: gr.EventData) -> tuple[Any, ...]:
+        visit = self._visit(visit, shown)
         name = event._data.get("name") if isinstance(event._data, dict) else None
         return visit, *changes(visits.choose_bundle(visit, name))
 
@@ -153,7 +164,7 @@ FILE_LABELS = {
 }
 INPUTS = (
     "heading", "pad", "microphone", "file", "text", "examples", "fleet", "comparison", "code", "card", "card_box",
-    "credits",
+    "credits", "shown",
 )  # fmt: skip
 
 
@@ -162,7 +173,7 @@ def for_ensemble(opened: demo.Opened | None) -> tuple[dict[str, Any], ...]:
     task = None if opened is None else opened.task
     fleets: Sequence[str] = () if opened is None else opened.fleets
     shown = {} if opened is None else {
-        "heading": figures.input_heading(opened.title, opened.hint),
+        "shown": opened.name, "heading": figures.input_heading(opened.title, opened.hint),
         "examples": figures.examples(opened.examples, opened.task),
         "comparison": figures.comparison(opened.models), "code": figures.code(opened.code),
         "card": figures.card_markdown(opened.card), "credits": figures.card_markdown(opened.credits),
@@ -200,7 +211,7 @@ def first_bundle() -> str | None:
 def build_page() -> gr.Blocks:
     """The page, with the first of the bundled ensembles open."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FILE_SECONDS, fill_width=False) as page:
-        Page(first_bundle()).connect()
+        Page(first_bundle()).connect(page)
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 

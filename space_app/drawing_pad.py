@@ -46,7 +46,7 @@ canvas.addEventListener('pointermove', (event) => {
 const lift = () => {
   if (!last) return;
   last = null; clearTimeout(waiting);
-  waiting = setTimeout(() => trigger('draw', {png: canvas.toDataURL('image/png')}), 120);
+  waiting = setTimeout(() => { if (canvas.isConnected) trigger('draw', {png: canvas.toDataURL('image/png')}); }, 120);
 };
 canvas.addEventListener('pointerup', lift);
 canvas.addEventListener('pointercancel', lift);

@@ -199,8 +199,17 @@ def open_other(source: str) -> Opened:
 
 
 def open_named(name: str) -> Opened:
-    """What `Opened.name` names, open again: of a bundle, or what a visitor named. Raises what those raise."""
-    return open_bundle(name) if name in (OWN, *_TEXTS) else open_other(name)
+    """What `Opened.name` names: a bundle, or what a visitor named while it is open, for fetching it anew takes long.
+
+    Raises:
+        EDViTError: A sentence for the visitor.
+    """
+    if name in (OWN, *_TEXTS):
+        return open_bundle(name)
+    found = library.find(f"named:{name}")
+    if found is None:
+        raise SaidError("This ensemble was closed, because others were opened since. Open it again by its name.")
+    return found
 
 
 def _own_title() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cards import plain_markdown
 from PIL import Image
 from views import Device, Model, View
 
@@ -122,7 +123,7 @@ def answer(view: View) -> str:
         f'<p class="ed-sentence">{escape(view.sentence)}</p></div>'
     )
     note = f'<p class="ed-note"{"" if view.card_note else " hidden"}>{escape(view.card_note)}</p>'
-    below = f"<div>{_SKETCH}</div>" if view.state == "empty" else ""
+    below = f"<div>{_SKETCH}</div>"
     if view.probabilities:
         below = _bars(view.probabilities)
     return f'<section class="ed-answer ed-{view.state}" aria-label="Answer">{said}{note}{below}</section>'
@@ -213,9 +214,7 @@ def card_markdown(text: str) -> str:
     text = re.sub(r"\A---\r?\n.*?\r?\n---\r?\n", "", text, flags=re.DOTALL)
     parts = re.split(r"(^```.*?^```[^\n]*$)", text, flags=re.DOTALL | re.MULTILINE)
     for index in range(0, len(parts), 2):  # the odd ones are code
-        kept = re.sub(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])?", "", parts[index])
-        kept = re.sub(r"<!--.*?-->", "", kept, flags=re.DOTALL)
-        parts[index] = kept.replace("<", "&lt;")
+        parts[index] = plain_markdown(parts[index]).replace("<", "&lt;")
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
 
 

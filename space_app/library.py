@@ -28,7 +28,7 @@ class Library(Generic[Item]):
             seconds: A visitor waits no longer; what was begun goes on, and is there at the next try.
         """
         self._max_named, self._max_opening, self._seconds = max_named, max_opening, seconds
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._bundled: dict[str, Item] = {}
         self._named: OrderedDict[str, Item] = OrderedDict()
         self._opening: dict[str, Future[Item]] = {}
@@ -37,10 +37,8 @@ class Library(Generic[Item]):
     def get(self, key: str, load: Callable[[], Item], *, is_bundle: bool) -> Item:
         """What is open under that key, or what `load` opens on a thread of its own, once for all who ask."""
         with self._lock:
-            found = self._bundled.get(key) or self._named.get(key)
+            found = self.find(key)
             if found is not None:
-                if key in self._named:
-                    self._named.move_to_end(key)
                 return found
             opening = self._opening.get(key)
             if opening is None:
@@ -59,6 +57,13 @@ class Library(Generic[Item]):
             raise SaidError(
                 f"Opening this ensemble takes longer than {self._seconds:.0f} s. It goes on: try again in a minute."
             ) from error
+
+    def find(self, key: str) -> Item | None:
+        """What is open under that key; None where it is not, or not any more."""
+        with self._lock:
+            if key in self._named:
+                self._named.move_to_end(key)
+            return self._bundled.get(key) or self._named.get(key)
 
     def clear(self) -> None:
         """Forget everything that is open: for tests."""

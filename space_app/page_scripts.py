@@ -11,15 +11,14 @@ EXAMPLE = """element.addEventListener('click', e => {
   trigger('example', {index: Number(button.dataset.example)});
   if (button.dataset.sound) new Audio(button.dataset.sound).play().catch(() => {});
 });"""
-# What is unplugged is told as a whole, so that fast clicks do not depend on each other's answers.
+# Each click tells its own device alone: what the page shows of the others may still be the answer to an older click.
 PLUG = """element.addEventListener('click', e => {
   const plug = e.target.closest('[data-device]'), all = e.target.closest('[data-all]');
-  if (!plug && !all) return;
-  const plugs = [...element.querySelectorAll('[data-device]')];
-  if (plug) plug.dataset.unplugged = plug.dataset.unplugged === '1' ? '0' : '1';
-  if (all) { plugs.forEach(p => { p.dataset.unplugged = '0'; }); plugs[0].focus(); }
-  const out = plugs.filter(p => p.dataset.unplugged === '1').map(p => Number(p.dataset.device));
-  trigger('plug', {unplugged: out});
+  if (all) { element.querySelector('[data-device]').focus(); trigger('plug', {device: null}); }
+  if (!plug) return;
+  const out = plug.dataset.unplugged !== '1';
+  plug.dataset.unplugged = out ? '1' : '0';
+  trigger('plug', {device: Number(plug.dataset.device), out});
 });"""
 COPY = """element.addEventListener('click', async e => {
   const button = e.target.closest('[data-copy]');

@@ -6,7 +6,9 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -32,6 +34,9 @@ def private_folder() -> str:
     """Let gradio keep uploads in a fresh folder, removed when the process ends; analytics off. The folder's path."""
     folder = tempfile.mkdtemp(prefix="edvit_space_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers end: else nothing is removed
+    os.environ.setdefault("MPLCONFIGDIR", folder)  # gradio's matplotlib would write to the home folder
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's, which also writes to the home folder

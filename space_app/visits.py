@@ -66,12 +66,22 @@ def start(name: str | None) -> Visit:
     return Visit(None if name is None else demo.open_bundle(name).name)
 
 
+def resume(source: str) -> Visit:
+    """A visitor whose visit was forgotten, at the ensemble that the browser still shows; the input is gone."""
+    return Visit(source)
+
+
 def show(visit: Visit, refusal: str = "") -> Panels:
     """The page as the visit stands; with a refusal, without an answer and with the reason."""
-    if visit.source is None:
+    opened = None
+    if visit.source is not None:
+        try:
+            opened = demo.open_named(visit.source)
+        except EDViTError as error:
+            refusal = str(error)
+    if opened is None:
         view, task = View(state="refused" if refusal else "empty", sentence=refusal or NO_ENSEMBLE), ""
     else:
-        opened = demo.open_named(visit.source)
         task = opened.task
         view = demo.view(opened, None if refusal else visit.prepared, visit.unplugged, visit.fleet)
         if refusal:
@@ -134,10 +144,13 @@ def clear(visit: Visit) -> Panels:
     return answer(visit, lambda _: None)
 
 
-def plug(visit: Visit, unplugged: Any) -> Panels:
-    """Answer again for the same input with other devices missing."""
-    given = unplugged if isinstance(unplugged, list) else []
-    visit.unplugged = tuple(sorted({i for i in given if isinstance(i, int) and 0 <= i < MAX_DEVICES}))
+def plug(visit: Visit, device: Any, is_out: Any) -> Panels:
+    """Answer again for the same input with one device unplugged or plugged in again; no device: with all plugged in."""
+    if device is None:
+        visit.unplugged = ()
+    elif isinstance(device, int) and 0 <= device < MAX_DEVICES:
+        others = set(visit.unplugged) - {device}
+        visit.unplugged = tuple(sorted(others | {device} if is_out else others))
     return answer(visit, lambda _: visit.prepared)
 
 

@@ -112,6 +112,9 @@ def test_evaluate_agrees_with_the_results_of_the_run(finished_trip):
     for measured, recorded in zip(report["absent"], results["absent"], strict=True):
         assert measured == pytest.approx(recorded, abs=1e-9), "onnxruntime answers as torch did"
     assert invoke("evaluate", folder, "--precision", "int8", "--max-items", 10).exit_code == 0
+    done = invoke("evaluate", folder, "--max-items", 0)
+    assert done.exit_code == 1
+    assert "at least one item" in done.output
 
 
 def test_the_card_says_what_the_runtime_answers_and_evaluate_measures_it_anew(finished_trip, tmp_path):

@@ -4,10 +4,13 @@ import base64
 import contextlib
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edvit_hf.runtime import EDViTRuntime, Faults
+from edvit_hf.serving.replies import _label
 from edvit_hf.serving.schema import ErrorReply, InfoReply, PredictReply
 from edvit_hf.tasks import TASKS
 from serving_setup import (
@@ -24,8 +27,11 @@ from serving_setup import (
     make_service,
     media,
     png,
+    slow,
 )
 from tiny_ensemble import FEATURES
+
+CUT_FORM = b'--x\r\ncontent-disposition: form-data; name="file"\r\n\r\n' + png() + b"\r\n--x\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,9 @@ def test_however_an_input_is_sent_the_answer_is_the_runtimes(folders, clients, t
         assert reply.ensemble.content_hash == clients[task].get("/info").json()["ensemble"]["content_hash"]
         assert reply.request_id == response.headers["x-request-id"]
         assert not reply.degraded
-        assert reply.milliseconds.total >= reply.milliseconds.answer > 0
+        parts = reply.milliseconds.prepare + reply.milliseconds.answer
+        assert reply.milliseconds.total > parts - 0.002  # rounded
+        assert reply.milliseconds.answer > reply.milliseconds.fusion > 0
 
 
 def test_absent_sub_models_are_left_out_and_told(image):
@@ -108,6 +116,34 @@ def test_a_late_sub_model_is_masked_at_the_deadline_that_the_client_sets(folders
     service.close()
 
 
+def test_a_client_cannot_allow_more_time_than_the_server_does(folders):
+    service = make_service(folders[IMAGE], faults={2: Faults(is_hung=True)}, deadline_ms=80)
+    with make_client(service) as client:
+        response = client.post("/predict?deadline_ms=4000", files={"file": png()})
+    reply = PredictReply.model_validate_json(response.content)
+    assert [each.missing for each in reply.sub_models] == [None, None, "deadline"]
+    assert reply.milliseconds.total < 2000
+    service.close()
+
+
+def test_no_probability_is_above_one():
+    assert _label("a", np.float32(1.0000001)) == {"label": "a", "probability": 1.0}
+
+
+def test_a_deadline_that_decoding_uses_up_is_refused_in_words(image):
+    response = image.post("/predict?deadline_ms=1e-9", files={"file": png()})
+    error = assert_refused(response, 503, "overloaded")
+    assert "Allow a longer deadline_ms" in error["message"]
+
+
+def test_without_a_deadline_of_its_own_a_server_allows_ten_times_what_an_answer_takes(folders):
+    service = make_service(folders[IMAGE], faults=slow(150))
+    service.warm_up()
+    assert 1500 <= service.deadline_ms < 6000
+    assert 0.15 <= service.line.service < 0.6
+    service.close()
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "code"),
     [
@@ -125,6 +161,7 @@ def test_a_late_sub_model_is_masked_at_the_deadline_that_the_client_sets(folders
         ({"files": [("file", png()), ("file", png())]}, 400, "bad_request"),
         ({"content": b"--x", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "bad_request"),
         ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400, "bad_request"),
+        ({"content": CUT_FORM, "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "bad_request"),
         ({"params": {"absent": "0,1,2"}, "files": {"file": png()}}, 422, "nobody_left"),
         ({"files": {"file": b""}}, 422, "empty_input"),
         ({"files": {"file": b"hello"}}, 422, "unreadable_input"),
@@ -132,6 +169,7 @@ def test_a_late_sub_model_is_masked_at_the_deadline_that_the_client_sets(folders
         ({"files": {"file": png(1, 30)}}, 422, "unreadable_input"),
         ({"content": png(), "headers": {"content-type": "audio/wav"}}, 415, "unsupported_media_type"),
         ({"data": {"file": "x"}}, 415, "unsupported_media_type"),
+        ({"content": b"x" * 11_000_000, "headers": {"content-type": "audio/wav"}}, 415, "unsupported_media_type"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(image, request_, status, code):
@@ -219,6 +257,10 @@ def test_metrics_count_results_and_times(folders):
     ):
         assert line in scraped.text, line
     assert f'content_hash="{service.runtime.manifest.ensemble.content_hash}"' in scraped.text
+    service.line.inside, service.line.rejected = 3, 2
+    scraped = service.metrics.text().decode()
+    for line in ('edvit_line{place="answered"} 1.0', 'edvit_line{place="waiting"} 2.0', "edvit_rejected_total 2.0"):
+        assert line in scraped, line
     service.close()
 
 
@@ -247,6 +289,17 @@ def test_info_and_openapi_describe_what_is_served(clients):
         assert ErrorReply.__name__ in schemas
 
 
+def test_every_status_that_the_guide_names_is_described_for_programs_too(image):
+    guide = (Path(__file__).parents[1] / "docs/serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d{3}[\d, ]*) \|", guide, re.MULTILINE)
+    named = {status for row in rows for status in row.split(", ")}
+    paths = image.get("/openapi.json").json()["paths"]
+    assert set(paths["/predict"]["post"]["responses"]) == {"200", *named}
+    for path in ("/info", "/metrics"):
+        assert {"401", "429"} <= set(paths[path]["get"]["responses"])
+    assert "503" in paths["/ready"]["get"]["responses"]
+
+
 def test_the_page_needs_nothing_from_anywhere_else(clients, image):
     for client in clients.values():
         for path in ("/", "/docs"):
@@ -255,6 +308,9 @@ def test_the_page_needs_nothing_from_anywhere_else(clients, image):
             assert not re.search(r"(src|href)=\"?(https?:)?//", response.text)
             assert "default-src 'none'" in response.headers["content-security-policy"]
             assert "/predict" in response.text
+    for path in ("/health", "/ready"):  # some load balancers ask so
+        response = image.head(path)
+        assert (response.status_code, response.content) == (200, b"")
     assert_refused(image.get("/predict"), 405, "wrong_method")
     assert_refused(image.post("/elsewhere"), 404, "not_found")
 

@@ -105,3 +105,34 @@ def test_json_that_is_nested_without_end(clients, depth):
             response = client.post("/predict", content=body, headers={"content-type": "application/json"})
             check(response)
             assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"text": "a", "image_base64": "AAAA", "absent": [' + b"9" * 4000 + b"]}",
+        b'{"text": "a", "absent": [' + b"9" * 4000 + b"]}",
+    ],
+)
+def test_what_is_refused_is_not_repeated(clients, body):
+    for client in clients.values():
+        response = client.post("/predict", content=body, headers={"content-type": "application/json"})
+        check(response)
+        assert response.status_code == 400
+        assert "9999" not in response.text
+
+
+def test_a_form_of_many_parts_is_not_read_to_its_end(clients):
+    body = b'--b\r\ncontent-disposition: form-data; name="absent"\r\n\r\n1\r\n' * 65 + b"--b--\r\n"
+    for client in clients.values():
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        response = client.post("/predict", content=body, headers=headers)
+        assert "more than 64 parts" in response.json()["error"]["message"]
+
+
+def test_a_body_full_of_mistakes_is_not_listed(clients):
+    body = b"{" + b",".join(b'"k%d":1' % i for i in range(1500)) + b"}"
+    for client in clients.values():
+        response = client.post("/predict", content=body, headers={"content-type": "application/json"})
+        check(response)
+        assert "in more than 1000 places" in response.json()["error"]["message"]

@@ -1,9 +1,11 @@
 """Who may ask `edvit serve`, how much, how often, and what happens when more comes than can be answered."""
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
@@ -12,6 +14,7 @@ from edvit_hf.serving.exposure import Tokens, open_socket, read_tokens
 from edvit_hf.serving.line import Line
 from edvit_hf.serving.rates import Rates, client_of
 from edvit_hf.serving.refusals import RefusedError
+from edvit_hf.serving.server import _uvicorn_config
 from serving_setup import (
     AUDIO,
     IMAGE,
@@ -74,8 +77,11 @@ def test_all_bodies_together_are_bounded(serving):
     raw = {"content-type": "image/png"}
     assert_refused(client.post("/predict", content=b"x" * 2001, headers=raw), 503, "overloaded")
     assert client.app._service.budget.held == 0
+    held, service = [], client.app._service
+    answer = service._answer
+    service._answer = lambda *arguments: held.append(service.budget.held) or answer(*arguments)
     assert client.post("/predict", content=png(), headers=raw).status_code == 200
-    assert client.app._service.budget.held == 0
+    assert held == [0]  # what waits for its turn holds no body any more
 
 
 def test_pixels_seconds_and_characters_have_limits_of_their_own(serving):
@@ -124,6 +130,12 @@ def test_tokens_are_read_from_a_file_or_the_environment_and_never_short(tmp_path
     assert read_tokens(None) == ()
     monkeypatch.setenv("EDVIT_SERVE_TOKEN", TOKEN)
     assert read_tokens(None) == (TOKEN,)
+    monkeypatch.setenv("EDVIT_SERVE_TOKEN", f"#{TOKEN}\n")  # a comment only where there are lines
+    assert read_tokens(None) == (f"#{TOKEN}",)
+    for empty in ("", " \n"):  # `EDVIT_SERVE_TOKEN=$(cat no-such-file)` must not let in everybody
+        monkeypatch.setenv("EDVIT_SERVE_TOKEN", empty)
+        with pytest.raises(EDViTError, match="Expected a token in the variable EDVIT_SERVE_TOKEN, got none"):
+            read_tokens(None)
     for content in ("", "# nothing", "short", "with spaces in it, but long", "\xe9" * 20):
         file.write_text(content)
         with pytest.raises(EDViTError, match=r"Expected .*got "):
@@ -151,6 +163,14 @@ def test_the_world_is_not_listened_to_without_a_token_or_tls(host, tmp_path):
         open_socket(ServeConfig(host="no such host"))
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")
+def test_an_ipv6_address_may_stand_in_brackets_as_in_a_url():
+    opened, is_local = open_socket(ServeConfig(host="[::1]", port=0))
+    with opened:
+        assert is_local
+        assert opened.getsockname()[0] == "::1"
+
+
 def test_a_name_of_a_web_page_that_points_here_is_not_answered(serving):
     client = serving(allowed_hosts=("ensemble.example",))
     for host in ("127.0.0.1:8000", "localhost", "[::1]:8000", "ENSEMBLE.example:443"):
@@ -159,6 +179,9 @@ def test_a_name_of_a_web_page_that_points_here_is_not_answered(serving):
         assert_refused(client.get("/health", headers={"host": host}), 421, "wrong_host")
     everybody = serving(tokens=(TOKEN,), client={"is_local": False})
     assert everybody.get("/health", headers={"host": "any.example"}).status_code == 200
+    named = serving(tokens=(TOKEN,), allowed_hosts=("ensemble.example",), client={"is_local": False})
+    assert named.get("/health", headers={"host": "ensemble.example"}).status_code == 200
+    assert_refused(named.get("/health", headers={"host": "any.example"}), 421, "wrong_host")
 
 
 def test_pages_of_other_sites_may_not_ask(serving):
@@ -179,6 +202,17 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(serving):
     assert 1500 < error["retry_after_ms"] <= 2000
     assert response.headers["retry-after"] == "2"
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("trusted", "second"), [((), 429), (("10.0.0.1",), 200), (("10.0.0.2",), 429)])
+def test_only_a_trusted_proxy_says_who_asks(folders, trusted, second):
+    service = make_service(folders[IMAGE], trusted_proxies=trusted, limits=Limits(rate=0.5))
+    config = _uvicorn_config(service.config, service, is_local=True)
+    config.load()
+    client = TestClient(config.loaded_app, base_url=URL, client=("10.0.0.1", 50000))
+    for address, status in (("192.0.2.1", 200), ("192.0.2.2", second), ("192.0.2.1", 429)):
+        assert client.get("/info", headers={"x-forwarded-for": address}).status_code == status
+    service.close()
 
 
 def test_guessing_tokens_takes_nothing_from_those_who_have_one(serving):

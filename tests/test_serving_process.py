@@ -1,5 +1,6 @@
 """Real `edvit serve` processes on loopback: signals, connections, certificates, and the command line."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
+from edvit_hf.errors import EDViTError
+from edvit_hf.runtime import EDViTRuntime
+from edvit_hf.serving import ServeConfig
+from edvit_hf.serving import serve as serve_forever
 from serving_setup import GROUPS, IMAGE, TOKEN, png
 from tiny_ensemble import write_tiny_ensemble
 
@@ -30,6 +35,7 @@ from edvit_hf.runtime import EDViTRuntime, Faults, FaultyEngine, MonotonicClock,
 from edvit_hf.serving import Limits, ServeConfig, serve
 folder, milliseconds = sys.argv[1], float(sys.argv[2])
 logging.basicConfig(level=logging.INFO)
+logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING)  # it would fill the pipe that nobody reads
 def load():
     engine = FaultyEngine(StubEngine(Manifest.load(folder)), MonotonicClock())
     return EDViTRuntime.from_pretrained(folder, engine=engine)
@@ -158,8 +164,9 @@ def test_a_second_signal_stops_at_once(folder):
 def test_a_request_that_outlasts_the_grace_period_is_told_so(folder):
     with Process("-c", SLOW, folder, 2500, 1) as server:
         thread, replies = in_flight(server)
-        server.end()
+        _, stderr, _ = server.end()
         thread.join()
+        assert "Traceback" not in stderr  # a stop is no fault of the server
         status, document, _ = replies[0]
         assert status == 503
         assert document["error"]["code"] == "stopping"
@@ -175,9 +182,10 @@ def test_connections_that_are_slow_broken_or_too_many_are_closed_with_a_sentence
             b"": 408,  # nothing comes
             b"GET /health HTTP/1.1\r\nhost: 127": 408,  # headers that never end
             start + b"content-length: 100\r\n\r\nabc": 408,  # a body that never ends
-            start + b"content-length: 60000\r\n\r\n" + b"x" * 60_000: 413,
+            start + b"content-length: 900000\r\n\r\n" + b"x" * 900_000: 413,  # read on, or it would never see why
             start + b"transfer-encoding: chunked\r\n\r\n" + b"6000\r\n" + b"x" * 24_576 + b"\r\n": 408,
             start + b"transfer-encoding: chunked\r\n\r\n" + (b"6000\r\n" + b"x" * 24_576 + b"\r\n") * 3: 413,
+            start + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nno length\r\n": 400,
             start + b"content-length: 3\r\ncontent-length: 5\r\n\r\nabcde": 400,
             b"NONSENSE\r\n\r\n": 400,
             b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * 40_000: 400,
@@ -204,6 +212,27 @@ def test_connections_that_are_slow_broken_or_too_many_are_closed_with_a_sentence
                 assert one_reply(connection)[0].startswith(b"HTTP/1.1 403 ")
         assert server.predict()[0] == 200
         assert server.end()[2] == 0
+
+
+def test_whoever_does_not_read_the_replies_holds_no_connection_for_long(folder):
+    with Process("-c", SLOW, folder, 0, 10) as server:
+        held = []
+        for _ in range(3):  # as many as are taken
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.setblocking(False)
+            held.append(connection)
+            with contextlib.suppress(BlockingIOError):
+                while connection.send(b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 200):
+                    pass
+        until = time.monotonic() + 10
+        while server.predict()[0] == 503:  # too many connections
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert server.predict()[0] == 200
+        for connection in held:
+            connection.close()
 
 
 def certificates(folder):
@@ -275,6 +304,22 @@ def test_the_command_line_refuses_before_it_loads_anything(tmp_path):
         assert told in text
         assert "Traceback" not in text
     assert "--token " not in serve("--help").output
+
+
+def test_an_address_that_somebody_takes_while_the_ensemble_is_loaded(folder):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port, runtimes = other.getsockname()[1], []
+
+        def load():
+            other.listen()
+            runtimes.append(EDViTRuntime.from_pretrained(folder, schedule="in_turn"))
+            return runtimes[0]
+
+        with pytest.raises(EDViTError, match="Expected a free address, got one that is taken now"):
+            serve_forever(load, ServeConfig(port=port))
+    assert runtimes[0].coordinator.is_closed
 
 
 def test_what_is_no_ensemble_is_told(tmp_path):

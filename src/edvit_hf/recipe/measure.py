@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, iterate_batches, load_task
 from edvit_hf.ensemble_source import ensemble_folder
-from edvit_hf.errors import ManifestError, RecipeError
+from edvit_hf.errors import DataError, ManifestError, RecipeError
 from edvit_hf.evaluation import Evaluation, absent_subsets, evaluate
 from edvit_hf.manifest import Manifest, detect_profile, hash_of_files
 from edvit_hf.provenance import environment
@@ -47,9 +47,15 @@ def measure_exported(
             over subsets of k absent, as in `results.json`.
 
     Raises:
+        DataError: `max_items` is below 1.
         RecipeError: No dataset is known.
         ManifestError: The folder is no exported ensemble, or a sub-model gives no usable features.
     """
+    if max_items is not None and max_items < 1:
+        raise DataError(
+            f"Expected at least one item to measure with, got max_items={max_items}. Over none there is no accuracy. "
+            "Leave it out for the whole test split."
+        )
     data = _test_data(folder, recipe)
     return {"ensemble": str(folder), **_measure(folder, data, precision, max_items=max_items)}
 

@@ -18,11 +18,14 @@ from edvit_hf.serving.service import Mark, Service
 from edvit_hf.tasks import Task
 
 _WHAT = {
-    400: "Not written as it must be", 401: "No valid token", 408: "Sent too slowly", 413: "More bytes than are taken",
-    415: "Another kind of input", 422: "An input that cannot be read, or is too large",
-    429: "This client asks too often (Retry-After)",
+    400: "Not written as it must be", 401: "No valid token", 403: "A page of another site asks",
+    408: "Sent too slowly", 413: "More bytes than are taken", 415: "Another kind of input",
+    421: "Called by a name that is not the server's", 422: "An input that cannot be read, or is too large",
+    429: "This client asks too often (Retry-After)", 431: "Headers that are too long", 500: "A fault of the server",
     503: "Overloaded, too few sub-models, or stopping (Retry-After)",
 }  # fmt: skip
+_OF_EVERY_PATH = (400, 403, 421, 431, 500)
+_BEHIND_THE_TOKEN = (401, 429, *_OF_EVERY_PATH)
 
 
 def create_app(service: Service, *, is_local: bool = True) -> ASGIApp:
@@ -48,7 +51,7 @@ def create_app(service: Service, *, is_local: bool = True) -> ASGIApp:
 def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict", summary="Classify one input", response_class=JSONResponse,
-        responses={200: {"model": PredictReply}, **{c: {"model": ErrorReply, "description": _WHAT[c]} for c in _WHAT}},
+        responses={200: {"model": PredictReply}, **_errors(*_WHAT)},
         openapi_extra={"requestBody": _bodies(service.runtime.task), "parameters": _parameters()},
     )  # fmt: skip
     async def predict(request: Request) -> Response:
@@ -57,13 +60,15 @@ def _add_predict(app: FastAPI, service: Service) -> None:
 
 
 def _add_reports(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Alive", responses={200: {"model": HealthReply}})
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", summary="Alive", responses={200: {"model": HealthReply}, **_errors(*_OF_EVERY_PATH)})
     async def health() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
+    @app.head("/ready", include_in_schema=False)
     @app.get(
         "/ready", summary="Able to answer",
-        responses={200: {"model": HealthReply}, 503: {"model": ErrorReply, "description": "Not now (Retry-After)"}},
+        responses={200: {"model": HealthReply}, **_errors(503, *_OF_EVERY_PATH)},
     )  # fmt: skip
     async def ready() -> JSONResponse:
         if service.why_not_ready() is not None:
@@ -72,11 +77,14 @@ def _add_reports(app: FastAPI, service: Service) -> None:
             )
         return JSONResponse({"status": "ready"})
 
-    @app.get("/info", summary="What is served", responses={200: {"model": InfoReply}})
+    @app.get("/info", summary="What is served", responses={200: {"model": InfoReply}, **_errors(*_BEHIND_THE_TOKEN)})
     async def info() -> JSONResponse:
         return JSONResponse(service.info())
 
-    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    @app.get(
+        "/metrics", summary="For Prometheus", response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, **_errors(*_BEHIND_THE_TOKEN)},
+    )  # fmt: skip
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
@@ -84,6 +92,10 @@ def _add_reports(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(page(service.runtime.task, needs_token=bool(service.config.tokens)), headers=PAGE_HEADERS)
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorReply, "description": _WHAT[status]} for status in statuses}
 
 
 def _bodies(task: Task) -> dict[str, Any]:
@@ -129,7 +141,10 @@ def _on_refusal(request: Request, error: RefusedError) -> Response:
 
 def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Errors of the router: no such path, no such method."""
-    known = {404: ("not_found", "There is no such path; see /docs."), 405: ("wrong_method", "This path takes another.")}
+    known = {
+        404: ("not_found", "There is no such path; see /docs."),
+        405: ("wrong_method", "This path does not take that method."),
+    }
     code, message = known.get(error.status_code, ("bad_request", "The request is not as it must be."))
     return _reply(request, RefusedError(error.status_code, code, message, headers=error.headers))
 

@@ -1,4 +1,4 @@
-"""Limits on connections, which uvicorn leaves to a proxy: how many, and how long one may take to ask.
+"""Limits on connections, which uvicorn leaves to a proxy: how many, and how long one may take to ask and to read.
 
 A subclass of uvicorn's h11 protocol, chosen over httptools because h11 bounds the headers that it collects, is there
 wherever uvicorn is, and is strict about what it takes.
@@ -18,11 +18,14 @@ class GuardedProtocol(H11Protocol):
 
     limits: Limits
     _timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
     _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`. One connection too many is told so and closed."""
         super().connection_made(transport)
+        # `pause_writing` as soon as the client leaves anything unread; with high=0 TLS would pause for ever.
+        transport.set_write_buffer_limits(high=1, low=0)
         self._watch()
         if len(self.connections) > self.limits.max_connections:
             self._refuse(
@@ -42,7 +45,18 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._stop_watching()
+        self._stop_waiting_for_reader()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`. Closing would wait for the client too, so whoever does not read is cut off."""
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(self.limits.send_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._stop_waiting_for_reader()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         """Uvicorn's hook: the connection is ready for the next request."""
@@ -67,6 +81,11 @@ class GuardedProtocol(H11Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _stop_waiting_for_reader(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
     def _too_slow(self) -> None:
         self._timer = None
         if self.cycle is None and not self.transport.is_closing():
@@ -75,10 +94,10 @@ class GuardedProtocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, refusal: RefusedError) -> None:
-        """Answer outside of any request, and close."""
+        """Answer in place of the application, unless that has begun to, and close."""
         self._is_refused = True
         self._stop_watching()
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             headers, body = refusal.raw("")
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
             self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (refusal.status, lines, body))

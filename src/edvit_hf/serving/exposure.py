@@ -20,14 +20,20 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def read_tokens(file: Path | None) -> tuple[str, ...]:
-    """The tokens of a file, one a line (so that an old one can go on while a new one is handed out), or of the
-    environment variable EDVIT_SERVE_TOKEN; empty lines and those that begin with # are skipped.
+    """The tokens of a file, one a line, or the one in the environment variable EDVIT_SERVE_TOKEN.
+
+    A file may hold several, so that an old one can go on while a new one is handed out; its empty lines and those that
+    begin with # are skipped. A variable that is set but empty is refused like an empty file: whoever sets it wants a
+    token asked for.
 
     Raises:
-        EDViTError: The file cannot be read or holds none, or a token is short or holds spaces or control characters.
-    """  # noqa: D205
+        EDViTError: The file cannot be read, there is no token where one should be, or a token is short or holds spaces
+            or control characters.
+    """
     if file is None:
-        lines = [os.environ.get(TOKEN_VARIABLE, "")]
+        if TOKEN_VARIABLE not in os.environ:
+            return ()
+        tokens = tuple(filter(None, [os.environ[TOKEN_VARIABLE].strip()]))
         where = f"the variable {TOKEN_VARIABLE}"
     else:
         where = f"the token file {file}"
@@ -39,9 +45,11 @@ def read_tokens(file: Path | None) -> tuple[str, ...]:
                 f"Expected a readable text file with tokens, got {file} ({error}). Nobody could be let in. Correct the "
                 "path, or its permissions."
             ) from error
-    tokens = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    if file is not None and not tokens:
-        raise EDViTError(f"Expected a token in {where}, got none. Nobody could be let in. {_HOW_TO_MAKE_ONE}")
+        tokens = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not tokens:
+        raise EDViTError(
+            f"Expected a token in {where}, got none. Either nobody could be let in, or everybody. {_HOW_TO_MAKE_ONE}"
+        )
     for token in tokens:
         if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
             raise EDViTError(
@@ -82,13 +90,14 @@ def open_socket(config: ServeConfig) -> tuple[socket.socket, bool]:
             cannot be bound.
     """
     try:
-        found = socket.getaddrinfo(config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        host = config.host.strip("[]") or None
+        found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise EDViTError(
             f"Expected an address or name of this machine, got {config.host!r} ({error}). There is nothing to listen "
             "on. Correct --host, or leave it out for 127.0.0.1."
         ) from error
-    is_local = bool(config.host) and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
+    is_local = host is not None and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
     if not is_local and not config.tokens and config.tls_cert is None:
         raise EDViTError(
             f"Expected a loopback address such as 127.0.0.1 where neither a token nor TLS is configured, got "

@@ -53,11 +53,10 @@ class Gate:
             await self._app(scope, receive, tell)
         except RefusedError as refusal:
             await _refuse(refusal, mark, tell)
-        except asyncio.CancelledError:  # the grace period of a shutdown is over
+        except asyncio.CancelledError:  # the grace period of a shutdown is over; uvicorn would log it as a fault
             mark.result = "stopping"
             if not status:
                 await _refuse(stopping(), mark, tell)
-            raise
         except Exception:
             logger.exception("%s failed", mark.request_id)
             if not status:

@@ -19,7 +19,7 @@ class Limits:
         max_seconds: Of a sound, checked in its header where that tells.
         max_characters: Of a text.
         rate: Requests a second from one client, twice as many at once; 0: any number.
-        send_seconds: Time to send the headers, and then the body.
+        send_seconds: Time to send the headers, then the body, and to read the reply.
         max_connections: Open at a time.
         max_header_bytes: Of all headers together.
         max_held_bytes: Of all bodies that are held at a time.

@@ -22,6 +22,7 @@ _KIND: dict[Task, str] = {
 _FORM, _JSON, _BYTES = "multipart/form-data", "application/json", "application/octet-stream"
 _MOST_FIELDS = 64
 _MOST_COMPLAINTS = 3
+_MOST_ERRORS = 1000
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ def _validated(body: bytes) -> PredictRequest:
 
 def _complaints(error: pydantic.ValidationError) -> str:
     """What is wrong, without repeating values: they may be long, or not meant for a log."""
+    if error.error_count() > _MOST_ERRORS:  # to list them all would take seconds and hundreds of MB
+        return f"The request is not as it must be, in more than {_MOST_ERRORS} places."
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = []
     for each in found[:_MOST_COMPLAINTS]:
@@ -224,7 +227,7 @@ def check_question(task: Task, question: Question, num_sub_models: int, loaded: 
     """
     absent = set(question.options.absent)
     if any(index >= num_sub_models for index in absent):
-        raise bad_request(f"absent: There are sub-models 0 to {num_sub_models - 1}, got {max(absent)}.")
+        raise bad_request(f"absent: There are only the sub-models 0 to {num_sub_models - 1}.")
     if not set(loaded) - absent:
         raise RefusedError(
             422, "nobody_left", "All sub-models are absent: an answer would be a guess. Leave fewer out."

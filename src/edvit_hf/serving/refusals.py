@@ -115,6 +115,14 @@ def overloaded(retry_after_ms: float) -> RefusedError:
     )  # fmt: skip
 
 
+def no_time_left(retry_after_ms: float) -> RefusedError:
+    """Waiting for a decoder, and decoding, took as long as the whole answer may."""
+    return RefusedError(
+        503, "overloaded", "Decoding the input took all the time until the deadline. Allow a longer deadline_ms, send "
+        "a smaller input, or ask again later.", retry_after_ms=retry_after_ms,
+    )  # fmt: skip
+
+
 def stopping() -> RefusedError:
     """The server ends."""
     return RefusedError(

@@ -46,8 +46,8 @@ def serve(
     """
     check_tls(config)
     listening, is_local = open_socket(config)
-    with listening:
-        service = Service(load(), config)
+    with listening, load() as runtime:
+        service = Service(runtime, config)
         server = _Server(_uvicorn_config(config, service, is_local), service, on_listening)
         try:
             service.warm_up()

@@ -22,7 +22,7 @@ from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.line import Line
 from edvit_hf.serving.metrics import Metrics
 from edvit_hf.serving.questions import check_question, media_type, parse_question
-from edvit_hf.serving.refusals import RefusedError, overloaded, refusal_of
+from edvit_hf.serving.refusals import RefusedError, no_time_left, refusal_of
 from edvit_hf.serving.refusals import stopping as stopping_refusal
 from edvit_hf.serving.replies import info_reply, predict_reply
 from edvit_hf.serving.schema import Options
@@ -156,7 +156,7 @@ class Service:
                 prepare_ms = 1e3 * (time.perf_counter() - arrived)
                 left = min(self.deadline_ms, options.deadline_ms or self.deadline_ms) - prepare_ms
                 if left <= 0:
-                    raise overloaded(1e3 * self.line.service)
+                    raise no_time_left(1e3 * self.line.service)
                 return await self._on(self._answerers, self._answer, mark, options, inputs, prepare_ms, left)
 
     def _prepare(self, content_type: str | None, query: bytes, body: bytes) -> tuple[Options, dict[str, np.ndarray]]:

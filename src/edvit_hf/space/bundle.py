@@ -59,8 +59,15 @@ def bundle(ensemble: str | Path, target: str | Path) -> Path:
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle, and not the ensemble with its trained weights."""
-    return (folder / MANIFEST_NAME).is_file() and not any(folder.rglob("*.safetensors"))
+    """Whether a folder is a bundle: not the ensemble with its trained weights, not another thing with a manifest."""
+    try:
+        manifest = Manifest.load(folder)
+    except ManifestError:
+        return False
+    ours = {MANIFEST_NAME, CARD, RESULTS, manifest.preprocessing, *PROCESSOR_FILES}
+    ours |= {variant.file for variant in manifest.variants}
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return all(p.as_posix() in ours or (p.parent == Path(FIGURES) and p.suffix == ".png") for p in found)
 
 
 def write_bundle(source: Path, folder: Path) -> Manifest:

@@ -6,7 +6,9 @@ from pathlib import Path
 from shutil import rmtree
 
 from edvit_hf.errors import EDViTError, WorkDirError
-from edvit_hf.storage import PARTIAL_SUFFIX, whole_folder
+from edvit_hf.storage import PARTIAL_SUFFIX
+
+_OLDER_SUFFIX = f".older{PARTIAL_SUFFIX}"
 
 
 @contextmanager
@@ -24,8 +26,11 @@ def replaced_folder(target: Path, is_older: Callable[[Path], bool]) -> Iterator[
     check_replaceable(target, is_older)
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
-        with whole_folder(target) as folder:
-            yield folder
+        if partial.exists():
+            rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        _take_place(partial, target)
     except OSError as error:
         rmtree(partial, ignore_errors=True)
         if isinstance(error, EDViTError):
@@ -40,12 +45,34 @@ def replaced_folder(target: Path, is_older: Callable[[Path], bool]) -> Iterator[
         raise
 
 
+def _take_place(partial: Path, target: Path) -> None:
+    """Rename, with what was there moved aside first: whenever this is cut short, one of the two is whole in place."""
+    older = target.with_name(target.name + _OLDER_SUFFIX)
+    if not target.exists():
+        partial.replace(target)
+        return
+    if older.exists():
+        rmtree(older)
+    target.replace(older)
+    try:
+        partial.replace(target)
+    except BaseException:
+        older.replace(target)
+        raise
+    rmtree(older, ignore_errors=True)
+
+
 def check_replaceable(target: Path, is_older: Callable[[Path], bool]) -> None:
     """Refuse to write where something else lies, see `replaced_folder`.
 
     Raises:
         EDViTError: `target` is a file, a link, or a folder with other things in it.
     """
+    if target.name in ("", ".."):
+        raise EDViTError(
+            f"Expected a folder by its name, got {target}. It is written beside the old one and then renamed, which "
+            "only a name allows. Name it, for example ../page."
+        )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise EDViTError(
             f"Expected a folder to write, or a name that is free, got {target}, which is a file or a link. It would "
