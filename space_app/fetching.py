@@ -72,7 +72,8 @@ def _fetch(repo: str, folder: Path) -> bool:
     except HubError as error:
         if error.status in _HIDDEN:
             raise SaidError(
-                f"The Hub has no public repository named {repo}. Check the spelling; private ones cannot be opened here."
+                f"The Hub has no public repository named {repo}. Check the spelling; private ones cannot be opened "
+                "here."
             ) from error
         raise
     sizes = _sizes(api, repo, commit, [MANIFEST_NAME, *BESIDE, WEIGHTS])

@@ -310,6 +310,15 @@ def test_a_folder_with_other_things_in_it_is_not_overwritten(ensemble, tmp_path)
     assert set(files_of(bundle(ensemble, tmp_path / "empty"))) == BUNDLED
 
 
+def test_the_page_in_a_source_checkout_is_never_replaced(ensemble, tmp_path):
+    """An installed command run inside a checkout: the source folder looks like a Space that was written earlier."""
+    target = assemble(tmp_path / "space_app", {"toy": ensemble}, library="released")
+    (tmp_path / "src" / "edvit_hf").mkdir(parents=True)
+    with pytest.raises(EDViTError, match="holds other things"):
+        assemble(target, {"toy": ensemble}, library="released")
+    assert (target / "app.py").is_file()
+
+
 def test_a_wheel_is_named_in_the_requirements_by_its_path_or_by_its_address(ensemble, tmp_path):
     wheel = write_wheel(tmp_path)
     space = assemble(tmp_path / "space", {"tiny": ensemble}, library=wheel)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from starlette.requests import Request
 
 from edvit_hf.serving.limits import Limits
-from edvit_hf.serving.refusals import RefusedError, bad_request, overloaded, too_large, too_slow
+from edvit_hf.serving.refusals import RefusedError, bad_request, encoded, overloaded, too_large, too_slow
 
 _DISCARDED_BYTES = 1 << 20
 _DISCARDED_SECONDS = 1.0
@@ -56,14 +56,16 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
     """The whole body.
 
     Raises:
-        RefusedError: Too large (at once if Content-Length says so, else as soon as it is), too slow, or too much is
-            held.
+        RefusedError: Compressed, too large (at once if Content-Length says so, else as soon as it is), too slow, or too
+            much is held.
         DisconnectedError: The client went away before its end.
     """
     declared = request.headers.get("content-length", "0")
     if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
         raise bad_request("Content-Length is no whole number of bytes.")
     try:
+        if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise encoded()
         if int(declared) > limits.max_bytes:
             raise too_large(limits.max_bytes)
         async with asyncio.timeout(limits.send_seconds):

@@ -149,6 +149,14 @@ def too_slow() -> RefusedError:
     )
 
 
+def encoded() -> RefusedError:
+    """The body is compressed: unpacked it could be of any size."""
+    return RefusedError(
+        415, "unsupported_media_type", "Compressed bodies are not taken here. Send the body as it is, without a "
+        "Content-Encoding.", headers={"accept-encoding": "identity"}, close=True,
+    )  # fmt: skip
+
+
 def unsupported(got: str, takes: Sequence[str]) -> RefusedError:
     """The body is of a kind that this ensemble has no use for."""
     return RefusedError(

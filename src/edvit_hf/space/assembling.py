@@ -60,12 +60,12 @@ def assemble(
         )
     for name in chosen:
         check_name(name)
-    check_replaceable(target, _is_space)
     if target.resolve() == page.resolve():
         raise EDViTError(
             f"Expected another folder than {target}, where the page's own files are. A Space is a copy of them. Name "
             "a new folder."
         )
+    check_replaceable(target, _is_space)
     with replaced_folder(target, _is_space) as partial:
         for file in page_files(page):
             shutil.copyfile(file, partial / file.name)
@@ -79,9 +79,10 @@ def assemble(
 
 
 def _is_space(folder: Path) -> bool:
-    """Whether a folder is a Space that was written here, and no git clone of one."""
+    """Whether a folder is a Space that was written here: no git clone of one, and not the page in a source checkout."""
     readme = folder / README
-    written = (folder / APP).is_file() and readme.is_file() and not (folder / ".git").exists()
+    is_source = (folder / ".git").exists() or (folder.resolve().parent / "src" / "edvit_hf").is_dir()
+    written = (folder / APP).is_file() and readme.is_file() and not is_source
     return written and is_ours(readme.read_text(encoding="utf-8", errors="replace"))
 
 
