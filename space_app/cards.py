@@ -12,6 +12,7 @@ _LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*(?:#.*)?
 _IMAGE = re.compile(r"!\[[^\[\]]*\](?:\([^()]*\)|\[[^\[\]]*\])?")
 _HTML = re.compile(r"</?[A-Za-z][^<>]*>")
 _IMAGE_START = re.compile(r"!+\[")
+_TAG_START = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def read_card(folder: Path) -> tuple[str, str]:
@@ -36,8 +37,9 @@ def _parts(text: str) -> tuple[str, str]:
 def plain_markdown(text: str) -> str:
     """Markdown without pictures, tags and comments: a picture of another host would tell it who visits this page.
 
-    What looks like a picture after the rest was taken out becomes a link, which loads nothing until it is clicked.
+    What looks like a picture after the rest was taken out becomes a link, which loads nothing until it is clicked, and
+    a space follows what would begin a tag.
     """
     first, *others = text.split("<!--")
     text = first + "".join(part.partition("-->")[2] for part in others)
-    return _IMAGE_START.sub("[", _IMAGE.sub("", _HTML.sub("", text)))
+    return _TAG_START.sub("< ", _IMAGE_START.sub("[", _IMAGE.sub("", _HTML.sub("", text))))

@@ -57,6 +57,10 @@ _TEXTS: Mapping[str, tuple[str, Task, str]] = {
     "spoken_digits": ("Spoken digits", "audio-classification", "Say a digit in English, or upload a recording of one."),
     "question_type": ("Type of a question", "text-classification", "Type a question in English."),
 }
+_LABELS: Mapping[str, str] = {  # what the data's names of classes mean, where they are no words
+    "question_type": "The answer tells what is asked for: an abbreviation (ABBR), a description (DESC), "
+    "a thing (ENTY), a person (HUM), a place (LOC) or a number (NUM).",
+}
 _HINTS: Mapping[Task, str] = {
     "image-classification": "Upload a picture.",
     "audio-classification": "Record or upload a sound.",
@@ -97,7 +101,7 @@ class Opened:
         name: Of the bundle, or what the visitor named: `open_named` gives it again.
         title: For the page.
         task: What it classifies: the input widget follows it.
-        hint: What to give it.
+        hint: What to give it, and what its labels mean where they are no words.
         can_draw: Whether `prepare_drawing` takes drawings for it.
         hears_words: Whether it was trained on spoken words without silence around them.
         devices: One for each sub-model, "waiting".
@@ -174,6 +178,7 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
             "This ensemble is not here. Choose another one; in a checkout, `make space` makes those that are missing."
         )
     title, _, hint = _TEXTS[name]
+    hint = f"{hint} {_LABELS.get(name, '')}".strip()
     return library.get(
         str(folder),
         lambda: _load(folder, name=name, title=title, hint=hint, source=f"space_app/{MODEL_DIR.name}/{name}"),

@@ -184,7 +184,8 @@ def _choose(visit: Visit, opening: Callable[[], demo.Opened], *, is_bundle: bool
         logger.exception("an ensemble was not opened")
         reason = BROKEN
     else:
-        said = f"Opened {opened.title}, {len(opened.devices)} devices."
+        count = len(opened.devices)
+        said = f"Opened {opened.title}, {count} device{'s' if count > 1 else ''}."
         notice = "" if is_bundle else figures.notice(said, is_alert=False)
         return Choice(panels=panels, opened=opened, notice=notice, asks_source=not is_bundle)
     return Choice(panels=show(visit), notice=figures.notice(reason, is_alert=True), asks_source=not is_bundle)

@@ -168,8 +168,11 @@ def test_without_a_deadline_of_its_own_a_server_allows_ten_times_what_an_answer_
         ({"files": {"file": png()[:90]}}, 422, "unreadable_input"),
         ({"files": {"file": png(1, 30)}}, 422, "unreadable_input"),
         ({"content": png(), "headers": {"content-type": "audio/wav"}}, 415, "unsupported_media_type"),
-        ({"content": png(), "headers": {"content-type": "image/png", "content-encoding": "gzip"}}, 415,
-         "unsupported_media_type"),
+        (
+            {"content": png(), "headers": {"content-type": "image/png", "content-encoding": "gzip"}},
+            415,
+            "unsupported_media_type",
+        ),
         ({"data": {"file": "x"}}, 415, "unsupported_media_type"),
         ({"content": b"x" * 11_000_000, "headers": {"content-type": "audio/wav"}}, 415, "unsupported_media_type"),
     ],

@@ -53,9 +53,10 @@ def test_every_bundle_opens_and_says_what_it_takes():
     assert tuple(bundle.name for bundle in demo.bundles()) == NAMES
     for bundle in demo.bundles():
         opened = demo.open_bundle(bundle.name)
-        assert (opened.name, opened.title, opened.task, opened.hint) == (
-            bundle.name, bundle.title, bundle.task, bundle.hint,
-        )  # fmt: skip
+        assert (opened.name, opened.title, opened.task) == (bundle.name, bundle.title, bundle.task)
+        assert opened.hint.startswith(bundle.hint)
+        for label in opened.runtime.label_names:
+            assert label.isdigit() or f"({label})" in opened.hint, "a label that is no word is explained"
         assert opened.can_draw == (bundle.name == "digits")
         assert opened.hears_words == (bundle.name == "spoken_digits")
         assert {device.state for device in opened.devices} == {"waiting"}
@@ -278,6 +279,25 @@ def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_thread
             break
         time.sleep(0.01)
     assert len(mine) == 1, "that of the second"
+
+
+def test_of_those_that_visitors_named_the_one_asked_for_longest_ago_goes_first():
+    library = Library(max_named=2, max_opening=1, seconds=5)
+    library.get("bundle", lambda: 7, is_bundle=True)
+    for key in ("a", "b", "a", "c"):
+        library.get(key, lambda key=key: key.upper(), is_bundle=False)
+    assert [library.find(key) for key in ("bundle", "a", "b", "c", "absent")] == [7, "A", None, "C", None]
+    library.find("a")
+    library.get("d", lambda: "D", is_bundle=False)
+    assert [library.find(key) for key in ("a", "c", "d")] == ["A", None, "D"]
+
+
+def test_an_ensemble_of_giant_inputs_is_refused(monkeypatch, tmp_path):
+    write_tiny_ensemble(tmp_path, [[0, 1], [2]])
+    monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8 - 1)
+    assert "inputs that are too large for this page" in refusal(str(tmp_path))
+    monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8)
+    assert len(demo.open_other(str(tmp_path)).devices) == 2
 
 
 def run(lines):

@@ -1,5 +1,6 @@
 """The Space: what a visitor gives is read within limits, and whatever cannot be is refused with one sentence."""
 
+import dataclasses
 import io
 import zlib
 
@@ -100,6 +101,14 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(opened, file, mo
     monkeypatch.setattr("inputs.open_image", decode)
     side = int(MAX_PIXELS**0.5) + 1
     assert "million" in refusal(demo.prepare_image, opened[IMAGE], file(header_only_png(side, side)))
+
+
+def test_pictures_that_are_taken_in_their_own_size_have_fewer_pixels(opened, file, monkeypatch):
+    transform = opened[IMAGE].runtime.transform
+    large = file(header_only_png(1001, 1000))
+    assert "not a readable picture" in refusal(demo.prepare_image, opened[IMAGE], large)
+    monkeypatch.setattr(opened[IMAGE].runtime, "transform", dataclasses.replace(transform, size=None))
+    assert "1001 x 1000 pixels, more than the 1 million" in refusal(demo.prepare_image, opened[IMAGE], large)
 
 
 def test_a_picture_is_shown_as_sub_models_see_it(opened, file):

@@ -112,6 +112,7 @@ def test_the_comparison_is_what_the_results_say(folder):
     assert [(row.num_absent, row.mean, row.low, row.high, row.num_subsets) for row in rows] == [
         (0, 0.958, 0.958, 0.958, 1), (1, 0.931, 0.902, 0.956, 5),
     ]  # fmt: skip
+    assert absent_rows({"absent": ABSENT}, 1) == rows[:1], "nobody would be left"
 
 
 def test_latency_is_that_of_the_slowest_sub_model_and_the_fusion_head():

@@ -118,6 +118,26 @@ def test_with_all_devices_unplugged_the_page_says_what_to_do_and_lives_on(visito
     visitor.wait("answered")
 
 
+def test_a_click_does_not_depend_on_the_answers_to_those_before_it(visitor):
+    visitor.plug(0).click()
+    visitor.plug(1).click()
+    expect(visitor.page.locator(".ed-devices > .ed-section")).to_contain_text("3 of 5")
+    # What the page shows may still be the answer to an older click.
+    visitor.page.evaluate("document.querySelectorAll('.ed-plug').forEach(plug => { plug.dataset.unplugged = '0'; })")
+    visitor.plug(2).click()
+    expect(visitor.page.locator(".ed-devices > .ed-section")).to_contain_text("2 of 5")
+
+
+def test_a_drawing_that_comes_after_another_ensemble_was_chosen_is_dropped(visitor):
+    visitor.draw(SEVEN)
+    visitor.page.locator("input[name=ed-ensemble][value=spoken_digits]").evaluate("choice => choice.click()")
+    visitor.page.locator("#input .ed-section", has_text="Spoken digits").wait_for()
+    visitor.page.wait_for_timeout(400)  # longer than a drawing waits for more strokes
+    visitor.wait("empty")
+    visitor.example(1)
+    visitor.wait("answered")
+
+
 def test_files_that_are_no_picture_are_refused_in_a_sentence(visitor, tmp_path):
     (tmp_path / "video.png").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(2000))
     (tmp_path / "empty.png").write_bytes(b"")
@@ -126,6 +146,9 @@ def test_files_that_are_no_picture_are_refused_in_a_sentence(visitor, tmp_path):
         visitor.page.locator("#file input[type=file]").set_input_files(str(tmp_path / name))
         visitor.wait("refused")
         assert len(visitor.text(".ed-sentence")) > 20
+        stem = visitor.page.locator("#file .stem")  # the name of the file can be read
+        assert stem.inner_text() == name.partition(".")[0]
+        assert stem.bounding_box()["width"] > 20
         visitor.page.locator("#file [aria-label=Clear]").click()
         visitor.wait("empty")
     visitor.example(1)
@@ -247,6 +270,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit):
         visitor.plug(1).click()
         visitor.wait("degraded")
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert visitor.page.locator("#input .ed-section p").is_visible(), "what to give it"
         button = visitor.plug(0).bounding_box()
         assert button["height"] >= 28
         assert 0 <= button["x"] <= 390 - button["width"]
@@ -299,6 +323,17 @@ def test_every_text_can_be_read_in_light_and_in_dark(visit, scheme):
     visitor.wait("refused")
     visitor.choose("")
     assert visitor.page.evaluate(CONTRASTS) == []
+
+
+def test_who_wants_no_motion_or_own_colours_gets_that(visit):
+    visitor = visit(reduced_motion="reduce", forced_colors="active")
+    visitor.example(1)
+    visitor.wait("answered")
+    for bar in (".ed-bars li:first-child .ed-track i", ".ed-device .ed-track i", ".ed-mini i"):
+        style = f"getComputedStyle(document.querySelector('{bar}'))"
+        assert visitor.page.evaluate(f"parseFloat({style}.transitionDuration)") == 0
+        ground = visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert visitor.page.evaluate(f"{style}.backgroundColor") != ground, bar
 
 
 def test_the_theme_of_the_address_wins_over_the_systems(visit):
