@@ -72,7 +72,7 @@ def models_of(results: Mapping[str, Any], manifest: Manifest) -> tuple[Model, ..
 
 def _model(row: Mapping[str, Any], manifest: Manifest) -> Model:
     is_ensemble = row.get("kind") == "ensemble"
-    milliseconds, how = _latency(manifest) if is_ensemble else (None, _NO_LATENCY)
+    milliseconds, how = _latency(manifest) if is_ensemble else _own_latency(row)
     note = row["note"][:_LONGEST].rstrip(".") if isinstance(row.get("note"), str) and row["note"] else ""
     parts = [f"{note[0].upper()}{note[1:]}." if note else "", _difference(row.get("against_teacher")), how]
     return Model(
@@ -111,6 +111,15 @@ def _latency(manifest: Manifest) -> tuple[float | None, str]:
     if head is None or not math.isfinite(head) or len(known) != len(manifest.sub_models):
         return None, _NO_LATENCY
     return max(known) + head, f"Latency: slowest sub-model and fusion head, medians{_protocol(manifest)}, no network."
+
+
+def _own_latency(row: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Milliseconds of a model beside the ensemble, timed as a graph of its sizes."""
+    figures = row.get("latency_ms")
+    median = _number(figures.get("median")) if isinstance(figures, dict) else None
+    if median is None or median <= 0:
+        return None, _NO_LATENCY
+    return median, "Latency: of a graph of the same sizes, in the same run as the ensemble's."
 
 
 def _protocol(manifest: Manifest) -> str:

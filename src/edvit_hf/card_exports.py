@@ -205,6 +205,23 @@ def latency_ms(variant: Variant) -> float | None:
     return None if value is None else float(value)
 
 
+def ensemble_ms(manifest: Manifest | None, results: Mapping[str, Any]) -> float | None:
+    """The slowest fp32 sub-model and the fusion head, in ms, where the models beside the ensemble were timed with them.
+
+    None if anything was not measured, or not in that run: then it cannot be compared.
+    """
+    run = {name: value for name, value in (results.get("latency_protocol") or {}).items() if name != "weights"}
+    fp32 = variants_by_name(manifest).get("fp32") or []
+    if manifest is None or not run or len(fp32) != len(manifest.sub_models):
+        return None
+    files = [*fp32, manifest.fusion.variant("fp32")]
+    numbers = protocol_numbers(files)
+    times = [latency_ms(file) for file in files]
+    if None in times or [manifest.latency_protocols[number] for number in numbers] != [run]:
+        return None
+    return max(time for time in times[:-1] if time is not None) + (times[-1] or 0.0)
+
+
 def milliseconds(value: float | None) -> str:
     """1.234 -> "1.23 ms"."""
     return NOT_MEASURED if value is None else f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"

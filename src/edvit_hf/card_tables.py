@@ -106,16 +106,32 @@ def results_table(results: Mapping[str, Any]) -> str:
     return markdown_table(header, lines)
 
 
-def cost_table(results: Mapping[str, Any]) -> str:
-    """What each model costs, in brackets on one device, and below it the notes of the rows."""
+def cost_table(results: Mapping[str, Any], ensemble_ms: float | None = None) -> str:
+    """What each model costs, in brackets on one device, and below it the notes of the rows.
+
+    Args:
+        results: Of the run.
+        ensemble_ms: The slowest sub-model and the fusion head, timed together with the models beside the ensemble.
+    """
     forms = (("parameters", count), ("bytes", mebibytes), ("macs", count))
     header = ["model", "parameters", "size, float32", "multiply-accumulates per input"]
     lines = [[_name(row), *(_pair(row, key, form) for key, form in forms)] for row in results["rows"]]
+    times = [(row.get("latency_ms") or {}).get("median") for row in results["rows"]]
+    if any(time is not None for time in times):
+        header.append("one answer")
+        for line, row, time in zip(lines, results["rows"], times, strict=True):
+            own = ensemble_ms if row.get("kind") == "ensemble" else time
+            line.append(NOT_MEASURED if own is None else f"{own:.3g} ms")
     notes = [f"- {row['name']}: {row['note']}" for row in results["rows"] if row.get("note")]
     distilled = [row for row in results["rows"] if row.get("kind") == "baseline" and not is_tfidf(row)]
     if distilled:
         kind = "distilled " if any(map(is_tfidf, results["rows"])) else ""
         notes.append(f"- Every {kind}baseline: {BASELINE_NOTE}")
+    if len(header) > len(forms) + 1:
+        notes.append(
+            "- One answer: median, fp32, in one run; of the ensemble the slowest sub-model and the fusion head, "
+            "without links; of the teacher and the plain models graphs of the same sizes with random weights."
+        )
     return "\n".join([markdown_table(header, lines), *(["", *notes] if notes else [])])
 
 

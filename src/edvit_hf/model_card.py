@@ -12,6 +12,7 @@ from typing import Any
 
 from edvit_hf.card_data import CardData, CardRun, CardText
 from edvit_hf.card_exports import (
+    ensemble_ms,
     exports_finding,
     fidelity_table,
     files_table,
@@ -110,7 +111,7 @@ def _variables(card: CardData) -> dict[str, Any]:
         "ensemble": result_row(results, "ensemble"),
         "sub_model_table": sub_model_table(results, feature_sizes),
         "results_table": results_table(results),
-        "cost_table": cost_table(results),
+        "cost_table": cost_table(results, ensemble_ms(manifest, results)),
         "splitting_finding": splitting_finding(results),
         "absent_table": absent_table(results, manifest),
         "absent_finding": absent_finding(results, manifest),

@@ -8,8 +8,8 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from edvit_hf.bench.selection import Candidate, Hardware, LeftOut, choose, input_sizes, vocabulary_size
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.manifest import Manifest, verify_file
+from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256, verify_file
 from edvit_hf.provenance import environment
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class BenchReport:
     protocol: dict[str, Any]
     rows: list[BenchRow]
     left_out: list[LeftOut]
+    beside: list[BenchRow] = field(default_factory=list)  # of files that are not the ensemble's
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -87,6 +88,7 @@ def bench_ensemble(
     tokens: int | None = None,
     seed: int = 0,
     command: str | None = None,
+    beside: Mapping[str, Path] | None = None,
     progress: bool = True,
 ) -> BenchReport:
     """Time every exported file of an ensemble that is made for this machine. Changes nothing in the folder.
@@ -101,6 +103,7 @@ def bench_ensemble(
         tokens: Of a text; default: as many as the model reads, but at most 128.
         seed: Of the order and of the made-up inputs.
         command: Recorded as what reproduces the figures.
+        beside: Further fp32 graphs with the same inputs, by name, timed in the same rounds.
         progress: Whether to draw a bar on standard error.
 
     Raises:
@@ -114,6 +117,8 @@ def bench_ensemble(
     candidates, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
     for one in candidates:
         verify_file(root, one.variant)
+    num_own, others = len(candidates), [_beside(name, path) for name, path in (beside or {}).items()]
+    candidates = [*candidates, *others]
     sizes = input_sizes(root, manifest, batch=batch, tokens=tokens)
     asked = {"threads": threads, "sizes": sizes, "vocabulary": vocabulary_size(root), "seed": seed}
     with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
@@ -134,8 +139,18 @@ def bench_ensemble(
     }
     entry = manifest.ensemble
     return BenchReport(
-        ensemble=entry.id, content_hash=entry.content_hash, protocol=protocol, rows=rows, left_out=left_out
-    )
+        ensemble=entry.id, content_hash=entry.content_hash, protocol=protocol, rows=rows[:num_own], left_out=left_out,
+        beside=rows[num_own:],
+    )  # fmt: skip
+
+
+def _beside(name: str, path: Path) -> Candidate:
+    nothing = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
+    variant = Variant(
+        file=path.name, sha256=file_sha256(path), bytes=path.stat().st_size, precision="fp32", opset=20, parity=nothing,
+        accuracy_note="only its time counts", latency_note="being measured",
+    )  # fmt: skip
+    return Candidate(name, variant, path)
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -177,7 +192,7 @@ def _run_rounds(
 def _run_process(root: Path, candidate: Candidate, asked: dict[str, Any]) -> dict[str, Any]:
     """Time one file in a process of its own, which ends with this one if that is interrupted."""
     file = candidate.variant.file
-    arguments = json.dumps({**asked, "file": str(root / file)})
+    arguments = json.dumps({**asked, "file": str(candidate.path or root / file)})
     # -P: modules beside the script must not shadow others of their name.
     done = subprocess.run([sys.executable, "-P", str(_SCRIPT), arguments], capture_output=True, text=True)
     if done.returncode:

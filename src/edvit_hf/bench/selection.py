@@ -22,8 +22,9 @@ _X86 = ("avx2", "avx512", "avx512_vnni")  # each has the instructions of those b
 class Candidate:
     """One file to be timed."""
 
-    owner: str  # "sub-model 3", "fusion head" or "whole ensemble"
+    owner: str  # "sub-model 3", "fusion head", "whole ensemble", or what stands beside the ensemble
     variant: Variant
+    path: Path | None = None  # where it lies, if not in the ensemble's folder
 
     @property
     def label(self) -> str:

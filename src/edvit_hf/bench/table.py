@@ -27,7 +27,7 @@ def bench_table(report: BenchReport) -> Table:
     table.add_column("variant")
     for name in ("MiB", "median ms", "p90", "min to max of medians", "load ms", "peak MiB (idle)"):
         table.add_column(name, justify="right")
-    for row in report.rows:
+    for row in [*report.rows, *report.beside]:
         memory = "" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f} ({row.idle_memory_mib:.0f})"
         table.add_row(
             row.owner, row.name, f"{row.bytes / MIB:.2f}", f"{row.median:.3f}", f"{row.p90:.3f}",
@@ -38,7 +38,7 @@ def bench_table(report: BenchReport) -> Table:
 
 def _caption(report: BenchReport) -> list[str]:
     lines = [line for name, rows in _complete(report.rows).items() for line in _sums(name, rows, report.rows)]
-    share = max(row.disturbed_share for row in report.rows)
+    share = max(row.disturbed_share for row in [*report.rows, *report.beside])
     lines.append(f"runs disturbed by other programs: at most {share:.0%} of a file's, their waiting left out")
     by_reason: dict[str, list[str]] = {}
     for one in report.left_out:

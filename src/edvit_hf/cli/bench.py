@@ -1,7 +1,8 @@
 """`edvit bench`."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,9 @@ from edvit_hf.cli.app import (
     print_json,
     start_logging,
 )
+
+if TYPE_CHECKING:
+    from edvit_hf.bench import BenchReport
 
 
 @app.command()
@@ -34,8 +38,11 @@ def bench(
         int | None, typer.Option(help="Length of a text. Default: as long as the model reads, at most 128.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order and the made-up inputs.")] = 0,
+    compared: Annotated[
+        bool, typer.Option("--compared", help="Also time graphs of the teacher's and the plain models' sizes.")
+    ] = False,
     save: Annotated[
-        bool, typer.Option("--save", help="Write the figures into DIR/manifest.json, for its card.")
+        bool, typer.Option("--save", help="Write the figures into DIR/manifest.json and results.json, for its card.")
     ] = False,
     result_file: Annotated[
         Path | None, typer.Option("--output", help="Also write everything that was measured into this JSON file.")
@@ -45,8 +52,8 @@ def bench(
 ) -> None:
     """Time every exported file of the ensemble in DIR on this machine: median, p90, spread, load time, memory.
 
-    Files for instruction sets that this machine lacks are left out. Needs onnxruntime, no torch. Run it on the device
-    itself, with nothing else running.
+    Files for instruction sets that this machine lacks are left out. Needs onnxruntime, no torch but with --compared.
+    Run it on the device itself, with nothing else running.
     """
     start_logging(False)
     with plain_errors():
@@ -57,19 +64,22 @@ def bench(
             if path is not None:
                 check_writable(path, (suffix,))
         if save:
-            check_writable(folder / "manifest.json")
-        options = {"--sub-model": sub_model, "--precision": precision}
-        command = " ".join(
-            ["edvit bench DIR", *(f"{name} {value}" for name, values in options.items() for value in values or ())]
-            + [f"--threads {threads} --repeats {repeats} --batch {batch} --seed {seed}"]
-            + ([] if tokens is None else [f"--tokens {tokens}"])
-        )
-        report = bench_ensemble(
+            for name in ("manifest.json", *(("results.json",) if compared else ())):
+                check_writable(folder / name)
+        given = f"--threads {threads} --repeats {repeats} --batch {batch} --seed {seed}"
+        command = _command(sub_model, precision, given, tokens, compared=compared)
+        measure: Callable[..., BenchReport] = bench_ensemble
+        keep: list[Callable[[BenchReport, Path], object]] = [save_latencies]
+        if compared:
+            from edvit_hf.recipe.compared_latency import bench_compared, save_compared
+
+            measure, keep = bench_compared, [save_latencies, save_compared]
+        report = measure(
             folder, sub_models=sub_model, precisions=precision, threads=threads, repeats=repeats, batch=batch,
             tokens=tokens, seed=seed, command=command, progress=log_console.is_terminal,
         )  # fmt: skip
-        if save:
-            save_latencies(report, folder)
+        for write in keep if save else ():
+            write(report, folder)
         if result_file is not None:
             write_json(result_file, report.to_json())
         if figure is not None:
@@ -80,3 +90,20 @@ def bench(
         console.print(bench_table(report))
         if save:
             console.print(f"latencies written: {folder / 'manifest.json'}", markup=False, soft_wrap=True)
+
+
+def _command(
+    sub_models: Sequence[int] | None,
+    precisions: Sequence[str] | None,
+    given: str,
+    tokens: int | None,
+    *,
+    compared: bool,
+) -> str:
+    """The command line that reproduces the figures."""
+    options = {"--sub-model": sub_models, "--precision": precisions}
+    return " ".join(
+        ["edvit bench DIR", *(f"{name} {value}" for name, values in options.items() for value in values or ()), given]
+        + ([] if tokens is None else [f"--tokens {tokens}"])
+        + (["--compared"] if compared else [])
+    )

@@ -1,0 +1,93 @@
+"""`edvit bench --compared`: the teacher and the plain models, timed as graphs of their sizes beside the ensemble."""
+
+import json
+import shutil
+
+import onnxruntime
+import pytest
+from typer.testing import CliRunner
+
+from edvit_hf.card_exports import ensemble_ms
+from edvit_hf.cli import app
+from edvit_hf.errors import RecipeError
+from edvit_hf.manifest import Manifest
+from edvit_hf.recipe.compared_latency import compared_shapes, draw_compared
+from edvit_hf.recipe.running import ensemble_dir
+from edvit_hf.storage import read_json, write_json
+
+PLAIN = ("plain model, per-device size", "plain model, total size")
+
+
+@pytest.fixture
+def folder(finished_trip, tmp_path):
+    shutil.copytree(ensemble_dir(finished_trip[1]), tmp_path / "ensemble")
+    return tmp_path / "ensemble"
+
+
+def change(folder, edit):
+    results = read_json(folder / "results.json")
+    edit(results)
+    write_json(folder / "results.json", results)
+
+
+def rows_of(folder):
+    return {row["name"]: row for row in read_json(folder / "results.json")["rows"]}
+
+
+def test_sizes_are_those_of_the_models_to_the_parameter(folder):
+    shapes, rows = compared_shapes(folder), rows_of(folder)
+    assert set(shapes) == {"teacher", *PLAIN} & set(rows)
+    for name, shape in shapes.items():
+        assert shape.parameters == rows[name]["parameters"]
+        assert shape.macs == rows[name]["macs"]
+
+
+def test_graphs_take_what_the_sub_models_take_and_answer_over_all_labels(folder, tmp_path):
+    manifest = Manifest.load(folder)
+    own = onnxruntime.InferenceSession(folder / manifest.sub_models[0].variant("fp32").file)
+    for path in draw_compared(folder, tmp_path).values():
+        session = onnxruntime.InferenceSession(path)
+        assert [(i.name, i.shape) for i in session.get_inputs()] == [(i.name, i.shape) for i in own.get_inputs()]
+        assert session.get_outputs()[1].shape[-1] == len(manifest.label_names)
+
+
+def test_a_model_whose_sizes_are_unknown_is_left_out_and_without_any_there_is_an_error(folder, caplog):
+    change(folder, lambda results: results["rows"][0].update(parameters=12345))
+    assert "teacher" not in compared_shapes(folder)
+    assert "teacher: its sizes are not in the results" in caplog.text
+    change(folder, lambda results: [row.update(parameters=1) for row in results["rows"]])
+    with pytest.raises(RecipeError, match="without --compared"):
+        compared_shapes(folder)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"results\.json"):
+        compared_shapes(folder)
+
+
+def test_figures_go_into_the_results_and_the_card_compares_those_of_one_run(folder):
+    def invoke(*arguments):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    before = read_json(folder / "results.json")
+    report = json.loads(
+        invoke("bench", folder, "--precision", "fp32", "--repeats", 1, "--compared", "--save", "--format", "json")
+    )
+    results = read_json(folder / "results.json")
+    timed = {row["owner"]: row["median"] for row in report["beside"]}
+    assert set(timed) == set(compared_shapes(folder))
+    for old, row in zip(before["rows"], results["rows"], strict=True):
+        assert (row.pop("latency_ms", None) or {}).get("median") == timed.get(row["name"])
+        assert row == old
+    assert "--compared" in results["latency_protocol"]["command"]
+    fusion = next(row["median"] for row in report["rows"] if row["owner"] == "fusion head")
+    slowest = max(row["median"] for row in report["rows"] if row["owner"].startswith("sub-model"))
+    results = read_json(folder / "results.json")
+    assert ensemble_ms(Manifest.load(folder), results) == pytest.approx(slowest + fusion)
+
+    invoke("card", folder)
+    card = (folder / "README.md").read_text()
+    assert "| one answer |" in card
+    assert f"{timed['teacher']:.3g} ms" in card
+    results["latency_protocol"]["seed"] = 7  # of another run than the manifest's
+    assert ensemble_ms(Manifest.load(folder), results) is None
