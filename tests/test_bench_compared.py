@@ -18,6 +18,12 @@ from edvit_hf.storage import read_json, write_json
 PLAIN = ("plain model, per-device size", "plain model, total size")
 
 
+@pytest.fixture(scope="module")
+def drawn(finished_trip, tmp_path_factory):
+    """The graphs, drawn once: that is what takes the time here."""
+    return draw_compared(ensemble_dir(finished_trip[1]), tmp_path_factory.mktemp("compared"))
+
+
 @pytest.fixture
 def folder(finished_trip, tmp_path):
     shutil.copytree(ensemble_dir(finished_trip[1]), tmp_path / "ensemble")
@@ -42,10 +48,11 @@ def test_sizes_are_those_of_the_models_to_the_parameter(folder):
         assert shape.macs == rows[name]["macs"]
 
 
-def test_graphs_take_what_the_sub_models_take_and_answer_over_all_labels(folder, tmp_path):
+def test_graphs_take_what_the_sub_models_take_and_answer_over_all_labels(folder, drawn):
+    assert set(drawn) == set(compared_shapes(folder))
     manifest = Manifest.load(folder)
     own = onnxruntime.InferenceSession(folder / manifest.sub_models[0].variant("fp32").file)
-    for path in draw_compared(folder, tmp_path).values():
+    for path in drawn.values():
         session = onnxruntime.InferenceSession(path)
         assert [(i.name, i.shape) for i in session.get_inputs()] == [(i.name, i.shape) for i in own.get_inputs()]
         assert session.get_outputs()[1].shape[-1] == len(manifest.label_names)
@@ -63,7 +70,9 @@ def test_a_model_whose_sizes_are_unknown_is_left_out_and_without_any_there_is_an
         compared_shapes(folder)
 
 
-def test_figures_go_into_the_results_and_the_card_compares_those_of_one_run(folder):
+def test_figures_go_into_the_results_and_the_card_compares_those_of_one_run(folder, drawn, monkeypatch):
+    monkeypatch.setattr("edvit_hf.recipe.compared_latency.draw_compared", lambda *_: drawn)
+
     def invoke(*arguments):
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
