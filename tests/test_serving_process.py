@@ -214,6 +214,14 @@ def test_connections_that_are_slow_broken_or_too_many_are_closed_with_a_sentence
         assert server.end()[2] == 0
 
 
+def is_turned_away(server):
+    """Whether there are too many connections. Who is still sending when that is said may only see the end of theirs."""
+    try:
+        return server.predict()[0] == 503
+    except OSError:
+        return True
+
+
 def test_whoever_does_not_read_the_replies_holds_no_connection_for_long(folder):
     with Process("-c", SLOW, folder, 0, 10) as server:
         held = []
@@ -227,7 +235,7 @@ def test_whoever_does_not_read_the_replies_holds_no_connection_for_long(folder):
                 while connection.send(b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 200):
                     pass
         until = time.monotonic() + 10
-        while server.predict()[0] == 503:  # too many connections
+        while is_turned_away(server):
             assert time.monotonic() < until
             time.sleep(0.1)
         assert server.predict()[0] == 200
