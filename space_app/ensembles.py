@@ -18,7 +18,7 @@ from cards import read_card
 from comparison import Absent, absent_rows, models_of, read_results
 from digit_form import FORM_SIDE
 from fetching import SaidError, fetch_ensemble, hub_id_of
-from library import Library
+from shelf import Shelf
 from snippets import code_for
 from timelines import FleetPlan, fleet_plans
 from views import Device, Model
@@ -44,7 +44,7 @@ SPACE_VARIABLE = "SPACE_ID"
 """Set where the page runs as a Space of the Hub: there visitors name no folders."""
 
 OPEN_SECONDS, MAX_OPENING, MAX_NAMED = 90.0, 2, 4
-"""See `Library`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
+"""See `Shelf`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
 MAX_EXAMPLES = 12
 MAX_INPUT_VALUES = 4_000_000
 """Of one prepared input: more would let one visitor fill the memory."""
@@ -138,7 +138,7 @@ class Opened:
     schedule: str = "in_turn"
 
 
-library: Library[Opened] = Library(max_named=MAX_NAMED, max_opening=MAX_OPENING, seconds=OPEN_SECONDS)
+shelf: Shelf[Opened] = Shelf(max_named=MAX_NAMED, max_opening=MAX_OPENING, seconds=OPEN_SECONDS)
 
 
 def bundles(model_dir: Path | None = None) -> tuple[Bundle, ...]:
@@ -169,9 +169,7 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
         source = os.environ.get(OWN_VARIABLE, "")
         if not source:
             raise SaidError("There is no ensemble of that name here. Choose one from the list.")
-        return library.get(
-            f"{OWN}:{source}", lambda: _open_source(source, name=OWN, may_be_folder=True), is_bundle=True
-        )
+        return shelf.get(f"{OWN}:{source}", lambda: _open_source(source, name=OWN, may_be_folder=True), is_bundle=True)
     folder = (MODEL_DIR if model_dir is None else model_dir) / name
     if name not in _TEXTS or not (folder / MANIFEST_NAME).is_file():
         raise SaidError(
@@ -179,7 +177,7 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
         )
     title, _, hint = _TEXTS[name]
     hint = f"{hint} {_LABELS.get(name, '')}".strip()
-    return library.get(
+    return shelf.get(
         str(folder),
         lambda: _load(folder, name=name, title=title, hint=hint, source=f"space_app/{MODEL_DIR.name}/{name}"),
         is_bundle=True,
@@ -198,7 +196,7 @@ def open_other(source: str) -> Opened:
         text = str(Path(text).resolve())  # so that no folder shares its name with a bundle
     elif text in _TEXTS:
         return open_bundle(text)
-    return library.get(
+    return shelf.get(
         f"named:{text}", lambda: _open_source(text, name=text, may_be_folder=is_local), is_bundle=False
     )  # fmt: skip
 
@@ -211,7 +209,7 @@ def open_named(name: str) -> Opened:
     """
     if name in (OWN, *_TEXTS):
         return open_bundle(name)
-    found = library.find(f"named:{name}")
+    found = shelf.find(f"named:{name}")
     if found is None:
         raise SaidError("This ensemble was closed, because others were opened since. Open it again by its name.")
     return found

@@ -22,8 +22,8 @@ from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.space import assemble, assembling, bundle, named_ensembles
 from edvit_hf.space.bundle import slim_manifest
 from edvit_hf.space.checks import check_space
-from edvit_hf.space.library import build_wheel, check_wheel, name_library
 from edvit_hf.space.page_files import bundled_ensembles, page_folder
+from edvit_hf.space.wheel import build_wheel, check_wheel, name_library
 from hub_ensemble import files_of
 from tiny_ensemble import write_tiny_ensemble
 
@@ -374,7 +374,7 @@ def test_a_build_that_fails_and_foreign_requirements_are_refused(tmp_path, monke
     monkeypatch.setattr(subprocess, "run", hang)
     with pytest.raises(EDViTError, match="no end after 300 s"):
         build_wheel(tmp_path)
-    monkeypatch.setattr("edvit_hf.space.library.checkout", lambda: None)
+    monkeypatch.setattr("edvit_hf.space.wheel.checkout", lambda: None)
     with pytest.raises(EDViTError, match="got an installed package"):
         build_wheel(tmp_path)
     (tmp_path / "requirements.txt").write_text("gradio\nedvit_hf_other==1\n")

@@ -16,7 +16,7 @@ import pytest
 import snippets
 from cards import read_card
 from fetching import SaidError
-from library import Library
+from shelf import Shelf
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
@@ -213,9 +213,9 @@ def test_visitors_who_ask_at_once_open_an_ensemble_once():
         go.wait(5)
         return object()
 
-    library = Library(max_named=2, max_opening=2, seconds=5)
+    shelf = Shelf(max_named=2, max_opening=2, seconds=5)
     found = []
-    askers = [threading.Thread(target=lambda: found.append(library.get("a", load, is_bundle=False))) for _ in range(6)]
+    askers = [threading.Thread(target=lambda: found.append(shelf.get("a", load, is_bundle=False))) for _ in range(6)]
     for asker in askers:
         asker.start()
     go.set()
@@ -231,44 +231,44 @@ def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
         go.wait(5)
         return loaded
 
-    library = Library(max_named=4, max_opening=1, seconds=0.05)
+    shelf = Shelf(max_named=4, max_opening=1, seconds=0.05)
     with pytest.raises(EDViTError, match="goes on: try again"):
-        library.get("slow", slow, is_bundle=False)
+        shelf.get("slow", slow, is_bundle=False)
     with pytest.raises(EDViTError, match="Others open ensembles"):
-        library.get("another", object, is_bundle=False)
-    assert library.get("bundle", lambda: 7, is_bundle=True) == 7, "what the page came with is always there"
+        shelf.get("another", object, is_bundle=False)
+    assert shelf.get("bundle", lambda: 7, is_bundle=True) == 7, "what the page came with is always there"
     go.set()
     end = time.monotonic() + 5
     while time.monotonic() < end:
         with contextlib.suppress(EDViTError):
-            if library.get("slow", pytest.fail, is_bundle=False) is loaded:
+            if shelf.get("slow", pytest.fail, is_bundle=False) is loaded:
                 break
-    assert library.get("slow", pytest.fail, is_bundle=False) is loaded
-    assert library.get("another", lambda: 3, is_bundle=False) == 3
+    assert shelf.get("slow", pytest.fail, is_bundle=False) is loaded
+    assert shelf.get("another", lambda: 3, is_bundle=False) == 3
 
 
 def test_whatever_breaks_while_opening_is_a_sentence_and_the_next_try_is_free():
-    library = Library(max_named=1, max_opening=1, seconds=5)
+    shelf = Shelf(max_named=1, max_opening=1, seconds=5)
 
     def fail():
         raise ZeroDivisionError("inside")
 
     for _ in range(3):
         with pytest.raises(SaidError, match="cannot be opened here") as caught:
-            library.get("x", fail, is_bundle=False)
+            shelf.get("x", fail, is_bundle=False)
         assert "inside" not in str(caught.value)
 
 
 def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_threads(tmp_path_factory):
     before = {thread.ident for thread in threading.enumerate()}
-    library = Library(max_named=1, max_opening=1, seconds=20)
+    shelf = Shelf(max_named=1, max_opening=1, seconds=20)
     first, second = (str(folder) for folder in list(write_each(tmp_path_factory).values())[:2])
 
     def load(source):
         return lambda: ensembles._open_source(source, name=source, may_be_folder=True)
 
-    held = library.get(first, load(first), is_bundle=False)
-    library.get(second, load(second), is_bundle=False)
+    held = shelf.get(first, load(first), is_bundle=False)
+    shelf.get(second, load(second), is_bundle=False)
     assert held.runtime.predict({"pixel_values": np.zeros((1, 3, 8, 8), "float32")}).labels, "in use: it lives"
     del held
     gc.collect()
@@ -282,14 +282,14 @@ def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_thread
 
 
 def test_of_those_that_visitors_named_the_one_asked_for_longest_ago_goes_first():
-    library = Library(max_named=2, max_opening=1, seconds=5)
-    library.get("bundle", lambda: 7, is_bundle=True)
+    shelf = Shelf(max_named=2, max_opening=1, seconds=5)
+    shelf.get("bundle", lambda: 7, is_bundle=True)
     for key in ("a", "b", "a", "c"):
-        library.get(key, lambda key=key: key.upper(), is_bundle=False)
-    assert [library.find(key) for key in ("bundle", "a", "b", "c", "absent")] == [7, "A", None, "C", None]
-    library.find("a")
-    library.get("d", lambda: "D", is_bundle=False)
-    assert [library.find(key) for key in ("a", "c", "d")] == ["A", None, "D"]
+        shelf.get(key, lambda key=key: key.upper(), is_bundle=False)
+    assert [shelf.find(key) for key in ("bundle", "a", "b", "c", "absent")] == [7, "A", None, "C", None]
+    shelf.find("a")
+    shelf.get("d", lambda: "D", is_bundle=False)
+    assert [shelf.find(key) for key in ("a", "c", "d")] == ["A", None, "D"]
 
 
 def test_an_ensemble_of_giant_inputs_is_refused(monkeypatch, tmp_path):

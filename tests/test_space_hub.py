@@ -21,12 +21,12 @@ pytest_plugins = ["hub_fixtures"]
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     """Nothing open yet, as in a Space, and all temporary folders where the test sees them."""
-    ensembles.library.clear()
+    ensembles.shelf.clear()
     monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/space")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     yield
-    ensembles.library.clear()
+    ensembles.shelf.clear()
 
 
 @pytest.fixture

@@ -110,12 +110,14 @@ def test_unplugging_degrades_the_answer_and_plugging_in_again_restores_it(visito
 def test_with_all_devices_unplugged_the_page_says_what_to_do_and_lives_on(visitor):
     visitor.example(0)
     visitor.wait("answered")
+    label = visitor.label()
     for index in range(5):
         visitor.plug(index).click()
     visitor.wait("refused")
     expect(visitor.page.get_by_role("alert")).to_contain_text("Plug at least one in again")
     visitor.page.get_by_role("button", name="Plug all in").click()
     visitor.wait("answered")
+    assert visitor.label() == label
 
 
 def test_a_click_does_not_depend_on_the_answers_to_those_before_it(visitor):
@@ -126,6 +128,7 @@ def test_a_click_does_not_depend_on_the_answers_to_those_before_it(visitor):
     visitor.page.evaluate("document.querySelectorAll('.ed-plug').forEach(plug => { plug.dataset.unplugged = '0'; })")
     visitor.plug(2).click()
     expect(visitor.page.locator(".ed-devices > .ed-section")).to_contain_text("2 of 5")
+    assert visitor.page.get_by_role("button", name="Unplug device").count() == 2
 
 
 def test_a_drawing_that_comes_after_another_ensemble_was_chosen_is_dropped(visitor):
@@ -134,6 +137,7 @@ def test_a_drawing_that_comes_after_another_ensemble_was_chosen_is_dropped(visit
     visitor.page.locator("#input .ed-section", has_text="Spoken digits").wait_for()
     visitor.page.wait_for_timeout(400)  # longer than a drawing waits for more strokes
     visitor.wait("empty")
+    assert visitor.page.locator(".ed-bars li").count() == 0, "no answer to a drawing where sounds are asked for"
     visitor.example(1)
     visitor.wait("answered")
 
@@ -157,15 +161,18 @@ def test_files_that_are_no_picture_are_refused_in_a_sentence(visitor, tmp_path):
 
 def test_sounds_that_hold_nothing_are_refused_in_a_sentence(visitor, tmp_path):
     visitor.choose("spoken_digits")
+    said = set()
     for name, seconds in (("empty.wav", 0), ("long.wav", 40)):
         with wave.open(str(tmp_path / name), "wb") as out:
             out.setparams((1, 2, 8000, 0, "NONE", ""))
             out.writeframes((np.sin(np.arange(seconds * 8000) / 5) * 9000).astype("<i2").tobytes())
         visitor.page.locator("#file input[type=file]").set_input_files(str(tmp_path / name))
         visitor.wait("refused")
+        said.add(visitor.text(".ed-sentence"))
         visitor.choose("digits")
         visitor.wait("empty")
         visitor.choose("spoken_digits")
+    assert len(said) == 2, "each is refused for a reason of its own"
 
 
 def test_a_huge_file_is_refused_and_the_page_lives_on(visitor, tmp_path):
@@ -174,6 +181,7 @@ def test_a_huge_file_is_refused_and_the_page_lives_on(visitor, tmp_path):
     expect(visitor.page.locator(".toast-body").first).to_contain_text("maximum allowed size")
     visitor.example(1)
     visitor.wait("answered")
+    assert visitor.label() in set("0123456789")
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "not a name", "../../etc", "http://example.com/x"])
@@ -195,6 +203,7 @@ def test_a_folder_without_graphs_is_refused(visitor, tmp_path):
     visitor.page.locator("#source").locator("input, textarea").first.fill(str(tmp_path / "bare"))
     visitor.page.locator("#source .submit-button").click()
     expect(visitor.page.locator("#notice [role=alert]")).not_to_be_empty()
+    assert str(tmp_path) not in visitor.text("#notice [role=alert]"), "a sentence, not where the files lie"
 
 
 def test_an_ensemble_of_the_hub_is_opened_and_answers(visitor, hub, tmp_path):
@@ -380,6 +389,7 @@ def test_the_code_is_copied(visit):
 def test_the_model_card_opens(visitor):
     visitor.page.locator("#card button").first.click()
     expect(visitor.page.locator("#card [data-testid=markdown]")).to_contain_text("ensemble")
+    assert visitor.page.locator("#card img").count() == 0, "a card's pictures are dropped"
 
 
 def test_only_the_pages_own_files_are_served(visitor, space):

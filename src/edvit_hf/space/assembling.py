@@ -8,7 +8,6 @@ from typing import Literal
 from edvit_hf.errors import EDViTError
 from edvit_hf.space.bundle import CARD, check_name, write_bundle
 from edvit_hf.space.checks import front_matter, is_ours
-from edvit_hf.space.library import build_wheel, check_wheel, name_library
 from edvit_hf.space.page_files import (
     APP,
     EXAMPLES,
@@ -20,6 +19,7 @@ from edvit_hf.space.page_files import (
     page_files,
     page_folder,
 )
+from edvit_hf.space.wheel import build_wheel, check_wheel, name_library
 from edvit_hf.space.writing import check_replaceable, replaced_folder
 
 Library = Literal["auto", "released"] | Path
@@ -40,7 +40,7 @@ def assemble(
             ship with the page. Examples come along for the names that the page has examples of.
         library (`str | Path`): A wheel of this version; "released" to name the version alone; "auto" for a wheel built
             from the checkout that this runs from, and the released version where it is none.
-        address (`str`, *optional*): Where the Space's files will be served, see `library.name_library`.
+        address (`str`, *optional*): Where the Space's files will be served, see `wheel.name_library`.
 
     Returns:
         `Path`: `target`.

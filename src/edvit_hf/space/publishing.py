@@ -19,8 +19,8 @@ from edvit_hf.hub.commits import (
 from edvit_hf.hub.files import list_files
 from edvit_hf.hub.rights import check_write_rights
 from edvit_hf.space.checks import check_space, is_ours
-from edvit_hf.space.library import WHEELS
 from edvit_hf.space.page_files import APP, EXAMPLES, MODEL, README
+from edvit_hf.space.wheel import WHEELS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-class Library(Generic[Item]):
+class Shelf(Generic[Item]):
     """What is open, by name, and what is being opened; safe to call from several threads."""
 
     def __init__(self, *, max_named: int, max_opening: int, seconds: float) -> None:
