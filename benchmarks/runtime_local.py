@@ -29,15 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cut_fleet import BASE, TINY, export_fleet
 
 from edvit_hf.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
-BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
-TINY = {"hidden_size": 96, "num_attention_heads": 12, "num_hidden_layers": 2, "intermediate_size": 192}
-KEPT_HEADS = (2, 2, 3)
-GROUPS = [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
 STUB_MS = (20.0, 25.0, 30.0)
 CORES = 2
 LIMITS = {
@@ -76,7 +73,7 @@ if "stop" in how:
     options.add_session_config_entry("session.force_spinning_stop", how["stop"])
 sessions = [onnxruntime.InferenceSession(f, options, providers=["CPUExecutionProvider"]) for f in files]
 feed = {"pixel_values": np.random.default_rng(0).standard_normal([1, 3, *json.loads(sys.argv[4])], dtype=np.float32)}
-pool = ThreadPoolExecutor(len(sessions))
+pool, schedule = ThreadPoolExecutor(len(sessions)), None
 shares = how.get("shares", [[place] for place in range(len(sessions))])
 def run_share(share):
     for place in share:
@@ -95,6 +92,7 @@ from edvit_hf.runtime import EDViTRuntime
 runtime = EDViTRuntime.from_pretrained(sys.argv[1])
 feed = np.random.default_rng(0).standard_normal([1, 3, *json.loads(sys.argv[4])], dtype=np.float32)
 repeats, once = int(sys.argv[3]), lambda: runtime.predict(feed)
+schedule = runtime.status()["engine"]["schedule"]
 """
 TIMED = """
 import time
@@ -106,9 +104,8 @@ for _ in range(repeats):
     once()
     found.append(1e3 * (time.perf_counter() - begin))
     time.sleep(0.005)
+print(json.dumps([found, schedule]))
 """
-PRINT_CLIENT = "print(json.dumps([found, None]))"
-PRINT_RUNTIME = "print(json.dumps([found, runtime.status()['engine']['schedule']]))"
 BUSY = "import time\nwhile True:\n    sum(range(10_000))\n"
 DEVICE = """
 import sys, time
@@ -141,46 +138,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--parts", default="overhead,schedules,device,agreement", help="which of them, separated by commas")
     add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def export_fleet(root: Path, sizes: dict[str, int], image_size: int, seed: int) -> None:
-    """An ensemble of three cut ViTs with random weights, exported as fp32 and int8 for this machine."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
-
-    from edvit_hf import EDViTForImageClassification
-    from edvit_hf.costs import ModelShape
-    from edvit_hf.export import ExportConfig, export_ensemble
-
-    torch.manual_seed(seed)
-    values = {"model_type": "vit", **sizes, "image_size": image_size, "patch_size": 16}
-    teacher = ModelShape.from_config(values, num_labels=10)
-    sub_models = []
-    for kept, group in zip(KEPT_HEADS, GROUPS, strict=True):
-        shape = teacher.keep(kept, num_labels=len(group) + 1)
-        config = ViTConfig(**{key: value for key, value in shape.config.items() if key != "model_type"})
-        config.num_labels = shape.widths.labels
-        shape.architecture.set_widths(config, shape.widths)
-        config.id2label = {**{i: f"c{c}" for i, c in enumerate(group)}, len(group): "other"}
-        model = ViTForImageClassification(config).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("bias"):  # all zero in a new model: the exporter would store them once
-                    parameter.normal_(std=0.02)
-        sub_models.append(model)
-    ensemble = EDViTForImageClassification.from_sub_models(
-        sub_models, GROUPS, id2label={i: f"c{i}" for i in range(10)}, fusion_hidden_size=256
-    )
-    pixels = np.random.default_rng(seed).standard_normal((4, 3, image_size, image_size), dtype=np.float32)
-    with torch.no_grad():
-        features = ensemble.features(pixel_values=torch.from_numpy(pixels))
-    ensemble.fusion.set_feature_statistics(features.mean(0), features.std(0))
-    root.mkdir(parents=True)
-    ensemble.save_pretrained(root)
-    ViTImageProcessorPil(size={"height": image_size, "width": image_size}).save_pretrained(root)
-    export_ensemble(
-        root, config=ExportConfig(precisions=("int8",), whole=False), inputs={"pixel_values": pixels}, progress=False
-    )
 
 
 def overhead(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
@@ -219,9 +176,7 @@ def overhead(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
         "stub_ms": STUB_MS, "requests": arguments.stub_requests,
         **{f"{name}_median_ms": round(value, 4) for name, value in medians.items()},
         "ratio": round(medians["runtime"] / medians["slowest"], 4),
-        "ratio_of_p95": round(
-            float(np.percentile(found["runtime"], 95) / np.percentile(found["slowest"], 95)), 4
-        ),
+        "ratio_of_p95": round(float(np.percentile(found["runtime"], 95) / np.percentile(found["slowest"], 95)), 4),
     }  # fmt: skip
 
 
@@ -261,11 +216,8 @@ def time_schedules(arguments: argparse.Namespace, root: Path, image_size: int, *
             shuffler.shuffle(order)
             row: dict[str, Any] = {"free_share": None if busy else steal()}
             for name in order:
-                if name == "runtime":
-                    printed = fresh(RUNTIME + TIMED + PRINT_RUNTIME, str(root), "", str(arguments.repeats), shape)
-                else:
-                    code = CLIENT + TIMED + PRINT_CLIENT
-                    printed = fresh(code, json.dumps(clients[name]), files, str(arguments.repeats), shape)
+                code, what = (RUNTIME, str(root)) if name == "runtime" else (CLIENT, json.dumps(clients[name]))
+                printed = fresh(code + TIMED, what, files, str(arguments.repeats), shape)
                 times, schedule = json.loads(printed.splitlines()[-1])
                 row[name] = round(statistics.median(times), 3)
                 row[f"{name}, p95"] = round(float(np.percentile(times, 95)), 3)

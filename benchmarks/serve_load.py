@@ -10,7 +10,7 @@
   memory is read every second.
 The server has one core and one thread of onnxruntime, this client another core, so that neither takes the other's time.
 The server's options are its defaults but for the rate of one client, which all requests come from. Without --ensemble
-three cut ViT-Base with random weights are exported, as in runtime_local.py. Writes results/serve_load.json.
+three cut ViT-Base with random weights are exported, as for runtime_local.py. Writes results/serve_load.json.
 """
 
 import argparse
@@ -227,7 +227,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         ensemble = arguments.ensemble
         if ensemble is None:
-            from runtime_local import BASE, TINY, export_fleet
+            from cut_fleet import BASE, TINY, export_fleet
 
             ensemble = Path(temporary) / "ensemble"
             export_fleet(ensemble, *((TINY, 32) if arguments.tiny else (BASE, 224)), arguments.seed)

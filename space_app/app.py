@@ -1,5 +1,6 @@
 """The Space: layout and events only. What events do is in visits.py, what they compute in demo.py."""
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from safety import Guard, private_folder
+from safety import Guard, bound_log, private_folder
 
 private_folder()  # before gradio, which reads its settings when it is imported
 
@@ -16,7 +17,7 @@ import figures  # noqa: E402
 import gradio as gr  # noqa: E402
 import page_scripts  # noqa: E402
 import visits  # noqa: E402
-from drawing_pad import PAD, PAD_SCRIPT  # noqa: E402
+from drawing_pad import PAD_SCRIPT, pad  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from edvit_hf.errors import EDViTError  # noqa: E402
@@ -46,7 +47,7 @@ class Page:
         opened = None if first is None else demo.open_bundle(first)
         panels = visits.show(visits.start(first))
         fresh = dict(zip(INPUTS, for_ensemble(opened), strict=True))
-        html(figures.HEADER)
+        html(figures.HEADER, script=page_scripts.ENGLISH)
         self.visit = gr.State(None, time_to_live=STATE_SECONDS)
         # The ensemble that the browser shows, told with every event: a visit may be forgotten, an event may come late.
         self.shown = gr.Textbox(visible=False, **fresh["shown"])
@@ -69,6 +70,7 @@ class Page:
         self.card_box = gr.Accordion("Model card of this ensemble", open=False, elem_id="card", **fresh["card_box"])
         with self.card_box:
             self.card = gr.Markdown(**fresh["card"])
+        self.licence = html(elem_id="licence", **fresh["licence"])
         self.credits = gr.Markdown(elem_id="credits", **fresh["credits"])
 
     def _source(self, *, visible: bool) -> None:
@@ -76,7 +78,7 @@ class Page:
             label="Hub id or folder" if self.takes_folders else "Hub id", placeholder="owner/name", max_lines=1,
             max_length=500, submit_btn="Open", visible=visible, elem_id="source",
         )  # fmt: skip
-        self.notice = html(elem_id="notice")
+        self.notice = html(figures.notice(""), elem_id="notice")
 
     def _inputs(self, fresh: dict[str, dict[str, Any]], seen: str) -> None:
         self.heading = html(**fresh["heading"])
@@ -162,9 +164,10 @@ FILE_LABELS = {
     "image-classification": "Upload a picture (PNG, JPEG, WebP)",
     "audio-classification": "Upload a sound (WAV, FLAC, MP3)",
 }
+OPENINGS = itertools.count()  # of ensembles in browsers: each has a field of its own to draw on
 INPUTS = (
     "heading", "pad", "microphone", "file", "text", "examples", "fleet", "comparison", "code", "card", "card_box",
-    "credits", "shown",
+    "licence", "credits", "shown",
 )  # fmt: skip
 
 
@@ -176,10 +179,11 @@ def for_ensemble(opened: demo.Opened | None) -> tuple[dict[str, Any], ...]:
         "shown": opened.name, "heading": figures.input_heading(opened.title, opened.hint),
         "examples": figures.examples(opened.examples, opened.task),
         "comparison": figures.comparison(opened.models), "code": figures.code(opened.code),
-        "card": figures.card_markdown(opened.card), "credits": figures.card_markdown(opened.credits),
+        "card": figures.card_markdown(opened.card), "licence": figures.licence(opened.licence),
+        "credits": figures.card_markdown(opened.credits),
     }  # fmt: skip
     values: dict[str, dict[str, Any]] = {
-        "pad": {"value": PAD, "visible": opened is not None and opened.can_draw},
+        "pad": {"value": pad(next(OPENINGS)), "visible": opened is not None and opened.can_draw},
         "microphone": {"value": None, "visible": task == "audio-classification"},
         "file": {"value": None, "visible": task in FILE_LABELS, "label": FILE_LABELS.get(task or "", "Upload a file")},
         "text": {"value": "", "visible": task == "text-classification"},
@@ -227,6 +231,12 @@ def launch(page: gr.Blocks, **settings: Any) -> Any:
     return page.launch(**{**fixed, **settings})
 
 
-if __name__ == "__main__":
+def main(**settings: Any) -> None:
+    """Build the page and serve it."""
+    bound_log()
     logging.basicConfig(level=logging.INFO)
-    launch(build_page())
+    launch(build_page(), **settings)
+
+
+if __name__ == "__main__":
+    main()

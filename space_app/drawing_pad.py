@@ -15,12 +15,13 @@ MAX_CHARACTERS = 300_000  # of the drawing as it comes: strokes of one colour ta
 _PREFIX = "data:image/png;base64,"
 _UNREADABLE = "The drawing did not arrive whole. Clear the field and draw again."
 
-PAD = f"""<div class="ed-pad"><div class="ed-paper"><canvas width="{SIDE}" height="{SIDE}" role="img"
+_PAD = f"""<div class="ed-pad" data-opening="%d"><div class="ed-paper"><canvas width="{SIDE}" height="{SIDE}" role="img"
 aria-label="Field to draw one digit on, with mouse, pen or finger. Without one of them take an example below."></canvas>
 <span class="ed-pad-hint" aria-hidden="true">Draw a digit here</span></div>
 <button type="button" class="ed-quiet" data-clear="1">Clear the field</button></div>"""
 
-# Strokes are drawn as they come; what is drawn is sent a moment after the pen is lifted, the field as a PNG.
+# Strokes are drawn as they come; what is drawn is sent a moment after the pen is lifted, the field as a PNG. The field
+# stays when another ensemble is opened that reads drawings too: what was drawn for the one before must not.
 PAD_SCRIPT = """
 const canvas = element.querySelector('canvas'), hint = element.querySelector('.ed-pad-hint');
 const pen = canvas.getContext('2d');
@@ -50,10 +51,17 @@ const lift = () => {
 };
 canvas.addEventListener('pointerup', lift);
 canvas.addEventListener('pointercancel', lift);
-element.querySelector('[data-clear]').addEventListener('click', () => {
-  clearTimeout(waiting); pen.clearRect(0, 0, canvas.width, canvas.height); hint.hidden = false; trigger('wipe', {});
-});
+const wipe = () => {
+  clearTimeout(waiting); last = null; pen.clearRect(0, 0, canvas.width, canvas.height); hint.hidden = false;
+};
+element.querySelector('[data-clear]').addEventListener('click', () => { wipe(); trigger('wipe', {}); });
+watch('value', wipe);
 """
+
+
+def pad(opening: int) -> str:
+    """The field, empty; it is wiped where it is there already and `opening` is another number than before."""
+    return _PAD % opening
 
 
 def read_drawing(png: Any) -> dict[str, Any]:

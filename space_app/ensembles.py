@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cards import read_card
 from comparison import Absent, absent_rows, models_of, read_results
-from digit_form import FORM_SIDE
+from digit_form import FORM_SIDES
 from fetching import SaidError, fetch_ensemble, hub_id_of
 from shelf import Shelf
 from snippets import code_for
@@ -52,8 +52,9 @@ MAX_INPUT_VALUES = 4_000_000
 CONFIG = CoordinatorConfig(deadline_ms=20_000, max_queued=32)
 
 _TEN_DIGITS = tuple("0123456789")
+_DRAW_HINT = "Draw a digit or upload a picture of one."
 _TEXTS: Mapping[str, tuple[str, Task, str]] = {
-    "digits": ("Handwritten digits", "image-classification", "Draw a digit or upload a picture of one."),
+    "digits": ("Handwritten digits", "image-classification", _DRAW_HINT),
     "spoken_digits": ("Spoken digits", "audio-classification", "Say a digit in English, or upload a recording of one."),
     "question_type": ("Type of a question", "text-classification", "Type a question in English."),
 }
@@ -109,7 +110,7 @@ class Opened:
         models: The comparison; see `Model`.
         code: Heading -> lines that load it elsewhere.
         card: As markdown; empty without one.
-        licence: As the card states it.
+        licence: As the card states it; empty where it states none that can be read.
         credits: As markdown, of the examples.
         fleets: Names for predictions, the first is the default.
         absent: Accuracy by the number of devices absent.
@@ -266,9 +267,10 @@ def _load(
     names, task = manifest.label_names, runtime.task
     is_digits = tuple(names) == _TEN_DIGITS
     size = runtime.transform.size if isinstance(runtime.transform, ImageTransform) else None
+    can_draw = is_digits and size in {(side, side) for side in FORM_SIDES}
     engine = runtime.coordinator.engine
     return Opened(
-        name=name, title=title, task=task, hint=hint or _HINTS[task], can_draw=is_digits and size == (FORM_SIDE,) * 2,
+        name=name, title=title, task=task, hint=hint or (_DRAW_HINT if can_draw else _HINTS[task]), can_draw=can_draw,
         hears_words=is_digits and task == "audio-classification", examples=examples, card=card, licence=licence,
         devices=tuple(
             Device(index=entry.index, classes=tuple(names[label] for label in entry.class_group), state="waiting")

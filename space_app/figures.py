@@ -20,6 +20,10 @@ from views import Device, Model, View
 MAX_BARS = 10
 MAX_TOKENS = 64
 MAX_CLASSES = 12  # of a device that its card names; the rest is counted
+NO_LICENCE = (
+    "This ensemble has no card that states a licence which this page can read: ask whoever made it before you use it "
+    "elsewhere."
+)
 OTHER_SOURCE = ""  # the choice "another ensemble"
 PICTURES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif",
@@ -126,7 +130,8 @@ def answer(view: View) -> str:
     below = f"<div>{_SKETCH}</div>"
     if view.probabilities:
         below = _bars(view.probabilities)
-    return f'<section class="ed-answer ed-{view.state}" aria-label="Answer">{said}{note}{below}</section>'
+    heading = '<h2 class="ed-spoken">Answer</h2>'  # for who jumps from heading to heading; what is said below has none
+    return f'<section class="ed-answer ed-{view.state}" aria-label="Answer">{heading}{said}{note}{below}</section>'
 
 
 def seen(view: View, task: str) -> str:
@@ -218,10 +223,17 @@ def card_markdown(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
 
 
-def notice(sentence: str, *, is_alert: bool) -> str:
-    """A sentence about what was chosen."""
-    role, kind = ('role="alert"', "refused") if is_alert else ('role="status"', "opened")
-    return f'<p class="ed-notice ed-{kind}" {role}>{escape(sentence)}</p>'
+def licence(name: str) -> str:
+    """The licence that the card states, or what to do where there is none that can be read."""
+    said = f"Licence of this ensemble, as its card states it: <b>{escape(name)}</b>." if name else NO_LICENCE
+    return f'<p class="ed-licence">{said}</p>'
+
+
+def notice(sentence: str, *, is_alert: bool = False) -> str:
+    """A sentence about what was chosen; empty without one. Its places are always there: only those are announced."""
+    said = f'<p class="ed-notice ed-{"refused" if is_alert else "opened"}">{escape(sentence)}</p>' if sentence else ""
+    places = ('role="status"', "" if is_alert else said), ('role="alert"', said if is_alert else "")
+    return "".join(f"<div {role}>{text}</div>" for role, text in places)
 
 
 def png_uri(pixels: np.ndarray) -> str:

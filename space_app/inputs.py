@@ -80,7 +80,7 @@ def prepare_drawing(opened: Opened, drawing: Mapping[str, Any] | None) -> Prepar
     if not opened.can_draw:
         raise DataError("This ensemble reads no drawings. Upload a picture, or choose the handwritten digits.")
     try:
-        picture = digit_from_drawing(drawing)
+        picture = digit_from_drawing(drawing, _side(transform))
     except (ValueError, TypeError, AttributeError, MemoryError) as error:  # nothing drawn, or not by a sketchpad
         raise DataError(EMPTY_DRAWING) from error
     return _of_picture(opened, transform, picture, _NOT_MEASURED.format("drawings"))
@@ -102,7 +102,8 @@ def prepare_image(opened: Opened, path: str | Path | None) -> Prepared:
     except (EDViTError, MemoryError) as error:
         raise _no_picture(error) from error
     caution = "" if _is_example(opened, file) else _NOT_MEASURED.format("pictures of other origin than the data's")
-    return _of_picture(opened, transform, digit_from_picture(image) if opened.can_draw else image, caution)
+    picture = digit_from_picture(image, _side(transform)) if opened.can_draw else image
+    return _of_picture(opened, transform, picture, caution)
 
 
 def prepare_sound(opened: Opened, path: str | Path | None) -> Prepared:
@@ -162,6 +163,11 @@ def _of_picture(opened: Opened, transform: ImageTransform, picture: Any, caution
         return Prepared(ensemble=opened.name, inputs=transform.inputs(seen), seen=seen, caution=caution)
     except (EDViTError, MemoryError) as error:
         raise _no_picture(error) from error
+
+
+def _side(transform: ImageTransform) -> int:
+    """Of the pictures that an ensemble takes, in px, where it reads drawings."""
+    return 0 if transform.size is None else transform.size[0]
 
 
 def _transform(opened: Opened, kind: type) -> Any:

@@ -4,6 +4,12 @@ Each script belongs to one gr.HTML component: `element` is its element, `trigger
 on that element, for what is in it changes with every answer.
 """
 
+# gradio's own few words follow the browser's language, and with them what the page says its language is: a screen
+# reader would read the page's English as if it were that. So the page says English whenever gradio says otherwise.
+ENGLISH = """const page = document.documentElement;
+const tell = () => { if (page.lang !== 'en') page.lang = 'en'; };
+new MutationObserver(tell).observe(page, {attributeFilter: ['lang']});
+tell();"""
 PICK = "element.addEventListener('change', e => trigger('pick', {name: e.target.value}));"
 EXAMPLE = """element.addEventListener('click', e => {
   const button = e.target.closest('[data-example]');

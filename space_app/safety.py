@@ -1,4 +1,4 @@
-"""What keeps the page to itself: a temporary folder of its own, bounded requests, nothing loaded from elsewhere.
+"""What keeps the page to itself: a folder of its own, bounded requests and log, nothing loaded from elsewhere.
 
 `private_folder` must run before gradio is imported, which reads its settings then.
 """
@@ -7,10 +7,13 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
+
+LOGGED_CHARACTERS = 8000  # of the beginning and of the end of what is written at once: tracebacks stay whole
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,6 +45,35 @@ def private_folder() -> str:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's, which also writes to the home folder
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return folder
+
+
+class BoundedLog:
+    """A stream for the log that leaves out the middle of what is written at once, where that is long.
+
+    gradio prints what a malformed request held, all of it, with the traceback of its error; and not by way of
+    `logging`, so that a filter there would not see it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """All of a short text, the beginning and the end of a long one."""
+        left_out = len(text) - 2 * LOGGED_CHARACTERS
+        if left_out > 0:
+            begin, end = text[:LOGGED_CHARACTERS], text[-LOGGED_CHARACTERS:]
+            self.stream.write(f"{begin} [{left_out} characters left out] {end}")
+        else:
+            self.stream.write(text)
+        return len(text)
+
+
+def bound_log() -> None:
+    """Bound what this process writes to its log; before `logging` and uvicorn take hold of the streams."""
+    sys.stdout, sys.stderr = cast(Any, BoundedLog(sys.stdout)), cast(Any, BoundedLog(sys.stderr))
 
 
 class Guard:

@@ -51,13 +51,13 @@ class Choice:
     Attributes:
         panels: The page now.
         opened: The ensemble; None if the page keeps the one it had.
-        notice: Why, or what was opened, as HTML; empty if there is nothing to say.
+        notice: Why, or what was opened, as HTML; without a sentence if there is nothing to say.
         asks_source: Whether to show the field for a Hub id or folder.
     """
 
     panels: Panels
     opened: demo.Opened | None = None
-    notice: str = ""
+    notice: str = figures.notice("")
     asks_source: bool = False
 
 
@@ -186,7 +186,7 @@ def _choose(visit: Visit, opening: Callable[[], demo.Opened], *, is_bundle: bool
     else:
         count = len(opened.devices)
         said = f"Opened {opened.title}, {count} device{'s' if count > 1 else ''}."
-        notice = "" if is_bundle else figures.notice(said, is_alert=False)
+        notice = figures.notice("" if is_bundle else said)
         return Choice(panels=panels, opened=opened, notice=notice, asks_source=not is_bundle)
     return Choice(panels=show(visit), notice=figures.notice(reason, is_alert=True), asks_source=not is_bundle)
 

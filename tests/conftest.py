@@ -1,17 +1,44 @@
-"""Shared fixtures: seeds fixed, network refused but for loopback, tiny real models."""
+"""Shared fixtures: seeds fixed, network refused but for loopback, tiny real models; an environment of its own."""
 
+import atexit
 import os
+import re
+import shutil
 import socket
+import tempfile
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread more would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("EDVIT_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A slow or busy machine is no fault of the code; and what passes on one machine must not fail on another because other
+# examples were drawn there. `--hypothesis-profile=default` draws new ones.
+settings.register_profile(
+    "same everywhere", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same everywhere")
+
+# What the user's shell says must decide no test, nor that of the processes which tests start: proxies stand in the way
+# of loopback, tokens and folders reach the code under test, the marks of a build change what packages print and write.
+_OF_THE_USER = re.compile(
+    r"(all|https?|ftp|no)_proxy|HF_.*|HUGGING.*|EDVIT_(CACHE_DIR|DATA_DIR|SERVE_TOKEN|SPACE.*)|SPACE_ID|GRADIO_.*|ORT_.*"
+    r"|CI|GITHUB_ACTIONS|GITLAB_CI|CIRCLECI|TRAVIS|JENKINS_URL|TF_BUILD|BUILD_.*|FORCE_COLOR|PY_COLORS|COLUMNS"
+    r"|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*|ACCELERATE_(?!USE_CPU).*|TRANSFORMERS_.*",
+    re.IGNORECASE,
+)
+if "EDVIT_TESTS" not in os.environ:  # else this is a process that a test or xdist started, and is as they want it
+    for _name in filter(_OF_THE_USER.fullmatch, list(os.environ)):
+        del os.environ[_name]
+    _home = tempfile.mkdtemp(prefix="edvit_tests_")  # not the user's: it may not be writable, and holds their token
+    atexit.register(shutil.rmtree, _home, ignore_errors=True)
+    os.environ |= {
+        "EDVIT_TESTS": "1", "HF_HOME": _home, "EDVIT_CACHE_DIR": f"{_home}/edvit_hf", "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
 
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect

@@ -8,7 +8,16 @@ import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
 
-from edvit_hf.runtime import EDViTRuntime, Faults, FaultyEngine, MonotonicClock, StubEngine
+from edvit_hf.manifest import Manifest
+from edvit_hf.runtime import (
+    Coordinator,
+    CoordinatorConfig,
+    EDViTRuntime,
+    Faults,
+    FaultyEngine,
+    MonotonicClock,
+    StubEngine,
+)
 from edvit_hf.serving import Limits, ServeConfig, Service, create_app
 from edvit_hf.tasks import TASKS
 from tiny_ensemble import write_tiny_ensemble
@@ -56,19 +65,14 @@ def media(task):
     return {IMAGE: "image/png", AUDIO: "audio/wav", TEXT_TASK: "text/plain"}[task]
 
 
-def make_service(folder, *, faults=None, limits=None, quorum=None, **config):
-    """A service over the local engine, or over stubs that misbehave as told."""
-    engine = "local"
+def make_service(folder, *, faults=None, limits=None, quorum=None, clock=None, **config):
+    """A service over the local engine, or over stubs that misbehave as told, if need be on a clock of the test's."""
+    engine, clock = "local", clock or MonotonicClock()
     if faults is not None:
-        from edvit_hf.manifest import Manifest
-
-        engine = FaultyEngine(StubEngine(Manifest.load(folder)), MonotonicClock(), faults)
-    from edvit_hf.runtime import CoordinatorConfig
-
-    runtime = EDViTRuntime.from_pretrained(
-        folder, engine=engine, schedule="in_turn",
-        config=CoordinatorConfig(quorum=quorum, max_queued=config.get("max_queued", 8)),
-    )  # fmt: skip
+        engine = FaultyEngine(StubEngine(Manifest.load(folder)), clock, faults)
+    settings = CoordinatorConfig(quorum=quorum, max_queued=config.get("max_queued", 8))
+    runtime = EDViTRuntime.from_pretrained(folder, engine=engine, schedule="in_turn", config=settings)
+    runtime.coordinator = Coordinator(runtime.manifest, runtime.coordinator.engine, settings, clock=clock)
     return Service(runtime, ServeConfig(limits=limits or Limits(rate=0), **config))
 
 

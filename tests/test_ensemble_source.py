@@ -44,6 +44,14 @@ def test_a_version_that_lacks_what_is_wanted_is_not_replaced_by_an_older_one(pub
         ensemble_folder(REPO, **OPTIONS)
 
 
+def test_a_kind_of_hardware_that_nobody_knows_costs_no_graph(published, hub):
+    hub.requests.clear()
+    with pytest.raises(HubError, match="Did you mean `raspberry-pi-5`"):
+        ensemble_folder(REPO, profile="raspbery-pi-5")
+    assert hub.requests
+    assert not [line for line in hub.requests if ".onnx" in line]
+
+
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_hub_that_refuses_is_heard(published, hub, waits, status):
     ensemble_folder(REPO, **OPTIONS)

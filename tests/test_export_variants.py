@@ -93,7 +93,9 @@ def test_one_export_writes_everything_for_several_kinds_of_hardware(tmp_path_fac
         assert by_name["raw"].accuracy_note == "that of model.onnx, whose graph stands behind the preprocessing"
         assert by_name["fp16"].accuracy["split"] == "test"
     assert [v.file for v in manifest.whole] == [
-        f"onnx/model{suffix}.onnx" for suffix in ("", "_quantized", "_fp16", "_raw", "_raw_quantized", "_raw_fp16")
+        f"onnx/model{raw}{suffix}.onnx"
+        for raw in ("", "_raw")
+        for suffix in ("", "_quantized", "_quantized_static", "_fp16")
     ]
     assert {v.file for v in manifest.variants} == {p.relative_to(root).as_posix() for p in root.rglob("*.onnx")}
     assert set(manifest.ensemble.accuracy) == {"fp32", *names[1:6]}

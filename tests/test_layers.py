@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edvit_hf"
 
-BASE = {"errors", "_version", "storage", "provenance", "typed_json", "strict_yaml"}
+BASE = {"errors", "_version", "cores", "storage", "provenance", "typed_json", "strict_yaml"}
 MODEL = {"configuration_edvit", "modeling_edvit", "parts_edvit"}
 NOUNS = (
     BASE
@@ -42,9 +42,10 @@ STAGES = {"bench", "splitting", "planning", "pruning", "profiling", "training", 
 ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
+    "cores": set(),
     "tasks": set(),
     "storage": {"errors"},
-    "provenance": {"errors"},
+    "provenance": {"cores", "errors"},
     "typed_json": {"errors"},
     "configuration_edvit": set(),
     "parts_edvit": {"configuration_edvit"},
@@ -84,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"card_data", "card_exports", "card_figures", "card_javascript"}
     | {"card_runtime", "card_sources", "card_tables", "card_words"},
     "ensemble_source": {"errors", "hub", "manifest"},
-    "runtime": {"calibration", "ensemble_source", "errors", "manifest", "profiles", "tasks", "transforms"},
+    "runtime": {"calibration", "cores", "ensemble_source", "errors", "manifest", "profiles", "tasks", "transforms"},
     "serving": {"errors", "runtime", "tasks", "transforms"},
     "hub": {"errors", "manifest", "placement_file", "profiles", "storage", "tasks"},
     "space": {"_version", "ensemble_source", "errors", "hub", "manifest", "storage", "strict_yaml", "tasks"},
@@ -177,6 +178,7 @@ def test_the_light_modules_import_neither_torch_nor_transformers():
             "errors",
             "tasks",
             "calibration",
+            "cores",
             "manifest",
             "profiles",
             "transforms",

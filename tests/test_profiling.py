@@ -140,9 +140,9 @@ def test_the_summary_of_samples():
 
 
 def test_a_profile_of_this_machine_is_complete_and_survives_its_file(tmp_path):
-    begin = time.perf_counter()
+    begin = time.process_time()  # not that of others on this machine
     profile = profile_machine("here", quick=True, repeats=3, threads=1, shapes=SHAPES, progress=False)
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20
     assert profile.cores >= 1
     assert profile.memory_mib > 100
     assert profile.sustained_gflops > 0

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
 from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, num_lanes, options_for, shared_out, threads_for
 from edvit_hf.runtime.scheduling import measure_schedules, quickest
-from edvit_hf.runtime.sessions import session_options, usable_cores
+from edvit_hf.runtime.sessions import session_options
 from tiny_ensemble import SIZE, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
@@ -276,7 +277,7 @@ def test_threads_end_with_the_runtime(root, how):
     del runtime
     gc.collect()
     for thread in own:
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
 
 
@@ -289,14 +290,14 @@ def test_work_given_to_a_closed_engine_is_cancelled():
 
 def test_a_probe_runs_the_graph(root):
     runtime = EDViTRuntime.from_pretrained(root, num_threads=1)
-    response = runtime.coordinator.engine.probe(1).result(5)
+    response = runtime.coordinator.engine.probe(1).result(30)
     assert response.sub_model == 1
     assert response.content_hash == runtime.manifest.ensemble.content_hash
     stub = Stub(features=4)
     engine = engine_of([stub], "in_turn")
     stub.run = lambda *_: [np.full((1, 4), np.nan), np.ones((1, 3))]
     with pytest.raises(EDViTError, match="not finite"):
-        engine.probe(0).result(5)
+        engine.probe(0).result(30)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -54,11 +54,20 @@ def load(root, session, schedule, **values):
     return EDViTRuntime.from_pretrained(root, engine=engine, config=config)
 
 
+def wait_until_open(runtime, **options):
+    """Ask until sub-model 0 is left alone, after two misses; or more, where its thread was late to begin."""
+    for asked in range(50):
+        if runtime.status()["breakers"][0] == "open":
+            assert asked >= 2
+            return
+        with pytest.raises(QuorumError):
+            runtime.predict(PIXELS, deadline_ms=100, **options)
+    pytest.fail("it is still asked")
+
+
 def test_in_turn_only_the_one_that_hangs_is_left_alone(root, hung):
     runtime = load(root, hung, "in_turn")
-    for _ in range(2):
-        with pytest.raises(QuorumError):
-            runtime.predict(PIXELS, deadline_ms=100)
+    wait_until_open(runtime)
     assert runtime.status()["breakers"] == {**CLOSED, 0: "open"}  # the two that waited behind it are not blamed
     hung.end.set()
     assert runtime.predict(PIXELS, deadline_ms=30_000).missing == {0: "breaker"}
@@ -66,9 +75,7 @@ def test_in_turn_only_the_one_that_hangs_is_left_alone(root, hung):
 
 def test_a_worker_that_hangs_is_left_alone_though_its_later_requests_never_began(root, hung):
     runtime = load(root, hung, "workers")
-    for _ in range(2):
-        with pytest.raises(QuorumError):  # 0 is all that is asked, so that no slow machine can spoil the test
-            runtime.predict(PIXELS, absent=[1, 2], deadline_ms=100)
+    wait_until_open(runtime, absent=[1, 2])  # 0 is all that is asked, so that no slow machine can spoil the test
     assert runtime.status()["breakers"] == {**CLOSED, 0: "open"}
     assert runtime.predict(PIXELS, deadline_ms=30_000).missing == {0: "breaker"}
 

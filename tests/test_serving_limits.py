@@ -146,7 +146,7 @@ def test_tokens_are_read_from_a_file_or_the_environment_and_never_short(tmp_path
     assert Tokens([TOKEN]).find(b"bearer " + TOKEN.encode()) == 0
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_the_world_is_not_listened_to_without_a_token_or_tls(host, tmp_path):
     with pytest.raises(EDViTError, match=r"Expected a loopback address .*Configure a token"):
         open_socket(ServeConfig(host=host, port=0))
@@ -195,18 +195,18 @@ def test_pages_of_other_sites_may_not_ask(serving):
 
 
 def test_a_client_that_asks_too_often_is_told_when_to_come_back(serving):
-    client = serving(limits=Limits(rate=0.5))
+    client = serving(limits=Limits(rate=0.001))
     assert client.get("/info").status_code == 200
     response = client.post("/predict", files={"file": png()})
     error = assert_refused(response, 429, "too_many_requests")
-    assert 1500 < error["retry_after_ms"] <= 2000
-    assert response.headers["retry-after"] == "2"
+    assert 900_000 < error["retry_after_ms"] <= 1_000_000  # a request takes no 100 s
+    assert 900 < int(response.headers["retry-after"]) <= 1000
     assert client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize(("trusted", "second"), [((), 429), (("10.0.0.1",), 200), (("10.0.0.2",), 429)])
 def test_only_a_trusted_proxy_says_who_asks(folders, trusted, second):
-    service = make_service(folders[IMAGE], trusted_proxies=trusted, limits=Limits(rate=0.5))
+    service = make_service(folders[IMAGE], trusted_proxies=trusted, limits=Limits(rate=0.001))
     config = _uvicorn_config(service.config, service, is_local=True)
     config.load()
     client = TestClient(config.loaded_app, base_url=URL, client=("10.0.0.1", 50000))
@@ -216,7 +216,7 @@ def test_only_a_trusted_proxy_says_who_asks(folders, trusted, second):
 
 
 def test_guessing_tokens_takes_nothing_from_those_who_have_one(serving):
-    client = serving(limits=Limits(rate=0.5), tokens=(TOKEN,))
+    client = serving(limits=Limits(rate=0.001), tokens=(TOKEN,))
     assert_refused(client.get("/info"), 401, "unauthorized")
     assert_refused(client.get("/info"), 429, "too_many_requests")
     assert client.get("/info", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200

@@ -29,25 +29,34 @@ from tiny_ensemble import write_tiny_ensemble
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "EDVIT_NUM_THREADS": "1"}
 SLOW = """
-import logging, sys
+import logging, os, sys
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime, Faults, FaultyEngine, MonotonicClock, StubEngine
 from edvit_hf.serving import Limits, ServeConfig, serve
-folder, milliseconds = sys.argv[1], float(sys.argv[2])
+folder, milliseconds, grace_seconds, send_seconds = sys.argv[1], *map(float, sys.argv[2:])
 logging.basicConfig(level=logging.INFO)
 logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING)  # it would fill the pipe that nobody reads
+class Telling(FaultyEngine):
+    def submit(self, index, request):
+        if index == 0 and self.faults:  # not yet while it warms up
+            print("asked", flush=True)
+        return super().submit(index, request)
 def load():
-    engine = FaultyEngine(StubEngine(Manifest.load(folder)), MonotonicClock())
+    engine = Telling(StubEngine(Manifest.load(folder)), MonotonicClock())
     return EDViTRuntime.from_pretrained(folder, engine=engine)
 def listening(url, service):
     service.runtime.coordinator.engine.faults = {i: Faults(latency_ms=milliseconds) for i in range(3)}
     print("on", url, flush=True)
 config = ServeConfig(
-    port=0, deadline_ms=5000, grace_seconds=float(sys.argv[3]),
-    limits=Limits(send_seconds=0.4, max_connections=3, max_bytes=50_000),
+    port=0, deadline_ms=3_600_000, grace_seconds=grace_seconds,
+    limits=Limits(send_seconds=send_seconds, max_connections=3, max_bytes=50_000),
 )
-print(serve(load, config, on_listening=listening))
+has_ended = serve(load, config, on_listening=listening)
+print(has_ended, flush=True)
+if not has_ended:
+    os._exit(1)
 """
+LONG, SHORT = 300, 0.4  # seconds: what no test waits for on any machine, and what some do
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,7 @@ class Process:
         """Status, document and headers."""
         request = urllib.request.Request(self.url + path, data=data, headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=20, context=context) as response:
+            with urllib.request.urlopen(request, timeout=LONG / 3, context=context) as response:
                 return response.status, json.load(response), response.headers
         except urllib.error.HTTPError as error:
             return error.code, json.load(error), error.headers
@@ -83,12 +92,12 @@ class Process:
         return self.ask(data=png(), headers={"content-type": "image/png"}, **options)
 
     def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=LONG / 3)
 
     def end(self, number=signal.SIGTERM):
         """Exit code and what was written."""
         self.process.send_signal(number)
-        return (*self.process.communicate(timeout=20), self.process.returncode)
+        return (*self.process.communicate(timeout=LONG / 3), self.process.returncode)
 
     def __enter__(self):
         return self
@@ -119,7 +128,7 @@ def in_flight(server):
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.25)
+    assert server.process.stdout.readline().strip() == "asked"
     return thread, replies
 
 
@@ -133,14 +142,12 @@ def received(connection):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_a_request_in_flight_end_and_then_the_process_ends_well(folder, number):
-    with Process("-c", SLOW, folder, 700, 10) as server:
+    with Process("-c", SLOW, folder, 700, LONG, LONG) as server:
         thread, replies = in_flight(server)
-        begin = time.monotonic()
-        stdout, stderr, code = server.end(number)
+        stdout, stderr, code = server.end(number)  # which does not wait for so long as the grace period
         thread.join()
         assert replies[0][0] == 200
         assert len(replies[0][1]["present"]) == 3
-        assert 0.2 < time.monotonic() - begin < 5
         assert code == 0
         assert stdout.strip() == "True"
         assert "Traceback" not in stderr
@@ -149,20 +156,20 @@ def test_a_signal_lets_a_request_in_flight_end_and_then_the_process_ends_well(fo
 
 
 def test_a_second_signal_stops_at_once(folder):
-    with Process("-c", SLOW, folder, 4000, 10) as server:
+    with Process("-c", SLOW, folder, 1e3 * LONG, LONG, LONG) as server:
         thread, _ = in_flight(server)
         begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        assert any("once more stops at once" in line for line in iter(server.process.stderr.readline, ""))
         server.process.send_signal(signal.SIGTERM)
         assert server.process.stdout.readline().strip() == "False"
-        assert time.monotonic() - begin < 3.5  # the answer would have taken longer
+        assert time.monotonic() - begin < LONG / 2  # the answer would have taken longer
         server.process.kill()
         thread.join()
 
 
 def test_a_request_that_outlasts_the_grace_period_is_told_so(folder):
-    with Process("-c", SLOW, folder, 2500, 1) as server:
+    with Process("-c", SLOW, folder, 1e3 * LONG, 1, LONG) as server:
         thread, replies = in_flight(server)
         _, stderr, _ = server.end()
         thread.join()
@@ -172,32 +179,53 @@ def test_a_request_that_outlasts_the_grace_period_is_told_so(folder):
         assert document["error"]["code"] == "stopping"
 
 
-def test_connections_that_are_slow_broken_or_too_many_are_closed_with_a_sentence(folder):
-    with Process("-c", SLOW, folder, 0, 10) as server:
+START = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\n"
+CHUNKED = START + b"transfer-encoding: chunked\r\n\r\n"
+CHUNK = b"6000\r\n" + b"x" * 24_576 + b"\r\n"
+
+
+def assert_told(reply, expected, sent):
+    """It ended with a status and a sentence."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % expected), (sent[:80], reply[:300])
+    assert set(json.loads(body)) == {"error"}
+    assert b"connection: close" in head.lower()
+
+
+def test_connections_that_are_slow_are_closed_with_a_sentence(folder):
+    cases = (
+        b"",  # nothing comes
+        b"GET /health HTTP/1.1\r\nhost: 127",  # headers that never end
+        START + b"content-length: 100\r\n\r\nabc",  # a body that never ends
+        CHUNKED + CHUNK,
+    )
+    with Process("-c", SLOW, folder, 0, LONG, SHORT) as server:
+        for some in (cases[:2], cases[2:]):  # three is the most
+            with contextlib.ExitStack() as stack:
+                connections = [stack.enter_context(server.connect()) for _ in some]
+                for connection, sent in zip(connections, some, strict=True):
+                    connection.sendall(sent)
+                for connection, sent in zip(connections, some, strict=True):
+                    assert_told(received(connection), 408, sent)
+
+
+def test_connections_that_are_broken_or_too_many_are_closed_with_a_sentence(folder):
+    with Process("-c", SLOW, folder, 0, LONG, LONG) as server:
         status, _, headers = server.predict()
         assert status == 200
         assert "server" not in headers
-        start = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\n"
         cases = {
-            b"": 408,  # nothing comes
-            b"GET /health HTTP/1.1\r\nhost: 127": 408,  # headers that never end
-            start + b"content-length: 100\r\n\r\nabc": 408,  # a body that never ends
-            start + b"content-length: 900000\r\n\r\n" + b"x" * 900_000: 413,  # read on, or it would never see why
-            start + b"transfer-encoding: chunked\r\n\r\n" + b"6000\r\n" + b"x" * 24_576 + b"\r\n": 408,
-            start + b"transfer-encoding: chunked\r\n\r\n" + (b"6000\r\n" + b"x" * 24_576 + b"\r\n") * 3: 413,
-            start + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nno length\r\n": 400,
-            start + b"content-length: 3\r\ncontent-length: 5\r\n\r\nabcde": 400,
+            START + b"content-length: 900000\r\n\r\n" + b"x" * 900_000: 413,  # read on, or it would never see why
+            CHUNKED + CHUNK * 3: 413,
+            CHUNKED + b"3\r\nabc\r\nno length\r\n": 400,
+            START + b"content-length: 3\r\ncontent-length: 5\r\n\r\nabcde": 400,
             b"NONSENSE\r\n\r\n": 400,
             b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * 40_000: 400,
         }
         for sent, expected in cases.items():
             with server.connect() as connection:
                 connection.sendall(sent)
-                reply = received(connection)
-            head, _, body = reply.partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 %d " % expected), (sent[:80], reply[:300])
-            assert set(json.loads(body)) == {"error"}
-            assert b"connection: close" in head.lower()
+                assert_told(received(connection), expected, sent)
         held = [server.connect() for _ in range(3)]
         with server.connect() as connection:
             reply = received(connection)
@@ -205,25 +233,29 @@ def test_connections_that_are_slow_broken_or_too_many_are_closed_with_a_sentence
             assert b"retry-after: 1\r\n" in reply
         for connection in held:
             connection.close()
+        until_answered(server)
         # A kept connection is used again, also after a body that was turned away unread.
         with server.connect() as connection:
             for _ in range(2):
-                connection.sendall(start + b"content-length: 5\r\norigin: http://other\r\n\r\nabcde")
+                connection.sendall(START + b"content-length: 5\r\norigin: http://other\r\n\r\nabcde")
                 assert one_reply(connection)[0].startswith(b"HTTP/1.1 403 ")
         assert server.predict()[0] == 200
         assert server.end()[2] == 0
 
 
-def is_turned_away(server):
-    """Whether there are too many connections. Who is still sending when that is said may only see the end of theirs."""
-    try:
-        return server.predict()[0] == 503
-    except OSError:
-        return True
+def until_answered(server):
+    """Ask until there is a connection. Who is still sending when they are too many may only see the end of theirs."""
+    until = time.monotonic() + LONG / 2
+    while True:
+        with contextlib.suppress(OSError):
+            if server.predict()[0] == 200:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_whoever_does_not_read_the_replies_holds_no_connection_for_long(folder):
-    with Process("-c", SLOW, folder, 0, 10) as server:
+    with Process("-c", SLOW, folder, 0, LONG, SHORT) as server:
         held = []
         for _ in range(3):  # as many as are taken
             connection = socket.socket()
@@ -234,11 +266,7 @@ def test_whoever_does_not_read_the_replies_holds_no_connection_for_long(folder):
             with contextlib.suppress(BlockingIOError):
                 while connection.send(b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 200):
                     pass
-        until = time.monotonic() + 10
-        while is_turned_away(server):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        assert server.predict()[0] == 200
+        until_answered(server)
         for connection in held:
             connection.close()
 

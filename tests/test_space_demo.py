@@ -205,9 +205,9 @@ def test_an_image_answer_takes_less_than_50_ms_inside_the_app():
     bundled = demo.open_bundle("digits")
     path, times = bundled.examples[0].value, []
     for _ in range(11):
-        begin = time.perf_counter()
+        begin = time.process_time()  # of all its threads; what others on this machine do is not counted
         demo.view(bundled, demo.prepare_image(bundled, path), [1])
-        times.append(1e3 * (time.perf_counter() - begin))
+        times.append(1e3 * (time.process_time() - begin))
     assert sorted(times)[5] <= 50
 
 

@@ -22,7 +22,7 @@ def seen(opened, path):
 @pytest.mark.parametrize("digit", STROKES)
 def test_a_drawn_digit_is_nearest_to_the_same_digit_of_the_data(digit):
     images, labels = digit_data()
-    picture = digit_from_drawing(drawn(digit))
+    picture = digit_from_drawing(drawn(digit), 8)
     assert picture.shape == (8, 8, 3)
     distances = np.square(images - picture[:, :, 0] / 255).sum(axis=(1, 2))
     nearest = labels[np.argsort(distances)[:5]]
@@ -33,7 +33,7 @@ def test_a_drawn_digit_is_nearest_to_the_same_digit_of_the_data(digit):
 @pytest.mark.parametrize("pen", [8, 24, 30])
 def test_a_drawing_gets_the_height_the_centre_and_the_ink_of_the_data(digit, pen):
     images, _ = digit_data()
-    grey = digit_from_drawing(drawn(digit, pen=pen))[:, :, 0] / 255
+    grey = digit_from_drawing(drawn(digit, pen=pen), 8)[:, :, 0] / 255
     assert (grey.max(axis=1) > 0).all(), "the digit fills all eight rows, as every digit of the data does"
     centres = (images.sum(axis=1) * np.arange(8)).sum(axis=1) / images.sum(axis=(1, 2))
     centre = (grey.sum(axis=0) * np.arange(8)).sum() / grey.sum()
@@ -43,10 +43,10 @@ def test_a_drawing_gets_the_height_the_centre_and_the_ink_of_the_data(digit, pen
 
 
 def test_size_place_and_colour_of_a_drawing_do_not_matter():
-    reference = digit_from_drawing(drawn(2, pen=20)).astype(int)
-    moved = digit_from_drawing(drawn(2, pen=20, shift=(30, -8))).astype(int)
-    red = digit_from_drawing(drawn(2, pen=20, colour=(255, 0, 0, 255))).astype(int)
-    smaller = digit_from_drawing(drawn(2, pen=10, scale=0.5, shift=(90, 20))).astype(int)
+    reference = digit_from_drawing(drawn(2, pen=20), 8).astype(int)
+    moved = digit_from_drawing(drawn(2, pen=20, shift=(30, -8)), 8).astype(int)
+    red = digit_from_drawing(drawn(2, pen=20, colour=(255, 0, 0, 255)), 8).astype(int)
+    smaller = digit_from_drawing(drawn(2, pen=10, scale=0.5, shift=(90, 20)), 8).astype(int)
     np.testing.assert_array_equal(reference, moved)
     np.testing.assert_array_equal(reference, red)
     assert np.abs(reference - smaller).mean() < 20
@@ -55,7 +55,7 @@ def test_size_place_and_colour_of_a_drawing_do_not_matter():
 def test_a_composite_without_layers_and_an_upload_on_any_paper_read_the_same(opened, tmp_path):
     drawing = drawn(7)
     expected = demo.prepare_drawing(opened, drawing).seen
-    np.testing.assert_array_equal(expected, digit_from_drawing(drawing))
+    np.testing.assert_array_equal(expected, digit_from_drawing(drawing, 8))
     np.testing.assert_array_equal(
         demo.prepare_drawing(opened, {"composite": drawing["composite"]}).seen, expected
     )  # fmt: skip

@@ -2,29 +2,22 @@
 
 import contextlib
 import gc
-import io
 import json
-import shlex
 import threading
 import time
-from pathlib import Path
 
 import demo
 import ensembles
 import numpy as np
 import pytest
-import snippets
 from cards import read_card
 from fetching import SaidError
 from shelf import Shelf
-from typer.testing import CliRunner
 
-from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 from space_ensembles import write_digits, write_each
 from tiny_ensemble import write_tiny_ensemble
-from tiny_export import exported_images
 
 NAMES = ("digits", "spoken_digits", "question_type")
 
@@ -210,10 +203,10 @@ def test_visitors_who_ask_at_once_open_an_ensemble_once():
 
     def load():
         calls.append(1)
-        go.wait(5)
+        go.wait(60)
         return object()
 
-    shelf = Shelf(max_named=2, max_opening=2, seconds=5)
+    shelf = Shelf(max_named=2, max_opening=2, seconds=60)
     found = []
     askers = [threading.Thread(target=lambda: found.append(shelf.get("a", load, is_bundle=False))) for _ in range(6)]
     for asker in askers:
@@ -228,7 +221,7 @@ def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
     go, loaded = threading.Event(), object()
 
     def slow():
-        go.wait(5)
+        go.wait(60)
         return loaded
 
     shelf = Shelf(max_named=4, max_opening=1, seconds=0.05)
@@ -236,19 +229,20 @@ def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
         shelf.get("slow", slow, is_bundle=False)
     with pytest.raises(EDViTError, match="Others open ensembles"):
         shelf.get("another", object, is_bundle=False)
+    shelf._seconds = 60  # what is quick takes long on a busy machine
     assert shelf.get("bundle", lambda: 7, is_bundle=True) == 7, "what the page came with is always there"
     go.set()
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        with contextlib.suppress(EDViTError):
-            if shelf.get("slow", pytest.fail, is_bundle=False) is loaded:
-                break
     assert shelf.get("slow", pytest.fail, is_bundle=False) is loaded
-    assert shelf.get("another", lambda: 3, is_bundle=False) == 3
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(EDViTError):  # the thread that opened the first one may not have ended
+            assert shelf.get("another", lambda: 3, is_bundle=False) == 3
+            break
+    assert shelf.find("another") == 3
 
 
 def test_whatever_breaks_while_opening_is_a_sentence_and_the_next_try_is_free():
-    shelf = Shelf(max_named=1, max_opening=1, seconds=5)
+    shelf = Shelf(max_named=1, max_opening=1, seconds=60)
 
     def fail():
         raise ZeroDivisionError("inside")
@@ -261,7 +255,7 @@ def test_whatever_breaks_while_opening_is_a_sentence_and_the_next_try_is_free():
 
 def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_threads(tmp_path_factory):
     before = {thread.ident for thread in threading.enumerate()}
-    shelf = Shelf(max_named=1, max_opening=1, seconds=20)
+    shelf = Shelf(max_named=1, max_opening=1, seconds=60)
     first, second = (str(folder) for folder in list(write_each(tmp_path_factory).values())[:2])
 
     def load(source):
@@ -272,7 +266,7 @@ def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_thread
     assert held.runtime.predict({"pixel_values": np.zeros((1, 3, 8, 8), "float32")}).labels, "in use: it lives"
     del held
     gc.collect()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         mine = [t for t in threading.enumerate() if t.ident not in before and t.name.startswith("edvit-local")]
         if len(mine) <= 1:
@@ -282,7 +276,7 @@ def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_thread
 
 
 def test_of_those_that_visitors_named_the_one_asked_for_longest_ago_goes_first():
-    shelf = Shelf(max_named=2, max_opening=1, seconds=5)
+    shelf = Shelf(max_named=2, max_opening=1, seconds=60)
     shelf.get("bundle", lambda: 7, is_bundle=True)
     for key in ("a", "b", "a", "c"):
         shelf.get(key, lambda key=key: key.upper(), is_bundle=False)
@@ -298,73 +292,6 @@ def test_an_ensemble_of_giant_inputs_is_refused(monkeypatch, tmp_path):
     assert "inputs that are too large for this page" in refusal(str(tmp_path))
     monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8)
     assert len(demo.open_other(str(tmp_path)).devices) == 2
-
-
-def run(lines):
-    """Run copied Python; what it prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(lines, "copied", "exec"), {})
-    return out.getvalue()
-
-
-def test_copied_lines_run_from_a_checkout(monkeypatch):
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
-    for name in NAMES:
-        opened = demo.open_bundle(name)
-        assert snippets.TRANSFORMERS not in opened.code, "a bundle holds graphs, no weights"
-        said = run(opened.code[snippets.RUNTIME]).splitlines()
-        assert said[0].split()[0] in opened.runtime.label_names
-        assert str(opened.devices[0].classes[0]) in said[1]
-
-
-def test_copied_commands_run(monkeypatch, folder, tmp_path):
-    opened = demo.open_other(str(folder))
-    monkeypatch.chdir(tmp_path)
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save("photo.png")
-    assert run(opened.code[snippets.RUNTIME])
-    lines = [line for line in opened.code[snippets.COMMANDS].splitlines() if not line.startswith("#")]
-    predict = shlex.split(lines[0])
-    assert predict[0] == "edvit"
-    done = CliRunner().invoke(app, predict[1:])
-    assert done.exit_code == 0, done.output
-    pull = shlex.split(lines[1])
-    assert pull[:2] == ["edvit", "pull"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_server_of_the_copied_lines_takes_the_request_of_the_copied_lines(monkeypatch, name):
-    from serving_setup import make_client, make_service
-
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
-    serve, curl = (line for line in demo.open_bundle(name).code[snippets.SERVER].splitlines() if line[0] != "#")
-    command, where = shlex.split(serve)[:2], shlex.split(serve)[2]
-    assert command == ["edvit", "serve"]
-    option, value, address = shlex.split(curl)[1:]
-    file = value.partition("@")[2]
-    body = {"json": json.loads(value)} if option == "--json" else {"files": {"file": (file, Path(file).read_bytes())}}
-    with make_client(make_service(where)) as client:
-        reply = client.post(address.removeprefix("http://127.0.0.1:8000"), **body)
-    assert reply.status_code == 200, reply.text
-    assert reply.json()["label"] in demo.open_bundle(name).runtime.label_names
-
-
-def test_lines_for_transformers_are_there_with_the_weights_and_run(tmp_path_factory):
-    root, _, _, _ = exported_images(tmp_path_factory)
-    code = demo.open_other(str(root)).code
-    run(code[snippets.TRANSFORMERS] + "\nassert model.config.num_labels == 4")
-
-
-@pytest.mark.parametrize("name", ["it's", 'quo"te', "spa ce", "$(x)", "back\\slash"])
-def test_odd_names_are_quoted_in_copied_lines(tmp_path, name):
-    root = tmp_path / name
-    write_tiny_ensemble(root, [[0, 1], [2]])
-    code = demo.open_other(str(root)).code
-    assert f"from_pretrained({json.dumps(str(root.resolve()))})" in code[snippets.RUNTIME]
-    compile(code[snippets.RUNTIME], "copied", "exec")
-    assert shlex.split(code[snippets.COMMANDS].splitlines()[1])[2] == str(root.resolve())
 
 
 def test_an_ensemble_of_int8_files_alone_opens(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import app
 import charts
 import demo
 import figures
@@ -94,7 +96,7 @@ def everything(text):
         charts.timelines(view.timelines), figures.ensemble_choices([bundle], text), figures.notice(text, is_alert=True),
         figures.examples([Item(label=text, value=text)], "text-classification"),
         figures.examples([Item(label=text, value="/no/such.png")], "image-classification"),
-        figures.input_heading(text, text), figures.code({text: text}),
+        figures.input_heading(text, text), figures.code({text: text}), figures.licence(text),
         figures.comparison([replace(MODEL, name=text, note=text)]),
     ])  # fmt: skip
 
@@ -117,6 +119,25 @@ def test_a_hostile_name_is_shown_as_it_is():
 @pytest.mark.parametrize(("state", "role"), [("refused", "alert"), ("answered", "status"), ("empty", "status")])
 def test_an_answer_is_announced_and_a_refusal_is_an_alert(state, role):
     assert f'class="ed-said" role="{role}"' in figures.answer(view_of("x", state))
+
+
+def test_the_licence_of_the_card_is_told_and_where_there_is_none_that_is():
+    assert "as its card states it: <b>mit</b>." in figures.licence("mit")
+    assert "no card that states a licence" in figures.licence("")
+    places = {}
+    for name in ("digits", "own"):
+        opened = replace(demo.open_bundle("digits"), licence={"digits": "apache-2.0", "own": ""}[name])
+        places[name] = app.for_ensemble(opened)[app.INPUTS.index("licence")]["value"]
+    assert "<b>apache-2.0</b>" in places["digits"]
+    assert figures.NO_LICENCE in places["own"]
+
+
+def test_what_is_said_of_a_choice_comes_into_places_that_were_there_before():
+    said = {"": figures.notice(""), "status": figures.notice("Opened."), "alert": figures.notice("No.", is_alert=True)}
+    for place in ("status", "alert"):
+        for kind, text in said.items():
+            found = re.search(rf'<div role="{place}">(.*?)</div>', text)[1]
+            assert bool(found) == (place == kind), "announced is what changes, not what appears"
 
 
 def test_a_device_says_what_its_button_does_and_whether_the_answer_would_change():
@@ -271,10 +292,25 @@ def test_requests_are_bounded_with_and_without_a_told_length():
     assert sum(read) <= 100
 
 
+def test_what_is_written_to_the_log_at_once_is_bounded():
+    kept = io.StringIO()
+    log = safety.BoundedLog(kept)
+    whole = "x" * (2 * safety.LOGGED_CHARACTERS)
+    assert log.write(whole) == len(whole)
+    assert kept.getvalue() == whole
+    kept.seek(kept.truncate(0))
+    print("begin" + "x\n" * 10**6 + "end", file=log, end="")
+    assert kept.getvalue().startswith("begin")
+    assert kept.getvalue().endswith("end")
+    assert " characters left out] " in kept.getvalue()
+    assert len(kept.getvalue()) < len(whole) + 50
+    assert log.getvalue() == kept.getvalue(), "else it is the stream behind"
+
+
 SERVED = """
 import sys
 import app
-app.launch(app.build_page(), prevent_thread_lock=True)
+app.main(prevent_thread_lock=True)
 print(sorted({"torch", "transformers"} & set(sys.modules)), flush=True)
 sys.stdin.read()
 """
@@ -291,10 +327,14 @@ def test_the_served_page_keeps_to_itself(tmp_path):
         **os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
         "HOME": str(home),
     }  # fmt: skip
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVED], cwd=SPACE, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    for name in ("EDVIT_CACHE_DIR", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment.pop(name, None)
+    log = tmp_path / "log.txt"
+    with log.open("w") as written:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVED], cwd=SPACE, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=written, text=True,
+        )  # fmt: skip
     try:
         lines = iter(server.stdout.readline, "")
         assert next(line for line in lines if line.startswith("[")).strip() == "[]"
@@ -309,6 +349,12 @@ def test_the_served_page_keeps_to_itself(tmp_path):
             urllib.request.urlopen(huge)
         assert getattr(refused.value, "code", 413) == 413
         assert list(tmp_path.glob("edvit_space_*"))
+        malformed = json.dumps({"data": ["x" * 1_000_000], "fn_index": 0, "session_hash": "a"}).encode()
+        asked = urllib.request.Request(
+            f"{base}/gradio_api/run/predict", malformed, {"content-type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            urllib.request.urlopen(asked)
         server.terminate()  # as a container is ended
         server.wait(20)
     finally:
@@ -316,4 +362,6 @@ def test_the_served_page_keeps_to_itself(tmp_path):
         server.kill()
         server.wait(20)
     assert not list(tmp_path.glob("edvit_space_*"))
+    assert "characters left out" in log.read_text(), "gradio logs what a malformed request held"
+    assert log.stat().st_size < 50_000
     assert not list(home.iterdir()), "nothing is written outside the temporary folder"

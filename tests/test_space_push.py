@@ -16,7 +16,7 @@ from edvit_hf.space import assemble, files_address, publish
 from edvit_hf.space.page_files import page_folder
 from hub_ensemble import files_of
 from hub_server import READ, SPACES, WRITE, Fault, account
-from test_space_assemble import write_wheel
+from test_space_wheel import write_wheel
 from tiny_ensemble import write_tiny_ensemble
 
 pytest_plugins = ("hub_fixtures",)

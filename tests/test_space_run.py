@@ -142,7 +142,7 @@ def test_the_real_page_answers_and_ends_cleanly(ensemble, tmp_path):
         port = probe.getsockname()[1]
     (tmp_path / "home").mkdir()
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "EDVIT_NUM_THREADS": "1", "HOME": str(tmp_path / "home")}
-    for name in ("GRADIO_SERVER_PORT", "HF_HUB_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY"):
+    for name in ("EDVIT_CACHE_DIR", "HF_HOME", "HF_HUB_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         env.pop(name, None)
     command = [sys.executable, "-m", "edvit_hf.cli", "space", "run", str(ensemble), "--port", str(port)]
     process = subprocess.Popen(

@@ -97,7 +97,7 @@ def test_choosing_another_ensemble_forgets_the_input_and_a_refused_one_changes_n
     visits.plug(visit, 1, True)
     choice = visits.choose_other(visit, "not a name")
     assert (choice.opened, choice.asks_source) == (None, True)
-    assert 'role="alert"' in choice.notice
+    assert '<div role="alert"><p' in choice.notice
     assert "ed-degraded" in choice.panels.answer
     assert visits.choose_bundle(visit, figures.OTHER_SOURCE).asks_source
     choice = visits.choose_bundle(visit, "question_type")

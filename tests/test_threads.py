@@ -9,7 +9,7 @@ import torch
 from edvit_hf.doctor import examine
 from edvit_hf.errors import RecipeError
 from edvit_hf.training import use_all_cores
-from edvit_hf.training.threads import usable_cores
+from edvit_hf.training.threads import usable_physical_cores
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ def test_threads_follow_the_user_then_the_cores(monkeypatch, environment, expect
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("edvit_hf.training.threads.usable_cores", lambda: 4)
+    monkeypatch.setattr("edvit_hf.training.threads.usable_physical_cores", lambda: 4)
     before = torch.get_num_threads()
     try:
         assert use_all_cores() == torch.get_num_threads() == expected
@@ -60,7 +60,7 @@ def test_accelerate_reads_the_launch_files(name):
 @pytest.mark.parametrize(("cores", "level"), [(1, "ok"), (4, "note")])
 def test_the_doctor_compares_threads_with_the_cores_this_process_may_use(monkeypatch, cores, level):
     monkeypatch.setenv("EDVIT_NUM_THREADS", "1")
-    monkeypatch.setattr("edvit_hf.training.threads.usable_cores", lambda: cores)
+    monkeypatch.setattr("edvit_hf.training.threads.usable_physical_cores", lambda: cores)
     monkeypatch.setattr("edvit_hf.doctor.machine", lambda: {"cores": 64})
     before = torch.get_num_threads()
     try:
@@ -74,4 +74,4 @@ def test_the_doctor_compares_threads_with_the_cores_this_process_may_use(monkeyp
 def test_without_psutil_the_logical_cpus_stand_in(monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    assert usable_cores() == 1
+    assert usable_physical_cores() == 1

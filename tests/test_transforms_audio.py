@@ -244,9 +244,9 @@ def test_a_second_of_sound_takes_a_few_milliseconds_at_most():
     transform.features(waveform)
     seconds = []
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()  # not that of others on this machine
         transform.features(waveform)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.01  # 0.5 ms measured; the stock extractor takes 4
 
 

@@ -134,9 +134,9 @@ def test_of_a_megabyte_only_the_start_is_looked_at(folders, monkeypatch):
     read = []
     run = transform._run
     monkeypatch.setattr(transform, "_run", lambda texts: (read.extend(map(len, texts)), run(texts))[1])
-    start = time.perf_counter()
+    start = time.process_time()
     row = transform.inputs(text)["input_ids"]
-    assert time.perf_counter() - start < 0.5  # 2 ms measured; the whole text takes seconds
+    assert time.process_time() - start < 0.5  # 2 ms measured; the whole text takes seconds
     assert row.shape == (1, LENGTH)
     assert sum(read) < 5_000
 

@@ -42,9 +42,9 @@ def _installed(package: str) -> str | None:
 
 
 def _threads() -> Finding:
-    from edvit_hf.training.threads import usable_cores, use_all_cores
+    from edvit_hf.training.threads import usable_physical_cores, use_all_cores
 
-    cores = usable_cores()
+    cores = usable_physical_cores()
     if _installed("torch") is None:
         return Finding("note", "threads", f"{cores} cores; torch is not installed, so nothing trains here")
     threads = use_all_cores()

@@ -81,7 +81,7 @@ def _fetched(
     try:
         commit = revision
         if sub_models is None:  # how many there are is in the manifest, which comes with the fusion head
-            head = pull(repo, fusion=True, revision=revision, output=folder.with_name("fusion"))
+            head = pull(repo, profile=profile, fusion=True, revision=revision, output=folder.with_name("fusion"))
             commit, sub_models = head.revision, range(len(Manifest.load(head.folder).sub_models))
         pull(
             repo, sub_models=list(sub_models), profile=profile, precision=precision, fusion=True, revision=commit,

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from edvit_hf.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import named_extra
 from edvit_hf.plan_data import DevicePlan, Plan
-from edvit_hf.storage import MIB, PARTIAL_SUFFIX
+from edvit_hf.storage import MIB, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
 _NAME_LENGTH, _TITLE_LENGTH, _RUNS = 18, 90, 6
 _EDGE = 0.3  # points: thinner than the smallest bar, which a wide white edge would hide
 _INK, _GRID = "#222222", "#d9d9d9"
@@ -30,12 +29,7 @@ def save_plan_figure(plan: Plan, path: Path) -> Path:
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure = draw_plan(plan)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    # No software tag: the same plan gives the same bytes whatever matplotlib release drew it.
-    figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-    partial.replace(path)
-    return path
+    return write_figure(path, draw_plan(plan))
 
 
 def draw_plan(plan: Plan) -> "Figure":

@@ -3,7 +3,7 @@
 import logging
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from edvit_hf.errors import ManifestError
+from edvit_hf.errors import ManifestError, did_you_mean
 from edvit_hf.strict_yaml import load_yaml
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,22 @@ def load_profiles(path: Path | None = None) -> Mapping[str, DeviceProfile]:
         return MappingProxyType({name: DeviceProfile(name=name, **entry) for name, entry in data.items()})
     except TypeError as error:
         raise ManifestError(f"{path.name}: a profile has a missing or unknown key: {error}.") from error
+
+
+def unknown_profile(name: str, also: Iterable[str] = ()) -> str | None:
+    """What to say of a kind of hardware that nobody knows, for the caller's own error; None if it is known.
+
+    Args:
+        name (`str`): What somebody asked for.
+        also (`Iterable[str]`): Names beside those of devices.yaml: an ensemble may be of a later version's.
+    """
+    known = sorted({*load_profiles(), *also})
+    if name in known:
+        return None
+    return (
+        f"Expected a kind of hardware ({', '.join(known)}), got {name!r:.100}.{did_you_mean(name, known)} No file is "
+        "made for it. Correct the name; `edvit doctor` tells that of this machine."
+    )
 
 
 def load_profile(path: str | Path) -> DeviceProfile:

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.cores import usable_cores
+
 PACKAGES = (
     "edvit_hf", "torch", "transformers", "huggingface_hub", "datasets", "accelerate", "evaluate", "optimum",
     "onnx", "onnxruntime", "numpy", "scikit-learn",
@@ -40,10 +42,10 @@ def versions() -> dict[str, str | None]:
 
 def machine() -> dict[str, Any]:
     """Processor name, cores usable by this process, memory in GiB, architecture."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": _cpu_name(), "architecture": platform.machine(), "cores": cores, "memory_gib": round(pages / 2**30, 1)
+        "cpu": _cpu_name(), "architecture": platform.machine(), "cores": usable_cores(),
+        "memory_gib": round(pages / 2**30, 1),
     }  # fmt: skip
 
 

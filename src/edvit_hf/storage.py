@@ -18,6 +18,7 @@ except ImportError:  # Windows
 MIB = 2**20
 PARTIAL_SUFFIX = ".partial"
 LINKED_SUFFIXES = {".safetensors", ".onnx"}
+DPI = 150  # of pictures
 
 
 def check_writable(path: Path, suffixes: Sequence[str] = ()) -> None:
@@ -48,6 +49,15 @@ def write_json(path: Path, data: Any) -> None:
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def write_figure(path: Path, figure: Any) -> Path:
+    """Write a matplotlib figure as PNG; the file appears complete or not at all. Returns `path`."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    # No software tag: the same figures give the same bytes whatever matplotlib release drew them.
+    figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+    partial.replace(path)
+    return path
 
 
 def read_json(path: Path) -> Any:

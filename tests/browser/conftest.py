@@ -26,6 +26,12 @@ FLAGS = [
 ]  # fmt: skip
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 WAIT_MS = 15_000
+SEVEN = [(0.26, 0.12), (0.74, 0.12), (0.45, 0.9)]
+
+
+def example_file(name, suffix):
+    """One of the page's own examples of that ensemble."""
+    return str(sorted((SPACE / "examples" / name).glob(f"*{suffix}"))[1])
 
 
 def chromium_path():
@@ -135,6 +141,7 @@ class Visitor:
 
     def draw(self, *strokes):
         """Strokes as lists of points, in shares of the field."""
+        self.page.locator("#pad canvas").scroll_into_view_if_needed()
         box = self.page.locator("#pad canvas").bounding_box()
         for stroke in strokes:
             places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]

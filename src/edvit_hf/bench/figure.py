@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from edvit_hf.bench.measure import BenchReport
 from edvit_hf.errors import named_extra
-from edvit_hf.storage import PARTIAL_SUFFIX
+from edvit_hf.storage import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 150
 _INK, _GRID = "#222222", "#d9d9d9"
 _STYLES = {"fp32": ("#0072B2", "o"), "fp16": ("#009E73", "s"), "int8": ("#D55E00", "^")}
 _LOG_FROM = 20.0  # slowest over fastest file from which the axis is logarithmic
@@ -26,12 +25,7 @@ def save_bench_figure(report: BenchReport, path: Path) -> Path:
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure = draw_bench(report)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    # No software tag: the same figures give the same bytes whatever matplotlib release drew them.
-    figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-    partial.replace(path)
-    return path
+    return write_figure(path, draw_bench(report))
 
 
 def draw_bench(report: BenchReport) -> "Figure":

@@ -3,7 +3,6 @@
 
 import json
 import logging
-import os
 import random
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from edvit_hf.bench.selection import Candidate, Hardware, LeftOut, choose, input_sizes, vocabulary_size
+from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256, verify_file
 from edvit_hf.provenance import environment
@@ -154,7 +154,6 @@ def _beside(name: str, path: Path) -> Candidate:
 
 
 def _check_numbers(**numbers: int | None) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     reasons = {
         "threads": "It is a number of cores, and more threads than cores only wait for each other",
         "repeats": f"It is the number of fresh processes per file; {REPEATS} or more give a median that one slow spell "
@@ -163,7 +162,7 @@ def _check_numbers(**numbers: int | None) -> None:
         "tokens": "It is the length of a text",
     }
     for name, value in numbers.items():
-        limit = cores if name == "threads" else None
+        limit = usable_cores() if name == "threads" else None
         if value is not None and (value < 1 or (limit is not None and value > limit)):
             expected = "at least 1" if limit is None else f"between 1 and the {limit} cores that this process may use"
             raise EDViTError(f"`{name}` must be {expected}, got {value}. {reasons[name]}. Correct it.")

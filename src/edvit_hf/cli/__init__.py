@@ -3,6 +3,7 @@
 import os
 
 from edvit_hf.cli.app import app
+from edvit_hf.cli.output import checked_output
 
 from edvit_hf.cli import trip  # isort: skip  # noqa: F401  (importing a module adds its commands)
 from edvit_hf.cli import exporting  # isort: skip  # noqa: F401
@@ -20,4 +21,5 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    app()
+    with checked_output():
+        app()

@@ -18,13 +18,14 @@ app = typer.Typer(
     name="edvit",
     help="Split a Vision-Transformer classifier by classes into small sub-models that run together on edge devices.",
     epilog="Exit codes: 0 done, 1 an error of the input or of the machine (the message says what to do), "
-    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted (the same command resumes).",
+    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted (the same command resumes), 141 nobody reads the "
+    "output any more.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 # Tables need more than the 80 columns that a pipe is taken to have.
-console = Console(width=None if sys.stdout.isatty() else 132)
+console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 132)
 log_console = Console(stderr=True)
 
 

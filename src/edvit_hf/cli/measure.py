@@ -19,6 +19,8 @@ from edvit_hf.cli.app import (
 )
 from edvit_hf.errors import DataError
 
+_MOST_INPUT_BYTES = 2**30  # of standard input, which may never end; an hour of stereo sound is 0.7 of it
+
 
 @app.command()
 def evaluate(
@@ -113,15 +115,35 @@ def _read_input(source: str, *, is_text: bool) -> str | bytes | Path:
     """What the ensemble is asked about: a file's path, the bytes of one on standard input, or a text.
 
     Raises:
-        DataError: If a text ensemble is given the name of a file, whose name would be classified.
+        DataError: If a text ensemble is given the name of a file, whose name would be classified, or if standard input
+            is closed or does not end.
     """
-    if not is_text:
-        return sys.stdin.buffer.read() if source == "-" else Path(source)
     if source == "-":
-        return sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    if os.path.isfile(source):  # noqa: PTH113  (which does not mind a text longer than any name)
+        content = _read_standard_input()
+        return content.decode("utf-8", errors="replace") if is_text else content
+    if not is_text:
+        return Path(source)
+    if os.path.exists(source):  # noqa: PTH110  (which does not mind a text longer than any name)
         raise DataError(
-            f"Expected a text, got {source!r}, which is a file here. Its name would be classified, not what it says. "
-            f"Give its content on standard input: edvit predict DIR - < {source}"
+            f"Expected a text, got {source!r}, which is a file or folder here. Its name would be classified, not what "
+            f"it says. Give a text on standard input: edvit predict DIR - < FILE"
         )
     return source
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin is None:
+        raise DataError(
+            "Expected an input on standard input, got none: it is closed. There is nothing to classify. Give one: "
+            "edvit predict DIR - < FILE"
+        )
+    parts, size = [], 0
+    while size <= _MOST_INPUT_BYTES and (part := sys.stdin.buffer.read(2**20)):
+        parts.append(part)
+        size += len(part)
+    if size > _MOST_INPUT_BYTES:
+        raise DataError(
+            f"Expected at most {_MOST_INPUT_BYTES} bytes on standard input, got more. Memory would run out. Give one "
+            "image, sound or text."
+        )
+    return b"".join(parts)

@@ -65,7 +65,8 @@ _AllowedHost = Annotated[
     list[str] | None, typer.Option(help="A further name by which clients may call this server; may be repeated.")
 ]
 _TrustedProxy = Annotated[
-    list[str] | None, typer.Option(help="Address of a proxy whose X-Forwarded-For is believed; may be repeated.")
+    list[str] | None,
+    typer.Option(help="Address or network of proxies whose X-Forwarded-For is believed; may be repeated."),
 ]
 _GraceSeconds = Annotated[float, typer.Option(help="Time for requests in flight after SIGTERM.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No line in the log for each request.")]

@@ -12,7 +12,7 @@ from edvit_hf.export.gates import Predict
 
 _MIN_FLIPS = 3  # net right-to-wrong flips below which a loss of accuracy is not told from chance
 
-Figures = dict[str, dict[str, Any]]  # by variant name
+FiguresByVariant = dict[str, dict[str, Any]]  # by its name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Write = Callable[[int, Path, QuantizationPreset, Collection[str]], Any]
 """Writes the int8 file of a sub-model: its index, where to, how, and names of the nodes that stay float."""
-Judge = Callable[[OnnxEnsemble], Figures]
+EnsembleJudge = Callable[[OnnxEnsemble], Figures]
 """The accuracy gate: an int8 ensemble -> figures with "passed" and "net_flips" (items lost on balance)."""
 
 
@@ -52,7 +52,7 @@ def auto_quantize(
     preset: QuantizationPreset,
     *,
     write: Write,
-    judge: Judge,
+    judge: EnsembleJudge,
     inputs: Arrays,
     scratch: Path,
     max_judgements: int = MAX_JUDGEMENTS,
@@ -133,7 +133,7 @@ class _Attempts:
         fusion: Path,
         *,
         write: Write,
-        judge: Judge,
+        judge: EnsembleJudge,
         inputs: Arrays,
         scratch: Path,
     ) -> None:

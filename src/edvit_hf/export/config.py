@@ -23,8 +23,9 @@ class ExportConfig:
         profiles: Kinds of hardware (names in devices.yaml) that the files are for; none is this machine's. Those with
             the same instructions share one int8 file.
         precisions: What to write besides fp32, which always is; None is what each profile asks for in devices.yaml.
-        whole: Whether to write the graph of the whole ensemble too: onnx/model.onnx, and with int8
-            onnx/model_quantized.onnx for the first profile.
+        whole: Whether to write the graph of the whole ensemble too: onnx/model.onnx, and for the first profile that
+            gets such files onnx/model_quantized.onnx (dynamic int8), onnx/model_quantized_static.onnx and
+            onnx/model_fp16.onnx.
         with_preprocessing: Whether to write each sub-model's file a second time with the preprocessing inside.
         calibration: How a static int8 file finds the range of its activations.
         calibration_items: Training items that it looks at.
@@ -79,5 +80,5 @@ def _check_choice(name: str, value: str, valid: Sequence[str], what: str = "not 
     """Refuse a value that is not among the valid ones, naming the nearest."""
     if value not in valid:
         near = difflib.get_close_matches(value, valid, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(valid)}."
-        raise ValueError(f"`{name}`: {value!r} is {what}. {hint}")
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"`{name}`: {value!r} is {what}. {hint}Known: {', '.join(valid)}.")

@@ -11,11 +11,11 @@ from pathlib import Path
 from edvit_hf.errors import CheckpointError, WorkDirError
 from edvit_hf.export.publish import COMMITTED_NAME, STAGING_NAME
 from edvit_hf.manifest import MANIFEST_NAME
+from edvit_hf.storage import PARTIAL_SUFFIX
 from edvit_hf.tasks import PROCESSOR_FILES
 
 logger = logging.getLogger(__name__)
 
-_PARTIAL_SUFFIX = ".partial"
 _NOT_COPIED = ("onnx", STAGING_NAME, COMMITTED_NAME, ".git", ".cache", MANIFEST_NAME)  # made anew, or not part of it
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CODE = ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py")  # what travels with a saved ensemble
@@ -50,7 +50,7 @@ def copied_ensemble(source: str | Path, target: Path, *, revision: str | None = 
         raise CheckpointError(
             f"Expected a saved ensemble in {source}, found no config.json. Name the folder or repository."
         )
-    partial = target.with_name(target.name + _PARTIAL_SUFFIX)
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         try:

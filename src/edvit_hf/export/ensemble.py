@@ -13,7 +13,7 @@ import torch
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import CheckpointError, DataError, EDViTError
-from edvit_hf.export.accuracy import Figures, Judge
+from edvit_hf.export.accuracy import FiguresByVariant, Judge
 from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, judged
 from edvit_hf.export.config import ExportConfig
 from edvit_hf.export.inputs import check_inputs
@@ -40,8 +40,12 @@ from edvit_hf.transforms import Transform, load_transform
 logger = logging.getLogger(__name__)
 
 WHOLE_FILE = "onnx/model.onnx"
-WHOLE_QUANTIZED_FILE = "onnx/model_quantized.onnx"  # the name that transformers.js looks for
-WHOLE_HALF_FILE = "onnx/model_fp16.onnx"
+# The names that transformers.js looks for; its "quantized" is dynamic int8, so the static one has a name of its own.
+WHOLE_FILES = {
+    "int8": "onnx/model_quantized.onnx",
+    "int8_static": "onnx/model_quantized_static.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+}
 
 
 def export_ensemble(
@@ -192,12 +196,11 @@ def _num_files(build: GraphBuilder, wanted: Sequence[Wanted]) -> int:
 
 
 def _whole_files(wanted: Sequence[Wanted]) -> dict[int, str]:
-    """Graphs of the whole ensemble: position of a set (0: fp32) -> file. int8 is that of the first profile."""
+    """Graphs of the whole ensemble: position of a set (0: fp32) -> file. Of each kind, that of the first profile."""
     files = {0: WHOLE_FILE}
     for position, each in enumerate(wanted, start=1):
-        file = WHOLE_HALF_FILE if each.kind == "fp16" else WHOLE_QUANTIZED_FILE
-        if file not in files.values():
-            files[position] = file
+        if WHOLE_FILES[each.kind] not in files.values():
+            files[position] = WHOLE_FILES[each.kind]
     return files
 
 
@@ -217,7 +220,7 @@ def _write_files(
     maker = VariantMaker(build, ensemble, gate=gate if wanted else None, calibration=calibration, bar=bar)
     chosen = [fp32, *(maker.make(each) for each in wanted)]
     whole = list(_each(_join_whole(build, wanted, chosen), bar)) if build.config.whole else []
-    accuracy: Figures = {}
+    accuracy: FiguresByVariant = {}
     if report is not None:
         accuracy = {variants[0].name: judged(report, build.open_ensemble(variants)) for variants in chosen}
         chosen = [build.report_votes(variants, report) for variants in chosen]

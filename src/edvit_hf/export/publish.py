@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.errors import ManifestError, WorkDirError
-from edvit_hf.export.accuracy import Figures
+from edvit_hf.export.accuracy import FiguresByVariant
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, content_hash, verify_file
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Exported:
     sub_models: list[list[Variant]]  # of each sub-model, in the same order
     fusion: Variant
     whole: list[Variant] = field(default_factory=list)
-    accuracy: Figures = field(default_factory=dict)
-    gates: Figures = field(default_factory=dict)
+    accuracy: FiguresByVariant = field(default_factory=dict)
+    gates: FiguresByVariant = field(default_factory=dict)
     latency_protocols: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -138,9 +138,23 @@ def keep_former(root: Path, identity: str, exported: Exported) -> None:
             for kept, figures in _figures(former, exported):
                 if name in kept:
                     figures[name] = kept[name]
+    _tell_of_other_hardware(former, exported)
     files_now = {variant.file for variant in exported.whole}
     others = [v for v in former.whole if v.file not in files_now]
     exported.whole += [v for v in others if _made_of_files_now(former, exported, v) and _are_intact(root, [v])]
+
+
+def _tell_of_other_hardware(former: Manifest, exported: Exported) -> None:
+    """There is one graph of the whole of each kind: say so where it now is for other hardware than before."""
+    before = {variant.file: variant for variant in former.whole}
+    for variant in exported.whole:
+        old = before.get(variant.file)
+        was, now = old and old.quantization, variant.quantization
+        if old and was and now and was.preset != now.preset:
+            logger.warning(
+                "export: %s is for %s now, it was for %s: there is one such graph, that of the latest export's first "
+                "profile", variant.file, ", ".join(variant.profiles), ", ".join(old.profiles),
+            )  # fmt: skip
 
 
 def _made_of_files_now(former: Manifest, exported: Exported, variant: Variant) -> bool:
@@ -164,7 +178,7 @@ def _made_of_files_now(former: Manifest, exported: Exported, variant: Variant) -
     return False
 
 
-def _figures(former: Manifest, exported: Exported) -> list[tuple[Figures, Figures]]:
+def _figures(former: Manifest, exported: Exported) -> list[tuple[FiguresByVariant, FiguresByVariant]]:
     """Of accuracy and of gates: what was recorded, and where it goes now."""
     return [(former.ensemble.accuracy or {}, exported.accuracy), (former.ensemble.gates or {}, exported.gates)]
 

@@ -11,7 +11,7 @@ from edvit_hf.errors import ExportGateError
 from edvit_hf.export.quantizable import NodeGroup
 
 Kept = frozenset[str]  # labels of groups
-Figures = Mapping[str, Any]
+Figures = Mapping[str, Any]  # of one judgement; "passed" is its verdict
 
 MAX_JUDGEMENTS = 60  # each runs the whole ensemble over the split that decides
 

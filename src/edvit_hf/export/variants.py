@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.errors import ExportGateError
-from edvit_hf.export.accuracy import Figures, Judge, Judgement, accuracy_gate, loss_message
+from edvit_hf.export.accuracy import FiguresByVariant, Judge, Judgement, accuracy_gate, loss_message
 from edvit_hf.export.auto import auto_quantize
 from edvit_hf.export.build import FUSION_FILE, GraphBuilder, Made, sub_model_file
 from edvit_hf.export.config import ExportConfig
@@ -87,7 +87,7 @@ class VariantMaker:
     ) -> None:
         self.build, self.gate, self.calibration, self.bar = build, gate, calibration, bar
         self.reference: Judgement | None = None if gate is None else gate(fp32)
-        self.gates: Figures = {}
+        self.gates: FiguresByVariant = {}
         self._ranges: list[Ranges] = []
 
     def make(self, wanted: Wanted) -> list[Variant]:

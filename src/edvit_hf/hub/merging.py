@@ -6,6 +6,7 @@ from dataclasses import replace
 from edvit_hf.errors import HubError
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.latencies import joined_protocols, renumbered
+from edvit_hf.profiles import unknown_profile
 
 
 def variants_for(manifest: Manifest, profile: str) -> list[Variant]:
@@ -17,6 +18,9 @@ def variants_for(manifest: Manifest, profile: str) -> list[Variant]:
     found = [variant for variant in manifest.variants if profile in variant.profiles]
     if not found:
         known = sorted({name for variant in manifest.variants for name in variant.profiles})
+        refusal = unknown_profile(profile)
+        if refusal is not None:
+            raise HubError(refusal)
         raise HubError(
             f"Expected files made for {profile!r}, but the folder holds such files only for: "
             f"{', '.join(known) or 'no kind of hardware'}. There is nothing to add. Export them: `edvit export DIR "

@@ -7,9 +7,10 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from edvit_hf.errors import HubError, ManifestError, did_you_mean
-from edvit_hf.manifest import Manifest, SubModelEntry, Variant, load_profiles
+from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.placement_file import PlacedDevice, PlacementFile
+from edvit_hf.profiles import unknown_profile
 from edvit_hf.tasks import PROCESSOR_FILES
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -203,13 +204,9 @@ def _plain(path: str) -> str:
 
 
 def _check_profile(manifest: Manifest, profile: str) -> None:
-    known = {*load_profiles(), *_profiles(manifest)}
-    if profile not in known:
-        raise HubError(
-            f"Expected a kind of hardware ({', '.join(sorted(known))}), got {profile!r}."
-            f"{did_you_mean(profile, known)} No file is made for it. Correct the name; `edvit doctor` tells that of "
-            "this machine."
-        )
+    refusal = unknown_profile(profile, _profiles(manifest))
+    if refusal is not None:
+        raise HubError(refusal)
 
 
 def _profiles(manifest: Manifest) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from edvit_hf.cores import usable_cores
 from edvit_hf.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.latency import fit, fit_quality, total_ms
@@ -73,7 +74,7 @@ def profile_machine(
         EDViTError: If `threads` or `repeats` is below 1, `name` is empty, or `watts` is not positive.
         MissingExtraError: If onnx is not installed.
     """
-    usable = _usable_cores()
+    usable = usable_cores()
     threads = usable if threads is None else threads
     repeats = (QUICK_REPEATS if quick else REPEATS) if repeats is None else repeats
     _check(name, threads, repeats, usable, watts)
@@ -116,10 +117,6 @@ def profile_machine(
             ],
         },
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _power(given: float | None, kind: DeviceProfile) -> tuple[float | None, str]:

@@ -24,7 +24,7 @@ from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared
 from edvit_hf.runtime.local_engine import LocalEngine, input_shape
 from edvit_hf.runtime.messages import Engine
 from edvit_hf.runtime.pools import Schedule
-from edvit_hf.runtime.sessions import check_indices, check_signature, open_session, session_options
+from edvit_hf.runtime.sessions import check_indices, check_profile, check_signature, open_session, session_options
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
 from edvit_hf.transforms import Transform, load_transform
 
@@ -96,7 +96,7 @@ class EDViTRuntime:
                 exported (the message names what there is), a graph does not have the promised inputs,
                 outputs and sizes, or `preprocessing` is not the file of the task.
             HubError: If the repository cannot be fetched.
-            EDViTError: If there is no such folder or an index is unknown.
+            EDViTError: If there is no such folder, or an index or a profile is unknown.
         """
         if isinstance(engine, str) and engine != "local":
             raise EDViTError(
@@ -105,6 +105,7 @@ class EDViTRuntime:
             )
         root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
         manifest = Manifest.load(root)
+        check_profile(manifest, profile)
         carrier: Engine
         if isinstance(engine, str):
             carrier = local = LocalEngine.load(

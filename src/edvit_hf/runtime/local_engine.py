@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import onnxruntime
 
+from edvit_hf.cores import usable_cores
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.inputs import probe_inputs
@@ -17,7 +18,7 @@ from edvit_hf.runtime.lanes import Job, Lane, close_all
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
 from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, Schedule, num_lanes, options_for, shared_out
 from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest
-from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant, usable_cores
+from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant
 from edvit_hf.tasks import MAIN_INPUT
 
 

@@ -1,26 +1,22 @@
 """Opening exported graphs on onnxruntime, and checking that they are what the manifest promises."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
 
+from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
-from edvit_hf.profiles import detect_profile
+from edvit_hf.profiles import detect_profile, unknown_profile
 from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.tasks import GRAPH_INPUTS
 
 logger = logging.getLogger(__name__)
 
 MAX_DEFAULT_THREADS = 4
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MAX_THREADS = 1024  # more than any machine has cores for; the system refuses far fewer than onnxruntime would ask for
 
 
 def session_options(num_threads: int | None, *, spin: bool = False) -> onnxruntime.SessionOptions:
@@ -29,6 +25,11 @@ def session_options(num_threads: int | None, *, spin: bool = False) -> onnxrunti
         num_threads = min(MAX_DEFAULT_THREADS, usable_cores())
     if num_threads < 1:
         raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
+    if num_threads > MAX_THREADS:
+        raise EDViTError(
+            f"`num_threads` must be at most {MAX_THREADS}, got {str(num_threads)[:60]}. More threads than cores make "
+            "nothing faster, and the system refuses that many. Give a number of cores."
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
@@ -38,6 +39,14 @@ def session_options(num_threads: int | None, *, spin: bool = False) -> onnxrunti
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # what fails is raised, and said once
     return options
+
+
+def check_profile(manifest: Manifest, profile: str | None) -> None:
+    """Refuse a kind of hardware that neither this library nor the ensemble knows."""
+    named = (name for variant in manifest.variants for name in variant.profiles)
+    refusal = None if profile is None else unknown_profile(profile, named)
+    if refusal is not None:
+        raise EDViTError(refusal)
 
 
 def suited_variant(entry: SubModelEntry, precision: str, profile: str | None) -> Variant:

@@ -90,14 +90,16 @@ def open_socket(config: ServeConfig) -> tuple[socket.socket, bool]:
             cannot be bound.
     """
     try:
-        host = config.host.strip("[]") or None
+        host = config.host.strip("[]")
+        if not host:  # to the system that means all addresses: too much for a variable that was not set
+            raise OSError("which is empty; all addresses are 0.0.0.0 or ::")
         found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise EDViTError(
             f"Expected an address or name of this machine, got {config.host!r} ({error}). There is nothing to listen "
             "on. Correct --host, or leave it out for 127.0.0.1."
         ) from error
-    is_local = host is not None and all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
+    is_local = all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
     if not is_local and not config.tokens and config.tls_cert is None:
         raise EDViTError(
             f"Expected a loopback address such as 127.0.0.1 where neither a token nor TLS is configured, got "
@@ -149,7 +151,22 @@ def allowed_hosts(config: ServeConfig, is_local: bool) -> frozenset[str] | None:
     """
     if not is_local and not config.allowed_hosts:
         return None
-    return frozenset(name.lower() for name in (*_LOOPBACK_NAMES, config.host.strip("[]"), *config.allowed_hosts))
+    return frozenset(name.strip("[]").lower() for name in (*_LOOPBACK_NAMES, config.host, *config.allowed_hosts))
+
+
+def proxy_addresses(config: ServeConfig) -> list[str]:
+    """The trusted proxies as uvicorn compares them with a client's address.
+
+    A socket for both kinds of addresses (`--host ::`) shows 10.0.0.1 as ::ffff:10.0.0.1, which is another address to
+    uvicorn: IPv4 proxies are named in both ways.
+    """
+    found = list(dict.fromkeys(config.trusted_proxies))
+    for proxy in config.trusted_proxies:
+        if proxy != "*" and ":" not in proxy:
+            address, _, bits = proxy.partition("/")
+            network = ipaddress.ip_network(f"{address}/{bits or 32}")
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return found
 
 
 def host_name(header: str) -> str:

@@ -14,7 +14,7 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving.app import create_app
 from edvit_hf.serving.connections import guarded_protocol
-from edvit_hf.serving.exposure import check_tls, open_socket
+from edvit_hf.serving.exposure import check_tls, open_socket, proxy_addresses
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.service import Service
 
@@ -96,7 +96,7 @@ def _uvicorn_config(config: ServeConfig, service: Service, is_local: bool) -> uv
     return uvicorn.Config(
         create_app(service, is_local=is_local), loop="asyncio", http=guarded_protocol(limits), ws="none",
         lifespan="off", log_config=None, access_log=False, server_header=False,
-        proxy_headers=bool(config.trusted_proxies), forwarded_allow_ips=list(config.trusted_proxies),
+        proxy_headers=bool(config.trusted_proxies), forwarded_allow_ips=proxy_addresses(config),
         h11_max_incomplete_event_size=limits.max_header_bytes,
         timeout_graceful_shutdown=math.ceil(config.grace_seconds), ssl_certfile=config.tls_cert,
         ssl_keyfile=config.tls_key, ssl_ca_certs=None if config.tls_client_ca is None else str(config.tls_client_ca),

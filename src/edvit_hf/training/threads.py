@@ -3,8 +3,8 @@
 import functools
 import logging
 import os
-from pathlib import Path
 
+from edvit_hf.cores import usable_cores
 from edvit_hf.errors import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def _threads_wanted() -> tuple[int, str]:
     omp = os.environ.get("OMP_NUM_THREADS", "")
     if omp.isdecimal() and int(omp) >= 1 and (int(omp) > 1 or not _is_launched()):
         return int(omp), "OMP_NUM_THREADS"
-    return max(1, usable_cores() // _local_processes()), "physical cores"
+    return max(1, usable_physical_cores() // _local_processes()), "physical cores"
 
 
 def _is_launched() -> bool:
@@ -61,20 +61,12 @@ def _local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def usable_cores() -> int:
-    """Physical cores, at most the logical CPUs in this process's affinity and the cgroup v2 CPU quota.
+def usable_physical_cores() -> int:
+    """Physical cores of the machine, at most the logical ones that this process may use.
 
-    Without psutil, which comes with the extra `train`, the logical CPUs stand in for the physical cores.
+    Without psutil, which comes with the extra `train`, the logical cores stand in for the physical ones.
     """
-    limits = [_physical_cores() or os.cpu_count() or 1]
-    if hasattr(os, "sched_getaffinity"):
-        limits.append(len(os.sched_getaffinity(0)))
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if quota_file.is_file():
-        quota, _, period = quota_file.read_text(encoding="ascii").partition(" ")
-        if quota.isdecimal():
-            limits.append(max(1, int(quota) // int(period)))
-    return min(limits)
+    return min(_physical_cores() or os.cpu_count() or 1, usable_cores())
 
 
 def _physical_cores() -> int | None:

@@ -72,10 +72,12 @@ def open_image(source: "bytes | str | Path | Image.Image | np.ndarray", max_pixe
     try:
         with Path(source).open("rb") as file:
             return _upright_rgb(_open(file, f"the file {source}", max_pixels), f"the file {source}", max_pixels)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"Expected the path of a readable image file, got {str(source)[:200]!r} "
-            f"({error.strerror or error}). Check the path; download a URL first. {_WHAT_TO_DO}"
+            f"({getattr(error, 'strerror', None) or error}). Check the path; download a URL first. {_WHAT_TO_DO}"
         ) from error
 
 
