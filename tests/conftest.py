@@ -16,18 +16,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # A slow or busy machine is no fault of the code; and what passes on one machine must not fail on another because other
-# examples were drawn there. `--hypothesis-profile=default` draws new ones.
-settings.register_profile(
-    "same everywhere", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("same everywhere")
+# examples were drawn there. New ones, which may find what these do not: pytest --hypothesis-profile=new-examples
+for _name, _is_same in (("same-everywhere", True), ("new-examples", False)):
+    settings.register_profile(
+        _name, deadline=None, derandomize=_is_same, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+settings.load_profile("same-everywhere")
 
 # What the user's shell says must decide no test, nor that of the processes which tests start: proxies stand in the way
 # of loopback, tokens and folders reach the code under test, the marks of a build change what packages print and write.
 _OF_THE_USER = re.compile(
     r"(all|https?|ftp|no)_proxy|HF_.*|HUGGING.*|EDVIT_(CACHE_DIR|DATA_DIR|SERVE_TOKEN|SPACE.*)|SPACE_ID|GRADIO_.*|ORT_.*"
     r"|CI|GITHUB_ACTIONS|GITLAB_CI|CIRCLECI|TRAVIS|JENKINS_URL|TF_BUILD|BUILD_.*|FORCE_COLOR|PY_COLORS|COLUMNS"
-    r"|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*|ACCELERATE_(?!USE_CPU).*|TRANSFORMERS_.*",
+    r"|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*|ACCELERATE_(?!USE_CPU).*|TRANSFORMERS_.*"
+    r"|TTY_(COMPATIBLE|INTERACTIVE)|TRACKIO_.*",
     re.IGNORECASE,
 )
 if "EDVIT_TESTS" not in os.environ:  # else this is a process that a test or xdist started, and is as they want it

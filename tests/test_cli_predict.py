@@ -86,19 +86,36 @@ def test_a_dropped_sub_model_is_left_out_whatever_the_input(folders, tmp_path, t
         assert told in " ".join(table.output.split())
 
 
-def test_a_sub_model_beyond_the_deadline_is_told(folders, monkeypatch):
-    run = local_engine._run
+@pytest.mark.parametrize("option", ["--deadline-ms", "--deadline"])
+def test_a_sub_model_beyond_the_deadline_is_told(folders, monkeypatch, option):
+    run, ran = local_engine._run, []
 
     def slow_last(session, index, feeds, options):
-        while index == 2 and not options.terminate:  # until nobody waits for it any more
+        ran.append(index)
+        while ran.count(2) > 1 and index == 2 and not options.terminate:  # until nobody waits for it any more
             time.sleep(0.001)
         return run(session, index, feeds, options)
 
     monkeypatch.setattr(local_engine, "_run", slow_last)
-    report = report_of(folders["text-classification"], TEXT, "--deadline", 800)
+    report = report_of(folders["text-classification"], TEXT, option, 800)
     assert report["degraded"]
     assert [vote["missing"] for vote in report["votes"]] == [None, None, "deadline"]
     assert report["milliseconds"] > 799
+
+
+def test_a_share_can_be_tried(folders, tmp_path):
+    """What `edvit pull DIR --sub-model 0 --profile x86-avx2 --fusion` fetches answers, and says what it lacks."""
+    write_tiny_ensemble(tmp_path, GROUPS, task="text-classification")
+    for file in tmp_path.rglob("model.onnx"):
+        file.unlink()
+    share = ("--sub-model", 0, "--precision", "int8", "--profile", "x86-avx2", "--num-threads", 1)
+    report = report_of(tmp_path, TEXT, *share, "--schedule", "workers")
+    assert [vote["missing"] for vote in report["votes"]] == [None, "not loaded", "not loaded"]
+    whole = report_of(folders["text-classification"], TEXT, *share)
+    assert report["probabilities"] == pytest.approx(whole["probabilities"])
+    done = predict(tmp_path, TEXT, *share[:2])
+    assert done.exit_code == 1
+    assert "Ask for what is there: --precision int8" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("task", ["image-classification", "audio-classification"])
@@ -117,9 +134,18 @@ def test_the_name_of_a_file_is_not_classified_as_a_text(folders, tmp_path):
     assert "edvit predict DIR - <" in done.output
 
 
-def test_a_text_may_be_empty_long_or_in_another_script(folders):
-    for text in ("", "word1 " * 5000, "слово 词 😀"):
+def test_a_text_may_be_long_or_hold_other_scripts(folders):
+    for text in ("word1 " * 5000, "слово 词 😀 word1"):
         report = report_of(folders["text-classification"], "-", stdin=text.encode())
         assert sum(report["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    for text in ("word1 " * 5000, "слово " * 300):  # on the command line; longer than any name of a file
+    for text in ("word1 " * 5000, "word1 " + "слово " * 300):  # on the command line; longer than any name of a file
         assert report_of(folders["text-classification"], text)["input"] == text
+
+
+@pytest.mark.parametrize("text", ["", "  ", "слово 词 😀"])
+def test_a_text_of_which_nothing_is_known_is_one_message(folders, text):
+    for arguments, stdin in (([text], None), (["-"], text)):
+        done = predict(folders["text-classification"], *arguments, stdin=stdin)
+        assert done.exit_code == 1
+        assert "that the tokenizer knows" in " ".join(done.output.split())
+        assert "Traceback" not in done.output

@@ -1,8 +1,11 @@
 """Options with values that cannot be: an error of ours that says so, before anything is loaded."""
 
+import io
 import json
 import re
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -119,11 +122,23 @@ def test_no_standard_input_is_told(monkeypatch):
 
 def test_an_endless_standard_input_is_not_read_to_its_end(texts, monkeypatch):
     monkeypatch.setattr("edvit_hf.cli.measure._MOST_INPUT_BYTES", 1000)
+    text = ("word1 " * 200)[:1000]
     read = json.loads(
-        CliRunner().invoke(app, ["predict", str(texts), "-", "--format", "json"], input=b"x" * 1000).stdout
+        CliRunner().invoke(app, ["predict", str(texts), "-", "--format", "json"], input=text.encode()).stdout
     )
-    assert read["input"] == "x" * 1000
+    assert read["input"] == text
     assert "at most 1000 bytes on standard input, got more" in told("predict", texts, "-", stdin=b"x" * 1001)
+
+
+def test_standard_input_is_held_once(monkeypatch):
+    given = b"x" * 2**23
+    monkeypatch.setattr("edvit_hf.cli.measure.sys.stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+    tracemalloc.start()
+    try:
+        assert _read_input("-", is_text=False) == given
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(given)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +146,8 @@ def test_an_endless_standard_input_is_not_read_to_its_end(texts, monkeypatch):
     [("--deadline", value) for value in ("-1", "0", "nan")] + [("--drop", value) for value in ("-1", "3", "9" * 30)],
 )
 def test_deadlines_and_sub_models_that_cannot_be_are_refused(texts, option, value):
-    assert "Expected positive values" in (text := told("predict", texts, "word1", option, value)) or "`absent`" in text
+    text = told("predict", texts, "word1", option, value)
+    assert "Expected a positive `deadline_ms`" in text or "`absent`" in text
 
 
 @pytest.mark.parametrize("source", ["DIR", "EMPTY", "TEXT", "/none/such", "", "x" * 5000, "-"])

@@ -18,11 +18,11 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "_OWN_GROUP", tmp_path / "cgroup")
 
     def write(own, quotas):
-        (tmp_path / "cgroup").write_text(own)
+        (tmp_path / "cgroup").write_text(own, encoding="utf-8")
         for group, quota in quotas.items():
             folder = tmp_path / "groups" / group
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "cpu.max").write_text(quota)
+            (folder / "cpu.max").write_text(quota, encoding="utf-8")
 
     return write
 

@@ -11,7 +11,7 @@ from edvit_hf.card_exports import same_graph
 from edvit_hf.export import ExportConfig
 from edvit_hf.export.ensemble import _whole_files
 from edvit_hf.export.gates import GraphSession
-from edvit_hf.export.publish import Exported, keep_former
+from edvit_hf.export.publish import Exported, keep_former, publish
 from edvit_hf.export.variants import wanted_variants
 from edvit_hf.manifest import Calibration, Manifest, content_hash
 from tiny_export import PIXELS, exported_everything, exported_images
@@ -68,6 +68,32 @@ def test_static_int8_beside_the_dynamic_one_leaves_its_graph_as_it_was(root):
     keep_former(root, content_hash(root), exported)
     assert exported.names == ["fp32", "quint8_avx2_static", "quint8_avx2"]
     assert exported.whole[-1] == dynamic
+
+
+@pytest.mark.parametrize("inputs", ["prepared", "raw"])
+def test_a_static_graph_under_the_name_of_the_dynamic_one_goes_with_its_file(root, caplog, inputs):
+    """Earlier versions called it so where no dynamic int8 was exported; transformers.js takes it for that."""
+    former = Manifest.load(root)
+    dynamic = next(v for v in former.whole if v.file == DYNAMIC)
+    calibration = Calibration(method="minmax", split="train", num_items=20)
+    way = replace(dynamic.quantization, mode="static", calibration=calibration)
+    sub_models = [
+        [files[0], replace(files[1], quantization=way)] for files in (entry.variants for entry in former.sub_models)
+    ]
+    names = [name if inputs == "prepared" else name.replace("model_", "model_raw_") for name in (DYNAMIC, STATIC)]
+    for name in names:
+        (root / name).write_bytes((root / DYNAMIC).read_bytes())
+    wrong, right = (replace(dynamic, file=name, quantization=way, inputs=inputs) for name in names)
+    entries = [replace(e, variants=files) for e, files in zip(former.sub_models, sub_models, strict=True)]
+    before = replace(former, sub_models=entries, whole=[former.whole[0], wrong])
+    before.save(root)
+    exported = Exported(sub_models=sub_models, fusion=former.fusion.variants[0], whole=[former.whole[0], right])
+    keep_former(root, content_hash(root), exported)
+    assert [variant.file for variant in exported.whole] == [former.whole[0].file, right.file]
+    assert f"dropping {wrong.file} of an earlier export: it holds int8_static" in caplog.text
+    (root / "staging").mkdir()
+    publish(root / "staging", root, replace(before, whole=exported.whole))
+    assert [(root / name).is_file() for name in names] == [False, True]
 
 
 def test_a_graph_that_is_for_other_hardware_now_is_told(root, caplog):

@@ -45,12 +45,25 @@ def test_importing_the_package_is_quick():
     assert best < IMPORT_SECONDS, f"import edvit_hf took {best:.3f} s at best"
 
 
-def test_onnxruntime_reports_nothing_and_leaves_no_id_of_the_device(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    run_fresh("import edvit_hf.runtime; import onnxruntime")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+def test_onnxruntime_leaves_an_id_of_the_device_only_where_the_user_lets_it_report(tmp_path, monkeypatch):
+    left = {}
+    for chosen in ("0", None):
+        home = tmp_path / f"telemetry_{chosen}"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+        if chosen is not None:
+            monkeypatch.setenv("ORT_DISABLE_TELEMETRY", chosen)
+        found = run_fresh("import os, edvit_hf.runtime; import onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])")
+        assert found == (chosen or "1")
+        left[chosen] = [path.name for path in home.rglob("*") if path.is_file()]
+    assert left[None] == []
+    if not left["0"]:
+        pytest.skip(
+            "onnxruntime leaves no file where it may report either: built without telemetry, a mark of a build that "
+            "conftest.py does not know, or files in another place. Only the variable was checked."
+        )
 
 
 @pytest.mark.parametrize(("chosen", "kept"), [(None, "1"), ("0", "0"), ("1", "1")])

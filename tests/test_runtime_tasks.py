@@ -95,7 +95,7 @@ def test_the_shape_of_an_input_is_that_of_the_graphs(ensembles):
 
 
 @settings(max_examples=20, deadline=None)
-@given(words=st.lists(st.sampled_from(WORDS[4:]), max_size=30), padding=st.integers(0, 5))
+@given(words=st.lists(st.sampled_from(WORDS[4:]), min_size=1, max_size=30), padding=st.integers(0, 5))
 def test_a_text_of_any_length_is_answered_and_padding_changes_nothing(ensembles, words, padding):
     ensemble = ensembles["text-classification"]
     answer = ensemble(" ".join(words))
@@ -103,6 +103,23 @@ def test_a_text_of_any_length_is_answered_and_padding_changes_nothing(ensembles,
     assert prepared["input_ids"].shape[1] == min(len(words) + 2, MAX_TOKENS)
     padded = {name: np.pad(values, ((0, 0), (0, padding))) for name, values in prepared.items()}
     np.testing.assert_allclose(ensemble.predict(padded).probabilities, answer.probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "😀", "unheard-of", "[CLS] [SEP]"])
+def test_a_text_of_which_nothing_is_known_is_refused_but_what_is_prepared_is_answered(ensembles, text):
+    """A guess looks like any other answer. Whoever measures on a data set hands over prepared rows, all of them."""
+    ensemble = ensembles["text-classification"]
+    refusals = [outcome.error for outcome in ensemble.batch(["word1", text, "word2"])]
+    assert [refusals[0], refusals[2]] == [None, None]
+    refusals += [outcome.error for outcome in ensemble.stream([text])]
+    for ask in (ensemble, ensemble.explain, ensemble.what_if_absent):
+        with pytest.raises(DataError) as refused:
+            ask(text)
+        refusals.append(refused.value)
+    messages = {str(error) for error in refusals if error is not None}
+    assert len(messages) == 1
+    assert "Expected a text with at least one word or sign that the tokenizer knows" in messages.pop()
+    assert not ensemble.predict(ensemble.transform.inputs(text)).degraded
 
 
 def test_the_mask_decides_which_tokens_count(ensembles):

@@ -137,7 +137,7 @@ def test_tokens_are_read_from_a_file_or_the_environment_and_never_short(tmp_path
         with pytest.raises(EDViTError, match="Expected a token in the variable EDVIT_SERVE_TOKEN, got none"):
             read_tokens(None)
     for content in ("", "# nothing", "short", "with spaces in it, but long", "\xe9" * 20):
-        file.write_text(content)
+        file.write_text(content, encoding="utf-8")
         with pytest.raises(EDViTError, match=r"Expected .*got "):
             read_tokens(file)
     with pytest.raises(EDViTError, match="readable text file with tokens"):

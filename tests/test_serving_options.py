@@ -1,13 +1,14 @@
 """What `ServeConfig` and `Limits` refuse before anything is loaded, and what of it is meant."""
 
 import math
+import os
 
 import pytest
 from starlette.testclient import TestClient
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.serving import Limits, ServeConfig
-from edvit_hf.serving.exposure import allowed_hosts, open_socket
+from edvit_hf.serving.exposure import allowed_hosts, callable_name, open_socket, read_tokens
 from edvit_hf.serving.server import _uvicorn_config
 from serving_setup import IMAGE, TOKEN, URL, make_client, make_service, png
 from tiny_ensemble import write_tiny_ensemble
@@ -44,6 +45,11 @@ def believed(folder, proxies, peer):
         (("10.0.0.1",), "::ffff:10.0.0.1", True),  # how a socket of both kinds (--host ::) shows it
         (("10.0.0.0/8",), "::ffff:10.1.2.3", True),
         (("10.0.0.0/8",), "::ffff:11.1.2.3", False),
+        (("::ffff:10.0.0.1",), "10.0.0.1", True),  # and how a socket for IPv4 alone shows what is written like that
+        (("::ffff:10.0.0.1",), "::ffff:10.0.0.1", True),
+        (("::FFFF:a00:0/104",), "10.1.2.3", True),
+        (("::ffff:10.0.0.0/104",), "11.1.2.3", False),
+        (("::/0",), "10.1.2.3", False),  # more than the IPv4 addresses: whoever means these too names them
     ],
 )
 def test_proxies_are_addresses_networks_or_anybody(folder, proxies, peer, expected):
@@ -65,8 +71,9 @@ def test_a_proxy_that_could_never_be_one_is_refused(proxies):
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "http://ensemble.example", "ensemble.example:8000", "ensemble.example/", "*", "*.example", "a@b", "ä"],
-)
+    ["", " ", "http://ensemble.example", "ensemble.example:8000", "ensemble.example/", "*", "*.example", "a@b", "ä",
+     "[::1", "::1]", "[10.0.0.1]", ".", "..", "a..b", ".example"],
+)  # fmt: skip
 def test_a_name_that_no_client_could_call_is_refused(name):
     with pytest.raises(EDViTError, match="Expected names or addresses by which clients call"):
         ServeConfig(allowed_hosts=(name,))
@@ -75,7 +82,7 @@ def test_a_name_that_no_client_could_call_is_refused(name):
 @pytest.mark.parametrize(
     ("name", "header"),
     [("Ensemble.Example", "ensemble.example:80"), ("10.0.0.7", "10.0.0.7"), ("[2001:DB8::7]", "[2001:db8::7]:443"),
-     ("2001:db8::7", "[2001:db8::7]"), ("my_host", "my_host")],
+     ("2001:db8::7", "[2001:db8::7]"), ("my_host", "my_host"), ("a.example.", "a.example.")],
 )  # fmt: skip
 def test_a_name_that_is_allowed_is_answered(folder, name, header):
     service = make_service(folder, allowed_hosts=(name,))
@@ -89,6 +96,30 @@ def test_an_empty_address_is_not_all_addresses(host):
     """A variable that is not set, as in `--host "$HOST"`, must not open the server to a network."""
     with pytest.raises(EDViTError, match="Expected an address or name of this machine, got '"):
         open_socket(ServeConfig(host=host, port=0, tokens=(TOKEN,)))
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "expected"),
+    [
+        ("127.0.0.1", (), "127.0.0.1"), ("::1", ("a.example",), "[::1]"), ("fe80::1%eth0", (), "[fe80::1%eth0]"),
+        ("0.0.0.0", (), "device"), ("::", (), "device"), ("0.0.0.0", ("a.example", "b.example"), "a.example"),
+        ("::", ("[2001:db8::7]",), "[2001:db8::7]"),
+    ],
+)  # fmt: skip
+def test_the_address_that_is_told_can_be_called(monkeypatch, host, names, expected):
+    monkeypatch.setattr("edvit_hf.serving.exposure.socket.gethostname", lambda: "device")
+    assert callable_name(host, names) == expected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files mean little here")
+@pytest.mark.parametrize(("mode", "is_told"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])
+def test_a_token_file_that_others_may_read_is_warned_of(tmp_path, caplog, mode, is_told):
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(mode)
+    assert read_tokens(file) == (TOKEN,)
+    assert [f"(mode {mode:o})" in record.getMessage() for record in caplog.records] == [True] * is_told
+    assert TOKEN not in caplog.text
 
 
 @pytest.mark.parametrize("name", sorted(vars(Limits())))

@@ -18,8 +18,7 @@ app = typer.Typer(
     name="edvit",
     help="Split a Vision-Transformer classifier by classes into small sub-models that run together on edge devices.",
     epilog="Exit codes: 0 done, 1 an error of the input or of the machine (the message says what to do), "
-    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted (the same command resumes), 141 nobody reads the "
-    "output any more.",
+    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted (the same command resumes).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

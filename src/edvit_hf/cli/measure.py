@@ -1,5 +1,6 @@
 """`edvit evaluate` and `edvit predict`."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -17,9 +18,21 @@ from edvit_hf.cli.app import (
     print_json,
     start_logging,
 )
+from edvit_hf.cli.loading import (
+    EnsembleArgument,
+    NumThreadsOption,
+    PrecisionOption,
+    ProfileOption,
+    RevisionOption,
+    Schedule,
+    ScheduleOption,
+    SubModelOption,
+)
 from edvit_hf.errors import DataError
 
-_MOST_INPUT_BYTES = 2**30  # of standard input, which may never end; an hour of stereo sound is 0.7 of it
+# Of standard input, which may never end: what a device with 1 GB of memory can hold beside the ensemble; 25 minutes of
+# stereo sound as a CD has it.
+_MOST_INPUT_BYTES = 2**28
 
 
 @app.command()
@@ -73,19 +86,28 @@ def evaluate(
 
 @app.command()
 def predict(
-    ensemble: Annotated[str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")],
+    ensemble: EnsembleArgument,
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="An image or sound file, or the text itself; `-`: standard input.")
     ],
     drop: Annotated[
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
-    deadline: Annotated[
+    precision: PrecisionOption = Precision.fp32,
+    profile: ProfileOption = None,
+    sub_model: SubModelOption = None,
+    num_threads: NumThreadsOption = None,
+    schedule: ScheduleOption = Schedule.in_turn,  # one answer is not worth a second of trying which is quickest
+    deadline_ms: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="Answer without sub-models that take longer. Default: wait for all."),
+        typer.Option(
+            "--deadline-ms",
+            "--deadline",
+            metavar="MS",
+            help="Answer without sub-models that take longer, decoding not counted. Default: wait for all.",
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")] = None,
+    revision: RevisionOption = None,
     output: FormatOption = Format.human,
 ) -> None:
     """Classify INPUT: class, probability, each sub-model's vote, who is missing, and what changes when one is absent.
@@ -98,8 +120,8 @@ def predict(
         from edvit_hf.tables import prediction_report, prediction_tables
 
         runtime = EDViTRuntime.from_pretrained(
-            ensemble, revision=revision, precision=precision.value, deadline_ms=deadline,
-            schedule="in_turn",  # one answer is not worth a second of trying which schedule is quickest
+            ensemble, revision=revision, precision=precision.value, sub_models=sub_model, num_threads=num_threads,
+            profile=profile, schedule=schedule.value, deadline_ms=deadline_ms,
         )  # fmt: skip
         with runtime:
             item = _read_input(source, is_text=runtime.task == "text-classification")
@@ -137,13 +159,12 @@ def _read_standard_input() -> bytes:
             "Expected an input on standard input, got none: it is closed. There is nothing to classify. Give one: "
             "edvit predict DIR - < FILE"
         )
-    parts, size = [], 0
-    while size <= _MOST_INPUT_BYTES and (part := sys.stdin.buffer.read(2**20)):
-        parts.append(part)
-        size += len(part)
-    if size > _MOST_INPUT_BYTES:
+    content = io.BytesIO()  # grows in place, and hands out what it holds: no second copy
+    while content.tell() <= _MOST_INPUT_BYTES and (part := sys.stdin.buffer.read(2**20)):
+        content.write(part)
+    if content.tell() > _MOST_INPUT_BYTES:
         raise DataError(
             f"Expected at most {_MOST_INPUT_BYTES} bytes on standard input, got more. Memory would run out. Give one "
             "image, sound or text."
         )
-    return b"".join(parts)
+    return content.getvalue()

@@ -1,80 +1,56 @@
 """Standard output that cannot be written: told in one place, for whatever prints."""
 
 import contextlib
-import io
+import errno
+import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-READER_HAS_GONE = 141  # 128 + SIGPIPE: what a shell reports of a tool that such a pipe ends
+_OF_STREAMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.EAGAIN}
 
 
 @contextlib.contextmanager
 def checked_output() -> Iterator[None]:
-    """Around a whole command: it does its work to the end, but does not end well if something it printed is lost.
+    """Around a whole command: if what it prints is lost, it ends with one message and exit code 1, not a traceback.
 
-    A pipe whose reader has gone is no error (`edvit ... | head -1`), and nothing is told. Anything else, such as a full
-    disk or no standard output at all, is one message on standard error and exit code 1, whatever else the command
-    would have ended with.
+    A pipe whose reader has gone (`edvit ... | head -1`) ends it too, as it ends other tools, and nothing is told. A
+    command that failed keeps its exit code, and any other exception is raised as it is.
 
     Raises:
-        SystemExit: Output was lost.
+        SystemExit: The command's own, or output was lost.
     """
-    stream = sys.stdout
-    if stream is None:  # closed by the shell: `>&-`; the next file that is opened would take its place
+    if sys.stdout is None:  # closed by the shell: `>&-`; the next file that is opened would take its place
         _tell("none")
         raise SystemExit(1)
-    binary = getattr(stream, "buffer", None)
-    raw = getattr(binary, "raw", binary)  # `python -u` has no buffer in between
-    if not isinstance(stream, io.TextIOWrapper) or not isinstance(raw, io.RawIOBase):
-        yield  # somebody else's stream, as in tests
-        return
-    guard = _Guard(raw)
-    sys.stdout = checked = io.TextIOWrapper(
-        guard if raw is binary else io.BufferedWriter(guard),
-        encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )  # fmt: skip
+    ended: SystemExit | None = None
+    lost: OSError | None = None
     try:
         yield
-    finally:
-        checked.flush()
-        sys.stdout = stream
-        if guard.error is not None:
-            raise SystemExit(READER_HAS_GONE if isinstance(guard.error, BrokenPipeError) else 1) from guard.error
+    except SystemExit as error:
+        ended = error
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OF_STREAMS:  # a file's fault, told by its name
+            raise
+        lost = error
+    lost = _flush() or lost
+    if lost is not None:
+        if not isinstance(lost, ConnectionError):
+            _tell(f"one that failed ({lost.strerror})")
+        if ended is None or not ended.code:
+            raise SystemExit(1) from lost
+    if ended is not None:
+        raise ended
 
 
-class _Guard(io.RawIOBase):
-    """The file behind standard output. After the first failure, which is told at once, nothing is written any more.
-
-    It raises nothing: those who print (rich, click) have ways of their own with an `OSError`, one for each stream, and
-    work that is under way is worth more than a line that says so.
-    """
-
-    name, mode = "<stdout>", "wb"
-
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw = raw
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return self._raw.isatty()
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def write(self, data: Any) -> int | None:
-        if self.error is None:
-            try:
-                return self._raw.write(data)
-            except OSError as error:
-                self.error = error
-                if not isinstance(error, BrokenPipeError):
-                    _tell(f"one that failed ({error.strerror})")
-        return len(data)
+def _flush() -> OSError | None:
+    """Write what is still held. If that fails, it goes nowhere, or the interpreter would try once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere, contextlib.suppress(OSError, ValueError):  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return error
+    return None
 
 
 def _tell(got: str) -> None:
@@ -83,6 +59,8 @@ def _tell(got: str) -> None:
         "space, or send it somewhere else."
     )
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # it may be no better
+        try:
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
+        except OSError:  # it is no better
+            sys.stderr = None  # or the interpreter would try once more

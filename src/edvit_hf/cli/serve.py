@@ -1,15 +1,25 @@
 """`edvit serve`."""
 
+import contextlib
 import logging
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edvit_hf.cli.app import Precision, app, console, plain_errors, start_logging
+from edvit_hf.cli.loading import (
+    EnsembleArgument,
+    NumThreadsOption,
+    PrecisionOption,
+    ProfileOption,
+    RevisionOption,
+    Schedule,
+    ScheduleOption,
+    SubModelOption,
+)
 from edvit_hf.serving import Limits, ServeConfig
 
 if TYPE_CHECKING:
@@ -19,30 +29,14 @@ if TYPE_CHECKING:
 _LIMITS, _DEFAULTS = Limits(), ServeConfig()
 
 
-class Schedule(StrEnum):
-    """How sub-models share the cores."""
-
-    auto = "auto"
-    in_turn = "in_turn"
-    in_turn_spinning = "in_turn_spinning"
-    per_core = "per_core"
-    workers = "workers"
-
-
-_Ensemble = Annotated[str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")]
-_Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")]
 _Host = Annotated[str, typer.Option(help="Address to listen on. Others than loopback need a token or TLS.")]
 _Port = Annotated[int, typer.Option(help="0: any that is free.")]
-_Variant = Annotated[Precision, typer.Option(help="Which exported variant.")]
-_Profile = Annotated[str | None, typer.Option(help="Kind of hardware. Default: this one.")]
-_SubModel = Annotated[
-    list[int] | None, typer.Option("--sub-model", help="Load only this one; may be repeated. Default: all.")
-]
-_NumThreads = Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: as cores.")]
-_Sharing = Annotated[Schedule, typer.Option(help="How sub-models share the cores; `auto` tries for a second.")]
 _DeadlineMs = Annotated[
     float | None,
-    typer.Option(help="Answer without sub-models that take longer. Default: 10 times what an answer takes now."),
+    typer.Option(
+        help="Answer without sub-models that take longer, decoding not counted. Default: 10 times what an answer takes "
+        "now."
+    ),
 ]
 _MaxQueued = Annotated[
     int, typer.Option(help="Requests of a burst that may wait. Under lasting overload nobody waits.")
@@ -74,15 +68,15 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="No line in the log for ea
 
 @app.command()
 def serve(
-    ensemble: _Ensemble,
-    revision: _Revision = None,
+    ensemble: EnsembleArgument,
+    revision: RevisionOption = None,
     host: _Host = _DEFAULTS.host,
     port: _Port = _DEFAULTS.port,
-    precision: _Variant = Precision.fp32,
-    profile: _Profile = None,
-    sub_model: _SubModel = None,
-    num_threads: _NumThreads = None,
-    schedule: _Sharing = Schedule.auto,
+    precision: PrecisionOption = Precision.fp32,
+    profile: ProfileOption = None,
+    sub_model: SubModelOption = None,
+    num_threads: NumThreadsOption = None,
+    schedule: ScheduleOption = Schedule.auto,
     deadline_ms: _DeadlineMs = None,
     max_queued: _MaxQueued = _DEFAULTS.max_queued,
     max_bytes: _MaxBytes = _LIMITS.max_bytes,
@@ -132,8 +126,9 @@ def serve(
 
         has_ended = serve_forever(load, config, on_listening=_announce)
     if not has_ended:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(0)  # an ordinary exit would wait for threads that nobody waits for any more
 
 

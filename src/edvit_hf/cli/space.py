@@ -91,9 +91,10 @@ def push(
     with plain_errors(), tempfile.TemporaryDirectory() as place:
         from edvit_hf.hub.files import list_files
         from edvit_hf.space import assemble as write
-        from edvit_hf.space import files_address, named_ensembles, publish
+        from edvit_hf.space import files_address, named_ensembles, permitted, publish
 
         address = files_address(repo)
+        api = None if dry_run else permitted(repo)
         root = write(
             Path(place) / "space", named_ensembles(ensemble) if ensemble else None, library=_library(wheel, released),
             address=address,
@@ -101,7 +102,7 @@ def push(
         files = list_files(root)
         if output is Format.human:
             print_files(files, repo)
-        done = publish(root, repo, dry_run=dry_run, private=private)
+        done = publish(root, repo, dry_run=dry_run, private=private, api=api)
         if output is Format.json:
             total = sum(file.bytes for file in files)
             print_json({"repo": repo, "files": [asdict(file) for file in files], "bytes": total, **asdict(done)})

@@ -12,6 +12,14 @@ MIN_OPSET, MAX_OPSET = 18, 23  # what torch's exporter emits natively .. the new
 Kind = Literal["fp32", "fp16", "int8", "int8_static"]  # int8 is the dynamic one
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# The graph of the whole ensemble, by kind: the names that transformers.js looks for. Its "quantized" is dynamic int8,
+# so the static one has a name of its own.
+WHOLE_FILES: dict[str, str] = {
+    "fp32": "onnx/model.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "int8_static": "onnx/model_quantized_static.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

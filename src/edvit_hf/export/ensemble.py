@@ -15,7 +15,7 @@ from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import CheckpointError, DataError, EDViTError
 from edvit_hf.export.accuracy import FiguresByVariant, Judge
 from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, judged
-from edvit_hf.export.config import ExportConfig
+from edvit_hf.export.config import WHOLE_FILES, ExportConfig
 from edvit_hf.export.inputs import check_inputs
 from edvit_hf.export.optimum_config import task_of
 from edvit_hf.export.publish import Exported, keep_former, publish, staging_folder
@@ -38,14 +38,6 @@ from edvit_hf.tasks import PREPROCESSING_FILE
 from edvit_hf.transforms import Transform, load_transform
 
 logger = logging.getLogger(__name__)
-
-WHOLE_FILE = "onnx/model.onnx"
-# The names that transformers.js looks for; its "quantized" is dynamic int8, so the static one has a name of its own.
-WHOLE_FILES = {
-    "int8": "onnx/model_quantized.onnx",
-    "int8_static": "onnx/model_quantized_static.onnx",
-    "fp16": "onnx/model_fp16.onnx",
-}
 
 
 def export_ensemble(
@@ -197,7 +189,7 @@ def _num_files(build: GraphBuilder, wanted: Sequence[Wanted]) -> int:
 
 def _whole_files(wanted: Sequence[Wanted]) -> dict[int, str]:
     """Graphs of the whole ensemble: position of a set (0: fp32) -> file. Of each kind, that of the first profile."""
-    files = {0: WHOLE_FILE}
+    files = {0: WHOLE_FILES["fp32"]}
     for position, each in enumerate(wanted, start=1):
         if WHOLE_FILES[each.kind] not in files.values():
             files[position] = WHOLE_FILES[each.kind]

@@ -17,6 +17,7 @@ from typing import Any
 
 from edvit_hf.errors import ManifestError, WorkDirError
 from edvit_hf.export.accuracy import FiguresByVariant
+from edvit_hf.export.config import WHOLE_FILES
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, content_hash, verify_file
 
 logger = logging.getLogger(__name__)
@@ -140,8 +141,21 @@ def keep_former(root: Path, identity: str, exported: Exported) -> None:
                     figures[name] = kept[name]
     _tell_of_other_hardware(former, exported)
     files_now = {variant.file for variant in exported.whole}
-    others = [v for v in former.whole if v.file not in files_now]
+    others = [v for v in former.whole if v.file not in files_now and _is_rightly_named(v)]
     exported.whole += [v for v in others if _made_of_files_now(former, exported, v) and _are_intact(root, [v])]
+
+
+def _is_rightly_named(whole: Variant) -> bool:
+    """Whether a graph of the whole is of the kind that its name means to other tools.
+
+    Static int8 had the name of the dynamic one, where that was not exported too, before it got one of its own.
+    """
+    is_static = whole.quantization is not None and whole.quantization.mode == "static"
+    kind = "int8_static" if is_static else whole.precision
+    if whole.file.replace("/model_raw", "/model") == WHOLE_FILES[kind]:
+        return True
+    logger.warning("export: dropping %s of an earlier export: it holds %s, which has another name", whole.file, kind)
+    return False
 
 
 def _tell_of_other_hardware(former: Manifest, exported: Exported) -> None:

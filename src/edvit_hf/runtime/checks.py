@@ -35,14 +35,13 @@ class ResponseCheck:
         if response.content_hash != self._content_hash:
             return "version"
         entry = self._entries[index]
-        batch_size = len(next(iter(request.inputs.values())))
         votes = {len(entry.class_group), len(entry.class_group) + 1}
         if len(entry.class_group) < self._num_labels:  # only a group of all classes may do without "other"
             votes.remove(len(entry.class_group))
         features, logits = response.features, response.logits
         for values, sizes in ((features, {entry.feature_size}), (logits, votes)):
             is_table = isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind == "f"
-            if not is_table or values.shape[0] != batch_size or values.shape[1] not in sizes:
+            if not is_table or values.shape[0] != request.batch_size or values.shape[1] not in sizes:
                 return "shape"
         if not (np.isfinite(features).all() and np.isfinite(logits).all()):
             return "not finite"

@@ -33,6 +33,7 @@ from edvit_hf.runtime.messages import (
     SubModelRequest,
     SubModelResponse,
 )
+from edvit_hf.runtime.patience import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class Coordinator:
             first_pause=self.config.probe_pause_s, longest_pause=self.config.longest_probe_pause_s,
             on_open=partial(_if_alive, weakref.ref(self), Coordinator._schedule_probe),
         )  # fmt: skip
+        self._patience = Patience(self.config.deadline_ms)
         self._name, self._numbers = uuid.uuid4().hex, itertools.count()  # of requests
         self._counts: Counter[str] = Counter()
         self._missing: Counter[tuple[int, Reason]] = Counter()
@@ -157,7 +159,7 @@ class Coordinator:
                 admitted = self._clock.now()
                 exchange = self._ask(inputs, absent, deadline)
                 ended = self._clock.now()
-                self._judge(exchange, is_fair=_had_fair_budget(exchange, limit))
+                self._judge(exchange, limit)
         except EDViTError as error:
             self._count("failed" if isinstance(error, QuorumError) else "refused")
             raise
@@ -191,7 +193,10 @@ class Coordinator:
             budget_ms=budget,
             inputs=inputs,
         )
-        exchange = Exchange(request, self._check, self._num_sub_models, self.config.quorum, self._dropped)
+        exchange = Exchange(
+            request, self._check, self._num_sub_models, self.config.quorum, self._dropped, clock=self._clock,
+            deadline=deadline,
+        )  # fmt: skip
         reachable = self.engine.sub_models
         for index in range(self._num_sub_models):
             if index in absent:
@@ -211,24 +216,26 @@ class Coordinator:
                 break
             except Exception as error:  # an engine's own fault must cost one sub-model, not the answer
                 exchange.miss(index, reason_of(index, error))
-        exchange.wait(self._clock, deadline)
+        exchange.wait()
         return exchange
 
-    def _judge(self, exchange: Exchange, *, is_fair: bool) -> None:
+    def _judge(self, exchange: Exchange, limit_ms: float | None) -> None:
         """Tell the breakers what came of it; raise what the input or too few answers call for.
 
-        A sub-model that had no fair part of the deadline, because the request had waited in line or its engine had not
-        begun, is missing from the answer but does not count as failing.
+        A sub-model that had no fair time (see `Patience`), or that its engine had not begun, is missing from the answer
+        but does not count as failing.
         """
         if exchange.error is not None:
             raise exchange.error
         for index in exchange.responses:
             self._breakers.success(index)
+            self._patience.note(index, exchange.milliseconds[index] / exchange.request.batch_size)
         for index, reason in exchange.missing.items():
             if reason in (*ON_REQUEST, "breaker"):
                 continue
             logger.warning("sub-model %d is missing from an answer: %s", index, reason)
-            is_fault = reason != "deadline" or (is_fair and index not in exchange.never_started)
+            had_time = index not in exchange.never_started and self._patience.is_fair(index, exchange.request, limit_ms)
+            is_fault = reason != "deadline" or had_time
             if is_fault and self._breakers.miss(index, at_once=reason == "unavailable"):
                 logger.warning("sub-model %d is left alone until it answers a probe", index)
         with self._counting:
@@ -288,9 +295,3 @@ def _if_alive(coordinator: "weakref.ref[Coordinator]", call: Callable[..., None]
     found = coordinator()
     if found is not None:
         call(found, *arguments)
-
-
-def _had_fair_budget(exchange: Exchange, limit_ms: float | None) -> bool:
-    """Whether at least half of the deadline was left when the sub-models were asked."""
-    budget = exchange.request.budget_ms
-    return limit_ms is None or budget is None or budget >= limit_ms / 2

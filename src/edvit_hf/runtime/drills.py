@@ -39,11 +39,10 @@ class StubEngine:
     def submit(self, index: int, request: SubModelRequest, /) -> Future[SubModelResponse]:
         """See `Engine`."""
         entry = self._manifest.sub_models[index]
-        batch_size = len(next(iter(request.inputs.values())))
         rng = np.random.default_rng((self._seed, index))
-        noise = rng.standard_normal((batch_size, entry.feature_size)).clip(-3, 3)
+        noise = rng.standard_normal((request.batch_size, entry.feature_size)).clip(-3, 3)
         features = np.asarray(entry.feature_mean) + np.asarray(entry.feature_std) * noise
-        logits = rng.standard_normal((batch_size, len(entry.class_group) + 1))
+        logits = rng.standard_normal((request.batch_size, len(entry.class_group) + 1))
         response = SubModelResponse(
             request_id=request.request_id, sub_model=index, content_hash=self._manifest.ensemble.content_hash,
             features=features.astype(np.float32), logits=logits.astype(np.float32), compute_ms=0.0,

@@ -6,10 +6,11 @@ Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 
@@ -17,14 +18,15 @@ from edvit_hf.ensemble_source import ensemble_folder
 from edvit_hf.errors import EDViTError, ManifestError, QuorumError
 from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
-from edvit_hf.runtime.batches import answer_batch, answer_stream
+from edvit_hf.runtime.arguments import as_indices, check_batch_size, check_deadline, check_indices, check_sources
+from edvit_hf.runtime.batches import Asking, answer_batch, answer_stream
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
 from edvit_hf.runtime.fusing import Fusion
-from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape
+from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
 from edvit_hf.runtime.local_engine import LocalEngine, input_shape
 from edvit_hf.runtime.messages import Engine
 from edvit_hf.runtime.pools import Schedule
-from edvit_hf.runtime.sessions import check_indices, check_profile, check_signature, open_session, session_options
+from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session, session_options
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
 from edvit_hf.transforms import Transform, load_transform
 
@@ -73,6 +75,8 @@ class EDViTRuntime:
     ) -> Self:
         """Load an ensemble, after checking every file that is opened against the manifest.
 
+        It has then run once, so that the first answer is as quick as later ones; an engine of your own is not asked.
+
         Args:
             source (`str | Path`): Folder with manifest.json, or the id of a Hub repository.
             revision (`str`, *optional*): Branch, tag or commit of the repository.
@@ -87,8 +91,7 @@ class EDViTRuntime:
             schedule (`str`): How sub-models share the cores: "in_turn" (threads sleep between operators' work),
                 "in_turn_spinning" (they spin while a run lasts), "per_core" (as many at once as there are cores),
                 "workers" (all at once). "auto" times all of them for up to a second and takes the one with the lowest
-                95th percentile.
-                onnxruntime's own default, a spinning pool for each session, is never used.
+                95th percentile. onnxruntime's own default, a spinning pool for each session, is never used.
             config (`CoordinatorConfig`, *optional*): Quorum, breakers, line, probes.
 
         Raises:
@@ -103,27 +106,38 @@ class EDViTRuntime:
                 f"Expected the engine `local` or an engine object, got {engine!r}. Nobody would carry the requests. "
                 "Pass the engine itself."
             )
+        deadline_ms = check_deadline(deadline_ms)
+        sub_models = None if sub_models is None else as_indices(sub_models, "sub_models")
         root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
         manifest = Manifest.load(root)
         check_profile(manifest, profile)
-        carrier: Engine
         if isinstance(engine, str):
-            carrier = local = LocalEngine.load(
+            check_share(root, manifest, sub_models, precision, profile)
+            local = LocalEngine.load(
                 root, manifest, precision=precision, sub_models=sub_models, num_threads=num_threads, profile=profile,
                 schedule=schedule,
             )  # fmt: skip
             transform = _transform_of(manifest, root)
-            shape = _common_input_shape(manifest, transform, local)
+            carrier, shape = cast(Engine, local), _common_input_shape(manifest, transform, local)
         else:
+            check_share(root, manifest, (), precision, profile)
             carrier, transform = engine, _transform_of(manifest, root)
             shape = prepared_shape(transform)
-        session = open_session(root, manifest.fusion.variant("fp32"), session_options(1))
-        check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
+        fusion = _fusion_of(manifest, root)
+        read_once(transform)
         config = config or CoordinatorConfig()
         if deadline_ms is not None:
             config = replace(config, deadline_ms=deadline_ms)
-        coordinator = Coordinator(manifest, carrier, config)
-        return cls(manifest, transform, Fusion(manifest, session), coordinator, input_shape=shape)
+        return cls(manifest, transform, fusion, Coordinator(manifest, carrier, config), input_shape=shape)
+
+    def __repr__(self) -> str:
+        """Which ensemble, of what, and how it runs here."""
+        entry, loaded, num = self.manifest.ensemble, self.loaded, len(self.manifest.sub_models)
+        part = f"{num} sub-models" if len(loaded) == num else f"sub-models {', '.join(map(str, loaded))} of {num}"
+        engine = self.coordinator.engine
+        how = f"schedule {engine.schedule}" if isinstance(engine, LocalEngine) else f"engine {type(engine).__name__}"
+        closed = ", closed" if self.coordinator.is_closed else ""
+        return f"<{type(self).__name__} {entry.id}: {entry.task}, {part}, {how}{closed}>"
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -148,9 +162,10 @@ class EDViTRuntime:
     def __call__(self, source: Any, absent: Sequence[int] = (), *, deadline_ms: float | None = None) -> Answer:
         """Answer for one image, sound or text (B = 1), prepared as in training: whatever `transform.inputs` takes.
 
-        Raises what `predict` raises, and `DataError` for a source that cannot be read.
+        Raises what `predict` raises, and `DataError` for a source that cannot be read, or a text of which the tokenizer
+        knows nothing.
         """
-        return self.predict(self.transform.inputs(source), absent=absent, deadline_ms=deadline_ms)
+        return self.predict(source_inputs(self.transform, source), absent=absent, deadline_ms=deadline_ms)
 
     def predict(
         self, inputs: Inputs | np.ndarray, absent: Sequence[int] = (), *, deadline_ms: float | None = None
@@ -162,40 +177,53 @@ class EDViTRuntime:
                 (B, frames, mel bins), or `input_ids` and `attention_mask` (B, T); an array alone is the first
                 of these, of texts without padding.
             absent (`Sequence[int]`): Sub-models to leave out. They are not run.
-            deadline_ms (`float`, *optional*): Instead of the runtime's own.
+            deadline_ms (`float`, *optional*): Instead of the runtime's own, counted from this call.
 
         Raises:
             DataError: For an input of the wrong shape, an empty one, or one with values that are not finite.
             QuorumError: If too few sub-models are left.
             OverloadedError: If more requests come than can be answered in time.
-            EDViTError: If an index is unknown or the runtime was closed.
+            EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
         """
         return self._answer(inputs, absent, deadline_ms)[0]
 
-    def batch(self, sources: Iterable[Any], absent: Sequence[int] = ()) -> list[Outcome]:
+    def batch(
+        self, sources: Iterable[Any], absent: Sequence[int] = (), *, deadline_ms: float | None = None
+    ) -> list[Outcome]:
         """Answer for several images, sounds or texts at once.
 
         Those of one shape run together, texts padded to the longest; a sub-model that fails is missing for all of
-        them. One that cannot be read costs only its own answer.
+        them. One that cannot be read costs only its own answer. `deadline_ms` is that of each run, counted from the
+        prepared inputs; it is for as many as run together.
 
         Raises:
-            EDViTError: If an index is unknown or the runtime was closed.
+            DataError: If `sources` is one source.
+            EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
         """
-        check_indices(absent, len(self.manifest.sub_models), "absent")
-        return answer_batch(self, list(sources), absent)
+        asking = self._asking(sources, absent, deadline_ms)
+        return answer_batch(asking, list(sources))
 
-    def stream(self, sources: Iterable[Any], absent: Sequence[int] = (), *, batch_size: int = 1) -> Iterator[Outcome]:
+    def stream(
+        self,
+        sources: Iterable[Any],
+        absent: Sequence[int] = (),
+        *,
+        batch_size: int = 1,
+        deadline_ms: float | None = None,
+    ) -> Iterator[Outcome]:
         """Answer for one source after the other as they come; the next are prepared while these are computed.
 
         One source (or `batch_size` of them) is taken ahead of those whose answers are given, on a thread of the
         stream's own: no answer waits for the source after it. A source that cannot be read, or an answer that fails,
-        is an outcome with an error, and the stream goes on.
+        is an outcome with an error, and the stream goes on. `deadline_ms` is as in `batch`.
 
         Raises:
-            EDViTError: If an index is unknown or the runtime was closed.
+            DataError: If `sources` is one source, or `batch_size` is not at least 1.
+            EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
         """
-        check_indices(absent, len(self.manifest.sub_models), "absent")
-        return answer_stream(self, sources, absent, batch_size)
+        check_batch_size(batch_size)
+        asking = self._asking(sources, absent, deadline_ms)
+        return answer_stream(asking, iter(sources), batch_size)
 
     def what_if_absent(self, source: Any, absent: Sequence[int] = ()) -> list[AbsentAnswer]:
         """For one input: the answer without each (further) sub-model in turn, as `explain` gives it."""
@@ -211,7 +239,7 @@ class EDViTRuntime:
             source (`Any`): What `transform.inputs` takes.
             absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
         """
-        answer, features = self._answer(self.transform.inputs(source), absent, None)
+        answer, features = self._answer(source_inputs(self.transform, source), absent, None)
         whole, changes = answer.probabilities.argmax(axis=1), []
         for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
             without = self._without(answer, features, (int(index),))
@@ -246,9 +274,7 @@ class EDViTRuntime:
         Raises:
             QuorumError: A set leaves nobody. And what `predict` raises.
         """
-        wanted = [tuple(subset) for subset in subsets]
-        for subset in wanted:
-            check_indices(subset, len(self.manifest.sub_models), "subsets")
+        wanted = [check_indices(subset, len(self.manifest.sub_models), "subsets") for subset in subsets]
         answer, features = self._answer(inputs, absent, None)
         return answer, [self._without(answer, features, subset) for subset in wanted]
 
@@ -278,6 +304,11 @@ class EDViTRuntime:
     ) -> None:
         self.close()
 
+    def _asking(self, sources: Iterable[Any], absent: Sequence[int], deadline_ms: float | None) -> Asking:
+        check_sources(sources, self.task)
+        indices = check_indices(absent, len(self.manifest.sub_models), "absent")
+        return Asking(self, indices, check_deadline(deadline_ms))
+
     def _answer(
         self, inputs: Inputs | np.ndarray, absent: Sequence[int], deadline_ms: float | None
     ) -> tuple[Answer, np.ndarray]:
@@ -289,7 +320,8 @@ class EDViTRuntime:
             )
         start = time.perf_counter()
         feeds = check_inputs(self.task, self.input_shape, inputs)
-        check_indices(absent, len(self.manifest.sub_models), "absent")
+        absent = check_indices(absent, len(self.manifest.sub_models), "absent")
+        deadline_ms = check_deadline(deadline_ms)
         gathered = self.coordinator.gather(feeds, absent, deadline_ms=deadline_ms)
         found = gathered.responses
         features = self._fusion.join({index: found[index].features for index in found})
@@ -333,6 +365,16 @@ def _transform_of(manifest: Manifest, root: Path) -> Transform:
         if listed is not None and (name != _MAY_BE_LEFT_OUT or (root / name).exists()):
             verify_file(root, _Listed(name, listed.sha256, listed.bytes))
     return load_transform(root, task)
+
+
+def _fusion_of(manifest: Manifest, root: Path) -> Fusion:
+    """The fusion head, which has run once."""
+    session = open_session(root, manifest.fusion.variant("fp32"), session_options(1))
+    check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
+    fusion = Fusion(manifest, session)
+    with suppress(Exception):  # what it cannot do is told when it is asked
+        fusion.fused(np.zeros((1, fusion.columns[-1].stop), np.float32), [True] * len(manifest.sub_models))
+    return fusion
 
 
 def _common_input_shape(manifest: Manifest, transform: Transform, engine: LocalEngine) -> tuple[int | None, ...]:

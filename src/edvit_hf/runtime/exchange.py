@@ -26,7 +26,7 @@ class Exchange:
 
     def __init__(
         self, request: SubModelRequest, check: ResponseCheck, num_sub_models: int, quorum: int | None,
-        on_dropped: Callable[[], None],
+        on_dropped: Callable[[], None], *, clock: Clock, deadline: float | None = None,
     ) -> None:  # fmt: skip
         """Start with nothing asked.
 
@@ -36,15 +36,20 @@ class Exchange:
             num_sub_models: Of the ensemble.
             quorum: Fewest in an answer; None: half of those asked, rounded up.
             on_dropped: Called for each message that is a copy, late, or of another request.
+            clock: Tells how late it is.
+            deadline: On the clock; None waits for everybody. What comes later is not taken, even if the thread that
+                waits has not woken yet.
         """
         self.request = request
         self.responses: dict[int, SubModelResponse] = {}
+        self.milliseconds: dict[int, float] = {}  # from here to each response
         self.missing: dict[int, Reason] = {}
         self.never_started: set[int] = set()  # late because of what came before them: no fault of theirs
         self.error: DataError | None = None
         self.num_sub_models = num_sub_models
         self.needed = 1
         self._check, self._quorum, self._on_dropped = check, quorum, on_dropped
+        self._clock, self._deadline, self._begin = clock, deadline, clock.now()
         self._pending: dict[int, Pending[SubModelResponse]] = {}
         self._outstanding: set[int] = set()
         self._changed = threading.Condition()
@@ -83,13 +88,13 @@ class Exchange:
             self.error = self.error or error
             self._changed.notify_all()
 
-    def wait(self, clock: Clock, deadline: float | None) -> None:
+    def wait(self) -> None:
         """Wait until everything is here, nothing more can help, or the deadline; then close and stop the late."""
         with self._changed:
             while self._outstanding and self.error is None and self._can_reach_quorum():
-                if deadline is not None and clock.now() >= deadline:
+                if self._deadline is not None and self._clock.now() >= self._deadline:
                     break
-                clock.wait(self._changed, deadline)
+                self._clock.wait(self._changed, self._deadline)
             self._is_closed = True
             late = sorted(self._outstanding)
             if self.error is None and self._can_reach_quorum():
@@ -113,8 +118,9 @@ class Exchange:
             self._broke(index, error)
             return
         with self._changed:
-            belongs = response.request_id == self.request.request_id
-            if self._is_closed or index not in self._outstanding or not belongs:
+            belongs, now = response.request_id == self.request.request_id, self._clock.now()
+            is_late = self._is_closed or (self._deadline is not None and now > self._deadline)
+            if is_late or index not in self._outstanding or not belongs:
                 self._on_dropped()
                 if not belongs and index in self._outstanding and self._pending[index].done():
                     self.miss(index, "identity")
@@ -124,7 +130,7 @@ class Exchange:
                 self.miss(index, reason)
                 return
             self._outstanding.discard(index)
-            self.responses[index] = response
+            self.responses[index], self.milliseconds[index] = response, 1e3 * (now - self._begin)
             self._changed.notify_all()
 
     def _broke(self, index: int, error: BaseException) -> None:

@@ -1,12 +1,19 @@
 """What graphs are fed: by which names and in which shapes, and what is refused before it reaches them."""
 
+import io
+import logging
+import wave
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-from edvit_hf.errors import DataError, ManifestError
+from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.tasks import GRAPH_INPUTS, Task
-from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
+from edvit_hf.transforms import AudioTransform, ImageTransform, TextTransform, Transform
+
+logger = logging.getLogger(__name__)
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -75,6 +82,51 @@ def _token_feeds(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             "would be about other words than the text's. Call the ensemble with the text itself."
         )
     return {name: np.ascontiguousarray(values, dtype=np.int64) for name, values in feeds.items()}
+
+
+def source_inputs(transform: Transform, source: Any) -> dict[str, np.ndarray]:
+    """What the graphs take of one image, sound or text that somebody wants an answer for.
+
+    Raises:
+        DataError: It cannot be read, or is a text of which nothing is known (`TextTransform.says_nothing`).
+    """
+    inputs = transform.inputs(source)
+    if isinstance(transform, TextTransform) and transform.says_nothing(source, inputs["input_ids"][0]):
+        raise DataError(
+            f"Expected a text with at least one word or sign that the tokenizer knows, got {len(source)} characters "
+            "with none. The sub-models would see nothing of it, and the answer would be a guess that looks like any "
+            "other. Give other words."
+        )
+    return inputs
+
+
+def read_once(transform: Transform) -> None:
+    """Read a tiny input, so that what reads inputs is loaded before the first one comes.
+
+    What is not installed is no fault here: whoever hands over prepared inputs needs none of it.
+    """
+    try:
+        transform.inputs(_tiny_source(transform))
+    except EDViTError as error:
+        logger.info("inputs cannot be read here: %s", error)
+
+
+def _tiny_source(transform: Transform) -> bytes | str:
+    """An encoded file, or a text, that takes the way of every other one."""
+    if isinstance(transform, ImageTransform):
+        return b"P6 2 2 255\n" + bytes(12)
+    if not isinstance(transform, AudioTransform):
+        return "a"
+    rate = transform.sampling_rate
+    if find_spec("soxr") is not None:  # without it, only sounds of another rate need more (and are warned of)
+        rate = 8000 if rate != 8000 else 16_000
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes(bytes(rate // 10 * 2))
+    return file.getvalue()
 
 
 def probe_inputs(task: Task, shape: Sequence[int | None]) -> dict[str, np.ndarray]:

@@ -13,12 +13,13 @@ import onnxruntime
 from edvit_hf.cores import usable_cores
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.manifest import Manifest, Variant
+from edvit_hf.runtime.arguments import check_indices
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.runtime.lanes import Job, Lane, close_all
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
 from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, Schedule, num_lanes, options_for, shared_out
-from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest
-from edvit_hf.runtime.sessions import check_indices, check_sub_model, open_session, suited_variant
+from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest, warm_up
+from edvit_hf.runtime.sessions import check_sub_model, open_session, session_options, suited_variants
 from edvit_hf.tasks import MAIN_INPUT
 
 
@@ -107,12 +108,16 @@ class LocalEngine:
         check_indices(chosen, len(manifest.sub_models), "sub_models")
         if not chosen:
             raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
-        variants = {i: suited_variant(manifest.sub_models[i], precision, profile) for i in chosen}
+        if num_threads is not None:
+            session_options(num_threads)  # refuses what is no number of threads
+        variants = suited_variants([manifest.sub_models[i] for i in chosen], precision, profile)
         cores = num_threads or usable_cores()
         if schedule == "auto" and (cores == 1 or len(chosen) == 1):
             schedule = "in_turn"
         if schedule != "auto":
-            return cls._open(root, manifest, variants, schedule, num_threads)
+            engine = cls._open(root, manifest, variants, schedule, num_threads)
+            warm_up(engine, engine.request(engine._probe))
+            return engine
         # With a core for each, one worker per core is one per sub-model.
         tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
         engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in tried}

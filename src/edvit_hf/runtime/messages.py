@@ -51,6 +51,11 @@ class SubModelRequest:
     budget_ms: float | None
     inputs: Mapping[str, np.ndarray]
 
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(next(iter(self.inputs.values())))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubModelResponse:

@@ -1,7 +1,7 @@
 """Opening exported graphs on onnxruntime, and checking that they are what the manifest promises."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -10,12 +10,14 @@ from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.profiles import detect_profile, unknown_profile
+from edvit_hf.runtime.arguments import check_indices
 from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.tasks import GRAPH_INPUTS
 
 logger = logging.getLogger(__name__)
 
 MAX_DEFAULT_THREADS = 4
+_MOST_NAMED = 3
 MAX_THREADS = 1024  # more than any machine has cores for; the system refuses far fewer than onnxruntime would ask for
 
 
@@ -23,6 +25,10 @@ def session_options(num_threads: int | None, *, spin: bool = False) -> onnxrunti
     """Fixed threads that leave no core busy after a run; with `spin` they do not sleep while one lasts either."""
     if num_threads is None:
         num_threads = min(MAX_DEFAULT_THREADS, usable_cores())
+    if not isinstance(num_threads, int) or isinstance(num_threads, bool):
+        raise EDViTError(
+            f"`num_threads` must be a whole number, got {num_threads!r:.60}. It is a number of cores. Pass 1 or more."
+        )
     if num_threads < 1:
         raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
     if num_threads > MAX_THREADS:
@@ -58,20 +64,39 @@ def suited_variant(entry: SubModelEntry, precision: str, profile: str | None) ->
     Raises:
         ManifestError: If there is no file of that precision; the message lists what there is.
     """
+    return suited_variants([entry], precision, profile)[entry.index]
+
+
+def suited_variants(entries: Sequence[SubModelEntry], precision: str, profile: str | None) -> dict[int, Variant]:
+    """`suited_variant` of each, by index. Those of which the same is to be said are named in one warning."""
+    chosen, warnings = {}, dict[str, list[int]]()
+    for entry in entries:
+        chosen[entry.index], warning = _suited(entry, precision, profile)
+        if warning is not None:
+            warnings.setdefault(warning, []).append(entry.index)
+    for warning, indices in warnings.items():
+        logger.warning(
+            "sub-model%s %s: %s", "s" * (len(indices) > 1), ", ".join(map(str, indices)), warning,
+        )  # fmt: skip
+    return chosen
+
+
+def _suited(entry: SubModelEntry, precision: str, profile: str | None) -> tuple[Variant, str | None]:
+    """See `suited_variant`; and what it warns of."""
     variants = [v for v in entry.variants if v.precision == precision and v.inputs == "prepared"]
     if not any(variant.profiles for variant in variants):
-        return entry.variant(precision, profile)
+        return entry.variant(precision, profile), None
     here = _this_machine()
     wanted = profile or here
     fitting = wanted is not None and any(v.suits(wanted) or not v.profiles for v in variants)
     chosen = entry.variant(precision, wanted) if fitting else variants[0]
-    if not fitting or (here is not None and chosen.profiles and not chosen.suits(here)):
-        logger.warning(
-            "sub-model %d: %s, and %s is made for %s: it may be slower or less exact here; %s",
-            entry.index, f"no {precision} file for {wanted}" if not fitting else f"this machine is of kind {here}",
-            chosen.name, ", ".join(chosen.profiles), _what_fits(entry, here),
-        )  # fmt: skip
-    return chosen
+    if fitting and (here is None or not chosen.profiles or chosen.suits(here)):
+        return chosen, None
+    why = f"no {precision} file for {wanted}" if not fitting else f"this machine is of kind {here}"
+    return chosen, (
+        f"{why}, and {chosen.name} is made for {', '.join(chosen.profiles)}: it may be slower or less exact here; "
+        f"{_what_fits(entry, here)}"
+    )
 
 
 def _what_fits(entry: SubModelEntry, here: str | None) -> str:
@@ -89,6 +114,80 @@ def _this_machine() -> str | None:
         return detect_profile()
     except ManifestError:
         return None
+
+
+def check_share(
+    root: Path, manifest: Manifest, indices: Sequence[int] | None, precision: str, profile: str | None
+) -> None:  # fmt: skip
+    """Refuse a folder that lacks graphs, by what it holds: it may be one device's share of an ensemble.
+
+    Args:
+        root: The folder.
+        manifest: Of the ensemble.
+        indices: Sub-models that are to be opened, None: all; the fusion head always is.
+        precision: See `suited_variant`.
+        profile: See `suited_variant`.
+
+    Raises:
+        ManifestError: A file is missing, or none is listed that suits. What else is wrong with files is found when they
+            are opened.
+        EDViTError: An index is unknown.
+    """
+    head = manifest.fusion.variant("fp32")
+    num = len(manifest.sub_models)
+    indices = range(num) if indices is None else check_indices(indices, num, "sub_models")
+    chosen = {index: _suited(manifest.sub_models[index], precision, profile)[0] for index in indices}
+    lacking = [index for index, variant in chosen.items() if not (root / variant.file).is_file()]
+    has_head = (root / head.file).is_file()
+    if not lacking and has_head:
+        return
+    held = {entry.index: found for entry in manifest.sub_models if (found := _held(root, entry))}
+    wanted = [f"{chosen[index].file} ({chosen[index].precision} of sub-model {index})" for index in lacking]
+    wanted += [] if has_head else [f"{head.file} (the fusion head)"]
+    got = [f"sub-model {i} as {' and '.join(map(_named, found))}" for i, found in held.items()]
+    advice = _how_to_use(held, lacking) if lacking else []
+    if not has_head:
+        advice.append(f"Fetch the fusion head too: `{_pull_line(held)}`.")
+    raise ManifestError(
+        f"Expected {_some(wanted)} in {root}, got {_some(got) or 'no sub-model'} and {'the' if has_head else 'no'} "
+        "fusion head. What is listed in the manifest but missing cannot answer; a folder that was fetched for one "
+        f"device holds its share only. {' '.join([*advice, 'Or fetch or export all of it again.'])}"
+    )
+
+
+def _held(root: Path, entry: SubModelEntry) -> list[Variant]:
+    return [v for v in entry.variants if v.inputs == "prepared" and (root / v.file).is_file()]
+
+
+def _named(variant: Variant) -> str:
+    return f"{variant.precision}{' for ' + ', '.join(variant.profiles) if variant.profiles else ''}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join([*names[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
+
+
+def _how_to_use(held: Mapping[int, list[Variant]], lacking: Sequence[int]) -> list[str]:
+    """What to ask for so that what is there is used."""
+    if not held:
+        return []
+    options = []
+    if not set(lacking) <= held.keys():
+        options.append(" ".join(f"--sub-model {index}" for index in held) + f" (`sub_models={list(held)}`)")
+    variant = next(iter(held.values()))[0]
+    if set(lacking) & held.keys():
+        options.append(f"--precision {variant.precision} (`precision={variant.precision!r}`)")
+        options += [f"--profile {name} (`profile={name!r}`)" for name in variant.profiles[:1]]
+    return [f"Ask for what is there: {', '.join(options)}."]
+
+
+def _pull_line(held: Mapping[int, list[Variant]]) -> str:
+    """The command that fetches the same share with the fusion head."""
+    options = "".join(f" --sub-model {index}" for index in held)
+    for variant in [found[0] for found in held.values()][:1]:
+        options += f" --precision {variant.precision}" + "".join(f" --profile {name}" for name in variant.profiles[:1])
+    return f"edvit pull REPO{options} --fusion"
 
 
 def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
@@ -136,15 +235,4 @@ def check_signature(
             f"{what}: expected a graph from {', '.join(inputs)} to {', '.join(outputs)}, got one from "
             f"{', '.join(found_inputs)} to {', '.join(found_outputs)}. It was not exported for this runtime. "
             "Export again."
-        )
-
-
-def check_indices(indices: Sequence[int], num_sub_models: int, argument: str) -> None:
-    """Refuse an index that no sub-model has."""
-    unknown = sorted(index for index in set(indices) if not 0 <= index < num_sub_models)
-    if unknown:
-        raise EDViTError(
-            f"`{argument}` names sub-model {', '.join(map(str, unknown))}; this ensemble has 0 to "
-            f"{num_sub_models - 1}. An index that does not exist is a mix-up of ensembles or a typing error. "
-            "Correct it."
         )

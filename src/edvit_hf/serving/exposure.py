@@ -3,15 +3,19 @@
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.serving.limits import ServeConfig
+
+logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "EDVIT_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -39,6 +43,7 @@ def read_tokens(file: Path | None) -> tuple[str, ...]:
         where = f"the token file {file}"
         try:
             with file.open("rb") as opened:
+                _warn_of_readers(opened.fileno(), file)
                 lines = opened.read(_MOST_TOKEN_BYTES).decode("ascii").splitlines()
         except (OSError, ValueError) as error:
             raise EDViTError(
@@ -59,6 +64,17 @@ def read_tokens(file: Path | None) -> tuple[str, ...]:
     return tokens
 
 
+def _warn_of_readers(descriptor: int, file: Path) -> None:
+    """Say so if other users of this machine may open a file with tokens."""
+    status = os.fstat(descriptor)
+    if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & _OF_OTHERS:
+        logger.warning(
+            "the token file %s is open to other users of this machine (mode %03o): whoever reads it may ask. Close it "
+            "with: chmod 600 %s", file, stat.S_IMODE(status.st_mode), file,
+        )  # fmt: skip
+
+
+_OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _HOW_TO_MAKE_ONE = "Make one with: openssl rand -hex 32"
 
 
@@ -154,19 +170,34 @@ def allowed_hosts(config: ServeConfig, is_local: bool) -> frozenset[str] | None:
     return frozenset(name.strip("[]").lower() for name in (*_LOOPBACK_NAMES, config.host, *config.allowed_hosts))
 
 
+def callable_name(host: str, names: Sequence[str]) -> str:
+    """What a client writes in a URL to reach a server that listens on `host`.
+
+    Args:
+        host: The address of its socket. 0.0.0.0 and ::, all addresses of this machine, are none that can be called.
+        names: Names by which clients may call it: then it answers to no other.
+    """
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        host = names[0].strip("[]") if names else socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
 def proxy_addresses(config: ServeConfig) -> list[str]:
     """The trusted proxies as uvicorn compares them with a client's address.
 
     A socket for both kinds of addresses (`--host ::`) shows 10.0.0.1 as ::ffff:10.0.0.1, which is another address to
-    uvicorn: IPv4 proxies are named in both ways.
+    uvicorn: IPv4 proxies are named in both ways, whichever of the two was given.
     """
-    found = list(dict.fromkeys(config.trusted_proxies))
+    found = list(config.trusted_proxies)
     for proxy in config.trusted_proxies:
-        if proxy != "*" and ":" not in proxy:
-            address, _, bits = proxy.partition("/")
-            network = ipaddress.ip_network(f"{address}/{bits or 32}")
+        if proxy == "*" or "%" in proxy:  # the latter is a link's address, of IPv6 alone
+            continue
+        network = ipaddress.ip_network(proxy)
+        if network.version == 4:
             found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
-    return found
+        elif network.network_address.ipv4_mapped is not None and network.prefixlen >= 96:
+            found.append(f"{network.network_address.ipv4_mapped}/{network.prefixlen - 96}")
+    return list(dict.fromkeys(found))
 
 
 def host_name(header: str) -> str:

@@ -12,7 +12,7 @@ from edvit_hf.errors import EDViTError
 
 MIB = 2**20
 _LARGEST = sys.float_info.max  # a whole number may exceed it, and no timer takes that
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class ServeConfig:
         tls_client_ca: Clients must show a certificate signed by one of these, PEM.
         allowed_hosts: Further names by which clients may call this server (its `Host` header).
         trusted_proxies: Addresses and networks whose `X-Forwarded-For` is believed; `*` alone: anybody's.
-        deadline_ms: Answer without sub-models that take longer, counted from the request's last byte. None: ten times
-            what an answer takes at the start, at least a second.
+        deadline_ms: Answer without sub-models that take longer, counted from the prepared input. None: ten times what
+            an answer takes at the start, at least a second. Decoding is bounded by `limits` and by the line.
         max_queued: Requests that may wait for their turn, of a burst. Under lasting overload nobody waits.
         grace_seconds: Time for requests in flight after a signal to stop.
         limits: See `Limits`.
@@ -123,7 +123,7 @@ def _check_name(name: str) -> None:
     if _HOST_NAME.fullmatch(name):
         return
     try:
-        ipaddress.IPv6Address(name.removeprefix("[").removesuffix("]"))
+        ipaddress.IPv6Address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
     except ValueError:
         raise EDViTError(
             f"Expected names or addresses by which clients call the server, without scheme, port, path or `*`, got "

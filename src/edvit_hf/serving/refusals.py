@@ -87,7 +87,7 @@ def refusal_of(error: Exception, task: Task, retry_quorum_ms: float = 1000.0) ->
         return RefusedError(
             503, "too_few_sub_models",
             "Too few sub-models answered in time: an answer would be a guess. Ask again later, or allow a longer "
-            "deadline_ms.", retry_after_ms=retry_quorum_ms, missing=error.missing,
+            "deadline_ms if you set one.", retry_after_ms=retry_quorum_ms, missing=error.missing,
         )  # fmt: skip
     if isinstance(error, DataError):
         return RefusedError(422, "unreadable_input", _for_callers(error, task))
@@ -112,14 +112,6 @@ def overloaded(retry_after_ms: float) -> RefusedError:
     return RefusedError(
         503, "overloaded", "More requests come than can be answered in time. Ask again later, and less often.",
         retry_after_ms=retry_after_ms,
-    )  # fmt: skip
-
-
-def no_time_left(retry_after_ms: float) -> RefusedError:
-    """Waiting for a decoder, and decoding, took as long as the whole answer may."""
-    return RefusedError(
-        503, "overloaded", "Decoding the input took all the time until the deadline. Allow a longer deadline_ms, send "
-        "a smaller input, or ask again later.", retry_after_ms=retry_after_ms,
     )  # fmt: skip
 
 

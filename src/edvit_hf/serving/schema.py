@@ -17,8 +17,8 @@ class Options(BaseModel):
     )
     deadline_ms: float | None = Field(
         None, gt=0, allow_inf_nan=False,
-        description="Answer without sub-models that take longer, counted from the request's last byte. At most the "
-        "server's own deadline.",
+        description="Answer without sub-models that take longer, counted from the decoded input, waiting for its turn "
+        "included. At most the server's own deadline.",
     )  # fmt: skip
     top_k: int | None = Field(None, ge=1, description="Only so many of the most probable labels. Default: all.")
 
@@ -58,7 +58,7 @@ class Milliseconds(_Reply):
     """Where the time went."""
 
     total: float = Field(description="From the request's first line to its answer, reading the body included.")
-    prepare: float = Field(description="Decoding the input.")
+    prepare: float = Field(description="Decoding the input, waiting for a decoder included. No part of the deadline.")
     answer: float = Field(description="Waiting for its turn, all sub-models, and the fusion head.")
     fusion: float = Field(description="The fusion head's run.")
 

@@ -14,7 +14,7 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving.app import create_app
 from edvit_hf.serving.connections import guarded_protocol
-from edvit_hf.serving.exposure import check_tls, open_socket, proxy_addresses
+from edvit_hf.serving.exposure import callable_name, check_tls, open_socket, proxy_addresses
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.service import Service
 
@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
             ) from error
         if self._on_listening is not None and sockets:
             host, port = sockets[0].getsockname()[:2]
-            name = f"[{host}]" if ":" in host else host
+            name = callable_name(host, self._service.config.allowed_hosts)
             self._on_listening(f"{'https' if self.config.is_ssl else 'http'}://{name}:{port}", self._service)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

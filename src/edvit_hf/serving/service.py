@@ -16,13 +16,13 @@ from starlette.responses import Response
 
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.runtime.inputs import probe_inputs
+from edvit_hf.runtime.inputs import probe_inputs, source_inputs
 from edvit_hf.serving.bodies import Budget, DisconnectedError, read_body
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.line import Line
 from edvit_hf.serving.metrics import Metrics
 from edvit_hf.serving.questions import check_question, media_type, parse_question
-from edvit_hf.serving.refusals import RefusedError, no_time_left, refusal_of
+from edvit_hf.serving.refusals import RefusedError, refusal_of
 from edvit_hf.serving.refusals import stopping as stopping_refusal
 from edvit_hf.serving.replies import info_reply, predict_reply
 from edvit_hf.serving.schema import Options
@@ -60,7 +60,7 @@ class Service:
     Attributes:
         runtime: Closed by `close`. Its coordinator must answer one request at a time (the default).
         config: Limits and deadlines.
-        deadline_ms: What is allowed a request when it asks for no less.
+        deadline_ms: What is allowed a request when it asks for no less, counted from the prepared input.
         is_stopping: Set when the server is told to stop.
     """
 
@@ -154,10 +154,7 @@ class Service:
                 del body
                 share.release()
                 prepare_ms = 1e3 * (time.perf_counter() - arrived)
-                left = min(self.deadline_ms, options.deadline_ms or self.deadline_ms) - prepare_ms
-                if left <= 0:
-                    raise no_time_left(1e3 * self.line.service)
-                return await self._on(self._answerers, self._answer, mark, options, inputs, prepare_ms, left)
+                return await self._on(self._answerers, self._answer, mark, options, inputs, prepare_ms)
 
     def _prepare(self, content_type: str | None, query: bytes, body: bytes) -> tuple[Options, dict[str, np.ndarray]]:
         runtime, limits = self.runtime, self.config.limits
@@ -165,11 +162,12 @@ class Service:
         check_question(
             runtime.task, question, len(runtime.manifest.sub_models), runtime.loaded, limits.max_characters
         )  # fmt: skip
-        return question.options, self._transform.inputs(question.source)
+        return question.options, source_inputs(self._transform, question.source)
 
-    def _answer(
-        self, mark: Mark, options: Options, inputs: dict[str, np.ndarray], prepare_ms: float, deadline_ms: float
-    ) -> bytes:
+    def _answer(self, mark: Mark, options: Options, inputs: dict[str, np.ndarray], prepare_ms: float) -> bytes:
+        # From here on: what decoding takes is bounded by the limits of an input and by the line, and devices that are
+        # quick enough must not be masked because a picture was large.
+        deadline_ms = min(self.deadline_ms, options.deadline_ms or self.deadline_ms)
         begin = time.perf_counter()
         answer = self.runtime.predict(inputs, absent=options.absent, deadline_ms=deadline_ms)
         answer_ms = 1e3 * (time.perf_counter() - begin)

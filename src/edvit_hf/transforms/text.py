@@ -5,6 +5,7 @@ Devices and training read texts through this one module, so both see the same to
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class TextTransform:
       are looked at. The result is that of the whole text unless a tokenizer decides about a token by what comes
       later than that (BERT's looks 100 characters ahead, to the end of the longest word that it splits).
     * Lone surrogates (halves of a character, which UTF-8 cannot write) become U+FFFD; the stock tokenizer fails.
-    * The empty text: the special tokens alone; one padding token where the tokenizer adds none.
+    * The empty text: the special tokens alone; one padding token where the tokenizer adds none. See `says_nothing`.
     * "[SEP]" and the like written in a text become the special token, as in the stock tokenizer.
 
     The tokenizer given to it is taken over: its truncation and padding are set here.
@@ -165,6 +166,28 @@ class TextTransform:
     def tokens(self, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
         """Token ids as the vocabulary writes them, special and unknown ones included; "" where it has no such id."""
         return tuple(self._tokenizer.id_to_token(int(number)) or "" for number in ids)
+
+    def says_nothing(self, text: str, ids: Sequence[int] | np.ndarray) -> bool:
+        """Whether nothing of a text is known: it is blank, or its tokens are all special, padding or unknown ones.
+
+        A model answers such a text like any other, with whatever it says of empty ones. Training and measuring take
+        data as they are; whoever answers a person asks this first.
+
+        Args:
+            text: The text.
+            ids: What `encode` made of it: of a long text, what follows these tokens is not read.
+        """
+        return not text.strip() or self._empty_ids.issuperset(map(int, ids))
+
+    @cached_property
+    def _empty_ids(self) -> frozenset[int]:
+        """Ids of the tokens that stand for nothing in a text."""
+        tokenizer = self._tokenizer
+        unknown = ("[UNK]", "<unk>", str(getattr(tokenizer.model, "unk_token", None) or "[UNK]"))
+        found = (tokenizer.token_to_id(name) for name in unknown)
+        special = (number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        existing = (number for number in found if number is not None)
+        return frozenset({self.pad_id, *existing, *special, *tokenizer.encode("").ids})
 
     def inputs(self, text: str) -> dict[str, np.ndarray]:
         """Return the model's input: {"input_ids": (1, T), "attention_mask": (1, T)}. Raises what `encode` raises."""
