@@ -1,8 +1,11 @@
 """The Space: layout and events only. What events do is in visits.py, what they compute in demo.py."""
 
+import contextlib
+import importlib
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -219,22 +222,31 @@ def build_page() -> gr.Blocks:
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def launch(page: gr.Blocks, **settings: Any) -> Any:
-    """Serve the page, on this machine alone unless GRADIO_SERVER_NAME says otherwise, as it does on a Space."""
+def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: Any) -> None:
+    """Serve the page, on this machine alone unless GRADIO_SERVER_NAME says otherwise, as it does on a Space.
+
+    gradio is quiet: it would advise a public link. Once the page is there, its address is printed here.
+    """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     fixed: dict[str, Any] = {
         "theme": theme, "css_paths": HERE / "style.css", "max_file_size": demo.MAX_FILE_BYTES, "share": False,
         "ssr_mode": False, "mcp_server": False, "footer_links": ["gradio", "settings"], "max_threads": 8,
-        "state_session_capacity": 500, "allowed_paths": [], "enable_monitoring": False, "pwa": False,
+        "state_session_capacity": 500, "quiet": True, "allowed_paths": [], "enable_monitoring": False, "pwa": False,
         "app_kwargs": {"middleware": [Middleware(Guard, max_bytes=MAX_BODY_BYTES)]},
     }  # fmt: skip
-    return page.launch(**{**fixed, **settings})
+    _, address, _ = page.launch(prevent_thread_lock=True, **{**fixed, **settings})
+    sys.stdout.write(f"The page is at {address} (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    if not prevent_thread_lock:
+        page.block_thread()
 
 
 def main(**settings: Any) -> None:
     """Build the page and serve it."""
     bound_log()
     logging.basicConfig(level=logging.INFO)
+    with contextlib.suppress(ImportError):  # where it is installed gradio would at the first event, beside an answer
+        importlib.import_module("matplotlib")
     launch(build_page(), **settings)
 
 

@@ -6,11 +6,10 @@ ensemble in memory. A `Prepared` is one visitor's, and small.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from ensembles import Bundle, Example, Opened, bundles, open_bundle, open_named, open_other
+from ensembles import Bundle, Opened, bundles, open_bundle, open_named, open_other
 from inputs import (
     MAX_FILE_BYTES,
     MAX_SECONDS,
@@ -20,6 +19,8 @@ from inputs import (
     prepare_sound,
     prepare_text,
 )
+from samples import Example
+from shares import percent
 from timelines import measured, predicted
 from views import Device, Timeline, View
 
@@ -85,10 +86,12 @@ def view(opened: Opened, prepared: Prepared | None, unplugged: Sequence[int], fl
     count = len(opened.devices)
     out = tuple(sorted({int(index) for index in unplugged if 0 <= int(index) < count}))
     waiting = tuple(_waiting(device, device.index in out) for device in opened.devices)
-    if prepared is None or prepared.ensemble != opened.name:
-        return View(state="empty", sentence=first_step(opened), devices=waiting, card_note=card_note(opened, len(out)))
+    if prepared is not None and prepared.ensemble != opened.name:
+        prepared = None
     if len(out) == count:
         return _refused(ALL_UNPLUGGED, prepared, waiting)
+    if prepared is None:
+        return View(state="empty", sentence=first_step(opened), devices=waiting, card_note=card_note(opened, len(out)))
     try:
         answer, others = _answers(opened, prepared, out)
         whole = opened.runtime.predict(prepared.inputs) if out else answer
@@ -126,11 +129,11 @@ def card_note(opened: Opened, num_absent: int) -> str:
     if found is None:
         return ""
     if num_absent == 0:
-        return f"The card reports {_percent(found.mean)} on its test items with all {count} devices."
-    spread = f"mean of {found.num_subsets} subsets: {_percent(found.low)} to {_percent(found.high)}"
-    all_there = "" if whole is None else f"; {_percent(whole.mean)} with all"
+        return f"The card reports {percent(found.mean)} on its test items with all {count} devices."
+    spread = f"mean of {found.num_subsets} subsets: {percent(found.low)} to {percent(found.high)}"
+    all_there = "" if whole is None else f"; {percent(whole.mean)} with all"
     return (
-        f"The card reports {_percent(found.mean)} on its test items with {num_absent} of {count} devices absent "
+        f"The card reports {percent(found.mean)} on its test items with {num_absent} of {count} devices absent "
         f"({spread}){all_there}."
     )
 
@@ -196,15 +199,11 @@ def _said(error: EDViTError) -> str:
     return TOO_FEW if isinstance(error, QuorumError) else UNREADABLE
 
 
-def _refused(sentence: str, prepared: Prepared, devices: tuple[Device, ...]) -> View:
-    return View(state="refused", sentence=sentence, devices=devices, seen=prepared.seen, tokens=prepared.tokens)
+def _refused(sentence: str, prepared: Prepared | None, devices: tuple[Device, ...]) -> View:
+    seen, tokens = (None, ()) if prepared is None else (prepared.seen, prepared.tokens)
+    return View(state="refused", sentence=sentence, devices=devices, seen=seen, tokens=tokens)
 
 
 def _share(answer: Answer) -> str:
-    """The winner's probability: never rounded up to certainty."""
-    value = float(answer.probabilities[0].max())
-    return f"{math.floor(100 * value)} %" if value >= 0.995 else f"{100 * value:.0f} %"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    """The winner's probability."""
+    return percent(float(answer.probabilities[0].max()))

@@ -1,14 +1,15 @@
 """The ensembles that the page offers: those bundled with it, one of its owner's, and any that a visitor names.
 
-Bundled ones lie in `model/<name>/`, their examples in `examples/<name>/`: pictures and sounds whose file names begin
-with the label and an underscore, or for texts a `.txt` file with one example a line.
+Bundled ones lie in `model/<name>/`, their examples in `examples/<name>/`.
 
 Visitors share what is open. Bundles stay; of those that visitors named, the last few are kept, and one that nobody
 uses any more is freed with its threads. Nothing is written outside temporary folders, and no code of a repository runs.
 """
 
+import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ from cards import read_card
 from comparison import Absent, absent_rows, models_of, read_results
 from digit_form import FORM_SIDES
 from fetching import SaidError, fetch_ensemble, hub_id_of
+from samples import Example, credits_of, load_examples
 from shelf import Shelf
-from snippets import code_for
+from snippets import Place, code_for, place_in_space
 from timelines import FleetPlan, fleet_plans
 from views import Device, Model
 
-from edvit_hf.errors import EDViTError, MissingExtraError
+from edvit_hf.errors import EDViTError, MissingExtraError, QuorumError
+from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.recipe.published_files import Published, read_published
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
@@ -33,7 +36,7 @@ from edvit_hf.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 MODEL_DIR = HERE / "model"
 EXAMPLES_DIR = HERE / "examples"
 OWN_VARIABLE = "EDVIT_SPACE_ENSEMBLE"
@@ -45,13 +48,13 @@ SPACE_VARIABLE = "SPACE_ID"
 
 OPEN_SECONDS, MAX_OPENING, MAX_NAMED = 90.0, 2, 4
 """See `Shelf`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
-MAX_EXAMPLES = 12
 MAX_INPUT_VALUES = 4_000_000
 """Of one prepared input: more would let one visitor fill the memory."""
 # Nobody waits for a stuck sub-model for ever, and a line that is longer than this deadline is not joined.
 CONFIG = CoordinatorConfig(deadline_ms=20_000, max_queued=32)
 
 _TEN_DIGITS = tuple("0123456789")
+_BUNDLE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # as `edvit space bundle` takes them
 _DRAW_HINT = "Draw a digit or upload a picture of one."
 _TEXTS: Mapping[str, tuple[str, Task, str]] = {
     "digits": ("Handwritten digits", "image-classification", _DRAW_HINT),
@@ -84,14 +87,6 @@ class Bundle:
     title: str
     task: Task | None
     hint: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """An input to try: the path of a picture or sound, or a text."""
-
-    label: str
-    value: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,6 +145,9 @@ def bundles(model_dir: Path | None = None) -> tuple[Bundle, ...]:
         for name, (title, task, hint) in _TEXTS.items()
         if (folder / name / MANIFEST_NAME).is_file()
     ]
+    found += [
+        _other_bundle(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST_NAME}")) if _is_other(path.parent)
+    ]
     if os.environ.get(OWN_VARIABLE):
         try:
             own = open_bundle(OWN)
@@ -172,17 +170,19 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
             raise SaidError("There is no ensemble of that name here. Choose one from the list.")
         return shelf.get(f"{OWN}:{source}", lambda: _open_source(source, name=OWN, may_be_folder=True), is_bundle=True)
     folder = (MODEL_DIR if model_dir is None else model_dir) / name
-    if name not in _TEXTS or not (folder / MANIFEST_NAME).is_file():
+    if not _is_bundled(name, folder):
         raise SaidError(
             "This ensemble is not here. Choose another one; in a checkout, `make space` makes those that are missing."
         )
-    title, _, hint = _TEXTS[name]
-    hint = f"{hint} {_LABELS.get(name, '')}".strip()
+    if name in _TEXTS:
+        title, _, hint = _TEXTS[name]
+        said: str | None = f"{hint} {_LABELS.get(name, '')}".strip()
+    else:
+        title, said = _title_of(folder), None
+    examples = EXAMPLES_DIR / name
     return shelf.get(
-        str(folder),
-        lambda: _load(folder, name=name, title=title, hint=hint, source=f"space_app/{MODEL_DIR.name}/{name}"),
-        is_bundle=True,
-    )
+        str(folder), lambda: _load(folder, name=name, title=title, hint=said, examples_dir=examples), is_bundle=True
+    )  # fmt: skip
 
 
 def open_other(source: str) -> Opened:
@@ -195,7 +195,7 @@ def open_other(source: str) -> Opened:
     is_local = not os.environ.get(SPACE_VARIABLE)
     if is_local and os.path.isdir(text):  # noqa: PTH112  (which does not mind a text longer than any name)
         text = str(Path(text).resolve())  # so that no folder shares its name with a bundle
-    elif text in _TEXTS:
+    elif _is_bundled(text, MODEL_DIR / text):
         return open_bundle(text)
     return shelf.get(
         f"named:{text}", lambda: _open_source(text, name=text, may_be_folder=is_local), is_bundle=False
@@ -208,12 +208,38 @@ def open_named(name: str) -> Opened:
     Raises:
         EDViTError: A sentence for the visitor.
     """
-    if name in (OWN, *_TEXTS):
+    if name == OWN or name in _TEXTS or _is_bundled(name, MODEL_DIR / name):
         return open_bundle(name)
     found = shelf.find(f"named:{name}")
     if found is None:
         raise SaidError("This ensemble was closed, because others were opened since. Open it again by its name.")
     return found
+
+
+def _is_bundled(name: str, folder: Path) -> bool:
+    """Whether a bundle has that name: no path, and nothing that is only on the Hub."""
+    return _BUNDLE_NAME.fullmatch(name) is not None and (folder / MANIFEST_NAME).is_file()
+
+
+def _is_other(folder: Path) -> bool:
+    """Whether it is a bundle that the page has no words of its own for."""
+    return folder.name not in _TEXTS and _BUNDLE_NAME.fullmatch(folder.name) is not None
+
+
+def _other_bundle(folder: Path) -> Bundle:
+    """How a bundle is offered that the page has no words of its own for: the Space's owner put it there."""
+    try:
+        task = Manifest.load(folder).ensemble.task
+    except EDViTError as error:
+        logger.error("%s", error)
+        return Bundle(name=folder.name, title=folder.name, task=None, hint="It is damaged and cannot be opened.")
+    return Bundle(name=folder.name, title=_title_of(folder), task=task, hint=_HINTS[task])
+
+
+def _title_of(folder: Path) -> str:
+    """The recipe that made an ensemble, or the folder's name."""
+    recipe = read_results(folder).get("recipe")
+    return recipe if isinstance(recipe, str) and recipe.isprintable() and len(recipe) < 60 else folder.resolve().name
 
 
 def _own_title() -> str:
@@ -235,7 +261,7 @@ def _open_source(text: str, *, name: str, may_be_folder: bool) -> Opened:
         folder = Path(temporary) / "ensemble"
         is_for_transformers = fetch_ensemble(repo, folder)
         return _load(
-            folder, name=name, title=repo, hint=None, source=repo, is_for_transformers=is_for_transformers
+            folder, name=name, title=repo, hint=None, repo=repo, is_for_transformers=is_for_transformers
         )  # fmt: skip
 
 
@@ -246,22 +272,18 @@ def _open_folder(folder: Path, *, name: str) -> Opened:
             "`edvit run` or `edvit export` made."
         )
     is_for_transformers = all((folder / file).is_file() for file in ("config.json", "model.safetensors"))
-    recipe = read_results(folder).get("recipe")
-    title = recipe if isinstance(recipe, str) and recipe.isprintable() and len(recipe) < 60 else folder.resolve().name
-    return _load(
-        folder, name=name, title=title, hint=None, source=str(folder),
-        is_for_transformers=is_for_transformers,
-    )  # fmt: skip
+    return _load(folder, name=name, title=_title_of(folder), hint=None, is_for_transformers=is_for_transformers)
 
 
 def _load(
-    folder: Path, *, name: str, title: str, hint: str | None, source: str, is_for_transformers: bool = False
-) -> Opened:
-    """Open the files of a folder; afterwards it is not needed any more."""
+    folder: Path, *, name: str, title: str, hint: str | None, repo: str | None = None,
+    examples_dir: Path | None = None, is_for_transformers: bool = False,
+) -> Opened:  # fmt: skip
+    """Open the files of a folder; afterwards it is not needed any more. Bundles alone have `examples_dir`."""
     runtime = _runtime(folder, title)
     manifest = runtime.manifest
     results = read_results(folder)
-    examples = _examples(EXAMPLES_DIR / name, runtime.task) if name in _TEXTS else ()
+    examples = () if examples_dir is None else load_examples(examples_dir, runtime.task)
     plans = fleet_plans(_published(folder))
     card, licence = read_card(folder)
     names, task = manifest.label_names, runtime.task
@@ -278,12 +300,36 @@ def _load(
         ),
         models=models_of(results, manifest), absent=absent_rows(results, len(manifest.sub_models)),
         code=code_for(
-            source, task, example=_example_for_code(examples, task),
-            sub_models=range(len(manifest.sub_models)), is_for_transformers=is_for_transformers,
+            _place(folder, name, task, examples, repo=repo, is_bundle=examples_dir is not None),
+            task, sub_models=range(len(manifest.sub_models)), is_for_transformers=is_for_transformers,
+            can_pull=_can_pull(folder, manifest),
         ),
-        credits=_credits(EXAMPLES_DIR / name) if examples else "", fleets=tuple(plans), plans=plans, runtime=runtime,
+        credits=credits_of(examples_dir) if examples_dir is not None and examples else "",
+        fleets=tuple(plans), plans=plans, runtime=runtime,
         schedule=engine.schedule if isinstance(engine, LocalEngine) else "in_turn",
     )  # fmt: skip
+
+
+def _place(
+    folder: Path, name: str, task: Task, examples: tuple[Example, ...], *, repo: str | None, is_bundle: bool
+) -> Place:
+    """Where a visitor's own machine finds the ensemble: on the Hub, in this Space, or here, where the page runs."""
+    example, space = examples[0].value if examples else None, os.environ.get(SPACE_VARIABLE)
+    if repo is not None:
+        return Place(source=repo)
+    if is_bundle and space:
+        return place_in_space(space, name, task, example)
+    return Place(source=str(folder.resolve()), example=example)
+
+
+def _can_pull(folder: Path, manifest: Manifest) -> bool:
+    """Whether `edvit pull` would find all that a device needs of one sub-model."""
+    try:
+        needed = select_by_profile(manifest, [0], profile=None, precision="fp32").files
+    except EDViTError as error:
+        logger.info("nothing to pull from %s: %s", folder.name, error)
+        return False
+    return all((folder / each.file).is_file() for each in needed)
 
 
 def _runtime(folder: Path, title: str) -> EDViTRuntime:
@@ -307,6 +353,8 @@ def _runtime(folder: Path, title: str) -> EDViTRuntime:
         if sum(values.size for values in inputs.values()) > MAX_INPUT_VALUES:
             raise SaidError(f"{title} takes inputs that are too large for this page. Name another ensemble.")
         runtime.predict(inputs)
+        with contextlib.suppress(QuorumError):  # as every answer on the page is asked for
+            runtime.predict_without(inputs, [(entry.index,) for entry in manifest.sub_models])
     except MissingExtraError as error:
         logger.error("%s", error)
         raise SaidError(f"{title} needs a package that this page was set up without. Name another ensemble.") from error
@@ -328,26 +376,3 @@ def _published(folder: Path) -> Published | None:
     except (EDViTError, OSError) as error:
         logger.info("no predictions for %s: %s", folder.name, error)
         return None
-
-
-def _examples(folder: Path, task: Task) -> tuple[Example, ...]:
-    suffixes = {"image-classification": (".png", ".jpg"), "audio-classification": (".wav", ".flac", ".ogg")}
-    if task == "text-classification":
-        lines = [line.strip() for path in sorted(folder.glob("*.txt")) for line in path.read_text("utf-8").splitlines()]
-        return tuple(Example(label=line, value=line) for line in lines if line)[:MAX_EXAMPLES]
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in suffixes[task])
-    return tuple(Example(label=path.stem.partition("_")[0], value=str(path)) for path in files)[:MAX_EXAMPLES]
-
-
-def _example_for_code(examples: tuple[Example, ...], task: Task) -> str | None:
-    if not examples:
-        return None
-    value = examples[0].value
-    return value if task == "text-classification" else f"space_app/{Path(value).relative_to(HERE).as_posix()}"
-
-
-def _credits(folder: Path) -> str:
-    """LICENSES.md of the examples, without its heading."""
-    path = folder / "LICENSES.md"
-    text = path.read_text("utf-8").strip() if path.is_file() else ""
-    return text.partition("\n")[2].strip() if text.startswith("# ") else text

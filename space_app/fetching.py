@@ -26,6 +26,8 @@ BESIDE = ("config.json", "results.json", "README.md")
 """What the page says more with, where a repository has it: sizes, accuracy, the card."""
 WEIGHTS = "model.safetensors"
 _PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")
+TRIES = 2
+"""Of each question to the Hub: a visitor who waits is told soon, and can try again."""
 _HIDDEN = (401, 403, 404)
 _ANONYMOUS: Any = False  # what the client takes for "no token, not even a stored one"
 
@@ -63,12 +65,12 @@ def fetch_ensemble(repo: str, folder: Path) -> bool:
 
 def _fetch(repo: str, folder: Path) -> bool:
     from edvit_hf.hub import pull
-    from edvit_hf.hub.client import commit_of, connect, fetch_file, read_file
+    from edvit_hf.hub.client import ask, connect, fetch_file, read_file
     from edvit_hf.hub.selection import select_by_profile
 
     api = connect(_ANONYMOUS)
     try:
-        commit = commit_of(api, repo, None)
+        info = ask("reading the repository", repo, lambda: api.model_info(repo), tries=TRIES)
     except HubError as error:
         if error.status in _HIDDEN:
             raise SaidError(
@@ -76,6 +78,7 @@ def _fetch(repo: str, folder: Path) -> bool:
                 "here."
             ) from error
         raise
+    commit = str(info.sha)
     sizes = _sizes(api, repo, commit, [MANIFEST_NAME, *BESIDE, WEIGHTS])
     if MANIFEST_NAME not in sizes:
         raise SaidError(
@@ -109,7 +112,9 @@ def _sizes(api: "HfApi", repo: str, commit: str, files: Sequence[str]) -> dict[s
     def infos() -> list[Any]:
         return api.get_paths_info(repo, list(files), revision=commit)
 
-    return {info.path: int(info.size) for info in ask("reading sizes", repo, infos) if hasattr(info, "size")}
+    return {
+        info.path: int(info.size) for info in ask("reading sizes", repo, infos, tries=TRIES) if hasattr(info, "size")
+    }
 
 
 def _check_size(repo: str, size: int) -> None:

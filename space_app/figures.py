@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from cards import plain_markdown
 from PIL import Image
+from shares import percent
 from views import Device, Model, View
 
 MAX_BARS = 10
@@ -117,7 +118,7 @@ def examples(items: Sequence[Any], task: str) -> str:
 
 def answer(view: View) -> str:
     """The label, the sentence, the card's note and the most probable classes; an alert if there is no answer."""
-    label = escape(view.label) or "Ready"
+    label = escape(view.label) or ("" if view.state == "refused" else "Ready")
     share = f"{_percent(view.probabilities[0][1])}" if view.probabilities else ""
     role = 'role="alert"' if view.state == "refused" else 'role="status" aria-live="polite"'
     heading = {"refused": "No answer", "degraded": "Answer, degraded"}.get(view.state, "Answer")
@@ -182,7 +183,7 @@ def comparison(models: Sequence[Model]) -> str:
         cells = [
             _cell("Per device", _bytes(model.bytes_per_device), _share(model.bytes_per_device, per_device)),
             _cell("All devices", _bytes(model.bytes_total), _share(model.bytes_total, total)),
-            _cell("Accuracy", None if model.accuracy is None else _percent(model.accuracy, 1), model.accuracy),
+            _cell("Accuracy", None if model.accuracy is None else _percent(model.accuracy), model.accuracy),
             _cell("One answer", _milliseconds(model.milliseconds), _share(model.milliseconds, slowest)),
         ]
         head = f'<th role="rowheader" scope="row">{escape(model.name)}{note}</th>'
@@ -269,7 +270,7 @@ def _device_body(device: Device) -> str:
         return '<p class="ed-vote"><b>Ready</b><span>waiting for an input</span></p>'
     share, kind = device.vote_share or 0.0, "ed-vote ed-other" if device.vote == "other" else "ed-vote"
     vote = (
-        f'<p class="{kind}"><b>{escape(device.vote)}</b><span>its own vote, {_percent(share)}</span></p>'
+        f'<p class="{kind}"><b>{escape(device.vote)}</b><span>own vote, {_percent(share)}</span></p>'
         f'<div class="ed-track" aria-hidden="true"><i style="width:{100 * share:.1f}%"></i></div>'
     )
     facts = (
@@ -288,7 +289,7 @@ def _device_body(device: Device) -> str:
 def _bars(probabilities: Sequence[tuple[str, float]]) -> str:
     shown = "".join(
         f'<li><span>{escape(label)}</span><div class="ed-track" aria-hidden="true">'
-        f'<i style="width:{100 * share:.1f}%"></i></div><b>{_percent(share, 1)}</b></li>'
+        f'<i style="width:{100 * share:.1f}%"></i></div><b>{_percent(share)}</b></li>'
         for label, share in probabilities[:MAX_BARS]
     )
     more = len(probabilities) - MAX_BARS
@@ -307,14 +308,8 @@ def _share(value: float | None, largest: float) -> float | None:
     return None if value is None or largest <= 0 else value / largest
 
 
-def _percent(share: float, digits: int = 0) -> str:
-    """Never rounded up to certainty, nor down to impossibility."""
-    unit = 10.0**-digits
-    if share < 1 and 100 * share >= 100 - unit / 2:
-        return f"{100 - unit:.{digits}f}&nbsp;%"
-    if 0 < 100 * share < unit / 2:
-        return f"&lt;&nbsp;{unit:.{digits}f}&nbsp;%"
-    return f"{100 * share:.{digits}f}&nbsp;%"
+def _percent(share: float) -> str:
+    return escape(percent(share)).replace(" ", "&nbsp;")
 
 
 def _milliseconds(value: float | None) -> str | None:

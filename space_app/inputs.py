@@ -42,7 +42,6 @@ MAX_PIXELS_UNSCALED = 1_000_000
 MAX_CHARACTERS = 20_000
 """Of a text; what follows is not looked at. No model here reads so many."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
-_UNKNOWN = ("[UNK]", "<unk>")
 
 _NOT_MEASURED = "How often the answer is right on {} was not measured."
 _WRONG_KIND = "This ensemble takes {}. Give it one, or choose another ensemble."
@@ -74,14 +73,16 @@ def prepare_drawing(opened: Opened, drawing: Mapping[str, Any] | None) -> Prepar
     """What the sketchpad holds: a mapping with RGBA arrays under "layers" and "composite".
 
     Raises:
-        DataError: Nothing is drawn, or this ensemble reads no drawings.
+        DataError: Nothing is drawn, or only specks; or this ensemble reads no drawings.
     """
     transform = _transform(opened, ImageTransform)
     if not opened.can_draw:
         raise DataError("This ensemble reads no drawings. Upload a picture, or choose the handwritten digits.")
     try:
         picture = digit_from_drawing(drawing, _side(transform))
-    except (ValueError, TypeError, AttributeError, MemoryError) as error:  # nothing drawn, or not by a sketchpad
+    except DataError:  # which says what of the drawing is wrong
+        raise
+    except (ValueError, TypeError, AttributeError, MemoryError) as error:  # not by a sketchpad
         raise DataError(EMPTY_DRAWING) from error
     return _of_picture(opened, transform, picture, _NOT_MEASURED.format("drawings"))
 
@@ -142,12 +143,11 @@ def prepare_text(opened: Opened, text: str | None) -> Prepared:
     try:
         ids = transform.encode([text])[0]
         tokens = transform.tokens(ids)
-        frame = transform.tokens(transform.encode([""])[0])
         is_cut = len(given) > len(text) or _is_cut(transform, text, ids)
     except (EDViTError, MemoryError) as error:
         logger.info("refused a text: %s", error)
         raise DataError("This text cannot be read. Type other words.") from error
-    if not set(tokens) - {*frame, *_UNKNOWN}:
+    if transform.says_nothing(text, ids):
         raise DataError("The ensemble knows none of these words or signs, so it would only guess. Type other words.")
     remark = f"Only the first {len(ids)} tokens of this text are looked at; the rest was cut off." if is_cut else ""
     is_example = any(example.value == given for example in opened.examples)

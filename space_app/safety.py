@@ -10,8 +10,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
 
 LOGGED_CHARACTERS = 8000  # of the beginning and of the end of what is written at once: tracebacks stay whole
 
@@ -40,6 +40,8 @@ def private_folder() -> str:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers end: else nothing is removed
     os.environ.setdefault("MPLCONFIGDIR", folder)  # gradio's matplotlib would write to the home folder
+    # With another backend it would load pyplot and list the machine's fonts at the first event, for seconds.
+    os.environ["MPLBACKEND"] = "agg"
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's, which also writes to the home folder
@@ -58,6 +60,8 @@ class BoundedLog:
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
+        if name == "stream":  # of a copy that is being made: asking itself for it would never end
+            raise AttributeError(name)
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
@@ -70,10 +74,20 @@ class BoundedLog:
             self.stream.write(text)
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Each of them bounded."""
+        for line in lines:
+            self.write(line)
+
 
 def bound_log() -> None:
-    """Bound what this process writes to its log; before `logging` and uvicorn take hold of the streams."""
-    sys.stdout, sys.stderr = cast(Any, BoundedLog(sys.stdout)), cast(Any, BoundedLog(sys.stderr))
+    """Bound what this process writes to its log; before `logging` and uvicorn take hold of the streams.
+
+    A process may have none (pythonw, a service): then there is nothing to bound.
+    """
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            setattr(sys, name, BoundedLog(stream))
 
 
 class Guard:

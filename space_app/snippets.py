@@ -3,6 +3,8 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from edvit_hf.card_words import TASK_WORDS
 from edvit_hf.tasks import Task
@@ -20,30 +22,67 @@ _PROCESSOR: dict[Task, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where copied lines find an ensemble.
+
+    Attributes:
+        source: Hub id or folder.
+        example: Path of a picture or sound, or a text, that is there; None: a name to replace.
+        fetch: Shell command that brings both there first; None where that is not needed.
+    """
+
+    source: str
+    example: str | None = None
+    fetch: str | None = None
+
+
+def place_in_space(space: str, name: str, task: Task, example: str | None) -> Place:
+    """A bundle of the Space with that id, which the visitor's machine has to fetch: `model/NAME`, and the example.
+
+    Args:
+        space: OWNER/NAME of the Space.
+        name: Of the bundle.
+        task: What it classifies.
+        example: File of the page, or a text.
+    """
+    folder, wanted = space.rpartition("/")[2], [f"model/{name}/*"]
+    if example is not None and task != "text-classification":
+        file = f"examples/{name}/{Path(example).name}"
+        wanted.append(file)
+        example = f"{folder}/{file}"
+    included = " ".join(f"--include {shlex.quote(pattern)}" for pattern in wanted)
+    fetch = f"hf download {shlex.quote(space)} --repo-type space {included} --local-dir {shlex.quote(folder)}"
+    return Place(source=f"{folder}/model/{name}", example=example, fetch=fetch)
+
+
 def code_for(
-    source: str, task: Task, *, example: str | None, sub_models: Sequence[int], is_for_transformers: bool
+    place: Place, task: Task, *, sub_models: Sequence[int], is_for_transformers: bool, can_pull: bool
 ) -> Mapping[str, str]:
     """Heading -> code.
 
     Args:
-        source: Hub id or folder.
+        place: Where the ensemble is, and an input for it.
         task: What it classifies.
-        example: Path of a picture or sound, or a text, that is there; None: a name to replace.
         sub_models: Indices of its sub-models.
         is_for_transformers: Whether weights and config are there too, and not only the exported graphs.
+        can_pull: Whether all that `edvit pull` fetches of one sub-model is there.
     """
-    given = _PLACEHOLDER[task] if example is None else example
-    code = {RUNTIME: _runtime(source, given, sub_models)}
+    source, fetch = place.source, place.fetch
+    given = _PLACEHOLDER[task] if place.example is None else place.example
+    code = {RUNTIME: _runtime(source, given, sub_models, fetch)}
     if is_for_transformers:
         code[TRANSFORMERS] = _transformers(source, task)
-    code[COMMANDS] = _commands(source, given)
-    code[SERVER] = _server(source, task, given)
+    first = [] if fetch is None else [fetch]
+    code[COMMANDS] = "\n".join(first + _commands(source, given, can_pull))
+    code[SERVER] = "\n".join(first + _server(source, task, given))
     return code
 
 
-def _runtime(source: str, given: str, sub_models: Sequence[int]) -> str:
+def _runtime(source: str, given: str, sub_models: Sequence[int], fetch: str | None) -> str:
     lines = [
         "# pip install 'edvit_hf[device,hub]'",
+        *([] if fetch is None else [f"# {fetch}"]),
         "from edvit_hf.runtime import EDViTRuntime",
         "",
         f"with EDViTRuntime.from_pretrained({_quoted(source)}) as ensemble:",
@@ -72,28 +111,28 @@ def _transformers(source: str, task: Task) -> str:
     )
 
 
-def _commands(source: str, given: str) -> str:
-    return "\n".join(
-        [
-            "# one answer, and what each device contributes",
-            f"edvit predict {shlex.quote(source)} {shlex.quote(given)}",
+def _commands(source: str, given: str, can_pull: bool) -> list[str]:
+    lines = [
+        "# one answer, and what each device contributes",
+        f"edvit predict {shlex.quote(source)} {shlex.quote(given)}",
+    ]
+    if can_pull:
+        lines += [
             "# what one device of a fleet holds",
             f"edvit pull {shlex.quote(source)} --sub-model 0 --precision fp32 --output device_0",
         ]
-    )
+    return lines
 
 
-def _server(source: str, task: Task, given: str) -> str:
+def _server(source: str, task: Task, given: str) -> list[str]:
     body = json.dumps({"text": given}, ensure_ascii=False)
     asked = f"--json {shlex.quote(body)}" if task == "text-classification" else f"-F {shlex.quote(f'file=@{given}')}"
-    return "\n".join(
-        [
-            "# pip install 'edvit_hf[device,hub,serve]'; listens on this machine alone",
-            f"edvit serve {shlex.quote(source)}",
-            "# in another shell",
-            f"curl {asked} http://127.0.0.1:8000/predict",
-        ]
-    )
+    return [
+        "# pip install 'edvit_hf[device,hub,serve]'; listens on this machine alone",
+        f"edvit serve {shlex.quote(source)}",
+        "# in another shell",
+        f"curl {asked} http://127.0.0.1:8000/predict",
+    ]
 
 
 def _quoted(text: str) -> str:

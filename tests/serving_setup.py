@@ -45,6 +45,14 @@ def png(width=20, height=9):
     return file.getvalue()
 
 
+def jpeg(width, height):
+    """A picture that takes long to decode for what it weighs, as a telephone sends it."""
+    file = io.BytesIO()
+    small = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST).save(file, "JPEG", quality=60)
+    return file.getvalue()
+
+
 def wav(seconds=0.4, rate=8000):
     file = io.BytesIO()
     with wave.open(file, "wb") as out:

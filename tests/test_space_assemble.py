@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from edvit_hf._version import __version__
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError, ManifestError, WorkDirError
+from edvit_hf.hub import pull
 from edvit_hf.hub.files import list_files
 from edvit_hf.manifest import Calibration, Manifest, content_files, hash_of_content
 from edvit_hf.runtime import EDViTRuntime
@@ -20,7 +21,7 @@ from edvit_hf.space import assemble, assembling, bundle, named_ensembles
 from edvit_hf.space.bundle import slim_manifest
 from edvit_hf.space.checks import check_space
 from edvit_hf.space.page_files import bundled_ensembles, page_folder
-from hub_ensemble import files_of
+from hub_ensemble import files_of, write_publishable
 from tiny_ensemble import write_tiny_ensemble
 
 PAGE = page_folder()
@@ -147,6 +148,23 @@ def test_texts_bring_their_whole_tokenizer(tmp_path):
         tmp_path / "texts"
     )
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(files_of(bundle(tmp_path / "texts", tmp_path / "out")))
+
+
+def test_a_device_pulls_from_a_bundle_what_it_pulls_from_the_ensemble(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    write_publishable(whole)
+    for _ in range(2):  # what is there is known as a bundle
+        bundle(whole, out)
+    pulled = [
+        pull(str(source), sub_models=[1], precision="fp32", fusion=True, output=tmp_path / f"from_{source.name}")
+        for source in (whole, out)
+    ]
+    files = [{p: d for p, d in files_of(each.folder).items() if p != "manifest.json"} for each in pulled]
+    assert files[0] == files[1]
+    assert "sub_models/01/config.json" in files[0]
+    (whole / "sub_models/01/config.json").write_text("{}")
+    with pytest.raises(ManifestError, match=r"sub_models/01/config\.json"):
+        bundle(whole, out)
 
 
 def test_links_are_left_behind(ensemble, tmp_path):

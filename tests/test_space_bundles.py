@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edvit_hf.manifest import Manifest
+from edvit_hf.manifest import Manifest, file_sha256
 from edvit_hf.recipe import load_recipe
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.space.bundle import slim_manifest
@@ -39,6 +39,11 @@ def test_a_bundle_is_what_its_manifest_says_and_a_committed_recipe_made_it(name)
     assert slim_manifest(manifest) == manifest
     graphs = {p.relative_to(folder).as_posix() for p in folder.rglob("*.onnx")}
     assert graphs == {v.file for v in manifest.variants}
+    kinds = {profile for v in manifest.sub_models[0].variants for profile in v.profiles}
+    assert kinds == {"x86-avx512-vnni", "x86-avx2", "raspberry-pi-5"}, "int8 for more than one kind of hardware"
+    for entry in manifest.sub_models:
+        config = f"{entry.path}/config.json"
+        assert file_sha256(folder / config) == manifest.content[config].sha256
     results = json.loads((folder / "results.json").read_text())
     recipe = ROOT / "recipes" / f"{results['recipe']}.yaml"
     assert load_recipe(recipe).task == manifest.ensemble.task
@@ -92,9 +97,12 @@ def test_every_example_can_be_answered_and_carries_its_licence(name):
     with EDViTRuntime.from_pretrained(SPACE / "model" / name, schedule="in_turn") as ensemble:
         answers = [outcome.answer.labels[0] for outcome in ensemble.batch(sources)]
     if found:  # their licence page owns to one wrong answer
-        assert sum(answer != p.name[0] for answer, p in zip(answers, found, strict=True)) == 1
+        (wrong,) = [p.name for answer, p in zip(answers, found, strict=True) if answer != p.name[0]]
+        assert f"`{wrong}` it gets wrong" in licence
     else:
-        assert answers == ["DESC", "DESC", "ENTY", "HUM", "LOC", "NUM"]  # the first is an abbreviation, says LICENSES
+        assert answers == ["DESC", "ENTY", "HUM", "LOC", "NUM", "DESC"]
+        assert "abbreviation" in sources[-1], "the last is one, which is answered wrong"
+        assert "it gets the abbreviation wrong" in licence
 
 
 def test_the_readme_says_what_the_bundles_results_say():

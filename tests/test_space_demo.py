@@ -1,6 +1,7 @@
 """The Space: what the page shows is what the runtime answers, says who is missing, and is never an error."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import demo
+import figures
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -122,6 +124,30 @@ def test_unplugging_everything_is_refused_and_the_picture_stays(opened, prepared
     assert not view.timelines
 
 
+def test_with_everything_unplugged_before_an_input_nobody_is_ready(opened):
+    view = demo.view(opened, None, range(5))
+    assert (view.state, view.sentence) == ("refused", demo.ALL_UNPLUGGED)
+    shown = figures.answer(view)
+    assert 'role="alert"' in shown
+    assert "Ready" not in shown
+    assert demo.view(opened, None, range(4)).state == "empty", "one is left"
+
+
+def test_an_ensemble_runs_as_on_the_page_before_anything_is_measured(monkeypatch, tmp_path):
+    asked = []
+    real = EDViTRuntime.predict_without
+
+    def noted(self, inputs, subsets, absent=()):
+        asked.append(subsets)
+        return real(self, inputs, subsets, absent=absent)
+
+    monkeypatch.setattr(EDViTRuntime, "predict_without", noted)
+    demo.open_other(str(write_digits(tmp_path / "fresh")))
+    assert asked == [[(0,), (1,), (2,), (3,), (4,)]]
+    write_tiny_ensemble(tmp_path / "broken", [[0], [1]], broken=1)
+    assert demo.open_other(str(tmp_path / "broken")).devices, "without the other nobody is left: it opens all the same"
+
+
 def test_before_an_input_the_page_says_what_to_do(opened, prepared):
     view = demo.view(opened, None, [2])
     assert view.state == "empty"
@@ -214,7 +240,10 @@ def test_an_image_answer_takes_less_than_50_ms_inside_the_app():
 def test_a_probability_is_never_rounded_up_to_certainty(opened, prepared):
     view = demo.view(opened, prepared, [])
     assert view.probabilities[0][1] > 0.995
-    assert "with 99 %" in view.sentence
+    assert "with 99.9 %" in view.sentence
+    shown = (figures.answer(view), figures.devices(view))
+    assert all("99.9&nbsp;%" in part for part in shown), "one figure, wherever it stands"
+    assert not any(re.search(r"[>\s](99|100)&nbsp;%", part) for part in shown)
 
 
 def test_nothing_heavy_is_loaded(folder, file):

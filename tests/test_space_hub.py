@@ -143,6 +143,7 @@ def test_a_hub_in_trouble_is_said_and_the_next_try_works(hub, files, waits):
     hub.create("lab/tiny", files)
     hub.faults.append(Fault("/api/models/lab/tiny", times=99, status=503))
     assert "busy or in trouble" in refusal("lab/tiny")
+    assert sum(waits) <= 2, "somebody waits for the page"
     hub.faults.clear()
     assert demo.open_other("lab/tiny").title == "lab/tiny"
 
@@ -152,6 +153,7 @@ def test_without_a_connection(hub, monkeypatch, waits):
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached from here" in refusal("lab/tiny")
+    assert sum(waits) <= 2, "somebody waits for the page"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "cannot be reached from here" in refusal("lab/tiny")
 

@@ -176,6 +176,22 @@ def test_a_token_that_may_not_write_is_refused_before_anything_is_sent(hub, spac
     assert hub.requests == ["GET /api/whoami-v2"] * 2
 
 
+def test_the_command_asks_for_the_token_before_anything_is_made_or_printed(hub, ensemble, monkeypatch):
+    monkeypatch.setattr("edvit_hf.space.assembling.write_bundle", lambda *_: pytest.fail("nothing is made"))
+    command = ["space", "push", REPO, "--ensemble", f"tiny={ensemble}", "--released"]
+    hub.accounts["hf_other"] = account("eve")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    done = runner.invoke(app, command)
+    assert (done.exit_code, "belongs to none of that name" in done.output.replace("\n", " ")) == (1, True)
+    assert "app.py" not in done.output
+
+
+def test_the_command_asks_for_the_token_once(hub, ensemble):
+    done = runner.invoke(app, ["space", "push", REPO, "--ensemble", f"tiny={ensemble}", "--released"])
+    assert done.exit_code == 0, done.output
+    assert len(hub.seen("GET /api/whoami-v2")) == 1
+
+
 def test_a_private_space_is_private_and_has_no_wheel(hub, ensemble, tmp_path, space):
     with_wheel = assemble(tmp_path / "wheel", {"tiny": ensemble}, library=write_wheel(tmp_path))
     with pytest.raises(HubError, match="fetches the wheel without a token"):

@@ -184,6 +184,33 @@ def test_the_empty_text_of_a_tokenizer_without_special_tokens_is_one_padding_tok
     assert batch["attention_mask"].tolist() == [[1]]
 
 
+@pytest.mark.parametrize(
+    ("text", "says_nothing"),
+    [
+        ("", True), (" \n\t", True), ("🙂", True), ("\ud800", True), ("[SEP] [PAD] [MASK]", True), ("[UNK]", True),
+        ("🙂 " * 100 + "Hello", True),  # beyond the tokens that are read
+        ("Hello", False), ("🙂 cat", False), (".", False), ("3", False),
+    ],
+)  # fmt: skip
+def test_a_text_of_which_nothing_is_known_says_nothing(pairs, text, says_nothing):
+    transform, _ = pairs["bert"]
+    assert transform.says_nothing(text, transform.encode([text])[0]) is says_nothing
+
+
+def test_blanks_say_nothing_to_a_tokenizer_that_knows_every_byte(pairs):
+    transform, _ = pairs["bytes"]
+    for text, expected in (("  ", True), ("", True), ("<s>", True), ("🎉", False), ("x", False)):
+        assert transform.says_nothing(text, transform.encode([text])[0]) is expected
+
+
+def test_an_unknown_token_of_any_name_says_nothing():
+    tokenizer = Tokenizer(models.WordLevel({"pad": 0, "word": 1, "what?": 2}, unk_token="what?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transform = TextTransform(tokenizer, max_length=4)
+    assert transform.says_nothing("other words", transform.encode(["other words"])[0])
+    assert not transform.says_nothing("other word", transform.encode(["other word"])[0])
+
+
 @pytest.mark.parametrize("text", [None, 7, b"bytes", float("nan"), ["nested"], np.str_("x").encode()])
 def test_what_is_no_text_is_refused_with_its_row(pairs, text):
     transform, _ = pairs["bert"]

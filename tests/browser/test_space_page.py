@@ -110,6 +110,16 @@ def test_with_all_devices_unplugged_the_page_says_what_to_do_and_lives_on(visito
     assert visitor.label() == label
 
 
+def test_with_all_devices_unplugged_before_an_input_nobody_is_ready(visitor):
+    for index in range(5):
+        visitor.plug(index).click()
+    visitor.wait("refused")
+    assert "Ready" not in visitor.text("#answer")
+    assert "nobody is left" in visitor.text("#answer")
+    visitor.plug(3).click()
+    visitor.wait("empty")
+
+
 def test_a_click_does_not_depend_on_the_answers_to_those_before_it(visitor):
     visitor.plug(0).click()
     visitor.plug(1).click()

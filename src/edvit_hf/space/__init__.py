@@ -5,7 +5,7 @@ The page itself is `space_app/` (in an installed package `edvit_hf/space_app/`) 
 
 from edvit_hf.space.assembling import assemble
 from edvit_hf.space.bundle import bundle, named_ensembles
-from edvit_hf.space.publishing import PublishedSpace, files_address, publish
+from edvit_hf.space.publishing import PublishedSpace, files_address, permitted, publish
 from edvit_hf.space.running import run_page
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "bundle",
     "files_address",
     "named_ensembles",
+    "permitted",
     "publish",
     "run_page",
 ]

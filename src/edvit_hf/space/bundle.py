@@ -36,9 +36,10 @@ class _Listed:
 def bundle(ensemble: str | Path, target: str | Path) -> Path:
     """Write what the page needs of a finished ensemble into `target`, whole or not at all.
 
-    That is: `manifest.json`, what prepares inputs, the fp32 and int8 graphs of the sub-models and the fusion head, and
-    where they exist `results.json`, the card (as `MODEL_CARD.md`) and its figures. See `slim_manifest` for what is
-    left out. Every file that the manifest vouches for is checked before it is copied and again afterwards.
+    That is: `manifest.json`, what prepares inputs, the fp32 and int8 graphs of the sub-models and the fusion head, the
+    sub-models' `config.json` (so that `edvit pull` works from a bundle too), and where they exist `results.json`, the
+    card (as `MODEL_CARD.md`) and its figures. See `slim_manifest` for what is left out. Every file that the manifest
+    vouches for is checked before it is copied and again afterwards.
 
     Args:
         ensemble (`str | Path`): Folder with a manifest, as `edvit run` names it at its end, or another bundle.
@@ -65,7 +66,7 @@ def _is_bundle(folder: Path) -> bool:
     except ManifestError:
         return False
     ours = {MANIFEST_NAME, CARD, RESULTS, manifest.preprocessing, *PROCESSOR_FILES}
-    ours |= {variant.file for variant in manifest.variants}
+    ours |= {*_configs(manifest), *(variant.file for variant in manifest.variants)}
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     return all(p.as_posix() in ours or (p.parent == Path(FIGURES) and p.suffix == ".png") for p in found)
 
@@ -73,7 +74,7 @@ def _is_bundle(folder: Path) -> bool:
 def write_bundle(source: Path, folder: Path) -> Manifest:
     """`bundle` into an empty folder that its caller makes whole."""
     manifest = slim_manifest(Manifest.load(source))
-    checked: list[Variant | _Listed] = [*manifest.variants, *_processor(manifest)]
+    checked: list[Variant | _Listed] = [*manifest.variants, *_beside_graphs(manifest)]
     if not (source / manifest.preprocessing).is_file():
         raise ManifestError(
             f"Expected {manifest.preprocessing} in {source}, found none. The page could not bring an input into the "
@@ -204,11 +205,16 @@ def _of(figures: Mapping[str, object] | None, names: set[str]) -> dict[str, obje
     return kept or None
 
 
-def _processor(manifest: Manifest) -> list[_Listed]:
-    """What prepares inputs, as far as the manifest vouches for it (`preprocessing` itself it need not)."""
+def _configs(manifest: Manifest) -> list[str]:
+    """The sub-models' configs: small, and what `edvit pull` gives a device beside its graph."""
+    return [f"{entry.path}/config.json" for entry in manifest.sub_models]
+
+
+def _beside_graphs(manifest: Manifest) -> list[_Listed]:
+    """Configs and what prepares inputs, as far as the manifest vouches for it (`preprocessing` itself it need not)."""
     return [
         _Listed(name, listed.sha256, listed.bytes)
-        for name in PROCESSOR_FILES
+        for name in [*PROCESSOR_FILES, *_configs(manifest)]
         if name != _MAY_BE_LEFT_OUT and (listed := manifest.content.get(name)) is not None
     ]
 

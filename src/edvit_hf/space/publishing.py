@@ -67,12 +67,24 @@ def files_address(repo: str, endpoint: str | None = None) -> str:
     return f"{space_url(repo, endpoint)}/resolve/main"
 
 
+def permitted(repo: str, *, token: str | None = None, endpoint: str | None = None) -> "HfApi":
+    """The Hub's client, if its token may write to `repo`: asked before a Space is assembled, which takes a while.
+
+    Raises:
+        HubError: No token, an invalid one, or one without the right, or the Hub cannot be reached.
+    """
+    api = connect(token, endpoint)
+    check_write_rights(api, repo)
+    return api
+
+
 def publish(
     root: str | Path,
     repo: str,
     *,
     dry_run: bool = False,
     private: bool = False,
+    api: "HfApi | None" = None,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> PublishedSpace:
@@ -86,6 +98,7 @@ def publish(
         repo (`str`): OWNER/NAME. Made if it does not exist.
         dry_run (`bool`): Check the folder only; no network.
         private (`bool`): Make a new Space private. One that is public already is refused.
+        api (`HfApi`, *optional*): From `permitted`, whose token then is not asked for again.
         token (`str`, *optional*): Default: HF_TOKEN, or the stored one.
         endpoint (`str`, *optional*): Default: HF_ENDPOINT, or the Hub.
 
@@ -100,11 +113,12 @@ def publish(
         _check_wheel_can_be_had(root, repo)
     if dry_run:
         return PublishedSpace(url=url)
-    api = connect(token, endpoint)
-    check_write_rights(api, repo)
+    if api is None:
+        api = permitted(repo, token=token, endpoint=endpoint)
+    hub = api
     ask(
         "creating the Space", repo,
-        lambda: api.create_repo(
+        lambda: hub.create_repo(
             repo, repo_type="space", space_sdk="gradio", exist_ok=True, private=True if private else None
         ),
     )  # fmt: skip
