@@ -267,6 +267,7 @@ def test_whoever_does_not_read_the_replies_holds_no_connection_for_long(folder):
                 while connection.send(b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 200):
                     pass
         until_answered(server)
+        assert server.predict()[0] == 200, "their places are free again"
         for connection in held:
             connection.close()
 

@@ -104,6 +104,7 @@ def right_label(opened):
 def test_every_line_that_a_bundle_offers_runs_in_any_folder_and_answers_right(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     opened = demo.open_bundle(name)
+    assert str(ensembles.HERE / "model" / name) in opened.code[snippets.RUNTIME], "whatever the folder"
     run_all(opened.code, opened)
 
 

@@ -131,9 +131,11 @@ def test_a_click_on_a_device_moves_nothing_under_the_pointer(visitor):
 
 def test_the_pages_language_is_told_whatever_the_browsers_is(visit):
     visitor = visit(locale="de-DE")
-    expect(visitor.page.locator("html")).to_have_attribute("lang", "en")
+    page = visitor.page.locator("html")
+    expect(page).to_have_attribute("lang", "en")
     visitor.page.evaluate("document.documentElement.lang = 'de'")  # as gradio's settings do
-    expect(visitor.page.locator("html")).to_have_attribute("lang", "en")
+    expect(page).to_have_attribute("lang", "en")
+    assert page.get_attribute("lang") == "en", "and it stays so"
 
 
 def test_a_screen_reader_on_a_phone_finds_the_answer_and_hears_what_is_plugged_in(visit):
