@@ -13,20 +13,11 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.runtime import EDViTRuntime, local_engine
 from edvit_hf.tasks import TASKS
-from tiny_ensemble import FEATURES, write_tiny_ensemble
+from tiny_ensemble import FEATURES, TASK_GROUPS, write_tiny_ensemble
 
-GROUPS = [[0, 3], [1], [2, 4]]
+pytest_plugins = ["task_fixtures"]
 TEXT = "word3 word1 unheard-of word9"
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder with an ensemble for each task."""
-    found = {task: tmp_path_factory.mktemp(task) for task in TASKS}
-    for task, folder in found.items():
-        write_tiny_ensemble(folder, GROUPS, task=task)
-    return found
 
 
 def encoded(task):
@@ -105,7 +96,7 @@ def test_a_sub_model_beyond_the_deadline_is_told(folders, monkeypatch, option):
 
 def test_a_share_can_be_tried(folders, tmp_path):
     """What `edvit pull DIR --sub-model 0 --profile x86-avx2 --fusion` fetches answers, and says what it lacks."""
-    write_tiny_ensemble(tmp_path, GROUPS, task="text-classification")
+    write_tiny_ensemble(tmp_path, TASK_GROUPS, task="text-classification")
     for file in tmp_path.rglob("model.onnx"):
         file.unlink()
     share = ("--sub-model", 0, "--precision", "int8", "--profile", "x86-avx2", "--num-threads", 1)

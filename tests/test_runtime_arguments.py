@@ -14,24 +14,11 @@ from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime, LocalEngine, StubEngine
 from edvit_hf.runtime.fusing import Fusion
 from edvit_hf.tasks import TASKS
-from tiny_ensemble import write_tiny_ensemble
+from tiny_ensemble import TASK_GROUPS, write_tiny_ensemble
 
-GROUPS = [[0, 3], [1], [2, 4]]
+pytest_plugins = ["task_fixtures"]
 IMAGE, AUDIO, TEXT = TASKS
 PICTURE = np.zeros((9, 9, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    found = {task: tmp_path_factory.mktemp(task) for task in TASKS}
-    for task, folder in found.items():
-        write_tiny_ensemble(folder, GROUPS, task=task)
-    return found
-
-
-@pytest.fixture(scope="module")
-def runtimes(folders):
-    return {task: EDViTRuntime.from_pretrained(folder, num_threads=1) for task, folder in folders.items()}
 
 
 @pytest.mark.parametrize("wrong", ["5", True, 1j, [5], 10**400, float("nan"), 0, -1.0, np.bool_(1)])
@@ -173,7 +160,7 @@ def test_without_what_reads_inputs_prepared_ones_are_answered(folders, monkeypat
 
 def share(folder, tmp_path, *kept):
     """A copy of the ensemble with only these graphs, as a device's share has them."""
-    manifest = write_tiny_ensemble(tmp_path / "share", GROUPS)
+    manifest = write_tiny_ensemble(tmp_path / "share", TASK_GROUPS)
     for file in (tmp_path / "share").rglob("*.onnx"):
         if file.relative_to(tmp_path / "share").as_posix() not in kept:
             file.unlink()
@@ -216,7 +203,7 @@ def test_what_is_to_be_said_of_all_sub_models_is_said_once(tmp_path, caplog, mon
     from edvit_hf.runtime import sessions
 
     monkeypatch.setattr(sessions, "detect_profile", lambda: "raspberry-pi-5")
-    entry = write_tiny_ensemble(tmp_path, GROUPS).sub_models[0]
+    entry = write_tiny_ensemble(tmp_path, TASK_GROUPS).sub_models[0]
     sessions.suited_variants([dataclasses.replace(entry, index=i) for i in (0, 2, 1)], "int8", None)
     (record,) = caplog.records
     assert record.getMessage().startswith("sub-models 0, 2, 1: no int8 file for raspberry-pi-5, and quint8_avx2")

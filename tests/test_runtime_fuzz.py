@@ -13,23 +13,9 @@ from PIL import Image
 from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.tasks import TASKS
-from tiny_ensemble import write_tiny_ensemble
 
-GROUPS = [[0, 3], [1], [2, 4]]
+pytest_plugins = ["task_fixtures"]
 FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    found = {task: tmp_path_factory.mktemp(task) for task in TASKS}
-    for task, folder in found.items():
-        write_tiny_ensemble(folder, GROUPS, task=task)
-    return found
-
-
-@pytest.fixture(scope="module")
-def runtimes(folders):
-    return {task: EDViTRuntime.from_pretrained(folder, num_threads=1) for task, folder in folders.items()}
 
 
 def whole_file(kind):

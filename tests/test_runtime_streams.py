@@ -20,27 +20,14 @@ from edvit_hf.runtime import (
     Outcome,
 )
 from edvit_hf.tasks import TASKS
-from tiny_ensemble import FEATURES, WORDS, write_tiny_ensemble
+from tiny_ensemble import FEATURES, WORDS
 
-GROUPS = [[0, 3], [1], [2, 4]]
+pytest_plugins = ["task_fixtures"]
 BAD = {
     "image-classification": [b"no picture", np.zeros((1, 1, 3), np.uint8), None],
     "audio-classification": [b"no sound", np.zeros(0, np.float32), None],
     "text-classification": [b"bytes", 3, None],
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    found = {task: tmp_path_factory.mktemp(task) for task in TASKS}
-    for task, folder in found.items():
-        write_tiny_ensemble(folder, GROUPS, task=task)
-    return found
-
-
-@pytest.fixture(scope="module")
-def runtimes(folders):
-    return {task: EDViTRuntime.from_pretrained(folder, num_threads=1) for task, folder in folders.items()}
 
 
 def sources(task, count=5, seed=0):

@@ -22,6 +22,7 @@ from edvit_hf.manifest import (
 from edvit_hf.tasks import PREPROCESSING_FILE
 
 SIZE = 8
+TASK_GROUPS = [[0, 3], [1], [2, 4]]  # of tests that take one ensemble for each task
 FEATURES = 4
 AVX2 = Quantization(
     preset="avx2", mode="dynamic", weight_type="QUInt8", activation_type="QUInt8", per_channel=True, reduce_range=False,
