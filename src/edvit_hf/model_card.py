@@ -48,7 +48,6 @@ __all__ = ["NOT_MEASURED", "CardData", "CardRun", "CardText", "render_card", "te
 CITATIONS: tuple[tuple[str, str, str], ...] = (
     ("ED-ViT", "2410.11650", "split by classes, class-wise pruning, placement on devices, fusion"),
     ("DeViT", "2309.05015", "decomposition of a vision transformer and distillation of the sub-models"),
-    ("OMT", "2407.05941", "the staircase between tokens and latency, and token pruning from it"),
 )
 _TEMPLATE = "ensemble.md.j2"
 _LOCAL_FOLDER = "path/to/this/folder"
