@@ -17,7 +17,7 @@ def export_fleet(root: Path, sizes: dict[str, int], image_size: int, seed: int) 
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     from edvit_hf import EDViTForImageClassification
-    from edvit_hf.costs import ModelShape
+    from edvit_hf.architectures.costs import ModelShape
     from edvit_hf.export import ExportConfig, export_ensemble
 
     torch.manual_seed(seed)

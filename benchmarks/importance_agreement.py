@@ -20,7 +20,7 @@ import torch
 from scipy.stats import kendalltau
 from transformers import PreTrainedModel
 
-from edvit_hf.architectures import Widths, widths_of_heads
+from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.auto import stock_auto_class
 from edvit_hf.pruning import UnitScores, architecture_of, make_plan, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod

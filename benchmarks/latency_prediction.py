@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from transformers import ASTConfig, ASTForAudioClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from edvit_hf.architectures import AttentionKind
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.axes import AttentionKind
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.onnx import draw_graph, draw_sub_model, plain_attention, save_graph
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.latency import predicted_ms

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError
 from edvit_hf.planning import Device, Fleet, Plan, plan
 from edvit_hf.profiles import load_profiles

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import DataError
 from edvit_hf.provenance import environment
 from edvit_hf.pruning import make_plan, prune, unit_scores

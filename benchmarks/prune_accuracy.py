@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edvit_hf.architectures import AttentionKind, widths_of_heads
+from edvit_hf.architectures.axes import AttentionKind, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
 from edvit_hf.pruning import UnitScores, architecture_of, compensate, make_plan, prune, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.onnx import draw_in_full, draw_sub_model
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.export.quantization import PRESETS, quantize_graph

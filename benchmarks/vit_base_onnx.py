@@ -40,7 +40,7 @@ from vit_base_models import (
     timed,
 )
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.onnx import save_graph
 from edvit_hf.profiles import detect_profile, load_profiles
 from edvit_hf.profiling import summary

@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from edvit_hf.architecture_tables import ARCHITECTURES, check_keys
-from edvit_hf.architectures import Widths, resized, widths_of_ratios
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.axes import Widths, resized, widths_of_ratios
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.architectures.tables import ARCHITECTURES, check_keys
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import architecture_of, make_plan, masked_forward, prune, unit_scores
 from edvit_hf.pruning.gates import Gates, gated

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.architectures import widths_of_heads
+from edvit_hf.architectures.axes import widths_of_heads
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import architecture_of, compensate, make_plan, prune
 from edvit_hf.pruning.compensation_steps import trace

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
-from edvit_hf.architecture_tables import ARCHITECTURES
+from edvit_hf.architectures.tables import ARCHITECTURES
 from edvit_hf.pruning.axes import architecture_of, linear_at, norm_modules
 from edvit_hf.pruning.gates import Gates, gated, gated_layer_norm, layer_input, resumed_at
 from edvit_hf.pruning.probes import Probes, probed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, EDViTError, PruningError, RecipeError
 from edvit_hf.fleet import Device, Fleet
 from edvit_hf.planning import Plan, plan

@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conftest import tiny_vit
-from edvit_hf.architecture_tables import ARCHITECTURES
+from edvit_hf.architectures.tables import ARCHITECTURES
 from edvit_hf.pruning import architecture_of, unit_scores
 from edvit_hf.pruning.axes import linear_at
 from edvit_hf.pruning.config import ImportanceMethod

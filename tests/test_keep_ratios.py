@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from edvit_hf.architecture_tables import ARCHITECTURES
-from edvit_hf.architectures import Widths, widths_of_ratios
+from edvit_hf.architectures.axes import Widths, widths_of_ratios
+from edvit_hf.architectures.tables import ARCHITECTURES
 from edvit_hf.errors import PruningError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import ManifestError
 from edvit_hf.latency import features, fit, fit_quality, non_negative_least_squares, predicted_ms, total_ms
 from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile

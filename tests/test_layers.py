@@ -1,212 +1,103 @@
-"""The import order of the package, read from the source: nouns <- stages <- runtime <- recipe <- cli."""
+"""The floor plan of the package, read from its source: a room imports only rooms above it, and no file circles."""
 
 import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "edvit_hf"
 
-BASE = {"errors", "_version", "cores", "storage", "provenance", "typed_json", "strict_yaml"}
-MODEL = {"configuration_edvit", "modeling_edvit", "parts_edvit"}
-NOUNS = (
-    BASE
-    | MODEL
-    | {
-        "auto",
-        "tasks",
-        "transforms",
-        "profiles",
-        "manifest",
-        "data",
-        "architectures",
-        "architecture_tables",
-        "costs",
-        "latency",
-        "fleet",
-        "fleet_costs",
-        "placement_search",
-        "placement_file",
-        "placed_plan",
-        "plan_data",
-        "nearest_budgets",
-        "baselines",
-        "calibration",
-        "metrics",
-    }
-)
-STAGES = {"bench", "splitting", "planning", "pruning", "profiling", "training", "evaluation", "export", "model_card"}
-
-# unit (module or sub-package) -> what of ours it may import
-ALLOWED: dict[str, set[str]] = {
-    "_version": set(),
-    "errors": set(),
-    "cores": set(),
-    "tasks": set(),
-    "storage": {"errors"},
-    "provenance": {"cores", "errors"},
-    "typed_json": {"errors"},
-    "configuration_edvit": set(),
-    "parts_edvit": {"configuration_edvit"},
-    "modeling_edvit": {"configuration_edvit", "parts_edvit"},
-    "auto": MODEL | {"errors", "tasks"},
-    "transforms": {"errors", "tasks"},
-    "strict_yaml": set(),
-    "profiles": {"errors", "strict_yaml"},
-    "architectures": {"errors"},
-    "architecture_tables": {"architectures", "errors"},
-    "costs": {"architectures", "architecture_tables", "errors"},
-    "latency": {"errors", "costs", "profiles", "typed_json"},
-    "fleet": {"errors", "profiles", "storage", "strict_yaml"},
-    "placement_search": {"errors"},
-    "plan_data": {"architectures", "costs", "storage"},
-    "fleet_costs": {"costs", "errors", "fleet", "latency", "placement_search"},
-    "nearest_budgets": {"fleet", "fleet_costs", "placement_search"},
-    "placed_plan": {"errors", "fleet", "fleet_costs", "nearest_budgets", "placement_search", "plan_data"},
-    "placement_file": {"errors", "storage", "typed_json"},
-    "plan_figure": {"costs", "errors", "plan_data", "storage"},
-    "manifest": {"errors", "typed_json", "profiles", "tasks"},
-    "schemas": {"manifest", "placement_file", "typed_json"},
-    "data": {"errors", "tasks", "transforms"},
-    "calibration": {"errors"},
-    "baselines": {"errors", "storage"},
-    "metrics": {"errors", "calibration"},
-    "card_tables": {"errors"},
-    "card_words": {"card_tables", "tasks"},
-    "card_exports": {"card_tables", "manifest"},
-    "card_runtime": {"card_tables", "manifest"},
-    "card_sources": {"card_exports", "card_runtime", "card_tables", "manifest"},
-    "card_javascript": {"manifest", "tasks"},
-    "card_figures": {"card_exports", "card_runtime", "card_sources", "card_tables", "errors", "manifest"},
-    "card_data": {"card_tables", "card_words", "errors", "manifest", "storage", "tasks"},
-    **dict.fromkeys(STAGES, NOUNS),
-    "model_card": NOUNS
-    | {"card_data", "card_exports", "card_figures", "card_javascript"}
-    | {"card_runtime", "card_sources", "card_tables", "card_words"},
-    "ensemble_source": {"errors", "hub", "manifest"},
-    "runtime": {"calibration", "cores", "ensemble_source", "errors", "manifest", "profiles", "tasks", "transforms"},
-    "serving": {"errors", "runtime", "tasks", "transforms"},
-    "hub": {"errors", "manifest", "placement_file", "profiles", "storage", "tasks"},
-    "space": {"_version", "ensemble_source", "errors", "hub", "manifest", "storage", "strict_yaml", "tasks"},
-    "zoo": {"card_exports", "card_tables", "card_words", "errors", "hub", "manifest", "storage"},
-    "doctor": NOUNS | {"training"},
-    "tables": {"costs", "planning", "runtime", "storage"},
-    "recipe": NOUNS | STAGES | {"ensemble_source", "plan_figure", "runtime"},
-    "cli": {
-        "bench",
-        "errors",
-        "_version",
-        "recipe",
-        "runtime",
-        "serving",
-        "tables",
-        "doctor",
-        "hub",
-        "model_card",
-        "plan_figure",
-        "placement_file",
-        "profiles",
-        "profiling",
-        "space",
-        "storage",
-        "zoo",
-    },
-    "__init__": {"_version", "auto", "manifest", "recipe", "runtime", *MODEL},
-}
-TRAVELS_TO_THE_HUB = {"torch", "transformers", "safetensors", "huggingface_hub"}
+# A line imports only lines above it; rooms that share a line do not know each other.
+ROOMS = """
+configuration_edvit
+parts_edvit
+modeling_edvit
+_version errors
+cores tasks storage strict_yaml typed_json calibration splitting
+architectures
+auto profiles
+latency
+provenance
+profiling
+manifest transforms
+placement_file
+schemas
+data
+fleet
+placement_search plan_data
+fleet_costs
+nearest_budgets
+placed_plan
+metrics
+planning pruning training evaluation baselines
+hub plan_figure
+export bench
+card_tables ensemble_source
+card_words card_exports card_runtime card_javascript
+card_sources
+card_figures card_data
+model_card zoo
+doctor
+runtime
+tables
+recipe
+serving space
+cli
+__init__
+""".split("\n")
+ABOVE = {room: {name for line in ROOMS[:place] for name in line.split()}
+         for place, line in enumerate(ROOMS) for room in line.split()}  # fmt: skip
+DEVICE_ROOMS = {"manifest", "transforms", "runtime", "hub", "serving", "errors", "tasks", "storage", "splitting"}
+TRAVELS_TO_THE_HUB = ("configuration_edvit", "parts_edvit", "modeling_edvit")
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def unit_of(path: Path) -> str:
+def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path):
-    """Every module the file imports, lazily or not, with relative imports resolved."""
+def imported(path: Path, tree: ast.AST | None = None):
+    """Every module that the file imports, lazily or not, with relative imports resolved."""
     package = ["edvit_hf", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree or ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module or "") if part)
             yield module
-            if module == "edvit_hf":
-                yield from (f"edvit_hf.{alias.name}" for alias in node.names)
+            yield from (f"{module}.{alias.name}" for alias in node.names if module.startswith("edvit_hf"))
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def rooms_imported(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("edvit_hf.")}
+    return {name for name in names if name in ABOVE} - {room_of(path)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_follow_the_order(path):
-    unit = unit_of(path)
-    assert unit in ALLOWED, f"{unit} has no row in the import table: add one"
-    ours = {m.split(".")[1] for m in imported(path) if m.startswith("edvit_hf.")} - {unit}
-    assert ours <= ALLOWED[unit], f"{path.name} may not import {sorted(ours - ALLOWED[unit])}"
+def test_a_room_imports_only_rooms_above_it():
+    assert set(ABOVE) == {room_of(path) for path in FILES}, "every room has a place in the order, and no other"
+    upward = {str(path.relative_to(PACKAGE)): below for path in FILES
+              if (below := rooms_imported(path) - ABOVE[room_of(path)])}  # fmt: skip
+    assert upward == {}
 
 
-def test_no_row_of_the_table_is_stale():
-    assert set(ALLOWED) == {unit_of(path) for path in FILES}
-
-
-def test_the_table_allows_no_circle():
-    done: list[str] = []
-    waiting = dict(ALLOWED)
-    while waiting:
-        free = [u for u, needs in waiting.items() if needs & set(waiting) - {u} <= set()]
-        assert free, f"a circle among {sorted(waiting)}"
-        done += free
-        for unit in free:
-            del waiting[unit]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_and_functions_stay_short(path):
-    text = path.read_text()
-    assert text.count("\n") <= 400
-    assert path.name not in {"utils.py", "helpers.py", "misc.py"}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 70, f"{path.name}:{node.lineno} {node.name} is {length} lines long"
-
-
-def test_the_light_modules_import_neither_torch_nor_transformers():
+def test_light_rooms_and_the_files_that_travel_import_nothing_heavy_or_of_ours():
+    heavy = {"torch", "transformers", "datasets"}
     for path in FILES:
-        if unit_of(path) in {
-            "errors",
-            "tasks",
-            "calibration",
-            "cores",
-            "manifest",
-            "profiles",
-            "transforms",
-            "runtime",
-            "serving",
-            "splitting",
-            "planning",
-            "fleet",
-            "fleet_costs",
-            "latency",
-            "architectures",
-            "architecture_tables",
-            "costs",
-            "nearest_budgets",
-            "placed_plan",
-            "placement_file",
-            "placement_search",
-            "plan_data",
-            "plan_figure",
-            "storage",
-            "strict_yaml",
-        }:
-            heavy = {m.split(".")[0] for m in imported(path)} & {"torch", "transformers", "datasets", "huggingface_hub"}
-            assert not heavy, f"{path.name} imports {heavy}"
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert room_of(path) not in DEVICE_ROOMS or not roots & heavy, f"{path} imports {roots & heavy}"
+    for name in TRAVELS_TO_THE_HUB:
+        found = {module for module in imported(PACKAGE / f"{name}.py")
+                 if not module.startswith(tuple(f"edvit_hf.{each}" for each in TRAVELS_TO_THE_HUB))}  # fmt: skip
+        roots = {module.split(".")[0] for module in found} - sys.stdlib_module_names
+        assert roots <= {"torch", "transformers", "safetensors", "huggingface_hub"}
 
 
-def test_the_files_that_travel_to_the_hub_import_nothing_of_ours_but_each_other():
-    for name in MODEL:
-        siblings = {f"edvit_hf.{sibling}" for sibling in MODEL}
-        roots = {m.split(".")[0] for m in imported(PACKAGE / f"{name}.py") if m not in siblings}
-        assert roots - sys.stdlib_module_names <= TRAVELS_TO_THE_HUB
+def test_files_and_functions_are_short():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, f"{path} is too long"
+        assert path.name not in {"utils.py", "helpers.py", "misc.py"}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 70, f"{path.name}:{node.lineno} {node.name} is {length} lines long"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from conftest import tiny_vit
-from edvit_hf.architecture_tables import architecture_of_config
+from edvit_hf.architectures.tables import architecture_of_config
 from edvit_hf.errors import TrainingError
 from edvit_hf.training import (
     DistillConfig,

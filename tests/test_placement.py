@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, RecipeError
 from edvit_hf.fleet import MIB, Device, Fleet
 from edvit_hf.fleet_costs import FleetCosts, Fusion, Load, input_bytes

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.cli import app
-from edvit_hf.costs import ModelShape
 from edvit_hf.errors import BudgetError, ManifestError
 from edvit_hf.fleet import Device, Fleet
 from edvit_hf.fleet_costs import FleetCosts, Fusion, Load

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edvit_hf.costs import ModelShape, fusion_parameters
+from edvit_hf.architectures.costs import ModelShape, fusion_parameters
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
 from edvit_hf.planning import MIB, Device, Fleet, Plan, plan
 from edvit_hf.profiles import load_profiles, save_profile

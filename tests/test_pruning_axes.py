@@ -11,7 +11,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from conftest import tiny_vit
-from edvit_hf.architecture_tables import VIT
+from edvit_hf.architectures.tables import VIT
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import ARCHITECTURES, PruneConfig, architecture_of
 from edvit_hf.pruning.axes import Widths, norm_modules, resized

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_vit
-from edvit_hf.architecture_tables import BERT, VIT
-from edvit_hf.architectures import resized, widths_of_heads, widths_of_ratios
+from edvit_hf.architectures.axes import resized, widths_of_heads, widths_of_ratios
+from edvit_hf.architectures.tables import BERT, VIT
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import PruningPlan, UnitScores, make_plan
 from edvit_hf.pruning.selection import head_groups, highest

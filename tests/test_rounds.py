@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.architectures import Widths, resized, widths_of_heads
+from edvit_hf.architectures.axes import Widths, resized, widths_of_heads
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import STAGES, run
 from edvit_hf.recipe.rounds import round_widths

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from conftest import tiny_vit
-from edvit_hf.architecture_tables import VIT
-from edvit_hf.architectures import resized
+from edvit_hf.architectures.axes import resized
+from edvit_hf.architectures.tables import VIT
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import make_plan, masked_forward, prune

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edvit_hf.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
+from edvit_hf.architectures.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
 from edvit_hf.errors import RecipeError
 from edvit_hf.fleet import BUDGETS, MIB, Device, Fleet
 from edvit_hf.latency import ms_at, predicted_ms

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import ManifestError
 from edvit_hf.profiles import LATENCY_FEATURES, DeviceProfile
 

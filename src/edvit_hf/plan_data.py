@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.architectures import Widths
-from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.architectures.axes import Widths
+from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.storage import MIB, write_json
 
 # Of `plan.json`: raised with its fields, so that the plan stage of an older work folder runs anew; not with a field

@@ -11,8 +11,8 @@ from typing import Literal, NoReturn, Protocol
 
 import numpy as np
 
-from edvit_hf.architectures import AttentionKind, Widths, widths_of_heads, widths_of_ratios
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads, widths_of_ratios
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
 from edvit_hf.fleet import MIB, Device, Fleet, load_fleet
 from edvit_hf.fleet_costs import FleetCosts, Fusion, Load

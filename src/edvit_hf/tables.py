@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.storage import MIB
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.cores import usable_cores
-from edvit_hf.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.latency import fit, fit_quality, total_ms
 from edvit_hf.profiles import DeviceProfile, detect_profile, is_finite, load_profiles

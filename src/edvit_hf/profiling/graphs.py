@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import named_extra
 
 if TYPE_CHECKING:

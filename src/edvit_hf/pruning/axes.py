@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The axis tables, held against live torch models: full coverage, and the modules that gates attach to.
 
-The tables themselves stand in `edvit_hf.architecture_tables`, without torch, because the cost model reads them too.
+The tables themselves stand in `edvit_hf.architectures.tables`, without torch, because the cost model reads them too.
 """
 
 from typing import TypeVar
@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from edvit_hf.architecture_tables import ARCHITECTURES, architecture_of_config, register_architecture
-from edvit_hf.architectures import Architecture, Widths, resized
+from edvit_hf.architectures.axes import Architecture, Widths, resized
+from edvit_hf.architectures.tables import ARCHITECTURES, architecture_of_config, register_architecture
 from edvit_hf.errors import PruningError
 
 __all__ = [

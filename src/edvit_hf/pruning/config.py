@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from edvit_hf.architectures import AttentionKind
+from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.errors import PruningError
 
 ImportanceMethod = Literal["kl", "fisher", "linear", "hybrid", "taylor", "magnitude", "apoz", "hsic", "random"]

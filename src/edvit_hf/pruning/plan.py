@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from transformers import PreTrainedConfig
 
-from edvit_hf.architectures import AttentionKind
+from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning.axes import Architecture, Widths, architecture_of, resized
 from edvit_hf.pruning.scores import UnitScores, score_shapes
@@ -212,7 +212,7 @@ def make_plan(
         scores: Of the teacher that `model_config` describes.
         model_config: The teacher's stock config.
         widths_after: Sizes of the pruned model, its labels (|group| + 1) among them for the parameter count; see
-            `edvit_hf.architectures.widths_of_heads` and `widths_of_ratios`.
+            `edvit_hf.architectures.axes.widths_of_heads` and `widths_of_ratios`.
         attention: How attention shrinks; see `kept_dimensions`.
 
     Raises:

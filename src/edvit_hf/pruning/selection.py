@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from edvit_hf.architectures import AttentionKind, Widths
+from edvit_hf.architectures.axes import AttentionKind, Widths
 
 
 def highest(scores: np.ndarray, keep: int) -> list[int]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edvit_hf.architecture_tables import architecture_of_config, check_keys
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.architectures.tables import architecture_of_config, check_keys
 from edvit_hf.errors import RecipeError
 from edvit_hf.pruning import architecture_of
 from edvit_hf.pruning.surgery import label_names

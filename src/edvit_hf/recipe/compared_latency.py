@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.bench import BenchReport, bench_ensemble
-from edvit_hf.costs import ModelShape
 from edvit_hf.errors import DataError, EDViTError, RecipeError
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import read_json, write_json

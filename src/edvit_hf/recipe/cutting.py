@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edvit_hf.architectures import AttentionKind, Widths
+from edvit_hf.architectures.axes import AttentionKind, Widths
 from edvit_hf.pruning import compensate, make_plan, prune, unit_scores
 from edvit_hf.pruning.distribution import num_outcomes
 from edvit_hf.pruning.surgery import label_names

@@ -7,8 +7,8 @@ Source: DeViT, arXiv 2309.05015, whose sub-models are small models of any width 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.architecture_tables import architecture_of_config, check_keys
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.architectures.tables import architecture_of_config, check_keys
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe.schema import Recipe
 

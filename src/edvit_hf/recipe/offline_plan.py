@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf import planning
-from edvit_hf.architecture_tables import check_keys
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.architectures.tables import check_keys
 from edvit_hf.errors import RecipeError
 from edvit_hf.planning import PlacementMethod
 from edvit_hf.recipe.from_scratch import sub_model_shapes

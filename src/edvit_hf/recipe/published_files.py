@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.architectures import widths_of_heads, widths_of_ratios
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.axes import widths_of_heads, widths_of_ratios
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, ManifestError, PruningError, named_extra
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.recipe.input_sizes import input_sizes

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import ManifestError
 from edvit_hf.fleet import Device, Fleet, load_fleet
 from edvit_hf.fleet_costs import FEATURE_BYTES, FleetCosts, Fusion, Load

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edvit_hf.costs import BYTES_PER_PARAMETER
+from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation import absent_subsets, paired_interval, torch_predict
 from edvit_hf.recipe.compared import Candidate, baselines, measured

@@ -3,8 +3,8 @@
 
 import math
 
-from edvit_hf.architectures import Widths, resized
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.axes import Widths, resized
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import RecipeError
 from edvit_hf.planning import Plan
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from edvit_hf.costs import ModelShape
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.data import TaskData, iterate_batches, load_task
 from edvit_hf.errors import CheckpointError, DataError, RecipeError
 from edvit_hf.evaluation import evaluate, torch_predict

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edvit_hf.architecture_tables import architecture_of_config
+from edvit_hf.architectures.tables import architecture_of_config
 from edvit_hf.errors import TrainingError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from edvit_hf.architecture_tables import architecture_of_config
-from edvit_hf.architectures import Architecture, AttentionKind, Widths, widths_of_heads
+from edvit_hf.architectures.axes import Architecture, AttentionKind, Widths, widths_of_heads
+from edvit_hf.architectures.tables import architecture_of_config
 
 Precision = Literal["fp32", "fp16"]
 _SAFETENSORS = {"fp32": ("F32", 4), "fp16": ("F16", 2)}

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edvit_hf.architectures import Architecture, Axes, Config
+from edvit_hf.architectures.axes import Architecture, Axes, Config
 from edvit_hf.errors import PruningError, did_you_mean
 
 Read = Callable[[str], Any]  # config key -> value
