@@ -16,11 +16,11 @@ import onnxruntime
 import pytest
 
 from card_samples import sample_manifest, sample_results
-from edvit_hf.calibration import softmax
 from edvit_hf.card_javascript import PACKAGES, javascript
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.export import ExportConfig, export_ensemble
 from edvit_hf.model_card import CardData, render_card
+from edvit_hf.probabilities import softmax
 from edvit_hf.tasks import TASKS
 from edvit_hf.transforms import load_transform
 from tiny_architectures import tiny_inputs

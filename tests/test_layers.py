@@ -12,7 +12,7 @@ configuration_edvit
 parts_edvit
 modeling_edvit
 _version errors
-cores tasks storage strict_yaml typed_json calibration splitting
+cores tasks storage strict probabilities splitting
 architectures
 auto profiles
 latency
@@ -43,9 +43,10 @@ recipe
 serving space
 cli
 __init__
-""".split("\n")
-ABOVE = {room: {name for line in ROOMS[:place] for name in line.split()}
-         for place, line in enumerate(ROOMS) for room in line.split()}  # fmt: skip
+"""
+_LINES = ROOMS.splitlines()
+ABOVE = {room: {name for line in _LINES[:place] for name in line.split()}
+         for place, line in enumerate(_LINES) for room in line.split()}  # fmt: skip
 DEVICE_ROOMS = {"manifest", "transforms", "runtime", "hub", "serving", "errors", "tasks", "storage", "splitting"}
 TRAVELS_TO_THE_HUB = ("configuration_edvit", "parts_edvit", "modeling_edvit")
 FILES = sorted(PACKAGE.rglob("*.py"))

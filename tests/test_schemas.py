@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edvit_hf.schemas import FOLDER, schemas
-from edvit_hf.typed_json import parse_json
+from edvit_hf.strict import parse_json
 from tiny_ensemble import write_tiny_ensemble
 
 

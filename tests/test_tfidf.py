@@ -11,8 +11,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from edvit_hf.baselines import TfidfBaseline
 from edvit_hf.baselines.tfidf import COSTS, MAX_NGRAMS, _count, _weigh
-from edvit_hf.calibration import expected_calibration_error
 from edvit_hf.errors import CheckpointError, DataError
+from edvit_hf.probabilities import expected_calibration_error
 
 WORDS = [["goal", "match", "team"], ["star", "planet", "orbit"], ["vote", "party", "law"]]
 NOISE = ["the", "a", "of", "some", "very", "old", "new"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edvit_hf.calibration import expected_calibration_error, softmax
+from edvit_hf.probabilities import expected_calibration_error, softmax
 
 if TYPE_CHECKING:
     import torch

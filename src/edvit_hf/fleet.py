@@ -14,7 +14,7 @@ import yaml
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.profiles import DeviceProfile, is_finite, load_profile, load_profiles
 from edvit_hf.storage import MIB
-from edvit_hf.strict_yaml import load_yaml
+from edvit_hf.strict import load_yaml
 
 __all__ = ["BUDGETS", "MIB", "Device", "Fleet", "load_fleet", "profile_files"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.storage import write_json
-from edvit_hf.typed_json import parse_json
+from edvit_hf.strict import parse_json
 
 PLACEMENT_NAME = "placement.json"
 SCHEMA_VERSION = 2  # 1 named indices alone

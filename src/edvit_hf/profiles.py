@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import ManifestError, did_you_mean
-from edvit_hf.strict_yaml import load_yaml
+from edvit_hf.strict import load_yaml
 
 logger = logging.getLogger(__name__)
 

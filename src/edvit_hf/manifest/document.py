@@ -11,7 +11,7 @@ from typing import Any, Self
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
 from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
-from edvit_hf.typed_json import parse_json
+from edvit_hf.strict import parse_json
 
 MANIFEST_NAME = "manifest.json"
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.

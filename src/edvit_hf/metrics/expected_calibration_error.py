@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from edvit_hf.calibration import DEFAULT_NUM_BINS, expected_calibration_error
 from edvit_hf.metrics.label_features import refuse_unknown
+from edvit_hf.probabilities import DEFAULT_NUM_BINS, expected_calibration_error
 
 _CITATION = """@inproceedings{guo2017calibration, title={On Calibration of Modern Neural Networks},
 author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.}, booktitle={ICML}, year={2017}}"""
@@ -18,7 +18,7 @@ class ExpectedCalibrationError(evaluate.Metric):
     `prediction_scores` are (N, C) class probabilities; predicted class and confidence are read from them, so it takes
     no `predictions`. The name is that of evaluate's own score-based metrics, and lets `evaluate.combine` feed it
     beside the others: `combined.add_batch(predictions=, references=, prediction_scores=)`. `evaluate.evaluator` hands
-    metrics the predicted class alone, so this metric cannot be used there. See `edvit_hf.calibration` for the formula.
+    metrics the predicted class alone, so this metric cannot be used there. `edvit_hf.probabilities` has the formula.
 
     Args:
         num_bins (`int`): Bins of equal width. May be given to `compute` instead, and comes first there.

@@ -13,7 +13,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, ManifestError, PruningError, named_extra
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.recipe.input_sizes import input_sizes
-from edvit_hf.typed_json import parse_json
+from edvit_hf.strict import parse_json
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
 _LARGEST = 2**53  # of a count: every whole number up to here is a float too

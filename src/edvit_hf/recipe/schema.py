@@ -16,7 +16,7 @@ from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.recipe.input_sizes import input_sizes
 from edvit_hf.splitting import SplitConfig
-from edvit_hf.strict_yaml import load_yaml
+from edvit_hf.strict import load_yaml
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 from edvit_hf.training.config import number, whole_number

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from edvit_hf.calibration import softmax
 from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.probabilities import softmax
 from edvit_hf.runtime.messages import ON_REQUEST, Reason
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.calibration import softmax
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
+from edvit_hf.probabilities import softmax
 
 
 class Fusion:

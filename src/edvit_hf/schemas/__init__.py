@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edvit_hf.manifest import Manifest
 from edvit_hf.placement_file import PlacementFile
-from edvit_hf.typed_json import json_schema
+from edvit_hf.strict import json_schema
 
 FOLDER = Path(__file__).parent
 

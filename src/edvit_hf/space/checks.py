@@ -12,7 +12,7 @@ from edvit_hf.hub.files import LocalFile, file_faults
 from edvit_hf.manifest import Manifest
 from edvit_hf.space.page_files import APP, MODEL, PACKAGE, README, REQUIREMENTS
 from edvit_hf.space.wheel import check_wheel, named_version
-from edvit_hf.strict_yaml import load_yaml
+from edvit_hf.strict import load_yaml
 
 MAX_BYTES = 2**30  # what a Space's repository may hold
 MAX_DESCRIPTION = 60  # characters; the Hub refuses more

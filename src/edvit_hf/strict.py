@@ -1,12 +1,38 @@
-"""Typed JSON: a dataclass is the schema, and what does not fit is named precisely. Standard library only.
+"""Files are read strictly: a dataclass is the schema, and what does not fit it is named precisely.
 
-`parse_json` reads by it; `json_schema` writes it down for other languages.
+`load_yaml` and `parse_json` read; `json_schema` writes the schema down for other languages.
 """
 
 import dataclasses
 import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    """`SafeLoader` without doubled keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML into plain values.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, or a mapping names a key twice.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def _require(condition: bool, message: str) -> None:
