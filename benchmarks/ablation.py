@@ -17,7 +17,7 @@ from typing import Any
 
 from reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json

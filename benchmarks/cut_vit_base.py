@@ -20,7 +20,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads
-from edvit_hf.provenance import environment, peak_memory_mib, reset_peak_memory
+from edvit_hf.hardware.provenance import environment, peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, make_plan, prune
 from edvit_hf.storage import write_json
 

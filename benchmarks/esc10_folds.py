@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe import STAGES, Recipe, load_recipe, run
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import recipe_values

@@ -31,9 +31,9 @@ from edvit_hf.export.joined import join_graphs
 from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config, task_of
 from edvit_hf.export.raw_inputs import check_raw_graph, prepend_preprocessing
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.parts_edvit import STOCK_AUTO_CLASSES
-from edvit_hf.provenance import environment
 from edvit_hf.storage import write_json
 from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
 

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub import pull
 from edvit_hf.manifest import Manifest
-from edvit_hf.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe import Recipe, load_recipe, run
 from edvit_hf.recipe.running import STAGES, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import recipe_values

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 REPEATS = 10

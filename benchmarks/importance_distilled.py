@@ -20,7 +20,7 @@ from typing import Any, get_args
 from reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
 
 from edvit_hf.data import TaskData
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import Recipe, load_recipe

@@ -27,10 +27,10 @@ from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.onnx import draw_graph, draw_sub_model, plain_attention, save_graph
 from edvit_hf.export.optimum_config import resolve_onnx_config
-from edvit_hf.latency import predicted_ms
-from edvit_hf.profiles import DeviceProfile
-from edvit_hf.profiling import profile_machine, summary
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.latency import predicted_ms
+from edvit_hf.hardware.profiles import DeviceProfile
+from edvit_hf.hardware.profiling import profile_machine, summary
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +50,7 @@ SIZES: dict[str, tuple[str, dict[str, int], int, AttentionKind]] = {
 }
 TINY = ("ViT 192 wide, 32 px, 1 of 3 heads", "ViT 96 wide, 32 px, 2 of 4 heads")
 TIMER = (
-    "import json, sys; from pathlib import Path; from edvit_hf.profiling.timing import *; "
+    "import json, sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
     "samples = time_rounds([open_session(Path(sys.argv[1]), 1)], rounds=int(sys.argv[2])); "
     "print(json.dumps(samples[0].milliseconds))"
 )

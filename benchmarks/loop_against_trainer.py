@@ -23,7 +23,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from edvit_hf.data import CachedPixels, ImageSplit
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 from edvit_hf.training import ClassifyData, TrainConfig, classify_objective, train
 

@@ -25,7 +25,7 @@ import torch
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import DataError
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.pruning import make_plan, prune, unit_scores
 from edvit_hf.recipe import Recipe, load_recipe
 from edvit_hf.recipe.base_model import base_model

@@ -29,6 +29,7 @@ import numpy as np
 import onnxruntime
 
 from edvit_hf.errors import OverloadedError, QuorumError
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import (
     ContentFile,
     EnsembleEntry,
@@ -39,7 +40,6 @@ from edvit_hf.manifest import (
     Variant,
     hash_of_content,
 )
-from edvit_hf.provenance import environment
 from edvit_hf.runtime import (
     Clock,
     Coordinator,

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from cut_fleet import BASE, TINY, export_fleet
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"

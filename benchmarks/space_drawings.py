@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from edvit_hf.data.sources import open_splits
 from edvit_hf.errors import DataError
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import Manifest
-from edvit_hf.provenance import environment
 from edvit_hf.recipe import load_recipe
 from edvit_hf.storage import write_json
 from edvit_hf.transforms import open_image

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ import numpy as np
 from reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
 
 from edvit_hf.data import TaskData
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.confusions import teacher_confusions
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.trip import Trip

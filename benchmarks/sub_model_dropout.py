@@ -19,8 +19,8 @@ import torch
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.data import Split, iterate_batches
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.modeling_edvit import FusionHead
-from edvit_hf.provenance import environment
 from edvit_hf.recipe import STAGES, load_recipe
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.trip import Trip, load_array

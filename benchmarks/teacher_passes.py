@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from edvit_hf.data import CachedPixels, ImageSplit
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 from edvit_hf.training import (
     DistillConfig,

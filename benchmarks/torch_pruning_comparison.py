@@ -29,7 +29,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
-from edvit_hf.provenance import peak_memory_mib, reset_peak_memory
+from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import architecture_of, compensate, make_plan, prune, unit_scores
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip

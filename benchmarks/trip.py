@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
 
 from edvit_hf.architectures.axes import AttentionKind
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip

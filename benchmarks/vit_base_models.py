@@ -15,7 +15,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.onnx import draw_in_full, draw_sub_model
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.export.quantization import PRESETS, quantize_graph
-from edvit_hf.profiles import detect_profile, load_profiles
+from edvit_hf.hardware.profiles import detect_profile, load_profiles
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,7 +25,7 @@ TEACHER_LABELS, SUB_MODEL_LABELS = 10, 2  # ten classes in groups of one: each s
 BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 96, "num_attention_heads": 12, "num_hidden_layers": 2, "intermediate_size": 192}
 ONNX_TIMER = (
-    "import json, sys; from pathlib import Path; from edvit_hf.profiling.timing import *; "
+    "import json, sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
     "samples = time_rounds([open_session(Path(sys.argv[1]), 1)], rounds=int(sys.argv[2])); "
     "print(json.dumps([samples[0].milliseconds, samples[0].disturbed_share]))"
 )
@@ -33,7 +33,7 @@ ONNX_TIMER = (
 TORCH_TIMER = """
 import json, sys, time
 import torch
-from edvit_hf.profiling.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, Sample, Samples
+from edvit_hf.hardware.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, Sample, Samples
 sys.path.insert(0, sys.argv[3])
 from vit_base_models import BASE, TINY, shapes, stock_model
 torch.set_num_threads(1)

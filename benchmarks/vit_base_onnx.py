@@ -42,9 +42,9 @@ from vit_base_models import (
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.onnx import save_graph
-from edvit_hf.profiles import detect_profile, load_profiles
-from edvit_hf.profiling import summary
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.profiles import detect_profile, load_profiles
+from edvit_hf.hardware.profiling import summary
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ PARTS = {
     "quantizing activations": ("DynamicQuantizeLinear",),
 }
 KERNELS = (
-    "import sys; from pathlib import Path; from edvit_hf.profiling.timing import *; "
+    "import sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
     "session = open_session(Path(sys.argv[1]), 1, trace=Path(sys.argv[1]).with_suffix('')); "
     "feed = random_feed(session); [session.run(None, feed) for _ in range(2 * int(sys.argv[2]))]; "
     "print(session.end_profiling())"

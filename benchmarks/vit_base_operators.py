@@ -31,8 +31,8 @@ from vit_base_models import BASE, TINY, draw, fresh, preset_of_this_machine, qua
 
 from edvit_hf.export.onnx import save_graph
 from edvit_hf.export.tuning import read_early
-from edvit_hf.profiles import detect_profile, load_profiles
-from edvit_hf.provenance import environment
+from edvit_hf.hardware.profiles import detect_profile, load_profiles
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +57,7 @@ RACE = """
 import json, statistics, sys
 from pathlib import Path
 import onnxruntime
-from edvit_hf.profiling.timing import open_session, time_rounds
+from edvit_hf.hardware.timing import open_session, time_rounds
 level, options = None, onnxruntime.SessionOptions
 def with_level():
     found = options()

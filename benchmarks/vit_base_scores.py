@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from edvit_hf.provenance import environment, peak_memory_mib, reset_peak_memory
+from edvit_hf.hardware.provenance import environment, peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, unit_scores
 from edvit_hf.pruning.gates import Gates, gated, layer_input, resumed_at
 from edvit_hf.storage import write_json

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from edvit_hf import cores
-from edvit_hf.cores import usable_cores
+from edvit_hf.hardware import machine as cores
+from edvit_hf.hardware.machine import usable_cores
 
 ALLOWED = 16
 

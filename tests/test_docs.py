@@ -57,7 +57,7 @@ def test_the_files_the_wheel_must_carry_are_named_and_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     forced = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert {"model_cards/ensemble.md.j2", "recipes/digits.yaml", "recipes/fleets"} <= set(forced)
-    for path in [*forced, "src/edvit_hf/devices.yaml", "src/edvit_hf/py.typed", "LICENSE"]:
+    for path in [*forced, "src/edvit_hf/hardware/devices.yaml", "src/edvit_hf/py.typed", "LICENSE"]:
         assert (ROOT / path).exists(), path
 
 

@@ -12,8 +12,8 @@ from edvit_hf.export import CalibrationItems, ExportConfig, Judgement, export_en
 from edvit_hf.export.build import GraphBuilder
 from edvit_hf.export.gates import GraphSession
 from edvit_hf.export.variants import VariantMaker, Wanted, wanted_variants
+from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Manifest
-from edvit_hf.profiles import load_profiles
 from edvit_hf.runtime import EDViTRuntime
 from tiny_export import GROUPS, PIXELS, PROFILE, exported_architectures, exported_everything, exported_images
 

@@ -11,9 +11,9 @@ from scipy.optimize import nnls
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import ManifestError
-from edvit_hf.latency import features, fit, fit_quality, non_negative_least_squares, predicted_ms, total_ms
-from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile
-from edvit_hf.profiling.graphs import calibration_shapes, encoder_shape
+from edvit_hf.hardware.latency import features, fit, fit_quality, non_negative_least_squares, predicted_ms, total_ms
+from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile
+from edvit_hf.hardware.profiling_graphs import calibration_shapes, encoder_shape
 
 VIT_BASE = {"model_type": "vit", "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 TRUE = dict(zip(LATENCY_FEATURES, (0.01, 0.02, 8, 10, 0.2, 1.5, 0.7, 0.4), strict=True))

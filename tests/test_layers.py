@@ -12,12 +12,9 @@ configuration_edvit
 parts_edvit
 modeling_edvit
 _version errors
-cores tasks storage strict probabilities splitting
+tasks storage strict probabilities splitting
 architectures
-auto profiles
-latency
-provenance
-profiling
+auto hardware
 manifest transforms
 placement_file
 schemas
@@ -47,7 +44,18 @@ __init__
 _LINES = ROOMS.splitlines()
 ABOVE = {room: {name for line in _LINES[:place] for name in line.split()}
          for place, line in enumerate(_LINES) for room in line.split()}  # fmt: skip
-DEVICE_ROOMS = {"manifest", "transforms", "runtime", "hub", "serving", "errors", "tasks", "storage", "splitting"}
+DEVICE_ROOMS = {
+    "manifest",
+    "transforms",
+    "hardware",
+    "runtime",
+    "hub",
+    "serving",
+    "errors",
+    "tasks",
+    "storage",
+    "splitting",
+}
 TRAVELS_TO_THE_HUB = ("configuration_edvit", "parts_edvit", "modeling_edvit")
 FILES = sorted(PACKAGE.rglob("*.py"))
 

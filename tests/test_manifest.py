@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import ManifestError
+from edvit_hf.hardware.profiles import FIGURES
 from edvit_hf.manifest import (
     SCHEMA_VERSION,
     Calibration,
@@ -30,7 +31,6 @@ from edvit_hf.manifest import (
     hash_of_content,
     load_profiles,
 )
-from edvit_hf.profiles import FIGURES
 from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES, TASKS
 
 PARITY = Parity(max_abs=1e-6, relative_to_largest_logit=1e-7, argmax_agreement=1.0, num_items=40)

@@ -5,7 +5,14 @@ import pytest
 import yaml
 
 from edvit_hf.errors import ManifestError
-from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, load_profile, profile_dict, save_profile
+from edvit_hf.hardware.profiles import (
+    FIGURES,
+    LATENCY_FEATURES,
+    DeviceProfile,
+    load_profile,
+    profile_dict,
+    save_profile,
+)
 
 LATENCY = {name: 10.0**-index for index, name in enumerate(LATENCY_FEATURES)}
 

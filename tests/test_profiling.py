@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError
 from edvit_hf.fleet import load_fleet
-from edvit_hf.latency import predicted_ms
-from edvit_hf.profiles import FIGURES, LATENCY_FEATURES, load_profile, save_profile
-from edvit_hf.profiling import profile_machine
-from edvit_hf.profiling.graphs import OPSET, calibration_graph, calibration_shapes, encoder_shape, matmul_graph
-from edvit_hf.profiling.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
+from edvit_hf.hardware.latency import predicted_ms
+from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, load_profile, save_profile
+from edvit_hf.hardware.profiling import profile_machine
+from edvit_hf.hardware.profiling_graphs import OPSET, calibration_graph, calibration_shapes, encoder_shape, matmul_graph
+from edvit_hf.hardware.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
 
 TINY = (16, 2, 8, 24, 2, 2, 3)
 SHAPES = [encoder_shape(*TINY), encoder_shape(32, 4, 8, 64, 1, 3, 3), encoder_shape(48, 2, 24, 96, 3, 4, 4)]
@@ -74,7 +74,7 @@ def test_a_calibration_graph_runs_and_its_seed_decides_the_weights():
 
 
 def test_the_calibration_shapes_tell_every_feature_from_the_others():
-    from edvit_hf.latency import feature_matrix
+    from edvit_hf.hardware.latency import feature_matrix
 
     for quick in (True, False):
         matrix = feature_matrix(calibration_shapes(quick=quick))
@@ -189,7 +189,7 @@ def test_watts_are_the_users_or_the_known_boards(monkeypatch, tmp_path):
     save_profile(given, tmp_path / "mine.yaml")
     (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml, energy_mj: 3}]")
     assert load_fleet(tmp_path / "fleet.yaml").devices[0].hardware.watts == 6.5
-    monkeypatch.setattr("edvit_hf.profiling.detect_profile", lambda: "raspberry-pi-4b")
+    monkeypatch.setattr("edvit_hf.hardware.profiling.detect_profile", lambda: "raspberry-pi-4b")
     known = profiled()
     assert known.watts == 7.2
     assert known.sources["watts"].startswith("published, of the profile raspberry-pi-4b: [HPL]")
@@ -197,7 +197,7 @@ def test_watts_are_the_users_or_the_known_boards(monkeypatch, tmp_path):
 
 
 def test_the_command_prints_what_it_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("edvit_hf.profiling.calibration_shapes", lambda quick: SHAPES)
+    monkeypatch.setattr("edvit_hf.hardware.profiling.calibration_shapes", lambda quick: SHAPES)
     path = tmp_path / "my_board.yaml"
     arguments = ["profile", "--output", str(path), "--quick", "--threads", "1", "--repeats", "2", "--watts", "4"]
     done = CliRunner().invoke(app, [*arguments, "--format", "json"])
@@ -216,8 +216,8 @@ def test_the_command_prints_what_it_writes(tmp_path, monkeypatch):
 def test_profiling_needs_no_torch_and_names_the_extra_without_onnx():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from edvit_hf.profiling import profile_machine\n"
-        "from edvit_hf.profiling.graphs import encoder_shape\n"
+        "from edvit_hf.hardware.profiling import profile_machine\n"
+        "from edvit_hf.hardware.profiling_graphs import encoder_shape\n"
         "shapes = [encoder_shape(16, 2, 8, 24, 2, 2, 3)]\n"
         "profile_machine('x', quick=True, repeats=1, threads=1, shapes=shapes, progress=False)\n"
         "for name in [n for n in sys.modules if n.split('.')[0] == 'onnx']: del sys.modules[name]\n"

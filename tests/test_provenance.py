@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edvit_hf import provenance
+from edvit_hf.hardware import provenance
 
 
 @pytest.mark.parametrize(

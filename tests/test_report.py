@@ -341,7 +341,7 @@ def test_a_readme_without_markers_is_refused(script):
 def test_the_invented_samples_have_the_keys_that_the_scripts_write(samples):
     for name in (*vit_base_samples(), "torch_pruning_mnist_small"):
         file = "torch_pruning_comparison" if name.startswith("torch_pruning") else name
-        code = (ROOT / f"benchmarks/{file}.py").read_text() + (ROOT / "src/edvit_hf/profiling/timing.py").read_text()
+        code = (ROOT / f"benchmarks/{file}.py").read_text() + (ROOT / "src/edvit_hf/hardware/timing.py").read_text()
         paths = [path for path in paths_in(samples[name]) if path[0] != "environment"]
         for key in {key for path in paths for key in path if isinstance(key, str)}:
             assert key in code, (name, key)

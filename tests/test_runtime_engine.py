@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError
+from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
 from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, num_lanes, options_for, shared_out, threads_for

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from edvit_hf.cli import app
 from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
-from edvit_hf.profiles import load_profiles
+from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import STAGES, run, running
 from edvit_hf.recipe.running import _done, _key, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig

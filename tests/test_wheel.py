@@ -45,7 +45,7 @@ def test_every_module_of_the_source_and_every_data_file_is_in_it_once(names):
     data = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
     recipes = {f"edvit_hf/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     fleets = {f"edvit_hf/recipes/fleets/{path.name}" for path in (ROOT / "recipes/fleets").glob("*.yaml")}
-    fixed = {"edvit_hf/devices.yaml", "edvit_hf/py.typed", "edvit_hf/templates/ensemble.md.j2"}
+    fixed = {"edvit_hf/hardware/devices.yaml", "edvit_hf/py.typed", "edvit_hf/templates/ensemble.md.j2"}
     assert "edvit_hf/recipes/digits.yaml" in recipes
     assert "edvit_hf/recipes/fleets/five_x86.yaml" in fleets
     schemas = {f"edvit_hf/schemas/{name}" for name in ("manifest.schema.json", "placement.schema.json")}
@@ -88,7 +88,7 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import edvit_hf
 from edvit_hf.model_card import template_path
-from edvit_hf.profiles import load_profiles
+from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import find_recipe, load_recipe
 from edvit_hf.planning import load_fleet
 from edvit_hf.space.page_files import bundled_ensembles, checkout, page_folder

@@ -7,8 +7,8 @@ import urllib.parse
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edvit_hf.profiles import detect_profile
-from edvit_hf.provenance import machine, versions
+from edvit_hf.hardware.profiles import detect_profile
+from edvit_hf.hardware.provenance import machine, versions
 
 
 @dataclass(frozen=True)

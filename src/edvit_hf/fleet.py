@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import RecipeError, did_you_mean
-from edvit_hf.profiles import DeviceProfile, is_finite, load_profile, load_profiles
+from edvit_hf.hardware.profiles import DeviceProfile, is_finite, load_profile, load_profiles
 from edvit_hf.storage import MIB
 from edvit_hf.strict import load_yaml
 

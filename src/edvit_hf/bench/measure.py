@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from edvit_hf.bench.selection import Candidate, Hardware, LeftOut, choose, input_sizes, vocabulary_size
-from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.hardware.machine import usable_cores
+from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256, verify_file
-from edvit_hf.provenance import environment
 
 logger = logging.getLogger(__name__)
 

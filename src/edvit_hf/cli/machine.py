@@ -60,8 +60,8 @@ def profile(
     """
     start_logging(False)
     with plain_errors():
-        from edvit_hf.profiles import profile_dict, save_profile
-        from edvit_hf.profiling import profile_machine
+        from edvit_hf.hardware.profiles import profile_dict, save_profile
+        from edvit_hf.hardware.profiling import profile_machine
         from edvit_hf.storage import check_writable
 
         check_writable(file, (".yaml", ".yml"))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edvit_hf.profiles import load_profiles
+from edvit_hf.hardware.profiles import load_profiles
 
 MIN_OPSET, MAX_OPSET = 18, 23  # what torch's exporter emits natively .. the newest tried here
 

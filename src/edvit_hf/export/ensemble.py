@@ -20,6 +20,7 @@ from edvit_hf.export.inputs import check_inputs
 from edvit_hf.export.optimum_config import task_of
 from edvit_hf.export.publish import Exported, keep_former, publish, staging_folder
 from edvit_hf.export.variants import CalibrationItems, VariantMaker, Wanted, wanted_variants
+from edvit_hf.hardware.profiles import detect_profile
 from edvit_hf.manifest import (
     ContentFile,
     EnsembleEntry,
@@ -32,7 +33,6 @@ from edvit_hf.manifest import (
     hash_of_content,
 )
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
-from edvit_hf.profiles import detect_profile
 from edvit_hf.storage import held_folder
 from edvit_hf.tasks import PREPROCESSING_FILE
 from edvit_hf.transforms import Transform, load_transform

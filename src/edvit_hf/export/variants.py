@@ -18,8 +18,8 @@ from edvit_hf.export.gates import OnnxEnsemble
 from edvit_hf.export.half import halve_graph
 from edvit_hf.export.quantization import PRESETS, STATIC_PRESETS, QuantizationPreset, QuantizedNodes, quantize_graph
 from edvit_hf.export.static import Ranges, calibrate, quantize_graph_static
+from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Calibration, Variant
-from edvit_hf.profiles import load_profiles
 
 logger = logging.getLogger(__name__)
 

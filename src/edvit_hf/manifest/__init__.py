@@ -3,6 +3,7 @@
 Light by design: standard library and yaml only, so that a device can read and verify what it downloaded.
 """
 
+from edvit_hf.hardware.profiles import DeviceProfile, detect_profile, load_profiles
 from edvit_hf.manifest.document import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from edvit_hf.manifest.entries import (
     Calibration,
@@ -23,7 +24,6 @@ from edvit_hf.manifest.hashes import (
     hash_of_files,
     verify_file,
 )
-from edvit_hf.profiles import DeviceProfile, detect_profile, load_profiles
 
 __all__ = [
     "MANIFEST_NAME",

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from edvit_hf.errors import ManifestError
+from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest.hashes import SHA256, check_relative_path, require
-from edvit_hf.profiles import load_profiles
 from edvit_hf.tasks import TASKS, Task
 
 Precision = Literal["fp32", "fp16", "int8"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.errors import RecipeError, WorkDirError
-from edvit_hf.provenance import peak_memory_mib, reset_peak_memory, versions
+from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory, versions
 from edvit_hf.recipe import cutting, stages
 from edvit_hf.recipe.keys import chosen_values
 from edvit_hf.recipe.processes import is_main_process, num_processes, start_processes, wait_for_everyone

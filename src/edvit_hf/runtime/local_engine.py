@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import onnxruntime
 
-from edvit_hf.cores import usable_cores
 from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.arguments import check_indices
 from edvit_hf.runtime.inputs import probe_inputs

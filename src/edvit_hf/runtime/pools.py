@@ -15,7 +15,7 @@ from typing import Literal
 
 import onnxruntime
 
-from edvit_hf.cores import usable_cores
+from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.runtime.sessions import MAX_DEFAULT_THREADS, session_options
 
 Schedule = Literal["in_turn", "in_turn_spinning", "per_core", "workers"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnxruntime
 
-from edvit_hf.cores import usable_cores
 from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.hardware.machine import usable_cores
+from edvit_hf.hardware.profiles import detect_profile, unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
-from edvit_hf.profiles import detect_profile, unknown_profile
 from edvit_hf.runtime.arguments import check_indices
 from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.tasks import GRAPH_INPUTS

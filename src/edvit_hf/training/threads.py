@@ -4,8 +4,8 @@ import functools
 import logging
 import os
 
-from edvit_hf.cores import usable_cores
 from edvit_hf.errors import RecipeError
+from edvit_hf.hardware.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
 STATIC_PRESETS = (*QUANTIZATION_PRESETS, "tensorrt")  # of static int8: a GPU reads other files than the processor
 EXPORT_KINDS = ("int8", "int8_static", "fp16")  # what a profile may ask for besides fp32; int8 is the dynamic one
 FIGURES = ("memory_mib", "cores", "sustained_gflops", "watts")
-# What the latency model sums up, each with a coefficient in ms per unit; `edvit_hf.latency.features` defines them.
+# What the latency model sums up, each with a coefficient in ms per unit: see `hardware.latency.features`.
 LATENCY_FEATURES = (
     "constant", "layers", "linear_gmacs", "attention_gmacs",
     "weight_millions", "stream_millions", "ffn_millions", "softmax_millions",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a model takes on a device: a sum of few terms with coefficients that `edvit profile` measured there.
 
-numpy alone, so that a device can fit its own profile. See `edvit_hf.profiling` for the measurement.
+numpy alone, so that a device can fit its own profile. See `edvit_hf.hardware.profiling` for the measurement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import ManifestError
-from edvit_hf.profiles import LATENCY_FEATURES, DeviceProfile
+from edvit_hf.hardware.profiles import LATENCY_FEATURES, DeviceProfile
 
 _TOLERANCE = 1e-10  # of the gradient, against columns and targets of about unit length
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.cores import usable_cores
+from edvit_hf.hardware.machine import usable_cores
 
 PACKAGES = (
     "edvit_hf", "torch", "transformers", "huggingface_hub", "datasets", "accelerate", "evaluate", "optimum",
@@ -58,7 +58,7 @@ def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def source_commit() -> str | None:
     """Commit of the checkout this package runs from, with `+changes` if files differ; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     try:
