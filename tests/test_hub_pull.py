@@ -12,7 +12,7 @@ from edvit_hf.cli import app
 from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.hub import pull, select_by_profile
 from edvit_hf.manifest import Manifest
-from edvit_hf.placement_file import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
+from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.runtime import EDViTRuntime
 from hub_ensemble import PROFILES, REPO, files_of, pull_small, write_publishable
 from test_import import run_without

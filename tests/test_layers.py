@@ -16,8 +16,6 @@ tasks storage strict probabilities splitting
 architectures
 auto hardware
 manifest transforms
-placement_file
-schemas
 data
 fleet
 placement_search plan_data

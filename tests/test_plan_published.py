@@ -15,7 +15,7 @@ from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
 from edvit_hf.hardware.latency import total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile
 from edvit_hf.manifest import Manifest
-from edvit_hf.placement_file import SCHEMA_VERSION, load_placement
+from edvit_hf.manifest.placement import SCHEMA_VERSION, load_placement
 from edvit_hf.plan_figure import draw_plan
 from edvit_hf.planning import place_loads
 from edvit_hf.recipe.published_files import derived_shape, read_published

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from edvit_hf.schemas import FOLDER, schemas
+from edvit_hf.manifest.schemas import FOLDER, schemas
 from edvit_hf.strict import parse_json
 from tiny_ensemble import write_tiny_ensemble
 
 
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_the_files_are_those_that_the_classes_give(name):
-    stale = "write them anew: python -m edvit_hf.schemas"
+    stale = "write them anew: python -m edvit_hf.manifest.schemas"
     assert (FOLDER / name).read_text(encoding="utf-8") == schemas()[name], stale
 
 

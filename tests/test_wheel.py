@@ -48,7 +48,7 @@ def test_every_module_of_the_source_and_every_data_file_is_in_it_once(names):
     fixed = {"edvit_hf/hardware/devices.yaml", "edvit_hf/py.typed", "edvit_hf/templates/ensemble.md.j2"}
     assert "edvit_hf/recipes/digits.yaml" in recipes
     assert "edvit_hf/recipes/fleets/five_x86.yaml" in fleets
-    schemas = {f"edvit_hf/schemas/{name}" for name in ("manifest.schema.json", "placement.schema.json")}
+    schemas = {f"edvit_hf/manifest/{name}" for name in ("manifest.schema.json", "placement.schema.json")}
     assert data == recipes | fleets | fixed | schemas
 
 

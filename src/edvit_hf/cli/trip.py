@@ -159,7 +159,7 @@ def _checked_outputs(
     is_published: bool, num_classes: int | None, fleet: str | None, figure: Path | None, destination: Path | None
 ) -> Path:
     """Refuse options that would be ignored and files that could not be written; the path of the placement."""
-    from edvit_hf.placement_file import PLACEMENT_NAME
+    from edvit_hf.manifest.placement import PLACEMENT_NAME
     from edvit_hf.storage import check_writable
 
     if is_published and fleet is None:

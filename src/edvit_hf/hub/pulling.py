@@ -13,7 +13,7 @@ from edvit_hf.errors import HubError, ManifestError, WorkDirError
 from edvit_hf.hub.selection import NeededFile, Precision, Selection, select_by_placement, select_by_profile
 from edvit_hf.hub.source import Source, open_source
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
-from edvit_hf.placement_file import load_placement
+from edvit_hf.manifest.placement import load_placement
 from edvit_hf.storage import MIB, held_folder
 
 logger = logging.getLogger(__name__)

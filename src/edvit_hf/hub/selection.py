@@ -10,7 +10,7 @@ from edvit_hf.errors import HubError, ManifestError, did_you_mean
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
-from edvit_hf.placement_file import PlacedDevice, PlacementFile
+from edvit_hf.manifest.placement import PlacedDevice, PlacementFile
 from edvit_hf.tasks import PROCESSOR_FILES
 
 Precision = Literal["fp32", "fp16", "int8"]

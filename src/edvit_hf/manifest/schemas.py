@@ -1,13 +1,13 @@
 """JSON Schema files of the formats that leave this package, for readers in other languages.
 
-They are written from the classes that read the formats: `python -m edvit_hf.schemas` rewrites them.
+They are written from the classes that read the formats: `python -m edvit_hf.manifest.schemas` rewrites them.
 """
 
 import json
 from pathlib import Path
 
 from edvit_hf.manifest import Manifest
-from edvit_hf.placement_file import PlacementFile
+from edvit_hf.manifest.placement import PlacementFile
 from edvit_hf.strict import json_schema
 
 FOLDER = Path(__file__).parent
@@ -29,3 +29,7 @@ def write_schemas(folder: Path = FOLDER) -> None:
     """Write the files."""
     for name, text in schemas().items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas()
