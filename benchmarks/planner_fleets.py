@@ -20,7 +20,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.planning import Device, Fleet, Plan, plan
+from edvit_hf.planning.keep_search import Device, Fleet, Plan, plan
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"

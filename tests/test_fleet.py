@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from edvit_hf.errors import ManifestError, RecipeError
-from edvit_hf.fleet import BUDGETS, Device, Fleet, load_fleet, profile_files
 from edvit_hf.hardware.profiles import load_profiles, save_profile
+from edvit_hf.planning.fleet import BUDGETS, Device, Fleet, load_fleet, profile_files
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import yaml
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, EDViTError, PruningError, RecipeError
-from edvit_hf.fleet import Device, Fleet
-from edvit_hf.planning import Plan, plan
+from edvit_hf.planning.fleet import Device, Fleet
+from edvit_hf.planning.keep_search import Plan, plan
 from edvit_hf.pruning.config import PruneConfig
 from edvit_hf.recipe import STAGES, load_recipe, run
 from edvit_hf.recipe.cutting import prune_round

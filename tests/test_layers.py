@@ -17,14 +17,9 @@ architectures
 auto hardware
 manifest transforms
 data
-fleet
-placement_search plan_data
-fleet_costs
-nearest_budgets
-placed_plan
 metrics
 planning pruning training evaluation baselines
-hub plan_figure
+hub
 export bench
 card_tables ensemble_source
 card_words card_exports card_runtime card_javascript

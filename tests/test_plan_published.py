@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.cli import app
 from edvit_hf.errors import BudgetError, ManifestError
-from edvit_hf.fleet import Device, Fleet
-from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
 from edvit_hf.hardware.latency import total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile
 from edvit_hf.manifest import Manifest
 from edvit_hf.manifest.placement import SCHEMA_VERSION, load_placement
-from edvit_hf.plan_figure import draw_plan
-from edvit_hf.planning import place_loads
+from edvit_hf.planning.costs import FleetCosts, Fusion, Load
+from edvit_hf.planning.figure import draw_plan
+from edvit_hf.planning.fleet import Device, Fleet
+from edvit_hf.planning.keep_search import place_loads
 from edvit_hf.recipe.published_files import derived_shape, read_published
 from edvit_hf.recipe.published_plan import is_published, plan_published
 

@@ -10,7 +10,7 @@ import pytest
 from edvit_hf.architectures.costs import ModelShape, fusion_parameters
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
 from edvit_hf.hardware.profiles import load_profiles, save_profile
-from edvit_hf.planning import MIB, Device, Fleet, Plan, plan
+from edvit_hf.planning.keep_search import MIB, Device, Fleet, Plan, plan
 from edvit_hf.pruning.config import KeepRatios
 from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.groups import capability

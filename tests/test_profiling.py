@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError
-from edvit_hf.fleet import load_fleet
 from edvit_hf.hardware.latency import predicted_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, load_profile, save_profile
 from edvit_hf.hardware.profiling import profile_machine
 from edvit_hf.hardware.profiling_graphs import OPSET, calibration_graph, calibration_shapes, encoder_shape, matmul_graph
 from edvit_hf.hardware.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
+from edvit_hf.planning.fleet import load_fleet
 
 TINY = (16, 2, 8, 24, 2, 2, 3)
 SHAPES = [encoder_shape(*TINY), encoder_shape(32, 4, 8, 64, 1, 3, 3), encoder_shape(48, 2, 24, 96, 3, 4, 4)]

@@ -140,7 +140,7 @@ def plan(
                 load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement.value
             )
         if figure is not None:
-            from edvit_hf.plan_figure import save_plan_figure
+            from edvit_hf.planning.figure import save_plan_figure
 
             save_plan_figure(result, figure)
         written = None if placed is None else placed.save(destination)

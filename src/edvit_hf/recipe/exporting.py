@@ -18,9 +18,9 @@ from edvit_hf.errors import EDViTError, RecipeError, named_extra
 from edvit_hf.evaluation import evaluate
 from edvit_hf.export import CalibrationItems, ExportConfig, Judge, Judgement, export_ensemble
 from edvit_hf.export.config import Kind
-from edvit_hf.fleet import load_fleet
 from edvit_hf.hardware.profiles import shipped_kind
 from edvit_hf.manifest import Manifest, Variant
+from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.recipe.measure import TEXT, recorded_dataset
 from edvit_hf.recipe.schema import Recipe
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class groups from a recipe, and the figures of its fleet that they may follow. Light: no torch."""
 
-from edvit_hf import planning, splitting
+from edvit_hf import splitting
 from edvit_hf.errors import RecipeError
+from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.recipe.schema import Recipe
 
 
@@ -27,7 +28,7 @@ def capability(recipe: Recipe) -> list[float] | None:
     split = recipe.split
     if split.sizes != "proportional":
         return None
-    devices = planning.load_fleet(recipe.fleet_path).devices
+    devices = load_fleet(recipe.fleet_path).devices
     chosen = [devices[i % len(devices)] for i in range(split.num_sub_models)]
     speeds = [device.hardware.sustained_gflops for device in chosen]
     for device, speed in zip(chosen, speeds, strict=True):

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from edvit_hf import planning
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import check_keys
 from edvit_hf.errors import RecipeError
-from edvit_hf.planning import PlacementMethod
+from edvit_hf.planning import keep_search
+from edvit_hf.planning.fleet import load_fleet
+from edvit_hf.planning.keep_search import PlacementMethod
+from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.from_scratch import sub_model_shapes
 from edvit_hf.recipe.groups import groups_before_training
 from edvit_hf.recipe.rounds import check_rounds
@@ -24,14 +26,14 @@ def plan_recipe(
     num_classes: int | None = None,
     fleet: Path | None = None,
     placement: PlacementMethod = "auto",
-) -> planning.Plan:
+) -> Plan:
     """The plan of a recipe before any of it has run.
 
     Args:
         recipe (`Recipe`): Its teacher's sizes come from `from_scratch`, a local checkpoint folder or `config`.
         num_classes: Number of classes, at least 2; None where the recipe tells it.
         fleet: Another fleet file than the recipe's.
-        placement: See `planning.plan`.
+        placement: See `keep_search.plan`.
 
     Raises:
         RecipeError: The number of classes or the teacher's sizes are not known, or cannot be.
@@ -59,7 +61,7 @@ def plan_recipe(
 
 def plan_groups(
     recipe: Recipe, shape: ModelShape, groups: list[list[int]], *, placement: PlacementMethod = "auto"
-) -> planning.Plan:
+) -> Plan:
     """The plan for given sizes and class groups under the recipe's keep and fleet.
 
     Raises:
@@ -68,8 +70,8 @@ def plan_groups(
             the teacher.
     """
     prune = recipe.prune
-    result = planning.plan(
-        shape, groups, planning.load_fleet(recipe.fleet_path),
+    result = keep_search.plan(
+        shape, groups, load_fleet(recipe.fleet_path),
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
         from_scratch=sub_model_shapes(recipe, shape),
         fusion_hidden_size=recipe.fuse.hidden_size, attention=prune.attention, placement=placement,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import ManifestError
-from edvit_hf.fleet import Device, Fleet, load_fleet
-from edvit_hf.fleet_costs import FEATURE_BYTES, FleetCosts, Fusion, Load
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
-from edvit_hf.plan_data import Plan, Replica, SubModelPlan
-from edvit_hf.planning import PlacementMethod, place_loads
+from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
+from edvit_hf.planning.fleet import Device, Fleet, load_fleet
+from edvit_hf.planning.keep_search import PlacementMethod, place_loads
+from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.recipe.published_files import Published, derived_shape, read_published
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

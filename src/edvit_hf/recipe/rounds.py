@@ -6,7 +6,7 @@ import math
 from edvit_hf.architectures.axes import Widths, resized
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import RecipeError
-from edvit_hf.planning import Plan
+from edvit_hf.planning.keep_search import Plan
 
 
 def round_widths(before: Widths, after: Widths, rounds: int) -> list[Widths]:

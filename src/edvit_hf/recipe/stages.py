@@ -11,7 +11,7 @@ import torch
 
 from edvit_hf import splitting
 from edvit_hf.errors import MissingExtraError
-from edvit_hf.plan_figure import save_plan_figure
+from edvit_hf.planning.figure import save_plan_figure
 from edvit_hf.recipe.base_model import base_model, refuse_impossible_plan
 from edvit_hf.recipe.confusions import teacher_confusions
 from edvit_hf.recipe.cutting import prune_round, retrain_all

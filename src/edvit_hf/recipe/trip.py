@@ -17,7 +17,7 @@ from edvit_hf.data import TaskData, iterate_batches, load_task
 from edvit_hf.errors import CheckpointError, DataError, RecipeError
 from edvit_hf.evaluation import evaluate, torch_predict
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.planning import Plan
+from edvit_hf.planning.keep_search import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder
 from edvit_hf.tasks import PROCESSOR_FILES, Task

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from edvit_hf.fleet import BUDGETS, MIB
-from edvit_hf.fleet_costs import FleetCosts
-from edvit_hf.placement_search import Clock, Problem, greedy, raise_budgets
+from edvit_hf.planning.costs import FleetCosts
+from edvit_hf.planning.fleet import BUDGETS, MIB
+from edvit_hf.planning.placing import Clock, Problem, greedy, raise_budgets
 
 NEAREST_SECONDS = 2.0  # of the exact searches for one message
 _NAMED = 6  # budgets in one message

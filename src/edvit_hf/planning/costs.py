@@ -8,9 +8,9 @@ import numpy as np
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
 from edvit_hf.errors import RecipeError
-from edvit_hf.fleet import BUDGETS, MIB, Device, Fleet
 from edvit_hf.hardware.latency import ms_at, predicted_ms
-from edvit_hf.placement_search import Problem
+from edvit_hf.planning.fleet import BUDGETS, MIB, Device, Fleet
+from edvit_hf.planning.placing import Problem
 
 UNKNOWN_PENALTY = 1.001  # on assumed times: where it costs nothing, devices of known speed are used first
 NOMINAL_GFLOPS = 10.0  # of every device of a fleet in which no speed is known: only decides what goes where

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import named_extra
-from edvit_hf.plan_data import DevicePlan, Plan
+from edvit_hf.planning.plan import DevicePlan, Plan
 from edvit_hf.storage import MIB, write_figure
 
 if TYPE_CHECKING:

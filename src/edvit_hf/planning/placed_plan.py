@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edvit_hf.errors import BudgetError
-from edvit_hf.fleet import BUDGETS
-from edvit_hf.fleet_costs import FleetCosts
-from edvit_hf.nearest_budgets import nearest_budgets
-from edvit_hf.placement_search import Clock, Problem, fastest, feasible, greedy
-from edvit_hf.plan_data import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.planning.budgets import nearest_budgets
+from edvit_hf.planning.costs import FleetCosts
+from edvit_hf.planning.fleet import BUDGETS
+from edvit_hf.planning.placing import Clock, Problem, fastest, feasible, greedy
+from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
 
 # Limits of the exact searches of one plan: for whether a keep fits, and for the fastest placement.
 FEASIBILITY_SECONDS, PLACEMENT_SECONDS = 0.3, 0.5

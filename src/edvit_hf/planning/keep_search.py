@@ -14,12 +14,12 @@ import numpy as np
 from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
-from edvit_hf.fleet import MIB, Device, Fleet, load_fleet
-from edvit_hf.fleet_costs import FleetCosts, Fusion, Load
-from edvit_hf.nearest_budgets import nearest_budgets
-from edvit_hf.placed_plan import FEASIBILITY_SECONDS, place
-from edvit_hf.placement_search import Clock, feasible, has_solver
-from edvit_hf.plan_data import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.planning.budgets import nearest_budgets
+from edvit_hf.planning.costs import FleetCosts, Fusion, Load
+from edvit_hf.planning.fleet import MIB, Device, Fleet, load_fleet
+from edvit_hf.planning.placed_plan import FEASIBILITY_SECONDS, place
+from edvit_hf.planning.placing import Clock, feasible, has_solver
+from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
 
 __all__ = [
     "MIB", "Device", "DevicePlan", "Fleet", "Plan", "Replica", "SubModelPlan", "load_fleet", "place_loads", "plan",
