@@ -16,7 +16,7 @@ from typing import Any
 
 from reduced_trip import Reduction, reduced_trip, run_stages
 
-from edvit_hf.evaluation import paired_interval, torch_predict
+from edvit_hf.evaluation.measure import paired_interval, torch_predict
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.compared import fair_budget, measured, plain_model
 from edvit_hf.recipe.schema import Recipe, load_recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edvit_hf.baselines import small_cnn
+from edvit_hf.evaluation import small_cnn
 
 
 def num_parameters(model):

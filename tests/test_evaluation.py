@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from conftest import tiny_vit
-from edvit_hf.evaluation import absent_subsets, evaluate, paired_interval, torch_predict
+from edvit_hf.evaluation.measure import absent_subsets, evaluate, paired_interval, torch_predict
 
 GROUPS = [[0, 3], [1], [2]]
 

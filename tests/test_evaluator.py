@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, pipeline
 
 from edvit_hf.auto import ensemble_class
-from edvit_hf.metrics import Accuracy, ClassGroupAccuracy, ExpectedCalibrationError, MacroF1
+from edvit_hf.evaluation.metrics import Accuracy, ClassGroupAccuracy, ExpectedCalibrationError, MacroF1
 from edvit_hf.tasks import TASKS
 from tiny_ensemble import write_processor
 from torch_ensemble import GROUPS, NAMES, mixed_ensemble
@@ -112,7 +112,7 @@ def test_bootstrap_intervals_surround_the_score(folders):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_pipeline_object_fails_until_evaluate_knows_transformers_5(folders, task):
-    """When this fails, evaluate has learnt it: drop the warning of docs/metrics.md and of `edvit_hf.metrics`."""
+    """When this fails, evaluate has learnt it: drop the warning of docs/metrics.md and `evaluation.metrics`."""
     with pytest.raises(AttributeError, match="TFPreTrainedModel"):
         compute(task, pipeline(task, model=str(folders[task])), Accuracy())
 

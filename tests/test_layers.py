@@ -17,8 +17,7 @@ architectures
 auto hardware
 manifest transforms
 data
-metrics
-planning pruning training evaluation baselines
+planning pruning training evaluation
 hub
 export bench
 card_tables ensemble_source

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from edvit_hf.baselines import TfidfBaseline
-from edvit_hf.baselines.tfidf import COSTS, MAX_NGRAMS, _count, _weigh
 from edvit_hf.errors import CheckpointError, DataError
+from edvit_hf.evaluation import TfidfBaseline
+from edvit_hf.evaluation.tfidf import COSTS, MAX_NGRAMS, _count, _weigh
 from edvit_hf.probabilities import expected_calibration_error
 
 WORDS = [["goal", "match", "team"], ["star", "planet", "orbit"], ["vote", "party", "law"]]

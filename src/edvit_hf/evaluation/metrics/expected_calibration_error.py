@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from edvit_hf.metrics.label_features import refuse_unknown
+from edvit_hf.evaluation.metrics.label_features import refuse_unknown
 from edvit_hf.probabilities import DEFAULT_NUM_BINS, expected_calibration_error
 
 _CITATION = """@inproceedings{guo2017calibration, title={On Calibration of Modern Neural Networks},

@@ -2,7 +2,7 @@
 
 ```python
 import evaluate
-from edvit_hf.metrics import Accuracy, ClassGroupAccuracy, MacroF1
+from edvit_hf.evaluation.metrics import Accuracy, ClassGroupAccuracy, MacroF1
 
 MacroF1().compute(predictions=[0, 1, 1], references=[0, 1, 0])  # {"macro_f1": 0.666...}
 evaluate.combine([Accuracy(), MacroF1(), ClassGroupAccuracy([[0], [1]])])  # all of them, also batch by batch
@@ -13,9 +13,9 @@ fails on transformers 5 ("module transformers has no attribute TFPreTrainedModel
 processor instead. docs/metrics.md has the calls per task.
 """
 
-from edvit_hf.metrics.accuracy import Accuracy
-from edvit_hf.metrics.class_group_accuracy import ClassGroupAccuracy
-from edvit_hf.metrics.expected_calibration_error import ExpectedCalibrationError
-from edvit_hf.metrics.macro_f1 import MacroF1
+from edvit_hf.evaluation.metrics.accuracy import Accuracy
+from edvit_hf.evaluation.metrics.class_group_accuracy import ClassGroupAccuracy
+from edvit_hf.evaluation.metrics.expected_calibration_error import ExpectedCalibrationError
+from edvit_hf.evaluation.metrics.macro_f1 import MacroF1
 
 __all__ = ["Accuracy", "ClassGroupAccuracy", "ExpectedCalibrationError", "MacroF1"]

@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from edvit_hf.errors import DataError
-from edvit_hf.metrics.label_features import CITATION, label_features, refuse_unknown
+from edvit_hf.evaluation.metrics.label_features import CITATION, label_features, refuse_unknown
 
 
 class ClassGroupAccuracy(evaluate.Metric):

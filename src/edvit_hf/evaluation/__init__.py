@@ -1,14 +1,16 @@
-"""Honest rivals of an ensemble: a small convolutional network for images and spectrograms, TF-IDF for text.
+"""One way to measure, the metrics, and the honest rivals that stand beside an ensemble.
 
-Names load lazily: the text baseline needs no torch, the network no scikit-learn.
+Comes in: `predict(inputs) -> logits` and labelled batches. Goes out: accuracy, F1, paired intervals; or a rival that
+was trained: a small convolutional network for images and spectrograms, TF-IDF for text. The recipe and `published`
+call it. Names load lazily: the text baseline needs no torch, the network no scikit-learn.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edvit_hf.baselines.convolution import SmallCNN, small_cnn
-    from edvit_hf.baselines.tfidf import TfidfBaseline
+    from edvit_hf.evaluation.convolution import SmallCNN, small_cnn
+    from edvit_hf.evaluation.tfidf import TfidfBaseline
 
 _OWNERS = {"convolution": ("SmallCNN", "small_cnn"), "tfidf": ("TfidfBaseline",)}
 _MODULE_OF = {name: module for module, names in _OWNERS.items() for name in names}

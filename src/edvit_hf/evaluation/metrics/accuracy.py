@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 from sklearn.metrics import accuracy_score
 
-from edvit_hf.metrics.label_features import CITATION, label_features, refuse_unknown
+from edvit_hf.evaluation.metrics.label_features import CITATION, label_features, refuse_unknown
 
 
 class Accuracy(evaluate.Metric):
