@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from edvit_hf.hardware.provenance import environment, peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, unit_scores
-from edvit_hf.pruning.gates import Gates, gated, layer_input, resumed_at
+from edvit_hf.pruning.masks import Gates, gated, layer_input, resumed_at
 from edvit_hf.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"

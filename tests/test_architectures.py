@@ -31,7 +31,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import ARCHITECTURES, check_keys
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import architecture_of, make_plan, masked_forward, prune, unit_scores
-from edvit_hf.pruning.gates import Gates, gated
+from edvit_hf.pruning.masks import Gates, gated
 from tiny_architectures import ARCHITECTURE_NAMES, TEXT, random_scores, tiny_inputs, tiny_model
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs/adding_an_architecture.md"

@@ -12,7 +12,7 @@ from torch.nn.functional import layer_norm
 
 from edvit_hf.architectures.tables import ARCHITECTURES
 from edvit_hf.pruning.axes import architecture_of, linear_at, norm_modules
-from edvit_hf.pruning.gates import Gates, gated, gated_layer_norm, layer_input, resumed_at
+from edvit_hf.pruning.masks import Gates, gated, gated_layer_norm, layer_input, resumed_at
 from edvit_hf.pruning.probes import Probes, probed
 from edvit_hf.pruning.scores import score_shapes
 from tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model

@@ -20,7 +20,7 @@ from edvit_hf.pruning import architecture_of, unit_scores
 from edvit_hf.pruning.axes import linear_at
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.pruning.distribution import group_log_probabilities
-from edvit_hf.pruning.gates import Gates, gated
+from edvit_hf.pruning.masks import Gates, gated
 from edvit_hf.pruning.scores import score_shapes
 from tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model
 

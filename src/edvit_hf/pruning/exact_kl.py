@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from edvit_hf.pruning.axes import Architecture, Widths, linear_at
 from edvit_hf.pruning.distribution import group_log_probabilities
-from edvit_hf.pruning.gates import Gates, gated, layer_input, resumed_at
 from edvit_hf.pruning.inputs import Inputs, in_batches, num_rows, take
+from edvit_hf.pruning.masks import Gates, gated, layer_input, resumed_at
 
 # Logits of `rows` (indices of inputs) when row i runs without unit units[i].
 MaskedLogits = Callable[[Tensor, Tensor], Tensor]

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from edvit_hf.pruning.axes import Architecture, Widths
 from edvit_hf.pruning.distribution import group_log_probabilities
-from edvit_hf.pruning.gates import layer_input
 from edvit_hf.pruning.inputs import in_batches, num_rows, take
+from edvit_hf.pruning.masks import layer_input
 from edvit_hf.pruning.probes import Probes, probed
 from edvit_hf.pruning.scores import score_shapes
 

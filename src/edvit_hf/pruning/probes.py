@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from edvit_hf.pruning.axes import Architecture, Widths, linear_at, norm_modules
-from edvit_hf.pruning.gates import replaced_forward
+from edvit_hf.pruning.masks import replaced_forward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
 from edvit_hf.pruning.distribution import check_class_group
-from edvit_hf.pruning.gates import Gates, gated
 from edvit_hf.pruning.inputs import AnyInputs, named_inputs
+from edvit_hf.pruning.masks import Gates, gated
 from edvit_hf.pruning.modes import eval_mode
 from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
 

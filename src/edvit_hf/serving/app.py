@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from edvit_hf.serving.gate import Gate
+from edvit_hf.serving.admission import Gate
 from edvit_hf.serving.metrics import CONTENT_TYPE
 from edvit_hf.serving.page import HEADERS as PAGE_HEADERS
 from edvit_hf.serving.page import page
