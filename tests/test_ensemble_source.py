@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from edvit_hf.ensemble_source import CACHE_VARIABLE, ensemble_folder
 from edvit_hf.errors import HubError
+from edvit_hf.hub.ensemble_source import CACHE_VARIABLE, ensemble_folder
 from hub_ensemble import REPO, files_of, write_publishable
 from hub_server import Fault
 

@@ -20,7 +20,7 @@ data
 planning pruning training evaluation
 hub
 export bench
-card_tables ensemble_source
+card_tables
 card_words card_exports card_runtime card_javascript
 card_sources
 card_figures card_data

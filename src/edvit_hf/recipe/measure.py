@@ -13,10 +13,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, iterate_batches, load_task
-from edvit_hf.ensemble_source import ensemble_folder
 from edvit_hf.errors import DataError, ManifestError, RecipeError
 from edvit_hf.evaluation.measure import Evaluation, absent_subsets, evaluate
 from edvit_hf.hardware.provenance import environment
+from edvit_hf.hub.ensemble_source import ensemble_folder
 from edvit_hf.manifest import Manifest, detect_profile, hash_of_files
 from edvit_hf.recipe.schema import EvaluateConfig, Recipe, dataset_from_values
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
