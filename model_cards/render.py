@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from edvit_hf.card_data import RESULTS_NAME
-from edvit_hf.card_figures import draw_figures
+from edvit_hf.card.data import RESULTS_NAME
+from edvit_hf.card.figures import draw_figures
+from edvit_hf.card.render import CardData, render_card
+from edvit_hf.card.zoo import ZOO_NOTE, ZooRow, zoo_row, zoo_table_markdown
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
-from edvit_hf.model_card import CardData, render_card
 from edvit_hf.storage import read_json
-from edvit_hf.zoo import ZOO_NOTE, ZooRow, zoo_row, zoo_table_markdown
 
 HERE = Path(__file__).resolve().parent
 ENSEMBLE = Path("09_card") / "ensemble"  # where a finished work directory keeps its ensemble

@@ -13,7 +13,7 @@ from typing import Any
 
 from views import Model
 
-from edvit_hf.card_exports import latency_ms
+from edvit_hf.card.exports import latency_ms
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 

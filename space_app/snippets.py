@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edvit_hf.card_words import TASK_WORDS
+from edvit_hf.card.words import TASK_WORDS
 from edvit_hf.tasks import Task
 
 RUNTIME, TRANSFORMERS, COMMANDS, SERVER = "Python, without torch", "Transformers", "Command line", "HTTP server"

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
-from edvit_hf.card_exports import ensemble_ms
+from edvit_hf.card.exports import ensemble_ms
 from edvit_hf.cli import app
 from edvit_hf.errors import RecipeError
 from edvit_hf.manifest import Manifest

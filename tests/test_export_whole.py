@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edvit_hf.card_exports import same_graph
+from edvit_hf.card.exports import same_graph
 from edvit_hf.export import ExportConfig
 from edvit_hf.export.ensemble import _whole_files
 from edvit_hf.export.gates import GraphSession

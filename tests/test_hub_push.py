@@ -205,7 +205,7 @@ def test_a_card_with_a_blank_is_refused(old, new, message):
 
 
 def test_the_place_a_card_names_without_a_repository_is_the_one_that_is_filled_in():
-    from edvit_hf import model_card
+    from edvit_hf.card import render as model_card
 
     template = (model_card.template_path()).read_text()
     source = "".join(p.read_text() for p in [*model_card.template_path().parents[1].glob("src/edvit_hf/*card*.py")])

@@ -16,10 +16,10 @@ import onnxruntime
 import pytest
 
 from card_samples import sample_manifest, sample_results
-from edvit_hf.card_javascript import PACKAGES, javascript
+from edvit_hf.card.javascript import PACKAGES, javascript
+from edvit_hf.card.render import CardData, render_card
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.export import ExportConfig, export_ensemble
-from edvit_hf.model_card import CardData, render_card
 from edvit_hf.probabilities import softmax
 from edvit_hf.tasks import TASKS
 from edvit_hf.transforms import load_transform

@@ -19,12 +19,7 @@ manifest transforms
 data
 planning pruning training evaluation
 hub
-export bench
-card_tables
-card_words card_exports card_runtime card_javascript
-card_sources
-card_figures card_data
-model_card zoo
+export bench card
 doctor
 runtime
 tables

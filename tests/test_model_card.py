@@ -10,12 +10,12 @@ import pytest
 from huggingface_hub import ModelCard
 
 from card_samples import GROUPS, OF_TASK, RECIPE, interval, row, sample_manifest, sample_results
-from edvit_hf.card_tables import BASELINE_NOTE, NOT_RECORDED, splitting_finding
-from edvit_hf.card_words import ARCHITECTURES, KNOWN_DATA, TASK_WORDS, making_table
+from edvit_hf.card.render import NOT_MEASURED, CardData, render_card, template_path, write_card
+from edvit_hf.card.tables import BASELINE_NOTE, NOT_RECORDED, splitting_finding
+from edvit_hf.card.words import ARCHITECTURES, KNOWN_DATA, TASK_WORDS, making_table
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import hash_of_files
-from edvit_hf.model_card import NOT_MEASURED, CardData, render_card, template_path, write_card
 from edvit_hf.pruning.config import ImportanceMethod, PruneConfig
 from edvit_hf.tasks import TASKS
 from edvit_hf.training.config import DistillConfig, FuseConfig

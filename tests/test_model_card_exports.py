@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from card_samples import GROUPS, quantization, sample_manifest, sample_results, variant
-from edvit_hf.card_exports import fidelity_table, files_table, gates_table, own_vote_finding, same_graph, whole_table
-from edvit_hf.card_figures import _spread, draw_figures
-from edvit_hf.card_sources import sources_table
-from edvit_hf.card_tables import span
+from edvit_hf.card.exports import fidelity_table, files_table, gates_table, own_vote_finding, same_graph, whole_table
+from edvit_hf.card.figures import _spread, draw_figures
+from edvit_hf.card.render import NOT_MEASURED, CardData, render_card, write_card
+from edvit_hf.card.sources import sources_table
+from edvit_hf.card.tables import span
 from edvit_hf.cli import app
 from edvit_hf.export import ExportConfig
 from edvit_hf.manifest import content_files, hash_of_content
-from edvit_hf.model_card import NOT_MEASURED, CardData, render_card, write_card
 from edvit_hf.recipe.exporting import export_command
 from edvit_hf.tasks import PROCESSOR_FILES, TASKS
 from tiny_ensemble import write_tiny_ensemble

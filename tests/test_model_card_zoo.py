@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from card_samples import sample_manifest, sample_results
+from edvit_hf.card.render import CardData
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError
-from edvit_hf.model_card import CardData
 from edvit_hf.tasks import TASKS
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"

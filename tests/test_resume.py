@@ -17,7 +17,7 @@ PRELOAD = [
     "edvit_hf.recipe.running",
     "edvit_hf.recipe.results",
     "edvit_hf.export.ensemble",
-    "edvit_hf.model_card",
+    "edvit_hf.card.render",
     "matplotlib.pyplot",
     "sklearn.datasets",
     "accelerate",

@@ -87,7 +87,7 @@ def test_an_unpacked_wheel_finds_its_own_files(wheel, tmp_path):
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import edvit_hf
-from edvit_hf.model_card import template_path
+from edvit_hf.card.render import template_path
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import find_recipe, load_recipe
 from edvit_hf.planning.keep_search import load_fleet

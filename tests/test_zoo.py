@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 from typer.testing import CliRunner
 
+from edvit_hf.card.zoo import ZOO_HEADER, zoo_of_folder, zoo_of_hub, zoo_row, zoo_table_markdown
 from edvit_hf.cli import app
 from edvit_hf.errors import HubError
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import MIB
-from edvit_hf.zoo import ZOO_HEADER, zoo_of_folder, zoo_of_hub, zoo_row, zoo_table_markdown
 from hub_ensemble import RESULTS, files_of, write_publishable
 
 pytest_plugins = ("hub_fixtures",)

@@ -21,7 +21,7 @@ def card(
     """
     start_logging(False)
     with plain_errors():
-        from edvit_hf.model_card import CardData, write_card
+        from edvit_hf.card.render import CardData, write_card
 
         given = {} if repo_id is None else {"repo_id": repo_id}
         path = write_card(folder, CardData.from_folder(folder, **given))

@@ -143,7 +143,7 @@ def zoo(
     if (folder is None) == (org is None):
         raise typer.BadParameter("name either a folder or --org OWNER")
     with plain_errors():
-        from edvit_hf.zoo import ZOO_HEADER, ZOO_NOTE, zoo_cells, zoo_of_folder, zoo_of_hub
+        from edvit_hf.card.zoo import ZOO_HEADER, ZOO_NOTE, zoo_cells, zoo_of_folder, zoo_of_hub
 
         rows = zoo_of_folder(folder) if folder is not None else zoo_of_hub(str(org))
         if output is Format.json:

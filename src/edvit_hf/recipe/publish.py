@@ -3,8 +3,8 @@
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from edvit_hf.card.render import CardData, write_card
 from edvit_hf.manifest import Manifest
-from edvit_hf.model_card import CardData, write_card
 from edvit_hf.recipe.measure import measured_by_runtime
 from edvit_hf.recipe.published_plan import placement_file
 from edvit_hf.recipe.schema import recipe_values

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.card.render import template_path
 from edvit_hf.hardware.profiles import detect_profile
-from edvit_hf.model_card import template_path
 from edvit_hf.planning.fleet import profile_files
 from edvit_hf.planning.plan import PLAN_FORMAT
 from edvit_hf.recipe.schema import Recipe

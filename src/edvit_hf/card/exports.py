@@ -7,7 +7,7 @@ is from torch, and which class group lost most.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.card_tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span
+from edvit_hf.card.tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.latencies import protocol_numbers
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edvit_hf.card_tables import NOT_RECORDED, markdown_table
+from edvit_hf.card.tables import NOT_RECORDED, markdown_table
 from edvit_hf.tasks import Task
 
 

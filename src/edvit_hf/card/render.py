@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.card_data import CardData, CardRun, CardText
-from edvit_hf.card_exports import (
+from edvit_hf.card.absences import absent_entries, absent_finding, absent_table
+from edvit_hf.card.data import CardData, CardRun, CardText
+from edvit_hf.card.exports import (
     ensemble_ms,
     exports_finding,
     fidelity_table,
@@ -22,11 +23,10 @@ from edvit_hf.card_exports import (
     pull_options,
     whole_table,
 )
-from edvit_hf.card_figures import draw_figures
-from edvit_hf.card_javascript import PACKAGES, javascript, whole_graph
-from edvit_hf.card_runtime import absent_entries, absent_finding, absent_table
-from edvit_hf.card_sources import source_line, sources_table, stage_table, versions_line
-from edvit_hf.card_tables import (
+from edvit_hf.card.figures import draw_figures
+from edvit_hf.card.javascript import PACKAGES, javascript, whole_graph
+from edvit_hf.card.sources import source_line, sources_table, stage_table, versions_line
+from edvit_hf.card.tables import (
     NOT_MEASURED,
     cost_table,
     glance_table,
@@ -38,7 +38,7 @@ from edvit_hf.card_tables import (
     splitting_finding,
     sub_model_table,
 )
-from edvit_hf.card_words import TASK_WORDS, architecture, making_table
+from edvit_hf.card.words import TASK_WORDS, architecture, making_table
 from edvit_hf.errors import EDViTError, MissingExtraError
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def template_path() -> Path:
         EDViTError: If neither exists (an incomplete installation).
     """
     here = Path(__file__).resolve()
-    for candidate in (here.parent / "templates" / _TEMPLATE, here.parents[2] / "model_cards" / _TEMPLATE):
+    for candidate in (here.parents[1] / "templates" / _TEMPLATE, here.parents[3] / "model_cards" / _TEMPLATE):
         if candidate.is_file():
             return candidate
     raise EDViTError(

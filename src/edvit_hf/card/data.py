@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from edvit_hf.card_tables import NOT_MEASURED, result_row
-from edvit_hf.card_words import known_data
+from edvit_hf.card.tables import NOT_MEASURED, result_row
+from edvit_hf.card.words import known_data
 from edvit_hf.errors import EDViTError, MissingExtraError
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import read_json

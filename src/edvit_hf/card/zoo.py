@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.card_exports import latency_ms
-from edvit_hf.card_tables import NOT_MEASURED, markdown_table
-from edvit_hf.card_words import known_data
+from edvit_hf.card.exports import latency_ms
+from edvit_hf.card.tables import NOT_MEASURED, markdown_table
+from edvit_hf.card.words import known_data
 from edvit_hf.errors import HubError
 from edvit_hf.hub.client import ask, commit_of, connect, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant

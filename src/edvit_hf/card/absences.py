@@ -7,7 +7,7 @@ have changed since is left out: its figures would be those of other files.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.card_tables import NOT_MEASURED, markdown_table, percent, text_or_not
+from edvit_hf.card.tables import NOT_MEASURED, markdown_table, percent, text_or_not
 from edvit_hf.manifest import Manifest, hash_of_files
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.card_exports import accuracy_by_name, latency_protocols
-from edvit_hf.card_runtime import runtime_variants
-from edvit_hf.card_tables import NOT_MEASURED, NOT_RECORDED, markdown_table, text_or_not
+from edvit_hf.card.absences import runtime_variants
+from edvit_hf.card.exports import accuracy_by_name, latency_protocols
+from edvit_hf.card.tables import NOT_MEASURED, NOT_RECORDED, markdown_table, text_or_not
 from edvit_hf.manifest import Manifest
 
 _COMMIT_DIGITS = 12

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.card_exports import accuracy_by_name, latency_ms, same_graph, variants_by_name
-from edvit_hf.card_runtime import absent_entries
-from edvit_hf.card_sources import figure_source
-from edvit_hf.card_tables import TFIDF, group_names, result_row, shortened
+from edvit_hf.card.absences import absent_entries
+from edvit_hf.card.exports import accuracy_by_name, latency_ms, same_graph, variants_by_name
+from edvit_hf.card.sources import figure_source
+from edvit_hf.card.tables import TFIDF, group_names, result_row, shortened
 from edvit_hf.errors import MissingExtraError
 from edvit_hf.manifest import Manifest
 
