@@ -19,8 +19,8 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
+from edvit_hf.runtime.engines.schedules import measure_schedules, quickest
 from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, num_lanes, options_for, shared_out, threads_for
-from edvit_hf.runtime.scheduling import measure_schedules, quickest
 from edvit_hf.runtime.sessions import session_options
 from tiny_ensemble import SIZE, write_tiny_ensemble
 
@@ -142,17 +142,17 @@ def test_with_a_core_for_each_there_are_no_shares_to_try(root, monkeypatch):
         tried.append(list(engines))
         return {each: [1.0] for each in engines}
 
-    monkeypatch.setattr("edvit_hf.runtime.local_engine.measure_schedules", measure)
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.measure_schedules", measure)
     EDViTRuntime.from_pretrained(root, num_threads=3).close()
     EDViTRuntime.from_pretrained(root, num_threads=2).close()
     assert tried == [["in_turn", "in_turn_spinning", "workers"], list(SCHEDULES)]
 
 
 def test_one_thread_or_one_sub_model_leaves_nothing_to_time(root, monkeypatch):
-    monkeypatch.setattr("edvit_hf.runtime.local_engine.measure_schedules", None)
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.measure_schedules", None)
     assert EDViTRuntime.from_pretrained(root, num_threads=1).status()["engine"]["schedule"] == "in_turn"
     assert EDViTRuntime.from_pretrained(root, sub_models=[1]).status()["engine"]["schedule"] == "in_turn"
-    monkeypatch.setattr("edvit_hf.runtime.local_engine.usable_cores", lambda: 1)
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.usable_cores", lambda: 1)
     assert EDViTRuntime.from_pretrained(root).status()["engine"]["schedule"] == "in_turn"
 
 

@@ -8,8 +8,8 @@ from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
 from edvit_hf.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig, Gathered
 from edvit_hf.runtime.drills import Faults, FaultyEngine, StubEngine
+from edvit_hf.runtime.engines.local import LocalEngine
 from edvit_hf.runtime.ensemble import EDViTRuntime
-from edvit_hf.runtime.local_engine import LocalEngine
 from edvit_hf.runtime.messages import (
     Engine,
     Pending,

@@ -21,9 +21,9 @@ from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
 from edvit_hf.runtime.arguments import as_indices, check_batch_size, check_deadline, check_indices, check_sources
 from edvit_hf.runtime.batches import Asking, answer_batch, answer_stream
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
+from edvit_hf.runtime.engines.local import LocalEngine, input_shape
 from edvit_hf.runtime.fusing import Fusion
 from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
-from edvit_hf.runtime.local_engine import LocalEngine, input_shape
 from edvit_hf.runtime.messages import Engine
 from edvit_hf.runtime.pools import Schedule
 from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session, session_options

@@ -15,7 +15,7 @@ from edvit_hf.runtime.messages import SubModelRequest
 from edvit_hf.runtime.pools import Schedule
 
 if TYPE_CHECKING:
-    from edvit_hf.runtime.local_engine import LocalEngine
+    from edvit_hf.runtime.engines.local import LocalEngine
 
 logger = logging.getLogger(__name__)
 

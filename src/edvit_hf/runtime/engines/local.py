@@ -14,11 +14,11 @@ from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.arguments import check_indices
+from edvit_hf.runtime.engines.lanes import Job, Lane, close_all
+from edvit_hf.runtime.engines.schedules import CALIBRATION_SECONDS, measure_schedules, quickest, warm_up
 from edvit_hf.runtime.inputs import probe_inputs
-from edvit_hf.runtime.lanes import Job, Lane, close_all
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
 from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, Schedule, num_lanes, options_for, shared_out
-from edvit_hf.runtime.scheduling import CALIBRATION_SECONDS, measure_schedules, quickest, warm_up
 from edvit_hf.runtime.sessions import check_sub_model, open_session, session_options, suited_variants
 from edvit_hf.tasks import MAIN_INPUT
 
