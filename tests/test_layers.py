@@ -20,9 +20,7 @@ data
 planning pruning training evaluation
 hub
 export bench card
-doctor
 runtime
-tables
 recipe
 serving space
 cli

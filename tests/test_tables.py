@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from edvit_hf.cli.tables import prediction_report, results_tables
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.tables import prediction_report, results_tables
 from edvit_hf.transforms import ImageTransform
 from tiny_ensemble import SIZE, write_tiny_ensemble
 

@@ -27,13 +27,13 @@ def doctor(
     Exits with 3 when something is broken.
     """
     with plain_errors():
-        from edvit_hf.doctor import examine
+        from edvit_hf.cli.doctor import examine
 
         report = examine(check_hub=not offline)
         if output is Format.json:
             print_json(report)
         else:
-            from edvit_hf.tables import doctor_table
+            from edvit_hf.cli.tables import doctor_table
 
             console.print(doctor_table(report))
         if not report["healthy"]:

@@ -68,7 +68,7 @@ def evaluate(
             if output is Format.json:
                 print_json(measured)
                 return
-            from edvit_hf.tables import absent_table
+            from edvit_hf.cli.tables import absent_table
 
             console.print(absent_table(measured["variants"]))
             return
@@ -78,7 +78,7 @@ def evaluate(
         if output is Format.json:
             print_json(result)
             return
-        from edvit_hf.tables import absent_table, evaluation_table
+        from edvit_hf.cli.tables import absent_table, evaluation_table
 
         console.print(evaluation_table(result))
         console.print(absent_table({result["variant"]: result}))
@@ -116,8 +116,8 @@ def predict(
     """
     start_logging(False)
     with plain_errors():
+        from edvit_hf.cli.tables import prediction_report, prediction_tables
         from edvit_hf.runtime import EDViTRuntime
-        from edvit_hf.tables import prediction_report, prediction_tables
 
         runtime = EDViTRuntime.from_pretrained(
             ensemble, revision=revision, precision=precision.value, sub_models=sub_model, num_threads=num_threads,

@@ -68,7 +68,7 @@ def run(
             print_json({"ensemble": ensemble, "results": data, "stages": stage_rows})
             return
         if data is not None:
-            from edvit_hf.tables import results_tables
+            from edvit_hf.cli.tables import results_tables
 
             for table in results_tables(data):
                 console.print(table)
@@ -147,7 +147,7 @@ def plan(
         if output is Format.json:
             print_json(result.to_dict())
             return
-        from edvit_hf.tables import plan_device_table, plan_table
+        from edvit_hf.cli.tables import plan_device_table, plan_table
 
         console.print(plan_table(result))
         console.print(plan_device_table(result))
