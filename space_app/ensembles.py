@@ -28,7 +28,7 @@ from views import Device, Model
 from edvit_hf.errors import EDViTError, MissingExtraError, QuorumError
 from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
-from edvit_hf.recipe.published_files import Published, read_published
+from edvit_hf.published.files import Published, read_published
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.tasks import Task

@@ -9,8 +9,8 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.plan import Plan
-from edvit_hf.recipe.published_files import Published
-from edvit_hf.recipe.published_plan import place_published
+from edvit_hf.published.files import Published
+from edvit_hf.published.plan import place_published
 from edvit_hf.runtime import Answer
 
 COORDINATOR = "coordinator"

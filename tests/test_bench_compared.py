@@ -11,7 +11,7 @@ from edvit_hf.card.exports import ensemble_ms
 from edvit_hf.cli import app
 from edvit_hf.errors import RecipeError
 from edvit_hf.manifest import Manifest
-from edvit_hf.recipe.compared_latency import compared_shapes, draw_compared
+from edvit_hf.published.compared import compared_shapes, draw_compared
 from edvit_hf.recipe.running import ensemble_dir
 from edvit_hf.storage import read_json, write_json
 
@@ -71,7 +71,7 @@ def test_a_model_whose_sizes_are_unknown_is_left_out_and_without_any_there_is_an
 
 
 def test_figures_go_into_the_results_and_the_card_compares_those_of_one_run(folder, drawn, monkeypatch):
-    monkeypatch.setattr("edvit_hf.recipe.compared_latency.draw_compared", lambda *_: drawn)
+    monkeypatch.setattr("edvit_hf.published.compared.draw_compared", lambda *_: drawn)
 
     def invoke(*arguments):
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])

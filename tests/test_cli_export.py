@@ -19,8 +19,9 @@ from edvit_hf.export import ExportConfig
 from edvit_hf.export.build import GraphBuilder
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile, shipped_kind
 from edvit_hf.manifest import Manifest, load_profiles
-from edvit_hf.recipe import exporting, load_recipe
-from edvit_hf.recipe.exporting import export_folder, export_report, fleet_profiles
+from edvit_hf.published import export as exporting
+from edvit_hf.published.export import export_folder, export_report, fleet_profiles
+from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.running import ensemble_dir
 from tiny_export import EVERYTHING, exported_everything
 

@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
-from edvit_hf.runtime import EDViTRuntime, local_engine
+from edvit_hf.runtime import EDViTRuntime
+from edvit_hf.runtime.engines import local as local_engine
 from edvit_hf.tasks import TASKS
 from tiny_ensemble import FEATURES, TASK_GROUPS, write_tiny_ensemble
 

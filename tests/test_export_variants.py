@@ -286,8 +286,8 @@ def test_every_profile_has_a_preset():
 def test_a_plan_gives_each_device_the_file_that_its_kind_runs_best(tmp_path_factory, monkeypatch):
     from dataclasses import replace as changed
 
-    from edvit_hf.recipe import published_plan
-    from edvit_hf.recipe.published_plan import suited_variant
+    from edvit_hf.published import plan as published_plan
+    from edvit_hf.published.plan import suited_variant
 
     entry = exported_everything(tmp_path_factory)[-1].sub_models[0]
     profiles = load_profiles()

@@ -208,7 +208,7 @@ def test_the_place_a_card_names_without_a_repository_is_the_one_that_is_filled_i
     from edvit_hf.card import render as model_card
 
     template = (model_card.template_path()).read_text()
-    source = "".join(p.read_text() for p in [*model_card.template_path().parents[1].glob("src/edvit_hf/*card*.py")])
+    source = "".join(p.read_text() for p in [*model_card.template_path().parents[1].glob("src/edvit_hf/card/*.py")])
     assert LOCAL_FOLDER in template + source
 
 

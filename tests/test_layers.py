@@ -21,6 +21,7 @@ planning pruning training evaluation
 hub
 export bench card
 runtime
+published
 recipe
 serving space
 cli

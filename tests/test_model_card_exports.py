@@ -21,7 +21,7 @@ from edvit_hf.card.tables import span
 from edvit_hf.cli import app
 from edvit_hf.export import ExportConfig
 from edvit_hf.manifest import content_files, hash_of_content
-from edvit_hf.recipe.exporting import export_command
+from edvit_hf.published.export import export_command
 from edvit_hf.tasks import PROCESSOR_FILES, TASKS
 from tiny_ensemble import write_tiny_ensemble
 from torch_ensemble import GROUPS as ENSEMBLE_GROUPS

@@ -113,7 +113,7 @@ def test_a_repository_is_fetched_without_its_code_and_exported(ensemble, tmp_pat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     exported = []
     monkeypatch.setattr(
-        "edvit_hf.recipe.exporting.export_ensemble",
+        "edvit_hf.published.export.export_ensemble",
         lambda folder, **values: exported.append((folder, values["config"])),
     )
     output = tmp_path / "out"

@@ -18,8 +18,8 @@ from edvit_hf.planning.costs import FleetCosts, Fusion, Load
 from edvit_hf.planning.figure import draw_plan
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import place_loads
-from edvit_hf.recipe.published_files import derived_shape, read_published
-from edvit_hf.recipe.published_plan import is_published, plan_published
+from edvit_hf.published.files import derived_shape, read_published
+from edvit_hf.published.plan import is_published, plan_published
 
 SPACE = Path(__file__).resolve().parents[1] / "space_app/model/digits"
 FLEET = """

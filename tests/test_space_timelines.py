@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timelines import FLEETS, fleet_plans, measured, predicted
 
-from edvit_hf.recipe.published_files import read_published
-from edvit_hf.recipe.published_plan import place_published
+from edvit_hf.published.files import read_published
+from edvit_hf.published.plan import place_published
 from space_ensembles import ABSENT, ROWS, write_digits
 from tiny_ensemble import write_tiny_ensemble
 

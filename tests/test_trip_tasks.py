@@ -9,8 +9,8 @@ import pytest
 from edvit_hf import EDViTRuntime
 from edvit_hf.errors import RecipeError
 from edvit_hf.manifest import Manifest
+from edvit_hf.published.measure import measure_exported
 from edvit_hf.recipe import load_recipe, run
-from edvit_hf.recipe.measure import measure_exported
 from edvit_hf.recipe.running import ensemble_dir, stage_dir
 from edvit_hf.storage import read_json
 from tiny_tasks import AUDIO, TEXT, task_recipe

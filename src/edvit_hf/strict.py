@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from edvit_hf.errors import RecipeError, did_you_mean
+
 
 class _Loader(yaml.SafeLoader):
     """`SafeLoader` without doubled keys."""
@@ -141,3 +143,79 @@ def _object_schema(expected: Any, definitions: dict[str, Any]) -> dict[str, Any]
         "required": required,
         "additionalProperties": False,
     }
+
+
+def build_strictly(kind: Any, data: dict[str, Any], *, where: str) -> Any:
+    """A config dataclass from a mapping of a recipe or another YAML file; an unknown key names the nearest valid one.
+
+    Args:
+        kind: The dataclass.
+        data: Plain values.
+        where: Dotted path of `data` with its dot, for messages.
+
+    Raises:
+        RecipeError: Unknown or missing keys, wrong types, values that the dataclass refuses.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    for key in data:
+        if key not in fields:
+            raise RecipeError(
+                f"unknown recipe key `{where}{key}`.{did_you_mean(str(key), fields, where)} "
+                f"Valid keys here: {', '.join(sorted(fields))}. An ignored key would silently run another recipe."
+            )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RecipeError(f"recipe key `{where}{missing[0]}` is missing and has no default. Add it.")
+    values = {key: _convert(hints[key], value, where=f"{where}{key}") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"recipe section `{where.rstrip('.') or 'top level'}`: {error}") from error
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    """Check one value against its annotation; lists become tuples, ints pass for floats."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise RecipeError(f"recipe key `{where}` must be a mapping of values, got {value!r}.")
+        return build_strictly(hint, value, where=f"{where}.")
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(hint, value, where=where)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise RecipeError(f"recipe key `{where}` must be one of {list(get_args(hint))}, got {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"recipe key `{where}` must be a list, got {value!r}.")
+        inner = get_args(hint)[0]
+        return tuple(_convert(inner, item, where=f"{where}[{i}]") for i, item in enumerate(value))
+    expected = origin or hint
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise RecipeError(f"recipe key `{where}` must be of type {expected.__name__}, got {value!r}.")
+    return value
+
+
+def _convert_union(hint: Any, value: Any, *, where: str) -> Any:
+    options = get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, value, where=where)
+        except RecipeError as error:
+            errors.append(error)
+    raise (errors[0] if len(errors) == 1 else RecipeError(f"recipe key `{where}`: {value!r} fits none of {hint}."))

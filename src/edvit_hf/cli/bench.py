@@ -71,7 +71,7 @@ def bench(
         measure: Callable[..., BenchReport] = bench_ensemble
         keep: list[Callable[[BenchReport, Path], object]] = [save_latencies]
         if compared:
-            from edvit_hf.recipe.compared_latency import bench_compared, save_compared
+            from edvit_hf.published.compared import bench_compared, save_compared
 
             measure, keep = bench_compared, [save_latencies, save_compared]
         report = measure(

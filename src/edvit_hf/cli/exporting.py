@@ -62,8 +62,8 @@ def export(
     """
     start_logging(verbose)
     with plain_errors():
+        from edvit_hf.published.export import export_folder, export_report, make_config
         from edvit_hf.recipe import load_recipe
-        from edvit_hf.recipe.exporting import export_folder, export_report, make_config
 
         quiet_transformers()
         config = make_config(

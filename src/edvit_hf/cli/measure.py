@@ -55,8 +55,8 @@ def evaluate(
     """
     start_logging(False)
     with plain_errors():
+        from edvit_hf.published.measure import measure_exported, save_measured
         from edvit_hf.recipe import load_recipe
-        from edvit_hf.recipe.measure import measure_exported, save_measured
 
         if save:
             if max_items is not None:

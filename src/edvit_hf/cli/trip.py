@@ -124,8 +124,8 @@ def plan(
     """
     start_logging(False)
     with plain_errors():
+        from edvit_hf.published.plan import is_published, plan_published
         from edvit_hf.recipe.offline_plan import find_fleet
-        from edvit_hf.recipe.published_plan import is_published, plan_published
 
         destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
         fleet_path = None if fleet is None else find_fleet(fleet)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.errors import DataError
+from edvit_hf.strict import build_strictly
 from edvit_hf.tasks import Task
 
 EMBEDDED_DATASET = "digits"
@@ -222,3 +223,9 @@ def _check_groups(config: DatasetConfig) -> None:
             f"`group_pattern` must have a capture group, which is the group's name, got {config.group_pattern!r}. "
             "Put parentheses around that part, for example '^(\\d)-'."
         )
+
+
+def dataset_from_values(values: dict[str, Any]) -> DatasetConfig:
+    """The dataset section of recorded recipe values, read as strictly as a recipe."""
+    config: DatasetConfig = build_strictly(DatasetConfig, values, where="dataset.")
+    return config

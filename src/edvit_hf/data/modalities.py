@@ -1,10 +1,13 @@
 """How sounds become spectrograms and texts become tokens: the `audio` and `text` parts of a dataset."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edvit_hf.errors import DataError
+from edvit_hf.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +74,22 @@ class TextConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise DataError(f"`text.{name}` must be a whole number of at least {least}, got {value!r}.")
+
+
+def input_sizes(task: Task, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a stock config that follow from the `dataset` section of a recipe.
+
+    Images have three channels whatever the files hold. A text model has a row for every token that the tokenizer may
+    have, used or not, so that sizes are known before a tokenizer is trained.
+
+    Args:
+        task: Of the recipe.
+        dataset: The section as plain data; a missing `audio` or `text` part takes the defaults.
+    """
+    if task == "image-classification":
+        return {"image_size": dataset["image_size"], "num_channels": 3}
+    if task == "audio-classification":
+        audio = dataset.get("audio") or dataclasses.asdict(AudioConfig())
+        return {"num_mel_bins": audio["num_mel_bins"], "max_length": audio["max_length"]}
+    text = dataset.get("text") or dataclasses.asdict(TextConfig())
+    return {"vocab_size": text["vocab_size"], "max_position_embeddings": text["max_length"]}

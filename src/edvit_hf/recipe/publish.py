@@ -5,8 +5,8 @@ from typing import Any
 
 from edvit_hf.card.render import CardData, write_card
 from edvit_hf.manifest import Manifest
-from edvit_hf.recipe.measure import measured_by_runtime
-from edvit_hf.recipe.published_plan import placement_file
+from edvit_hf.published.measure import measured_by_runtime
+from edvit_hf.published.plan import placement_file
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import link_tree, read_json, whole_folder, write_json

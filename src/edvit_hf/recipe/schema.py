@@ -2,21 +2,20 @@
 
 import dataclasses
 import os
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from edvit_hf.data import Augmentation, DatasetConfig
-from edvit_hf.errors import RecipeError, did_you_mean
+from edvit_hf.data.modalities import input_sizes
+from edvit_hf.errors import RecipeError
+from edvit_hf.evaluation.config import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
-from edvit_hf.recipe.input_sizes import input_sizes
 from edvit_hf.splitting import SplitConfig
-from edvit_hf.strict import load_yaml
+from edvit_hf.strict import build_strictly, load_yaml
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 from edvit_hf.training.config import number, whole_number
@@ -65,31 +64,6 @@ class TeacherConfig(TrainConfig):
             whole_number("seed", self.seed, 0, "random generators take no negative seed")
             return
         super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What stands beside the ensemble in the results.
-
-    Attributes:
-        baselines: Train the honest baselines (plain models of per-device and of total size; a small CNN, or TF-IDF with
-            a linear classifier for text).
-        baseline_epochs: Epochs of the plain model of one device's size over all items; larger ones get at most twice
-            its compute. None: as many item passes as the sub-models together, which differs with their number.
-        max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
-        batch_size: Test items per forward pass.
-    """
-
-    baselines: bool = True
-    baseline_epochs: int | None = None
-    max_subsets: int = 20
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        for name in ("baseline_epochs", "max_subsets", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"`evaluate.{name}` must be at least 1, got {value}. Nothing would be measured.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +185,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     for reserved in ("name", "folder"):
         if reserved in data:
             raise RecipeError(f"recipe {path}: `{reserved}` is taken from the file's path. Remove the key.")
-    built: Recipe = _build(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, where="")
+    built: Recipe = build_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, where="")
     _refuse_unread(built, data)
     return built
 
@@ -251,76 +225,3 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     if values["dataset"]["label_names"] is None:
         del values["dataset"]["label_names"]  # so that results of a version without this key stay good
     return values
-
-
-def dataset_from_values(values: dict[str, Any]) -> DatasetConfig:
-    """The dataset section of recorded recipe values, read as strictly as a recipe."""
-    config: DatasetConfig = _build(DatasetConfig, values, where="dataset.")
-    return config
-
-
-def _build(kind: Any, data: dict[str, Any], *, where: str) -> Any:
-    """Build a config dataclass from a mapping, strictly; `where` is the dotted path for messages."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in data:
-        if key not in fields:
-            raise RecipeError(
-                f"unknown recipe key `{where}{key}`.{did_you_mean(str(key), fields, where)} "
-                f"Valid keys here: {', '.join(sorted(fields))}. An ignored key would silently run another recipe."
-            )
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise RecipeError(f"recipe key `{where}{missing[0]}` is missing and has no default. Add it.")
-    values = {key: _convert(hints[key], value, where=f"{where}{key}") for key, value in data.items()}
-    try:
-        return kind(**values)
-    except RecipeError:
-        raise
-    except ValueError as error:
-        raise RecipeError(f"recipe section `{where.rstrip('.') or 'top level'}`: {error}") from error
-
-
-def _convert(hint: Any, value: Any, *, where: str) -> Any:
-    """Check one value against its annotation; lists become tuples, ints pass for floats."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise RecipeError(f"recipe key `{where}` must be a mapping of values, got {value!r}.")
-        return _build(hint, value, where=f"{where}.")
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(hint, value, where=where)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise RecipeError(f"recipe key `{where}` must be one of {list(typing.get_args(hint))}, got {value!r}.")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise RecipeError(f"recipe key `{where}` must be a list, got {value!r}.")
-        inner = typing.get_args(hint)[0]
-        return tuple(_convert(inner, item, where=f"{where}[{i}]") for i, item in enumerate(value))
-    expected = origin or hint
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise RecipeError(f"recipe key `{where}` must be of type {expected.__name__}, got {value!r}.")
-    return value
-
-
-def _convert_union(hint: Any, value: Any, *, where: str) -> Any:
-    options = typing.get_args(hint)
-    if value is None and type(None) in options:
-        return None
-    errors = []
-    for option in options:
-        if option is type(None):
-            continue
-        try:
-            return _convert(option, value, where=where)
-        except RecipeError as error:
-            errors.append(error)
-    raise (errors[0] if len(errors) == 1 else RecipeError(f"recipe key `{where}`: {value!r} fits none of {hint}."))

@@ -108,7 +108,7 @@ def evaluate(trip: Trip) -> None:
 def export(trip: Trip) -> None:
     """Ensemble -> ONNX variants + `manifest.json`: int8 accepted on validation, accuracy reported on test."""
     from edvit_hf.export import export_ensemble
-    from edvit_hf.recipe.exporting import measured_on
+    from edvit_hf.published.export import measured_on
 
     folder, config = trip.folders["export"], trip.recipe.export
     if (folder / "ensemble").is_dir():

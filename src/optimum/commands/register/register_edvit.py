@@ -45,8 +45,8 @@ class EDViTExportCommand(BaseOptimumCLICommand):
         """Copy the ensemble and export the copy; exits with status 1 and the reason if it is refused."""
         from edvit_hf.errors import EDViTError
         from edvit_hf.export.copy import copied_ensemble
+        from edvit_hf.published.export import export_folder, make_config
         from edvit_hf.recipe import load_recipe
-        from edvit_hf.recipe.exporting import export_folder, make_config
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         args = self.args

@@ -10,9 +10,9 @@ from typing import Any
 
 from edvit_hf.architectures.axes import widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import EDViTError, ManifestError, PruningError, named_extra
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
-from edvit_hf.recipe.input_sizes import input_sizes
 from edvit_hf.strict import parse_json
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."

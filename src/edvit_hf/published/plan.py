@@ -15,7 +15,7 @@ from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
 from edvit_hf.planning.fleet import Device, Fleet, load_fleet
 from edvit_hf.planning.keep_search import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
-from edvit_hf.recipe.published_files import Published, derived_shape, read_published
+from edvit_hf.published.files import Published, derived_shape, read_published
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

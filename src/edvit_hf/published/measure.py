@@ -7,18 +7,19 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, iterate_batches, load_task
+from edvit_hf.data.config import dataset_from_values
 from edvit_hf.errors import DataError, ManifestError, RecipeError
+from edvit_hf.evaluation.config import EvaluateConfig
 from edvit_hf.evaluation.measure import Evaluation, absent_subsets, evaluate
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.ensemble_source import ensemble_folder
 from edvit_hf.manifest import Manifest, detect_profile, hash_of_files
-from edvit_hf.recipe.schema import EvaluateConfig, Recipe, dataset_from_values
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import suited_variant
 from edvit_hf.storage import read_json, write_json
@@ -27,9 +28,25 @@ TEXT = "text-classification"  # its tokenizer is that of the ensemble, never tra
 Precision = Literal["fp32", "fp16", "int8"]
 
 
+class Described(Protocol):
+    """What of a recipe tells how an ensemble is measured; `recipe.Recipe` is one."""
+
+    @property
+    def name(self) -> str:
+        """Of the recipe, for the record."""
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """Where its items are."""
+
+    @property
+    def evaluate(self) -> EvaluateConfig:
+        """Batch size and number of subsets."""
+
+
 def measure_exported(
     folder: Path,
-    recipe: Recipe | None = None,
+    recipe: Described | None = None,
     *,
     precision: Precision = "fp32",
     max_items: int | None = None,
@@ -103,7 +120,7 @@ def measured_by_runtime(
     }  # fmt: skip
 
 
-def save_measured(folder: Path, recipe: Recipe | None = None, *, progress: bool = True) -> dict[str, Any]:
+def save_measured(folder: Path, recipe: Described | None = None, *, progress: bool = True) -> dict[str, Any]:
     """Record in `results.json` of the folder what `measured_by_runtime` finds; returns it.
 
     Raises:
@@ -138,7 +155,7 @@ def recorded_dataset(folder: Path) -> DatasetConfig:
         ) from error
 
 
-def _test_data(folder: Path, recipe: Recipe | None) -> TaskData:
+def _test_data(folder: Path, recipe: Described | None) -> TaskData:
     task = Manifest.load(ensemble_folder(folder)).ensemble.task
     dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
     return load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == TEXT else None)

@@ -21,8 +21,7 @@ from edvit_hf.export.config import Kind
 from edvit_hf.hardware.profiles import shipped_kind
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.planning.fleet import load_fleet
-from edvit_hf.recipe.measure import TEXT, recorded_dataset
-from edvit_hf.recipe.schema import Recipe
+from edvit_hf.published.measure import TEXT, Described, recorded_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def _arrays(inputs: Any) -> dict[str, np.ndarray]:
 
 
 def export_folder(
-    folder: Path, config: ExportConfig, *, recipe: Recipe | None = None, progress: bool = True
+    folder: Path, config: ExportConfig, *, recipe: Described | None = None, progress: bool = True
 ) -> Manifest:
     """Export a finished ensemble in place: new variants are added, intact ones of the same weights kept.
 
@@ -147,7 +146,7 @@ def export_folder(
     )  # fmt: skip
 
 
-def export_command(config: ExportConfig, recipe: Recipe | None = None) -> str:
+def export_command(config: ExportConfig, recipe: Described | None = None) -> str:
     """The command line that exports with these settings; DIR stands for the ensemble's folder."""
     default = ExportConfig()
     words = ["edvit export DIR", *(f"--profile {name}" for name in config.profiles)]
@@ -173,7 +172,7 @@ def _naming(judge: Judge, command: str) -> Judge:
     return named
 
 
-def _data_of(folder: Path, ensemble: Any, config: ExportConfig, recipe: Recipe | None) -> Measures:
+def _data_of(folder: Path, ensemble: Any, config: ExportConfig, recipe: Described | None) -> Measures:
     """What the dataset of a recipe, or the recorded one, gives to measure on."""
     dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
     data = load_task(
