@@ -28,15 +28,15 @@ test: $(STAMP)  ## the whole test suite, offline
 	$(BIN)/python -m pytest -q -n logical --dist loadfile
 
 test-js: $(STAMP) $(JS)/.installed  ## run the model card's JavaScript in node
-	EDVIT_REQUIRE_NODE=1 $(BIN)/python -m pytest -q tests/test_javascript.py
+	EDVIT_REQUIRE_NODE=1 $(BIN)/python -m pytest -q tests/card/test_javascript.py
 
 # Install scripts stay off: the one of onnxruntime-node would fetch CUDA, which no test needs.
-$(JS)/.installed: tests/javascript/package.json tests/javascript/package-lock.json
+$(JS)/.installed: tests/card/javascript/package.json tests/card/javascript/package-lock.json
 	@command -v node >/dev/null && command -v npm >/dev/null || { echo "node and npm are needed to run the card's JavaScript: install Node.js 18 or newer"; exit 1; }
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' || { echo "Node.js 18 or newer is needed, this is $$(node --version)"; exit 1; }
 	mkdir -p $(JS)
-	cp tests/javascript/package.json tests/javascript/package-lock.json $(JS)/
-	npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund || { echo "npm could not install the packages of tests/javascript (see above): no code was tested. If the registry cannot be reached, try again later"; exit 1; }
+	cp tests/card/javascript/package.json tests/card/javascript/package-lock.json $(JS)/
+	npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund || { echo "npm could not install the packages of tests/card/javascript (see above): no code was tested. If the registry cannot be reached, try again later"; exit 1; }
 	touch $@
 
 test-browser: $(STAMP) $(BROWSER)  ## drive the Space in Chromium

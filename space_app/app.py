@@ -15,14 +15,14 @@ from safety import Guard, bound_log, private_folder
 
 private_folder()  # before gradio, which reads its settings when it is imported
 
+import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+
 import demo  # noqa: E402
 import figures  # noqa: E402
-import gradio as gr  # noqa: E402
 import page_scripts  # noqa: E402
 import visits  # noqa: E402
 from drawing_pad import PAD_SCRIPT, pad  # noqa: E402
-from starlette.middleware import Middleware  # noqa: E402
-
 from edvit_hf.errors import EDViTError  # noqa: E402
 
 logger = logging.getLogger(__name__)

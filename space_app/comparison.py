@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from views import Model
-
 from edvit_hf.card.exports import latency_ms
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
+from views import Model
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,11 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+
+from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
+from edvit_hf.runtime import Answer
+from edvit_hf.runtime.messages import Reason
+from edvit_hf.tasks import Task
 from ensembles import Bundle, Opened, bundles, open_bundle, open_named, open_other
 from inputs import (
     MAX_FILE_BYTES,
@@ -23,11 +28,6 @@ from samples import Example
 from shares import percent
 from timelines import measured, predicted
 from views import Device, Timeline, View
-
-from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
-from edvit_hf.runtime import Answer
-from edvit_hf.runtime.messages import Reason
-from edvit_hf.tasks import Task
 
 __all__ = [
     "MAX_FILE_BYTES",

@@ -18,13 +18,6 @@ from pathlib import Path
 from cards import read_card
 from comparison import Absent, absent_rows, models_of, read_results
 from digit_form import FORM_SIDES
-from fetching import SaidError, fetch_ensemble, hub_id_of
-from samples import Example, credits_of, load_examples
-from shelf import Shelf
-from snippets import Place, code_for, place_in_space
-from timelines import FleetPlan, fleet_plans
-from views import Device, Model
-
 from edvit_hf.errors import EDViTError, MissingExtraError, QuorumError
 from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
@@ -33,6 +26,12 @@ from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.tasks import Task
 from edvit_hf.transforms import ImageTransform
+from fetching import SaidError, fetch_ensemble, hub_id_of
+from samples import Example, credits_of, load_examples
+from shelf import Shelf
+from snippets import Place, code_for, place_in_space
+from timelines import FleetPlan, fleet_plans
+from views import Device, Model
 
 logger = logging.getLogger(__name__)
 

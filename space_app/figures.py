@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cards import plain_markdown
 from PIL import Image
+
+from cards import plain_markdown
 from shares import percent
 from views import Device, Model, View
 

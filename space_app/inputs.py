@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from digit_form import EMPTY_DRAWING, digit_from_drawing, digit_from_picture
-from ensembles import Opened
 from PIL import Image
-from sounds import MAX_SECONDS, read_sound, spectrogram_picture
 
+from digit_form import EMPTY_DRAWING, digit_from_drawing, digit_from_picture
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.transforms import AudioTransform, ImageTransform, TextTransform, open_image
+from ensembles import Opened
+from sounds import MAX_SECONDS, read_sound, spectrogram_picture
 
 if TYPE_CHECKING:
     from edvit_hf.transforms import Transform

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from fetching import SaidError
-
 from edvit_hf.errors import EDViTError
+from fetching import SaidError
 
 logger = logging.getLogger(__name__)
 

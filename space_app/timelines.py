@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from views import Span, Timeline
-
 from edvit_hf.errors import EDViTError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.planning.fleet import Device, Fleet
@@ -12,6 +10,7 @@ from edvit_hf.planning.plan import Plan
 from edvit_hf.published.files import Published
 from edvit_hf.published.plan import place_published
 from edvit_hf.runtime import Answer
+from views import Span, Timeline
 
 COORDINATOR = "coordinator"
 

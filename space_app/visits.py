@@ -9,9 +9,8 @@ import demo
 import figures
 from charts import timelines
 from drawing_pad import read_drawing
-from views import View
-
 from edvit_hf.errors import DataError, EDViTError
+from views import View
 
 logger = logging.getLogger(__name__)
 

@@ -68,39 +68,10 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
-def tiny_vit(
-    num_labels: int = 4,
-    *,
-    hidden_size: int = 32,
-    num_heads: int = 4,
-    num_layers: int = 2,
-    intermediate_size: int = 64,
-    image_size: int = 8,
-    patch_size: int = 4,
-    seed: int = 0,
-):
-    """A real ViT classifier at toy size, eval mode, with weights large enough that its logits differ by class."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(seed)
-    config = ViTConfig(
-        hidden_size=hidden_size,
-        num_attention_heads=num_heads,
-        num_hidden_layers=num_layers,
-        intermediate_size=intermediate_size,
-        image_size=image_size,
-        patch_size=patch_size,
-        num_channels=3,
-        id2label={i: f"class_{i}" for i in range(num_labels)},
-        label2id={f"class_{i}": i for i in range(num_labels)},
-        initializer_range=0.2,
-    )
-    return ViTForImageClassification(config).eval()
-
-
 @pytest.fixture
 def teacher():
+    from support.tiny_architectures import tiny_vit
+
     return tiny_vit()
 
 
@@ -108,7 +79,7 @@ def teacher():
 def finished_trip(tmp_path_factory):
     """A tiny recipe taken through the whole trip once: (recipe path, work directory). Read only."""
     from edvit_hf.recipe import load_recipe, run
-    from tiny_recipe import write_tiny_recipe
+    from support.tiny_recipe import write_tiny_recipe
 
     folder = tmp_path_factory.mktemp("trip")
     path = write_tiny_recipe(folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import loopback_hub
+from support.hub_server import loopback_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "space_app"

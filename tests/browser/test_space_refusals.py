@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from conftest import SPACE, example_file
-from hub_ensemble import files_of, write_publishable
+from support.hub_ensemble import files_of, write_publishable
 
 
 def test_files_that_are_no_picture_are_refused_in_a_sentence(visitor, tmp_path):

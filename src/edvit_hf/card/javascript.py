@@ -1,7 +1,7 @@
 """The JavaScript of a card: the whole ensemble and one sub-model on onnxruntime-node or onnxruntime-web.
 
 It takes the graphs with the preprocessing inside where they were exported, and otherwise shows what must be prepared.
-tests/test_javascript.py extracts the code from rendered cards and runs it in node.
+tests/card/test_javascript.py extracts the code from rendered cards and runs it in node.
 """
 
 from pathlib import PurePosixPath

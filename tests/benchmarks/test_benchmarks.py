@@ -1,0 +1,55 @@
+"""The benchmarks measure what the trip does: the same start of the fusion head, the same samples and sizes."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from edvit_hf.recipe import STAGES, load_recipe
+from edvit_hf.recipe.running import stage_dir
+from edvit_hf.recipe.trip import Trip, load_array
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def trip(finished_trip):
+    path, work = finished_trip
+    return Trip(load_recipe(path), {stage.name: stage_dir(work, stage.name) for stage in STAGES})
+
+
+def test_the_dropout_benchmark_trains_the_head_that_the_trip_trains(trip):
+    module, config = benchmark("sub_model_dropout"), trip.recipe.fuse
+    features = load_array(trip.folders["fuse"] / "features.safetensors")
+    head = module.fusion_head(trip, features, config.sub_model_dropout, config.seed)
+    expected = trip.ensemble.fusion.state_dict()
+    assert head.state_dict().keys() == expected.keys()
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
+    other = module.fusion_head(trip, features, 0.5, config.seed).state_dict()
+    assert any(not torch.equal(other[name], value) for name, value in expected.items())
+
+
+def test_every_approximation_of_the_importance_is_compared_with_exact_kl(trip, finished_trip, tmp_path, monkeypatch):
+    module, (path, work) = benchmark("importance_agreement"), finished_trip
+    arguments = ["x", str(trip.folders["teacher"] / "model"), "--recipe", str(path), "--work-dir", str(work)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--results-dir", str(tmp_path), "--samples-per-class", "2"])
+    module.main()
+    result = json.loads((tmp_path / "importance_agreement_tiny.json").read_text())
+    assert set(result["summary"]) == {"fisher", "linear", "hybrid"}
+    assert result["keep"] == {"keep_residual": 8, "keep_heads": 1, "keep_ffn": 16}
+    assert [row["class_group"] for row in result["groups"]] == trip.class_groups
+    for row in result["groups"]:
+        assert row["num_samples"] == 2 * len(row["class_group"])
+        assert set(row["seconds"]) == {"kl", "fisher", "linear", "hybrid"}
+        assert row["hybrid"]["heads_overlap"] >= 0

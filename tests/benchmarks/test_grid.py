@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks behind the tables: a grid of seeds and numbers of sub-models, and one choice changed at a time."""
+
+import importlib
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from edvit_hf.recipe import load_recipe
+from edvit_hf.storage import read_json, write_json
+from support.tiny_recipe import write_tiny_recipe
+
+SMALL = ["--train-items", "60", "--distill-epochs", "1", "--fuse-epochs", "1", "--views", "1"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def grid(benchmark, tmp_path, monkeypatch):
+    """Run benchmarks/grid.py on a recipe of `tmp_path` in this process."""
+    module = benchmark("grid")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+
+    def run(recipe, *options):
+        monkeypatch.setattr(sys, "argv", ["grid.py", str(recipe), "--work-dir", str(tmp_path / "work"), *options])
+        module.main()
+
+    return run
+
+
+def stage_files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/done.json")}
+
+
+def test_a_grid_runs_every_number_behind_one_teacher_and_gathers_the_cells(grid, tmp_path):
+    recipe = write_tiny_recipe(tmp_path, evaluate={"baseline_epochs": 1})
+    options = ["--num-sub-models", "2", "3", "--seeds", "0"]
+    grid(recipe, *options, "--in-process")
+    work = tmp_path / "work" / "tiny_seed0"
+    before = stage_files(work)
+    grid(recipe, *options, "--in-process")  # nothing is left to do
+    assert stage_files(work) == before
+    grid(recipe, *options, "--collect")
+    result = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    assert result["own_num_sub_models"] == 2
+    assert result["command"].endswith("--num-sub-models 2 3 --seeds 0")
+    assert [(cell["num_sub_models"], cell["seed"]) for cell in result["cells"]] == [(2, 0), (3, 0)]
+    own, other = result["cells"]
+    assert set(own["export"]) == {"parity", "accuracy"}  # the recipe's own number is exported, and only that
+    assert "export" not in other
+    assert {"export", "card"} == set(own["stages"]) - set(other["stages"])
+    for cell in result["cells"]:
+        check_cell(cell)
+    rows = [{row["name"]: row["accuracy"] for row in cell["rows"]} for cell in (own, other)]
+    for shared in ("teacher", "plain model, per-device size"):  # made once per seed
+        assert rows[0][shared] == rows[1][shared]
+
+
+def check_cell(cell):
+    assert cell["num_test_items"] == 60
+    assert {"teacher", "fuse"} == set(cell["validation"])
+    assert len(cell["sub_models"]) == len(cell["class_groups"]) == len(cell["absent"]) == cell["num_sub_models"]
+    assert sorted(chain.from_iterable(cell["class_groups"])) == list(range(10))
+    assert cell["wall_seconds"] > 0
+    for row in cell["rows"]:
+        assert {"accuracy", "macro_f1", "parameters_per_device", "macs_per_device", "against_teacher"} <= set(row)
+        if row["name"] != "teacher":
+            assert {"difference", "low", "high", "low_one_sided"} <= set(row["against_teacher"])
+
+
+def test_finished_cells_of_another_recipe_are_not_taken_over(grid, tmp_path):
+    recipe = write_tiny_recipe(tmp_path)
+    cell = tmp_path / "work" / "tiny_seed0" / "cell_2.json"
+    cell.parent.mkdir(parents=True)
+    write_json(cell, {"recipe_values": {"teacher": {"epochs": 99}}})
+    with pytest.raises(SystemExit, match="other values of the recipe"):
+        grid(recipe, "--in-process")
+
+
+def test_a_grid_without_a_finished_cell_writes_nothing(grid, tmp_path):
+    with pytest.raises(SystemExit, match="no finished cell"):
+        grid(write_tiny_recipe(tmp_path), "--collect")
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_an_ablation_compares_the_answers_of_one_question_and_resumes(benchmark, finished_trip, tmp_path, monkeypatch):
+    recipe, work = finished_trip
+    module = benchmark("ablation")
+    places = ["--recipe", str(recipe), "--out", str(tmp_path / "out"), "--results-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["x", str(work), *places, *SMALL, "--questions", "compensation"])
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    module.main()
+    result = read_json(tmp_path / "ablation_tiny.json")
+    assert [(run["variant"], run["seed"]) for run in result["runs"]] == [("recipe", 0), ("compensation: without", 0)]
+    answers = result["questions"]["compensation"]["answers"]
+    assert {name: answer["is_recipe"] for name, answer in answers.items()} == {"with": True, "without": False}
+    best = max(answers, key=lambda name: answers[name]["validation_mean"])
+    assert result["questions"]["compensation"]["winner_on_validation"] == best
+    for run in result["runs"]:
+        assert set(run["seconds"]) == set(module.STAGES)
+        answer = answers["with" if run["variant"] == "recipe" else "without"]
+        assert answer["test_mean"] == run["accuracy"]["test"]
+        assert answer["minutes"] == pytest.approx(sum(run["seconds"].values()) / 60)
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+    module.main()  # resumed: not a figure changes, the seconds included
+    assert read_json(tmp_path / "ablation_tiny.json")["runs"] == result["runs"]
+
+
+def test_every_answer_of_an_ablation_is_a_recipe_and_each_question_has_the_recipes_own(benchmark, tmp_path):
+    module, recipe = benchmark("ablation"), load_recipe(write_tiny_recipe(tmp_path))
+    for answers in module.CHOICES.values():
+        variants = [module.changed(recipe, change) for change in answers.values()]
+        assert len({repr(variant) for variant in variants}) == len(answers)
+        assert sum(module.as_it_is(recipe, change) for change in answers.values()) == 1
+
+
+def against(difference, half=0.01):
+    low_one_sided = difference - 0.8 * half
+    values = {"difference": difference, "low": difference - half, "high": difference + half}
+    return {**values, "low_one_sided": low_one_sided}
+
+
+def report_cell(seed, count, ensemble, plain, *, plain_against=None):
+    """A cell whose teacher is at 90 %, with the ensemble and the plain model so far from it."""
+
+    def row(name, difference, parameters, **more):
+        compared = None if name == "teacher" else against(difference)
+        return {
+            "name": name, "accuracy": 0.9 + difference, "macro_f1": 0.8 + difference, "against_teacher": compared,
+            "parameters_per_device": parameters, "parameters": parameters, "macs_per_device": 2_000_000, **more,
+        }  # fmt: skip
+
+    return {
+        "seed": seed, "num_sub_models": count, "num_test_items": 1000, "wall_seconds": 60.0, "peak_memory_mib": 500,
+        "environment": {"commit": "0123456789abcdef", "machine": {"cpu": "Some CPU", "cores": 2}},
+        "rows": [
+            row("teacher", 0.0, 280_000),
+            row("ensemble", ensemble, 14_000),
+            row("plain model, total size", plain / 2, 70_000),
+            row("plain model, per-device size", plain, 14_000, against_ensemble=plain_against or against(plain)),
+        ],
+        "absent": [{"num_absent": k, "accuracy_mean": 0.9 - 0.1 * k} for k in range(count)],
+    }  # fmt: skip
+
+
+def report(benchmark, cells):
+    return "\n".join(
+        benchmark("report_grid").grid(
+            "fsdd_small", {"own_num_sub_models": 2, "command": "python grid.py", "cells": cells}, full=True
+        )
+    )
+
+
+def test_the_table_of_a_grid_has_a_line_for_each_number_and_one_for_what_they_share(benchmark):
+    cells = [report_cell(seed, count, -0.01 * count, -0.02) for count in (2, 3) for seed in (0, 1)]
+    text = report(benchmark, cells)
+    first = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert first == [
+        "teacher", "ensemble of 2", "ensemble of 3", "plain model, total size of 2", "plain model, total size of 3",
+        "plain model, per-device size",
+    ]  # fmt: skip
+    line = next(line for line in text.splitlines() if line.startswith("| ensemble of 3"))
+    values = [value.strip() for value in line.strip("| ").split(" | ")[1:]]
+    assert values[0].startswith("87.00")
+    assert values[1].startswith("77.00")
+    assert values[3:] == ["14,000", "20.0", "55", "2.00"]  # parameters, times smaller, KiB, MMACs
+    assert "1,000 test items, 2 seeds (0, 1)" in text
+    assert "Cost: 4 minutes" in text
+
+
+def test_one_seed_carries_its_paired_interval(benchmark):
+    text = report(benchmark, [report_cell(0, 2, -0.02, -0.05)])
+    assert "-2.00 [-3.00, -1.00]" in next(line for line in text.splitlines() if line.startswith("| ensemble of 2"))
+
+
+@pytest.mark.parametrize(
+    ("difference", "half", "is_near"),
+    [(0.01, 0.01, True), (-0.004, 0.0, True), (-0.02, 0.01, False), (-0.006, 0.01, True), (-0.006, 0.001, False)],
+)
+def test_near_the_teacher_is_half_a_point_or_within_the_one_sided_interval(benchmark, difference, half, is_near):
+    assert benchmark("report_grid").near_teacher(against(difference, half)) is is_near
+
+
+def test_the_verdicts_count_seeds_and_say_whether_there_was_anything_to_gain(benchmark):
+    better, worse, neither = (against(difference) for difference in (-0.03, 0.02, 0.001))
+    cells = [
+        report_cell(0, 2, -0.001, -0.04, plain_against=better),
+        report_cell(1, 2, -0.05, -0.01, plain_against=worse),
+        report_cell(0, 3, -0.001, -0.01, plain_against=neither),
+    ]
+    text = " ".join(benchmark("report_grid").verdicts(cells, [2, 3]))
+    assert "2: 1 of 2; 3: 1 of 1" in text
+    assert "2: better 1, worse 1, neither 0; 3: better 0, worse 0, neither 1" in text
+    assert "in 1 of 3 cases" in text
+    text = " ".join(benchmark("report_grid").verdicts(cells[1:], [2, 3]))
+    assert "nowhere three points below" in text
+
+
+def test_folds_are_averaged_row_by_row_and_compared_within_each_fold(benchmark):
+    folds = [
+        {"fold": fold, "rows": [
+            {"name": name, "accuracy": value, "macro_f1": value / 2, "parameters_per_device": 10}
+            for name, value in (("teacher", teacher), ("ensemble", ensemble))
+        ]}
+        for fold, teacher, ensemble in ((1, 0.8, 0.7), (4, 0.6, 0.7))
+    ]  # fmt: skip
+    teacher, ensemble = benchmark("esc10_folds").summary(folds)
+    assert teacher["accuracy"]["by_fold"] == {"1": 0.8, "4": 0.6}
+    assert teacher["macro_f1"]["mean"] == pytest.approx(0.35)
+    assert ensemble["accuracy"]["sd"] == 0
+    assert ensemble["difference_to_teacher_mean"] == pytest.approx(0)
+    assert ensemble["difference_to_teacher_sd"] == pytest.approx(0.02**0.5)
+    assert benchmark("esc10_folds").summary(folds[:1])[1]["accuracy"]["sd"] is None

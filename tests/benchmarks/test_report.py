@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: every kind of results file, figures that a file lacks, targets missed, and what is out of date."""
+
+import copy
+import importlib
+import json
+import random
+import re
+import sys
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = (
+    "digits",
+    "import_time",
+    "sub_model_dropout_mnist_small",
+    "export_parity",
+    "exported_ensembles",
+    "export_time",
+    "runtime_local",
+    "runtime_faults",
+    "serve_load",
+    "space_start",
+)
+HEAD = {
+    "schema_version": 1,
+    "environment": {
+        "commit": "0123456789abcdef+changes", "machine": {"cpu": "Some CPU", "cores": 2}, "date": "2026-11-21",
+    },
+}  # fmt: skip
+REDUCED = {"train_items": 10_000, "distill_epochs": 10, "fuse_epochs": None, "views": 2}
+PARTS = {"linear maps": 2.0, "attention products": 1.0, "moves": 0.5}
+METHODS = ("kl", "fisher", "linear", "hybrid", "taylor", "magnitude", "apoz", "hsic", "random")
+
+
+def splits(value):
+    return {"validation": value, "test": value - 0.01}
+
+
+def vit_base_samples():
+    """Those of ViT-B/16, as their scripts write them; the figures are invented and stay in the test's folder."""
+    scores = {
+        "units": 46848, "forward_seconds_median": 20.0, "fisher_seconds": 342.0, "fisher_in_forwards": 17.1,
+        "fisher_peak_memory_mib": 1536.0, "exact_over_fisher": 1914, "exact_in_forwards": 32667,
+        "exact_seconds_extrapolated": {"residual": 1.0, "attention": 2.0, "ffn": 3.0}, "torch_threads": 1,
+    }  # fmt: skip
+    cuts = [
+        {"keep_heads": heads, "attention": kind, "seconds": 4.0 + heads / 10, "seconds_of_which_plans": 0.1,
+         "peak_mib_above_teacher": 100.0 * heads, "sub_models_mib": 90.0 * heads, "parameters_after": 2_500_000}
+        for heads in (2, 6) for kind in ("whole", "thin", "merged")
+    ]  # fmt: skip
+    profile = {"parts_ms": PARTS, "gflops": {"linear maps": 100.0}}
+    onnx = {
+        "keep_heads": 2, "latency_ratio": 21.5, "macs_ratio": 29.11, "target_latency_ratio": 20,
+        "latency_ratios_of_rounds": [21.0, 22.0], "macs_ratio_of_parts": {"linear maps": 36.0},
+        "gap": {"excess_ms": PARTS, "shares_of_excess": {"linear maps": 0.2, "attention products": 0.3, "moves": 0.5}},
+        "teacher": {"median_ms": 90.0, "profile": profile}, "sub_model": {"median_ms": 4.0, "profile": profile},
+        "isa": "avx512_vnni",
+    }  # fmt: skip
+    pair = {"ratio": 1.75, "ratios_of_rounds": [1.7, 1.8]}
+    int8 = {key: onnx[key] for key in ("latency_ratios_of_rounds", "gap", "teacher", "sub_model")}
+    onnx["int8"] = int8 | {"latency_ratio": 14.4, "target_latency_ratio": 10}
+    onnx["int8_against_fp32"] = {"sub_model": pair, "teacher": pair, "target": 1.3}
+    onnx["torch"] = {"engine": pair, "against_fp32_sub_model": pair, "against_int8_sub_model": pair | {"ratio": 55.6}}
+    way = {"median_ms": 4.0, "gain": 1.07, "gain_on_top": 1.031, "gain_on_top_of_processes": [1.02, 1.04],
+           "difference": 2e-7}  # fmt: skip
+    ways = {p: dict.fromkeys(("read early", "Attention operator of opset 23"), way) for p in ("fp32", "int8")}
+    sizes = [
+        {"name": f"size {i}", "parameters": 10**6, "macs": 10**8, "median_ms": 2.0, "lower_ms": 1.9, "upper_ms": 2.1,
+         "predicted_ms": 2.1, "relative_error": 0.05}
+        for i in range(14)
+    ]  # fmt: skip
+    errors = {"median_relative_error": 0.052, "max_relative_error": 0.2, "target_median_relative_error": 0.1}
+    return {
+        "vit_base_scores": scores | {"command": "python benchmarks/vit_base_scores.py --images 64 --seed 0"},
+        "cut_vit_base": {"command": "python benchmarks/cut_vit_base.py", "num_sub_models": 10, "rows": cuts},
+        "vit_base_onnx": {"command": "python benchmarks/vit_base_onnx.py", **onnx},
+        "vit_base_operators": {"command": "python benchmarks/vit_base_operators.py", "ways": ways,
+                               "shallow": {"layers": 4, "ways": ways}},
+        "latency_prediction": errors | {"command": "python benchmarks/latency_prediction.py", "profile_seconds": 60.0,
+                                        "rows": sizes},
+    }  # fmt: skip
+
+
+def torch_pruning_sample():
+    rows = [
+        {"method": method, "class_group": group, "parameters": 1000, "seconds": 1.0, "memory_mib": 3.0,
+         "before": splits(0.5), "retraining_seconds": 9.0, "after": splits(0.9)}
+        for group in (None, [4, 6], [2, 7]) for method in ("edvit_hf hybrid", "torch-pruning taylor")
+    ]  # fmt: skip
+    return {"command": "python benchmarks/torch_pruning_comparison.py TEACHER_DIR", "torch_pruning": "1.6.1",
+            "settings": {"keep_heads": 2, "epochs": 4}, "rows": rows}  # fmt: skip
+
+
+def pruning_samples(script):
+    """Their summaries are what the scripts themselves make of rows."""
+    draw = random.Random(0).random
+    cells = [
+        {"attention": kind, "keep": keep, "compensated": flag, "validation": draw(), "test": draw()}
+        for kind in ("whole", "thin", "merged") for keep in ("3/4", "1/2", "1/4") for flag in (False, True)
+    ]  # fmt: skip
+    rows = [
+        {"teacher": teacher, "method": method, "class_group": [4, 6], "score_seconds": 1.0,
+         "teacher_accuracy": splits(0.99), "cells": cells}
+        for teacher in (0, 1) for method in METHODS
+    ]  # fmt: skip
+    summary = script("prune_accuracy").summarise(rows)
+    after = {"command": "python benchmarks/prune_accuracy.py TEACHER_DIR_0", "rows": rows, "summary": summary,
+             "settings": {"num_teachers": 2, "num_groups": 1},
+             "winners": script("prune_accuracy").winners(summary)}  # fmt: skip
+    figures = {
+        f"{axis}_{name}": 0.5 + draw() / 2
+        for axis in ("residual", "heads", "attention", "ffn")
+        for name in ("tau", "tau_pooled", "tau_median", "overlap")
+    }
+    groups = [
+        {"class_group": group, "seconds": dict.fromkeys(METHODS, 1.5), **dict.fromkeys(METHODS[1:], figures)}
+        for group in ([4, 6], [2, 7])
+    ]
+    agreement = {"command": "python benchmarks/importance_agreement.py TEACHER_DIR", "samples_per_class": 16,
+                 "groups": groups, "summary": script("importance_agreement").summary(groups, METHODS[1:])}  # fmt: skip
+    runs = [
+        {"method": method, "seed": seed, "accuracy": splits(0.9 + seed / 100 + shift), "seconds": {"prune": 2.0}}
+        for method, shift in (("kl", 0), ("fisher", 0.005), ("hybrid", -0.02)) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    distilled = {"command": "python benchmarks/importance_distilled.py WORK_DIR...", "seeds": [0, 1, 2], "rows": runs,
+                 "reduced": REDUCED, "summary": script("importance_distilled").summary(runs)}  # fmt: skip
+    cells = [
+        {"split": name, "strategy": strategy, "training_seed": 0, "class_groups": [[0, 1], [2, 3]], "within": 0.25,
+         "accuracy": splits(0.7)}
+        for name, strategy in (("balanced 0", "balanced"), ("balanced 1", "balanced"), ("similarity group",) * 2,
+                               ("similarity separate",) * 2)
+    ]  # fmt: skip
+    split = {"command": "python benchmarks/split_strategies.py WORK_DIR", "reduced": REDUCED, "rows": cells,
+             "teacher": {"accuracy": splits(0.8)}, "winner_on_validation": "similarity group",
+             "summary": script("split_strategies").summary(cells)}  # fmt: skip
+    return {
+        **{f"prune_accuracy_{recipe}": after for recipe in ("mnist_small", "cifar10_small")},
+        **{f"importance_agreement_{recipe}": agreement for recipe in ("digits", "mnist_small", "cifar10_small")},
+        "importance_distilled_mnist_small": distilled,
+        "split_strategies_cifar10_small": split,
+        "torch_pruning_mnist_small": torch_pruning_sample(),
+    }
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def samples(script):
+    """One file of every kind: committed ones where there are some, invented ones of the same form elsewhere."""
+    found = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in COMMITTED}
+    earlier = (ROOT / "benchmarks/results/earlier/mnist_small_frozen.json").read_text()
+    found["cifar10_small"] = found["mnist_small"] = json.loads(earlier)
+    command = "python benchmarks/planner_fleets.py --num-fleets 4"
+    planner = {"command": command, **script("planner_fleets").measure(4, 0)}
+    own = {**vit_base_samples(), **pruning_samples(script), "planner_fleets": planner}
+    return found | {name: {**HEAD, **data} for name, data in own.items()}
+
+
+@pytest.fixture
+def written(script, samples, tmp_path, monkeypatch):
+    """Run the report on some files; returns what README and REPORT then say."""
+    places = {"results-dir": tmp_path / "results", "readme": tmp_path / "README.md", "report": tmp_path / "REPORT.md"}
+    places["results-dir"].mkdir()
+    places["readme"].write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+
+    def run(found=samples, *options):
+        for name, data in found.items():
+            (places["results-dir"] / f"{name}.json").write_text(json.dumps(data))
+        pairs = [text for name, path in places.items() for text in (f"--{name}", str(path))]
+        monkeypatch.setattr(sys, "argv", ["report.py", *pairs, *options])
+        script("report").main()
+        return places["readme"].read_text(), places["report"].read_text()
+
+    return run
+
+
+def rendered(script, found, *, full):
+    """The report of these results, without any file."""
+
+    class Given(script("report_format").Results):
+        def get(self, name):
+            return found.get(name)
+
+        def starting_with(self, prefix):
+            return {name.removeprefix(prefix): data for name, data in found.items() if name.startswith(prefix)}
+
+    return script("report").measured(Given(Path()), full=full)
+
+
+def paths_in(data, path=()):
+    """Every key at every depth; of a list its first entry stands for all."""
+    if isinstance(data, list):
+        yield from paths_in(data[0], (*path, 0)) if data else ()
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield (*path, key)
+            yield from paths_in(value, (*path, key))
+
+
+def test_every_kind_of_result_is_shown_in_both_files_and_the_readme_stays_readable(written, samples):
+    short, full = written()
+    assert short.startswith("before\n<!-- measured: begin -->\n**digits")
+    assert short.endswith("<!-- measured: end -->\nafter\n")
+    for name, data in samples.items():
+        assert f"`{name}.json`" in short or f"`{data['command']}`" in short, name
+        assert f"results/{name}.json" in full, name
+        assert f"`{data['command']}`" in full, name
+    assert short.count("\n") <= 140
+    assert "\n\n\n" not in short + full
+    titles = ["**digits", "**MNIST", "**CIFAR", "**Exported", "**Pruning", "**Splitting", "**Planning", "**Start-up"]
+    places = [short.index(title) for title in titles]
+    assert places == sorted(places)
+    assert "commit 012345678+changes" in short
+    assert "1972 to 2271 s in the stages" in short
+
+
+def test_measured_figures_stand_beside_their_targets(written):
+    short, _ = written()
+    for text in (
+        "64 images of 224 px: 17.1 forward passes over the same images (target ≤ 40), 1.50 GiB (target ≤ 8)",
+        "1,914 times as much (target ≥ 1,000)",
+        "keeping 2, 6 of 12 heads, every attention kind: at most 4.6 s (target ≤ 10) and 0.59 GiB above the teacher",
+        "14 sizes (target ≥ 8): median error 5.2 % (target ≤ 10 %), largest 20.0 %",
+        "21.5 times faster (target ≥ 20), 29.1 times fewer MACs; of the time beyond that share go to: moves 50 %",
+        "avx512_vnni): 14.4 times faster (target ≥ 10); the int8 sub-model against the fp32 one 1.75 times (target",
+        "against the int8 sub-model: 55.6 times, of which the engine alone 1.75",
+        "1.070 times faster in fp32, 1.070 in int8; of 4 layers 1.070 and 1.070. Attention as one operator on top of "
+        "it (opset 23): 1.031 and 1.031",
+        "4 random fleets of 2 to 20 devices (target ≥ 200: missed)",
+        "| `fisher` | 91.50 ± 1.00 | 90.50 ± 1.00 | +0.50 | +0.5 | 2 |",
+        "| `hybrid` | 89.00 ± 1.00 | 88.00 ± 1.00 | -2.00 | -2.0: below | 2 |",
+        "| torch-pruning taylor | 49.0 → 89.00 | 49.0 → 89.00 | 1.0 | 3 |",
+        "| balanced | 2 | 25.0 | 70.00 ± 0.00 | 69.00 ± 0.00 |",
+        "| similarity group | 1 | 25.0 | 70.00 | 69.00 |",
+    ):
+        assert text in short, text
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "text"),
+    [
+        ("vit_base_scores", ("fisher_in_forwards",), 40.1, "40.1 forward passes over the same images (target ≤ 40: "),
+        ("vit_base_scores", ("fisher_peak_memory_mib",), 9000, "8.79 GiB (target ≤ 8: missed)"),
+        ("vit_base_scores", ("exact_over_fisher",), 999, "999 times as much (target ≥ 1,000: missed)"),
+        ("cut_vit_base", ("rows", 0, "seconds"), 10.5, "10.5 s (target ≤ 10: missed)"),
+        ("cut_vit_base", ("rows", 5, "peak_mib_above_teacher"), 4096, "4.00 GiB above the teacher (target ≤ 3: miss"),
+        ("latency_prediction", ("median_relative_error",), 0.12, "12.0 % (target ≤ 10 %: missed)"),
+        ("vit_base_onnx", ("latency_ratio",), 19.9, "19.9 times faster (target ≥ 20: missed)"),
+        ("vit_base_onnx", ("int8", "latency_ratio"), 9.9, "9.9 times faster (target ≥ 10: missed)"),
+        ("vit_base_onnx", ("int8_against_fp32", "sub_model", "ratio"), 1.2, "1.20 times (target ≥ 1.3: missed)"),
+        ("planner_fleets", ("summary", "num_exact_worse_than_greedy"), 1, "greedy on 1 (target 0: missed)"),
+        ("planner_fleets", ("summary", "num_broken_budgets"), 2, "arithmetic 2 (target 0: missed)"),
+        ("planner_fleets", ("summary", "max_seconds"), 1.5, "1.50 s a plan (target ≤ 1: missed)"),
+        ("runtime_local", ("device", "resident_mib"), 91.0, "91 MiB resident (target ≤ 90: missed)"),
+        ("runtime_local", ("schedules_busy", "runtime_over_best"), 1.2, "one core busy 1.20 (target ≤ 1.1: missed)"),
+        ("runtime_faults", ("simulated", "beyond_deadline"), 1, "clock 1 beyond it (target 0: missed)"),
+        ("runtime_faults", ("real", "wrong_answers"), {"version": 2}, "features fused: 2 (target 0: missed)"),
+        ("serve_load", ("overload", "accepted_p95_over_unloaded"), 2.5, "ratio 2.50 (target ≤ 2: missed)"),
+        ("space_start", ("median", "first_answer_s"), 7.0, "7.0 s to the first answer (target ≤ 6 s: missed)"),
+    ],
+)  # fmt: skip
+def test_a_missed_target_is_called_missed(script, samples, name, keys, value, text):
+    data = copy.deepcopy(samples[name])
+    place = data
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    for full in (False, True):
+        assert text not in rendered(script, {name: samples[name]}, full=full)
+        assert text in rendered(script, {name: data}, full=full)
+
+
+def test_whatever_a_file_lacks_is_not_measured_and_nothing_fails(script, samples):
+    changed = 0
+    for name in samples.keys() - {"cifar10_small", "prune_accuracy_cifar10_small", "importance_agreement_mnist_small"}:
+        before = [rendered(script, {name: samples[name]}, full=full) for full in (False, True)]
+        for path in paths_in(samples[name]):
+            other = copy.deepcopy(samples[name])
+            *above, last = path
+            place = reduce(getitem, above, other)
+            for lacks in (lambda at, key: at.update({key: None}), dict.pop):
+                lacks(place, last)
+                after = [rendered(script, {name: other}, full=full) for full in (False, True)]
+                changed += after != before
+                assert "None" not in after[0] + after[1], (name, path)
+    assert changed > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("vit_base_scores", "fisher_in_forwards"), ("vit_base_onnx", "latency_ratio"),
+                      ("latency_prediction", "median_relative_error"), ("planner_fleets", "summary")],
+)  # fmt: skip
+def test_a_figure_that_is_absent_reads_not_measured(script, samples, name, key):
+    for full in (False, True):
+        assert "not measured" not in rendered(script, {name: samples[name]}, full=False)
+        without = {k: v for k, v in samples[name].items() if k != key}
+        assert "not measured" in rendered(script, {name: without}, full=full)
+
+
+def test_older_agreement_files_without_attention_dimensions_are_shown(script, samples):
+    older = copy.deepcopy(samples["importance_agreement_digits"])
+    for figures in older["summary"].values():
+        for key in [key for key in figures if key.startswith("attention")]:
+            del figures[key]
+    row = next(line for line in rendered(script, {"importance_agreement_digits": older}, full=False).splitlines()
+               if line.startswith("| digits"))  # fmt: skip
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[0] == "digits (2 groups)"
+    assert cells[3] == "not measured"
+    assert all(re.fullmatch(r"[01]\.\d\d / [01]\.\d\d / [01]\.\d\d", cells[i]) for i in (1, 2, 4))
+
+
+def test_without_results_there_is_no_section(script, tmp_path):
+    assert script("report").measured(script("report_format").Results(tmp_path), full=True).strip() == ""
+
+
+def test_check_passes_until_a_result_changes_and_names_both_files(written, samples):
+    written()
+    with pytest.raises(SystemExit) as passed:
+        written({}, "--check")
+    assert passed.value.code == 0
+    with pytest.raises(SystemExit, match=r"README.md and REPORT.md differ from the results files"):
+        written({"vit_base_onnx": {**samples["vit_base_onnx"], "latency_ratio": 25.0}}, "--check")
+
+
+def test_a_readme_without_markers_is_refused(script):
+    with pytest.raises(SystemExit, match="put both markers back"):
+        script("report").readme("no markers", None if False else script("report_format").Results(Path("absent")))
+
+
+def test_the_invented_samples_have_the_keys_that_the_scripts_write(samples):
+    for name in (*vit_base_samples(), "torch_pruning_mnist_small"):
+        file = "torch_pruning_comparison" if name.startswith("torch_pruning") else name
+        code = (ROOT / f"benchmarks/{file}.py").read_text() + (ROOT / "src/edvit_hf/hardware/timing.py").read_text()
+        paths = [path for path in paths_in(samples[name]) if path[0] != "environment"]
+        for key in {key for path in paths for key in path if isinstance(key, str)}:
+            assert key in code, (name, key)

@@ -1,0 +1,98 @@
+"""The floor plan of the package, read from its source: a room imports only rooms above it, and no file circles."""
+
+import ast
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "edvit_hf"
+
+# A line imports only lines above it; rooms that share a line do not know each other.
+ROOMS = """
+configuration_edvit
+parts_edvit
+modeling_edvit
+_version errors
+tasks storage strict probabilities splitting
+architectures
+auto hardware
+manifest transforms
+data
+planning pruning training evaluation
+hub
+export bench card
+runtime
+published
+recipe
+serving space
+cli
+__init__
+"""
+_LINES = ROOMS.splitlines()
+ABOVE = {room: {name for line in _LINES[:place] for name in line.split()}
+         for place, line in enumerate(_LINES) for room in line.split()}  # fmt: skip
+DEVICE_ROOMS = {
+    "manifest",
+    "transforms",
+    "hardware",
+    "runtime",
+    "hub",
+    "serving",
+    "errors",
+    "tasks",
+    "storage",
+    "splitting",
+}
+TRAVELS_TO_THE_HUB = ("configuration_edvit", "parts_edvit", "modeling_edvit")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, tree: ast.AST | None = None):
+    """Every module that the file imports, lazily or not, with relative imports resolved."""
+    package = ["edvit_hf", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(tree or ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names if module.startswith("edvit_hf"))
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("edvit_hf.")}
+    return {name for name in names if name in ABOVE} - {room_of(path)}
+
+
+def test_a_room_imports_only_rooms_above_it():
+    assert set(ABOVE) == {room_of(path) for path in FILES}, "every room has a place in the order, and no other"
+    upward = {str(path.relative_to(PACKAGE)): below for path in FILES
+              if (below := rooms_imported(path) - ABOVE[room_of(path)])}  # fmt: skip
+    assert upward == {}
+
+
+def test_light_rooms_and_the_files_that_travel_import_nothing_heavy_or_of_ours():
+    heavy = {"torch", "transformers", "datasets"}
+    for path in FILES:
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert room_of(path) not in DEVICE_ROOMS or not roots & heavy, f"{path} imports {roots & heavy}"
+    for name in TRAVELS_TO_THE_HUB:
+        found = {module for module in imported(PACKAGE / f"{name}.py")
+                 if not module.startswith(tuple(f"edvit_hf.{each}" for each in TRAVELS_TO_THE_HUB))}  # fmt: skip
+        roots = {module.split(".")[0] for module in found} - sys.stdlib_module_names
+        assert roots <= {"torch", "transformers", "safetensors", "huggingface_hub"}
+
+
+def test_files_and_functions_are_short():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, f"{path} is too long"
+        assert path.name not in {"utils.py", "helpers.py", "misc.py"}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 70, f"{path.name}:{node.lineno} {node.name} is {length} lines long"

@@ -1,0 +1,1 @@
+"""What tests share: tiny models and ensembles, sample results, the loopback Hub, doubles."""

@@ -1,0 +1,125 @@
+"""Saved ensembles of stock sub-models at toy size, for the tests that export them, and one export of each."""
+
+import numpy as np
+import torch
+
+from edvit_hf.auto import ensemble_class
+from edvit_hf.configuration_edvit import TASK_OF
+from edvit_hf.export import CalibrationItems, ExportConfig, Judgement, export_ensemble
+from support.tiny_architectures import tiny_inputs, tiny_model
+from support.tiny_ensemble import write_processor
+
+SIZE = 8
+GROUPS = [[0, 2], [1, 3]]
+PROFILE = "x86-avx2"
+EVERYTHING = ("raspberry-pi-5", "x86-avx2", "raspberry-pi-4b")  # the boards share their int8 files
+SPLITS = {"validation": slice(0, 8), "test": slice(8, 20)}
+PIXELS = np.random.default_rng(0).standard_normal((20, 3, SIZE, SIZE), dtype=np.float32)
+_EXPORTED = {}  # what this session has exported already: an export takes seconds
+NUM_ITEMS = len(PIXELS)  # parity is measured on so many
+IMAGES = ("vit", "deit")
+
+
+def one_layer_model(name, **values):
+    """A tiny stock classifier of one layer: tracing costs by the layer."""
+    return tiny_model(name, **{"n_layers" if name == "distilbert" else "num_hidden_layers": 1}, **values)
+
+
+def save_tiny_ensemble(root, class_groups):
+    """Save an image ensemble of a ViT and a DeiT that differ in width, and return it in eval mode."""
+    sizes = (32, 16)
+    sub_models = [
+        one_layer_model(IMAGES[i], seed=i, num_labels=len(group) + 1, hidden_size=sizes[i])
+        for i, group in enumerate(class_groups)
+    ]
+    return save_ensemble(root, sub_models, class_groups)
+
+
+def save_ensemble(root, sub_models, class_groups):
+    """Save an ensemble of these sub-models with what prepares their inputs, and return it in eval mode."""
+    num_classes = sum(map(len, class_groups))
+    for sub_model, group in zip(sub_models, class_groups, strict=True):
+        names = [f"c{c}" for c in group] + ["other"] * (sub_model.config.num_labels - len(group))
+        sub_model.config.id2label = dict(enumerate(names))
+        sub_model.config.label2id = {name: i for i, name in enumerate(names)}
+    torch.manual_seed(0)
+    task = TASK_OF[sub_models[0].config.model_type]
+    model = ensemble_class(task).from_sub_models(
+        sub_models, class_groups, id2label={i: f"c{i}" for i in range(num_classes)}, fusion_hidden_size=8
+    )
+    model.fusion.set_feature_statistics(
+        torch.randn(sum(model.fusion.feature_sizes)), torch.rand(sum(model.fusion.feature_sizes)) + 0.5
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    write_processor(root, task)
+    model.save_pretrained(root)
+    return model.eval()
+
+
+def exported_images(tmp_path_factory):
+    """One export that most tests look at: folder, torch model, whom its judges were asked about, manifest."""
+    if "images" not in _EXPORTED:
+        _EXPORTED["images"] = _export_images(tmp_path_factory)
+    return _EXPORTED["images"]
+
+
+def exported_architectures(tmp_path_factory, *names):
+    """An ensemble of one sub-model of each architecture, two classes each: folder, torch model, manifest."""
+    if names == IMAGES:
+        root, model, _, manifest = exported_images(tmp_path_factory)
+        return root, model, manifest
+    if names not in _EXPORTED:
+        _EXPORTED[names] = _export_architectures(tmp_path_factory, *names)
+    return _EXPORTED[names]
+
+
+def exported_everything(tmp_path_factory):
+    """The same ensemble with everything an export can write, for three kinds of hardware: folder, model, manifest."""
+    if "everything" not in _EXPORTED:
+        root = tmp_path_factory.mktemp("everything") / "ensemble"
+        model = save_tiny_ensemble(root, GROUPS)
+        config = ExportConfig(profiles=EVERYTHING, precisions=("int8", "int8_static", "fp16"), with_preprocessing=True)
+        _EXPORTED["everything"] = root, model, _export_with_judges(root, model, config, [])
+    return _EXPORTED["everything"]
+
+
+def _export_images(tmp_path_factory):
+    root, asked = tmp_path_factory.mktemp("export") / "ensemble", []
+    model = save_tiny_ensemble(root, GROUPS)
+    return root, model, asked, _export_with_judges(root, model, ExportConfig(profiles=(PROFILE,)), asked)
+
+
+def _export_with_judges(root, model, config, asked):
+    judges = {split: tiny_judge(model, split, items, asked) for split, items in SPLITS.items()}
+    calibration = CalibrationItems(split="train", inputs={"pixel_values": PIXELS})
+    return export_ensemble(
+        root, config=config, inputs={"pixel_values": PIXELS}, gate=judges["validation"], report=judges["test"],
+        calibration=calibration, progress=False,
+    )  # fmt: skip
+
+
+def tiny_judge(model, split, items, asked):
+    """A judge whose right answers are those of the fp32 ensemble; it notes whom it was asked about."""
+    labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()[items]
+
+    def judge(predict, class_group=None):
+        asked.append((split, class_group))
+        right = labels
+        if class_group is not None:
+            right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in labels])
+        logits = np.concatenate([predict({"pixel_values": part}) for part in np.split(PIXELS[items], [1, 3])])
+        assert logits.shape == (len(right), 4 if class_group is None else len(class_group) + 1)
+        figures = {"mean_logit": np.float64(logits.mean())}  # a judge may give numbers as numpy has them
+        return Judgement(split=split, labels=right, predictions=logits.argmax(1), figures=figures)
+
+    return judge
+
+
+def _export_architectures(tmp_path_factory, *names):
+    root = tmp_path_factory.mktemp("architectures") / "ensemble"
+    groups = [[2 * i, 2 * i + 1] for i in range(len(names))]
+    sub_models = [one_layer_model(name, seed=i, num_labels=3) for i, name in enumerate(names)]
+    model = save_ensemble(root, sub_models, groups)
+    inputs = {name: values.numpy() for name, values in tiny_inputs(names[0], NUM_ITEMS).items()}
+    config = ExportConfig(profiles=(PROFILE,))
+    return root, model, export_ensemble(root, config=config, inputs=inputs, progress=False)
