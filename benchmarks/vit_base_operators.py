@@ -203,10 +203,7 @@ def main() -> None:
         "worth": WORTH,
         "fused_by_the_optimiser": fused,
         "ways": {precision: summed_up(files[precision], found[precision], differs[precision]) for precision in files},
-        "shallow": {
-            "layers": SHALLOW,
-            "ways": {p: summed_up(two[p], two_found[p], two_differs[p]) for p in two},
-        },
+        "shallow": {"layers": SHALLOW, "ways": {p: summed_up(two[p], two_found[p], two_differs[p]) for p in two}},
     }
     arguments.results_dir.mkdir(parents=True, exist_ok=True)
     path = arguments.results_dir / "vit_base_operators.json"

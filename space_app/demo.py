@@ -15,15 +15,7 @@ from edvit_hf.runtime import Answer
 from edvit_hf.runtime.messages import Reason
 from edvit_hf.tasks import Task
 from ensembles import Bundle, Opened, bundles, open_bundle, open_named, open_other
-from inputs import (
-    MAX_FILE_BYTES,
-    MAX_SECONDS,
-    Prepared,
-    prepare_drawing,
-    prepare_image,
-    prepare_sound,
-    prepare_text,
-)
+from inputs import MAX_FILE_BYTES, MAX_SECONDS, Prepared, prepare_drawing, prepare_image, prepare_sound, prepare_text
 from samples import Example
 from shares import percent
 from timelines import measured, predicted

@@ -62,7 +62,7 @@ _TEXTS: Mapping[str, tuple[str, Task, str]] = {
 }
 _LABELS: Mapping[str, str] = {  # what the data's names of classes mean, where they are no words
     "question_type": "The answer tells what is asked for: an abbreviation (ABBR), a description (DESC), "
-    "a thing (ENTY), a person (HUM), a place (LOC) or a number (NUM).",
+    "a thing (ENTY), a person (HUM), a place (LOC) or a number (NUM)."
 }
 _HINTS: Mapping[Task, str] = {
     "image-classification": "Upload a picture.",

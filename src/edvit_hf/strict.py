@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from edvit_hf.errors import RecipeError, did_you_mean
+from edvit_hf.errors import EDViTError, RecipeError, did_you_mean
 
 
 class _Loader(yaml.SafeLoader):
@@ -219,3 +219,21 @@ def _convert_union(hint: Any, value: Any, *, where: str) -> Any:
         except RecipeError as error:
             errors.append(error)
     raise (errors[0] if len(errors) == 1 else RecipeError(f"recipe key `{where}`: {value!r} fits none of {hint}."))
+
+
+def number(name: str, value: Any, interval: str, why: str, error: type[EDViTError] = RecipeError) -> None:
+    """Raise `error` unless `value` is a number inside `interval`, written like `(0, 1]`; `why` tells what it breaks."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
+        raise error(f"`{name}` must be a number in {interval}, got {value!r}: {why}.{hint}")
+    low, high = (float(edge) for edge in interval[1:-1].split(","))
+    is_above = value > low or (interval[0] == "[" and value == low)
+    is_below = value < high or (interval[-1] == "]" and value == high)
+    if math.isnan(value) or not (is_above and is_below):
+        raise error(f"`{name}` must lie in {interval}, got {value}: {why}.")
+
+
+def whole_number(name: str, value: Any, low: int, why: str, error: type[EDViTError] = RecipeError) -> None:
+    """Raise `error` unless `value` is an integer of at least `low`; `why` tells what it breaks."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise error(f"`{name}` must be a whole number of at least {low}, got {value!r}: {why}.")

@@ -336,8 +336,7 @@ def test_deit_with_a_distillation_classifier_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "key"),
-    [("bert", "is_decoder"), ("bert", "add_cross_attention"), ("dinov2", "use_swiglu_ffn")],
+    ("name", "key"), [("bert", "is_decoder"), ("bert", "add_cross_attention"), ("dinov2", "use_swiglu_ffn")]
 )
 def test_what_the_table_does_not_describe_may_not_be_switched_on(name, key):
     config = type(model_of(name).config)(**{**model_of(name).config.to_dict(), key: True})

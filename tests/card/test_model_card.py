@@ -62,10 +62,7 @@ def test_the_sections_stand_in_the_agreed_order(results):
 
 
 def test_the_metadata_survives_the_hubs_own_client(results):
-    recipe = {
-        "teacher": {"checkpoint": "google/vit-base-patch16-224-in21k"},
-        "card": {"license": "mit", "title": "T"},
-    }
+    recipe = {"teacher": {"checkpoint": "google/vit-base-patch16-224-in21k"}, "card": {"license": "mit", "title": "T"}}
     results["dataset"]["path"] = "uoft-cs/cifar10"
     parsed = ModelCard(render_card(CardData.from_run(results, MANIFEST, recipe, language="en"))).data
     assert parsed.to_dict()["library_name"] == "transformers"
@@ -76,10 +73,7 @@ def test_the_metadata_survives_the_hubs_own_client(results):
     assert parsed.base_model == "google/vit-base-patch16-224-in21k"
     assert parsed.base_model_relation == "finetune"
     assert parsed.model_name == "T"
-    assert [(r.metric_type, r.metric_value) for r in parsed.eval_results] == [
-        ("accuracy", 0.9644),
-        ("f1", 0.9624),
-    ]
+    assert [(r.metric_type, r.metric_value) for r in parsed.eval_results] == [("accuracy", 0.9644), ("f1", 0.9624)]
     assert {r.dataset_type for r in parsed.eval_results} == {"uoft-cs/cifar10"}
 
 
@@ -266,11 +260,7 @@ def test_the_digits_card_says_whose_hands_wrote_them(results):
 
 
 def test_what_nobody_measured_reads_not_measured_and_no_cell_is_blank(results):
-    bare = {
-        "task": results["task"],
-        "class_groups": GROUPS,
-        "rows": [{"name": "ensemble", "kind": "ensemble"}],
-    }
+    bare = {"task": results["task"], "class_groups": GROUPS, "rows": [{"name": "ensemble", "kind": "ensemble"}]}
     card = render_card(CardData.from_run(bare))
     table_lines = [line for line in card.splitlines() if line.startswith("|")]
     assert table_lines
@@ -305,13 +295,7 @@ def test_label_names_cannot_break_a_table(results):
 
 def test_the_machine_command_and_commit_stand_beside_the_results(results):
     card = render_card(CardData.from_run(results, MANIFEST))
-    for text in (
-        "edvit run recipes/digits.yaml",
-        "3f2a9c1",
-        "Example CPU 3000",
-        "23.5 GiB",
-        "teacher 0, split 0",
-    ):
+    for text in ("edvit run recipes/digits.yaml", "3f2a9c1", "Example CPU 3000", "23.5 GiB", "teacher 0, split 0"):
         assert text in card
     for number in ("2410.11650", "2309.05015"):
         assert f"https://arxiv.org/abs/{number}" in card

@@ -72,11 +72,7 @@ _EXACT = [
         [0, 1, 2 / 8, 0, 1],
         lambda x: torch.roll(x, 2, 3).index_fill(3, torch.tensor([0, 1]), 0),
     ),
-    (
-        "shift up by one pixel",
-        [0, 1, 0, -1 / 6, 1],
-        lambda x: torch.roll(x, -1, 2).index_fill(2, torch.tensor([5]), 0),
-    ),
+    ("shift up by one pixel", [0, 1, 0, -1 / 6, 1], lambda x: torch.roll(x, -1, 2).index_fill(2, torch.tensor([5]), 0)),
     ("mirror", [0, 1, 0, 0, -1], lambda x: x.flip(3)),
     ("half a turn", [np.pi, 1, 0, 0, 1], lambda x: x.flip(2, 3)),
     ("nothing", [0, 1, 0, 0, 1], lambda x: x),

@@ -105,10 +105,7 @@ def test_plain_bytes_and_a_file_struct_load_like_an_image_feature(animals, tmp_p
     expected = load_task(parquet(animals), OFF).test.inputs(range(3))["pixel_values"]
     for feature, wrap in (
         (datasets.Value("binary"), lambda b: b),
-        (
-            {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-            lambda b: {"bytes": b, "path": "a"},
-        ),
+        ({"bytes": datasets.Value("binary"), "path": datasets.Value("string")}, lambda b: {"bytes": b, "path": "a"}),
     ):
         folder = tmp_path / str(type(feature).__name__)
         folder.mkdir()

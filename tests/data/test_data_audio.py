@@ -155,8 +155,7 @@ def test_a_damaged_sound_is_refused_with_its_row_or_skipped_and_counted(tmp_path
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"sampling_rate": 10}, {"num_mel_bins": 0}, {"max_length": 1.5}, {"std": 0.0}, {"mean": float("nan")}],
+    "change", [{"sampling_rate": 10}, {"num_mel_bins": 0}, {"max_length": 1.5}, {"std": 0.0}, {"mean": float("nan")}]
 )
 def test_an_audio_value_out_of_range_is_refused_by_name(change):
     with pytest.raises(DataError, match=rf"`audio\.{next(iter(change))}`"):

@@ -9,11 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edvit_hf.data import (
-    decoding,
-    iterate_batches,
-    load_task,
-)
+from edvit_hf.data import decoding, iterate_batches, load_task
 from edvit_hf.errors import DataError
 from edvit_hf.transforms import ImageTransform
 from support.dataset_files import (  # noqa: F401
@@ -44,10 +40,7 @@ def test_the_preprocessor_is_what_the_stock_one_saves_and_gives_our_pixels(anima
     preprocessor = json.loads(loaded.processor["preprocessor_config.json"])
     ours = loaded.test.inputs([0, 1, 2])["pixel_values"].numpy()
     images = [Image.open(io.BytesIO(png(index))) for index in range(3)]
-    for processor in (
-        ViTImageProcessor.from_pretrained(tmp_path),
-        AutoImageProcessor.from_pretrained(tmp_path),
-    ):
+    for processor in (ViTImageProcessor.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)):
         np.testing.assert_allclose(ours, processor(images, return_tensors="np")["pixel_values"], rtol=0, atol=1e-6)
         processor.save_pretrained(tmp_path / "again")
         assert (tmp_path / "again/preprocessor_config.json").read_text() == loaded.processor["preprocessor_config.json"]

@@ -176,10 +176,7 @@ def test_optimum_resolves_our_graphs_by_model_type_and_task(exported):
     fusion = resolve_onnx_config(config, model_type=FUSION_MODEL_TYPE)
     assert type(fusion) is FusionOnnxConfig
     inputs = fusion.example_inputs()
-    assert {name: tuple(value.shape) for name, value in inputs.items()} == {
-        "features": (3, 48),
-        "mask": (3, 2),
-    }
+    assert {name: tuple(value.shape) for name, value in inputs.items()} == {"features": (3, 48), "mask": (3, 2)}
     assert inputs["mask"].eq(1).all()
     assert fusion.example_inputs()["features"].equal(inputs["features"])  # seeded
 

@@ -164,8 +164,7 @@ def test_a_profile_of_this_machine_is_complete_and_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"threads": 0}, {"threads": 10_000}, {"repeats": 0}, {"name": ""}, {"watts": 0}, {"watts": float("nan")}],
+    "change", [{"threads": 0}, {"threads": 10_000}, {"repeats": 0}, {"name": ""}, {"watts": 0}, {"watts": float("nan")}]
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(change):
     with pytest.raises(EDViTError, match=r"[Ll]eave it out|at least 1|Pass `--name`"):

@@ -1,5 +1,7 @@
 """The light parts of the package stay light: fresh interpreters are asked what they loaded."""
 
+import ast
+import importlib
 import json
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 
 import edvit_hf
 from edvit_hf.errors import named_extra
-from support.fresh import run_fresh, run_without
+from support.fresh import SOURCE, run_fresh, run_without
 
 HEAVY = {
     *("torch", "transformers", "safetensors", "datasets", "PIL", "onnx", "gradio", "matplotlib", "sklearn"),
@@ -169,3 +171,13 @@ def test_the_doctor_works_without_what_it_reports_on(hidden):
     assert exit_code == 0
     found = {finding["subject"]: finding for finding in json.loads(text)["findings"]}
     assert ("torch is not installed" in found["threads"]["text"]) == ("torch" in hidden)
+
+
+def test_a_lazy_package_offers_the_names_that_type_checkers_see():
+    lazy_packages = [path for path in SOURCE.rglob("edvit_hf/**/__init__.py") if "= lazy(" in path.read_text()]
+    assert len(lazy_packages) > 7
+    for path in lazy_packages:
+        blocks = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If)]
+        seen = {alias.name for block in blocks for node in block.body for alias in node.names}
+        package = importlib.import_module(".".join(path.parent.relative_to(SOURCE).parts))
+        assert seen == set(package.__all__) - {"__version__"}, path

@@ -12,6 +12,7 @@ configuration_edvit
 parts_edvit
 modeling_edvit
 _version errors
+lazy
 tasks storage strict probabilities splitting
 architectures
 auto hardware

@@ -165,10 +165,7 @@ BROKEN = [
     (_set(*FIRST, "fille", value="x"), "unknown key `sub_models[0].variants[0].fille`"),
     (_set(*FIRST, "parity", "argmax_agreement", value=1.5), "must lie in [0, 1]"),
     (_set(*FIRST, "parity", "num_items", value=0), "parity of nothing"),
-    (
-        _set("sub_models", 0, "feature_mean", value=[0.0, "x"]),
-        "`sub_models[0].feature_mean[1]` must be of type",
-    ),
+    (_set("sub_models", 0, "feature_mean", value=[0.0, "x"]), "`sub_models[0].feature_mean[1]` must be of type"),
     (_set("sub_models", 0, "feature_mean", value=[0.0]), "must agree"),
     (_set("sub_models", 0, "feature_std", value=[1.0, -1.0]), "must not be negative"),
     (_set("sub_models", 0, "class_group", value=[0]), "differs from"),
@@ -311,22 +308,13 @@ def test_every_figure_of_a_profile_names_its_source():
 
 
 def test_a_profile_without_a_source_or_with_a_strange_figure_is_refused(tmp_path):
-    good = {
-        "name": "x",
-        "isa": "avx2",
-        "quantization": "avx2",
-        "sources": dict.fromkeys(FIGURES, "null: unknown"),
-    }
+    good = {"name": "x", "isa": "avx2", "quantization": "avx2", "sources": dict.fromkeys(FIGURES, "null: unknown")}
     DeviceProfile(**good)
     for change in ({"sources": {}}, {"quantization": "avx3"}, {"watts": 0}, {"cores": -1}):
         with pytest.raises(ManifestError, match="profile 'x'"):
             DeviceProfile(**{**good, **change})
     path = tmp_path / "devices.yaml"
-    for content in (
-        "- a list",
-        yaml.safe_dump({"x": {"isa": "avx2"}}),
-        yaml.safe_dump({"x": {"colour": "red"}}),
-    ):
+    for content in ("- a list", yaml.safe_dump({"x": {"isa": "avx2"}}), yaml.safe_dump({"x": {"colour": "red"}})):
         path.write_text(content)
         load_profiles.cache_clear()
         with pytest.raises(ManifestError, match=r"devices\.yaml"):

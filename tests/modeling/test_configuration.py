@@ -109,12 +109,7 @@ def test_parts_that_do_not_fit_are_refused_by_name(groups, fields, message):
         (DeiTConfig, "num_channels", 1, "num_channels=3.*num_channels=1"),
         (ASTConfig, "max_length", 30, "max length and num mel bins.*max_length=20.*max_length=30.*`input_values`"),
         (ASTConfig, "num_mel_bins", 8, "num_mel_bins=16.*num_mel_bins=8"),
-        (
-            BertConfig,
-            "vocab_size",
-            60,
-            "vocab size .*model 0: vocab_size=50; sub-model 1: vocab_size=60.*`input_ids`",
-        ),
+        (BertConfig, "vocab_size", 60, "vocab size .*model 0: vocab_size=50; sub-model 1: vocab_size=60.*`input_ids`"),
         (DistilBertConfig, "vocab_size", 60, "vocab_size=50.*vocab_size=60"),
     ],
 )

@@ -67,10 +67,7 @@ def resize_sub(folder, **fields):
         (spoil, "not finite: fusion.layers.0.weight"),
         (lambda folder: spoil(folder, value=torch.inf), "not finite"),
         (lambda folder: remove(folder, "fusion.feature_std"), "missing: fusion.feature_std"),
-        (
-            lambda folder: remove(folder, "sub_models.1.classifier.bias"),
-            "missing: sub_models.1.classifier.bias",
-        ),
+        (lambda folder: remove(folder, "sub_models.1.classifier.bias"), "missing: sub_models.1.classifier.bias"),
         (lambda folder: resize(folder, fusion_hidden_size=9), r"of another shape: fusion.*\(8.*not \(9"),
         (lambda folder: resize_sub(folder, intermediate_size=65), "of another shape: sub_models.1"),
         (lambda folder: resize_sub(folder, num_hidden_layers=1), "left over: sub_models.1.vit"),
@@ -97,11 +94,7 @@ def test_a_damaged_part_is_named_and_undamaged_parts_still_load(copy):
 
 @pytest.mark.parametrize(
     ("gone", "sub_models"),
-    [
-        ("model.safetensors", None),
-        ("sub_models/01/model.safetensors", [1]),
-        ("fusion.safetensors", [1]),
-    ],
+    [("model.safetensors", None), ("sub_models/01/model.safetensors", [1]), ("fusion.safetensors", [1])],
 )
 def test_a_missing_file_is_named(copy, gone, sub_models):
     (copy / gone).unlink()

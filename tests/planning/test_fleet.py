@@ -55,10 +55,7 @@ from edvit_hf.planning.fleet import BUDGETS, Device, Fleet, load_fleet, profile_
         ("devices: [{name: ' ', profile: x86-avx2}]", "needs a name"),
         ("devices: [{name: a, profile: x86-avx2, macs: 5, macs: 7}]", "the key 'macs' is given twice"),
         ("total_mib: 1\ntotal_mib: 2\ndevices: [{name: a, profile: x86-avx2}]", "'total_mib' is given twice"),
-        (
-            f"devices: [{{name: a, profile: x86-avx2, macs: {10**400}}}]",
-            "`macs` must be above 0 and no more",
-        ),
+        (f"devices: [{{name: a, profile: x86-avx2, macs: {10**400}}}]", "`macs` must be above 0 and no more"),
         (f"devices: [{{name: a, profile: x86-avx2, link_ms: {10**400}}}]", "`link_ms` must be at least 0"),
         (f"devices: [{{name: a, profile: x86-avx2}}]\ntotal_mib: {10**400}", "`total_mib` must be above 0"),
         (f"devices: [{{name: a, profile: x86-avx2}}]\ntotal_mib: {'9' * 5000}", "no readable YAML"),

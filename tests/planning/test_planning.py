@@ -100,8 +100,7 @@ def test_the_largest_keep_under_180_mib_for_1_2_3_5_and_10_devices(model, keeps)
 
 
 @pytest.mark.parametrize(
-    ("name", "keep", "ratios"),
-    [("small", 2, (8.65, 7.62)), ("base", 2, (34.26, 29.11)), ("large", 1, None)],
+    ("name", "keep", "ratios"), [("small", 2, (8.65, 7.62)), ("base", 2, (34.26, 29.11)), ("large", 1, None)]
 )
 def test_the_deployment_recipes_plan_without_training_or_download(name, keep, ratios):
     recipe = load_recipe(ROOT / f"recipes/cifar10_vit_{name}.yaml")

@@ -33,11 +33,7 @@ def test_every_shipped_recipe_loads_and_opens_with_a_lab_note(path):
 
 @pytest.mark.parametrize(
     ("section", "key", "near"),
-    [
-        (None, "distil", "distill"),
-        ("prune", "keep_head", "prune.keep_heads"),
-        ("fuse", "epoch", "fuse.epochs"),
-    ],
+    [(None, "distil", "distill"), ("prune", "keep_head", "prune.keep_heads"), ("fuse", "epoch", "fuse.epochs")],
 )
 def test_a_misspelt_key_names_the_nearest_valid_one(tmp_path, values, section, key, near):
     (values if section is None else values[section])[key] = 1

@@ -189,8 +189,7 @@ def test_a_missing_folder_says_how_to_fetch_one(tmp_path):
 def test_an_image_of_any_size_goes_through_the_transform(ensemble):
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     np.testing.assert_array_equal(
-        ensemble(image, absent=[1]).probabilities,
-        ensemble.predict(ensemble.transform(image), absent=[1]).probabilities,
+        ensemble(image, absent=[1]).probabilities, ensemble.predict(ensemble.transform(image), absent=[1]).probabilities
     )
 
 

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, EDViTError
-from edvit_hf.runtime import (
-    CoordinatorConfig,
-    EDViTRuntime,
-    Faults,
-    FaultyEngine,
-    LocalEngine,
-    MonotonicClock,
-    Outcome,
-)
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, Faults, FaultyEngine, LocalEngine, MonotonicClock, Outcome
 from edvit_hf.tasks import TASKS
 from support.tiny_ensemble import FEATURES, WORDS
 

@@ -14,14 +14,7 @@ from torch.nn import functional as F
 
 from edvit_hf.architectures.tables import architecture_of_config
 from edvit_hf.errors import TrainingError
-from edvit_hf.training import (
-    DistillConfig,
-    DistillData,
-    Lockstep,
-    LockstepData,
-    lockstep_objective,
-    teacher_outputs,
-)
+from edvit_hf.training import DistillConfig, DistillData, Lockstep, LockstepData, lockstep_objective, teacher_outputs
 from edvit_hf.training.relations import (
     captured,
     log_relations,

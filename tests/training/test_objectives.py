@@ -76,11 +76,7 @@ def test_the_distillation_loss_is_its_formula():
 def test_a_sub_model_that_agrees_with_the_teacher_has_no_divergence():
     teacher = torch.randn(6, 5)
     own = group_distribution(teacher, [0, 3]) + 1.5
-    batch = {
-        "inputs": {},
-        "labels": torch.zeros(6, dtype=torch.long),
-        "teacher_logits": teacher,
-    }
+    batch = {"inputs": {}, "labels": torch.zeros(6, dtype=torch.long), "teacher_logits": teacher}
     loss, _ = distill_objective([0, 3], 3.0, 1.0)(FixedLogits(own), batch)
     assert loss.item() == pytest.approx(0.0, abs=1e-5)
 

@@ -6,12 +6,4 @@ from edvit_hf.bench.measure import REPEATS, BenchReport, BenchRow, bench_ensembl
 from edvit_hf.bench.record import save_latencies
 from edvit_hf.bench.table import bench_table
 
-__all__ = [
-    "REPEATS",
-    "BenchReport",
-    "BenchRow",
-    "bench_ensemble",
-    "bench_table",
-    "save_bench_figure",
-    "save_latencies",
-]
+__all__ = ["REPEATS", "BenchReport", "BenchRow", "bench_ensemble", "bench_table", "save_bench_figure", "save_latencies"]

@@ -138,11 +138,7 @@ class CardData:
         recipe = recipe or results.get("recipe_values") or {}
         block = recipe.get("card") or {}
         given = {name: block[key] for key, name in _RECIPE_TEXTS.items() if block.get(key) is not None}
-        text = {
-            "model_name": f"ED-ViT ensemble, {results.get('recipe') or 'unnamed recipe'}",
-            **given,
-            **text,
-        }
+        text = {"model_name": f"ED-ViT ensemble, {results.get('recipe') or 'unnamed recipe'}", **given, **text}
         run = CardRun(results=results, manifest=manifest, recipe=recipe)
         return cls(text=CardText(**text), run=run)
 

@@ -97,11 +97,7 @@ def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
     axes.set_xlabel("size on one device, MiB of float32 weights (logarithmic; equal sizes side by side)")
     axes.set_ylabel("accuracy on the test split, %")
     bars = " Bars: 95 % interval of the difference to the teacher (may pass 100)." if has_interval else ""
-    _title(
-        axes,
-        "Accuracy against size per device",
-        f"Hollow: the whole ensemble.{bars}",
-    )
+    _title(axes, "Accuracy against size per device", f"Hollow: the whole ensemble.{bars}")
     _legend_below(figure, figure_source(results))
     return figure
 

@@ -5,15 +5,15 @@ import os
 from edvit_hf.cli.app import app
 from edvit_hf.cli.output import checked_output
 
-from edvit_hf.cli import trip  # isort: skip  # noqa: F401  (importing a module adds its commands)
-from edvit_hf.cli import exporting  # isort: skip  # noqa: F401
-from edvit_hf.cli import hub  # isort: skip  # noqa: F401
-from edvit_hf.cli import measure  # isort: skip  # noqa: F401
-from edvit_hf.cli import serve  # isort: skip  # noqa: F401
-from edvit_hf.cli import bench  # isort: skip  # noqa: F401
-from edvit_hf.cli import card  # isort: skip  # noqa: F401
-from edvit_hf.cli import space  # isort: skip  # noqa: F401
-from edvit_hf.cli import machine  # isort: skip  # noqa: F401
+from edvit_hf.cli import trip  # isort: skip
+from edvit_hf.cli import exporting  # isort: skip
+from edvit_hf.cli import hub  # isort: skip
+from edvit_hf.cli import measure  # isort: skip
+from edvit_hf.cli import serve  # isort: skip
+from edvit_hf.cli import bench  # isort: skip
+from edvit_hf.cli import card  # isort: skip
+from edvit_hf.cli import space  # isort: skip
+from edvit_hf.cli import machine  # isort: skip
 
 __all__ = ["app", "main"]
 

@@ -73,9 +73,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what e
 
 
 @app.callback(invoke_without_command=True)
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         console.print(__version__)
         raise typer.Exit

@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edvit_hf.cli.app import (
-    Format,
-    FormatOption,
-    app,
-    console,
-    log_console,
-    plain_errors,
-    print_json,
-    start_logging,
-)
+from edvit_hf.cli.app import Format, FormatOption, app, console, log_console, plain_errors, print_json, start_logging
 
 if TYPE_CHECKING:
     from edvit_hf.bench import BenchReport

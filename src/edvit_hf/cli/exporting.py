@@ -40,8 +40,7 @@ def export(
         bool, typer.Option("--auto", help="Where int8 misses its gate, search for the nodes that must stay float.")
     ] = False,
     with_preprocessing: Annotated[
-        bool,
-        typer.Option("--with-preprocessing", help="Write each file a second time with the preprocessing inside."),
+        bool, typer.Option("--with-preprocessing", help="Write each file a second time with the preprocessing inside.")
     ] = False,
     whole: Annotated[
         bool, typer.Option("--whole/--no-whole", help="Whether to write the whole ensemble as one graph too.")

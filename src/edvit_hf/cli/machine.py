@@ -5,16 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edvit_hf.cli.app import (
-    Format,
-    FormatOption,
-    app,
-    console,
-    log_console,
-    plain_errors,
-    print_json,
-    start_logging,
-)
+from edvit_hf.cli.app import Format, FormatOption, app, console, log_console, plain_errors, print_json, start_logging
 
 
 @app.command()

@@ -8,16 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edvit_hf.cli.app import (
-    Format,
-    FormatOption,
-    Precision,
-    app,
-    console,
-    plain_errors,
-    print_json,
-    start_logging,
-)
+from edvit_hf.cli.app import Format, FormatOption, Precision, app, console, plain_errors, print_json, start_logging
 from edvit_hf.cli.loading import (
     EnsembleArgument,
     NumThreadsOption,

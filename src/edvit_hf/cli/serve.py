@@ -49,8 +49,7 @@ _Rate = Annotated[float, typer.Option(help="Requests a second from one client; 0
 _SendSeconds = Annotated[float, typer.Option(help="Time a client has to send.")]
 _MaxConnections = Annotated[int, typer.Option(help="Open at a time.")]
 _TokenFile = Annotated[
-    Path | None,
-    typer.Option(help="Clients must show a token of this file, one a line. Or set EDVIT_SERVE_TOKEN."),
+    Path | None, typer.Option(help="Clients must show a token of this file, one a line. Or set EDVIT_SERVE_TOKEN.")
 ]
 _TlsCert = Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")]
 _TlsKey = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]

@@ -5,24 +5,12 @@ was trained: a small convolutional network for images and spectrograms, TF-IDF f
 call it. Names load lazily: the text baseline needs no torch, the network no scikit-learn.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edvit_hf.lazy import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.evaluation.convolution import SmallCNN, small_cnn
     from edvit_hf.evaluation.tfidf import TfidfBaseline
 
-_OWNERS = {"convolution": ("SmallCNN", "small_cnn"), "tfidf": ("TfidfBaseline",)}
-_MODULE_OF = {name: module for module, names in _OWNERS.items() for name in names}
-
-__all__ = ["SmallCNN", "TfidfBaseline", "small_cnn"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy(__name__, {"convolution": ("SmallCNN", "small_cnn"), "tfidf": ("TfidfBaseline",)})

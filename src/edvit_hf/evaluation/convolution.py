@@ -79,10 +79,7 @@ class SmallCNN(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        input_values: Tensor | None = None,
-        labels: Tensor | None = None,
+        self, pixel_values: Tensor | None = None, input_values: Tensor | None = None, labels: Tensor | None = None
     ) -> ImageClassifierOutput | SequenceClassifierOutput:
         """Images (B, C, H, W) or spectrograms (B, T, F), float32 -> logits (B, num_labels), loss if labels are given.
 

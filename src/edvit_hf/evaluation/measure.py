@@ -156,12 +156,7 @@ def torch_predict(model: "torch.nn.Module", **forward_kwargs: Any) -> Predict:
 
 
 def paired_interval(
-    correct_a: np.ndarray,
-    correct_b: np.ndarray,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
+    correct_a: np.ndarray, correct_b: np.ndarray, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> PairedInterval:
     """Percentile bootstrap over items of accuracy a minus accuracy b.
 

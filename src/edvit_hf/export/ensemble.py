@@ -250,10 +250,7 @@ def _shortest(values: torch.Tensor) -> list[float]:
 
 
 def _make_manifest(
-    model: EDViTPreTrainedModel,
-    entry: EnsembleEntry,
-    exported: Exported,
-    content: dict[str, ContentFile],
+    model: EDViTPreTrainedModel, entry: EnsembleEntry, exported: Exported, content: dict[str, ContentFile]
 ) -> Manifest:
     """The manifest, checked by reading it back."""
     config, sizes = model.config, model.config.feature_sizes

@@ -265,10 +265,7 @@ def shipped_kind(profile: DeviceProfile) -> str:
 
 
 def detect_profile(
-    *,
-    machine: str | None = None,
-    cpuinfo: Path = Path("/proc/cpuinfo"),
-    board: Path = Path("/proc/device-tree/model"),
+    *, machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = Path("/proc/device-tree/model")
 ) -> str:
     """Name the profile of this machine.
 

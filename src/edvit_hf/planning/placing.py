@@ -246,12 +246,7 @@ class _Program:
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        *,
-        latency: bool = False,
-        cutoff: float | None = None,
-        raised: Sequence[str] = (),
+        self, problem: Problem, *, latency: bool = False, cutoff: float | None = None, raised: Sequence[str] = ()
     ) -> None:
         self.problem, self.raised = problem, tuple(raised)
         self.items = problem.kinds_of_items

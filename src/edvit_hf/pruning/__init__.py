@@ -4,8 +4,9 @@
 Names resolve when first touched, so that `edvit_hf.pruning.config` can be read without loading torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edvit_hf.lazy import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.pruning.axes import ARCHITECTURES, Architecture, architecture_of
@@ -15,40 +16,14 @@ if TYPE_CHECKING:
     from edvit_hf.pruning.plan import PruningPlan, make_plan
     from edvit_hf.pruning.surgery import masked_forward, prune
 
-_PUBLIC = {
-    "ARCHITECTURES": "axes",
-    "Architecture": "axes",
-    "architecture_of": "axes",
-    "compensate": "compensation",
-    "PruneConfig": "config",
-    "UnitScores": "importance",
-    "unit_scores": "importance",
-    "PruningPlan": "plan",
-    "make_plan": "plan",
-    "masked_forward": "surgery",
-    "prune": "surgery",
-}
-
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "PruneConfig",
-    "PruningPlan",
-    "UnitScores",
-    "architecture_of",
-    "compensate",
-    "make_plan",
-    "masked_forward",
-    "prune",
-    "unit_scores",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'edvit_hf.pruning' has no attribute {name!r}; public names: {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"edvit_hf.pruning.{_PUBLIC[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "axes": ("ARCHITECTURES", "Architecture", "architecture_of"),
+        "compensation": ("compensate",),
+        "config": ("PruneConfig",),
+        "importance": ("UnitScores", "unit_scores"),
+        "plan": ("PruningPlan", "make_plan"),
+        "surgery": ("masked_forward", "prune"),
+    },
+)

@@ -188,10 +188,7 @@ class PruningPlan:
         ]
         if self.kept_pooled is not None:
             rows.insert(1, ("pooler outputs", len(self.kept_pooled), before.residual, ""))
-        lines = [
-            f"Pruning plan: {self.model_type}, {before.layers} layers",
-            f"  {'axis':<21}{'kept / total':>15}",
-        ]
+        lines = [f"Pruning plan: {self.model_type}, {before.layers} layers", f"  {'axis':<21}{'kept / total':>15}"]
         lines += [f"  {name:<21}{f'{kept} / {all_}':>15}{kept / all_:>8.1%}{note}" for name, kept, all_, note in rows]
         lines.append(
             f"  parameters  {self.parameters_before:,} -> {self.parameters_after:,}"

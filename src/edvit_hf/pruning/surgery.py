@@ -201,11 +201,7 @@ def _cut_labels(tensor: Tensor, dim: int, group: list[int], *, is_bias: bool) ->
 
 
 def _check_shapes(
-    pruned: PreTrainedModel,
-    model: PreTrainedModel,
-    architecture: Architecture,
-    after: Widths,
-    state: dict[str, Tensor],
+    pruned: PreTrainedModel, model: PreTrainedModel, architecture: Architecture, after: Widths, state: dict[str, Tensor]
 ) -> None:
     """A config key that a model ignores would build it at full width without a word: compare every shape."""
     built, shapes = pruned.state_dict(), architecture.shapes(model.config, after)

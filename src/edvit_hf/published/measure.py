@@ -45,11 +45,7 @@ class Described(Protocol):
 
 
 def measure_exported(
-    folder: Path,
-    recipe: Described | None = None,
-    *,
-    precision: Precision = "fp32",
-    max_items: int | None = None,
+    folder: Path, recipe: Described | None = None, *, precision: Precision = "fp32", max_items: int | None = None
 ) -> dict[str, Any]:
     """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with sub-models absent.
 

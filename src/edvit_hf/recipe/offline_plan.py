@@ -21,11 +21,7 @@ from edvit_hf.recipe.schema import Recipe, packaged_recipes
 
 
 def plan_recipe(
-    recipe: Recipe,
-    *,
-    num_classes: int | None = None,
-    fleet: Path | None = None,
-    placement: PlacementMethod = "auto",
+    recipe: Recipe, *, num_classes: int | None = None, fleet: Path | None = None, placement: PlacementMethod = "auto"
 ) -> Plan:
     """The plan of a recipe before any of it has run.
 

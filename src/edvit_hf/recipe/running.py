@@ -228,12 +228,7 @@ def _done(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def _run_stage(
-    stage: Stage,
-    trip: Trip,
-    folder: Path,
-    key: str,
-    done: dict[str, Any] | None,
-    observer: Observer | None,
+    stage: Stage, trip: Trip, folder: Path, key: str, done: dict[str, Any] | None, observer: Observer | None
 ) -> StageRecord:
     if done is not None:
         logger.info("%s: up to date, skipped", stage.name)

@@ -15,10 +15,9 @@ from edvit_hf.evaluation.config import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
-from edvit_hf.strict import build_strictly, load_yaml
+from edvit_hf.strict import build_strictly, load_yaml, number, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
-from edvit_hf.training.config import number, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)

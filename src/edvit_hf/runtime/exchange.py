@@ -9,14 +9,7 @@ from functools import partial
 from edvit_hf.errors import DataError
 from edvit_hf.runtime.checks import ResponseCheck
 from edvit_hf.runtime.clock import Clock
-from edvit_hf.runtime.messages import (
-    ON_REQUEST,
-    Pending,
-    Reason,
-    SubModelRequest,
-    SubModelResponse,
-    UnavailableError,
-)
+from edvit_hf.runtime.messages import ON_REQUEST, Pending, Reason, SubModelRequest, SubModelResponse, UnavailableError
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,9 @@
 Names load lazily, so that a recipe can be checked with `edvit_hf.training.config` without importing torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edvit_hf.lazy import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.training.checkpoints import TrainLog
@@ -33,59 +34,19 @@ if TYPE_CHECKING:
     from edvit_hf.training.teacher import TeacherOutputs, teacher_outputs
     from edvit_hf.training.threads import use_all_cores
 
-_OWNERS = {
-    "checkpoints": ("TrainLog",),
-    "config": ("DistillConfig", "FuseConfig", "TrainConfig", "joint_config"),
-    "epoch_data": ("Batch", "ClassifyData", "DistillData", "EpochData", "FuseData", "JointData", "LockstepData"),
-    "joint": ("JointModel", "joint_objective"),
-    "lockstep": ("Lockstep", "lockstep_objective"),
-    "loop": ("train",),
-    "objectives": ("Objective", "classify_objective", "distill_objective", "fuse_objective", "group_distribution"),
-    "order": ("epoch_batches", "epoch_order"),
-    "processes": ("my_share", "process_state"),
-    "teacher": ("TeacherOutputs", "teacher_outputs"),
-    "threads": ("use_all_cores",),
-}
-_MODULE_OF = {name: module for module, names in _OWNERS.items() for name in names}
-
-__all__ = [
-    "Batch",
-    "ClassifyData",
-    "DistillConfig",
-    "DistillData",
-    "EpochData",
-    "FuseConfig",
-    "FuseData",
-    "JointData",
-    "JointModel",
-    "Lockstep",
-    "LockstepData",
-    "Objective",
-    "TeacherOutputs",
-    "TrainConfig",
-    "TrainLog",
-    "classify_objective",
-    "distill_objective",
-    "epoch_batches",
-    "epoch_order",
-    "fuse_objective",
-    "group_distribution",
-    "joint_config",
-    "joint_objective",
-    "lockstep_objective",
-    "my_share",
-    "process_state",
-    "teacher_outputs",
-    "train",
-    "use_all_cores",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "checkpoints": ("TrainLog",),
+        "config": ("DistillConfig", "FuseConfig", "TrainConfig", "joint_config"),
+        "epoch_data": ("Batch", "ClassifyData", "DistillData", "EpochData", "FuseData", "JointData", "LockstepData"),
+        "joint": ("JointModel", "joint_objective"),
+        "lockstep": ("Lockstep", "lockstep_objective"),
+        "loop": ("train",),
+        "objectives": ("Objective", "classify_objective", "distill_objective", "fuse_objective", "group_distribution"),
+        "order": ("epoch_batches", "epoch_order"),
+        "processes": ("my_share", "process_state"),
+        "teacher": ("TeacherOutputs", "teacher_outputs"),
+        "threads": ("use_all_cores",),
+    },
+)

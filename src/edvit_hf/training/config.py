@@ -1,10 +1,10 @@
 """Values of a training run, checked at birth. Imports neither torch nor accelerate."""
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from edvit_hf.errors import RecipeError
+from edvit_hf.strict import number, whole_number
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DistillKind = Literal["kd", "dekd", "none"]
@@ -42,21 +42,11 @@ class TrainConfig:
         """Refuse values that cannot train."""
         whole_number("epochs", self.epochs, 1, "zero epochs would return the untrained model")
         whole_number("batch_size", self.batch_size, 1, "it is the number of items of one forward pass")
-        number(
-            "learning_rate",
-            self.learning_rate,
-            "(0, inf)",
-            "a negative one climbs the loss, zero stands still",
-        )
+        number("learning_rate", self.learning_rate, "(0, inf)", "a negative one climbs the loss, zero stands still")
         number("weight_decay", self.weight_decay, "[0, inf)", "a negative one makes the weights grow")
         number("warmup_fraction", self.warmup_fraction, "[0, 1)", "it is the share of the run spent warming up")
         number("label_smoothing", self.label_smoothing, "[0, 1)", "it is the share of the target spread evenly")
-        number(
-            "max_grad_norm",
-            self.max_grad_norm,
-            "(0, inf]",
-            "zero would stop every step; use .inf not to clip",
-        )
+        number("max_grad_norm", self.max_grad_norm, "(0, inf]", "zero would stop every step; use .inf not to clip")
         whole_number("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "1 means no accumulation")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise RecipeError(
@@ -167,12 +157,7 @@ class FuseConfig(TrainConfig):
         super().__post_init__()
         whole_number("hidden_size", self.hidden_size, 0, "0 is a linear head")
         number("dropout", self.dropout, "[0, 1)", "it is the share of hidden units switched off")
-        number(
-            "sub_model_dropout",
-            self.sub_model_dropout,
-            "[0, 1)",
-            "it is the share of sub-models taken as absent",
-        )
+        number("sub_model_dropout", self.sub_model_dropout, "[0, 1)", "it is the share of sub-models taken as absent")
         number("temperature", self.temperature, "(0, inf)", "logits are divided by it")
         number("distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss")
         whole_number("views", self.views, 1, "at least one view of every item is needed")
@@ -196,21 +181,3 @@ def joint_config(config: FuseConfig) -> FuseConfig:
         batch_size=config.joint_batch_size,
         views=config.joint_views or config.views,
     )
-
-
-def number(name: str, value: Any, interval: str, why: str) -> None:
-    """Raise `RecipeError` unless `value` is a number inside `interval`, written like `(0, 1]`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
-        raise RecipeError(f"`{name}` must be a number in {interval}, got {value!r}: {why}.{hint}")
-    low, high = (float(edge) for edge in interval[1:-1].split(","))
-    is_above = value > low or (interval[0] == "[" and value == low)
-    is_below = value < high or (interval[-1] == "]" and value == high)
-    if math.isnan(value) or not (is_above and is_below):
-        raise RecipeError(f"`{name}` must lie in {interval}, got {value}: {why}.")
-
-
-def whole_number(name: str, value: Any, low: int, why: str) -> None:
-    """Raise `RecipeError` unless `value` is an integer of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise RecipeError(f"`{name}` must be a whole number of at least {low}, got {value!r}: {why}.")

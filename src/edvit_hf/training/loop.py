@@ -17,14 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from edvit_hf.errors import TrainingError
-from edvit_hf.training.checkpoints import (
-    Progress,
-    TrainLog,
-    newest_checkpoint,
-    restore,
-    run_identity,
-    write_checkpoint,
-)
+from edvit_hf.training.checkpoints import Progress, TrainLog, newest_checkpoint, restore, run_identity, write_checkpoint
 from edvit_hf.training.config import TrainConfig
 from edvit_hf.training.epoch_data import EpochData
 from edvit_hf.training.loading import load_batches, num_steps, share_of

@@ -89,10 +89,7 @@ def distillation_loss(
 
 
 def fuse_objective(
-    sub_model_dropout: float,
-    weight: float,
-    temperature: float,
-    label_smoothing: float = 0.0,
+    sub_model_dropout: float, weight: float, temperature: float, label_smoothing: float = 0.0
 ) -> Objective:
     """Cross-entropy and divergence from the teacher for a `FusionHead`, sub-models absent at random.
 

@@ -48,12 +48,7 @@ class TextTransform:
     """
 
     def __init__(
-        self,
-        tokenizer: "Tokenizer",
-        *,
-        max_length: int,
-        pad_id: int = 0,
-        truncation_side: str = "right",
+        self, tokenizer: "Tokenizer", *, max_length: int, pad_id: int = 0, truncation_side: str = "right"
     ) -> None:
         special = tokenizer.num_special_tokens_to_add(False)
         if type(max_length) is not int or not special < max_length <= NO_LENGTH:

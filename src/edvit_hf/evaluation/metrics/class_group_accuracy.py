@@ -35,11 +35,7 @@ class ClassGroupAccuracy(evaluate.Metric):
         )
 
     def _compute(
-        self,
-        predictions: Any,
-        references: Any,
-        class_groups: Sequence[Sequence[int]] | None = None,
-        **of_others: Any,
+        self, predictions: Any, references: Any, class_groups: Sequence[Sequence[int]] | None = None, **of_others: Any
     ) -> dict[str, list[float | None]]:
         refuse_unknown("ClassGroupAccuracy", of_others)
         groups = self.class_groups if class_groups is None else class_groups
