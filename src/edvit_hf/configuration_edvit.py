@@ -46,7 +46,13 @@ _CLASSIFIERS = {
     "text-classification": "ForSequenceClassification",
 }
 # What transformers itself may store on a config besides the declared fields.
-_STOCK_ATTRIBUTES = {"model_type", "auto_map", "quantization_config", "fusion_config", "transformers.js_config"}
+_STOCK_ATTRIBUTES = {
+    "model_type",
+    "auto_map",
+    "quantization_config",
+    "fusion_config",
+    "transformers.js_config",
+}
 _STOCK_KEYWORDS = _STOCK_ATTRIBUTES | {"name_or_path", "num_labels", "output_attentions", "torch_dtype"}
 _STOCK_KEYWORDS |= {"attn_implementation", "experts_implementation"}
 _NOT_STORED = ("transformers_version", "dtype", "architectures", "_name_or_path")
