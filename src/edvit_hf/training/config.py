@@ -14,14 +14,22 @@ DistillKind = Literal["kd", "dekd", "none"]
 class TrainConfig:
     """How long and how fast to train.
 
-    `batch_size` counts the items of one forward pass over all processes together, so the same values train
-    alike on one GPU and on four; one optimiser step sees `batch_size * gradient_accumulation_steps` items.
-    `learning_rate` is the peak, reached after `warmup_fraction` of the run and followed by a cosine to zero.
-    `weight_decay` spares biases, norms and embeddings (positions, class tokens). `max_grad_norm` may be
-    `inf`. `mixed_precision` is followed whatever an `accelerate` config file says. `checkpoint_every_steps`
-    counts optimiser steps; None saves after every epoch (unless the last save is less than five seconds old).
-    `num_workers` are data loading processes (0: none). `track` names a trackio project that gets the figures
-    of every epoch; None tracks nothing.
+    Attributes:
+        epochs: Passes over the training items.
+        batch_size: Items of one forward pass over all processes together, so the same values train alike on one GPU and
+            on four. One optimiser step sees `batch_size * gradient_accumulation_steps` items.
+        learning_rate: Peak, reached after the warm-up and followed by a cosine to zero.
+        weight_decay: Spares biases, norms and embeddings (positions, class tokens).
+        warmup_fraction: Share of the run spent warming up, in [0, 1).
+        label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
+        max_grad_norm: Gradients are clipped to this norm; `.inf` clips nothing.
+        gradient_accumulation_steps: Batches of one optimiser step.
+        mixed_precision: Followed whatever an `accelerate` config file says. Write "no" with quotes.
+        checkpoint_every_steps: Optimiser steps between two saves. None: after every epoch, unless the last save is less
+            than five seconds old.
+        num_workers: Processes that load data; 0: the training process does.
+        track: Name of a trackio project that gets the figures of every epoch. None: nothing is tracked.
+        seed: Of everything that the run draws at random; at least 0.
     """
 
     epochs: int
@@ -69,21 +77,22 @@ class TrainConfig:
 class DistillConfig(TrainConfig):
     """How a sub-model learns from the teacher.
 
-    `objective` is one of
-
-    - "kd": distillation_weight * temperature^2 * KL + (1 - distillation_weight) * cross-entropy, both on the class
-      group and the pooled "other";
-    - "dekd": the same classification loss, or with `hard` (1 - hard_weight) * cross-entropy with the labels +
-      hard_weight * cross-entropy with the teacher's answers; and the divergences of the teacher's and the
-      sub-model's q, k and v relations, weighted by `relation_weights` (all sub-models train in lockstep, which shares
-      the teacher's passes);
-    - "none": cross-entropy with the labels alone.
-
-    `views` is the number of replayed augmented views whose teacher outputs are computed once and stored;
-    `negatives_per_positive` the number of "other" items per item of the class group in every epoch; with 0 a sub-model
-    sees its own classes alone, as in DeViT, and its vote cannot tell them from others.
-
     Source: "dekd" is DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.lockstep.lockstep_objective`.
+
+    Attributes:
+        objective: "kd": distillation_weight * temperature^2 * KL + (1 - distillation_weight) * cross-entropy, both on
+            the class group and the pooled "other". "dekd": the same classification loss, or that of `hard`, and the
+            divergences of the teacher's and the sub-model's q, k and v relations; all sub-models train in lockstep,
+            which shares the teacher's passes. "none": cross-entropy with the labels alone.
+        temperature: Logits are divided by it before they are compared.
+        distillation_weight: Share of the divergence in the loss, in [0, 1]; the labels get the rest.
+        hard: Whether the classification loss is (1 - hard_weight) * cross-entropy with the labels + hard_weight *
+            cross-entropy with the teacher's answers, as in DeViT, instead of that of "kd".
+        hard_weight: Share of the teacher's answers in it, in [0, 1].
+        relation_weights: Weights of the divergences of the q, k and v relations; a zero leaves one out.
+        negatives_per_positive: "Other" items per item of the class group in every epoch. With 0 a sub-model sees its
+            own classes alone, as in DeViT, and its vote cannot tell them from others.
+        views: Replayed augmented views whose teacher outputs are computed once and stored.
     """
 
     objective: DistillKind = "kd"
@@ -127,15 +136,26 @@ def _check_relation_weights(config: DistillConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(TrainConfig):
-    """How the fusion head is trained on frozen features; `hidden_size` 0 is a linear head.
-
-    With `joint` (the default: it won on validation items), sub-models and fusion head are then tuned together, end to
-    end, for `joint_epochs` epochs at `joint_learning_rate` with batches of `joint_batch_size`: the loss of the fusion
-    head + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` * mean
-    distillation loss of the votes, so that a sub-model's vote stays good. `joint_views` replayed views are used (None:
-    `views`).
+    """How the fusion head is trained on frozen features, and then together with the sub-models.
 
     Source: joint tuning is stage 4 of DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.joint`.
+
+    Attributes:
+        hidden_size: Hidden units of the fusion head; 0 is a linear head.
+        dropout: Share of hidden units switched off in training, in [0, 1).
+        sub_model_dropout: Share of sub-models taken as absent in training, in [0, 1).
+        temperature: Logits are divided by it before they are compared with the teacher's.
+        distillation_weight: Share of the divergence from the teacher in the loss, in [0, 1]; the labels get the rest.
+        views: Replayed views that the head learns from; at most `distill.views`.
+        joint: Whether sub-models and fusion head are then tuned together, end to end. The loss is that of the fusion
+            head + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` *
+            mean distillation loss of the votes.
+        joint_epochs: Epochs of the joint tuning.
+        joint_learning_rate: Its peak.
+        joint_batch_size: Items of its forward pass.
+        joint_views: Replayed views that it uses. None: as many as `views`.
+        token_weight: Weight of the features' error.
+        vote_weight: Weight of the votes' loss, so that a sub-model's vote stays good.
     """
 
     hidden_size: int = 128
