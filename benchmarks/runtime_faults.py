@@ -17,6 +17,7 @@ import dataclasses
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -40,20 +41,12 @@ from edvit_hf.manifest import (
     Variant,
     hash_of_content,
 )
-from edvit_hf.runtime import (
-    Clock,
-    Coordinator,
-    CoordinatorConfig,
-    Faults,
-    FaultyEngine,
-    Gathered,
-    MonotonicClock,
-    SimulatedClock,
-    StubEngine,
-    SubModelRequest,
-)
+from edvit_hf.runtime import Clock, Coordinator, CoordinatorConfig, Gathered, MonotonicClock, SubModelRequest
 from edvit_hf.runtime.fusing import Fusion
 from edvit_hf.storage import write_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 
 RESULTS = Path(__file__).parent / "results"
 NUM_SUB_MODELS, CLASSES_EACH, FEATURES = 5, 2, 16

@@ -14,16 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, EDViTError, QuorumError
-from edvit_hf.runtime import (
-    Coordinator,
-    CoordinatorConfig,
-    Faults,
-    FaultyEngine,
-    MonotonicClock,
-    SimulatedClock,
-    StubEngine,
-    SubModelRequest,
-)
+from edvit_hf.runtime import Coordinator, CoordinatorConfig, MonotonicClock, SubModelRequest
+from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 from support.tiny_ensemble import FEATURES, SIZE, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4], [5]]

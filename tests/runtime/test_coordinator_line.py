@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 from edvit_hf.errors import OverloadedError
-from edvit_hf.runtime import (
-    Coordinator,
-    CoordinatorConfig,
-    Faults,
-    FaultyEngine,
-    MonotonicClock,
-    SimulatedClock,
-    StubEngine,
-)
+from edvit_hf.runtime import Coordinator, CoordinatorConfig, MonotonicClock
 from edvit_hf.runtime.admission import Admission
+from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 from support.tiny_ensemble import SIZE, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]

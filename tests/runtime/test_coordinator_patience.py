@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edvit_hf.errors import QuorumError
-from edvit_hf.runtime import Coordinator, CoordinatorConfig, Faults, FaultyEngine, SimulatedClock, StubEngine
+from edvit_hf.runtime import Coordinator, CoordinatorConfig
+from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 from support.tiny_ensemble import SIZE, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4], [5]]

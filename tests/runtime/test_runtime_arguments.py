@@ -11,9 +11,10 @@ import pytest
 
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.manifest import Manifest
-from edvit_hf.runtime import EDViTRuntime, LocalEngine, StubEngine
+from edvit_hf.runtime import EDViTRuntime, LocalEngine
 from edvit_hf.runtime.fusing import Fusion
 from edvit_hf.tasks import TASKS
+from support.drills import StubEngine
 from support.tiny_ensemble import TASK_GROUPS, write_tiny_ensemble
 
 pytest_plugins = ["support.task_fixtures"]

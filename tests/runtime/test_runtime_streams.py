@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, EDViTError
-from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, Faults, FaultyEngine, LocalEngine, MonotonicClock, Outcome
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine, MonotonicClock, Outcome
 from edvit_hf.tasks import TASKS
+from support.drills import Faults, FaultyEngine
 from support.tiny_ensemble import FEATURES, WORDS
 
 pytest_plugins = ["support.task_fixtures"]

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edvit_hf.runtime import EDViTRuntime, Faults, SimulatedClock
+from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving.replies import _label
 from edvit_hf.serving.schema import ErrorReply, InfoReply, PredictReply
 from edvit_hf.tasks import TASKS
+from support.drills import Faults, SimulatedClock
 from support.serving_setup import (
     AUDIO,
     GROUPS,

@@ -27,12 +27,14 @@ from edvit_hf.serving import serve as serve_forever
 from support.serving_setup import GROUPS, IMAGE, TOKEN, png
 from support.tiny_ensemble import write_tiny_ensemble
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "EDVIT_NUM_THREADS": "1"}
+PATHS = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "EDVIT_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 SLOW = """
 import logging, os, sys
 from edvit_hf.manifest import Manifest
-from edvit_hf.runtime import EDViTRuntime, Faults, FaultyEngine, MonotonicClock, StubEngine
+from edvit_hf.runtime import EDViTRuntime, MonotonicClock
 from edvit_hf.serving import Limits, ServeConfig, serve
+from support.drills import Faults, FaultyEngine, StubEngine
 folder, milliseconds, grace_seconds, send_seconds = sys.argv[1], *map(float, sys.argv[2:])
 logging.basicConfig(level=logging.INFO)
 logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING)  # it would fill the pipe that nobody reads

@@ -9,17 +9,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from edvit_hf.manifest import Manifest
-from edvit_hf.runtime import (
-    Coordinator,
-    CoordinatorConfig,
-    EDViTRuntime,
-    Faults,
-    FaultyEngine,
-    MonotonicClock,
-    StubEngine,
-)
+from edvit_hf.runtime import Coordinator, CoordinatorConfig, EDViTRuntime, MonotonicClock
 from edvit_hf.serving import Limits, ServeConfig, Service, create_app
 from edvit_hf.tasks import TASKS
+from support.drills import Faults, FaultyEngine, StubEngine
 from support.tiny_ensemble import write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]

@@ -1,13 +1,12 @@
 """Run an exported ensemble without torch: numpy and onnxruntime only.
 
 `EDViTRuntime` answers; its `Coordinator` decides whom to ask, how long to wait and what may be fused; an `Engine`
-carries the requests. `LocalEngine` runs everything in this process, `FaultyEngine` makes any engine misbehave.
+carries the requests. `LocalEngine` runs everything in this process.
 """
 
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
-from edvit_hf.runtime.clock import Clock, MonotonicClock, SimulatedClock
+from edvit_hf.runtime.clock import Clock, MonotonicClock
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig, Gathered
-from edvit_hf.runtime.drills import Faults, FaultyEngine, StubEngine
 from edvit_hf.runtime.engines.local import LocalEngine
 from edvit_hf.runtime.ensemble import EDViTRuntime
 from edvit_hf.runtime.messages import (
@@ -28,8 +27,6 @@ __all__ = [
     "CoordinatorConfig",
     "EDViTRuntime",
     "Engine",
-    "Faults",
-    "FaultyEngine",
     "Gathered",
     "LocalEngine",
     "MonotonicClock",
@@ -37,8 +34,6 @@ __all__ = [
     "Pending",
     "ProbeResponse",
     "Reason",
-    "SimulatedClock",
-    "StubEngine",
     "SubModelRequest",
     "SubModelResponse",
     "UnavailableError",

@@ -1,4 +1,4 @@
-"""Time as the coordinator sees it: monotonic, never the time of day, and simulated where a test needs it to be."""
+"""The coordinator's clock: monotonic seconds, waiting until a moment, and calls at a set time."""
 
 import heapq
 import itertools
@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
-
-from edvit_hf.errors import EDViTError
 
 logger = logging.getLogger(__name__)
 
@@ -71,48 +69,3 @@ class MonotonicClock:
             except Exception:  # or no later call would ever be made
                 logger.exception("a call at a set time failed")
             del call  # or what it refers to would live until the next one
-
-
-class SimulatedClock:
-    """Time that passes only while somebody waits: hours of faults in milliseconds, and always the same.
-
-    For one thread: what is due runs inside `wait` and `advance`.
-    """
-
-    def __init__(self) -> None:
-        self._now = 0.0
-        self._calls: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-
-    def now(self) -> float:
-        """See `Clock`."""
-        return self._now
-
-    def wait(self, condition: threading.Condition, until: float | None) -> None:
-        """See `Clock`: go to the next call that is due, or to `until`."""
-        del condition  # held by this very thread, which also notifies it
-        if self._calls and (until is None or self._calls[0][0] <= until):
-            self._run_next()
-        elif until is not None:
-            self._now = max(self._now, until)
-        else:
-            raise EDViTError(
-                "Expected something that will happen while the simulated time passes, got nothing and no deadline. "
-                "The wait would never end. Set a deadline."
-            )
-
-    def call_at(self, when: float, call: Callable[[], None]) -> None:
-        """See `Clock`."""
-        heapq.heappush(self._calls, (when, next(self._numbers), call))
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass; what is due on the way is done."""
-        until = self._now + seconds
-        while self._calls and self._calls[0][0] <= until:
-            self._run_next()
-        self._now = until
-
-    def _run_next(self) -> None:
-        when, _, call = heapq.heappop(self._calls)
-        self._now = max(self._now, when)
-        call()

@@ -1,8 +1,11 @@
-"""Engines for drills: one that answers without computing, and one that makes any other misbehave as told.
+"""Doubles for the runtime: an engine that computes nothing, one that makes another misbehave, and a simulated clock.
 
-They show what the coordinator does when devices are slow, dead, damaged or of another version, without any network.
+With them tests and benchmarks show what the coordinator does when devices are slow, dead, damaged or of another
+version, without any network.
 """
 
+import heapq
+import itertools
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.clock import Clock
 from edvit_hf.runtime.messages import (
@@ -244,3 +248,48 @@ def _here(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future
+
+
+class SimulatedClock:
+    """Time that passes only while somebody waits: hours of faults in milliseconds, and always the same.
+
+    For one thread: what is due runs inside `wait` and `advance`.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+
+    def now(self) -> float:
+        """See `Clock`."""
+        return self._now
+
+    def wait(self, condition: threading.Condition, until: float | None) -> None:
+        """See `Clock`: go to the next call that is due, or to `until`."""
+        del condition  # held by this very thread, which also notifies it
+        if self._calls and (until is None or self._calls[0][0] <= until):
+            self._run_next()
+        elif until is not None:
+            self._now = max(self._now, until)
+        else:
+            raise EDViTError(
+                "Expected something that will happen while the simulated time passes, got nothing and no deadline. "
+                "The wait would never end. Set a deadline."
+            )
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """See `Clock`."""
+        heapq.heappush(self._calls, (when, next(self._numbers), call))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; what is due on the way is done."""
+        until = self._now + seconds
+        while self._calls and self._calls[0][0] <= until:
+            self._run_next()
+        self._now = until
+
+    def _run_next(self) -> None:
+        when, _, call = heapq.heappop(self._calls)
+        self._now = max(self._now, when)
+        call()
