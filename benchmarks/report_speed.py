@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: int8 and torch beside the fp32 ratio, and what each way to write the graph gains. Also docs/speed.md.
+"""Report: int8 and torch beside the fp32 ratio, and what each way to write the graph gains. Also docs/guides/speed.md.
 
-python benchmarks/report_speed.py            write the measured block of docs/speed.md
+python benchmarks/report_speed.py            write the measured block of docs/guides/speed.md
 python benchmarks/report_speed.py --check    exit with 1 if what is there differs
 """
 
@@ -124,7 +124,7 @@ def parts_table(data: Any) -> list[str]:
 
 
 def block(results: Results) -> str:
-    """What docs/speed.md shows between its markers."""
+    """What docs/guides/speed.md shows between its markers."""
     speed, ways = results.get("vit_base_onnx"), results.get("vit_base_operators")
     rounds = each([speed], "latency_ratios_of_rounds")
     load = ", ".join(figure(at(data, "load_average"), ".1f") for data in (speed, ways))
@@ -155,11 +155,11 @@ def block(results: Results) -> str:
 
 
 def main() -> None:
-    """Write or check docs/speed.md."""
+    """Write or check docs/guides/speed.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results-dir", type=Path, default=HERE / "results")
-    parser.add_argument("--doc", type=Path, default=HERE.parent / "docs" / "speed.md")
+    parser.add_argument("--doc", type=Path, default=HERE.parent / "docs" / "guides" / "speed.md")
     arguments = parser.parse_args()
     now = arguments.doc.read_text(encoding="utf-8")
     text = f"{BEGIN}\n{block(Results(arguments.results_dir))}{END}"
@@ -167,7 +167,7 @@ def main() -> None:
     if count != 1:
         raise SystemExit(f"expected one block between {BEGIN} and {END}, got {count}: put both markers back")
     if arguments.check:
-        sys.exit("docs/speed.md differs from the results: python benchmarks/report_speed.py" if wanted != now else 0)
+        sys.exit("docs/guides/speed.md differs from the results: run report_speed.py" if wanted != now else 0)
     arguments.doc.write_text(wanted, encoding="utf-8")
 
 

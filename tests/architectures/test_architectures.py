@@ -34,7 +34,7 @@ from edvit_hf.pruning import architecture_of, make_plan, masked_forward, prune, 
 from edvit_hf.pruning.masks import Gates, gated
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, random_scores, tiny_inputs, tiny_model
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs/adding_an_architecture.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/adding_an_architecture.md"
 NAMES = (*ARCHITECTURE_NAMES, "dinov2")
 KINDS = ("whole", "thin", "merged")
 

@@ -45,7 +45,7 @@ def answered(browser, address, **settings) -> Visitor:
 
 
 def take(browser, address: str, output: Path) -> None:
-    """One picture of every state that docs/space.md shows."""
+    """One picture of every state that docs/guides/space.md shows."""
     visitor = answered(browser, address)
     save(visitor, output / "space_desktop.png", height=1240)
     knows = visitor.page.locator(".ed-device", has=visitor.page.locator(".ed-classes li", has_text="7"))

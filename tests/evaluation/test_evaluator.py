@@ -16,7 +16,7 @@ from edvit_hf.tasks import TASKS
 from support.tiny_ensemble import write_processor
 from support.torch_ensemble import GROUPS, NAMES, mixed_ensemble
 
-DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs/metrics.md"
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs/guides/metrics.md"
 LABELS = [0, 1, 2, 3, 4, 0]
 PROCESSORS = {
     "image-classification": ("feature_extractor", AutoImageProcessor),
@@ -112,7 +112,7 @@ def test_bootstrap_intervals_surround_the_score(folders):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_pipeline_object_fails_until_evaluate_knows_transformers_5(folders, task):
-    """When this fails, evaluate has learnt it: drop the warning of docs/metrics.md and `evaluation.metrics`."""
+    """When this fails, evaluate has learnt it: drop the warning of docs/guides/metrics.md and `evaluation.metrics`."""
     with pytest.raises(AttributeError, match="TFPreTrainedModel"):
         compute(task, pipeline(task, model=str(folders[task])), Accuracy())
 

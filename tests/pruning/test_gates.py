@@ -22,7 +22,7 @@ NAMES = (*ARCHITECTURE_NAMES, "dinov2")
 
 @pytest.fixture(scope="module", autouse=True)
 def _table_of_the_guide():
-    guide = Path(__file__).resolve().parents[2] / "docs/adding_an_architecture.md"
+    guide = Path(__file__).resolve().parents[2] / "docs/guides/adding_an_architecture.md"
     (block,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
     exec(block, {})
     yield

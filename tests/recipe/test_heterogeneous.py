@@ -241,7 +241,7 @@ def test_the_teacher_is_not_trained_for_what_cannot_be_built(tmp_path, entry, ob
 
 
 def test_the_recipe_of_the_guide_is_read_and_planned(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/heterogeneous_ensembles.md").read_text(), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/guides/heterogeneous_ensembles.md").read_text(), re.DOTALL)
     (tmp_path / "fleets").symlink_to(ROOT / "recipes/fleets")
     (tmp_path / "guide.yaml").write_text(text)
     result = plan_recipe(load_recipe(tmp_path / "guide.yaml"))

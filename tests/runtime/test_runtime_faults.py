@@ -358,7 +358,7 @@ def test_a_revision_of_a_folder_and_what_is_no_repository_are_refused(root):
 
 def test_the_page_on_reliability_names_tests_that_exist():
     folder = Path(__file__).parents[1]
-    page = (folder.parent / "docs/reliability.md").read_text(encoding="utf-8")
+    page = (folder.parent / "docs/guides/reliability.md").read_text(encoding="utf-8")
     known = {
         node.name
         for path in folder.rglob("test_*.py")

@@ -323,7 +323,7 @@ def test_info_and_openapi_describe_what_is_served(clients):
 
 
 def test_every_status_that_the_guide_names_is_described_for_programs_too(image):
-    guide = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs/guides/serving.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d{3}[\d, ]*) \|", guide, re.MULTILINE)
     named = {status for row in rows for status in row.split(", ")}
     assert {"404", "405"} <= named

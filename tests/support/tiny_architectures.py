@@ -22,7 +22,7 @@ from transformers import (
 from edvit_hf.pruning import UnitScores, architecture_of
 
 # Those with a table in the package. tiny_model and tiny_inputs also know "dinov2", whose table stands in
-# docs/adding_an_architecture.md.
+# docs/guides/adding_an_architecture.md.
 ARCHITECTURE_NAMES = ("vit", "deit", "audio-spectrogram-transformer", "bert", "distilbert")
 TEXT = ("bert", "distilbert")
 

@@ -2,7 +2,7 @@
 """What can be cut where: one table per architecture that labels every parameter's axes. Light: no torch.
 
 Scoring, masking, cutting and the cost model read these tables and know no architecture by name. Supporting another
-one means adding its table (docs/adding_an_architecture.md).
+one means adding its table (docs/guides/adding_an_architecture.md).
 """
 
 import re
@@ -252,7 +252,7 @@ class Architecture:
             raise PruningError(
                 f"The {self.model_type} table does not cover the parameter {name!r}. Cutting around an "
                 f"unknown parameter would leave a model that runs and is wrong. Use a stock "
-                f"{self.model_class}, or label the parameter's axes: docs/adding_an_architecture.md."
+                f"{self.model_class}, or label the parameter's axes: docs/guides/adding_an_architecture.md."
             )
         return self.parameters[template], None if found is None else int(found.group(1))
 

@@ -309,7 +309,7 @@ def architecture_of_config(config: Config) -> Architecture:
         raise PruningError(
             f"No axis table for model type {model_type!r}; known: {', '.join(sorted(ARCHITECTURES))}. "
             f"Without one, nothing says which weights belong together. Use a known architecture, or add its "
-            f"table: docs/adding_an_architecture.md."
+            f"table: docs/guides/adding_an_architecture.md."
         )
     return table
 

@@ -200,7 +200,7 @@ def task_of(config: "PreTrainedConfig") -> Task:
     if task not in TASKS:
         raise ExportGateError(
             f"Expected a sub-model of type {', '.join(TASK_OF)}, got {config.model_type!r}. Its inputs and "
-            "their axes are not known, so no graph of it can be drawn. See docs/adding_an_architecture.md."
+            "their axes are not known, so no graph of it can be drawn. See docs/guides/adding_an_architecture.md."
         )
     return task
 

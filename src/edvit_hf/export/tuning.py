@@ -2,7 +2,7 @@
 
 A sub-model is read at its first token or two: whatever its last layer computes for the others goes nowhere.
 `read_early` moves the reading in front of that work, in plain operators that every runtime has. `fuse_attention` writes
-an attention as one operator, where the operator set has one. What each gains, and what gained less: docs/speed.md.
+an attention as one operator, where the operator set has one. What each gains and what does not: docs/guides/speed.md.
 """
 
 from collections import defaultdict

@@ -74,7 +74,7 @@ def relation_source(model: "PreTrainedModel") -> RelationSource:
     if None in paths:
         raise TrainingError(
             f"The {table.model_type} table names no `attention_key` and `attention_value`, so the relations of `dekd` "
-            "cannot be read. Add them to the table: docs/adding_an_architecture.md."
+            "cannot be read. Add them to the table: docs/guides/adding_an_architecture.md."
         )
     widths, sizes = table.widths(model.config), table.sizes(model.config)
     middle = max(0, widths.layers // 2 - 1)

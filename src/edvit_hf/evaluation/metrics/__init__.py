@@ -10,7 +10,7 @@ evaluate.combine([Accuracy(), MacroF1(), ClassGroupAccuracy([[0], [1]])])  # all
 They work offline, batch by batch (`add_batch`) and together (`evaluate.combine`). `evaluate.evaluator(task)` takes
 them as objects, with a model object or the folder of a published ensemble. With a *pipeline object* evaluate 0.4.6
 fails on transformers 5 ("module transformers has no attribute TFPreTrainedModel"): hand it the pipeline's model and
-processor instead. docs/metrics.md has the calls per task.
+processor instead. docs/guides/metrics.md has the calls per task.
 """
 
 from edvit_hf.evaluation.metrics.accuracy import Accuracy
