@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edvit_hf.errors import EDViTError, HubError, ManifestError, MissingExtraError
-from edvit_hf.hub.ensemble_source import is_hub_id
+from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.storage import MIB
 

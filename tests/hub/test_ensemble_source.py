@@ -5,7 +5,9 @@ import logging
 import pytest
 
 from edvit_hf.errors import HubError
-from edvit_hf.hub.ensemble_source import CACHE_VARIABLE, ensemble_folder
+from edvit_hf.hub.client import fetch_matching
+from edvit_hf.hub.pulling import CACHE_VARIABLE, ensemble_folder
+from edvit_hf.hub.source import is_hub_id
 from support.hub_ensemble import REPO, files_of, write_publishable
 from support.hub_server import Fault
 
@@ -59,3 +61,25 @@ def test_a_hub_that_refuses_is_heard(published, hub, waits, status):
     with pytest.raises(HubError) as refused:
         ensemble_folder(REPO, **OPTIONS)
     assert refused.value.status == status
+
+
+def test_files_by_name_come_through_faults_into_the_cache_and_serve_without_a_connection(
+    published, hub, waits, monkeypatch
+):
+    hub.faults.append(Fault("GET /api/models/lab/tiny", status=503))
+    folder = fetch_matching(REPO, ["config.json", "*/config.json", "absent.json"])
+    assert waits
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"config.json"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch_matching(REPO, ["config.json"]) == folder
+    with pytest.raises(HubError, match="fetching config"):
+        fetch_matching("lab/other", ["config.json"])
+
+
+@pytest.mark.parametrize(
+    "text", ["a/../b", "a--b/c", "../a", "/a", "a/b/c", "-x", "https://hf.co/a/b", "", "ü/a", "a b"]
+)
+def test_what_leads_elsewhere_is_no_hub_id(text):
+    assert not is_hub_id(text)
+    assert is_hub_id("gpt2") > is_hub_id("gpt2", with_owner=True)
+    assert is_hub_id("lab/tiny-1.0_x", with_owner=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edvit_hf.errors import HubError, ManifestError
-from edvit_hf.hub.ensemble_source import CACHE_VARIABLE, ensemble_folder
+from edvit_hf.hub.pulling import CACHE_VARIABLE, ensemble_folder
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime
 from support.hub_ensemble import REPO, files_of, write_publishable

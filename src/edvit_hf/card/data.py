@@ -1,14 +1,16 @@
 """What a model card is rendered from: what the user may give, what the run fills, and the metadata of both."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edvit_hf.card.tables import NOT_MEASURED, result_row
 from edvit_hf.card.words import known_data
 from edvit_hf.errors import EDViTError, MissingExtraError
+from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import read_json
 from edvit_hf.tasks import TASKS
@@ -26,12 +28,13 @@ _RECIPE_TEXTS = {
     "language": "language",
     "intended_use": "intended_use",
 }
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_FORMS = {  # what the Hub's own check of a card's metadata asks for; only the Hub has the lists of valid names
-    "licence": (re.compile(r"[a-z0-9][a-z0-9.-]*"), "one of the Hub's identifiers such as apache-2.0"),
-    "language": (re.compile(r"[a-z]{2,3}"), "an ISO 639 code such as en"),
-    "repo_id": (_HUB_ID, "OWNER/NAME"),
-    "dataset_id": (_HUB_ID, "OWNER/NAME"),
+_is_repository = partial(is_hub_id, with_owner=True)
+_FORMS: dict[str, tuple[Callable[[str], Any], str]] = {
+    # What the Hub's own check of a card's metadata asks for; only the Hub has the lists of valid names.
+    "licence": (re.compile(r"[a-z0-9][a-z0-9.-]*").fullmatch, "one of the Hub's identifiers such as apache-2.0"),
+    "language": (re.compile(r"[a-z]{2,3}").fullmatch, "an ISO 639 code such as en"),
+    "repo_id": (_is_repository, "OWNER/NAME"),
+    "dataset_id": (_is_repository, "OWNER/NAME"),
 }
 _BUILDERS = {"parquet", "imagefolder", "audiofolder", "csv", "json", "digits"}
 
@@ -72,7 +75,7 @@ class CardText:
                 raise EDViTError(f"`{name}` of a card must not be empty: the Hub shows it. Give a text.")
         for name, (form, example) in _FORMS.items():
             value = getattr(self, name)
-            if value is not None and not form.fullmatch(value):
+            if value is not None and not form(value):
                 raise EDViTError(
                     f"`{name}` of a card must be {example}, got {value!r}. The Hub refuses a card whose metadata it "
                     "does not know. Correct it."
@@ -166,7 +169,7 @@ class CardData:
         """Hub id of the checkpoint the teacher was tuned from; None for one from scratch or a local one."""
         teacher = self.run.recipe.get("teacher") or {}
         checkpoint = teacher.get("checkpoint") if isinstance(teacher, Mapping) else None
-        if not checkpoint or not _HUB_ID.match(str(checkpoint)) or Path(str(checkpoint)).exists():
+        if not checkpoint or not _is_repository(str(checkpoint)) or Path(str(checkpoint)).exists():
             return None
         return str(checkpoint)
 
@@ -195,7 +198,7 @@ class CardData:
         path = self.run.dataset.get("path")
         if self.text.dataset_id is not None:
             return self.text.dataset_id
-        return str(path) if path and path not in _BUILDERS and _HUB_ID.match(str(path)) else None
+        return str(path) if path and path not in _BUILDERS and _is_repository(str(path)) else None
 
     def metadata(self) -> "ModelCardData":
         """The YAML block, with `model-index` results, through the classes of huggingface_hub.

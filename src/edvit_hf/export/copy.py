@@ -3,13 +3,14 @@
 import contextlib
 import fnmatch
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from edvit_hf.errors import CheckpointError, WorkDirError
+from edvit_hf.errors import CheckpointError, HubError, WorkDirError
 from edvit_hf.export.publish import COMMITTED_NAME, STAGING_NAME
+from edvit_hf.hub.client import fetch_matching
+from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import MANIFEST_NAME
 from edvit_hf.storage import PARTIAL_SUFFIX
 from edvit_hf.tasks import PROCESSOR_FILES
@@ -17,7 +18,6 @@ from edvit_hf.tasks import PROCESSOR_FILES
 logger = logging.getLogger(__name__)
 
 _NOT_COPIED = ("onnx", STAGING_NAME, COMMITTED_NAME, ".git", ".cache", MANIFEST_NAME)  # made anew, or not part of it
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CODE = ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py")  # what travels with a saved ensemble
 # Data only: neither code nor anything pickled is fetched.
 _NAMES = ("config.json", *PROCESSOR_FILES)
@@ -88,16 +88,14 @@ def _copy_data(snapshot: Path, target: Path) -> None:
 
 def _fetched(source: str, revision: str | None) -> Path:
     """The snapshot of a Hub repository, as far as an export needs it."""
-    if not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source):
         raise CheckpointError(
             f"Expected a saved ensemble, got {source!r}, which is neither a folder nor a Hub id. Name the folder that "
             "`save_pretrained` wrote, or a repository as owner/name."
         )
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_FETCHED)))
-    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
+        return fetch_matching(source, _FETCHED, revision)
+    except (OSError, HubError) as error:  # OSError: the cache cannot be written
         raise CheckpointError(
             f"Expected a saved ensemble in the folder or Hub repository {source!r}, but there is no such folder and it "
             f"cannot be fetched: {error}. Correct the name, or log in if the repository is private."

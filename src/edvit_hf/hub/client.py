@@ -1,9 +1,9 @@
-"""The Hub's client, asked so that a passing fault is waited out and any other ends in one clear message."""
+"""The Hub's client, through which every download goes: what passes is waited out, what stays is one clear message."""
 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -120,6 +120,25 @@ def fetch_file(
         return Path(found)
 
     return ask(f"fetching {file}", repo, download, tries=TRIES_OF_TRANSFERS)
+
+
+def fetch_matching(repo: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Those files of one commit whose names match, in a folder of the Hub's ordinary cache; what lacks is left out.
+
+    The folder may hold more, from an earlier download. Without a connection it is what was fetched before.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        HubError: There is no such repository or revision, or it is neither here nor can be fetched.
+    """
+    with named_extra("Reaching the Hub", "hub"):
+        from huggingface_hub import HfApi
+    api, what = HfApi(library_name="edvit_hf"), ", ".join(patterns[:2])
+
+    def download() -> Path:
+        return Path(api.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+
+    return ask(f"fetching {what}", repo, download, tries=TRIES_OF_TRANSFERS)
 
 
 def read_file(api: "HfApi", repo: str, file: str, revision: str, *, repo_type: str = "model") -> bytes:

@@ -1,7 +1,6 @@
 """One commit on top of a state that was read: of a model's repository or of a Space alike."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edvit_hf.errors import HubError
 from edvit_hf.hub.client import TRIES_OF_TRANSFERS, ask
+from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import file_sha256
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 RepoType = Literal["model", "space"]
 MAX_CONFLICTS = 5
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def check_repo_name(repo: str) -> None:
     Raises:
         HubError: It is not OWNER/NAME.
     """
-    if not _REPO.fullmatch(repo):
+    if not is_hub_id(repo, with_owner=True):
         raise HubError(
             f"Expected a repository as OWNER/NAME, of letters, digits, `-`, `_` and `.`, got {repo!r}. The Hub would "
             "not know whose it is. Name both."

@@ -1,4 +1,7 @@
-"""`pull`: what one device needs of an ensemble, verified, in a folder that appears whole or not at all."""
+"""`pull`: what one device needs of an ensemble, verified, in a folder that appears whole or not at all.
+
+`ensemble_folder` pulls into a cache what is loaded by its Hub id.
+"""
 
 import contextlib
 import errno
@@ -9,15 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edvit_hf.errors import HubError, ManifestError, WorkDirError
+from edvit_hf.errors import EDViTError, HubError, ManifestError, WorkDirError
+from edvit_hf.hub.client import UnreachableError
 from edvit_hf.hub.selection import NeededFile, Precision, Selection, select_by_placement, select_by_profile
-from edvit_hf.hub.source import Source, open_source
-from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
+from edvit_hf.hub.source import Source, is_hub_id, open_source
+from edvit_hf.manifest import MANIFEST_NAME, Manifest, detect_profile, verify_file
 from edvit_hf.manifest.placement import load_placement
 from edvit_hf.storage import MIB, held_folder
 
 logger = logging.getLogger(__name__)
 
+CACHE_VARIABLE = "EDVIT_CACHE_DIR"
 # Beside the folder, under names that nobody else uses: what lies there is removed without asking.
 _STAGED, _FORMER = ".{}.edvit-partial", ".{}.edvit-old"
 _TRIES_PER_FILE = 2  # bytes damaged on the way are fetched once more; bytes that stay wrong are wrong at the source
@@ -118,6 +123,70 @@ def pull(
         selection=selection, bytes_on_disk=len(text) + sum(needed.bytes for needed in selection.files),
         bytes_fetched=fetched, unchanged=unchanged,
     )  # fmt: skip
+
+
+def ensemble_folder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    precision: Precision = "fp32",
+    profile: str | None = None,
+    sub_models: Sequence[int] | None = None,
+) -> Path:
+    """The folder `source` itself, or what is needed of the Hub repository of that name, fetched into a cache.
+
+    The cache is `EDVIT_CACHE_DIR`, by default ~/.cache/edvit_hf. Without a connection, what an earlier call fetched
+    for the same revision is used, with a warning.
+
+    Args:
+        source (`str | Path`): Folder, or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit of the repository.
+        precision (`str`): Of the files wanted.
+        profile (`str`, *optional*): Kind of hardware whose files are wanted; None: this one.
+        sub_models (`Sequence[int]`, *optional*): Which ones; None: all.
+
+    Raises:
+        EDViTError: Neither a folder nor a Hub id, or a folder with a revision.
+        HubError: The Hub has it not, or cannot be reached.
+        ManifestError: What came is not what its manifest promises.
+    """
+    root = Path(source)
+    if os.path.isdir(source):  # noqa: PTH112  (which does not mind a text longer than any name)
+        if revision is not None:
+            raise EDViTError(
+                f"Expected a Hub repository, since a revision ({revision}) was named, got the folder {source}. A folder"
+                " has one state only. Leave the revision out."
+            )
+        return root
+    if not is_hub_id(str(source)):
+        raise EDViTError(
+            f"Expected a folder with an exported ensemble, or the id of a Hub repository, got {str(source)!r:.200}, "
+            "which is neither. There is nothing to load. Check the path, or fetch a repository with: edvit pull REPO"
+        )
+    return _pulled_into_cache(str(source), revision, precision, profile, sub_models)
+
+
+def _pulled_into_cache(
+    repo: str, revision: str | None, precision: Precision, profile: str | None, sub_models: Sequence[int] | None
+) -> Path:
+    name = "_".join(("all" if sub_models is None else "-".join(map(str, sorted(set(sub_models)))), precision))
+    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "edvit_hf")
+    folder = cache / repo.replace("/", "--") / (revision or "main").replace("/", "--") / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if precision == "int8" and profile is None:
+        profile = detect_profile()
+    try:
+        commit = revision
+        if sub_models is None:  # how many there are is in the manifest, which comes with the fusion head
+            head = pull(repo, profile=profile, fusion=True, revision=revision, output=folder.with_name("fusion"))
+            commit, sub_models = head.revision, range(len(Manifest.load(head.folder).sub_models))
+        chosen = list(sub_models)
+        pull(repo, sub_models=chosen, profile=profile, precision=precision, fusion=True, revision=commit, output=folder)
+    except UnreachableError as error:
+        if not (folder / MANIFEST_NAME).is_file():
+            raise
+        logger.warning("using what was fetched of %s before: %s", repo, error)
+    return folder
 
 
 def _decoded(text: bytes, source: Source) -> str:

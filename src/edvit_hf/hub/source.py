@@ -1,5 +1,6 @@
-"""Where an ensemble is pulled from: one commit of a Hub repository, or a folder of this machine."""
+"""What may be the id of a Hub repository, and where an ensemble is pulled from: one commit of one, or a folder."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,19 @@ from edvit_hf.manifest import MANIFEST_NAME, check_relative_path
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+_HUB_ID = re.compile(r"(?!.*(\.\.|--))([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def is_hub_id(text: str, *, with_owner: bool = False) -> bool:
+    """Whether `text` could be the id of a Hub repository: no path that leads anywhere, no address, no option.
+
+    Args:
+        text (`str`): NAME or OWNER/NAME.
+        with_owner (`bool`): Only OWNER/NAME counts, which alone can be written to.
+    """
+    return _HUB_ID.fullmatch(text) is not None and ("/" in text or not with_owner)
 
 
 class Source(Protocol):

@@ -11,7 +11,8 @@ from typing import Any
 from edvit_hf.architectures.axes import widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.data.modalities import input_sizes
-from edvit_hf.errors import EDViTError, ManifestError, PruningError, named_extra
+from edvit_hf.errors import HubError, ManifestError, PruningError
+from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.strict import parse_json
 
@@ -115,14 +116,11 @@ def read_published(target: str) -> Published:
     Raises:
         ManifestError: Missing or broken files, or files that disagree.
     """
-    folder = Path(target)
-    is_folder = folder.is_dir()
-
-    def find(name: str) -> Path | None:
-        return (folder / name if (folder / name).is_file() else None) if is_folder else _fetched(target, name)
+    is_folder = Path(target).is_dir()
+    folder = Path(target) if is_folder else _fetched(target)
 
     def read(name: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
-        return _parsed(find(name), f"{target}/{name}", parse)
+        return _parsed(folder / name, f"{target}/{name}", parse) if (folder / name).is_file() else None
 
     config = read("config.json", _config)
     data = read(MANIFEST_NAME, lambda found: found)
@@ -154,10 +152,8 @@ def _stated(size: Size) -> dict[str, int]:
     return {name: value for name, value in dataclasses.asdict(size).items() if value is not None}
 
 
-def _parsed(path: Path | None, source: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `parse` makes of a file that holds a JSON object; None where there is no file."""
-    if path is None:
-        return None
+def _parsed(path: Path, source: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `parse` makes of a file that holds a JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -295,24 +291,12 @@ def _recorded_cuts(
     return teacher, cuts
 
 
-def _fetched(repo: str, name: str) -> Path | None:
-    """One small file of a Hub repository; None where the repository has none of that name."""
-    with named_extra("Planning an ensemble of the Hub", "hub"):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+def _fetched(repo: str) -> Path:
+    """The small files of a Hub repository that tell what it is."""
     try:
-        return Path(hf_hub_download(repo, name))
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(repo, name, error) from error
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
-        raise _unreachable(repo, name, error) from error
-
-
-def _unreachable(repo: str, name: str, error: Exception) -> EDViTError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ManifestError(
-        f"{name} of {repo!r} is neither here nor could it be fetched from the Hub ({reason}). Without it the sizes of "
-        "the sub-models are not known. Check the name and the connection, or give a folder."
-    )
+        return fetch_matching(repo, ("config.json", MANIFEST_NAME))
+    except (OSError, HubError) as error:  # OSError: the cache cannot be written
+        raise ManifestError(
+            f"What {repo!r} says of itself is neither here nor could it be fetched from the Hub ({error}). Without it "
+            "the sizes of the sub-models are not known. Check the name and the connection, or give a folder."
+        ) from error

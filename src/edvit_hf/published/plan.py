@@ -2,13 +2,13 @@
 """`edvit plan REPO_OR_DIR --fleet mine.yaml`: a published ensemble on one's own fleet."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import ManifestError
 from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
@@ -17,14 +17,12 @@ from edvit_hf.planning.keep_search import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, derived_shape, read_published
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 def is_published(target: str) -> bool:
     """Whether `target` names a folder or a Hub repository rather than a recipe."""
     path = Path(target)
     is_recipe = path.is_file() or path.suffix in (".yaml", ".yml")
-    return path.is_dir() or (not is_recipe and _HUB_ID.fullmatch(target) is not None)
+    return path.is_dir() or (not is_recipe and is_hub_id(target, with_owner=True))
 
 
 def plan_published(

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.data import TaskData, iterate_batches, load_task
-from edvit_hf.errors import CheckpointError, DataError, RecipeError
+from edvit_hf.errors import CheckpointError, DataError, HubError, RecipeError
 from edvit_hf.evaluation.measure import evaluate, torch_predict
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.planning.keep_search import Plan
+from edvit_hf.hub.client import fetch_matching
+from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder
 from edvit_hf.tasks import PROCESSOR_FILES, Task
@@ -171,11 +172,9 @@ def checkpoint_files(checkpoint: str, revision: str | None) -> Path:
     """
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=list(PROCESSOR_FILES)))
-    except (OSError, ValueError) as error:  # every error of the Hub and of the connection is one of these
+        return fetch_matching(checkpoint, PROCESSOR_FILES, revision)
+    except (OSError, HubError) as error:  # OSError: the cache cannot be written
         raise RecipeError(
             f"the tokenizer of `teacher.checkpoint` {checkpoint!r} cannot be fetched: {error}. The checkpoint's words "
             "are numbered by it. Give a folder written by save_pretrained, or a Hub id that this machine can reach."

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 
 from edvit_hf.errors import EDViTError, ManifestError, QuorumError
-from edvit_hf.hub.ensemble_source import ensemble_folder
+from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
 from edvit_hf.runtime.arguments import as_indices, check_batch_size, check_deadline, check_indices, check_sources

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from edvit_hf.errors import EDViTError, MissingExtraError
-from edvit_hf.hub.ensemble_source import is_hub_id
+from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
 from edvit_hf.space.page_files import APP, bundled_ensembles, page_folder
 
