@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edvit_hf.manifest.schemas import FOLDER, schemas
-from edvit_hf.strict import parse_json
+from edvit_hf.strict import read_strictly
 from support.tiny_ensemble import write_tiny_ensemble
 
 
@@ -53,7 +53,7 @@ def test_schema_and_reader_agree_on_a_manifest_and_on_every_key_taken_from_it(tm
     for where, key in broken:
         value = where.pop(key)
         try:
-            parse_json(Manifest, data)
+            read_strictly(Manifest, data)
             reads = True
         except ValueError:
             reads = False

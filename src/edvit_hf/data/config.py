@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.errors import DataError
-from edvit_hf.strict import build_strictly
+from edvit_hf.strict import RECIPE, read_strictly
 from edvit_hf.tasks import Task
 
 EMBEDDED_DATASET = "digits"
@@ -227,5 +227,5 @@ def _check_groups(config: DatasetConfig) -> None:
 
 def dataset_from_values(values: dict[str, Any]) -> DatasetConfig:
     """The dataset section of recorded recipe values, read as strictly as a recipe."""
-    config: DatasetConfig = build_strictly(DatasetConfig, values, where="dataset.")
+    config: DatasetConfig = read_strictly(DatasetConfig, values, "dataset", RECIPE)
     return config

@@ -1,7 +1,6 @@
 """Device profiles: kinds of hardware, and which kind this machine is. Standard library and yaml only."""
 
 import logging
-import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import ManifestError, did_you_mean
-from edvit_hf.strict import load_yaml
+from edvit_hf.strict import is_finite, load_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +88,6 @@ class DeviceProfile:
     def static_preset(self) -> str:
         """The preset of static int8 files that suits it."""
         return self.static_quantization or self.quantization
-
-
-def is_finite(value: float) -> bool:
-    """Whether arithmetic can use a number: a whole number may exceed every float."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _check_export(profile: str, kinds: Any) -> None:

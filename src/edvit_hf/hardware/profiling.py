@@ -14,11 +14,12 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hardware.latency import fit, fit_quality, total_ms
 from edvit_hf.hardware.machine import usable_cores
-from edvit_hf.hardware.profiles import DeviceProfile, detect_profile, is_finite, load_profiles
+from edvit_hf.hardware.profiles import DeviceProfile, detect_profile, load_profiles
 from edvit_hf.hardware.profiling_graphs import calibration_graph, calibration_shapes, matmul_graph
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import open_session, summary, time_rounds
 from edvit_hf.storage import MIB
+from edvit_hf.strict import is_finite
 
 __all__ = ["calibration_shapes", "open_session", "profile_machine", "summary", "time_rounds"]
 

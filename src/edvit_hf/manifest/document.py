@@ -11,7 +11,7 @@ from typing import Any, Self
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
 from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
-from edvit_hf.strict import parse_json
+from edvit_hf.strict import read_strictly
 
 MANIFEST_NAME = "manifest.json"
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
@@ -120,7 +120,7 @@ class Manifest:
                 f"is checked now. Export again."
             )
         try:
-            return parse_json(cls, data)
+            return read_strictly(cls, data)
         except ValueError as error:
             raise ManifestError(f"{source}: {error} Export again, or use the version that wrote it.") from error
 

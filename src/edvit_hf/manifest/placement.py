@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.storage import write_json
-from edvit_hf.strict import parse_json
+from edvit_hf.strict import read_strictly
 
 PLACEMENT_NAME = "placement.json"
 SCHEMA_VERSION = 2  # 1 named indices alone
@@ -114,6 +114,6 @@ def load_placement(path: Path) -> PlacementFile:
             f"mean something else. {_REMEDY}"
         )
     try:
-        return parse_json(PlacementFile, data)
+        return read_strictly(PlacementFile, data)
     except ValueError as error:
         raise ManifestError(f"{path.name}: {error} {_REMEDY}") from error

@@ -5,16 +5,15 @@ Read strictly from `recipes/fleets/*.yaml`: a budget that is misspelt would sile
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from edvit_hf.errors import RecipeError, did_you_mean
-from edvit_hf.hardware.profiles import DeviceProfile, is_finite, load_profile, load_profiles
+from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
 from edvit_hf.storage import MIB
-from edvit_hf.strict import load_yaml
+from edvit_hf.strict import NOT_READ, YAML, is_finite, load_yaml, read_fields
 
 __all__ = ["BUDGETS", "MIB", "Device", "Fleet", "load_fleet", "profile_files"]
 
@@ -40,12 +39,12 @@ class Device:
 
     name: str
     profile: str
-    memory_mib: float | None = None
+    memory_mib: int | float | None = None
     macs: int | None = None
-    energy_mj: float | None = None
-    link_mbit_per_s: float | None = None
-    link_ms: float | None = None
-    measured: DeviceProfile | None = None
+    energy_mj: int | float | None = None
+    link_mbit_per_s: int | float | None = None
+    link_ms: int | float | None = None
+    measured: DeviceProfile | None = field(default=None, metadata=NOT_READ)
 
     @property
     def hardware(self) -> DeviceProfile:
@@ -72,10 +71,10 @@ class Fleet:
     """
 
     devices: tuple[Device, ...]
-    total_mib: float | None = None
-    uplink_mbit_per_s: float | None = None
+    total_mib: int | float | None = None
+    uplink_mbit_per_s: int | float | None = None
     coordinator: str | None = None
-    name: str = "unnamed"
+    name: str = field(default="unnamed", metadata=NOT_READ)
 
     def __post_init__(self) -> None:
         if not self.devices:
@@ -155,13 +154,11 @@ def load_fleet(path: Path) -> Fleet:
         data = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
         raise RecipeError(f"fleet file {path} is no readable YAML: {error}. Correct the file.") from error
-    where = f"fleet file {path}"
-    values = _checked(data, _FLEET_KINDS, ("devices",), where)
-    entries = [
-        _checked(entry, _DEVICE_KINDS, ("name", "profile"), f"{where}, devices[{i}]")
-        for i, entry in enumerate(values.pop("devices"))
-    ]
-    devices = tuple(Device(**entry, measured=_measured(entry["profile"], path, entry["name"])) for entry in entries)
+    try:
+        values = read_fields(Fleet, data, form=YAML)
+    except ValueError as error:
+        raise RecipeError(f"fleet file {path}: {error} Correct the file.") from error
+    devices = tuple(replace(d, measured=_measured(d.profile, path, d.name)) for d in values.pop("devices"))
     return Fleet(devices=devices, name=path.stem, **values)
 
 
@@ -185,33 +182,3 @@ def _measured(profile: str, fleet_file: Path, device: str) -> DeviceProfile | No
             "the fleet file. Correct it, or write one with `edvit profile`."
         )
     return load_profile(path)
-
-
-_NUMBER = (int, float)
-_FLEET_KINDS: dict[str, tuple[type, ...]] = {
-    "devices": (list,), "total_mib": _NUMBER, "uplink_mbit_per_s": _NUMBER, "coordinator": (str,),
-}  # fmt: skip
-_DEVICE_KINDS: dict[str, tuple[type, ...]] = {
-    "name": (str,), "profile": (str,), "memory_mib": _NUMBER, "macs": (int,), "energy_mj": _NUMBER,
-    "link_mbit_per_s": _NUMBER, "link_ms": _NUMBER,
-}  # fmt: skip
-
-
-def _checked(data: Any, kinds: dict[str, tuple[type, ...]], required: Sequence[str], where: str) -> dict[str, Any]:
-    """The mapping itself if it holds only known keys, every required one, and values of the right type."""
-    if not isinstance(data, dict):
-        raise RecipeError(f"{where} must be a mapping with the keys {sorted(kinds)}, got {data!r}. Correct the file.")
-    for key, value in data.items():
-        if key not in kinds:
-            raise RecipeError(
-                f"{where}: unknown key `{key}`.{did_you_mean(str(key), kinds)} "
-                f"Valid keys here: {', '.join(sorted(kinds))}. An ignored key would silently mean no limit."
-            )
-        optional = key not in required
-        if not (value is None and optional) and (not isinstance(value, kinds[key]) or isinstance(value, bool)):
-            names = " or ".join(kind.__name__ for kind in kinds[key])
-            raise RecipeError(f"{where}: `{key}` must be of type {names}, got {value!r}. Correct the value.")
-    missing = [key for key in required if key not in data]
-    if missing:
-        raise RecipeError(f"{where}: the key `{missing[0]}` is missing and has no default. Add it.")
-    return dict(data)

@@ -14,7 +14,7 @@ from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import HubError, ManifestError, PruningError
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
-from edvit_hf.strict import parse_json
+from edvit_hf.strict import read_strictly
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
 _LARGEST = 2**53  # of a count: every whole number up to here is a float too
@@ -172,7 +172,7 @@ def _taken(kind: Any, value: Any, where: str = "") -> Any:
     """A dataclass from those of an object's keys that it has."""
     if not isinstance(value, dict):
         raise ValueError(f"`{where}` must be an object, got {type(value).__name__}.")
-    return parse_json(kind, {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}, where)
+    return read_strictly(kind, {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}, where)
 
 
 def _config(data: dict[str, Any]) -> tuple[EnsembleConfig, Size, list[ModelShape]]:
@@ -205,7 +205,7 @@ def _shape(values: EnsembleConfig, index: int) -> ModelShape:
 def _results(data: dict[str, Any]) -> Results:
     lists: dict[str, list[Any]] = {}
     for key in ("sub_models", "rows"):
-        lists[key] = parse_json(list[Any], data.get(key, []), key)
+        lists[key] = read_strictly(list[Any], data.get(key, []), key)
     sizes = [_taken(KnownSize, row, f"sub_models[{i}]") for i, row in enumerate(lists["sub_models"])]
     of_kind: dict[str, Size] = {}
     for i, row in enumerate(lists["rows"]):
@@ -215,7 +215,7 @@ def _results(data: dict[str, Any]) -> Results:
             if size.parameters is None:
                 raise ValueError(f"`rows[{i}].parameters` of the {kind} is missing.")
             of_kind.setdefault(kind, size)
-    recipe = parse_json(dict[str, Any], data.get("recipe_values") or {}, "recipe_values")
+    recipe = read_strictly(dict[str, Any], data.get("recipe_values") or {}, "recipe_values")
     return Results(
         sub_models={size.index: size for size in sizes}, teacher=of_kind.get("teacher", Size()),
         ensemble=of_kind.get("ensemble"), recipe_values=recipe,
@@ -227,7 +227,7 @@ def _image_size(data: dict[str, Any]) -> tuple[int, int] | None:
     if size is None or (isinstance(size, dict) and not {"height", "width"} & set(size)):
         return None  # an image's own size, or one that follows its shortest edge
     pair = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
-    height, width = (parse_json(int, side, "size") for side in pair)
+    height, width = (read_strictly(int, side, "size") for side in pair)
     if not (0 < height < 2**16 and 0 < width < 2**16):
         raise ValueError(f"`size` must be a positive height and width, got {size}.")
     return height, width
@@ -266,11 +266,11 @@ def _recorded_cuts(
     assert ensemble.results is not None
     assert ensemble.manifest is not None
     recipe = ensemble.results.recipe_values
-    sections = {key: parse_json(dict[str, Any], recipe.get(key), key) for key in ("teacher", "dataset", "prune")}
+    sections = {key: read_strictly(dict[str, Any], recipe.get(key), key) for key in ("teacher", "dataset", "prune")}
     written = sections["teacher"].get("from_scratch") or sections["teacher"].get("config")
     sizes = input_sizes(ensemble.manifest.ensemble.task, sections["dataset"])
     teacher = ModelShape.from_config(
-        {**sizes, **parse_json(dict[str, Any], written, "teacher")}, num_labels=sum(map(len, ensemble.class_groups))
+        {**sizes, **read_strictly(dict[str, Any], written, "teacher")}, num_labels=sum(map(len, ensemble.class_groups))
     )
     attention = sections["prune"].get("attention", "whole")
 
@@ -282,11 +282,11 @@ def _recorded_cuts(
         return lambda t: ModelShape.from_config({**inputs, **config}, num_labels=labels)
 
     cuts = [of_heads(heads) for heads in range(1, teacher.widths.heads + 1)]
-    new = parse_json(list[Any], sections["prune"].get("from_scratch") or [], "prune.from_scratch")
+    new = read_strictly(list[Any], sections["prune"].get("from_scratch") or [], "prune.from_scratch")
     cuts += [of_config(config) for config in new if isinstance(config, dict)]
     ratios = sections["prune"].get("keep_ratios")
     if isinstance(ratios, dict):
-        shares = [parse_json(float, ratios.get(key), key) for key in ("residual", "attention", "ffn")]
+        shares = [read_strictly(float, ratios.get(key), key) for key in ("residual", "attention", "ffn")]
         cuts.append(lambda t: t.resized(widths_of_ratios(t.widths, *shares, kind=attention, labels=labels)))
     return teacher, cuts
 

@@ -15,7 +15,7 @@ from edvit_hf.evaluation.config import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
-from edvit_hf.strict import build_strictly, load_yaml, number, whole_number
+from edvit_hf.strict import RECIPE, load_yaml, number, read_strictly, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 
@@ -184,7 +184,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     for reserved in ("name", "folder"):
         if reserved in data:
             raise RecipeError(f"recipe {path}: `{reserved}` is taken from the file's path. Remove the key.")
-    built: Recipe = build_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, where="")
+    built: Recipe = read_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, form=RECIPE)
     _refuse_unread(built, data)
     return built
 
