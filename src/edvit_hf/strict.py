@@ -74,7 +74,7 @@ def read_strictly(expected: Any, value: Any, where: str = "", form: Form = JSON)
         ValueError: The form's: an unknown or missing key, a wrong type, or a value that the dataclass refuses.
     """
     origin, arguments = get_origin(expected), get_args(expected)
-    key = f"{form.label}`{where}`" if where else "it"
+    key = _called(where, form)
     if expected is Any:
         return value
     if origin in (Union, types.UnionType):
@@ -104,21 +104,23 @@ def read_strictly(expected: Any, value: Any, where: str = "", form: Form = JSON)
 def read_fields(kind: Any, value: Any, where: str = "", form: Form = JSON) -> dict[str, Any]:
     """The fields of a dataclass that a mapping holds, each read strictly; for the rest see `read_strictly`."""
     if not isinstance(value, dict):
-        raise form.error(
-            f"{f'{form.label}key `{where}`' if where else 'it'} must be {form.mapping}, got {value!r:.60}."
-        )
+        raise form.error(f"{_called(where, form)} must be {form.mapping}, got {value!r:.60}.")
     fields = {f.name: f for f in dataclasses.fields(kind) if f.metadata.get("is_read", True)}
     hints, prefix = get_type_hints(kind), f"{where}." if where else ""
     for name in value:
         if name not in fields:
             raise form.error(
-                f"unknown {form.label or 'key '}`{prefix}{name}`.{did_you_mean(str(name), fields, prefix)} Valid keys here: "
-                f"{', '.join(sorted(fields))}. An ignored key would silently leave another value in its place."
+                f"unknown {form.label or 'key '}`{prefix}{name}`.{did_you_mean(str(name), fields, prefix)} Valid keys "
+                f"here: {', '.join(sorted(fields))}. An ignored key would silently leave another value in its place."
             )
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory is dataclasses.MISSING:
             raise form.error(f"{form.label or 'the key '}`{prefix}{name}` is missing and has no default.")
     return {name: read_strictly(hints[name], item, f"{prefix}{name}", form) for name, item in value.items()}
+
+
+def _called(where: str, form: Form) -> str:
+    return f"{form.label}`{where}`" if where else "it"
 
 
 def _read_dataclass(kind: Any, value: Any, where: str, form: Form) -> Any:
@@ -144,7 +146,7 @@ def _read_union(options: Sequence[Any], value: Any, where: str, form: Form) -> A
         if len(options) == 1:
             raise
         names = " or ".join(option.__name__ if isinstance(option, type) else str(option) for option in options)
-        raise form.error(f"{form.label}`{where}` must be of type {names}, got {value!r:.60}.") from error
+        raise form.error(f"{_called(where, form)} must be of type {names}, got {value!r:.60}.") from error
 
 
 def is_finite(value: float) -> bool:
