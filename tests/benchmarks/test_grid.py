@@ -153,7 +153,7 @@ def report_cell(seed, count, ensemble, plain, *, plain_against=None):
 
 def report(benchmark, cells):
     return "\n".join(
-        benchmark("report_grid").grid(
+        benchmark("report.grid").grid(
             "fsdd_small", {"own_num_sub_models": 2, "command": "python grid.py", "cells": cells}, full=True
         )
     )
@@ -186,7 +186,7 @@ def test_one_seed_carries_its_paired_interval(benchmark):
     [(0.01, 0.01, True), (-0.004, 0.0, True), (-0.02, 0.01, False), (-0.006, 0.01, True), (-0.006, 0.001, False)],
 )
 def test_near_the_teacher_is_half_a_point_or_within_the_one_sided_interval(benchmark, difference, half, is_near):
-    assert benchmark("report_grid").near_teacher(against(difference, half)) is is_near
+    assert benchmark("report.grid").near_teacher(against(difference, half)) is is_near
 
 
 def test_the_verdicts_count_seeds_and_say_whether_there_was_anything_to_gain(benchmark):
@@ -196,11 +196,11 @@ def test_the_verdicts_count_seeds_and_say_whether_there_was_anything_to_gain(ben
         report_cell(1, 2, -0.05, -0.01, plain_against=worse),
         report_cell(0, 3, -0.001, -0.01, plain_against=neither),
     ]
-    text = " ".join(benchmark("report_grid").verdicts(cells, [2, 3]))
+    text = " ".join(benchmark("report.grid").verdicts(cells, [2, 3]))
     assert "2: 1 of 2; 3: 1 of 1" in text
     assert "2: better 1, worse 1, neither 0; 3: better 0, worse 0, neither 1" in text
     assert "in 1 of 3 cases" in text
-    text = " ".join(benchmark("report_grid").verdicts(cells[1:], [2, 3]))
+    text = " ".join(benchmark("report.grid").verdicts(cells[1:], [2, 3]))
     assert "nowhere three points below" in text
 
 

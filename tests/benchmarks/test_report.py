@@ -168,18 +168,19 @@ def samples(script):
 
 @pytest.fixture
 def written(script, samples, tmp_path, monkeypatch):
-    """Run the report on some files; returns what README and REPORT then say."""
-    places = {"results-dir": tmp_path / "results", "readme": tmp_path / "README.md", "report": tmp_path / "REPORT.md"}
-    places["results-dir"].mkdir()
-    places["readme"].write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    """Run the report on some files; returns what docs/results.md and REPORT.md then say."""
+    folder, speed = tmp_path / "results", tmp_path / "docs/guides/speed.md"
+    for place in (folder, speed.parent, tmp_path / "benchmarks"):
+        place.mkdir(parents=True)
+    speed.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
 
     def run(found=samples, *options):
         for name, data in found.items():
-            (places["results-dir"] / f"{name}.json").write_text(json.dumps(data))
-        pairs = [text for name, path in places.items() for text in (f"--{name}", str(path))]
-        monkeypatch.setattr(sys, "argv", ["report.py", *pairs, *options])
-        script("report").main()
-        return places["readme"].read_text(), places["report"].read_text()
+            (folder / f"{name}.json").write_text(json.dumps(data))
+        arguments = ["--results-dir", str(folder), "--root", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["write.py", *arguments, *options])
+        script("report.write").main()
+        return (tmp_path / "docs/results.md").read_text(), (tmp_path / "benchmarks/REPORT.md").read_text()
 
     return run
 
@@ -187,14 +188,14 @@ def written(script, samples, tmp_path, monkeypatch):
 def rendered(script, found, *, full):
     """The report of these results, without any file."""
 
-    class Given(script("report_format").Results):
+    class Given(script("report.figures").Results):
         def get(self, name):
             return found.get(name)
 
         def starting_with(self, prefix):
             return {name.removeprefix(prefix): data for name, data in found.items() if name.startswith(prefix)}
 
-    return script("report").measured(Given(Path()), full=full)
+    return script("report.write").measured(Given(Path()), full=full)
 
 
 def paths_in(data, path=()):
@@ -207,10 +208,10 @@ def paths_in(data, path=()):
             yield from paths_in(value, (*path, key))
 
 
-def test_every_kind_of_result_is_shown_in_both_files_and_the_readme_stays_readable(written, samples):
+def test_every_kind_of_result_is_shown_in_both_files_and_the_short_one_stays_readable(written, samples):
     short, full = written()
-    assert short.startswith("before\n<!-- measured: begin -->\n**digits")
-    assert short.endswith("<!-- measured: end -->\nafter\n")
+    assert short.startswith("# Measured results\n\nEvery figure")
+    assert short.split("\n\n")[2].startswith("**digits")
     for name, data in samples.items():
         assert f"`{name}.json`" in short or f"`{data['command']}`" in short, name
         assert f"results/{name}.json" in full, name
@@ -321,21 +322,28 @@ def test_older_agreement_files_without_attention_dimensions_are_shown(script, sa
 
 
 def test_without_results_there_is_no_section(script, tmp_path):
-    assert script("report").measured(script("report_format").Results(tmp_path), full=True).strip() == ""
+    assert script("report.write").measured(script("report.figures").Results(tmp_path), full=True).strip() == ""
 
 
-def test_check_passes_until_a_result_changes_and_names_both_files(written, samples):
+def test_the_page_on_speed_keeps_what_stands_around_its_tables(written, tmp_path):
+    written()
+    page = (tmp_path / "docs/guides/speed.md").read_text()
+    assert page.startswith("before\n<!-- measured: begin -->\n### Ratios")
+    assert page.endswith("<!-- measured: end -->\nafter\n")
+
+
+def test_check_passes_until_a_result_changes_and_names_the_files(written, samples):
     written()
     with pytest.raises(SystemExit) as passed:
         written({}, "--check")
     assert passed.value.code == 0
-    with pytest.raises(SystemExit, match=r"README.md and REPORT.md differ from the results files"):
+    with pytest.raises(SystemExit, match=r"REPORT.md and docs/results.md and docs/guides/speed.md differ"):
         written({"vit_base_onnx": {**samples["vit_base_onnx"], "latency_ratio": 25.0}}, "--check")
 
 
-def test_a_readme_without_markers_is_refused(script):
+def test_a_page_without_markers_is_refused(script):
     with pytest.raises(SystemExit, match="put both markers back"):
-        script("report").readme("no markers", None if False else script("report_format").Results(Path("absent")))
+        script("report.write").with_block("no markers", "tables\n")
 
 
 def test_the_invented_samples_have_the_keys_that_the_scripts_write(samples):

@@ -11,6 +11,7 @@ from edvit_hf.recipe.running import ensemble_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def test_the_from_pretrained_example_runs_as_written(finished_trip, capsys, monkeypatch):
@@ -40,10 +41,16 @@ def test_every_file_the_readme_names_exists():
             assert any(place.exists() for place in places), name
 
 
-@pytest.mark.parametrize("script", ["report.py", "report_speed.py"])
-def test_the_measured_block_is_what_the_results_files_say(script):
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, "--check"], capture_output=True, text=True)
+def test_the_measured_pages_are_what_the_results_files_say():
+    command = [sys.executable, ROOT / "benchmarks/report/write.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/REPORT.md", *(str(p.relative_to(ROOT)) for p in DOCS)])
+def test_every_benchmark_a_page_names_exists(page):
+    for script in set(re.findall(r"\bbenchmarks/[\w/]+\.py", (ROOT / page).read_text())):
+        assert (ROOT / script).is_file(), script
 
 
 @pytest.mark.parametrize("target", ["install", "run", "test", "test-browser", "test-js", "space", "lint"])

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from report_format import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, section, source, table
+from report.figures import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, section, source, table
 
 OUTCOMES = ("whole", "degraded", "no quorum", "turned away")
 CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}

@@ -1,20 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: int8 and torch beside the fp32 ratio, and what each way to write the graph gains. Also docs/guides/speed.md.
+"""Report: int8 and torch beside the fp32 ratio, what each way to write the graph gains, and docs/guides/speed.md."""
 
-python benchmarks/report_speed.py            write the measured block of docs/guides/speed.md
-python benchmarks/report_speed.py --check    exit with 1 if what is there differs
-"""
-
-import argparse
-import re
-import sys
-from pathlib import Path
 from typing import Any
 
-from report_format import Results, at, each, figure, goal, reduce, source, table
+from report.figures import Results, at, each, figure, goal, reduce, source, table
 
-HERE = Path(__file__).parent
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 DRAWN, EARLY, OPERATOR = "as first drawn", "read early", "Attention operator of opset 23"
 
 
@@ -123,23 +113,23 @@ def parts_table(data: Any) -> list[str]:
     return table(["", *(f"{p} {what}" for p in ("fp32", "int8") for what in columns)], rows)
 
 
-def block(results: Results) -> str:
+def speed(results: Results) -> str:
     """What docs/guides/speed.md shows between its markers."""
-    speed, ways = results.get("vit_base_onnx"), results.get("vit_base_operators")
-    rounds = each([speed], "latency_ratios_of_rounds")
-    load = ", ".join(figure(at(data, "load_average"), ".1f") for data in (speed, ways))
+    ratios, ways = results.get("vit_base_onnx"), results.get("vit_base_operators")
+    rounds = each([ratios], "latency_ratios_of_rounds")
+    load = ", ".join(figure(at(data, "load_average"), ".1f") for data in (ratios, ways))
     processes = reduce(max, [len(one) for one in rounds])
     lines = [
         "### Ratios",
         "",
-        *ratios_table(speed),
+        *ratios_table(ratios),
         "",
-        f"Instruction set {at(speed, 'isa') or 'unknown'} (profile {at(speed, 'profile') or 'unknown'}); "
+        f"Instruction set {at(ratios, 'isa') or 'unknown'} (profile {at(ratios, 'profile') or 'unknown'}); "
         f"{figure(processes)} rounds; other programs ran meanwhile (load averages {load}).",
         "",
         "### Time by part, from onnxruntime's profiler",
         "",
-        *parts_table(speed),
+        *parts_table(ratios),
         "",
         "### Other ways to write or run the graph",
         "",
@@ -147,29 +137,8 @@ def block(results: Results) -> str:
         "",
         *[line.removeprefix("- ") for line in operators(results, False)],
         "",
-        f"{source('vit_base_onnx', speed, True)}.",
+        f"{source('vit_base_onnx', ratios, True)}.",
         "",
         f"{source('vit_base_operators', ways, True)}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Write or check docs/guides/speed.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--results-dir", type=Path, default=HERE / "results")
-    parser.add_argument("--doc", type=Path, default=HERE.parent / "docs" / "guides" / "speed.md")
-    arguments = parser.parse_args()
-    now = arguments.doc.read_text(encoding="utf-8")
-    text = f"{BEGIN}\n{block(Results(arguments.results_dir))}{END}"
-    wanted, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: text, now, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"expected one block between {BEGIN} and {END}, got {count}: put both markers back")
-    if arguments.check:
-        sys.exit("docs/guides/speed.md differs from the results: run report_speed.py" if wanted != now else 0)
-    arguments.doc.write_text(wanted, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

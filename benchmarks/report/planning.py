@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from report_format import (
+from report.figures import (
     ABSENT,
     Results,
     at,
@@ -17,8 +17,8 @@ from report_format import (
     source,
     table,
 )  # fmt: skip
-from report_pruning import reduced
-from report_speed import engines, operators
+from report.pruning import reduced
+from report.speed import engines, operators
 
 
 def splitting(results: Results, full: bool) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every section of the report shares: finding results files, and writing figures that may be absent."""
+"""Read results files, and write their figures, of which any may be absent."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+BENCHMARKS = Path(__file__).resolve().parents[1]
 ABSENT = "not measured"
 NAMES = {
     "digits": "digits (8 px, 449 test items)",
@@ -98,6 +99,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], num_texts: int = 1
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
+def command(data: Any) -> str:
+    """The command that made a file, with the script where it stands now: files keep the path it had when it ran."""
+
+    def now(script: re.Match[str]) -> str:
+        path = next(BENCHMARKS.rglob(script[1]), None)
+        return script[0] if path is None else f"benchmarks/{path.relative_to(BENCHMARKS).as_posix()}"
+
+    return re.sub(r"benchmarks/(?:\w+/)*(\w+\.py)", now, at(data, "command") or "unknown")
+
+
 def commit(data: Any) -> str:
     """The first digits of the commit that was measured, and whether its files had been changed."""
     text = at(data, "environment", "commit")
@@ -119,10 +130,7 @@ def source(name: str, data: Any, full: bool) -> str:
     if not full:
         return f"`{name}.json`, {commit(data)}{trial}"
     date = at(data, "environment", "date") or "date unknown"
-    return (
-        f"Command: `{at(data, 'command') or 'unknown'}`; file `results/{name}.json`; {commit(data)}; "
-        f"{machine(data)}; {date}{trial}"
-    )
+    return f"Command: `{command(data)}`; file `results/{name}.json`; {commit(data)}; {machine(data)}; {date}{trial}"
 
 
 def section(title: str, lines: Sequence[str], full: bool) -> list[str]:

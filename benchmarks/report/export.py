@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from report_format import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, source, table
+from report.figures import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, source, table
 
 
 def export(results: Results, full: bool) -> list[str]:

@@ -4,7 +4,8 @@
 from typing import Any
 
 import numpy as np
-from report_format import NAMES, Results, at, deviation, each, figure, goal, percent, section, source, spread, table
+
+from report.figures import NAMES, Results, at, deviation, each, figure, goal, percent, section, source, spread, table
 
 
 def training(results: Results, full: bool) -> list[str]:

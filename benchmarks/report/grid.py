@@ -4,7 +4,7 @@
 import re
 from typing import Any
 
-from report_format import NAMES, at, commit, each, figure, machine, percent, reduce, spread, table
+from report.figures import NAMES, at, command, commit, each, figure, machine, percent, reduce, spread, table
 
 MARGIN = 0.005  # half a point
 COLUMNS = [
@@ -79,7 +79,7 @@ def overview(found: dict[str, Any]) -> list[str]:
         "",
         *table(head, rows),
         "",
-        "Macro-F1, paired intervals, MACs and further rivals: [REPORT.md](benchmarks/REPORT.md). Files: "
+        "Macro-F1, paired intervals, MACs and further rivals: [REPORT.md](../benchmarks/REPORT.md). Files: "
         f"{', '.join(sources)}.",
         "",
     ]
@@ -204,5 +204,5 @@ def cost(name: str, data: Any, cells: list[Any], full: bool) -> str:
     place = f" File `results/{name}.json`." if full else ""
     return (
         f"Cost: {seconds / 60:.0f} minutes for all of it, one thread beside other work, at most {memory}, on "
-        f"{machine(cells[0])}. Command: `{data['command']}`; {commits}.{place}"
+        f"{machine(cells[0])}. Command: `{command(data)}`; {commits}.{place}"
     )

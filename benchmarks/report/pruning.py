@@ -5,7 +5,8 @@ import re
 import statistics
 from typing import Any
 
-from report_format import (
+from edvit_hf.pruning.config import PruneConfig
+from report.figures import (
     ABSENT,
     Results,
     at,
@@ -19,8 +20,6 @@ from report_format import (
     source,
     table,
 )  # fmt: skip
-
-from edvit_hf.pruning.config import PruneConfig
 
 CHEAP = ("fisher", "linear", "hybrid")
 DEFAULT = PruneConfig()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attention kind and compensation leave behind after distillation, for the report."""
 
-from report_format import ABSENT, Results, at, percent, source, table
-from report_pruning import reduced
+from report.figures import ABSENT, Results, at, percent, source, table
+from report.pruning import reduced
 
 
 def variants(results: Results, full: bool) -> list[str]:

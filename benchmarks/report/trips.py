@@ -3,11 +3,12 @@
 
 from typing import Any
 
-from report_format import (
+from report.figures import (
     ABSENT,
     NAMES,
     Results,
     at,
+    command,
     commit,
     each,
     figure,
@@ -19,7 +20,7 @@ from report_format import (
     spread,
     table,
 )  # fmt: skip
-from report_grid import grid, overview
+from report.grid import grid, overview
 
 
 def trips(results: Results, full: bool) -> list[str]:
@@ -73,7 +74,7 @@ def trip_source(name: str, data: Any, full: bool) -> str:
     """Command and commits; the seeds of one file may have been run at several."""
     commits = ", ".join(dict.fromkeys(commit(run) for run in data["runs"]))
     place = f" File `results/{name}.json`." if full else ""
-    return f"Command: `{at(data, 'command') or 'unknown'}`; {commits}.{place}"
+    return f"Command: `{command(data)}`; {commits}.{place}"
 
 
 def differences(intervals: list[dict[str, float]], *, is_teacher: bool) -> str:
