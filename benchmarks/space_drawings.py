@@ -4,7 +4,7 @@
     EDVIT_DATA_DIR=... python benchmarks/space_drawings.py ENSEMBLE [--items N] [--seed N]
 
 ENSEMBLE is an exported folder of the recipe mnist_small. Of N test images, drawn with the seed: the thickness of the
-strokes as space_app/digit_form.py measures it, on the image enlarged until its box of 20 px has the 80 that are
+strokes as space_app/answers/digit_form.py measures it, on the image enlarged until its box of 20 px has the 80 that are
 measured there; where the centre of mass lies, and how much is ink. Then the share that the ensemble answers right, of
 the images as they are, and of drawings of them that go the page's way (PNG of the field, `read_drawing`,
 `prepare_drawing`): enlarged to black and white by 4 to 9 times; and redrawn, the middle line of their strokes in the
@@ -38,12 +38,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT / "space_app"))
 
-from digit_form import BOX, FINE, FORM_SIDES, _thickness  # noqa: E402
-from drawing_pad import PAD_SCRIPT, SIDE, read_drawing  # noqa: E402
-from ensembles import Opened, open_other  # noqa: E402
-from inputs import prepare_drawing  # noqa: E402
+from answers.digit_form import BOX, FINE, FORM_SIDES, _thickness  # noqa: E402
+from answers.ensembles import Opened, open_other  # noqa: E402
+from answers.inputs import prepare_drawing  # noqa: E402
+from page.scripts import DRAW, SIDE, read_drawing  # noqa: E402
 
-PEN = float(re.findall(r"lineWidth = (\d+)", PAD_SCRIPT)[0])  # px
+PEN = float(re.findall(r"lineWidth = (\d+)", DRAW)[0])  # px
 HEIGHTS = (240, 200, 150, 100, 80, 60, 40)  # px: of what is redrawn, the pen's width included
 ENLARGED = (4.0, 9.0)
 BATCH = 100

@@ -35,11 +35,13 @@ LIMITS = {"first_answer_s": 6.0, "resident_mib": 400.0, "inside_ms": 50.0}
 START_SECONDS = 60
 INSIDE = """
 import json, sys, time
-import app, demo, visits
+import app
+from answers import ensembles
+from page import visits
 kinds, repeats, found = json.loads(sys.argv[1]), int(sys.argv[2]), {}
 for name in kinds:
     visit, times = visits.start(name), []
-    values = [example.value for example in demo.open_bundle(name).examples]
+    values = [example.value for example in ensembles.open_bundle(name).examples]
     act = visits.type_text if name == "question_type" else visits.take_file
     for number in range(repeats + 5):
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The Space: layout and events only. What events do is in visits.py, what they compute in demo.py."""
+"""The Space: layout and events only. What events do is in page/visits.py, what they compute in answers/."""
 
 import contextlib
 import importlib
@@ -11,24 +11,21 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from safety import Guard, bound_log, private_folder
+from page.safety import Guard, bound_log, private_folder
 
 private_folder()  # before gradio, which reads its settings when it is imported
 
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-import demo  # noqa: E402
-import figures  # noqa: E402
-import page_scripts  # noqa: E402
-import visits  # noqa: E402
-from drawing_pad import PAD_SCRIPT, pad  # noqa: E402
+from answers import ensembles, inputs  # noqa: E402
 from edvit_hf.errors import EDViTError  # noqa: E402
+from page import figures, scripts, visits  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-MAX_BODY_BYTES = demo.MAX_FILE_BYTES + 2**20  # of one request: a file and what is around it
+MAX_BODY_BYTES = inputs.MAX_FILE_BYTES + 2**20  # of one request: a file and what is around it
 MAX_WAITING = 64  # requests in the queue; further ones are turned away
 STATE_SECONDS = 3600  # after which a visitor who does nothing is forgotten
 FILE_SECONDS = (600, 3600)  # how often uploads are looked through, and how old they become
@@ -47,58 +44,71 @@ class Page:
 
     def __init__(self, first: str | None) -> None:
         self.first = first
-        opened = None if first is None else demo.open_bundle(first)
+        opened = None if first is None else ensembles.open_bundle(first)
         panels = visits.show(visits.start(first))
         fresh = dict(zip(INPUTS, for_ensemble(opened), strict=True))
-        html(figures.HEADER, script=page_scripts.ENGLISH)
+        html(figures.HEADER, script=scripts.ENGLISH)
         self.visit = gr.State(None, time_to_live=STATE_SECONDS)
         # The ensemble that the browser shows, told with every event: a visit may be forgotten, an event may come late.
         self.shown = gr.Textbox(visible=False, **fresh["shown"])
         chosen, self.takes_folders = figures.OTHER_SOURCE if first is None else first, "SPACE_ID" not in os.environ
-        choices = figures.ensemble_choices(demo.bundles(), chosen, takes_folders=self.takes_folders)
-        self.choices = html(choices, script=page_scripts.PICK, elem_id="ensembles")
+        choices = figures.ensemble_choices(ensembles.bundles(), chosen, takes_folders=self.takes_folders)
+        self.choices = html(choices, script=scripts.PICK, elem_id="ensembles")
         self._source(visible=first is None)
         with gr.Row(elem_id="desk", equal_height=False):
             with gr.Column(elem_id="input", min_width=320):
                 self._inputs(fresh, panels.seen)
             with gr.Column(elem_id="output", min_width=320):
                 self.answer = html(panels.answer, elem_id="answer")
-        self.devices = html(panels.devices, script=page_scripts.PLUG, elem_id="devices")
+        self.devices = html(panels.devices, script=scripts.PLUG, elem_id="devices")
         with gr.Column(elem_id="timeline"):
             html(figures.TIMELINE_HEADING)
             self.fleet = gr.Dropdown(label="Predict for this fleet", elem_id="fleet", **fresh["fleet"])
             self.timelines = html(panels.timelines)
         self.comparison = html(elem_id="comparison", **fresh["comparison"])
-        self.code = html(script=page_scripts.COPY, elem_id="code", **fresh["code"])
+        self.code = html(script=scripts.COPY, elem_id="code", **fresh["code"])
         self.card_box = gr.Accordion("Model card of this ensemble", open=False, elem_id="card", **fresh["card_box"])
         with self.card_box:
             self.card = gr.Markdown(**fresh["card"])
-        self.licence = html(elem_id="licence", **fresh["licence"])
+        self.license = html(elem_id="licence", **fresh["license"])
         self.credits = gr.Markdown(elem_id="credits", **fresh["credits"])
 
     def _source(self, *, visible: bool) -> None:
         self.source = gr.Textbox(
-            label="Hub id or folder" if self.takes_folders else "Hub id", placeholder="owner/name", max_lines=1,
-            max_length=500, submit_btn="Open", visible=visible, elem_id="source",
-        )  # fmt: skip
+            label="Hub id or folder" if self.takes_folders else "Hub id",
+            placeholder="owner/name",
+            max_lines=1,
+            max_length=500,
+            submit_btn="Open",
+            visible=visible,
+            elem_id="source",
+        )
         self.notice = html(figures.notice(""), elem_id="notice")
 
     def _inputs(self, fresh: dict[str, dict[str, Any]], seen: str) -> None:
         self.heading = html(**fresh["heading"])
         self.text = gr.Textbox(
-            label="Type a text and press Enter", placeholder="Who wrote the first novel?", max_lines=4,
-            submit_btn="Ask", elem_id="text", **fresh["text"],
-        )  # fmt: skip
+            label="Type a text and press Enter",
+            placeholder="Who wrote the first novel?",
+            max_lines=4,
+            submit_btn="Ask",
+            elem_id="text",
+            **fresh["text"],
+        )
         with gr.Row(elem_id="sources"):
-            self.pad = html(script=PAD_SCRIPT, elem_id="pad", **fresh["pad"])
+            self.pad = html(script=scripts.DRAW, elem_id="pad", **fresh["pad"])
             self.microphone = gr.Audio(
-                label="Record a sound", sources=["microphone"], type="filepath", elem_id="microphone", buttons=[],
+                label="Record a sound",
+                sources=["microphone"],
+                type="filepath",
+                elem_id="microphone",
+                buttons=[],
                 **fresh["microphone"],
-            )  # fmt: skip
+            )
             with gr.Column(elem_id="beside", min_width=180):
                 self.file = gr.File(type="filepath", height=156, elem_id="file", **fresh["file"])
                 self.seen = html(seen, elem_id="seen")
-        self.examples = html(script=page_scripts.EXAMPLE, elem_id="examples", **fresh["examples"])
+        self.examples = html(script=scripts.EXAMPLE, elem_id="examples", **fresh["examples"])
 
     def connect(self, page: gr.Blocks) -> None:
         """Events. All that answer share one place in the queue, so that one visitor's come in order."""
@@ -168,32 +178,39 @@ FILE_LABELS = {
     "audio-classification": "Upload a sound (WAV, FLAC, MP3)",
 }
 OPENINGS = itertools.count()  # of ensembles in browsers: each has a field of its own to draw on
-INPUTS = (
-    "heading", "pad", "microphone", "file", "text", "examples", "fleet", "comparison", "code", "card", "card_box",
-    "licence", "credits", "shown",
-)  # fmt: skip
+_GIVEN = ("heading", "pad", "microphone", "file", "text", "examples", "fleet")
+_TOLD = ("comparison", "code", "card", "card_box", "license", "credits", "shown")
+INPUTS = (*_GIVEN, *_TOLD)
 
 
-def for_ensemble(opened: demo.Opened | None) -> tuple[dict[str, Any], ...]:
+def for_ensemble(opened: ensembles.Opened | None) -> tuple[dict[str, Any], ...]:
     """Settings of the components that depend on the ensemble, in the order of `INPUTS`."""
     task = None if opened is None else opened.task
     fleets: Sequence[str] = () if opened is None else opened.fleets
-    shown = {} if opened is None else {
-        "shown": opened.name, "heading": figures.input_heading(opened.title, opened.hint),
-        "examples": figures.examples(opened.examples, opened.task),
-        "comparison": figures.comparison(opened.models), "code": figures.code(opened.code),
-        "card": figures.card_markdown(opened.card), "licence": figures.licence(opened.licence),
-        "credits": figures.card_markdown(opened.credits),
-    }  # fmt: skip
+    said = {} if opened is None else _texts(opened)
     values: dict[str, dict[str, Any]] = {
-        "pad": {"value": pad(next(OPENINGS)), "visible": opened is not None and opened.can_draw},
+        "pad": {"value": scripts.pad(next(OPENINGS)), "visible": opened is not None and opened.can_draw},
         "microphone": {"value": None, "visible": task == "audio-classification"},
         "file": {"value": None, "visible": task in FILE_LABELS, "label": FILE_LABELS.get(task or "", "Upload a file")},
         "text": {"value": "", "visible": task == "text-classification"},
         "fleet": {"choices": list(fleets), "value": next(iter(fleets), None), "visible": len(fleets) > 0},
-        "card_box": {"visible": bool(shown.get("card"))},
+        "card_box": {"visible": bool(said.get("card"))},
     }
-    return tuple(values.get(name) or {"value": shown.get(name, "")} for name in INPUTS)
+    return tuple(values.get(name, {"value": said.get(name, "")}) for name in INPUTS)
+
+
+def _texts(opened: ensembles.Opened) -> dict[str, str]:
+    """What the components say of an ensemble that only say something."""
+    return {
+        "shown": opened.name,
+        "heading": figures.input_heading(opened.title, opened.hint),
+        "examples": figures.examples(opened.examples, opened.task),
+        "comparison": figures.comparison(opened.models),
+        "code": figures.code(opened.code),
+        "card": figures.card_markdown(opened.card),
+        "license": figures.license_line(opened.license),
+        "credits": figures.card_markdown(opened.credits),
+    }
 
 
 def changes(choice: visits.Choice) -> tuple[Any, ...]:
@@ -207,9 +224,9 @@ def changes(choice: visits.Choice) -> tuple[Any, ...]:
 
 def first_bundle() -> str | None:
     """The first of the bundled ensembles that opens; the page lives without one that does not."""
-    for bundle in demo.bundles():
+    for bundle in ensembles.bundles():
         try:
-            return demo.open_bundle(bundle.name).name
+            return ensembles.open_bundle(bundle.name).name
         except EDViTError as error:
             logger.error("%s", error)
     return None
@@ -229,11 +246,21 @@ def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: An
     """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     fixed: dict[str, Any] = {
-        "theme": theme, "css_paths": HERE / "style.css", "max_file_size": demo.MAX_FILE_BYTES, "share": False,
-        "ssr_mode": False, "mcp_server": False, "footer_links": ["gradio", "settings"], "max_threads": 8,
-        "state_session_capacity": 500, "quiet": True, "allowed_paths": [], "enable_monitoring": False, "pwa": False,
+        "theme": theme,
+        "css_paths": HERE / "page" / "style.css",
+        "max_file_size": inputs.MAX_FILE_BYTES,
+        "share": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "footer_links": ["gradio", "settings"],
+        "max_threads": 8,
+        "state_session_capacity": 500,
+        "quiet": True,
+        "allowed_paths": [],
+        "enable_monitoring": False,
+        "pwa": False,
         "app_kwargs": {"middleware": [Middleware(Guard, max_bytes=MAX_BODY_BYTES)]},
-    }  # fmt: skip
+    }
     _, address, _ = page.launch(prevent_thread_lock=True, **{**fixed, **settings})
     sys.stdout.write(f"The page is at {address} (Ctrl-C ends it)\n")
     sys.stdout.flush()

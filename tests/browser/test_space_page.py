@@ -13,10 +13,10 @@ QUESTION = "Who was the first person on the moon ?"
 
 def expected(name, prepare, value):
     """What the Space computes for that input, without the page."""
-    import demo
+    from answers import answering, ensembles, inputs
 
-    opened = demo.open_bundle(name)
-    view = demo.view(opened, getattr(demo, prepare)(opened, value), ())
+    opened = ensembles.open_bundle(name)
+    view = answering.view(opened, getattr(inputs, prepare)(opened, value), ())
     assert view.state == "answered"
     return view
 

@@ -20,7 +20,7 @@ from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.space import assemble, assembling, bundle, named_ensembles
 from edvit_hf.space.bundle import slim_manifest
 from edvit_hf.space.checks import check_space
-from edvit_hf.space.page_files import bundled_ensembles, page_folder
+from edvit_hf.space.page import bundled_ensembles, page_folder
 from support.hub_ensemble import files_of, write_publishable
 from support.tiny_ensemble import write_tiny_ensemble
 
@@ -251,10 +251,11 @@ def test_a_space_is_the_page_with_the_bundled_ensembles_and_their_examples(tmp_p
     top = {p.name for p in PAGE.iterdir() if p.is_file() and p.suffix != ".whl"}
     assert {path for path in paths if "/" not in path} == top
     assert {path.split("/")[1] for path in paths if path.startswith("model/")} == set(bundled_ensembles())
-    for kind in ("model", "examples"):
-        assert {p: d for p, d in files_of(space).items() if p.startswith(f"{kind}/")} == {
-            p: d for p, d in files_of(PAGE).items() if p.startswith(f"{kind}/")
-        }
+    written, page = (
+        {p: d for p, d in files_of(folder).items() if "/" in p and not p.endswith(".pyc")} for folder in (space, PAGE)
+    )
+    assert written == page
+    assert {path.split("/")[0] for path in written} == {"page", "answers", "model", "examples"}
     assert (space / "README.md").read_text() == (PAGE / "README.md").read_text()
     assert f"edvit_hf[device,hub]=={__version__}\n" in (space / "requirements.txt").read_text()
 

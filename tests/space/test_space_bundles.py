@@ -16,6 +16,7 @@ from edvit_hf.recipe import load_recipe
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.space.bundle import slim_manifest
 from edvit_hf.space.checks import MAX_DESCRIPTION, front_matter
+from edvit_hf.space.page import page_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "space_app"
@@ -92,17 +93,17 @@ def test_every_example_can_be_answered_and_carries_its_licence(name):
     assert all(source.strip() for source in sources)
     named = {*(p.name for p in found), *([questions.name] if questions.exists() else [])}
     assert {p.name for p in folder.iterdir()} == {*named, "LICENSES.md"}
-    licence = (folder / "LICENSES.md").read_text()
-    assert "CC BY" in licence or "Apache-2.0" in licence
+    license = (folder / "LICENSES.md").read_text()
+    assert "CC BY" in license or "Apache-2.0" in license
     with EDViTRuntime.from_pretrained(SPACE / "model" / name, schedule="in_turn") as ensemble:
         answers = [outcome.answer.labels[0] for outcome in ensemble.batch(sources)]
     if found:  # their licence page owns to one wrong answer
         (wrong,) = [p.name for answer, p in zip(answers, found, strict=True) if answer != p.name[0]]
-        assert f"`{wrong}` it gets wrong" in licence
+        assert f"`{wrong}` it gets wrong" in license
     else:
         assert answers == ["DESC", "ENTY", "HUM", "LOC", "NUM", "DESC"]
         assert "abbreviation" in sources[-1], "the last is one, which is answered wrong"
-        assert "it gets the abbreviation wrong" in licence
+        assert "it gets the abbreviation wrong" in license
 
 
 def test_the_readme_says_what_the_bundles_results_say():
@@ -136,8 +137,10 @@ def test_every_package_that_the_page_imports_is_pinned_as_the_checkout_is_tested
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert "edvit_hf[device,hub]" in extras["space"]  # the same that the Space installs
     packages = {"PIL": "pillow", "yaml": "pyyaml"}
-    own = {path.stem for path in SPACE.glob("*.py")}
-    for path in SPACE.glob("*.py"):
+    own = {"page", "answers"}
+    for path in page_files(SPACE):
+        if path.suffix != ".py":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
             if isinstance(node, ast.Import):
@@ -146,6 +149,8 @@ def test_every_package_that_the_page_imports_is_pinned_as_the_checkout_is_tested
                 names = [node.module]
             for name in {n.split(".")[0] for n in names} - own - sys.stdlib_module_names:
                 assert packages.get(name, name).lower() in pinned, f"{path.name} imports {name}"
+            if path.parent.name == "answers":
+                assert not [name for name in names if name.split(".")[0] in ("page", "gradio")], path
 
 
 def test_the_tags_and_the_tasks_of_the_readme_are_those_of_the_bundles():

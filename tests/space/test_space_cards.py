@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import figures
-from cards import MAX_CHARACTERS, read_card
+from answers.documents import MAX_CARD_CHARACTERS, read_card
+from page import figures
 
 
 def test_a_card_loads_nothing_from_elsewhere_and_keeps_its_code():
@@ -44,7 +44,7 @@ def test_no_card_loads_a_picture_or_holds_a_tag(tmp_path_factory, text):
 
 @pytest.mark.parametrize("piece", ["<!--", "<a", "![", "![](", "[", "```\n", "```a ", "---\n", "<!-<a>"])
 def test_a_strangers_card_takes_no_time(tmp_path, piece):
-    (tmp_path / "README.md").write_text(piece * (MAX_CHARACTERS // len(piece)))
+    (tmp_path / "README.md").write_text(piece * (MAX_CARD_CHARACTERS // len(piece)))
     begin = time.process_time()
     figures.card_markdown(read_card(tmp_path)[0])
     assert time.process_time() - begin < 0.5

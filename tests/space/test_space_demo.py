@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import demo
-import figures
+from answers import answering, ensembles, inputs
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
+from page import figures
 from support.space_ensembles import DIGIT_GROUPS, digit_data, write_digits, write_each
 from support.tiny_ensemble import write_tiny_ensemble
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(folder):
-    return demo.open_other(str(folder))
+    return ensembles.open_other(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(opened, file):
-    return demo.prepare_image(opened, file)
+    return inputs.prepare_image(opened, file)
 
 
 def assert_whole(view, opened, unplugged=()):
@@ -75,18 +75,18 @@ def assert_whole(view, opened, unplugged=()):
 
 
 def test_a_picture_is_answered_with_a_device_for_each_sub_model(opened, prepared):
-    view = demo.view(opened, prepared, [])
+    view = answering.view(opened, prepared, [])
     assert_whole(view, opened)
     assert view.label == "0"
     assert "all 5 devices" in view.sentence
     assert [device.classes for device in view.devices] == [(str(a), str(b)) for a, b in DIGIT_GROUPS]
     assert view.seen.shape == (8, 8, 3)
     assert view.card_note.startswith("The card reports 95.8 % on its test items with all 5 devices.")
-    assert demo.prepare_image(opened, demo.open_bundle("digits").examples[0].value).caution
+    assert inputs.prepare_image(opened, ensembles.open_bundle("digits").examples[0].value).caution
 
 
 def test_unplugging_the_device_of_a_digit_changes_the_answer_and_says_so(opened, prepared):
-    before, after = demo.view(opened, prepared, []), demo.view(opened, prepared, [0])
+    before, after = answering.view(opened, prepared, []), answering.view(opened, prepared, [0])
     assert_whole(after, opened, [0])
     assert after.label != "0"
     assert before.devices[0].answer_without == after.label, "the page announced what unplugging would do"
@@ -105,17 +105,17 @@ def test_unplugging_the_device_of_a_digit_changes_the_answer_and_says_so(opened,
 def test_what_a_device_announces_is_what_unplugging_it_does(opened, prepared, unplugged, seed):
     noisy = prepared.inputs["pixel_values"] + np.random.default_rng(seed).normal(0, 0.4, (1, 3, 8, 8))
     given_input = dataclasses.replace(prepared, inputs={"pixel_values": noisy.astype(np.float32)})
-    view = demo.view(opened, given_input, sorted(unplugged))
+    view = answering.view(opened, given_input, sorted(unplugged))
     assert_whole(view, opened, unplugged)
     for device in view.devices:
         if device.state == "answered" and len(unplugged) < 4:
-            assert demo.view(opened, given_input, [*unplugged, device.index]).label == device.answer_without
+            assert answering.view(opened, given_input, [*unplugged, device.index]).label == device.answer_without
         elif device.state == "answered":
             assert device.answer_without is None, "nobody would be left"
 
 
 def test_unplugging_everything_is_refused_and_the_picture_stays(opened, prepared):
-    view = demo.view(opened, prepared, range(5))
+    view = answering.view(opened, prepared, range(5))
     assert view.state == "refused"
     assert view.sentence == "Every device is unplugged, so nobody is left to answer. Plug at least one in again."
     assert {device.state for device in view.devices} == {"unplugged"}
@@ -125,12 +125,12 @@ def test_unplugging_everything_is_refused_and_the_picture_stays(opened, prepared
 
 
 def test_with_everything_unplugged_before_an_input_nobody_is_ready(opened):
-    view = demo.view(opened, None, range(5))
-    assert (view.state, view.sentence) == ("refused", demo.ALL_UNPLUGGED)
+    view = answering.view(opened, None, range(5))
+    assert (view.state, view.sentence) == ("refused", answering.ALL_UNPLUGGED)
     shown = figures.answer(view)
     assert 'role="alert"' in shown
     assert "Ready" not in shown
-    assert demo.view(opened, None, range(4)).state == "empty", "one is left"
+    assert answering.view(opened, None, range(4)).state == "empty", "one is left"
 
 
 def test_an_ensemble_runs_as_on_the_page_before_anything_is_measured(monkeypatch, tmp_path):
@@ -142,62 +142,62 @@ def test_an_ensemble_runs_as_on_the_page_before_anything_is_measured(monkeypatch
         return real(self, inputs, subsets, absent=absent)
 
     monkeypatch.setattr(EDViTRuntime, "predict_without", noted)
-    demo.open_other(str(write_digits(tmp_path / "fresh")))
+    ensembles.open_other(str(write_digits(tmp_path / "fresh")))
     assert asked == [[(0,), (1,), (2,), (3,), (4,)]]
     write_tiny_ensemble(tmp_path / "broken", [[0], [1]], broken=1)
-    assert demo.open_other(str(tmp_path / "broken")).devices, "without the other nobody is left: it opens all the same"
+    assert ensembles.open_other(str(tmp_path / "broken")).devices, "it opens, though nobody is left without the other"
 
 
 def test_before_an_input_the_page_says_what_to_do(opened, prepared):
-    view = demo.view(opened, None, [2])
+    view = answering.view(opened, None, [2])
     assert view.state == "empty"
     assert view.sentence.startswith("Draw a digit")
     assert [device.state for device in view.devices] == ["waiting", "waiting", "unplugged", "waiting", "waiting"]
-    other = demo.open_bundle("digits")
-    assert demo.view(other, prepared, []).state == "empty", "an input of another ensemble is none"
+    other = ensembles.open_bundle("digits")
+    assert answering.view(other, prepared, []).state == "empty", "an input of another ensemble is none"
 
 
 def test_devices_that_there_are_not_are_ignored(opened, prepared):
-    assert_whole(demo.view(opened, prepared, [-1, 5, 99]), opened)
-    assert demo.view(opened, prepared, [4, 4, 4]).sentence.count("4 of 5") == 1
+    assert_whole(answering.view(opened, prepared, [-1, 5, 99]), opened)
+    assert answering.view(opened, prepared, [4, 4, 4]).sentence.count("4 of 5") == 1
 
 
 @pytest.mark.parametrize("task", ["audio-classification", TEXT])
 def test_sounds_and_texts_are_answered_too(tmp_path_factory, task):
-    ensemble = demo.open_other(str(write_each(tmp_path_factory)[task]))
+    ensemble = ensembles.open_other(str(write_each(tmp_path_factory)[task]))
     assert not ensemble.can_draw
     if task == TEXT:
-        given_input = demo.prepare_text(ensemble, "word1 word7")
+        given_input = inputs.prepare_text(ensemble, "word1 word7")
     else:
-        example = demo.open_bundle("spoken_digits").examples[0].value
-        given_input = demo.prepare_sound(ensemble, example)
+        example = ensembles.open_bundle("spoken_digits").examples[0].value
+        given_input = inputs.prepare_sound(ensemble, example)
     for unplugged in ([], [1], [0, 2]):
-        view = demo.view(ensemble, given_input, unplugged)
+        view = answering.view(ensemble, given_input, unplugged)
         assert_whole(view, ensemble, unplugged)
         assert (view.tokens, view.seen is None) == (
             ("[CLS]", "word1", "word7", "[SEP]") if task == TEXT else (),
             task == TEXT,
         )
-        assert demo.card_note(ensemble, len(unplugged)) == "", "without results the card reports nothing"
+        assert answering.card_note(ensemble, len(unplugged)) == "", "without results the card reports nothing"
 
 
 def test_a_device_that_fails_is_shown_as_failed_and_the_others_answer(tmp_path, file):
     write_tiny_ensemble(tmp_path, [[0, 3], [1], [2, 4]], broken=1)
     runtime = EDViTRuntime.from_pretrained(tmp_path, num_threads=1)
-    like = demo.open_bundle("digits")
+    like = ensembles.open_bundle("digits")
     broken = dataclasses.replace(
         like, name="broken", runtime=runtime, devices=like.devices[:3], fleets=(), plans={}, can_draw=False
     )  # fmt: skip
-    given_input = demo.prepare_image(broken, file)
-    view = demo.view(broken, given_input, [])
+    given_input = inputs.prepare_image(broken, file)
+    view = answering.view(broken, given_input, [])
     assert view.state == "degraded"
     assert view.devices[1].state == "failed"
     assert view.devices[1].reason == "sent values that cannot be used"
     assert "from 2 of 3 devices" in view.sentence
-    alone = demo.view(broken, given_input, [0, 1])
+    alone = answering.view(broken, given_input, [0, 1])
     assert alone.devices[2].answer_without is None
-    assert demo.view(broken, given_input, [0, 2]).sentence == demo.TOO_FEW
-    left = demo.view(broken, given_input, [2])  # 0 answers, 1 fails: without 0 nobody is left
+    assert answering.view(broken, given_input, [0, 2]).sentence == answering.TOO_FEW
+    left = answering.view(broken, given_input, [2])  # 0 answers, 1 fails: without 0 nobody is left
     assert (left.state, left.devices[0].answer_without) == ("degraded", None)
 
 
@@ -205,40 +205,40 @@ def test_too_many_visitors_at_once_are_told_to_try_again(opened, folder, prepare
     runtime = EDViTRuntime.from_pretrained(folder, num_threads=1, config=CoordinatorConfig(max_queued=0))
     busy = dataclasses.replace(opened, runtime=runtime)
     with runtime.coordinator._admission.enter(None):
-        view = demo.view(busy, prepared, [])
-    assert (view.state, view.sentence) == ("refused", demo.BUSY)
-    assert demo.view(busy, prepared, []).label == "0", "the next one is answered"
+        view = answering.view(busy, prepared, [])
+    assert (view.state, view.sentence) == ("refused", answering.BUSY)
+    assert answering.view(busy, prepared, []).label == "0", "the next one is answered"
 
 
 def test_a_closed_ensemble_and_a_wrong_input_are_refused_and_raise_nothing(opened, folder, prepared):
     odd = dataclasses.replace(prepared, inputs={"pixel_values": np.zeros((1, 3, 9, 9), np.float32)})
-    assert demo.view(opened, odd, []).sentence == demo.UNREADABLE
+    assert answering.view(opened, odd, []).sentence == answering.UNREADABLE
     runtime = EDViTRuntime.from_pretrained(folder, num_threads=1)
     runtime.close()
-    assert demo.view(dataclasses.replace(opened, runtime=runtime), prepared, []).state == "refused"
+    assert answering.view(dataclasses.replace(opened, runtime=runtime), prepared, []).state == "refused"
 
 
 def test_visitors_share_an_ensemble_and_keep_their_own_answers(opened, prepared):
-    expected = {index: demo.view(opened, prepared, [index]).label for index in range(5)}
+    expected = {index: answering.view(opened, prepared, [index]).label for index in range(5)}
     with ThreadPoolExecutor(8) as pool:
         asked = [index for _ in range(20) for index in range(5)]
-        found = list(pool.map(lambda index: demo.view(opened, prepared, [index]), asked))
+        found = list(pool.map(lambda index: answering.view(opened, prepared, [index]), asked))
     assert [view.label for view in found] == [expected[index] for index in asked]
     assert {view.state for view in found} == {"degraded"}
 
 
 def test_an_image_answer_takes_less_than_50_ms_inside_the_app():
-    bundled = demo.open_bundle("digits")
+    bundled = ensembles.open_bundle("digits")
     path, times = bundled.examples[0].value, []
     for _ in range(11):
         begin = time.process_time()  # of all its threads; what others on this machine do is not counted
-        demo.view(bundled, demo.prepare_image(bundled, path), [1])
+        answering.view(bundled, inputs.prepare_image(bundled, path), [1])
         times.append(1e3 * (time.process_time() - begin))
     assert sorted(times)[5] <= 50
 
 
 def test_a_probability_is_never_rounded_up_to_certainty(opened, prepared):
-    view = demo.view(opened, prepared, [])
+    view = answering.view(opened, prepared, [])
     assert view.probabilities[0][1] > 0.995
     assert "with 99.9 %" in view.sentence
     shown = (figures.answer(view), figures.devices(view))
@@ -251,9 +251,11 @@ def test_nothing_heavy_is_loaded(folder, file):
     code = f"""
 import sys
 sys.path.insert(0, {str(SPACE)!r})
-import demo
-opened = demo.open_other({str(folder)!r})
-view = demo.view(opened, demo.prepare_image(opened, {str(file)!r}), [1])
+from answers import answering
+from answers import ensembles
+from answers import inputs
+opened = ensembles.open_other({str(folder)!r})
+view = answering.view(opened, inputs.prepare_image(opened, {str(file)!r}), [1])
 assert view.label == "0", view
 heavy = {{"torch", "transformers", "gradio", "scipy", "sklearn", "datasets", "matplotlib", "huggingface_hub"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo
-from digit_form import digit_from_drawing
+from answers import answering, ensembles, inputs
+from answers.digit_form import digit_from_drawing
 from edvit_hf.errors import DataError
 from support.space_ensembles import STROKES, digit_data, drawn, write_digits
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    return demo.open_other(str(write_digits(tmp_path_factory.mktemp("digits"))))
+    return ensembles.open_other(str(write_digits(tmp_path_factory.mktemp("digits"))))
 
 
 def seen(opened, path):
-    return demo.prepare_image(opened, path).seen
+    return inputs.prepare_image(opened, path).seen
 
 
 @pytest.mark.parametrize("digit", STROKES)
@@ -54,10 +54,10 @@ def test_size_place_and_colour_of_a_drawing_do_not_matter():
 
 def test_a_composite_without_layers_and_an_upload_on_any_paper_read_the_same(opened, tmp_path):
     drawing = drawn(7)
-    expected = demo.prepare_drawing(opened, drawing).seen
+    expected = inputs.prepare_drawing(opened, drawing).seen
     np.testing.assert_array_equal(expected, digit_from_drawing(drawing, 8))
     np.testing.assert_array_equal(
-        demo.prepare_drawing(opened, {"composite": drawing["composite"]}).seen, expected
+        inputs.prepare_drawing(opened, {"composite": drawing["composite"]}).seen, expected
     )  # fmt: skip
     dark_on_light = Image.fromarray(drawing["composite"]).convert("L")
     for name, picture in (("a.png", dark_on_light), ("b.png", Image.eval(dark_on_light, lambda v: 255 - v))):
@@ -66,8 +66,8 @@ def test_a_composite_without_layers_and_an_upload_on_any_paper_read_the_same(ope
 
 
 def test_what_a_drawing_is_read_as_and_that_its_accuracy_is_not_measured(opened):
-    prepared = demo.prepare_drawing(opened, drawn(0))
-    view = demo.view(opened, prepared, [])
+    prepared = inputs.prepare_drawing(opened, drawn(0))
+    view = answering.view(opened, prepared, [])
     assert view.label == "0"
     assert "drawings was not measured" in view.card_note
     assert view.card_note.startswith("The card reports 95.8 %")
@@ -88,7 +88,7 @@ def test_what_a_drawing_is_read_as_and_that_its_accuracy_is_not_measured(opened)
 )
 def test_an_empty_or_odd_drawing_is_answered_with_a_sentence(opened, drawing):
     with pytest.raises(DataError, match=r"^The drawing is empty\. Draw one digit"):
-        demo.prepare_drawing(opened, drawing)
+        inputs.prepare_drawing(opened, drawing)
 
 
 def test_a_picture_without_contrast_is_refused_where_ink_is_needed(opened, tmp_path):
@@ -99,11 +99,11 @@ def test_a_picture_without_contrast_is_refused_where_ink_is_needed(opened, tmp_p
 
 def test_bundled_examples_are_items_of_the_data_and_taken_as_they_are():
     images, labels = digit_data()
-    bundled = demo.open_bundle("digits")
+    bundled = ensembles.open_bundle("digits")
     assert len(bundled.examples) >= 3
     for example in bundled.examples:
         digit, index = map(int, example.value.rpartition("/")[2].removesuffix(".png").split("_"))
-        prepared = demo.prepare_image(bundled, example.value)
+        prepared = inputs.prepare_image(bundled, example.value)
         np.testing.assert_array_equal(prepared.seen[:, :, 0], np.rint(images[index] * 255).astype(np.uint8))
         assert labels[index] == digit == int(example.label)
         assert not prepared.caution, "the card's figures are about such pictures"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import demo
-from digit_form import FORM_SIDES, STROKE, WIDEST_STROKE, _thickness, digit_from_drawing, digit_from_picture
+from answers import answering, ensembles, inputs
+from answers.digit_form import FORM_SIDES, STROKE, WIDEST_STROKE, _thickness, digit_from_drawing, digit_from_picture
 from edvit_hf.errors import DataError
 from support import tiny_ensemble
 from support.space_ensembles import DIGIT_GROUPS, STROKES, digit_data, drawn
@@ -47,7 +47,7 @@ def write(tmp_path_factory):
             patch.setattr(tiny_ensemble, "SIZE", side)
             patch.setitem(tiny_ensemble.PREPROCESSOR, "size", {"height": side, "width": side})
             tiny_ensemble.write_tiny_ensemble(folder, DIGIT_GROUPS, label_names=names, templates=np.stack(means))
-        return demo.open_other(str(folder))
+        return ensembles.open_other(str(folder))
 
     return written
 
@@ -60,7 +60,7 @@ def opened(write):
 def test_an_ensemble_of_28_pixel_digits_says_that_it_reads_drawings(opened):
     assert opened.can_draw
     assert opened.hint.startswith("Draw a digit")
-    assert demo.view(opened, None, ()).sentence == demo.DRAW_FIRST
+    assert answering.view(opened, None, ()).sentence == answering.DRAW_FIRST
 
 
 @pytest.mark.parametrize(("side", "names"), [(16, TEN), (28, [f"item {i}" for i in range(10)])])
@@ -68,15 +68,15 @@ def test_other_sizes_and_other_labels_are_not_drawn(write, side, names):
     other = write(side, names)
     assert not other.can_draw
     with pytest.raises(DataError, match="reads no drawings"):
-        demo.prepare_drawing(other, drawn(7))
+        inputs.prepare_drawing(other, drawn(7))
 
 
 @pytest.mark.parametrize("digit", STROKES)
 @pytest.mark.parametrize(("pen", "scale"), [(22, 1.0), (22, 0.4), (6, 1.0)])
 def test_drawn_digits_are_answered_whatever_their_size_and_pen(opened, digit, pen, scale):
-    prepared = demo.prepare_drawing(opened, drawn(digit, pen=pen, scale=scale, shift=(20, 10)))
+    prepared = inputs.prepare_drawing(opened, drawn(digit, pen=pen, scale=scale, shift=(20, 10)))
     assert prepared.seen.shape == (28, 28, 3)
-    view = demo.view(opened, prepared, ())
+    view = answering.view(opened, prepared, ())
     assert view.label == str(digit)
     assert "drawings was not measured" in view.card_note
 
@@ -121,10 +121,10 @@ def test_place_and_colour_do_not_matter_and_the_pen_little():
 def test_a_photograph_of_a_thin_pen_is_read_and_a_picture_of_the_data_is_taken_as_it_is(opened, tmp_path):
     paper = Image.fromarray(drawn(4, pen=10, side=1000)["composite"]).convert("L")
     paper.point(lambda value: 60 + value // 2).save(tmp_path / "photo.jpg")
-    assert demo.view(opened, demo.prepare_image(opened, tmp_path / "photo.jpg"), ()).label == "4"
+    assert answering.view(opened, inputs.prepare_image(opened, tmp_path / "photo.jpg"), ()).label == "4"
     ready = np.uint8(255 * in_box(digit_data()[0][0]))
     Image.fromarray(ready).save(tmp_path / "ready.png")
-    np.testing.assert_array_equal(demo.prepare_image(opened, tmp_path / "ready.png").seen[:, :, 0], ready)
+    np.testing.assert_array_equal(inputs.prepare_image(opened, tmp_path / "ready.png").seen[:, :, 0], ready)
 
 
 @given(
@@ -149,7 +149,7 @@ def test_a_few_specks_on_a_large_picture_are_refused(opened):
     grey = np.zeros((4000, 4000), np.uint8)
     grey[[5, 3990], [7, 3000]] = 255
     with pytest.raises(DataError, match="No strokes"):  # and is not told that the field is empty
-        demo.prepare_drawing(opened, {"layers": [np.repeat(grey[:, :, None], 4, axis=2)]})
+        inputs.prepare_drawing(opened, {"layers": [np.repeat(grey[:, :, None], 4, axis=2)]})
     for side in FORM_SIDES:
         with pytest.raises(DataError, match="No strokes"):
             digit_from_picture(Image.fromarray(grey), side)

@@ -10,13 +10,11 @@ import time
 import numpy as np
 import pytest
 
-import demo
-import ensembles
-from cards import read_card
+from answers import answering, ensembles, inputs
+from answers.documents import read_card
+from answers.opening import SaidError, Shelf
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
-from fetching import SaidError
-from shelf import Shelf
 from support.space_ensembles import write_digits, write_each
 from support.tiny_ensemble import write_tiny_ensemble
 
@@ -36,7 +34,7 @@ def _plain_environment(monkeypatch):
 
 def refusal(source):
     with pytest.raises(SaidError) as caught:
-        demo.open_other(source)
+        ensembles.open_other(source)
     sentence = str(caught.value)
     assert "Expected" not in sentence
     assert sentence.endswith(".")
@@ -44,9 +42,9 @@ def refusal(source):
 
 
 def test_every_bundle_opens_and_says_what_it_takes():
-    assert tuple(bundle.name for bundle in demo.bundles()) == NAMES
-    for bundle in demo.bundles():
-        opened = demo.open_bundle(bundle.name)
+    assert tuple(bundle.name for bundle in ensembles.bundles()) == NAMES
+    for bundle in ensembles.bundles():
+        opened = ensembles.open_bundle(bundle.name)
         assert (opened.name, opened.title, opened.task) == (bundle.name, bundle.title, bundle.task)
         assert opened.hint.startswith(bundle.hint)
         for label in opened.runtime.label_names:
@@ -57,21 +55,21 @@ def test_every_bundle_opens_and_says_what_it_takes():
         assert opened.examples
         assert opened.card.startswith("# ED-ViT ensemble")
         assert "licensed" in opened.credits or "Apache-2.0" in opened.credits
-        assert opened.licence == "apache-2.0"
+        assert opened.license == "apache-2.0"
         assert opened.fleets
         assert [model.name for model in opened.models][:2] == ["teacher", "ensemble"]
-        assert demo.card_note(opened, 0)
-        assert demo.open_named(opened.name) is opened
+        assert answering.card_note(opened, 0)
+        assert ensembles.open_named(opened.name) is opened
 
 
 def test_examples_of_every_bundle_are_answered():
     prepare = {
-        "image-classification": demo.prepare_image, "audio-classification": demo.prepare_sound,
-        "text-classification": demo.prepare_text,
+        "image-classification": inputs.prepare_image, "audio-classification": inputs.prepare_sound,
+        "text-classification": inputs.prepare_text,
     }  # fmt: skip
     for name in NAMES:
-        opened = demo.open_bundle(name)
-        views = [demo.view(opened, prepare[opened.task](opened, e.value), []) for e in opened.examples]
+        opened = ensembles.open_bundle(name)
+        views = [answering.view(opened, prepare[opened.task](opened, e.value), []) for e in opened.examples]
         assert {view.state for view in views} == {"answered"}
         if opened.task != "text-classification":
             right = [view.label == example.label for view, example in zip(views, opened.examples, strict=True)]
@@ -87,45 +85,45 @@ def test_a_bundle_of_any_name_that_the_spaces_owner_put_there_is_offered(tmp_pat
     shutil.copytree(folder, tmp_path / "No_Bundle")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/manifest.json").write_text("{}")
-    broken, flowers = demo.bundles(tmp_path)
+    broken, flowers = ensembles.bundles(tmp_path)
     assert (flowers.name, flowers.title, flowers.task) == ("flowers", "toy", "image-classification")
     assert (broken.name, broken.task) == ("broken", None)
-    opened = demo.open_bundle("flowers", tmp_path)
+    opened = ensembles.open_bundle("flowers", tmp_path)
     assert (opened.title, opened.examples, opened.can_draw) == ("toy", (), True)
     with pytest.raises(EDViTError, match="damaged"):
-        demo.open_bundle("broken", tmp_path)
+        ensembles.open_bundle("broken", tmp_path)
     with pytest.raises(EDViTError, match="not here"):
-        demo.open_bundle("No_Bundle", tmp_path)
+        ensembles.open_bundle("No_Bundle", tmp_path)
 
 
 def test_without_bundles_there_is_nothing_to_choose_and_a_sentence(tmp_path):
-    assert demo.bundles(tmp_path) == ()
+    assert ensembles.bundles(tmp_path) == ()
     with pytest.raises(EDViTError, match="not here"):
-        demo.open_bundle("digits", tmp_path)
+        ensembles.open_bundle("digits", tmp_path)
     with pytest.raises(EDViTError, match="not here"):
-        demo.open_bundle("../digits")
+        ensembles.open_bundle("../digits")
 
 
 def test_the_owners_ensemble_comes_first(monkeypatch, folder, tmp_path):
     monkeypatch.setenv(ensembles.OWN_VARIABLE, str(folder))
     monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/space")  # what its owner names may be a folder there too
-    first, *rest = demo.bundles()
+    first, *rest = ensembles.bundles()
     assert (first.name, first.title, first.task) == ("own", "toy", "image-classification")
     assert tuple(bundle.name for bundle in rest) == NAMES
-    assert demo.open_bundle("own").can_draw
-    assert demo.open_named("own") is demo.open_bundle("own")
+    assert ensembles.open_bundle("own").can_draw
+    assert ensembles.open_named("own") is ensembles.open_bundle("own")
     monkeypatch.setenv(ensembles.OWN_VARIABLE, str(tmp_path))
-    first, *rest = demo.bundles()
+    first, *rest = ensembles.bundles()
     assert (first.task, len(rest)) == (None, 3)
     assert "holds no ensemble" in first.hint
     with pytest.raises(EDViTError, match="holds no ensemble"):
-        demo.open_bundle("own")
+        ensembles.open_bundle("own")
 
 
 def test_a_folder_opens_where_the_page_runs_locally_and_nowhere_else(monkeypatch, folder):
-    assert demo.open_other(f"  {folder}/ ") is demo.open_other(str(folder)), "opened once for all"
+    assert ensembles.open_other(f"  {folder}/ ") is ensembles.open_other(str(folder)), "opened once for all"
     monkeypatch.chdir(folder.parent)
-    assert demo.open_other(folder.name) is demo.open_other(str(folder))
+    assert ensembles.open_other(folder.name) is ensembles.open_other(str(folder))
     monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/space")
     assert "neither a name on the Hub" in refusal(f"{folder}/../{folder.name}")
 
@@ -193,7 +191,7 @@ def test_a_folder_that_is_no_whole_ensemble_is_one_sentence(tmp_path, how, part)
     assert part in sentence
     assert str(tmp_path) not in sentence
     write_tiny_ensemble(folder, [[0, 1], [2]])
-    assert len(demo.open_other(str(folder)).devices) == 2, "a mended folder opens: refusals are not remembered"
+    assert len(ensembles.open_other(str(folder)).devices) == 2, "a mended folder opens: refusals are not remembered"
 
 
 def test_results_and_card_that_are_nonsense_cost_only_themselves(tmp_path):
@@ -202,10 +200,10 @@ def test_results_and_card_that_are_nonsense_cost_only_themselves(tmp_path):
     (tmp_path / "README.md").write_bytes(
         b"---\n[: not yaml\n---\n# Card \xff\n![x](https://a.example/x.png)<script>1</script>"
     )
-    opened = demo.open_other(str(tmp_path))
+    opened = ensembles.open_other(str(tmp_path))
     assert [model.name for model in opened.models] == ["ensemble"]
     assert opened.absent == ()
-    assert opened.licence == ""
+    assert opened.license == ""
     assert opened.card.startswith("# Card")
     assert "example" not in opened.card
     assert "<script" not in opened.card
@@ -311,7 +309,7 @@ def test_an_ensemble_of_giant_inputs_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8 - 1)
     assert "inputs that are too large for this page" in refusal(str(tmp_path))
     monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8)
-    assert len(demo.open_other(str(tmp_path)).devices) == 2
+    assert len(ensembles.open_other(str(tmp_path)).devices) == 2
 
 
 def test_an_ensemble_of_int8_files_alone_opens(tmp_path):
@@ -322,5 +320,5 @@ def test_an_ensemble_of_int8_files_alone_opens(tmp_path):
     data["sub_models"][0]["variants"] = [v for v in data["sub_models"][0]["variants"] if v["file"] == int8[0].file]
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     Manifest.load(tmp_path)
-    opened = demo.open_other(str(tmp_path))
+    opened = ensembles.open_other(str(tmp_path))
     assert len(opened.devices) == 1

@@ -7,11 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import demo
-import ensembles
-import fetching
-import snippets
-from fetching import SaidError
+from answers import ensembles, opening, snippets
+from answers.opening import SaidError
 from support.hub_ensemble import files_of, write_publishable
 from support.hub_server import Fault
 
@@ -38,7 +35,7 @@ def files(tmp_path):
 
 def refusal(source):
     with pytest.raises(SaidError) as caught:
-        demo.open_other(source)
+        ensembles.open_other(source)
     sentence = str(caught.value)
     assert "Expected" not in sentence
     assert "http" not in sentence
@@ -49,7 +46,7 @@ def refusal(source):
 @pytest.mark.parametrize("address", ["lab/tiny", " https://huggingface.co/lab/tiny/ ", "hf.co/lab/tiny"])
 def test_a_repository_opens_by_its_name_or_the_address_of_its_page(hub, files, tmp_path, address):
     hub.create("lab/tiny", files)
-    opened = demo.open_other(address)
+    opened = ensembles.open_other(address)
     assert (opened.title, len(opened.devices)) == ("lab/tiny", 3)
     assert opened.runtime.predict({"pixel_values": np.zeros((1, 3, 8, 8), np.float32)}).labels
     assert 'from_pretrained("lab/tiny")' in opened.code[snippets.RUNTIME]
@@ -57,10 +54,10 @@ def test_a_repository_opens_by_its_name_or_the_address_of_its_page(hub, files, t
     assert snippets.TRANSFORMERS in opened.code, "the repository holds the weights too"
     assert opened.card.startswith("# A tiny ensemble")
     assert "assets/accuracy.png" not in opened.card
-    assert opened.licence == "apache-2.0"
+    assert opened.license == "apache-2.0"
     assert [model.name for model in opened.models][-1] == "teacher"
     asked = len(hub.requests)
-    assert demo.open_other(address) is demo.open_named(opened.name) is opened
+    assert ensembles.open_other(address) is ensembles.open_named(opened.name) is opened
     assert len(hub.requests) == asked, "what is open is not fetched again"
     assert list((tmp_path / "temporary").iterdir()) == [], "nothing stays on the disk"
     graphs = hub.seen(r"GET .*\.onnx")
@@ -84,7 +81,7 @@ def test_a_repository_that_is_no_ensemble(hub):
 
 def test_what_is_too_large_is_refused_before_any_graph_is_fetched(hub, files, monkeypatch):
     hub.create("lab/tiny", files)
-    monkeypatch.setattr(fetching, "MAX_BYTES", 3000)
+    monkeypatch.setattr(opening, "MAX_BYTES", 3000)
     sentence = refusal("lab/tiny")
     assert "more than the 0 MiB" in sentence
     assert "edvit space run" in sentence
@@ -96,14 +93,14 @@ def test_a_manifest_that_makes_itself_small_is_not_believed(hub, files, monkeypa
     large = next(name for name in files if name.endswith("onnx/model.onnx"))
     files[large] = files[large] + bytes(200_000)
     hub.create("lab/liar", files)
-    monkeypatch.setattr(fetching, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(opening, "MAX_BYTES", 100_000)
     assert "MiB" in refusal("lab/liar")
     assert not hub.seen(r"GET .*\.onnx")
 
 
 def test_a_giant_manifest_is_not_fetched(hub, files, monkeypatch):
     hub.create("lab/tiny", files)
-    monkeypatch.setattr(fetching, "MAX_SMALL_BYTES", 100)
+    monkeypatch.setattr(opening, "MAX_SMALL_BYTES", 100)
     assert "cannot be opened" in refusal("lab/tiny")
     assert not hub.seen(r"GET .*manifest\.json")
 
@@ -133,7 +130,7 @@ def test_results_and_card_may_be_missing(hub, files):
     for name in ("results.json", "README.md", "config.json"):
         files.pop(name, None)
     hub.create("lab/bare", files)
-    opened = demo.open_other("lab/bare")
+    opened = ensembles.open_other("lab/bare")
     assert (opened.card, opened.absent) == ("", ())
     assert [model.name for model in opened.models] == ["ensemble"]
     assert snippets.TRANSFORMERS not in opened.code
@@ -145,7 +142,7 @@ def test_a_hub_in_trouble_is_said_and_the_next_try_works(hub, files, waits):
     assert "busy or in trouble" in refusal("lab/tiny")
     assert sum(waits) <= 2, "somebody waits for the page"
     hub.faults.clear()
-    assert demo.open_other("lab/tiny").title == "lab/tiny"
+    assert ensembles.open_other("lab/tiny").title == "lab/tiny"
 
 
 def test_without_a_connection(hub, monkeypatch, waits):

@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import demo
-import sounds
+from answers import answering, ensembles, inputs, sounds
+from answers.inputs import MAX_PIXELS
 from edvit_hf.errors import DataError, EDViTError
-from inputs import MAX_PIXELS
 from support.space_ensembles import write_each
 from support.tiny_ensemble import MAX_TOKENS
 
@@ -25,7 +24,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    return {task: demo.open_other(str(folder)) for task, folder in write_each(tmp_path_factory).items()}
+    return {task: ensembles.open_other(str(folder)) for task, folder in write_each(tmp_path_factory).items()}
 
 
 def refusal(prepare, ensemble, given):
@@ -73,7 +72,7 @@ def test_pictures_that_cannot_be_read_are_refused_with_sentences(opened, file, t
     Image.new("RGB", (60, 60)).save(photo, "PNG")
     movie = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + bytes(5000)
     with (tmp_path / "big.png").open("wb") as big:
-        big.truncate(demo.MAX_FILE_BYTES + 1)
+        big.truncate(inputs.MAX_FILE_BYTES + 1)
     expected = {
         None: "Choose a picture first",
         "": "Choose a picture first",
@@ -91,31 +90,31 @@ def test_pictures_that_cannot_be_read_are_refused_with_sentences(opened, file, t
         file(header_only_png(1, 50), "line.png"): "only one pixel wide",
     }
     for given_file, part in expected.items():
-        assert part in refusal(demo.prepare_image, opened[IMAGE], given_file), part
+        assert part in refusal(inputs.prepare_image, opened[IMAGE], given_file), part
 
 
 def test_too_many_pixels_are_refused_before_anything_is_decoded(opened, file, monkeypatch):
     def decode(*_):
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr("inputs.open_image", decode)
+    monkeypatch.setattr("answers.inputs.open_image", decode)
     side = int(MAX_PIXELS**0.5) + 1
-    assert "million" in refusal(demo.prepare_image, opened[IMAGE], file(header_only_png(side, side)))
+    assert "million" in refusal(inputs.prepare_image, opened[IMAGE], file(header_only_png(side, side)))
 
 
 def test_pictures_that_are_taken_in_their_own_size_have_fewer_pixels(opened, file, monkeypatch):
     transform = opened[IMAGE].runtime.transform
     large = file(header_only_png(1001, 1000))
-    assert "not a readable picture" in refusal(demo.prepare_image, opened[IMAGE], large)
+    assert "not a readable picture" in refusal(inputs.prepare_image, opened[IMAGE], large)
     monkeypatch.setattr(opened[IMAGE].runtime, "transform", dataclasses.replace(transform, size=None))
-    assert "1001 x 1000 pixels, more than the 1 million" in refusal(demo.prepare_image, opened[IMAGE], large)
+    assert "1001 x 1000 pixels, more than the 1 million" in refusal(inputs.prepare_image, opened[IMAGE], large)
 
 
 def test_a_picture_is_shown_as_sub_models_see_it(opened, file):
     picture = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG")
-    prepared = demo.prepare_image(opened[IMAGE], file(buffer.getvalue()))
+    prepared = inputs.prepare_image(opened[IMAGE], file(buffer.getvalue()))
     assert prepared.seen.shape == (8, 8, 3)
     assert prepared.seen.dtype == np.uint8
     np.testing.assert_allclose(
@@ -125,10 +124,10 @@ def test_a_picture_is_shown_as_sub_models_see_it(opened, file):
 
 def test_each_ensemble_says_what_it_takes(opened, file):
     some = file(wav(tone(0.2)))
-    assert "takes texts" in refusal(demo.prepare_image, opened[TEXT], some)
-    assert "takes pictures" in refusal(demo.prepare_sound, opened[IMAGE], some)
-    assert "takes sounds" in refusal(demo.prepare_text, opened[SOUND], "word1")
-    assert "reads no drawings" in refusal(demo.prepare_drawing, opened[IMAGE], {})
+    assert "takes texts" in refusal(inputs.prepare_image, opened[TEXT], some)
+    assert "takes pictures" in refusal(inputs.prepare_sound, opened[IMAGE], some)
+    assert "takes sounds" in refusal(inputs.prepare_text, opened[SOUND], "word1")
+    assert "reads no drawings" in refusal(inputs.prepare_drawing, opened[IMAGE], {})
 
 
 def test_sounds_that_cannot_be_read_are_refused_with_sentences(opened, file, tmp_path):
@@ -151,14 +150,14 @@ def test_sounds_that_cannot_be_read_are_refused_with_sentences(opened, file, tmp
         file(wav(tone(31), kind="MP3"), "long.mp3"): "longer than 30 seconds",  # its header is not relied on
     }
     for given_file, part in expected.items():
-        assert part in refusal(demo.prepare_sound, opened[SOUND], given_file), part
+        assert part in refusal(inputs.prepare_sound, opened[SOUND], given_file), part
 
 
 def test_ten_minutes_are_refused_by_the_header_before_anything_is_decoded(opened, file, monkeypatch):
     data = wav(np.zeros(600 * 8000, np.int16) + 99, 8000)
-    assert len(data) < demo.MAX_FILE_BYTES
+    assert len(data) < inputs.MAX_FILE_BYTES
     monkeypatch.setattr(sounds, "decode", lambda *_: pytest.fail("it was decoded"))
-    assert "longer than 30 seconds" in refusal(demo.prepare_sound, opened[SOUND], file(data))
+    assert "longer than 30 seconds" in refusal(inputs.prepare_sound, opened[SOUND], file(data))
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000])
@@ -166,9 +165,9 @@ def test_ten_minutes_are_refused_by_the_header_before_anything_is_decoded(opened
 def test_stereo_at_another_rate_is_heard_as_mono_at_the_ensembles_own(opened, file, rate, kind):
     """Of 440 Hz the same mel band is loudest, whatever the file."""
     window = 0.2  # s: the toy listens to 3,440 samples
-    reference = demo.prepare_sound(opened[SOUND], file(wav(tone(window)), "a")).inputs["input_values"][0]
+    reference = inputs.prepare_sound(opened[SOUND], file(wav(tone(window)), "a")).inputs["input_values"][0]
     stereo = np.stack([tone(1.0, rate=rate), tone(1.0, rate=rate, gain=0.1)], axis=1)
-    prepared = demo.prepare_sound(opened[SOUND], file(wav(stereo, rate, kind), "b"))
+    prepared = inputs.prepare_sound(opened[SOUND], file(wav(stereo, rate, kind), "b"))
     middle = slice(5, 15)
     assert (prepared.inputs["input_values"][0][middle].argmax(1) == reference[middle].argmax(1)).all()
 
@@ -182,8 +181,8 @@ def test_silence_around_a_word_is_cut_off_and_the_page_says_how_long_it_is(opene
     found = sounds.word_in(around, RATE)
     assert abs(found.start - RATE) <= 0.05 * RATE
     assert abs(found.stop - (RATE + len(word))) <= 0.05 * RATE
-    prepared = demo.prepare_sound(opened[SOUND], file(wav(around), "around"))
-    alone = demo.prepare_sound(opened[SOUND], file(wav(around[found]), "alone"))
+    prepared = inputs.prepare_sound(opened[SOUND], file(wav(around), "around"))
+    alone = inputs.prepare_sound(opened[SOUND], file(wav(around[found]), "alone"))
     np.testing.assert_allclose(prepared.inputs["input_values"], alone.inputs["input_values"], atol=0.05)
     kept = (found.stop - found.start) / RATE
     assert f"{kept:.2f} of 2.00 s are listened to" in prepared.remark
@@ -192,7 +191,7 @@ def test_silence_around_a_word_is_cut_off_and_the_page_says_how_long_it_is(opene
 
 def test_a_recording_that_fits_is_taken_as_it_is(opened, file):
     padded = np.concatenate([np.zeros(800, np.float32), tone(0.1)])
-    prepared = demo.prepare_sound(opened[SOUND], file(wav(padded, subtype="FLOAT")))
+    prepared = inputs.prepare_sound(opened[SOUND], file(wav(padded, subtype="FLOAT")))
     assert prepared.remark == ""
     np.testing.assert_array_equal(
         prepared.inputs["input_values"], opened[SOUND].runtime.transform.inputs((padded, RATE))["input_values"]
@@ -200,11 +199,11 @@ def test_a_recording_that_fits_is_taken_as_it_is(opened, file):
 
 
 def test_what_lasts_longer_than_the_ensemble_listens_is_said(opened, file):
-    assert "hears the first 0.21 s only" in demo.prepare_sound(opened[SOUND], file(wav(tone(2.0)))).remark
+    assert "hears the first 0.21 s only" in inputs.prepare_sound(opened[SOUND], file(wav(tone(2.0)))).remark
 
 
 def test_a_quiet_word_is_made_as_loud_as_the_data():
-    transform = demo.open_bundle("spoken_digits").runtime.transform
+    transform = ensembles.open_bundle("spoken_digits").runtime.transform
     quiet = np.concatenate([np.zeros(8000), tone(0.3, rate=8000, gain=0.01), np.zeros(8000)]).astype(np.float32)
     data = wav(quiet, 8000, subtype="FLOAT")
     raised = sounds.read_sound(data, transform, is_word=True)
@@ -228,7 +227,7 @@ def test_what_is_said_is_never_empty_and_holds_the_loudest_sample(count, seed, r
 
 def test_a_spectrogram_is_shown_with_time_to_the_right_and_low_frequencies_at_the_bottom(opened, file):
     low = 0.5 * np.sin(2 * np.pi * 150 * np.arange(3400) / RATE).astype(np.float32)
-    picture = demo.prepare_sound(opened[SOUND], file(wav(low))).seen
+    picture = inputs.prepare_sound(opened[SOUND], file(wav(low))).seen
     assert picture.shape == (16, 20, 3)
     brightness = picture.astype(float).sum(axis=2)
     assert brightness[-4:, :10].mean() > brightness[:4, :10].mean()
@@ -257,11 +256,11 @@ def test_the_colours_rise_in_lightness_and_differ_in_blue_and_yellow():
     ],
 )
 def test_texts_without_anything_known_are_refused(opened, text, part):
-    assert part in refusal(demo.prepare_text, opened[TEXT], text)
+    assert part in refusal(inputs.prepare_text, opened[TEXT], text)
 
 
 def test_a_text_is_shown_as_its_tokens_and_unknown_ones_among_known_are_taken(opened):
-    prepared = demo.prepare_text(opened[TEXT], "  word3 🙂 word5\udfff ")
+    prepared = inputs.prepare_text(opened[TEXT], "  word3 🙂 word5\udfff ")
     assert prepared.tokens == ("[CLS]", "word3", "[UNK]", "[UNK]", "[SEP]")
     assert prepared.seen is None
     assert prepared.remark == ""
@@ -269,7 +268,7 @@ def test_a_text_is_shown_as_its_tokens_and_unknown_ones_among_known_are_taken(op
 
 @pytest.mark.parametrize("count", [MAX_TOKENS - 3, MAX_TOKENS - 2, MAX_TOKENS - 1, 5_000, 100_000])
 def test_a_long_text_is_cut_and_the_page_says_so(opened, count):
-    prepared = demo.prepare_text(opened[TEXT], "word1 " * count)
+    prepared = inputs.prepare_text(opened[TEXT], "word1 " * count)
     assert len(prepared.tokens) == min(count + 2, MAX_TOKENS)
     assert bool(prepared.remark) == (count > MAX_TOKENS - 2)
     if prepared.remark:
@@ -277,7 +276,7 @@ def test_a_long_text_is_cut_and_the_page_says_so(opened, count):
 
 
 def test_one_endless_word_is_refused_or_read_but_never_hangs(opened):
-    assert "knows none of these" in refusal(demo.prepare_text, opened[TEXT], "a" * 1_000_000)
+    assert "knows none of these" in refusal(inputs.prepare_text, opened[TEXT], "a" * 1_000_000)
 
 
 def is_a_sentence(ensemble, prepare, given):
@@ -286,7 +285,7 @@ def is_a_sentence(ensemble, prepare, given):
         prepared = prepare(ensemble, given)
     except EDViTError as error:
         return bool(str(error))
-    view = demo.view(ensemble, prepared, [1])
+    view = answering.view(ensemble, prepared, [1])
     return view.state in {"answered", "degraded", "refused"} and bool(view.sentence)
 
 
@@ -295,11 +294,11 @@ def is_a_sentence(ensemble, prepare, given):
 def test_no_bytes_bring_anything_but_our_own_errors(opened, tmp_path_factory, data, start):
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     path.write_bytes(start + data)
-    assert is_a_sentence(opened[IMAGE], demo.prepare_image, path)
-    assert is_a_sentence(opened[SOUND], demo.prepare_sound, path)
+    assert is_a_sentence(opened[IMAGE], inputs.prepare_image, path)
+    assert is_a_sentence(opened[SOUND], inputs.prepare_sound, path)
 
 
 @given(st.text(st.characters(codec=None), max_size=60) | st.lists(st.sampled_from(["word1", "🙂", "\ud800", "[SEP]", "\0"])).map(" ".join))  # fmt: skip  # noqa: E501
 @FUZZ
 def test_no_text_brings_anything_but_our_own_errors(opened, text):
-    assert is_a_sentence(opened[TEXT], demo.prepare_text, text)
+    assert is_a_sentence(opened[TEXT], inputs.prepare_text, text)

@@ -25,14 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import app
-import charts
-import demo
-import figures
-import safety
-from drawing_pad import MAX_CHARACTERS, SIDE, read_drawing
+from answers import ensembles, inputs
+from answers.views import Device, Model, Span, Timeline, View, percent
 from edvit_hf.errors import DataError
-from shares import percent
-from views import Device, Model, Span, Timeline, View
+from page import charts, figures, safety
+from page.scripts import MAX_CHARACTERS, SIDE, read_drawing
 
 SPACE = Path(__file__).resolve().parents[2] / "space_app"
 VOID = {"img", "input", "br"}
@@ -100,7 +97,7 @@ def everything(text):
         charts.timelines(view.timelines), figures.ensemble_choices([bundle], text), figures.notice(text, is_alert=True),
         figures.examples([Item(label=text, value=text)], "text-classification"),
         figures.examples([Item(label=text, value="/no/such.png")], "image-classification"),
-        figures.input_heading(text, text), figures.code({text: text}), figures.licence(text),
+        figures.input_heading(text, text), figures.code({text: text}), figures.license_line(text),
         figures.comparison([replace(MODEL, name=text, note=text)]),
     ])  # fmt: skip
 
@@ -126,14 +123,14 @@ def test_an_answer_is_announced_and_a_refusal_is_an_alert(state, role):
 
 
 def test_the_licence_of_the_card_is_told_and_where_there_is_none_that_is():
-    assert "as its card states it: <b>mit</b>." in figures.licence("mit")
-    assert "no card that states a licence" in figures.licence("")
+    assert "as its card states it: <b>mit</b>." in figures.license_line("mit")
+    assert "no card that states a licence" in figures.license_line("")
     places = {}
     for name in ("digits", "own"):
-        opened = replace(demo.open_bundle("digits"), licence={"digits": "apache-2.0", "own": ""}[name])
-        places[name] = app.for_ensemble(opened)[app.INPUTS.index("licence")]["value"]
+        opened = replace(ensembles.open_bundle("digits"), license={"digits": "apache-2.0", "own": ""}[name])
+        places[name] = app.for_ensemble(opened)[app.INPUTS.index("license")]["value"]
     assert "<b>apache-2.0</b>" in places["digits"]
-    assert figures.NO_LICENCE in places["own"]
+    assert figures.NO_LICENSE in places["own"]
 
 
 def test_what_is_said_of_a_choice_comes_into_places_that_were_there_before():
@@ -365,7 +362,7 @@ def test_the_served_page_keeps_to_itself(tmp_path):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"{base}/gradio_api/file={path}")
             assert refused.value.code in (403, 404)
-        huge = urllib.request.Request(f"{base}/gradio_api/upload", data=b"x" * (demo.MAX_FILE_BYTES + 2**21))
+        huge = urllib.request.Request(f"{base}/gradio_api/upload", data=b"x" * (inputs.MAX_FILE_BYTES + 2**21))
         with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as refused:
             urllib.request.urlopen(huge)
         assert getattr(refused.value, "code", 413) == 413

@@ -14,7 +14,7 @@ from edvit_hf.cli import app
 from edvit_hf.errors import HubError
 from edvit_hf.hub.client import UnreachableError
 from edvit_hf.space import assemble, files_address, publish
-from edvit_hf.space.page_files import page_folder
+from edvit_hf.space.page import page_folder
 from support.hub_ensemble import files_of
 from support.hub_server import READ, SPACES, WRITE, Fault, account
 from support.tiny_ensemble import write_tiny_ensemble
@@ -63,9 +63,9 @@ def test_the_command_assembles_and_publishes_in_one_commit(hub, ensemble, tmp_pa
     files = sent(hub)
     assert len(hub.repositories[SPACES + REPO].commits) == 2  # the one that a new repository begins with, and ours
     assert {"app.py", "README.md", "requirements.txt", "model/tiny/manifest.json", wheel.name} <= set(files)
-    assert {p.name: p.read_bytes() for p in page_folder().glob("*.py")} == {
-        p: d for p, d in files.items() if p.endswith(".py")
-    }
+    code = {p: d for p, d in files_of(page_folder()).items() if p.endswith(".py")}
+    assert {"page/figures.py", "answers/answering.py"} <= set(code)
+    assert code == {p: d for p, d in files.items() if p.endswith(".py")}
     # What the requirements name can be had there, by anybody, and is what was sent.
     line = next(x for x in files["requirements.txt"].decode().splitlines() if x.startswith("edvit_hf"))
     address = re.fullmatch(r"edvit_hf\[device,hub\] @ (\S+)#sha256=([0-9a-f]{64})", line)
@@ -98,12 +98,13 @@ def test_the_bundled_page_is_ready_to_be_published(hub, tmp_path):
 def test_a_new_version_removes_what_it_no_longer_has_and_leaves_what_others_put_there(hub, ensemble, tmp_path, space):
     publish(space, REPO)
     repository = hub.repositories[SPACES + REPO]
-    for path in ("old_module.py", "edvit_hf-0.0-py3-none-any.whl", "examples/gone/1.png", "notes.md", "docs/x.py"):
+    stale = {"old_module.py", "page/old.py", "edvit_hf-0.0-py3-none-any.whl", "examples/gone/1.png"}
+    for path in (*stale, "notes.md", "docs/x.py"):
         repository.put(path, b"older")
     other = assemble(tmp_path / "other", {"other": ensemble}, library="released")
     done = publish(other, REPO)
     gone = {p for p in files_of(space) if p.startswith("model/tiny/")}
-    assert set(done.removed) == {"old_module.py", "edvit_hf-0.0-py3-none-any.whl", "examples/gone/1.png", *gone}
+    assert set(done.removed) == stale | gone
     assert set(sent(hub)) == {*files_of(other), "notes.md", "docs/x.py"}
     assert len(hub.seen("POST .*/commit/")) == 2
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError, MissingExtraError
 from edvit_hf.manifest import Manifest
-from edvit_hf.space import running
-from edvit_hf.space.running import ENSEMBLE_VARIABLE, run_page
+from edvit_hf.space import page as space_page
+from edvit_hf.space.page import ENSEMBLE_VARIABLE, run_page
 from support.tiny_ensemble import write_tiny_ensemble
 
 runner = CliRunner()
@@ -44,8 +44,7 @@ def page(tmp_path, monkeypatch):
         "seen = {k: v for k, v in os.environ.items() if k.startswith(('EDVIT_SPACE', 'GRADIO_'))}\n"
         "Path(__file__).with_name('seen.json').write_text(json.dumps([seen, __name__, beside.VALUE]))\n"
     )
-    for module in ("running", "page_files"):
-        monkeypatch.setattr(f"edvit_hf.space.{module}.page_folder", lambda: folder)
+    monkeypatch.setattr(space_page, "page_folder", lambda: folder)
     for name in [name for name in os.environ if name.startswith(("GRADIO_", "EDVIT_SPACE"))]:
         monkeypatch.delenv(name)
     before = dict(os.environ)
@@ -123,7 +122,7 @@ def test_a_taken_port_and_a_missing_package_are_named(page, monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(EDViTError, match=f"Expected port {port} to be free.*--port"):
             run_page(port=port)
-    monkeypatch.setattr(running.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(space_page.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(MissingExtraError, match=r"gradio.*edvit_hf\[space\]"):
         run_page()
     assert not (page / "seen.json").exists()

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import demo
-import ensembles
-import snippets
+from answers import ensembles, snippets
 from edvit_hf.cli import app
 from edvit_hf.manifest import Manifest
 from support.hub_ensemble import files_of, write_publishable
@@ -103,7 +101,7 @@ def right_label(opened):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_line_that_a_bundle_offers_runs_in_any_folder_and_answers_right(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    opened = demo.open_bundle(name)
+    opened = ensembles.open_bundle(name)
     assert str(ensembles.HERE / "model" / name) in opened.code[snippets.RUNTIME], "whatever the folder"
     run_all(opened.code, opened)
 
@@ -117,7 +115,7 @@ def test_every_line_that_a_bundle_of_a_space_offers_runs_on_the_visitors_machine
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.chdir(tmp_path)
     ensembles.shelf.clear()
-    opened = demo.open_bundle(name)
+    opened = ensembles.open_bundle(name)
     ensembles.shelf.clear()
     assert str(ensembles.HERE) not in "".join(opened.code.values()), "no visitor has the Space's own folders"
     run_all(opened.code, opened)
@@ -130,22 +128,22 @@ def test_copied_commands_run_and_pull_is_offered_only_where_it_works(monkeypatch
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save("photo.png")
-    opened = demo.open_other(str(toy))
+    opened = ensembles.open_other(str(toy))
     assert run(opened.code[snippets.RUNTIME])
     (predict,) = shell_lines(opened.code[snippets.COMMANDS])  # the toy has no configs of its sub-models
     run_command(predict)
     write_publishable(tmp_path / "whole")
-    predict, pull = shell_lines(demo.open_other(str(tmp_path / "whole")).code[snippets.COMMANDS])
+    predict, pull = shell_lines(ensembles.open_other(str(tmp_path / "whole")).code[snippets.COMMANDS])
     run_command(predict)
     run_command(pull)
     shutil.copytree(tmp_path / "whole", tmp_path / "bare")
     (tmp_path / "bare/sub_models/00/config.json").unlink()
-    assert "edvit pull" not in demo.open_other(str(tmp_path / "bare")).code[snippets.COMMANDS]
+    assert "edvit pull" not in ensembles.open_other(str(tmp_path / "bare")).code[snippets.COMMANDS]
 
 
 def test_lines_for_transformers_are_there_with_the_weights_and_run(tmp_path_factory):
     root, _, _, _ = exported_images(tmp_path_factory)
-    code = demo.open_other(str(root)).code
+    code = ensembles.open_other(str(root)).code
     run(code[snippets.TRANSFORMERS] + "\nassert model.config.num_labels == 4")
 
 
@@ -153,7 +151,7 @@ def test_lines_for_transformers_are_there_with_the_weights_and_run(tmp_path_fact
 def test_odd_names_are_quoted_in_copied_lines(tmp_path, name):
     root = tmp_path / name
     write_tiny_ensemble(root, [[0, 1], [2]])
-    code = demo.open_other(str(root)).code
+    code = ensembles.open_other(str(root)).code
     assert f"from_pretrained({json.dumps(str(root.resolve()))})" in code[snippets.RUNTIME]
     compile(code[snippets.RUNTIME], "copied", "exec")
     assert shlex.split(code[snippets.COMMANDS].splitlines()[1])[2] == str(root.resolve())

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import comparison
-import demo
-from comparison import absent_rows, models_of
+from answers import answering, documents, ensembles, inputs
+from answers.documents import absent_rows, models_of
+from answers.timelines import FLEETS, fleet_plans, measured, predicted
 from edvit_hf.published.files import read_published
 from edvit_hf.published.plan import place_published
 from support.space_ensembles import ABSENT, ROWS, write_digits
 from support.tiny_ensemble import write_tiny_ensemble
-from timelines import FLEETS, fleet_plans, measured, predicted
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answer(folder):
-    opened = demo.open_other(str(folder))
-    return opened.runtime(demo.open_bundle("digits").examples[0].value, absent=[1])
+    opened = ensembles.open_other(str(folder))
+    return opened.runtime(ensembles.open_bundle("digits").examples[0].value, absent=[1])
 
 
 def spans(line, name):
@@ -85,23 +84,23 @@ def test_fewer_devices_share_the_link_and_have_no_lane(folder):
 
 
 def test_the_page_shows_the_fleet_that_was_chosen(folder):
-    opened = demo.open_other(str(folder))
-    prepared = demo.prepare_image(opened, demo.open_bundle("digits").examples[0].value)
+    opened = ensembles.open_other(str(folder))
+    prepared = inputs.prepare_image(opened, ensembles.open_bundle("digits").examples[0].value)
     assert len(opened.fleets) == len(FLEETS)
-    assert demo.view(opened, prepared, []).timelines[1].title.endswith(opened.fleets[0])
-    assert demo.view(opened, prepared, [], opened.fleets[2]).timelines[1].title.endswith(opened.fleets[2])
-    assert len(demo.view(opened, prepared, [], "no such fleet").timelines) == 2
+    assert answering.view(opened, prepared, []).timelines[1].title.endswith(opened.fleets[0])
+    assert answering.view(opened, prepared, [], opened.fleets[2]).timelines[1].title.endswith(opened.fleets[2])
+    assert len(answering.view(opened, prepared, [], "no such fleet").timelines) == 2
 
 
 def test_where_nothing_tells_the_sizes_nothing_is_predicted(tmp_path):
     write_tiny_ensemble(tmp_path, [[0, 1], [2]])
-    opened = demo.open_other(str(tmp_path))
+    opened = ensembles.open_other(str(tmp_path))
     assert opened.fleets == ()
     assert fleet_plans(None) == {}
 
 
 def test_the_comparison_is_what_the_results_say(folder):
-    manifest = demo.open_other(str(folder)).runtime.manifest
+    manifest = ensembles.open_other(str(folder)).runtime.manifest
     teacher, ensemble = models_of({"rows": ROWS}, manifest)
     assert (teacher.accuracy, teacher.bytes_per_device, teacher.bytes_total) == (0.97, 4000, 4000)
     assert (ensemble.accuracy, ensemble.bytes_per_device, ensemble.bytes_total) == (0.958, 400, 2400)
@@ -116,16 +115,16 @@ def test_the_comparison_is_what_the_results_say(folder):
 
 
 def test_latency_is_that_of_the_slowest_sub_model_and_the_fusion_head():
-    manifest = demo.open_bundle("spoken_digits").runtime.manifest
+    manifest = ensembles.open_bundle("spoken_digits").runtime.manifest
     medians = [entry.variant("fp32").latency_ms["median"] for entry in manifest.sub_models]
-    ensemble = next(model for model in demo.open_bundle("spoken_digits").models if model.name == "ensemble")
+    ensemble = next(model for model in ensembles.open_bundle("spoken_digits").models if model.name == "ensemble")
     assert ensemble.milliseconds == max(medians) + manifest.fusion.variant("fp32").latency_ms["median"]
     assert "no network" in ensemble.note
     assert "onnxruntime" in ensemble.note
     first = dataclasses.replace(manifest.sub_models[0].variants[0], latency_ms=None, latency_note="none")
     some = dataclasses.replace(manifest.sub_models[0], variants=[first])
     unmeasured = dataclasses.replace(manifest, sub_models=[some, *manifest.sub_models[1:]])
-    assert comparison._latency(unmeasured) == (None, "Latency was not measured."), "part of a figure is none"
+    assert documents._latency(unmeasured) == (None, "Latency was not measured."), "part of a figure is none"
 
 
 JSON = st.recursive(
@@ -146,8 +145,8 @@ JSON = st.recursive(
 def test_whatever_a_strangers_results_hold_rows_make_sense(tmp_path_factory, rows, absent):
     path = tmp_path_factory.getbasetemp() / "results.json"
     path.write_text(json.dumps({"rows": rows, "absent": absent}))
-    results = comparison.read_results(path.parent)
-    manifest = demo.open_bundle("digits").runtime.manifest
+    results = documents.read_results(path.parent)
+    manifest = ensembles.open_bundle("digits").runtime.manifest
     for model in models_of(results, manifest):
         assert model.name
         assert model.accuracy is None or 0 <= model.accuracy <= 1

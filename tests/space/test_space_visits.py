@@ -4,10 +4,8 @@ import gradio as gr
 import pytest
 
 import app
-import demo
-import ensembles
-import figures
-import visits
+from answers import ensembles, inputs
+from page import figures, visits
 from support.tiny_ensemble import write_tiny_ensemble
 
 
@@ -84,10 +82,10 @@ def test_an_event_from_before_a_choice_changes_nothing():
 
 def test_an_error_that_nobody_foresaw_is_a_sentence_and_is_logged(monkeypatch, caplog):
     visit = visits.start("digits")
-    monkeypatch.setattr(demo, "prepare_image", lambda *_: 1 / 0)
+    monkeypatch.setattr(inputs, "prepare_image", lambda *_: 1 / 0)
     assert visits.BROKEN in visits.take_example(visit, 0).answer
     assert "ZeroDivisionError" in caplog.text
-    monkeypatch.setattr(demo, "open_other", lambda *_: 1 / 0)
+    monkeypatch.setattr(ensembles, "open_other", lambda *_: 1 / 0)
     assert visits.BROKEN in visits.choose_other(visit, "x").notice
 
 

@@ -14,7 +14,7 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.hub.files import list_files
 from edvit_hf.space import assemble, assembling
 from edvit_hf.space.checks import check_space
-from edvit_hf.space.page_files import page_folder
+from edvit_hf.space.page import page_folder
 from edvit_hf.space.wheel import build_wheel, check_wheel, name_library
 from support.tiny_ensemble import write_tiny_ensemble
 

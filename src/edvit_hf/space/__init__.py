@@ -5,8 +5,8 @@ The page itself is `space_app/` (in an installed package `edvit_hf/space_app/`) 
 
 from edvit_hf.space.assembling import assemble
 from edvit_hf.space.bundle import bundle, named_ensembles
+from edvit_hf.space.page import run_page
 from edvit_hf.space.publishing import PublishedSpace, files_address, permitted, publish
-from edvit_hf.space.running import run_page
 
 __all__ = [
     "PublishedSpace",

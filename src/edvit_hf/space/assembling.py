@@ -8,7 +8,7 @@ from typing import Literal
 from edvit_hf.errors import EDViTError
 from edvit_hf.space.bundle import CARD, check_name, write_bundle
 from edvit_hf.space.checks import front_matter, is_ours
-from edvit_hf.space.page_files import (
+from edvit_hf.space.page import (
     APP,
     EXAMPLES,
     MODEL,
@@ -68,7 +68,9 @@ def assemble(
     check_replaceable(target, _is_space)
     with replaced_folder(target, _is_space) as partial:
         for file in page_files(page):
-            shutil.copyfile(file, partial / file.name)
+            copied = partial / file.relative_to(page)
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copied)
         for name, folder in chosen.items():
             write_bundle(folder, partial / MODEL / name)
             _copy_examples(page / EXAMPLES / name, partial / EXAMPLES / name)

@@ -10,7 +10,7 @@ import yaml
 from edvit_hf.errors import EDViTError, HubError, ManifestError
 from edvit_hf.hub.files import LocalFile, file_faults
 from edvit_hf.manifest import Manifest
-from edvit_hf.space.page_files import APP, MODEL, PACKAGE, README, REQUIREMENTS
+from edvit_hf.space.page import APP, MODEL, PACKAGE, README, REQUIREMENTS
 from edvit_hf.space.wheel import check_wheel, named_version
 from edvit_hf.strict import load_yaml
 

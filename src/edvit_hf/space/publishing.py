@@ -19,7 +19,7 @@ from edvit_hf.hub.commits import (
 from edvit_hf.hub.files import list_files
 from edvit_hf.hub.rights import check_write_rights
 from edvit_hf.space.checks import check_space, is_ours
-from edvit_hf.space.page_files import APP, EXAMPLES, MODEL, README
+from edvit_hf.space.page import APP, CODE, EXAMPLES, MODEL, README
 from edvit_hf.space.wheel import WHEELS
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OWN_FOLDERS = (f"{MODEL}/", f"{EXAMPLES}/")  # what a Space of ours fills alone: what is not sent anew is stale
+# What a Space of ours fills alone: what is not sent anew is stale.
+_OWN_FOLDERS = tuple(f"{name}/" for name in (*CODE, MODEL, EXAMPLES))
 _OWN_SUFFIXES = (".py", ".css", ".js", ".whl")  # at the top
 
 
@@ -90,8 +91,8 @@ def publish(
 ) -> PublishedSpace:
     """Check a Space folder and the token, then send what differs in one commit; the Hub builds and starts it.
 
-    What an earlier version of the page left in `model/`, `examples/` and at the top (code, style, wheels) goes in the
-    same commit. Other files stay. A Space that was not made here is refused.
+    What an earlier version of the page left in its folders and at the top (code, style, wheels) goes in the same
+    commit. Other files stay. A Space that was not made here is refused.
 
     Args:
         root (`str | Path`): A folder that `assemble` wrote, with the `address` of this repository if it holds a wheel.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edvit_hf._version import __version__
 from edvit_hf.errors import EDViTError
-from edvit_hf.space.page_files import PACKAGE, checkout
+from edvit_hf.space.page import PACKAGE, checkout
 
 WHEELS = f"{PACKAGE}-*.whl"
 _EXTRAS = "[device,hub]"  # what the page needs of the library's extras; gradio has a line of its own

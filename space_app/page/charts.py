@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from views import Span, Timeline
+from answers.views import Span, Timeline
 
 ROW, BAR, TOP = 36, 14, 4  # px
 NARROWEST = 0.5  # percent of the width, so that a short span is still seen

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from answers.views import Span, Timeline
 from edvit_hf.errors import EDViTError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.planning.fleet import Device, Fleet
@@ -10,7 +11,6 @@ from edvit_hf.planning.plan import Plan
 from edvit_hf.published.files import Published
 from edvit_hf.published.plan import place_published
 from edvit_hf.runtime import Answer
-from views import Span, Timeline
 
 COORDINATOR = "coordinator"
 
@@ -34,11 +34,9 @@ class FleetKind:
     def fleet(self, count: int) -> Fleet:
         """So many of them; a machine outside takes the input in and fuses."""
         devices = tuple(
-            Device(
-                name=f"device-{i}", profile=self.profile, link_mbit_per_s=self.mbit_per_s, link_ms=self.message_ms
-            )
+            Device(name=f"device-{i}", profile=self.profile, link_mbit_per_s=self.mbit_per_s, link_ms=self.message_ms)
             for i in range(count)
-        )  # fmt: skip
+        )
         return Fleet(devices=devices, uplink_mbit_per_s=self.mbit_per_s, name=self.name(count))
 
 
@@ -100,9 +98,7 @@ def measured(answer: Answer, schedule: str) -> Timeline:
         spans.append(Span(lane=lane(index), kind="compute", start_ms=begin, end_ms=begin + taken))
         at = max(at, begin + taken)
     total = max(answer.total_milliseconds, at + answer.fusion_milliseconds)
-    spans.append(
-        Span(lane=COORDINATOR, kind="fusion", start_ms=total - answer.fusion_milliseconds, end_ms=total)
-    )  # fmt: skip
+    spans.append(Span(lane=COORDINATOR, kind="fusion", start_ms=total - answer.fusion_milliseconds, end_ms=total))
     how = "at the same time" if schedule == "workers" else "one after the other, on one thread"
     note = (
         f"Measured on this machine in one run: here the sub-models run {how}, and nothing is sent. Durations were "
@@ -151,10 +147,13 @@ def _fleet_plan(kind: FleetKind, plan: Plan) -> FleetPlan | None:
         return None
     count = len(own)  # all take the same input, so each has the same part of the time that sending it to all takes
     return FleetPlan(
-        kind=kind, input_ms=(plan.uplink_ms / count,) * count, compute_ms=tuple(float(ms or 0.0) for ms in times),
-        link_ms=tuple(row.link_ms for row in own), fusion_ms=plan.fusion_ms or 0.0,
+        kind=kind,
+        input_ms=(plan.uplink_ms / count,) * count,
+        compute_ms=tuple(float(ms or 0.0) for ms in times),
+        link_ms=tuple(row.link_ms for row in own),
+        fusion_ms=plan.fusion_ms or 0.0,
         is_calibrated=load_profiles()[kind.profile].latency is not None,
-    )  # fmt: skip
+    )
 
 
 def _note(plan: FleetPlan) -> str:

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML: pure functions of the data of views.py and demo.py.
+"""What the page shows, as HTML: pure functions of the data of answers/views.py.
 
 Every text that a visitor, a card or an ensemble supplies is escaped here, for the page inserts the result as it is.
 Elements keep their order whatever the state, so that the page changes them in place: the keyboard's focus stays.
@@ -15,22 +15,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cards import plain_markdown
-from shares import percent
-from views import Device, Model, View
+from answers.documents import plain_markdown
+from answers.views import Device, Model, View, percent
 
 MAX_BARS = 10
 MAX_TOKENS = 64
 MAX_CLASSES = 12  # of a device that its card names; the rest is counted
-NO_LICENCE = (
+NO_LICENSE = (
     "This ensemble has no card that states a licence which this page can read: ask whoever made it before you use it "
     "elsewhere."
 )
 OTHER_SOURCE = ""  # the choice "another ensemble"
 PICTURES = {
-    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
     ".bmp": "image/bmp",
-}  # fmt: skip
+}
 SOUNDS = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 MAX_EMBEDDED_BYTES = 300_000  # of one example: it travels inside the page
 
@@ -225,9 +228,9 @@ def card_markdown(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
 
 
-def licence(name: str) -> str:
+def license_line(name: str) -> str:
     """The licence that the card states, or what to do where there is none that can be read."""
-    said = f"Licence of this ensemble, as its card states it: <b>{escape(name)}</b>." if name else NO_LICENCE
+    said = f"Licence of this ensemble, as its card states it: <b>{escape(name)}</b>." if name else NO_LICENSE
     return f'<p class="ed-licence">{said}</p>'
 
 

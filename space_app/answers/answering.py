@@ -10,34 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from answers.ensembles import Opened
+from answers.inputs import Prepared
+from answers.timelines import measured, predicted
+from answers.views import Device, Timeline, View, percent
 from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
 from edvit_hf.runtime import Answer
 from edvit_hf.runtime.messages import Reason
 from edvit_hf.tasks import Task
-from ensembles import Bundle, Opened, bundles, open_bundle, open_named, open_other
-from inputs import MAX_FILE_BYTES, MAX_SECONDS, Prepared, prepare_drawing, prepare_image, prepare_sound, prepare_text
-from samples import Example
-from shares import percent
-from timelines import measured, predicted
-from views import Device, Timeline, View
-
-__all__ = [
-    "MAX_FILE_BYTES",
-    "MAX_SECONDS",
-    "Bundle",
-    "Example",
-    "Opened",
-    "Prepared",
-    "bundles",
-    "open_bundle",
-    "open_named",
-    "open_other",
-    "prepare_drawing",
-    "prepare_image",
-    "prepare_sound",
-    "prepare_text",
-    "view",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +124,11 @@ def _answers(opened: Opened, prepared: Prepared, out: tuple[int, ...]) -> tuple[
 
 def _waiting(device: Device, is_out: bool) -> Device:
     return Device(
-        index=device.index, classes=device.classes, state="unplugged" if is_out else "waiting",
+        index=device.index,
+        classes=device.classes,
+        state="unplugged" if is_out else "waiting",
         reason=_REASONS["absent"] if is_out else None,
-    )  # fmt: skip
+    )
 
 
 def _device(device: Device, answer: Answer, others: dict[int, str]) -> Device:
@@ -155,16 +137,23 @@ def _device(device: Device, answer: Answer, others: dict[int, str]) -> Device:
     if vote is None:
         reason = answer.missing[index]
         return Device(
-            index=index, classes=device.classes, state="unplugged" if reason == "absent" else "failed",
+            index=index,
+            classes=device.classes,
+            state="unplugged" if reason == "absent" else "failed",
             reason=_REASONS.get(reason, _UNUSABLE),
-        )  # fmt: skip
+        )
     names, winner, without = [*device.classes, "other"], int(vote[0].argmax()), others.get(index)
     return Device(
-        index=index, classes=device.classes, state="answered",
-        vote=names[winner] if winner < len(names) else "other", vote_share=float(vote[0, winner]),
-        milliseconds=answer.milliseconds[index], bytes_sent=answer.bytes_sent[index], answer_without=without,
+        index=index,
+        classes=device.classes,
+        state="answered",
+        vote=names[winner] if winner < len(names) else "other",
+        vote_share=float(vote[0, winner]),
+        milliseconds=answer.milliseconds[index],
+        bytes_sent=answer.bytes_sent[index],
+        answer_without=without,
         changes_answer=without is not None and without != answer.label,
-    )  # fmt: skip
+    )
 
 
 def _sentence(whole: Answer, answer: Answer) -> str:

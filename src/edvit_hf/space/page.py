@@ -1,4 +1,4 @@
-"""`edvit space run`: the page on this machine, for its own ensembles or for one that is named."""
+"""The page's own files, in the installed package or in `space_app/` of a checkout, and `edvit space run`."""
 
 import importlib.util
 import logging
@@ -11,12 +11,51 @@ from pathlib import Path
 from edvit_hf.errors import EDViTError, MissingExtraError
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
-from edvit_hf.space.page_files import APP, bundled_ensembles, page_folder
 
 logger = logging.getLogger(__name__)
 
+APP, README, REQUIREMENTS = "app.py", "README.md", "requirements.txt"
+MODEL, EXAMPLES = "model", "examples"
+PACKAGE = "edvit_hf"  # as `requirements.txt` names the library
+_NAME = "space_app"
+CODE = ("page", "answers")
+_SUFFIXES = {".py", ".css", ".js", ".svg", ".md", ".txt"}  # of the page's files; a wheel is put there for each Space
+
 ENSEMBLE_VARIABLE = "EDVIT_SPACE_ENSEMBLE"  # the page opens what it names: a folder or a Hub id
 HOST = "127.0.0.1"
+
+
+def page_folder() -> Path:
+    """The folder with `app.py`, the bundled ensembles and the examples.
+
+    Raises:
+        EDViTError: It is neither in the package nor in a checkout (an incomplete installation).
+    """
+    here = Path(__file__).resolve()
+    for candidate in (here.parents[1] / _NAME, here.parents[3] / _NAME):
+        if (candidate / APP).is_file():
+            return candidate
+    raise EDViTError(
+        f"Expected the page's files in the package or in {_NAME}/ of a checkout, found neither. There is nothing to "
+        "show. Install edvit_hf again."
+    )
+
+
+def checkout() -> Path | None:
+    """The root of the source checkout that this package runs from; None in an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "pyproject.toml").is_file() and (root / _NAME / APP).is_file() else None
+
+
+def page_files(folder: Path) -> list[Path]:
+    """The page's own files, at the top of `folder` and in its folders of code, in order of their names."""
+    found = [path for place in (folder, *(folder / name for name in CODE)) for path in place.glob("*")]
+    return sorted(p for p in found if p.suffix in _SUFFIXES and p.is_file() and not p.is_symlink())
+
+
+def bundled_ensembles() -> dict[str, Path]:
+    """The ensembles that ship with the page, name -> folder, in order of their names."""
+    return {p.parent.name: p.parent for p in sorted((page_folder() / MODEL).glob("*/manifest.json"))}
 
 
 def run_page(source: str | Path | None = None, *, port: int | None = None) -> None:

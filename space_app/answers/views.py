@@ -1,4 +1,4 @@
-"""What the page shows, as plain data: made by demo.py, turned into HTML by figures.py, laid out by app.py."""
+"""What the page says, as plain data: made by answering.py, turned into HTML by the page."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -114,3 +114,16 @@ class View:
     seen: np.ndarray | None = None
     tokens: tuple[str, ...] = ()
     card_note: str = ""
+
+
+def percent(share: float) -> str:
+    """A share of 0..1 with one decimal, such as "99.9 %"; never rounded up to certainty, nor down to impossibility.
+
+    Every probability and accuracy on the page is written by it, so that no two figures contradict.
+    """
+    value = 100 * share
+    if share < 1 and value >= 99.95:
+        return "99.9 %"
+    if 0 < value < 0.05:
+        return "< 0.1 %"
+    return f"{value:.1f} %"

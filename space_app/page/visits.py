@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import demo
-import figures
-from charts import timelines
-from drawing_pad import read_drawing
+from answers import answering, ensembles, inputs
+from answers.views import View
 from edvit_hf.errors import DataError, EDViTError
-from views import View
+from page import figures
+from page.charts import timelines
+from page.scripts import read_drawing
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Visit:
     """What one visitor does. Ensembles are shared by all, so only the name of theirs is kept."""
 
     source: str | None
-    prepared: demo.Prepared | None = None
+    prepared: inputs.Prepared | None = None
     unplugged: tuple[int, ...] = ()
     fleet: str | None = None
 
@@ -55,14 +55,14 @@ class Choice:
     """
 
     panels: Panels
-    opened: demo.Opened | None = None
+    opened: ensembles.Opened | None = None
     notice: str = figures.notice("")
     asks_source: bool = False
 
 
 def start(name: str | None) -> Visit:
     """A new visitor, at the bundled ensemble of that name."""
-    return Visit(None if name is None else demo.open_bundle(name).name)
+    return Visit(None if name is None else ensembles.open_bundle(name).name)
 
 
 def resume(source: str) -> Visit:
@@ -75,26 +75,28 @@ def show(visit: Visit, refusal: str = "") -> Panels:
     opened = None
     if visit.source is not None:
         try:
-            opened = demo.open_named(visit.source)
+            opened = ensembles.open_named(visit.source)
         except EDViTError as error:
             refusal = str(error)
     if opened is None:
         view, task = View(state="refused" if refusal else "empty", sentence=refusal or NO_ENSEMBLE), ""
     else:
         task = opened.task
-        view = demo.view(opened, None if refusal else visit.prepared, visit.unplugged, visit.fleet)
+        view = answering.view(opened, None if refusal else visit.prepared, visit.unplugged, visit.fleet)
         if refusal:
             view = replace(view, state="refused", sentence=refusal, card_note="")
     return Panels(
-        answer=figures.answer(view), seen=figures.seen(view, task), devices=figures.devices(view),
+        answer=figures.answer(view),
+        seen=figures.seen(view, task),
+        devices=figures.devices(view),
         timelines=timelines(view.timelines),
-    )  # fmt: skip
+    )
 
 
-def answer(visit: Visit, prepare: Callable[[demo.Opened], demo.Prepared | None]) -> Panels:
+def answer(visit: Visit, prepare: Callable[[ensembles.Opened], inputs.Prepared | None]) -> Panels:
     """Take an input and answer; whatever is wrong with it becomes a sentence on the page."""
     try:
-        visit.prepared = None if visit.source is None else prepare(demo.open_named(visit.source))
+        visit.prepared = None if visit.source is None else prepare(ensembles.open_named(visit.source))
         return show(visit)
     except EDViTError as error:
         return _refuse(visit, str(error))
@@ -105,35 +107,35 @@ def answer(visit: Visit, prepare: Callable[[demo.Opened], demo.Prepared | None])
 
 def draw(visit: Visit, png: Any) -> Panels:
     """A drawing, as the browser sends it."""
-    return answer(visit, lambda opened: demo.prepare_drawing(opened, read_drawing(png)))
+    return answer(visit, lambda opened: inputs.prepare_drawing(opened, read_drawing(png)))
 
 
 def take_file(visit: Visit, path: str | None) -> Panels:
     """An uploaded picture, or an uploaded or recorded sound; None clears the input."""
 
-    def prepare(opened: demo.Opened) -> demo.Prepared:
+    def prepare(opened: ensembles.Opened) -> inputs.Prepared:
         if opened.task == "audio-classification":
-            return demo.prepare_sound(opened, path)
-        return demo.prepare_image(opened, path)
+            return inputs.prepare_sound(opened, path)
+        return inputs.prepare_image(opened, path)
 
     return clear(visit) if path is None else answer(visit, prepare)
 
 
 def type_text(visit: Visit, text: str) -> Panels:
     """A text."""
-    return answer(visit, lambda opened: demo.prepare_text(opened, text))
+    return answer(visit, lambda opened: inputs.prepare_text(opened, text))
 
 
 def take_example(visit: Visit, index: Any) -> Panels:
     """A bundled example, by its place."""
 
-    def prepare(opened: demo.Opened) -> demo.Prepared:
+    def prepare(opened: ensembles.Opened) -> inputs.Prepared:
         if not isinstance(index, int) or not 0 <= index < len(opened.examples):
             raise DataError(GONE)
         value = opened.examples[index].value
         if opened.task == "text-classification":
-            return demo.prepare_text(opened, str(value))
-        return (demo.prepare_sound if opened.task == "audio-classification" else demo.prepare_image)(opened, value)
+            return inputs.prepare_text(opened, str(value))
+        return (inputs.prepare_sound if opened.task == "audio-classification" else inputs.prepare_image)(opened, value)
 
     return answer(visit, prepare)
 
@@ -163,15 +165,15 @@ def choose_bundle(visit: Visit, name: Any) -> Choice:
     """One of the bundled ensembles; "another ensemble" only asks for its name."""
     if name == figures.OTHER_SOURCE:
         return Choice(panels=show(visit), asks_source=True)
-    return _choose(visit, lambda: demo.open_bundle(str(name)), is_bundle=True)
+    return _choose(visit, lambda: ensembles.open_bundle(str(name)), is_bundle=True)
 
 
 def choose_other(visit: Visit, source: str | None) -> Choice:
     """An ensemble of the Hub or of a folder."""
-    return _choose(visit, lambda: demo.open_other(source or ""), is_bundle=False)
+    return _choose(visit, lambda: ensembles.open_other(source or ""), is_bundle=False)
 
 
-def _choose(visit: Visit, opening: Callable[[], demo.Opened], *, is_bundle: bool) -> Choice:
+def _choose(visit: Visit, opening: Callable[[], ensembles.Opened], *, is_bundle: bool) -> Choice:
     """Open, forget the input of the old one, show; where that fails the page keeps what it had and says why."""
     try:
         opened = opening()

@@ -13,24 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from digit_form import EMPTY_DRAWING, digit_from_drawing, digit_from_picture
+from answers.digit_form import EMPTY_DRAWING, digit_from_drawing, digit_from_picture
+from answers.ensembles import Opened
+from answers.sounds import read_sound, spectrogram_picture
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.transforms import AudioTransform, ImageTransform, TextTransform, open_image
-from ensembles import Opened
-from sounds import MAX_SECONDS, read_sound, spectrogram_picture
 
 if TYPE_CHECKING:
     from edvit_hf.transforms import Transform
-
-__all__ = [
-    "MAX_FILE_BYTES",
-    "MAX_SECONDS",
-    "Prepared",
-    "prepare_drawing",
-    "prepare_image",
-    "prepare_sound",
-    "prepare_text",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +114,12 @@ def prepare_sound(opened: Opened, path: str | Path | None) -> Prepared:
         raise DataError("This sound is damaged: its samples cannot be used. Record or choose another one.") from error
     caution = "" if _is_example(opened, file) else _NOT_MEASURED.format("recordings of other speakers and microphones")
     return Prepared(
-        ensemble=opened.name, inputs=inputs, seen=spectrogram_picture(inputs["input_values"][0]), remark=sound.remark,
+        ensemble=opened.name,
+        inputs=inputs,
+        seen=spectrogram_picture(inputs["input_values"][0]),
+        remark=sound.remark,
         caution=caution,
-    )  # fmt: skip
+    )
 
 
 def prepare_text(opened: Opened, text: str | None) -> Prepared:
@@ -152,9 +145,12 @@ def prepare_text(opened: Opened, text: str | None) -> Prepared:
     remark = f"Only the first {len(ids)} tokens of this text are looked at; the rest was cut off." if is_cut else ""
     is_example = any(example.value == given for example in opened.examples)
     return Prepared(
-        ensemble=opened.name, inputs=transform.pad([ids]), tokens=tokens, remark=remark,
+        ensemble=opened.name,
+        inputs=transform.pad([ids]),
+        tokens=tokens,
+        remark=remark,
         caution="" if is_example else _NOT_MEASURED.format("texts of other origin than the data's"),
-    )  # fmt: skip
+    )
 
 
 def _of_picture(opened: Opened, transform: ImageTransform, picture: Any, caution: str) -> Prepared:

@@ -15,9 +15,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cards import read_card
-from comparison import Absent, absent_rows, models_of, read_results
-from digit_form import FORM_SIDES
+from answers.digit_form import FORM_SIDES
+from answers.documents import (
+    Absent,
+    Example,
+    absent_rows,
+    credits_of,
+    load_examples,
+    models_of,
+    read_card,
+    read_results,
+)
+from answers.opening import SaidError, Shelf, fetch_ensemble, hub_id_of
+from answers.snippets import Place, code_for, place_in_space
+from answers.timelines import FleetPlan, fleet_plans
+from answers.views import Device, Model
 from edvit_hf.errors import EDViTError, MissingExtraError, QuorumError
 from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
@@ -26,16 +38,10 @@ from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.tasks import Task
 from edvit_hf.transforms import ImageTransform
-from fetching import SaidError, fetch_ensemble, hub_id_of
-from samples import Example, credits_of, load_examples
-from shelf import Shelf
-from snippets import Place, code_for, place_in_space
-from timelines import FleetPlan, fleet_plans
-from views import Device, Model
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 MODEL_DIR = HERE / "model"
 EXAMPLES_DIR = HERE / "examples"
 OWN_VARIABLE = "EDVIT_SPACE_ENSEMBLE"
@@ -104,7 +110,7 @@ class Opened:
         models: The comparison; see `Model`.
         code: Heading -> lines that load it elsewhere.
         card: As markdown; empty without one.
-        licence: As the card states it; empty where it states none that can be read.
+        license: As the card states it; empty where it states none that can be read.
         credits: As markdown, of the examples.
         fleets: Names for predictions, the first is the default.
         absent: Accuracy by the number of devices absent.
@@ -124,7 +130,7 @@ class Opened:
     models: tuple[Model, ...]
     code: Mapping[str, str]
     card: str
-    licence: str
+    license: str
     credits: str
     fleets: tuple[str, ...]
     absent: tuple[Absent, ...] = field(repr=False)
@@ -181,7 +187,7 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
     examples = EXAMPLES_DIR / name
     return shelf.get(
         str(folder), lambda: _load(folder, name=name, title=title, hint=said, examples_dir=examples), is_bundle=True
-    )  # fmt: skip
+    )
 
 
 def open_other(source: str) -> Opened:
@@ -196,9 +202,7 @@ def open_other(source: str) -> Opened:
         text = str(Path(text).resolve())  # so that no folder shares its name with a bundle
     elif _is_bundled(text, MODEL_DIR / text):
         return open_bundle(text)
-    return shelf.get(
-        f"named:{text}", lambda: _open_source(text, name=text, may_be_folder=is_local), is_bundle=False
-    )  # fmt: skip
+    return shelf.get(f"named:{text}", lambda: _open_source(text, name=text, may_be_folder=is_local), is_bundle=False)
 
 
 def open_named(name: str) -> Opened:
@@ -259,9 +263,7 @@ def _open_source(text: str, *, name: str, may_be_folder: bool) -> Opened:
     with tempfile.TemporaryDirectory(prefix="edvit_space_") as temporary:
         folder = Path(temporary) / "ensemble"
         is_for_transformers = fetch_ensemble(repo, folder)
-        return _load(
-            folder, name=name, title=repo, hint=None, repo=repo, is_for_transformers=is_for_transformers
-        )  # fmt: skip
+        return _load(folder, name=name, title=repo, hint=None, repo=repo, is_for_transformers=is_for_transformers)
 
 
 def _open_folder(folder: Path, *, name: str) -> Opened:
@@ -275,38 +277,56 @@ def _open_folder(folder: Path, *, name: str) -> Opened:
 
 
 def _load(
-    folder: Path, *, name: str, title: str, hint: str | None, repo: str | None = None,
-    examples_dir: Path | None = None, is_for_transformers: bool = False,
-) -> Opened:  # fmt: skip
+    folder: Path,
+    *,
+    name: str,
+    title: str,
+    hint: str | None,
+    repo: str | None = None,
+    examples_dir: Path | None = None,
+    is_for_transformers: bool = False,
+) -> Opened:
     """Open the files of a folder; afterwards it is not needed any more. Bundles alone have `examples_dir`."""
     runtime = _runtime(folder, title)
     manifest = runtime.manifest
     results = read_results(folder)
     examples = () if examples_dir is None else load_examples(examples_dir, runtime.task)
     plans = fleet_plans(_published(folder))
-    card, licence = read_card(folder)
+    card, license = read_card(folder)
     names, task = manifest.label_names, runtime.task
     is_digits = tuple(names) == _TEN_DIGITS
     size = runtime.transform.size if isinstance(runtime.transform, ImageTransform) else None
     can_draw = is_digits and size in {(side, side) for side in FORM_SIDES}
     engine = runtime.coordinator.engine
     return Opened(
-        name=name, title=title, task=task, hint=hint or (_DRAW_HINT if can_draw else _HINTS[task]), can_draw=can_draw,
-        hears_words=is_digits and task == "audio-classification", examples=examples, card=card, licence=licence,
+        name=name,
+        title=title,
+        task=task,
+        hint=hint or (_DRAW_HINT if can_draw else _HINTS[task]),
+        can_draw=can_draw,
+        hears_words=is_digits and task == "audio-classification",
+        examples=examples,
+        card=card,
+        license=license,
         devices=tuple(
             Device(index=entry.index, classes=tuple(names[label] for label in entry.class_group), state="waiting")
             for entry in manifest.sub_models
         ),
-        models=models_of(results, manifest), absent=absent_rows(results, len(manifest.sub_models)),
+        models=models_of(results, manifest),
+        absent=absent_rows(results, len(manifest.sub_models)),
         code=code_for(
             _place(folder, name, task, examples, repo=repo, is_bundle=examples_dir is not None),
-            task, sub_models=range(len(manifest.sub_models)), is_for_transformers=is_for_transformers,
+            task,
+            sub_models=range(len(manifest.sub_models)),
+            is_for_transformers=is_for_transformers,
             can_pull=_can_pull(folder, manifest),
         ),
         credits=credits_of(examples_dir) if examples_dir is not None and examples else "",
-        fleets=tuple(plans), plans=plans, runtime=runtime,
+        fleets=tuple(plans),
+        plans=plans,
+        runtime=runtime,
         schedule=engine.schedule if isinstance(engine, LocalEngine) else "in_turn",
-    )  # fmt: skip
+    )
 
 
 def _place(

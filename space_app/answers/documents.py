@@ -1,20 +1,22 @@
-"""Size, accuracy and latency beside the teacher and the plain small models, as the ensemble's results tell them.
+"""What lies beside an ensemble's graphs: its card and license, its measured results, and examples to try.
 
-results.json may come from a stranger's repository: what is not of the right kind counts as absent.
+Card and results may come from a stranger's repository: what is not of the right kind counts as absent.
 """
 
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from answers.views import Model
 from edvit_hf.card.exports import latency_ms
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
-from views import Model
+from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,26 @@ MAX_ROWS = 12
 _LONGEST = 200  # of a name or a note, in characters
 _MOST_BYTES = 2 * 2**20
 _NO_LATENCY = "Latency was not measured."
+
+CARD_NAMES = ("MODEL_CARD.md", "README.md")  # in the Space's own folder README.md holds its settings
+MAX_CARD_CHARACTERS = 60_000
+_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
+# By its line alone: a stranger's YAML can ask for more memory than there is (merge keys within merge keys).
+_LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+# No piece of these reaches over the start of the next one, so that a text of such starts alone takes no longer.
+_IMAGE = re.compile(r"!\[[^\[\]]*\](?:\([^()]*\)|\[[^\[\]]*\])?")
+_HTML = re.compile(r"</?[A-Za-z][^<>]*>")
+_IMAGE_START = re.compile(r"!+\[")
+_TAG_START = re.compile(r"<(?=[A-Za-z/!?])")
+
+MAX_EXAMPLES = 12
+_SUFFIXES: Mapping[Task, tuple[str, ...]] = {
+    "image-classification": (".png", ".jpg"),
+    "audio-classification": (".wav", ".flac", ".ogg"),
+}
+# What the bundled ensemble gets wrong, as the folder's LICENSES.md says. The first one is what a visitor tries, and
+# stands in the lines to copy, so these come last.
+_LAST = frozenset({"0_george_0.wav"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +56,61 @@ class Absent:
     low: float
     high: float
     num_subsets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An input to try: the path of a picture or sound, or a text."""
+
+    label: str
+    value: str
+
+
+def read_card(folder: Path) -> tuple[str, str]:
+    """The card's text as markdown and the name of its license; empty where there is none."""
+    for name in CARD_NAMES:
+        path = folder / name
+        try:
+            if path.is_file():
+                return _parts(path.read_text(encoding="utf-8", errors="replace")[:MAX_CARD_CHARACTERS])
+        except OSError:
+            continue
+    return "", ""
+
+
+def _parts(text: str) -> tuple[str, str]:
+    front = _FRONT.match(text)
+    body = text if front is None else text[front.end() :]
+    license = None if front is None else _LICENSE.search(front[1])
+    return plain_markdown(body).strip(), license[1] if license else ""
+
+
+def plain_markdown(text: str) -> str:
+    """Markdown without pictures, tags and comments: a picture of another host would tell it who visits this page.
+
+    What looks like a picture after the rest was taken out becomes a link, which loads nothing until it is clicked, and
+    a space follows what would begin a tag.
+    """
+    first, *others = text.split("<!--")
+    text = first + "".join(part.partition("-->")[2] for part in others)
+    return _TAG_START.sub("< ", _IMAGE_START.sub("[", _IMAGE.sub("", _HTML.sub("", text))))
+
+
+def load_examples(folder: Path, task: Task) -> tuple[Example, ...]:
+    """What that folder holds for that task; nothing where there is no such folder."""
+    if task == "text-classification":
+        lines = [line.strip() for path in sorted(folder.glob("*.txt")) for line in path.read_text("utf-8").splitlines()]
+        return tuple(Example(label=line, value=line) for line in lines if line)[:MAX_EXAMPLES]
+    files = [path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES[task]]
+    files.sort(key=lambda path: (path.name in _LAST, path.name))
+    return tuple(Example(label=path.stem.partition("_")[0], value=str(path.resolve())) for path in files[:MAX_EXAMPLES])
+
+
+def credits_of(folder: Path) -> str:
+    """LICENSES.md of the examples as markdown, without its heading."""
+    path = folder / "LICENSES.md"
+    text = path.read_text("utf-8").strip() if path.is_file() else ""
+    return text.partition("\n")[2].strip() if text.startswith("# ") else text
 
 
 def read_results(folder: Path) -> Mapping[str, Any]:
@@ -75,10 +152,13 @@ def _model(row: Mapping[str, Any], manifest: Manifest) -> Model:
     note = row["note"][:_LONGEST].rstrip(".") if isinstance(row.get("note"), str) and row["note"] else ""
     parts = [f"{note[0].upper()}{note[1:]}." if note else "", _difference(row.get("against_teacher")), how]
     return Model(
-        name=row["name"][:_LONGEST], accuracy=_share(row.get("accuracy")),
-        bytes_per_device=_count(row.get("bytes_per_device")), bytes_total=_count(row.get("bytes")),
-        milliseconds=milliseconds, note=" ".join(filter(None, parts)),
-    )  # fmt: skip
+        name=row["name"][:_LONGEST],
+        accuracy=_share(row.get("accuracy")),
+        bytes_per_device=_count(row.get("bytes_per_device")),
+        bytes_total=_count(row.get("bytes")),
+        milliseconds=milliseconds,
+        note=" ".join(filter(None, parts)),
+    )
 
 
 def _from_manifest(manifest: Manifest) -> Model:
@@ -87,10 +167,13 @@ def _from_manifest(manifest: Manifest) -> Model:
     accuracy = _share(((manifest.ensemble.accuracy or {}).get("fp32") or {}).get("accuracy"))
     milliseconds, how = _latency(manifest)
     return Model(
-        name="ensemble", accuracy=accuracy, bytes_per_device=max(sizes, default=None), bytes_total=sum(sizes) or None,
+        name="ensemble",
+        accuracy=accuracy,
+        bytes_per_device=max(sizes, default=None),
+        bytes_total=sum(sizes) or None,
         milliseconds=milliseconds,
         note=f"There is no {RESULTS} with what it was compared to; bytes are those of the exported files. {how}",
-    )  # fmt: skip
+    )
 
 
 def _graphs(manifest: Manifest) -> list[Any]:
