@@ -287,13 +287,13 @@ def test_a_plan_gives_each_device_the_file_that_its_kind_runs_best(tmp_path_fact
     from dataclasses import replace as changed
 
     from edvit_hf.published import plan as published_plan
-    from edvit_hf.published.plan import suited_variant
+    from edvit_hf.published.plan import planned_variant
 
     entry = exported_everything(tmp_path_factory)[-1].sub_models[0]
     profiles = load_profiles()
 
     def chosen(profile, quantization):
-        return suited_variant(entry, profile, quantization).name
+        return planned_variant(entry, profile, quantization).name
 
     for name, quantization, expected in [
         ("raspberry-pi-5", "arm64", "qint8_arm64"),

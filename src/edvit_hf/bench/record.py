@@ -7,7 +7,7 @@ from pathlib import Path
 from edvit_hf.bench.measure import BenchReport, BenchRow
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest import Manifest, Variant
-from edvit_hf.manifest.latencies import joined_protocols, protocol_numbers, renumbered
+from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
 
 _FIGURES = ("median", "p90", "min", "max", "runs", "load_ms", "peak_memory_mib")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from edvit_hf.card.tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span
 from edvit_hf.manifest import Manifest, Variant
-from edvit_hf.manifest.latencies import protocol_numbers
+from edvit_hf.manifest.document import protocol_numbers
 
 
 def variants_by_name(manifest: Manifest | None) -> dict[str, list[Variant]]:

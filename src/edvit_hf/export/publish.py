@@ -150,11 +150,11 @@ def _is_rightly_named(whole: Variant) -> bool:
 
     Static int8 had the name of the dynamic one, where that was not exported too, before it got one of its own.
     """
-    is_static = whole.quantization is not None and whole.quantization.mode == "static"
-    kind = "int8_static" if is_static else whole.precision
-    if whole.file.replace("/model_raw", "/model") == WHOLE_FILES[kind]:
+    if whole.file.replace("/model_raw", "/model") == WHOLE_FILES[whole.kind]:
         return True
-    logger.warning("export: dropping %s of an earlier export: it holds %s, which has another name", whole.file, kind)
+    logger.warning(
+        "export: dropping %s of an earlier export: it holds %s, which has another name", whole.file, whole.kind
+    )
     return False
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from edvit_hf.errors import HubError
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, Variant
-from edvit_hf.manifest.latencies import joined_protocols, renumbered
+from edvit_hf.manifest.document import joined_protocols, renumbered
 
 
 def variants_for(manifest: Manifest, profile: str) -> list[Variant]:

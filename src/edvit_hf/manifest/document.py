@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ MANIFEST_NAME = "manifest.json"
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
 _NUMBER_LISTS = re.compile(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]")
 MAX_BYTES = 64 * 2**20  # far above any ensemble's; more is read by nobody who means well
+Protocol = dict[str, Any]  # how latencies were measured
 SCHEMA_VERSION = 3  # 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights
 
 
@@ -32,7 +33,7 @@ class Manifest:
     sub_models: list[SubModelEntry]
     fusion: FusionEntry
     whole: list[Variant] = field(default_factory=list)  # the ensemble in one graph: inputs -> logits
-    latency_protocols: list[dict[str, Any]] = field(default_factory=list)  # `protocol` of a `latency_ms` counts here
+    latency_protocols: list[Protocol] = field(default_factory=list)  # `protocol` of a `latency_ms` counts here
     content: dict[str, ContentFile]  # configs, processors and weights that `ensemble.content_hash` is over
 
     def __post_init__(self) -> None:
@@ -187,3 +188,28 @@ class Manifest:
         for variant in self.whole if sub_models is None else ():
             if precision in (None, variant.precision):
                 verify_file(Path(root), variant)
+
+
+def protocol_numbers(variants: Iterable[Variant]) -> list[int]:
+    """Numbers of the protocols that any of these files was timed by, ascending."""
+    numbers = {(variant.latency_ms or {}).get("protocol") for variant in variants}
+    return sorted(number for number in numbers if number is not None)
+
+
+def joined_protocols(kept: Sequence[Protocol], added: Sequence[Protocol]) -> tuple[list[Protocol], dict[int, int]]:
+    """The kept protocols with the added ones after them, each once; and the new number of every added one."""
+    joined = list(kept)
+    numbers = {}
+    for number, protocol in enumerate(added):
+        if protocol not in joined:
+            joined.append(protocol)
+        numbers[number] = joined.index(protocol)
+    return joined, numbers
+
+
+def renumbered(variant: Variant, numbers: Mapping[int, int]) -> Variant:
+    """The file with its protocol under the new number."""
+    measured = variant.latency_ms
+    if measured is None or measured.get("protocol") is None:
+        return variant
+    return dataclasses.replace(variant, latency_ms={**measured, "protocol": numbers[measured["protocol"]]})

@@ -120,29 +120,53 @@ class Variant:
         stem = PurePosixPath(self.file).stem
         return stem.removeprefix("model_") if stem.startswith("model_") else "fp32"
 
-    def suits(self, profile: str) -> bool:
-        """Whether it was made for that kind of hardware, or for another one with the same instructions."""
-        known = load_profiles().get(profile)
-        same = known is not None and self.quantization is not None and self.quantization.preset == known.quantization
-        return profile in self.profiles or same
+    @property
+    def kind(self) -> str:
+        """What an export calls it: its precision, or "int8_static" where "int8" is the dynamic one."""
+        is_static = self.quantization is not None and self.quantization.mode == "static"
+        return "int8_static" if is_static else self.precision
+
+    def suits(self, profile: str, preset: str | None = None) -> bool:
+        """Whether it was made for that kind of hardware, or for another one with the same instructions.
+
+        Args:
+            profile (`str`): Name of the kind.
+            preset (`str`, *optional*): Its int8 preset; None: the one of devices.yaml.
+        """
+        if preset is None and (known := load_profiles().get(profile)) is not None:
+            preset = known.quantization
+        has_preset = preset is not None and self.quantization is not None and self.quantization.preset == preset
+        return profile in self.profiles or has_preset
 
 
 def suited_variants(
-    variants: Sequence[Variant], precision: str, profile: str | None, *, inputs: str = "prepared"
+    variants: Sequence[Variant],
+    precision: str,
+    profile: str | None,
+    *,
+    preset: str | None = None,
+    inputs: str = "prepared",
 ) -> list[Variant]:
     """The variants of `precision` made for `profile`, else those that suit it, else those for any hardware.
 
-    Without a profile every one of that precision.
+    This is the one answer to which files suit a device. Callers add what they do where there is none, or several.
 
     Dynamic int8 comes before static, in whatever order they were exported: who asks runs it on a processor, where
     static int8 is slower, and a Jetson's static file is for its GPU.
+
+    Args:
+        variants (`Sequence[Variant]`): Of one sub-model, the fusion head or the whole ensemble.
+        precision (`str`): "fp32", "fp16" or "int8".
+        profile (`str`, *optional*): Kind of hardware; None: every file of that precision.
+        preset (`str`, *optional*): See `Variant.suits`.
+        inputs (`str`): "prepared" or "raw".
     """
     matching = [v for v in variants if v.precision == precision and v.inputs == inputs]
-    matching.sort(key=lambda v: v.quantization is not None and v.quantization.mode == "static")  # keeps other order
+    matching.sort(key=lambda v: v.kind == "int8_static")  # keeps other order
     if profile is None:
         return matching
     named = [v for v in matching if profile in v.profiles]
-    return named or [v for v in matching if v.suits(profile)] or [v for v in matching if not v.profiles]
+    return named or [v for v in matching if v.suits(profile, preset)] or [v for v in matching if not v.profiles]
 
 
 def select_variant(

@@ -10,6 +10,7 @@ from edvit_hf.errors import ManifestError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
+from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
 from edvit_hf.planning.fleet import Device, Fleet, load_fleet
@@ -92,7 +93,7 @@ def _placed(entry: SubModelPlan | Replica) -> PlacedFile:
     )  # fmt: skip
 
 
-def suited_variant(entry: SubModelEntry, profile: str, quantization: str) -> Variant:
+def planned_variant(entry: SubModelEntry, profile: str, quantization: str) -> Variant:
     """The file that a device runs best: int8 for its kind or its instructions, in the order of its profile, else fp32.
 
     fp16 only where the profile names it first: on a processor without half precision it is slower than fp32.
@@ -105,19 +106,11 @@ def suited_variant(entry: SubModelEntry, profile: str, quantization: str) -> Var
     known = load_profiles().get(profile)
     kinds = ("int8",) if known is None else tuple(known.export)
     for kind in kinds[:1] if kinds[:1] == ("fp16",) else [kind for kind in kinds if kind != "fp16"]:
-        suited = [v for v in entry.variants if v.inputs == "prepared" and _is_of_kind(v, kind)]
-        named = [v for v in suited if profile in v.profiles]
-        same = [v for v in suited if v.quantization is not None and v.quantization.preset == quantization]
-        for variant in [*named, *same, *(v for v in suited if not v.profiles)]:
+        variants = [variant for variant in entry.variants if variant.kind == kind]
+        precision = kind.removesuffix("_static")
+        for variant in suited_variants(variants, precision, profile, preset=quantization):
             return variant
     return entry.variant("fp32")
-
-
-def _is_of_kind(variant: Variant, kind: str) -> bool:
-    """Whether a file is what a profile calls "int8" (dynamic), "int8_static" or "fp16"."""
-    if variant.quantization is None:
-        return variant.precision == kind
-    return kind == ("int8_static" if variant.quantization.mode == "static" else "int8")
 
 
 def _with_files(plan: Plan, manifest: Manifest | None) -> Plan:
@@ -127,7 +120,7 @@ def _with_files(plan: Plan, manifest: Manifest | None) -> Plan:
     hardware = {device.name: (device.profile, device.quantization) for device in plan.devices}
 
     def chosen(index: int, device: str) -> dict[str, str]:
-        variant = suited_variant(manifest.sub_models[index], *hardware[device])
+        variant = planned_variant(manifest.sub_models[index], *hardware[device])
         return {"variant": variant.name, "file": variant.file}
 
     sub_models = [dataclasses.replace(s, **chosen(s.index, s.device)) for s in plan.sub_models]  # type: ignore[arg-type]
@@ -144,7 +137,7 @@ def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
     entry = ensemble.manifest.sub_models[index]
 
     def size(device: Device) -> int:
-        return suited_variant(entry, device.hardware.name, device.hardware.quantization).bytes
+        return planned_variant(entry, device.hardware.name, device.hardware.quantization).bytes
 
     return dataclasses.replace(load, bytes_on={device.name: size(device) for device in fleet.devices})
 

@@ -10,6 +10,7 @@ from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.hardware.profiles import detect_profile, unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
+from edvit_hf.manifest.entries import suited_variants as suited_variants_of
 from edvit_hf.runtime.arguments import check_indices
 from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.tasks import GRAPH_INPUTS
@@ -83,16 +84,16 @@ def suited_variants(entries: Sequence[SubModelEntry], precision: str, profile: s
 
 def _suited(entry: SubModelEntry, precision: str, profile: str | None) -> tuple[Variant, str | None]:
     """See `suited_variant`; and what it warns of."""
-    variants = [v for v in entry.variants if v.precision == precision and v.inputs == "prepared"]
-    if not any(variant.profiles for variant in variants):
+    every = suited_variants_of(entry.variants, precision, None)
+    if not any(variant.profiles for variant in every):
         return entry.variant(precision, profile), None
     here = _this_machine()
     wanted = profile or here
-    fitting = wanted is not None and any(v.suits(wanted) or not v.profiles for v in variants)
-    chosen = entry.variant(precision, wanted) if fitting else variants[0]
-    if fitting and (here is None or not chosen.profiles or chosen.suits(here)):
+    suited = [] if wanted is None else suited_variants_of(entry.variants, precision, wanted)
+    chosen = (suited or every)[0]
+    if suited and (here is None or not chosen.profiles or chosen.suits(here)):
         return chosen, None
-    why = f"no {precision} file for {wanted}" if not fitting else f"this machine is of kind {here}"
+    why = f"no {precision} file for {wanted}" if not suited else f"this machine is of kind {here}"
     return chosen, (
         f"{why}, and {chosen.name} is made for {', '.join(chosen.profiles)}: it may be slower or less exact here; "
         f"{_what_fits(entry, here)}"

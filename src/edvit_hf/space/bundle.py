@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, verify_file
-from edvit_hf.manifest.latencies import joined_protocols, protocol_numbers, renumbered
+from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
 from edvit_hf.space.writing import replaced_folder
 from edvit_hf.tasks import PROCESSOR_FILES
 
