@@ -30,8 +30,9 @@ from edvit_hf.architectures.axes import Widths, resized, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import ARCHITECTURES, check_keys
 from edvit_hf.errors import PruningError
-from edvit_hf.pruning import architecture_of, make_plan, masked_forward, prune, unit_scores
+from edvit_hf.pruning import architecture_of, make_plan, prune, unit_scores
 from edvit_hf.pruning.masks import Gates, gated
+from support.masked_teacher import masked_forward
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, random_scores, tiny_inputs, tiny_model
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/adding_an_architecture.md"

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading early: the last layer computes the tokens that are read, and nothing else changes."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,7 +12,7 @@ from onnx import ModelProto, helper
 
 from edvit_hf.export.onnx import draw_in_full
 from edvit_hf.export.optimum_config import resolve_onnx_config
-from edvit_hf.export.tuning import fuse_attention, read_early
+from edvit_hf.export.tuning import read_early
 from edvit_hf.parts_edvit import NUM_FEATURE_TOKENS
 from support.tiny_architectures import TEXT, tiny_inputs, tiny_model
 
@@ -105,9 +108,19 @@ def test_a_graph_without_tokens_stays_as_it_is():
     assert model.SerializeToString(deterministic=True) == before
 
 
+@pytest.fixture(scope="module")
+def fuse_attention():
+    """The benchmark's rewrite, which the export does not make."""
+    benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
+    spec = importlib.util.spec_from_file_location("rewrites", next(benchmarks.rglob("vit_base_rewrites.py")))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fuse_attention
+
+
 @pytest.mark.parametrize("name", ["vit", "audio-spectrogram-transformer"])
 @pytest.mark.parametrize("early", [False, True])
-def test_attention_as_one_operator_gives_the_same_answers(name, early):
+def test_attention_as_one_operator_gives_the_same_answers(fuse_attention, name, early):
     before, after = drawn(name), drawn(name)
     after.opset_import[0].version = 23
     if early:
@@ -124,7 +137,7 @@ def test_attention_as_one_operator_gives_the_same_answers(name, early):
     assert fuse_attention(after) == 0
 
 
-def test_attention_stays_with_a_mask_in_older_operator_sets_and_where_its_weights_are_read():
+def test_attention_stays_with_a_mask_in_older_operator_sets_and_where_its_weights_are_read(fuse_attention):
     masked, older, read = drawn("bert"), drawn("vit"), drawn("vit")
     masked.opset_import[0].version = read.opset_import[0].version = 23
     softmax = next(node for node in read.graph.node if node.op_type == "Softmax")

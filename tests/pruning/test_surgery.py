@@ -11,7 +11,8 @@ from edvit_hf.architectures.axes import resized
 from edvit_hf.architectures.tables import VIT
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
-from edvit_hf.pruning import make_plan, masked_forward, prune
+from edvit_hf.pruning import make_plan, prune
+from support.masked_teacher import masked_forward
 from support.tiny_architectures import random_scores, tiny_model, tiny_vit
 
 FULL = {"residual": 32, "heads": 4, "ffn": 64}

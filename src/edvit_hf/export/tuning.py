@@ -1,8 +1,8 @@
 """Rewrites of an exported graph that keep its answers and make it faster.
 
 A sub-model is read at its first token or two: whatever its last layer computes for the others goes nowhere.
-`read_early` moves the reading in front of that work, in plain operators that every runtime has. `fuse_attention` writes
-an attention as one operator, where the operator set has one. What each gains and what does not: docs/guides/speed.md.
+`read_early` moves the reading in front of that work, in plain operators that every runtime has. What it gains, and what
+gained less: docs/guides/speed.md.
 """
 
 from collections import defaultdict
@@ -21,14 +21,11 @@ _LARGEST = np.iinfo(np.int64).max
 _ELEMENTWISE = frozenset(("Add", "Mul", "Sub", "Div", "Gelu", "Tanh", "Relu", "Erf", "Sqrt", "Cast", "Identity"))
 _ROWS = frozenset(("LayerNormalization", "Softmax"))  # each row by itself, where their axis is the last
 
-_ATTENTION_SINCE = 23  # operator set
-_HEADS_FIRST, _KEYS_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
-
 Edge = tuple[int, int]  # node, number of its input
 Need = tuple[int, int]  # axis, how many leading entries of it are read
 
 
-class _Graph:
+class ReadGraph:
     """A graph with who makes and who reads each value, and the shapes that inference finds."""
 
     def __init__(self, model: "ModelProto") -> None:
@@ -64,18 +61,6 @@ class _Graph:
             return None
         return [int(value) for value in np.atleast_1d(numpy_helper.to_array(tensor))]
 
-    def maker(self, name: str, op_type: str) -> "NodeProto | None":
-        """The node that makes a value, if it is of that type and its output has one reader."""
-        node = self.nodes[self.made_by[name]] if name in self.made_by else None
-        alone = node is not None and node.op_type == op_type and len(self.read_by[name]) == 1
-        return node if alone and name not in self.outputs else None
-
-    def reader(self, name: str, op_type: str) -> "NodeProto | None":
-        """The only node that reads a value, if it is of that type."""
-        edges = self.read_by[name]
-        node = self.nodes[edges[0][0]] if len(edges) == 1 and name not in self.outputs else None
-        return node if node is not None and node.op_type == op_type else None
-
     def attribute(self, node: "NodeProto", name: str, default: Any) -> Any:
         """An attribute of a node."""
         from onnx import helper
@@ -104,7 +89,7 @@ def read_early(model: "ModelProto") -> int:
     """
     with named_extra("Exporting", "export"):
         import onnx  # noqa: F401
-    graph = _Graph(model)
+    graph = ReadGraph(model)
     needs = dict(_readings(graph))
     narrowed: dict[str, Need] = {}
     for index in reversed(range(len(graph.nodes))):
@@ -120,7 +105,7 @@ def read_early(model: "ModelProto") -> int:
     return len(products)
 
 
-def _readings(graph: _Graph) -> Iterator[tuple[Edge, Need]]:
+def _readings(graph: ReadGraph) -> Iterator[tuple[Edge, Need]]:
     """The slices of the first tokens, and the picks of the very first."""
     for index, node in enumerate(graph.nodes):
         if not node.input or graph.rank(node.input[0]) != 3:
@@ -135,7 +120,7 @@ def _readings(graph: _Graph) -> Iterator[tuple[Edge, Need]]:
             yield (index, 0), (_TOKENS, 1)
 
 
-def _need_of(graph: _Graph, name: str, needs: Mapping[Edge, Need]) -> Need | None:
+def _need_of(graph: ReadGraph, name: str, needs: Mapping[Edge, Need]) -> Need | None:
     """What all readers of a value need of it together; None if one of them needs everything."""
     found = [needs.get(edge) for edge in graph.read_by[name]]
     known = [need for need in found if need is not None]
@@ -144,7 +129,7 @@ def _need_of(graph: _Graph, name: str, needs: Mapping[Edge, Need]) -> Need | Non
     return known[0][0], max(count for _, count in known)
 
 
-def _pass_on(graph: _Graph, node: "NodeProto", axis: int, count: int) -> dict[int, int] | None:
+def _pass_on(graph: ReadGraph, node: "NodeProto", axis: int, count: int) -> dict[int, int] | None:
     """Inputs of a node that may be cut if its output is -> along which axis; None where it must stay whole."""
     rank = graph.rank(node.output[0])
     if rank is None:
@@ -172,23 +157,23 @@ def _pass_on(graph: _Graph, node: "NodeProto", axis: int, count: int) -> dict[in
     return passed
 
 
-def _through_product(graph: _Graph, node: "NodeProto", axis: int, rank: int) -> dict[int, int] | None:
+def _through_product(graph: ReadGraph, node: "NodeProto", axis: int, rank: int) -> dict[int, int] | None:
     """Rows of the first factor make the rows of the product."""
     same_rank = graph.rank(node.input[0]) == rank
     return {0: axis} if same_rank and axis == rank - 2 else None
 
 
-def _keeps_tokens(graph: _Graph, node: "NodeProto", axis: int) -> bool:
+def _keeps_tokens(graph: ReadGraph, node: "NodeProto", axis: int) -> bool:
     """Whether a reshape splits or joins the axes behind the tokens only: (B, T, d) <-> (B, T, heads, size)."""
     before, after = graph.shapes.get(node.input[0]), graph.shapes.get(node.output[0])
     if before is None or after is None or axis != _TOKENS or {len(before), len(after)} != {3, 4}:
         return False
-    inner = _inner_sizes(graph, node)
+    inner = inner_sizes(graph, node)
     sizes = before[_TOKENS], after[_TOKENS]
     return inner is not None and (sizes[0] == sizes[1] or not all(isinstance(size, int) for size in sizes))
 
 
-def _inner_sizes(graph: _Graph, node: "NodeProto") -> list[int] | None:
+def inner_sizes(graph: ReadGraph, node: "NodeProto") -> list[int] | None:
     """What a reshape makes of the axes behind the tokens."""
     name = node.input[1]
     stored = graph.values(name)
@@ -201,7 +186,7 @@ def _inner_sizes(graph: _Graph, node: "NodeProto") -> list[int] | None:
     return None if any(part is None or len(part) != 1 for part in parts) else [part[0] for part in parts if part]
 
 
-def _rewrite(graph: _Graph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need]) -> None:
+def _rewrite(graph: ReadGraph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need]) -> None:
     """Put slices where the way ends, and let reshapes copy the number of tokens instead of naming it."""
     from onnx import helper, numpy_helper
 
@@ -227,13 +212,13 @@ def _rewrite(graph: _Graph, needs: Mapping[Edge, Need], narrowed: Mapping[str, N
     for name in narrowed:
         node = graph.nodes[graph.made_by[name]]
         if node.op_type == "Reshape":
-            node.input[1] = store("shape", [0, 0, *(_inner_sizes(graph, node) or [])])
+            node.input[1] = store("shape", [0, 0, *(inner_sizes(graph, node) or [])])
             del node.attribute[:]  # with `allowzero` a 0 would be a size, without it copies one
     _replace_nodes(graph, needs, narrowed, cuts)
 
 
 def _replace_nodes(
-    graph: _Graph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need], cuts: "Mapping[str, NodeProto]"
+    graph: ReadGraph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need], cuts: "Mapping[str, NodeProto]"
 ) -> None:
     """Write the nodes back in order: each cut behind its source, and without the slices that have become idle."""
     idle: dict[str, str] = {}
@@ -255,10 +240,10 @@ def _replace_nodes(
     copies = [type(node).FromString(node.SerializeToString()) for node in ordered]  # `del` ends what it removes
     del graph.graph.node[:]
     graph.graph.node.extend(copies)
-    _drop_unread(graph.graph)
+    drop_unread(graph.graph)
 
 
-def _drop_unread(graph: "GraphProto") -> None:
+def drop_unread(graph: "GraphProto") -> None:
     """Remove nodes and stored tensors that nothing reads any more (the sizes that reshapes named)."""
     kept = {value.name for value in graph.output}
     nodes = []
@@ -270,75 +255,3 @@ def _drop_unread(graph: "GraphProto") -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(nodes))
     graph.initializer.extend(tensors)
-
-
-def fuse_attention(model: "ModelProto") -> int:
-    """Write every attention without a mask as one `Attention`, in place: it has a kernel that moves less memory.
-
-    Call it after `read_early`, which does not look into the operator.
-
-    Args:
-        model: Of images or sounds. With a mask (texts) attention stays: onnxruntime 1.31 wants a row of the mask for
-            every query, and making those costs more than the operator saves.
-
-    Returns:
-        How many were written so: 0 of a graph whose operator set is older than 23 and has no such operator.
-
-    Raises:
-        MissingExtraError: If onnx is not installed.
-    """
-    with named_extra("Exporting", "export"):
-        from onnx import helper
-    if next(entry.version for entry in model.opset_import if entry.domain == "") < _ATTENTION_SINCE:
-        return 0
-    graph = _Graph(model)
-    made: dict[str, NodeProto] = {}
-    gone: set[str] = set()
-    for softmax in graph.nodes:
-        found = _attention_around(graph, softmax) if softmax.op_type == "Softmax" else None
-        if found is not None:
-            inputs, inner, attributes = found
-            output = inner[-1].output[0]
-            made[output] = helper.make_node("Attention", inputs, [output], name=f"node_{output}", **attributes)
-            gone |= {node.output[0] for node in inner}
-    nodes = [made.get(node.output[0], node) for node in graph.nodes if node.output[0] not in gone - set(made)]
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.graph.node[:]
-    graph.graph.node.extend(copies)
-    _drop_unread(graph.graph)
-    return len(made)
-
-
-def _attention_around(
-    graph: _Graph, softmax: "NodeProto"
-) -> "tuple[list[str], list[NodeProto], dict[str, Any]] | None":
-    """Queries, keys and values (B, T, d), the nodes from them to the output in order, and the operator's attributes."""
-    from onnx import numpy_helper
-
-    scaled = graph.maker(softmax.input[0], "Mul")
-    scores = scaled and graph.maker(scaled.input[0], "MatMul")
-    mixed = graph.reader(softmax.output[0], "MatMul")
-    turned = mixed and graph.reader(mixed.output[0], "Transpose")
-    joined = turned and graph.reader(turned.output[0], "Reshape")
-    if not (scaled and scores and mixed and turned and joined) or scaled.input[1] not in graph.stored:
-        return None
-    scale = numpy_helper.to_array(graph.stored[scaled.input[1]])
-    splits = [(scores.input[0], _HEADS_FIRST), (scores.input[1], _KEYS_TURNED), (mixed.input[1], _HEADS_FIRST)]
-    inputs, inner, widths = [], [], set()
-    for name, order in splits:
-        transposed = graph.maker(name, "Transpose")
-        split = transposed and graph.maker(transposed.input[0], "Reshape")
-        sizes = split and _inner_sizes(graph, split)
-        if not (transposed and split and sizes) or graph.attribute(transposed, "perm", []) != order:
-            return None
-        inputs.append(split.input[0])
-        inner += [split, transposed]
-        widths.add((graph.shapes.get(split.input[0], [None])[-1], sizes[-1]))
-    if len(widths) > 1 or scale.size > 1 or graph.attribute(turned, "perm", []) != _HEADS_FIRST:
-        return None
-    width, size = widths.pop()
-    if not isinstance(width, int) or size < 1 or width % size or softmax.input[0] == mixed.input[1]:
-        return None
-    heads = width // size
-    attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": float(scale.reshape(()))}
-    return inputs, [*inner, scores, scaled, softmax, mixed, turned, joined], attributes

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edvit_hf.pruning.config import PruneConfig
     from edvit_hf.pruning.importance import UnitScores, unit_scores
     from edvit_hf.pruning.plan import PruningPlan, make_plan
-    from edvit_hf.pruning.surgery import masked_forward, prune
+    from edvit_hf.pruning.surgery import prune
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -24,6 +24,6 @@ __getattr__, __dir__, __all__ = lazy(
         "config": ("PruneConfig",),
         "importance": ("UnitScores", "unit_scores"),
         "plan": ("PruningPlan", "make_plan"),
-        "surgery": ("masked_forward", "prune"),
+        "surgery": ("prune",),
     },
 )
