@@ -2,7 +2,6 @@
 """Classes -> class groups: which sub-model answers for which classes. Light: numpy only."""
 
 import logging
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,8 @@ from typing import Literal
 import numpy as np
 
 from edvit_hf.errors import RecipeError
+from edvit_hf.strict import whole_number
+from edvit_hf.tasks import class_groups_fault
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +45,10 @@ class SplitConfig:
     samples_per_class: int = 200
 
     def __post_init__(self) -> None:
-        if self.num_sub_models < 1:
-            raise RecipeError(
-                f"`split.num_sub_models` must be at least 1, got {self.num_sub_models}: each runs on a device."
-            )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise RecipeError(
-                f"`split.seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no "
-                "other; change it."
-            )
+        whole_number("split.num_sub_models", self.num_sub_models, 1, "each runs on a device")
+        whole_number("split.seed", self.seed, 0, "random generators take no other")
+        why = "without items the teacher shows no confusions"
+        whole_number("split.samples_per_class", self.samples_per_class, 1, why)
         if (self.strategy == "given") != (self.class_groups is not None):
             raise RecipeError(
                 f"`split.class_groups` and `split.strategy: given` go together, got strategy "
@@ -62,11 +58,6 @@ class SplitConfig:
             raise RecipeError(
                 "`split.sizes: proportional` computes group sizes, but `split.class_groups` gives the groups. "
                 "Both cannot hold. Remove one of them."
-            )
-        if self.samples_per_class < 1:
-            raise RecipeError(
-                f"`split.samples_per_class` must be at least 1, got {self.samples_per_class}: without items the "
-                "teacher shows no confusions. Raise it."
             )
 
 
@@ -106,8 +97,7 @@ def split_classes(
         matrix = check_similarity(similarity, num_classes)
         groups = _similar_groups(matrix if config.similarity == "group" else -matrix, sizes, config.seed)
     else:
-        order = np.random.default_rng(config.seed).permutation(num_classes)
-        groups = _cut(order, sizes)
+        groups = _balanced_groups(sizes, config.seed)
     logger.info("split: %d classes into %d groups of sizes %s", num_classes, len(groups), [len(g) for g in groups])
     return groups
 
@@ -122,8 +112,7 @@ def placeholder_groups(
     """
     if config.strategy != "similarity":
         return split_classes(num_classes, config, capability=capability), None
-    order = np.random.default_rng(config.seed).permutation(num_classes)
-    return _cut(order, group_sizes(num_classes, config, capability)), (
+    return _balanced_groups(group_sizes(num_classes, config, capability), config.seed), (
         "class groups are placeholders of the right sizes: `split.strategy: similarity` chooses them by the "
         "confusions of the trained teacher"
     )
@@ -200,8 +189,9 @@ def similarity_within(class_groups: Sequence[Sequence[int]], similarity: np.ndar
     return sum(float(matrix[np.ix_(g, g)].sum()) for g in class_groups) / total if total > 0 else 0.0
 
 
-def _cut(order: np.ndarray, sizes: Sequence[int]) -> list[list[int]]:
-    """Groups of these sizes from the classes in this order."""
+def _balanced_groups(sizes: Sequence[int], seed: int) -> list[list[int]]:
+    """Groups of these sizes from a seeded shuffle of the classes."""
+    order = np.random.default_rng(seed).permutation(sum(sizes))
     return [sorted(int(c) for c in part) for part in np.split(order, np.cumsum(sizes)[:-1])]
 
 
@@ -242,46 +232,12 @@ def check_class_groups(
     class_groups: Sequence[Sequence[int]], num_classes: int, *, num_groups: int | None = None
 ) -> list[list[int]]:
     """Return the groups, each sorted, or raise `RecipeError` if they are not a partition of the classes."""
-    groups = [sorted(_class_index(index, c) for c in group) for index, group in enumerate(class_groups)]
-    if num_groups is not None and len(groups) != num_groups:
+    if num_groups is not None and len(class_groups) != num_groups:
         raise RecipeError(
-            f"`split.class_groups` holds {len(groups)} groups, but `split.num_sub_models` is {num_groups}. "
+            f"`split.class_groups` holds {len(class_groups)} groups, but `split.num_sub_models` is {num_groups}. "
             "Each sub-model needs exactly one group. Make the two agree."
         )
-    owners: dict[int, int] = {}
-    for index, group in enumerate(groups):
-        if not group:
-            raise RecipeError(
-                f"class group {index} is empty. A sub-model without a class has nothing to learn. "
-                "Give it at least one class or remove the group."
-            )
-        for class_index in group:
-            if not 0 <= class_index < num_classes:
-                raise RecipeError(
-                    f"class group {index} names class {class_index}; classes run from 0 to {num_classes - 1}. "
-                    "Correct the index."
-                )
-            if class_index in owners:
-                raise RecipeError(
-                    f"class {class_index} stands in group {owners[class_index]} and in group {index}. "
-                    "Every class belongs to exactly one sub-model. Remove it from one of them."
-                )
-            owners[class_index] = index
-    missing = sorted(set(range(num_classes)) - set(owners))
-    if missing:
-        raise RecipeError(
-            f"classes {missing} stand in no class group. No sub-model would answer for them. Add them to a group."
-        )
-    return groups
-
-
-def _class_index(group: int, value: object) -> int:
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]  # refuses by itself what is no whole number
-    except TypeError as error:
-        raise RecipeError(
-            f"class group {group} holds {value!r}; classes are whole numbers. Rounded, it would name another class. "
-            "Correct it."
-        ) from error
+    fault = class_groups_fault(class_groups, num_classes)
+    if fault is not None:
+        raise RecipeError(f"{fault} Every class belongs to exactly one sub-model. Correct `split.class_groups`.")
+    return [sorted(int(label) for label in group) for group in class_groups]

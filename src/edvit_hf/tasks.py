@@ -1,6 +1,14 @@
-"""The kinds of classification an ensemble can do, and what their models are fed. Light: standard library only."""
+"""What an ensemble classifies: its task, what the models of a task are fed, and the class groups of its sub-models.
 
+Light: standard library only. `configuration_edvit.py` travels to the Hub alone and so repeats two rules: that class
+groups cover the classes, and how many labels a sub-model has; a test compares them.
+"""
+
+import operator
+from collections.abc import Sequence
 from typing import Literal, get_args
+
+from edvit_hf.errors import DataError, EDViTError
 
 Task = Literal["image-classification", "audio-classification", "text-classification"]
 
@@ -31,3 +39,55 @@ PROCESSOR_FILES = (
     "vocab.txt",
 )
 """Every file that a stock processor may consist of; those that are there travel beside each sub-model."""
+
+
+def num_labels_of(class_group: Sequence[int], num_classes: int) -> int:
+    """Labels of a sub-model: those of its class group, and "other" unless the group holds every class."""
+    return len(class_group) + (len(class_group) < num_classes)
+
+
+def check_class_group(
+    class_group: Sequence[int], num_classes: int | None = None, error: type[EDViTError] = DataError
+) -> list[int]:
+    """Return one class group as plain ints in its order.
+
+    Raises:
+        EDViTError: `error`, if it is empty, repeats a class, names one outside 0..num_classes - 1 (None: any from 0
+            on), or holds what is no whole number.
+    """
+    group = [_whole(label) for label in class_group]
+    end = float("inf") if num_classes is None else num_classes
+    if not group or len(set(group)) != len(group) or not all(label is not None and 0 <= label < end for label in group):
+        where = "from 0 on" if num_classes is None else f"in 0..{num_classes - 1}"
+        raise error(
+            f"A class group must hold distinct labels {where}, whole numbers, got {list(class_group)}. They index the "
+            "classes; correct the group, or load the teacher it was made for."
+        )
+    return [label for label in group if label is not None]
+
+
+def class_groups_fault(class_groups: Sequence[Sequence[int]], num_classes: int) -> str | None:
+    """Why the groups are no partition of the classes 0..num_classes - 1, as a sentence; None if they are one."""
+    owners: dict[int, int] = {}
+    for index, group in enumerate(class_groups):
+        if not group:
+            return f"class group {index} is empty, and a sub-model without a class has nothing to learn."
+        for value in group:
+            label = _whole(value)
+            if label is None:
+                return f"class group {index} holds {value!r}, and classes are whole numbers."
+            if not 0 <= label < num_classes:
+                return f"class group {index} names class {label}; classes run from 0 to {num_classes - 1}."
+            if label in owners:
+                return f"class {label} stands in group {owners[label]} and in group {index}."
+            owners[label] = index
+    missing = sorted(set(range(num_classes)) - set(owners))
+    return f"classes {missing} stand in no class group: no sub-model would answer for them." if missing else None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number as a plain int; None for a truth value, a fraction or a text."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

@@ -12,8 +12,9 @@ configuration_edvit
 parts_edvit
 modeling_edvit
 _version errors
-lazy
-tasks storage strict probabilities splitting
+lazy tasks
+strict
+storage probabilities splitting
 architectures
 auto hardware
 manifest transforms

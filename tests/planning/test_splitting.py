@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import RecipeError
 from edvit_hf.splitting import (
     SplitConfig,
@@ -15,6 +16,7 @@ from edvit_hf.splitting import (
     similarity_within,
     split_classes,
 )
+from edvit_hf.tasks import class_groups_fault, num_labels_of
 
 CASES = st.integers(1, 24).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(0, 9)))
 
@@ -73,6 +75,23 @@ def test_more_sub_models_than_classes_is_refused():
 def test_groups_that_are_no_partition_are_refused(groups, message):
     with pytest.raises(RecipeError, match=message):
         check_class_groups(groups, 3)
+
+
+@pytest.mark.parametrize(
+    "groups", [[[0, 1], [2]], [[2], [1, 0]], [[0, 1, 2]], [[0, 1], []], [[0, 1], [1, 2]], [[0], [1]], [[0, 3], [1, 2]]]
+)
+def test_the_config_that_travels_alone_has_the_same_rules_for_class_groups_and_labels(groups):
+    stock = [
+        {"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2, "num_labels": num_labels_of(group, 3)}
+        for group in groups
+    ]
+    names = {i: str(i) for i in range(3)}
+    try:
+        EDViTConfig(class_groups=groups, sub_model_configs=stock, id2label=names)
+    except ValueError:
+        assert class_groups_fault(groups, 3) is not None
+    else:
+        assert class_groups_fault(groups, 3) is None
 
 
 def test_given_groups_are_kept_and_sorted():

@@ -11,7 +11,7 @@ import torch
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import UnitScores, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
-from edvit_hf.pruning.distribution import check_class_group
+from edvit_hf.tasks import check_class_group
 from support.tiny_architectures import tiny_inputs, tiny_model
 
 GROUP = [1, 3]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edvit_hf.errors import DataError
+from edvit_hf.tasks import check_class_group
 
 
 def class_group_labels(labels: np.ndarray, class_group: Sequence[int]) -> np.ndarray:
@@ -17,7 +18,7 @@ def class_group_labels(labels: np.ndarray, class_group: Sequence[int]) -> np.nda
     Returns:
         `np.ndarray`: (N,) int64, the index in the group, or len(group) for "other".
     """
-    group = _checked_group(class_group)
+    group = check_class_group(class_group)
     labels = _checked_labels(labels)
     table = np.full(max(int(labels.max(initial=0)), max(group)) + 1, len(group), np.int64)
     table[group] = np.arange(len(group))
@@ -50,7 +51,7 @@ def class_group_indices(
         raise ValueError(f"`negatives_per_positive` must be finite and not negative, got {negatives_per_positive}.")
     if seed < 0 or epoch < 0:
         raise ValueError(f"`seed` and `epoch` must not be negative, got {seed} and {epoch}.")
-    group = _checked_group(class_group)
+    group = check_class_group(class_group)
     labels = _checked_labels(labels)
     is_positive = np.isin(labels, group)
     positives = np.flatnonzero(is_positive)
@@ -80,19 +81,6 @@ def _spread_sample(labels: np.ndarray, candidates: np.ndarray, size: int, random
         chosen.append(random.choice(members, share, replace=False))
         remaining -= share
     return np.concatenate(chosen).astype(np.int64)
-
-
-def _checked_group(class_group: Sequence[int]) -> list[int]:
-    broken = [label for label in class_group if isinstance(label, bool) or not isinstance(label, int | np.integer)]
-    if broken:
-        raise DataError(
-            f"Expected a class group of whole class ids, got {broken[0]!r} of type {type(broken[0]).__name__} in "
-            f"{list(class_group)}. Rounding it could name another class. Give integers."
-        )
-    group = [int(label) for label in class_group]
-    if not group or len(set(group)) != len(group) or min(group) < 0:
-        raise DataError(f"Expected a class group of distinct class ids from 0 on, got {list(class_group)}.")
-    return group
 
 
 def _checked_labels(labels: np.ndarray) -> np.ndarray:

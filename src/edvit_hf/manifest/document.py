@@ -12,6 +12,7 @@ from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
 from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
 from edvit_hf.strict import read_strictly
+from edvit_hf.tasks import class_groups_fault
 
 MANIFEST_NAME = "manifest.json"
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
@@ -39,12 +40,8 @@ class Manifest:
     def __post_init__(self) -> None:
         """Check that groups, labels and sub-models fit together."""
         check_relative_path(self.preprocessing, "`preprocessing`")
-        classes = sorted(c for group in self.class_groups for c in group)
-        require(
-            classes == list(range(len(self.label_names))),
-            f"`class_groups` must hold each of the {len(self.label_names)} labels exactly once, "
-            f"got {self.class_groups}.",
-        )
+        fault, count = class_groups_fault(self.class_groups, len(self.label_names)), len(self.label_names)
+        require(fault is None, f"`class_groups` must hold each of the {count} labels exactly once: {fault}")
         indices = [entry.index for entry in self.sub_models]
         require(
             indices == list(range(len(self.class_groups))),

@@ -20,6 +20,7 @@ from edvit_hf.planning.fleet import MIB, Device, Fleet, load_fleet
 from edvit_hf.planning.placed_plan import FEASIBILITY_SECONDS, place
 from edvit_hf.planning.placing import Clock, feasible, has_solver
 from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.tasks import num_labels_of
 
 __all__ = [
     "MIB", "Device", "DevicePlan", "Fleet", "Plan", "Replica", "SubModelPlan", "load_fleet", "place_loads", "plan",
@@ -133,7 +134,7 @@ class _Search:
 
     def shape(self, cut: Cut, group: Sequence[int]) -> ModelShape:
         """The teacher after the cut, voting over the group and "other" (a single group of all classes has none)."""
-        labels = len(group) + 1 if len(self.groups) > 1 else len(group)
+        labels = num_labels_of(group, sum(map(len, self.groups)))
         if isinstance(cut, ModelShape):
             return cut.resized(dataclasses.replace(cut.widths, labels=labels))
         before = self.teacher.widths

@@ -21,11 +21,11 @@ from edvit_hf.errors import PruningError
 from edvit_hf.pruning.axes import Architecture, architecture_of
 from edvit_hf.pruning.compensation_steps import Step, trace, values_at
 from edvit_hf.pruning.compensation_targets import Samples, Targets, choose_tokens, chosen_rows
-from edvit_hf.pruning.distribution import check_class_group, num_outcomes
 from edvit_hf.pruning.inputs import AnyInputs, check_readable, named_inputs, num_rows, take
 from edvit_hf.pruning.modes import eval_mode
 from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
 from edvit_hf.pruning.surgery import cut_tensors, label_names
+from edvit_hf.tasks import check_class_group, num_labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def compensate(
     architecture = architecture_of(teacher)
     check_plan_fits(plan, architecture, teacher.config)
     labels = teacher.config.num_labels
-    group = check_class_group(range(labels) if class_group is None else class_group, labels)
+    group = check_class_group(range(labels) if class_group is None else class_group, labels, PruningError)
     _check_values(ridge, batch_size)
     _check_pruned(pruned, teacher, architecture, plan, group)
     named = named_inputs(pruned, architecture, inputs)
@@ -178,7 +178,7 @@ def _check_pruned(
 ) -> None:
     """Refuse another model than the cut of `teacher` by `plan` for `group`, as it left `prune`."""
     found = architecture_of(pruned).widths(pruned.config)
-    expected = replace(plan.widths_after, labels=num_outcomes(group, teacher.config.num_labels))
+    expected = replace(plan.widths_after, labels=num_labels_of(group, teacher.config.num_labels))
     if found != expected or architecture_of(pruned).model_type != architecture.model_type:
         raise PruningError(
             f"The pruned model should have {expected}, as plan and class group say, got {found}. Its weights would be "

@@ -36,12 +36,12 @@ from edvit_hf.errors import PruningError
 from edvit_hf.pruning.activations import apoz_scores, hsic_scores
 from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
 from edvit_hf.pruning.config import ImportanceMethod
-from edvit_hf.pruning.distribution import check_class_group
 from edvit_hf.pruning.exact_kl import ExactKL
 from edvit_hf.pruning.fisher import GradientMethod, gate_scores
 from edvit_hf.pruning.inputs import AnyInputs, check_readable, named_inputs, num_rows
 from edvit_hf.pruning.modes import eval_mode, frozen
 from edvit_hf.pruning.scores import UnitScores, check_informative, score_shapes
+from edvit_hf.tasks import check_class_group
 
 __all__ = ["UnitScores", "unit_scores"]
 
@@ -107,7 +107,7 @@ def unit_scores(
         architecture=architecture,
         widths=widths,
         inputs=named_inputs(model, architecture, inputs),
-        group=check_class_group(class_group, widths.labels),
+        group=check_class_group(class_group, widths.labels, PruningError),
         batch_size=batch_size,
         seed=seed,
         progress=progress,

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
-from edvit_hf.pruning.distribution import check_class_group
 from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
+from edvit_hf.tasks import check_class_group
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     architecture = architecture_of(model)
     check_plan_fits(plan, architecture, model.config)
     before = architecture.widths(model.config)
-    group = check_class_group(range(before.labels) if class_group is None else class_group, before.labels)
+    group = check_class_group(range(before.labels) if class_group is None else class_group, before.labels, PruningError)
     labels = label_names(model.config, group)
     after = replace(plan.widths_after, labels=len(labels))
 

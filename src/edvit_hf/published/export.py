@@ -22,6 +22,7 @@ from edvit_hf.hardware.profiles import shipped_kind
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.published.measure import TEXT, Described, recorded_dataset
+from edvit_hf.tasks import num_labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,6 @@ def split_judge(data: TaskData, name: str, class_groups: Sequence[Sequence[int]]
         class_groups: Of the ensemble.
         batch_size: Items per pass.
     """
-    from edvit_hf.pruning.distribution import num_outcomes
-
     split, num_labels = getattr(data, name), len(data.label_names)
 
     def judge(predict: Any, class_group: Sequence[int] | None = None) -> Judgement:
@@ -91,7 +90,7 @@ def split_judge(data: TaskData, name: str, class_groups: Sequence[Sequence[int]]
             own = list(range(len(class_group)))
             result = evaluate(
                 predict, ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
-                num_labels=num_outcomes(own, num_labels), class_groups=[own],
+                num_labels=num_labels_of(own, num_labels), class_groups=[own],
             )  # fmt: skip
             (group_accuracy,) = result.per_group_accuracy or [None]
             figures = {"group_accuracy": group_accuracy}

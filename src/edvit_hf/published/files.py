@@ -15,6 +15,7 @@ from edvit_hf.errors import HubError, ManifestError, PruningError
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.strict import read_strictly
+from edvit_hf.tasks import class_groups_fault, num_labels_of
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
 _LARGEST = 2**53  # of a count: every whole number up to here is a float too
@@ -61,11 +62,16 @@ class EnsembleConfig:
                 f"`class_groups` must name one group per sub-model, got {len(groups)} groups and "
                 f"{len(self.sub_model_configs)} sub-models."
             )
-        classes = sorted(c for group in groups for c in group)
-        if not classes or not all(groups) or classes != list(range(len(classes))):
-            raise ValueError(f"`class_groups` must hold every class from 0 on once, and no empty group, got {groups}.")
+        fault = class_groups_fault(groups, self.num_classes)
+        if fault is not None or not groups:
+            raise ValueError(f"`class_groups` must hold every class from 0 on once, and no empty group: {fault}")
         if not 0 <= self.fusion_hidden_size < 2**31:
             raise ValueError(f"`fusion_hidden_size` must be 0 or more units, got {self.fusion_hidden_size}.")
+
+    @property
+    def num_classes(self) -> int:
+        """Of all class groups together."""
+        return sum(map(len, self.class_groups))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +198,9 @@ def _shape(values: EnsembleConfig, index: int) -> ModelShape:
     names = config.get("id2label")
     if names is not None and not isinstance(names, dict):
         raise ValueError(f"`{where}.id2label` must be an object, got {type(names).__name__}.")
-    is_single = len(values.class_groups) == 1
-    labels = len(names) if names else len(group) + (not is_single)
-    if labels != len(group) + 1 and not (is_single and labels == len(group)):
+    usual = num_labels_of(group, values.num_classes)
+    labels = len(names) if names else usual
+    if labels not in (usual, len(group) + 1):
         raise ValueError(f"`{where}.id2label` must name the {len(group)} classes of its group and other, got {labels}.")
     try:
         return ModelShape.from_config(config, num_labels=labels)
@@ -242,8 +248,8 @@ def derived_shape(ensemble: Published, index: int) -> ModelShape | None:
     """
     if ensemble.manifest is None or ensemble.results is None or index not in ensemble.results.sub_models:
         return None
-    wanted, labels = ensemble.results.sub_models[index], len(ensemble.class_groups[index])
-    labels += len(ensemble.class_groups) > 1
+    wanted = ensemble.results.sub_models[index]
+    labels = num_labels_of(ensemble.class_groups[index], sum(map(len, ensemble.class_groups)))
     try:
         teacher, cuts = _recorded_cuts(ensemble, labels)
     except (PruningError, ValueError):

@@ -10,13 +10,13 @@ import torch
 
 from edvit_hf.architectures.axes import AttentionKind, Widths
 from edvit_hf.pruning import compensate, make_plan, prune, unit_scores
-from edvit_hf.pruning.distribution import num_outcomes
 from edvit_hf.pruning.surgery import label_names
 from edvit_hf.recipe.from_scratch import stock_model, sub_model_config
 from edvit_hf.recipe.processes import is_main_process, main_process_first
 from edvit_hf.recipe.rounds import round_widths
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import write_json
+from edvit_hf.tasks import num_labels_of
 from edvit_hf.training import (
     DistillConfig,
     DistillData,
@@ -119,7 +119,7 @@ def prune_for(trip: Trip, class_group: list[int], keep: Widths | int) -> "tuple[
     config, labels = trip.recipe.prune, trip.teacher.config.num_labels
     attention: AttentionKind = config.attention if isinstance(keep, Widths) else "whole"
     if not isinstance(keep, Widths):
-        keep = trip.teacher_shape.keep(keep, num_labels=num_outcomes(class_group, labels)).widths
+        keep = trip.teacher_shape.keep(keep, num_labels=num_labels_of(class_group, labels)).widths
     return _cut(trip, trip.teacher, class_group, class_group, keep, attention)
 
 
