@@ -68,11 +68,10 @@ def test_a_system_without_control_groups_or_pinning_has_the_cores_of_the_machine
 
 
 def test_the_runtime_starts_no_more_threads_than_the_quota_has_cores(machine):
-    from edvit_hf.runtime.pools import num_lanes
-    from edvit_hf.runtime.sessions import session_options
+    from edvit_hf.runtime.engines.schedules import num_lanes, threads_for
 
-    assert session_options(None).intra_op_num_threads == 4
+    assert threads_for("in_turn", 3, None) == 4
     assert num_lanes("per_core", 3, None) == 3
     machine("0::/\n", {"": "150000 100000\n"})
-    assert session_options(None).intra_op_num_threads == 1
+    assert threads_for("in_turn", 3, None) == 1
     assert num_lanes("per_core", 3, None) == 1

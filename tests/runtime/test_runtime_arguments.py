@@ -62,7 +62,7 @@ def test_a_size_of_batches_that_is_none_is_refused(runtimes, wrong):
         runtimes[IMAGE].stream([PICTURE], batch_size=wrong)
 
 
-@pytest.mark.parametrize("wrong", ["2", 1.5, True, [2]])
+@pytest.mark.parametrize("wrong", ["2", 1.5, True, [2], 0])
 def test_a_number_of_threads_that_is_none_is_refused(folders, wrong):
     for schedule in ("auto", "in_turn", "per_core"):
         with pytest.raises(EDViTError, match="`num_threads` must be a whole number"):

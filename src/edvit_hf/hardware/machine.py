@@ -1,10 +1,21 @@
-"""How many cores this process may use: fewer than the machine has, if it is pinned or its container has a quota."""
+"""What this process may use of the machine and holds of it: cores (its control group may have a quota) and memory."""
 
 import os
 from pathlib import Path, PurePosixPath
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
+
+
+def memory_mib(field: str) -> float | None:
+    """`VmRSS` (resident now) or `VmHWM` (at most so far) of this process in MiB; None where the kernel does not tell.
+
+    Unlike getrusage, whose maximum starts at what the parent process held.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
+    found = next((line for line in lines if line.startswith(f"{field}:")), None)
+    return None if found is None else round(int(found.split()[1]) / 2**10, 1)
 
 
 def usable_cores() -> int:

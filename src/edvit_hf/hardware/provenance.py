@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.hardware.machine import usable_cores
+from edvit_hf.hardware.machine import memory_mib, usable_cores
 
 PACKAGES = (
     "edvit_hf", "torch", "transformers", "huggingface_hub", "datasets", "accelerate", "evaluate", "optimum",
@@ -82,10 +82,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mib() -> float:
     """Largest resident memory of this process since `reset_peak_memory` (or its start), in MiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 2**10, 1)
+    if (found := memory_mib("VmHWM")) is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

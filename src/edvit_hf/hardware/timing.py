@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing ONNX graphs: sessions as the runtime opens them, shuffled rounds, medians with their spread."""
+"""Opens onnxruntime sessions that leave no core busy, and times their runs: shuffled rounds, medians, their spread.
+
+It imports numpy and onnxruntime alone: a process that loads it to measure one file holds little else.
+"""
 
 import random
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,26 @@ UNDISTURBED_SHARE = 0.95  # processor time over passed time of a run that had it
 MIN_UNDISTURBED, MAX_ROUNDS_FACTOR = 3, 3
 
 
+def quiet_options(threads: int, *, spin: bool = False) -> onnxruntime.SessionOptions:
+    """Options of a session whose fixed number of threads leaves no core busy after a run.
+
+    Args:
+        threads: Threads within an operator.
+        spin: Whether they spin instead of sleeping between operators' work while a run lasts.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 4  # what fails is raised, and said once
+    return options
+
+
 def open_session(graph: bytes | Path, threads: int, *, trace: Path | None = None) -> onnxruntime.InferenceSession:
-    """A session on one graph with a fixed number of threads that do not spin, as `EDViTRuntime` opens it.
+    """A session on one graph, as `EDViTRuntime` opens it.
 
     Args:
         graph: The model, or its file.
@@ -26,25 +46,37 @@ def open_session(graph: bytes | Path, threads: int, *, trace: Path | None = None
         trace: Start of the name of the file to which onnxruntime writes the time of every kernel; None: no trace,
             which is faster.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options = quiet_options(threads)
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     source = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def random_feed(session: onnxruntime.InferenceSession, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """One random row for every input of a session; what is dynamic has size 1."""
+def random_feed(
+    session: onnxruntime.InferenceSession, *, sizes: Mapping[str, int] | None = None, vocabulary: int = 2, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random inputs of a session: full-length texts, all sub-models present, pixels of every level.
+
+    Args:
+        session: On the graph.
+        sizes: Axis name -> size, for every axis that the graph leaves open; None: 1 each.
+        vocabulary: Token ids lie below it.
+        seed: Of the values.
+    """
     generator = np.random.default_rng(seed)
-    feed = {}
+    feed: dict[str, np.ndarray] = {}
     for entry in session.get_inputs():
-        sizes = [size if isinstance(size, int) else 1 for size in entry.shape]
-        feed[entry.name] = generator.standard_normal(sizes, dtype=np.float32)
+        shape = [size if isinstance(size, int) else 1 if sizes is None else sizes[size] for size in entry.shape]
+        if entry.name in ("mask", "attention_mask"):
+            feed[entry.name] = np.ones(shape, np.float32 if entry.type == "tensor(float)" else np.int64)
+        elif entry.type == "tensor(int64)":
+            feed[entry.name] = generator.integers(0, vocabulary, shape)
+        elif entry.type == "tensor(uint8)":
+            feed[entry.name] = generator.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            values = generator.standard_normal(shape, dtype=np.float32)
+            feed[entry.name] = values.astype(np.float16) if entry.type == "tensor(float16)" else values
     return feed
 
 
@@ -81,17 +113,28 @@ class Samples:
         return 1 - len(self.undisturbed) / len(self.runs)
 
 
-def timed_run(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray], *, threads: int = 1) -> Sample:
-    """One timed run, after a few that are not counted: one, or more of a model that takes no time.
+def warm_up(
+    session: onnxruntime.InferenceSession,
+    feed: Mapping[str, np.ndarray],
+    *,
+    at_least: int = 1,
+    seconds: float = WARM_UP_SECONDS,
+    at_most: int = MAX_WARM_UPS,
+) -> None:
+    """Run a session a few times: `at_least` so often, and more of a model that takes no time."""
+    begin = time.perf_counter()
+    for count in range(1, at_most + 1):
+        session.run(None, feed)
+        if count >= at_least and time.perf_counter() - begin > seconds:
+            break
+
+
+def timed_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], *, threads: int = 1) -> Sample:
+    """One timed run, and whether it was disturbed.
 
     On one thread the run is this thread's own, so that processor time short of the time that passed tells of other
     programs. On several threads nothing tells, and no run counts as disturbed.
     """
-    begin = time.perf_counter()
-    for _ in range(MAX_WARM_UPS):
-        session.run(None, feed)
-        if time.perf_counter() - begin > WARM_UP_SECONDS:
-            break
     begin, begin_own = time.perf_counter(), time.thread_time()
     session.run(None, feed)
     own, passed = time.thread_time() - begin_own, time.perf_counter() - begin
@@ -118,6 +161,7 @@ def time_rounds(
         order = [index for index, one in enumerate(samples) if len(one.undisturbed) < rounds]
         shuffler.shuffle(order)
         for index in order:
+            warm_up(sessions[index], feeds[index])
             samples[index].runs.append(timed_run(sessions[index], feeds[index], threads=threads))
             if not samples[index].runs[-1].is_disturbed:
                 after_each()
@@ -126,6 +170,6 @@ def time_rounds(
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:
     """Median, quartiles and smallest of the samples in ms, and their number."""
-    quarters = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
+    quarters = np.quantile(samples, (0.25, 0.5, 0.75)).tolist()
     row = {"median_ms": quarters[1], "lower_ms": quarters[0], "upper_ms": quarters[2], "min_ms": min(samples)}
     return {**{name: round(value, 4) for name, value in row.items()}, "repeats": len(samples)}

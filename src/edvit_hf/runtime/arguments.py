@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.strict import whole_number
 from edvit_hf.tasks import Task
 
 _LONGEST_TOLD = 60
+_MAX_THREADS = 1024  # more than any machine has cores for; the system refuses far fewer than onnxruntime would ask for
 _COLOURS = (3, 4)
 
 
@@ -64,6 +66,18 @@ def check_deadline(deadline_ms: Any) -> float | None:
         f"Expected a positive `deadline_ms`, a number of milliseconds, got {_told(deadline_ms)}. Nobody could answer "
         "by then, or when to stop waiting is unknown. Pass one such as 100.0, or leave it out for the runtime's own."
     )
+
+
+def check_num_threads(num_threads: Any) -> None:
+    """Refuse what is neither None nor a whole number that the system could start so many threads of."""
+    if num_threads is None:
+        return
+    whole_number("num_threads", num_threads, 1, "it is a number of cores, and 0 is not all", EDViTError)
+    if num_threads > _MAX_THREADS:
+        raise EDViTError(
+            f"`num_threads` must be at most {_MAX_THREADS}, got {str(num_threads)[:_LONGEST_TOLD]}. More threads than "
+            "cores make nothing faster, and the system refuses that many. Give a number of cores."
+        )
 
 
 def check_batch_size(batch_size: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 
 from edvit_hf.errors import EDViTError, ManifestError, QuorumError
+from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
@@ -22,11 +23,11 @@ from edvit_hf.runtime.arguments import as_indices, check_batch_size, check_deadl
 from edvit_hf.runtime.batches import Asking, answer_batch, answer_stream
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
 from edvit_hf.runtime.engines.local import LocalEngine, input_shape
+from edvit_hf.runtime.engines.schedules import Schedule
 from edvit_hf.runtime.fusing import Fusion
 from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
 from edvit_hf.runtime.messages import Engine
-from edvit_hf.runtime.pools import Schedule
-from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session, session_options
+from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
 from edvit_hf.transforms import Transform, load_transform
 
@@ -112,7 +113,6 @@ class EDViTRuntime:
         manifest = Manifest.load(root)
         check_profile(manifest, profile)
         if isinstance(engine, str):
-            check_share(root, manifest, sub_models, precision, profile)
             local = LocalEngine.load(
                 root, manifest, precision=precision, sub_models=sub_models, num_threads=num_threads, profile=profile,
                 schedule=schedule,
@@ -369,7 +369,7 @@ def _transform_of(manifest: Manifest, root: Path) -> Transform:
 
 def _fusion_of(manifest: Manifest, root: Path) -> Fusion:
     """The fusion head, which has run once."""
-    session = open_session(root, manifest.fusion.variant("fp32"), session_options(1))
+    session = open_session(root, manifest.fusion.variant("fp32"), quiet_options(1))
     check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
     fusion = Fusion(manifest, session)
     with suppress(Exception):  # what it cannot do is told when it is asked

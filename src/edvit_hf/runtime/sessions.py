@@ -1,51 +1,23 @@
 """Opening exported graphs on onnxruntime, and checking that they are what the manifest promises."""
 
 import logging
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
 
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.hardware.profiles import detect_profile, unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.manifest.entries import suited_variants as suited_variants_of
-from edvit_hf.runtime.arguments import check_indices
-from edvit_hf.runtime.graph_files import check_self_contained
 from edvit_hf.tasks import GRAPH_INPUTS
 
 logger = logging.getLogger(__name__)
 
-MAX_DEFAULT_THREADS = 4
 _MOST_NAMED = 3
-MAX_THREADS = 1024  # more than any machine has cores for; the system refuses far fewer than onnxruntime would ask for
-
-
-def session_options(num_threads: int | None, *, spin: bool = False) -> onnxruntime.SessionOptions:
-    """Fixed threads that leave no core busy after a run; with `spin` they do not sleep while one lasts either."""
-    if num_threads is None:
-        num_threads = min(MAX_DEFAULT_THREADS, usable_cores())
-    if not isinstance(num_threads, int) or isinstance(num_threads, bool):
-        raise EDViTError(
-            f"`num_threads` must be a whole number, got {num_threads!r:.60}. It is a number of cores. Pass 1 or more."
-        )
-    if num_threads < 1:
-        raise EDViTError(f"`num_threads` must be at least 1, got {num_threads}. It is a number of cores, 0 is not all.")
-    if num_threads > MAX_THREADS:
-        raise EDViTError(
-            f"`num_threads` must be at most {MAX_THREADS}, got {str(num_threads)[:60]}. More threads than cores make "
-            "nothing faster, and the system refuses that many. Give a number of cores."
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    if spin:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4  # what fails is raised, and said once
-    return options
+# Key of the entry that leads to external data, as protobuf writes it: field 1, 8 bytes long.
+_LOCATION = b"\x0a\x08location"
 
 
 def check_profile(manifest: Manifest, profile: str | None) -> None:
@@ -117,26 +89,21 @@ def _this_machine() -> str | None:
         return None
 
 
-def check_share(
-    root: Path, manifest: Manifest, indices: Sequence[int] | None, precision: str, profile: str | None
-) -> None:  # fmt: skip
+def check_share(root: Path, manifest: Manifest, indices: Sequence[int], precision: str, profile: str | None) -> None:
     """Refuse a folder that lacks graphs, by what it holds: it may be one device's share of an ensemble.
 
     Args:
         root: The folder.
         manifest: Of the ensemble.
-        indices: Sub-models that are to be opened, None: all; the fusion head always is.
+        indices: Sub-models that are to be opened; the fusion head always is.
         precision: See `suited_variant`.
         profile: See `suited_variant`.
 
     Raises:
         ManifestError: A file is missing, or none is listed that suits. What else is wrong with files is found when they
             are opened.
-        EDViTError: An index is unknown.
     """
     head = manifest.fusion.variant("fp32")
-    num = len(manifest.sub_models)
-    indices = range(num) if indices is None else check_indices(indices, num, "sub_models")
     chosen = {index: _suited(manifest.sub_models[index], precision, profile)[0] for index in indices}
     lacking = [index for index, variant in chosen.items() if not (root / variant.file).is_file()]
     has_head = (root / head.file).is_file()
@@ -193,7 +160,7 @@ def _pull_line(held: Mapping[int, list[Variant]]) -> str:
 
 def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session on one file, after checking that it holds its weights itself and has the promised hash."""
-    check_self_contained(root / variant.file, variant.file)
+    _check_self_contained(root / variant.file, variant.file)
     path = verify_file(root, variant)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -203,6 +170,27 @@ def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptio
             f"it: {error}. Upgrade onnxruntime, or export again with a lower opset (this file: "
             f"{variant.opset})."
         ) from error
+
+
+def _check_self_contained(path: Path, name: str) -> None:
+    """Refuse a graph with weights in another file.
+
+    onnxruntime follows such paths, even to a file elsewhere on this machine if it is hard-linked into the folder, and
+    no hash of the manifest covers what it finds there. The exporter here never writes such files. A missing file
+    passes: opening it says more.
+
+    Raises:
+        ManifestError: It refers to another file.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.find(_LOCATION) >= 0
+    if found:
+        raise ManifestError(
+            f"{name}: expected a graph that holds its weights itself, got one that refers to another file. What is "
+            "there is covered by no hash and could be any file of this machine. Export the ensemble again."
+        )
 
 
 def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.InferenceSession) -> None:

@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,14 +13,25 @@ import onnxruntime
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest, Variant
-from edvit_hf.runtime.arguments import check_indices
+from edvit_hf.runtime.arguments import check_indices, check_num_threads
 from edvit_hf.runtime.engines.lanes import Job, Lane, close_all
-from edvit_hf.runtime.engines.schedules import CALIBRATION_SECONDS, measure_schedules, quickest, warm_up
+from edvit_hf.runtime.engines.schedules import (
+    AT_ONCE,
+    CALIBRATION_SECONDS,
+    SCHEDULES,
+    Schedule,
+    measure_schedules,
+    num_lanes,
+    options_for,
+    quickest,
+    shared_out,
+)
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
-from edvit_hf.runtime.pools import AT_ONCE, SCHEDULES, Schedule, num_lanes, options_for, shared_out
-from edvit_hf.runtime.sessions import check_sub_model, open_session, session_options, suited_variants
+from edvit_hf.runtime.sessions import check_share, check_sub_model, open_session, suited_variants
 from edvit_hf.tasks import MAIN_INPUT
+
+WARM_UP_SECONDS = 10.0  # more than any first run that is worth waiting for
 
 
 class Runner(Protocol):
@@ -90,7 +101,7 @@ class LocalEngine:
             manifest: Vouches for them.
             precision: Of the sub-models.
             sub_models: Load only these; None loads all.
-            num_threads: See `threads_for`. With one thread there is nothing to choose: they run in turn.
+            num_threads: See `schedules.threads_for`. With one thread there is nothing to choose: they run in turn.
             profile: Kind of hardware whose files are preferred; None: this one.
             schedule: "auto" times all of them here and now and takes the one with the lowest 95th percentile.
                 Meanwhile every sub-model is in memory once per schedule.
@@ -108,22 +119,22 @@ class LocalEngine:
         check_indices(chosen, len(manifest.sub_models), "sub_models")
         if not chosen:
             raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
-        if num_threads is not None:
-            session_options(num_threads)  # refuses what is no number of threads
+        check_num_threads(num_threads)
+        check_share(root, manifest, chosen, precision, profile)
         variants = suited_variants([manifest.sub_models[i] for i in chosen], precision, profile)
         cores = num_threads or usable_cores()
         if schedule == "auto" and (cores == 1 or len(chosen) == 1):
             schedule = "in_turn"
         if schedule != "auto":
             engine = cls._open(root, manifest, variants, schedule, num_threads)
-            warm_up(engine, engine.request(engine._probe))
+            for pending in wait(engine.submit_all(), timeout=WARM_UP_SECONDS).not_done:
+                pending.cancel()  # what fails or hangs is found when it is asked
             return engine
         # With a core for each, one worker per core is one per sub-model.
         tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
         engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in tried}
-        first = engines["in_turn"]
-        request = first.request(first._probe)
-        best = quickest(measure_schedules(engines, request, seconds=calibration_seconds))
+        runs = {each: engine.run_all for each, engine in engines.items()}
+        best = quickest(measure_schedules(runs, seconds=calibration_seconds))
         for each, engine in engines.items():
             if each != best:
                 engine.close()
@@ -131,23 +142,28 @@ class LocalEngine:
 
     @classmethod
     def _open(
-        cls, root: Path, manifest: Manifest, variants: Mapping[int, Variant], schedule: Schedule,
+        cls,
+        root: Path,
+        manifest: Manifest,
+        variants: Mapping[int, Variant],
+        schedule: Schedule,
         num_threads: int | None,
-    ) -> "LocalEngine":  # fmt: skip
+    ) -> "LocalEngine":
         options = options_for(schedule, len(variants), num_threads)
-        sessions = {}
         # At once the answer waits for the largest; in turn, a deadline leaves out fewer if the small ones come first.
         order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule in AT_ONCE)
-        for index in order:
-            variant = variants[index]
-            sessions[index] = open_session(root, variant, options)
-            check_sub_model(manifest, index, sessions[index])
+        sessions = {index: open_session(root, variants[index], options) for index in order}
+        for index, session in sessions.items():
+            check_sub_model(manifest, index, session)
         task = manifest.ensemble.task
-        shape = input_shape(next(iter(sessions.values())), MAIN_INPUT[task])
         return cls(
-            sessions, content_hash=manifest.ensemble.content_hash, probe=probe_inputs(task, shape), schedule=schedule,
-            sizes={index: variants[index].bytes for index in order}, num_threads=num_threads,
-        )  # fmt: skip
+            sessions,
+            content_hash=manifest.ensemble.content_hash,
+            probe=probe_inputs(task, input_shape(sessions[order[0]], MAIN_INPUT[task])),
+            schedule=schedule,
+            sizes={index: variants[index].bytes for index in order},
+            num_threads=num_threads,
+        )
 
     @property
     def sub_models(self) -> tuple[int, ...]:
@@ -174,11 +190,25 @@ class LocalEngine:
                 _run_probe(self._sessions[index], index, self._probe, options)  # raises if the input is not at fault
                 raise
             return SubModelResponse(
-                request_id=request.request_id, sub_model=index, content_hash=self._content_hash, features=features,
-                logits=logits, compute_ms=1e3 * (time.perf_counter() - begin),
-            )  # fmt: skip
+                request_id=request.request_id,
+                sub_model=index,
+                content_hash=self._content_hash,
+                features=features,
+                logits=logits,
+                compute_ms=1e3 * (time.perf_counter() - begin),
+            )
 
         return self._put(index, work)
+
+    def submit_all(self) -> list[Future[SubModelResponse]]:
+        """Have every sub-model run an empty input: a first run takes several times as long as those after it."""
+        request = self.request(self._probe)
+        return [self.submit(index, request) for index in self._sessions]
+
+    def run_all(self) -> None:
+        """Run every sub-model once. What one of them cannot run is found when it is asked, and costs no other."""
+        for pending in self.submit_all():
+            pending.exception()
 
     def probe(self, index: int, /) -> Future[ProbeResponse]:
         """See `Engine`: a whole run on an empty input."""

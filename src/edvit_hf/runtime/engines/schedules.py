@@ -1,77 +1,113 @@
-"""Which schedule is quickest on this machine as it is now: all are timed in turns, and the 95th percentile decides.
+"""Schedules of the local engine: how sub-models share the cores, on how many threads, and which is quickest here.
 
-The median would choose threads that help on an idle machine and hang on each other's cores on a busy one.
+onnxruntime gives every session a pool of threads as large as the machine, and they go on spinning after a run: with
+several sub-models in one process they take the cores from each other. Here a pool either waits (sleeps between
+operators' work) or spins only while its own session runs (`session.force_spinning_stop`).
+
+onnxruntime's global pool, shared by all sessions, is not used although it was meant for this: once a process has
+asked for it, every session with threads of its own is refused ("use_per_session_threads must be false", 1.31.1), those
+of other libraries and our own one-thread workers included. A library cannot do that to its host. Sub-models that run
+in turn do not need it: at any time only one pool is awake.
 """
 
 import logging
 import time
-from collections.abc import Mapping
-from concurrent.futures import wait
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
+import onnxruntime
 
-from edvit_hf.runtime.messages import SubModelRequest
-from edvit_hf.runtime.pools import Schedule
-
-if TYPE_CHECKING:
-    from edvit_hf.runtime.engines.local import LocalEngine
+from edvit_hf.hardware.machine import usable_cores
+from edvit_hf.hardware.timing import quiet_options
 
 logger = logging.getLogger(__name__)
 
+Schedule = Literal["in_turn", "in_turn_spinning", "per_core", "workers"]
+SCHEDULES: tuple[Schedule, ...] = ("in_turn", "in_turn_spinning", "per_core", "workers")
+"""One after the other on all threads, which sleep or spin while they wait for work; as many workers as there are cores,
+each with its share of the sub-models; or one worker for each sub-model."""
+AT_ONCE: tuple[Schedule, ...] = ("per_core", "workers")
+"""Those under which sub-models run at the same time."""
+
 CALIBRATION_SECONDS = 1.0
-WARM_UP_SECONDS = 10.0  # more than any first run that is worth waiting for
+_MAX_DEFAULT_THREADS = 4
 _WARM_UPS = 2
 _ROUNDS = 40  # no more are needed for a 95th percentile
 _PERCENTILE = 95
 
 
-def measure_schedules(
-    engines: "Mapping[Schedule, LocalEngine]", request: SubModelRequest, *, seconds: float
-) -> dict[Schedule, list[float]]:
+def num_lanes(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> int:
+    """Sub-models that run at a time."""
+    if schedule == "per_core":
+        return min(num_sub_models, num_threads or usable_cores())
+    return num_sub_models if schedule == "workers" else 1
+
+
+def shared_out(sizes: Mapping[int, int], lanes: int) -> dict[int, int]:
+    """Sub-model -> lane: each in its turn to the lane with the least to do. With the largest first, as good as sorted.
+
+    (Longest processing time first: at most 4/3 of the best makespan, Graham 1969.)
+
+    Args:
+        sizes: What each has to do, in any unit, in the order in which they are asked.
+        lanes: How many there are.
+    """
+    load, lane_of = [0] * lanes, {}
+    for index, size in sizes.items():
+        lane_of[index] = lane = min(range(lanes), key=load.__getitem__)
+        load[lane] += size
+    return lane_of
+
+
+def threads_for(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> int:
+    """Threads of one sub-model's run.
+
+    Args:
+        schedule: How sub-models share the cores.
+        num_sub_models: That run here.
+        num_threads: Of the caller's choice for a run in turn, or for all workers together; None: the cores, with at
+            most 4 for one run: small matrices gain nothing from more.
+    """
+    if schedule in AT_ONCE:
+        return max(1, min(_MAX_DEFAULT_THREADS, (num_threads or usable_cores()) // num_sub_models))
+    return num_threads or min(_MAX_DEFAULT_THREADS, usable_cores())
+
+
+def options_for(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> onnxruntime.SessionOptions:
+    """Options of one sub-model's session."""
+    return quiet_options(threads_for(schedule, num_sub_models, num_threads), spin=schedule == "in_turn_spinning")
+
+
+def measure_schedules(runs: Mapping[Schedule, Callable[[], object]], *, seconds: float) -> dict[Schedule, list[float]]:
     """Milliseconds of whole requests under each schedule, in turns, so that a slow spell falls on all of them.
 
     Args:
-        engines: One for each schedule.
-        request: What every sub-model runs.
+        runs: For each schedule, what runs every sub-model once.
         seconds: Stop then, if not after 40 rounds before; two runs of each are not counted, one always is.
     """
-    for engine in engines.values():
+    for run in runs.values():
         for _ in range(_WARM_UPS):
-            _time(engine, request)
-    found: dict[Schedule, list[float]] = {schedule: [] for schedule in engines}
+            run()
+    milliseconds: dict[Schedule, list[float]] = {schedule: [] for schedule in runs}
     end = time.perf_counter() + seconds
-    while len(found[next(iter(engines))]) < _ROUNDS:
-        for schedule, engine in engines.items():
-            found[schedule].append(_time(engine, request))
+    for _ in range(_ROUNDS):
+        for schedule, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            milliseconds[schedule].append(1e3 * (time.perf_counter() - begin))
         if time.perf_counter() >= end:
             break
-    return found
+    return milliseconds
 
 
 def quickest(milliseconds: Mapping[Schedule, list[float]]) -> Schedule:
-    """The schedule with the lowest 95th percentile."""
+    """The schedule with the lowest 95th percentile.
+
+    The median would choose threads that help on an idle machine and hang on each other's cores on a busy one.
+    """
     percentiles = {each: float(np.percentile(times, _PERCENTILE)) for each, times in milliseconds.items()}
     best = min(percentiles, key=lambda schedule: percentiles[schedule])
-    logger.info(
-        "schedule %s: 95th percentiles of %d runs here are %s", best, len(milliseconds[best]),
-        ", ".join(f"{each} {value:.2f} ms" for each, value in percentiles.items()),
-    )  # fmt: skip
+    told = ", ".join(f"{each} {value:.2f} ms" for each, value in percentiles.items())
+    logger.info("schedule %s: 95th percentiles of %d runs here are %s", best, len(milliseconds[best]), told)
     return best
-
-
-def warm_up(engine: "LocalEngine", request: SubModelRequest, *, seconds: float = WARM_UP_SECONDS) -> None:
-    """Run every sub-model once: a first run takes several times as long as those after it.
-
-    What fails or hangs here is found when it is asked; it must not cost the others.
-    """
-    waiting = [engine.submit(index, request) for index in engine.sub_models]
-    for pending in wait(waiting, timeout=seconds).not_done:
-        pending.cancel()
-
-
-def _time(engine: "LocalEngine", request: SubModelRequest) -> float:
-    begin = time.perf_counter()
-    for pending in [engine.submit(index, request) for index in engine.sub_models]:
-        pending.exception()  # what a sub-model cannot run is found when it is asked; it must not cost the others
-    return 1e3 * (time.perf_counter() - begin)
