@@ -42,7 +42,7 @@ from edvit_hf.manifest import (
     hash_of_content,
 )
 from edvit_hf.runtime import Clock, Coordinator, CoordinatorConfig, Gathered, MonotonicClock, SubModelRequest
-from edvit_hf.runtime.fusing import Fusion
+from edvit_hf.runtime.answers import Fusion
 from edvit_hf.storage import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -253,14 +253,6 @@ def test_a_probe_that_is_given_up_is_cancelled(manifest):
     assert all(probe.cancelled() for probe in probes[:-1])
 
 
-@pytest.mark.parametrize("deadline_ms", [0, -1.0, float("nan")])
-def test_a_deadline_that_is_none_is_the_callers_error(fleet, deadline_ms):
-    coordinator, _, _ = fleet()
-    with pytest.raises(EDViTError, match="Expected a positive `deadline_ms`"):
-        coordinator.gather(INPUTS, deadline_ms=deadline_ms)
-    assert set(coordinator.status()["breakers"].values()) == {"closed"}
-
-
 @pytest.mark.parametrize("deadline_ms", [float("inf"), 1e300])
 def test_a_deadline_beyond_what_a_thread_can_wait_is_a_long_one(manifest, deadline_ms):
     clock = MonotonicClock()

@@ -12,7 +12,7 @@ import pytest
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime, LocalEngine
-from edvit_hf.runtime.fusing import Fusion
+from edvit_hf.runtime.answers import Fusion
 from edvit_hf.tasks import TASKS
 from support.drills import StubEngine
 from support.tiny_ensemble import TASK_GROUPS, write_tiny_ensemble
@@ -30,6 +30,7 @@ def test_a_deadline_that_is_no_positive_number_is_refused(folders, runtimes, wro
             ask(PICTURE, deadline_ms=wrong)
     with pytest.raises(EDViTError, match="Expected a positive `deadline_ms`"):
         EDViTRuntime.from_pretrained(folders[IMAGE], deadline_ms=wrong)
+    assert set(runtime.status()["breakers"].values()) == {"closed"}
 
 
 @pytest.mark.parametrize("given", [60_000, 6e4, np.float32(6e4), np.int64(60_000), float("inf"), 1e300])

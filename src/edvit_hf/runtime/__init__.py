@@ -1,7 +1,9 @@
-"""Run an exported ensemble without torch: numpy and onnxruntime only.
+"""Runs an exported ensemble with numpy and onnxruntime, without torch.
 
-`EDViTRuntime` answers; its `Coordinator` decides whom to ask, how long to wait and what may be fused; an `Engine`
-carries the requests. `LocalEngine` runs everything in this process.
+Comes in: an ensemble's folder or Hub id, then images, sounds, texts or prepared arrays. Goes out: an `Answer`, with who
+was missing and why. `EDViTRuntime` answers; its `Coordinator` decides whom to ask, how long to wait and what may be
+fused; an `Engine` carries the requests (`LocalEngine` in this process). Applications, the server and the stages after
+an export may call it.
 """
 
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome

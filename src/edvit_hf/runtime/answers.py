@@ -1,14 +1,60 @@
-"""What the runtime answers, and what it would answer with one more sub-model missing."""
+"""From features to an answer: the fusion head, and what the runtime gives back to its caller.
 
-from collections.abc import Mapping
+Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.manifest import Manifest
 from edvit_hf.probabilities import softmax
 from edvit_hf.runtime.messages import ON_REQUEST, Reason
+
+
+class Fusion:
+    """The exported fusion head: from features, and the mask of who is present, to probabilities."""
+
+    def __init__(self, manifest: Manifest, session: Any) -> None:
+        """Take a session on the fusion head's graph."""
+        self._session = session
+        sizes = [entry.feature_size for entry in manifest.sub_models]
+        ends = np.cumsum(sizes)
+        self.columns = [slice(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
+
+    def join(self, features: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Features (B, D) from those of each sub-model (B, d), zero where absent."""
+        joined = np.zeros((len(next(iter(features.values()))), self.columns[-1].stop), np.float32)
+        for index, values in features.items():
+            joined[:, self.columns[index]] = values
+        return joined
+
+    def probabilities(self, features: np.ndarray, present: Sequence[bool]) -> np.ndarray:
+        """Probabilities (B, L) float32 from joined features, of which only those present count.
+
+        Raises:
+            EDViTError: The fusion head gives values that are not finite.
+        """
+        kept = np.zeros_like(features)
+        for columns, there in zip(self.columns, present, strict=True):
+            if there:
+                kept[:, columns] = features[:, columns]
+        return self.fused(kept, present)
+
+    def fused(self, joined: np.ndarray, present: Sequence[bool]) -> np.ndarray:
+        """As `probabilities`, from features that are zero where absent already, as `join` gives them."""
+        mask = np.array([present] * len(joined), np.float32)
+        (logits,) = self._session.run(["logits"], {"features": joined, "mask": mask})
+        if not np.isfinite(logits).all():
+            raise EDViTError(
+                "The fusion head gave values that are not finite for finite features: its file is damaged or "
+                "of another ensemble. Fetch or export the ensemble again."
+            )
+        return softmax(logits).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

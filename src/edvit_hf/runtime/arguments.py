@@ -68,6 +68,15 @@ def check_deadline(deadline_ms: Any) -> float | None:
     )
 
 
+def check_engine(engine: Any) -> None:
+    """Refuse the name of an engine that is not here."""
+    if isinstance(engine, str) and engine != "local":
+        raise EDViTError(
+            f"Expected the engine `local` or an engine object, got {engine!r}. Nobody would carry the requests. Pass "
+            "the engine itself."
+        )
+
+
 def check_num_threads(num_threads: Any) -> None:
     """Refuse what is neither None nor a whole number that the system could start so many threads of."""
     if num_threads is None:

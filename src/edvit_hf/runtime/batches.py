@@ -1,98 +1,93 @@
 """Several inputs: grouped into requests, prepared ahead, and answered one by one whatever becomes of the others."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edvit_hf.errors import DataError, EDViTError
-from edvit_hf.runtime.answers import Outcome
-from edvit_hf.runtime.inputs import source_inputs
+from edvit_hf.runtime.answers import Answer, Outcome
+from edvit_hf.runtime.inputs import Inputs, source_inputs
 from edvit_hf.transforms import TextTransform, Transform
 
-if TYPE_CHECKING:
-    from edvit_hf.runtime.ensemble import EDViTRuntime
-
-Prepared = list[dict[str, np.ndarray] | EDViTError]
-
-
-def prepare(transform: Transform, sources: Sequence[Any]) -> Prepared:
-    """Each source's inputs for a batch of one, or why it has none."""
-    found: Prepared = []
-    for source in sources:
-        try:
-            found.append(source_inputs(transform, source))
-        except EDViTError as error:
-            found.append(error)
-    return found
+PreparedSources = list[dict[str, np.ndarray] | EDViTError]
+"""Each source's inputs for a batch of one, or why it has none."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Whom all inputs of a batch or stream are put to, and how."""
+class Batcher:
+    """Answers several sources of one batch or stream.
 
-    runtime: "EDViTRuntime"
-    absent: Sequence[int]
-    deadline_ms: float | None
+    Attributes:
+        transform: Prepares them.
+        predict: Answers for a batch of prepared inputs.
+        is_closed: Whether nobody answers any more: then the error ends the batch or stream.
+    """
+
+    transform: Transform
+    predict: Callable[[Inputs], Answer]
+    is_closed: Callable[[], bool]
+
+    def batch(self, sources: Sequence[Any]) -> list[Outcome]:
+        """See `EDViTRuntime.batch`."""
+        return self._answered(self._prepared(sources), 0)
+
+    def stream(self, sources: Iterator[Any], batch_size: int) -> Iterator[Outcome]:
+        """See `EDViTRuntime.stream`."""
+        with ThreadPoolExecutor(1, thread_name_prefix="edvit-prepare") as pool:
+
+            def take() -> PreparedSources:
+                return self._prepared(list(islice(sources, batch_size)))
+
+            # Taken on the pool's thread: an answer must not wait until a camera has its next picture.
+            start, coming = 0, pool.submit(take)
+            while prepared := coming.result():
+                coming = pool.submit(take)
+                yield from self._answered(prepared, start)
+                start += len(prepared)
+
+    def _prepared(self, sources: Sequence[Any]) -> PreparedSources:
+        prepared: PreparedSources = []
+        for source in sources:
+            try:
+                prepared.append(source_inputs(self.transform, source))
+            except EDViTError as error:
+                prepared.append(error)
+        return prepared
+
+    def _answered(self, prepared: PreparedSources, start: int) -> list[Outcome]:
+        """The outcomes of prepared sources, counted from `start`; those of one shape run together."""
+        outcomes: dict[int, Outcome] = {}
+        groups: dict[Any, dict[int, Inputs]] = {}
+        is_text = isinstance(self.transform, TextTransform)
+        for index, inputs in enumerate(prepared, start):
+            if isinstance(inputs, EDViTError):
+                outcomes[index] = Outcome(index=index, error=inputs)
+            else:
+                shape = None if is_text else tuple(values.shape for values in inputs.values())
+                groups.setdefault(shape, {})[index] = inputs
+        for group in groups.values():
+            outcomes |= self._answered_together(group)
+        return [outcomes[index] for index in sorted(outcomes)]
+
+    def _answered_together(self, inputs: Mapping[int, Inputs]) -> dict[int, Outcome]:
+        """Answer inputs of one shape in one request; if the input is at fault, one by one to find which."""
+        try:
+            answer = self.predict(_joined(self.transform, list(inputs.values())))
+        except EDViTError as error:
+            if self.is_closed():  # or a stream without end would go on without any answer
+                raise
+            if isinstance(error, DataError) and len(inputs) > 1:
+                alone = [self._answered_together({index: each}) for index, each in inputs.items()]
+                return {index: outcome for each in alone for index, outcome in each.items()}
+            return {index: Outcome(index=index, error=error) for index in inputs}
+        return {index: Outcome(index=index, answer=answer.item(row)) for row, index in enumerate(inputs)}
 
 
-def answer_batch(asking: Asking, sources: Sequence[Any]) -> list[Outcome]:
-    """See `EDViTRuntime.batch`."""
-    return _answer_prepared(asking, prepare(asking.runtime.transform, sources), 0)
-
-
-def answer_stream(asking: Asking, sources: Iterator[Any], batch_size: int) -> Iterator[Outcome]:
-    """See `EDViTRuntime.stream`."""
-    with ThreadPoolExecutor(1, thread_name_prefix="edvit-prepare") as pool:
-
-        def take() -> Prepared:
-            return prepare(asking.runtime.transform, list(islice(sources, batch_size)))
-
-        # Taken on the pool's thread: an answer must not wait until a camera has its next picture.
-        start, coming = 0, pool.submit(take)
-        while prepared := coming.result():
-            coming = pool.submit(take)
-            yield from _answer_prepared(asking, prepared, start)
-            start += len(prepared)
-
-
-def _answer_prepared(asking: Asking, prepared: Prepared, start: int) -> list[Outcome]:
-    outcomes: dict[int, Outcome] = {}
-    groups: dict[Any, list[int]] = {}
-    is_text = isinstance(asking.runtime.transform, TextTransform)
-    for row, inputs in enumerate(prepared):
-        if isinstance(inputs, EDViTError):
-            outcomes[row] = Outcome(index=start + row, error=inputs)
-        else:
-            shape = None if is_text else tuple(values.shape for values in inputs.values())
-            groups.setdefault(shape, []).append(row)
-    for rows in groups.values():
-        outcomes |= _answer_rows(asking, prepared, rows, start)
-    return [outcomes[row] for row in range(len(prepared))]
-
-
-def _answer_rows(asking: Asking, prepared: Prepared, rows: Sequence[int], start: int) -> dict[int, Outcome]:
-    """Answer inputs of one shape in one request; if the input is at fault, one by one to find which."""
-    runtime = asking.runtime
-    items = [inputs for row in rows if not isinstance(inputs := prepared[row], EDViTError)]
-    try:
-        answer = runtime.predict(
-            _joined(runtime.transform, items), absent=asking.absent, deadline_ms=asking.deadline_ms
-        )  # fmt: skip
-    except EDViTError as error:
-        if runtime.coordinator.is_closed:  # or a stream without end would go on without any answer
-            raise
-        if isinstance(error, DataError) and len(rows) > 1:
-            alone = [_answer_rows(asking, prepared, [row], start) for row in rows]
-            return {row: outcome for each in alone for row, outcome in each.items()}
-        return {row: Outcome(index=start + row, error=error) for row in rows}
-    return {row: Outcome(index=start + row, answer=answer.item(place)) for place, row in enumerate(rows)}
-
-
-def _joined(transform: Transform, items: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+def _joined(transform: Transform, items: Sequence[Inputs]) -> Inputs:
     if isinstance(transform, TextTransform):
         return transform.pad([each["input_ids"][0] for each in items])
     return {name: np.concatenate([each[name] for each in items]) for name in items[0]}

@@ -20,10 +20,9 @@ import numpy as np
 from edvit_hf.errors import DataError, EDViTError, QuorumError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.admission import Admission
-from edvit_hf.runtime.breaker import Breakers
-from edvit_hf.runtime.checks import DEFAULT_MAX_DEVIATIONS, ResponseCheck
+from edvit_hf.runtime.breaker import Breakers, Patience
 from edvit_hf.runtime.clock import Clock, MonotonicClock
-from edvit_hf.runtime.exchange import Exchange, reason_of, too_few
+from edvit_hf.runtime.exchange import DEFAULT_MAX_DEVIATIONS, Exchange, ResponseCheck, reason_of, too_few
 from edvit_hf.runtime.messages import (
     ON_REQUEST,
     Engine,
@@ -33,7 +32,6 @@ from edvit_hf.runtime.messages import (
     SubModelRequest,
     SubModelResponse,
 )
-from edvit_hf.runtime.patience import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +65,8 @@ class CoordinatorConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive = {
-            "deadline_ms": self.deadline_ms, "quorum": self.quorum, "misses_to_open": self.misses_to_open,
-            "probe_pause_s": self.probe_pause_s, "longest_probe_pause_s": self.longest_probe_pause_s,
-            "probe_timeout_s": self.probe_timeout_s, "max_deviations": self.max_deviations,
-            "max_in_flight": self.max_in_flight,
-        }  # fmt: skip
-        wrong = [name for name, value in positive.items() if value is not None and not value > 0]
+        positive = {name: value for name, value in vars(self).items() if name != "max_queued" and value is not None}
+        wrong = [name for name, value in positive.items() if not value > 0]
         wrong += [] if self.max_queued >= 0 else ["max_queued"]
         if wrong:
             raise EDViTError(
@@ -117,10 +110,12 @@ class Coordinator:
             self._clock, max_in_flight=self.config.max_in_flight, max_queued=self.config.max_queued
         )
         self._breakers = Breakers(
-            range(self._num_sub_models), misses_to_open=self.config.misses_to_open,
-            first_pause=self.config.probe_pause_s, longest_pause=self.config.longest_probe_pause_s,
+            range(self._num_sub_models),
+            misses_to_open=self.config.misses_to_open,
+            first_pause=self.config.probe_pause_s,
+            longest_pause=self.config.longest_probe_pause_s,
             on_open=partial(_if_alive, weakref.ref(self), Coordinator._schedule_probe),
-        )  # fmt: skip
+        )
         self._patience = Patience(self.config.deadline_ms)
         self._name, self._numbers = uuid.uuid4().hex, itertools.count()  # of requests
         self._counts: Counter[str] = Counter()
@@ -136,23 +131,18 @@ class Coordinator:
         Args:
             inputs: Prepared, by name; B rows each.
             absent: Sub-models to leave out. They are not asked.
-            deadline_ms: Instead of the configured one.
+            deadline_ms: Instead of the configured one; positive.
 
         Raises:
             QuorumError: Too few answered well; raised as soon as that is certain, at the deadline at the latest.
             OverloadedError: Too many requests; raised at once, or at the deadline if its turn does not come.
             DataError: A sub-model says that the input is at fault.
-            EDViTError: The coordinator is closed, or the deadline is no positive number.
+            EDViTError: The coordinator is closed.
         """
         if self.is_closed:
             raise EDViTError("Expected an open runtime, got one that was closed. Nobody computes. Load it again.")
         begin = self._clock.now()
         limit = self.config.deadline_ms if deadline_ms is None else deadline_ms
-        if limit is not None and not limit > 0:
-            raise EDViTError(
-                f"Expected a positive `deadline_ms`, got {limit}. Nobody could answer by then. Correct it, or leave it "
-                "out for the runtime's own."
-            )
         deadline = None if limit is None else begin + limit / 1e3
         try:
             with self._admission.enter(deadline):
@@ -165,9 +155,12 @@ class Coordinator:
             raise
         self._count("degraded" if exchange.missing else "ok")
         return Gathered(
-            request_id=exchange.request.request_id, responses=exchange.responses, missing=exchange.missing,
-            waited_ms=1e3 * (admitted - begin), asked_ms=1e3 * (ended - admitted),
-        )  # fmt: skip
+            request_id=exchange.request.request_id,
+            responses=exchange.responses,
+            missing=exchange.missing,
+            waited_ms=1e3 * (admitted - begin),
+            asked_ms=1e3 * (ended - admitted),
+        )
 
     def status(self) -> dict[str, Any]:
         """Counters since the start, breakers, the line and the engine: JSON-able."""
@@ -175,9 +168,12 @@ class Coordinator:
             missing = [{"sub_model": i, "reason": why, "count": n} for (i, why), n in sorted(self._missing.items())]
             counts = {name: self._counts[name] for name in ("ok", "degraded", "failed", "refused", "dropped")}
         return {
-            "requests": counts, "missing": missing, "breakers": self._breakers.states(),
-            "queue": self._admission.status(), "engine": self.engine.status(),
-        }  # fmt: skip
+            "requests": counts,
+            "missing": missing,
+            "breakers": self._breakers.states(),
+            "queue": self._admission.status(),
+            "engine": self.engine.status(),
+        }
 
     def close(self) -> None:
         """Close the engine; no probe is sent any more."""
@@ -193,10 +189,10 @@ class Coordinator:
             budget_ms=budget,
             inputs=inputs,
         )
+        quorum, on_dropped = self.config.quorum, partial(self._count, "dropped")
         exchange = Exchange(
-            request, self._check, self._num_sub_models, self.config.quorum, self._dropped, clock=self._clock,
-            deadline=deadline,
-        )  # fmt: skip
+            request, self._check, self._num_sub_models, quorum, on_dropped, clock=self._clock, deadline=deadline
+        )
         reachable = self.engine.sub_models
         for index in range(self._num_sub_models):
             if index in absent:
@@ -282,9 +278,6 @@ class Coordinator:
             return
         pending.add_done_callback(arrived)
         self._clock.call_at(self._clock.now() + self.config.probe_timeout_s, give_up)
-
-    def _dropped(self) -> None:
-        self._count("dropped")
 
     def _count(self, name: str) -> None:
         with self._counting:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -18,13 +19,19 @@ from edvit_hf.errors import EDViTError, ManifestError, QuorumError
 from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, verify_file
-from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
-from edvit_hf.runtime.arguments import as_indices, check_batch_size, check_deadline, check_indices, check_sources
-from edvit_hf.runtime.batches import Asking, answer_batch, answer_stream
+from edvit_hf.runtime.answers import AbsentAnswer, Answer, Fusion, Outcome
+from edvit_hf.runtime.arguments import (
+    as_indices,
+    check_batch_size,
+    check_deadline,
+    check_engine,
+    check_indices,
+    check_sources,
+)
+from edvit_hf.runtime.batches import Batcher
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
 from edvit_hf.runtime.engines.local import LocalEngine, input_shape
 from edvit_hf.runtime.engines.schedules import Schedule
-from edvit_hf.runtime.fusing import Fusion
 from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
 from edvit_hf.runtime.messages import Engine
 from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session
@@ -102,33 +109,33 @@ class EDViTRuntime:
             HubError: If the repository cannot be fetched.
             EDViTError: If there is no such folder, or an index or a profile is unknown.
         """
-        if isinstance(engine, str) and engine != "local":
-            raise EDViTError(
-                f"Expected the engine `local` or an engine object, got {engine!r}. Nobody would carry the requests. "
-                "Pass the engine itself."
-            )
+        check_engine(engine)
         deadline_ms = check_deadline(deadline_ms)
         sub_models = None if sub_models is None else as_indices(sub_models, "sub_models")
         root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
         manifest = Manifest.load(root)
         check_profile(manifest, profile)
+        local = None
         if isinstance(engine, str):
             local = LocalEngine.load(
-                root, manifest, precision=precision, sub_models=sub_models, num_threads=num_threads, profile=profile,
+                root,
+                manifest,
+                precision=precision,
+                sub_models=sub_models,
+                num_threads=num_threads,
+                profile=profile,
                 schedule=schedule,
-            )  # fmt: skip
-            transform = _transform_of(manifest, root)
-            carrier, shape = cast(Engine, local), _common_input_shape(manifest, transform, local)
+            )
+            engine = cast(Engine, local)
         else:
             check_share(root, manifest, (), precision, profile)
-            carrier, transform = engine, _transform_of(manifest, root)
-            shape = prepared_shape(transform)
+        transform = _transform_of(manifest, root)
+        shape = _input_shape(manifest, transform, local)
         fusion = _fusion_of(manifest, root)
         read_once(transform)
         config = config or CoordinatorConfig()
-        if deadline_ms is not None:
-            config = replace(config, deadline_ms=deadline_ms)
-        return cls(manifest, transform, fusion, Coordinator(manifest, carrier, config), input_shape=shape)
+        config = config if deadline_ms is None else replace(config, deadline_ms=deadline_ms)
+        return cls(manifest, transform, fusion, Coordinator(manifest, engine, config), input_shape=shape)
 
     def __repr__(self) -> str:
         """Which ensemble, of what, and how it runs here."""
@@ -200,8 +207,7 @@ class EDViTRuntime:
             DataError: If `sources` is one source.
             EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
         """
-        asking = self._asking(sources, absent, deadline_ms)
-        return answer_batch(asking, list(sources))
+        return self._batcher(sources, absent, deadline_ms).batch(list(sources))
 
     def stream(
         self,
@@ -222,8 +228,7 @@ class EDViTRuntime:
             EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
         """
         check_batch_size(batch_size)
-        asking = self._asking(sources, absent, deadline_ms)
-        return answer_stream(asking, iter(sources), batch_size)
+        return self._batcher(sources, absent, deadline_ms).stream(iter(sources), batch_size)
 
     def what_if_absent(self, source: Any, absent: Sequence[int] = ()) -> list[AbsentAnswer]:
         """For one input: the answer without each (further) sub-model in turn, as `explain` gives it."""
@@ -304,10 +309,11 @@ class EDViTRuntime:
     ) -> None:
         self.close()
 
-    def _asking(self, sources: Iterable[Any], absent: Sequence[int], deadline_ms: float | None) -> Asking:
+    def _batcher(self, sources: Iterable[Any], absent: Sequence[int], deadline_ms: float | None) -> Batcher:
         check_sources(sources, self.task)
         indices = check_indices(absent, len(self.manifest.sub_models), "absent")
-        return Asking(self, indices, check_deadline(deadline_ms))
+        predict = partial(self.predict, absent=indices, deadline_ms=check_deadline(deadline_ms))
+        return Batcher(self.transform, predict, lambda: self.coordinator.is_closed)
 
     def _answer(
         self, inputs: Inputs | np.ndarray, absent: Sequence[int], deadline_ms: float | None
@@ -346,7 +352,7 @@ class EDViTRuntime:
 
 
 @dataclass(frozen=True)
-class _Listed:
+class _ListedFile:
     file: str
     sha256: str
     bytes: int
@@ -363,7 +369,7 @@ def _transform_of(manifest: Manifest, root: Path) -> Transform:
     for name in PROCESSOR_FILES:
         listed = manifest.content.get(name)
         if listed is not None and (name != _MAY_BE_LEFT_OUT or (root / name).exists()):
-            verify_file(root, _Listed(name, listed.sha256, listed.bytes))
+            verify_file(root, _ListedFile(name, listed.sha256, listed.bytes))
     return load_transform(root, task)
 
 
@@ -377,8 +383,9 @@ def _fusion_of(manifest: Manifest, root: Path) -> Fusion:
     return fusion
 
 
-def _common_input_shape(manifest: Manifest, transform: Transform, engine: LocalEngine) -> tuple[int | None, ...]:
+def _input_shape(manifest: Manifest, transform: Transform, engine: LocalEngine | None) -> tuple[int | None, ...]:
+    """Shape of one prepared item that all graphs in this process take."""
     shape = prepared_shape(transform)
-    for index, session in engine.sessions.items():
+    for index, session in engine.sessions.items() if engine is not None else ():
         shape = common_shape(shape, input_shape(session, MAIN_INPUT[manifest.ensemble.task]), f"sub-model {index}")
     return shape
