@@ -18,7 +18,7 @@ from edvit_hf.planning.costs import FleetCosts, Fusion, Load
 from edvit_hf.planning.figure import draw_plan
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import place_loads
-from edvit_hf.published.files import derived_shape, read_published
+from edvit_hf.published.files import read_published
 from edvit_hf.published.plan import is_published, plan_published
 
 SPACE = Path(__file__).resolve().parents[2] / "space_app/model/digits"
@@ -101,39 +101,33 @@ def copy_of_space(folder, **files):
     return folder
 
 
-def test_a_space_folder_is_predicted_by_the_calibration_from_sizes_that_reproduce_what_was_recorded(tmp_path):
+def test_a_space_folder_is_predicted_by_the_calibration_from_the_configs_beside_its_graphs(tmp_path):
     save_profile(MEASURED, tmp_path / "mine.yaml")
     (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml}]")
     ensemble = read_published(str(SPACE))
     plan, _ = plan_published(str(SPACE), tmp_path / "fleet.yaml")
     for index, row in ensemble.results.sub_models.items():
-        shape = derived_shape(ensemble, index)
+        shape = ensemble.shapes[index]
         assert (shape.parameters, shape.macs) == (row.parameters, row.macs)
         assert (shape.widths.residual, shape.widths.heads, shape.widths.head_dim) == (24, 2, 12)
         assert plan.sub_models[index].predicted_ms == pytest.approx(total_ms(shape, MEASURED.latency), abs=1e-3)
     assert any("int8 files run on a: their time is predicted as that of fp32" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda r: r["sub_models"][0].update(macs=398_809),
-        lambda r: r["sub_models"][0].update(parameters=22_540),
-        lambda r: r.pop("recipe_values"),
-        lambda r: r["recipe_values"].pop("teacher"),
-        lambda r: r["recipe_values"]["teacher"].update(from_scratch=None),
-        lambda r: r["recipe_values"]["teacher"]["from_scratch"].update(hidden_size=0),
-        lambda r: r["recipe_values"]["teacher"]["from_scratch"].update(model_type="swin"),
-    ],
-)
-def test_sizes_that_do_not_reproduce_what_was_recorded_predict_nothing_and_say_so(tmp_path, change):
-    results = json.loads((SPACE / "results.json").read_text())
-    change(results)
-    folder = copy_of_space(tmp_path / "space", results=results)
-    assert derived_shape(read_published(str(folder)), 0) is None
+@pytest.mark.parametrize("config", [None, {"model_type": "swin"}])
+def test_an_older_folder_without_configs_is_placed_by_what_was_recorded_and_says_that_no_time_is_predicted(
+    tmp_path, config
+):
+    folder = copy_of_space(tmp_path / "space")
+    for path in folder.glob("sub_models/*/config.json"):
+        path.unlink() if config is None else path.write_text(json.dumps(config))
+    ensemble = read_published(str(folder))
+    assert set(ensemble.shapes) == {None}
     save_profile(MEASURED, tmp_path / "mine.yaml")
     (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml}]")
     plan, _ = plan_published(str(folder), tmp_path / "fleet.yaml")
+    row = ensemble.results.sub_models[0]
+    assert (plan.sub_models[0].parameters, plan.sub_models[0].macs) == (row.parameters, row.macs)
     assert plan.sub_models[0].predicted_ms is None
     assert plan.latency_ms is None
     assert any("the calibration of a needs sizes" in note for note in plan.notes)
@@ -194,7 +188,6 @@ ROW = {"index": 0, "parameters": 10, "macs": 10}
         ({"rows": [{"kind": "ensemble"}]}, r"`rows\[0\]\.parameters` of the ensemble is missing"),
         ({"rows": [{"kind": "ensemble", "parameters": 9}]}, "more parameters than its sub-models"),
         ({"rows": [{"kind": "teacher", "parameters": 9.5}]}, "must be of type int"),
-        ({"recipe_values": [1]}, "`recipe_values` must be an object"),
     ],
 )
 def test_results_that_cannot_be_are_refused_by_key(tmp_path, fleet, change, message):

@@ -314,6 +314,16 @@ def architecture_of_config(config: Config) -> Architecture:
     return table
 
 
+def own_values(config: Config) -> dict[str, Any]:
+    """The values of a stock config that are its model type's own: they fix every size but the number of labels.
+
+    Raises:
+        PruningError: If there is no table for the model type.
+    """
+    table = architecture_of_config(config)
+    return {key: value for key, value in config.to_dict().items() if key in ("model_type", *table.keys)}
+
+
 def check_keys(config: Mapping[str, Any], where: str) -> None:
     """Refuse a key that is none of the stock config's: the default of the key that was meant would count silently.
 

@@ -2,8 +2,8 @@
 """How long the models take that stand beside an ensemble: graphs of their sizes, timed together with the ensemble's.
 
 The teacher and the plain models are not published with an ensemble. How long a dense transformer takes hangs on its
-sizes and not on the values of its weights, so graphs with random weights tell, on any device, from `results.json` and
-the configs alone. A model whose sizes these do not give to the parameter is left out.
+sizes and not on the values of its weights, so graphs with random weights tell, on any device, from the configs that
+`results.json` records. A model whose config it does not record is left out.
 """
 
 import logging
@@ -42,26 +42,19 @@ def compared_shapes(folder: Path) -> dict[str, ModelShape]:
     Raises:
         RecipeError: There are no results, or none of these models is known by its sizes.
     """
-    results, sub_model = _read(folder / "results.json"), _read(folder / "sub_models/00/config.json")
-    rows = {row["name"]: row for row in results.get("rows") or [] if isinstance(row.get("name"), str)}
-    given = ((results.get("recipe_values") or {}).get("teacher") or {}).get("from_scratch") or {}
-    labels = len(Manifest.load(folder).label_names)
+    results, labels = _read(folder / "results.json"), len(Manifest.load(folder).label_names)
     found: dict[str, ModelShape] = {}
-    # All but its widths a sub-model has from its teacher.
-    teacher = ModelShape.from_config({**sub_model, **given}, num_labels=labels)
-    for name, row in rows.items():
-        shapes = [teacher] if row.get("kind") == "teacher" else []
-        if name.startswith(_PLAIN):
-            shapes = _cuts(teacher, labels)
-        fitting = [shape for shape in shapes if shape.parameters == row.get("parameters")]
-        if fitting:
-            found[name] = fitting[0]
-        elif shapes:
+    for row in results.get("rows") or []:
+        name, config = str(row.get("name")), row.get("config")
+        if isinstance(config, dict):
+            found[name] = ModelShape.from_config(config, num_labels=labels)
+        elif row.get("kind") == "teacher" or name.startswith(_PLAIN):
             logger.warning("%s: its sizes are not in the results, so it is not timed", name)
     if not found:
         raise RecipeError(
-            f"Expected the sizes of the teacher in {folder / 'results.json'}, found none that give its number of "
-            "parameters. There is nothing to compare with. Bench the ensemble alone, without --compared."
+            f"Expected the configs of the teacher and the plain models in {folder / 'results.json'}, found none. There "
+            "is nothing to compare with. Measure the ensemble again with `edvit run`, or bench it alone, without "
+            "--compared."
         )
     return found
 
@@ -99,10 +92,6 @@ def save_compared(report: BenchReport, folder: Path) -> None:
     write_json(path, {**results, "latency_protocol": {**report.protocol, "weights": "random, of the same sizes"}})
 
 
-def _cuts(teacher: ModelShape, labels: int) -> list[ModelShape]:
-    return [teacher.keep(keep, num_labels=labels) for keep in range(1, teacher.widths.heads + 1)]
-
-
 def _draw(shape: ModelShape, task: Task, path: Path) -> None:
     import torch
     from transformers import AutoConfig
@@ -111,9 +100,7 @@ def _draw(shape: ModelShape, task: Task, path: Path) -> None:
     from edvit_hf.export.onnx import draw_sub_model, save_graph
     from edvit_hf.export.optimum_config import resolve_onnx_config
 
-    values = {name: value for name, value in shape.config.items() if name not in ("id2label", "label2id")}
-    config = AutoConfig.for_model(**values, num_labels=shape.widths.labels)
-    shape.architecture.set_widths(config, shape.widths)
+    config = AutoConfig.for_model(**shape.config, num_labels=shape.widths.labels)
     torch.manual_seed(_SEED)
     model = stock_auto_class(task).from_config(config).eval()
     with torch.no_grad():

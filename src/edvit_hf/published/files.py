@@ -5,12 +5,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.architectures.axes import widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import HubError, ManifestError, PruningError
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
@@ -82,13 +81,11 @@ class Results:
         sub_models: Index -> size.
         teacher: Of the teacher.
         ensemble: Of all sub-models with their fusion head; None where there is no such row.
-        recipe_values: The recipe that made it.
     """
 
     sub_models: Mapping[int, KnownSize]
     teacher: Size
     ensemble: Size | None
-    recipe_values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +95,7 @@ class Published:
     Attributes:
         source: Folder or Hub id, for messages.
         class_groups: Classes of each sub-model.
-        shapes: Sizes of each sub-model; None without a config.json.
+        shapes: Sizes of each sub-model, from the ensemble's config.json or its own; None without either.
         fusion_hidden_size: Units of the fusion head's hidden layer; None without a config.json.
         teacher: As far as any file tells.
         manifest: Of the exported files.
@@ -108,7 +105,7 @@ class Published:
 
     source: str
     class_groups: list[list[int]]
-    shapes: list[ModelShape] | None
+    shapes: list[ModelShape | None]
     fusion_hidden_size: int | None
     teacher: Size
     manifest: Manifest | None
@@ -138,7 +135,7 @@ def read_published(target: str) -> Published:
         )
     results = read("results.json", _results) if is_folder else None
     image_size = read("preprocessor_config.json", _image_size) if is_folder else None
-    values, parent, shapes = (None, Size(), None) if config is None else config
+    values, parent, shapes = config or (None, Size(), [])
     own = None if values is None else [sorted(group) for group in values.class_groups]
     groups: list[list[int]] = manifest.class_groups if manifest is not None else own or []
     if own is not None and own != groups:
@@ -146,12 +143,23 @@ def read_published(target: str) -> Published:
             f"{target}: config.json and manifest.json must speak of the same class groups, got {own} "
             f"and {groups}. They are of two ensembles. Export again."
         )
+    if values is None and manifest is not None:
+        # A share of an ensemble has no config.json at its root; each sub-model's own comes with its graph.
+        num = len(manifest.label_names)
+        parses = [partial(_own_shape, group=entry.class_group, num_classes=num) for entry in manifest.sub_models]
+        names = [f"{entry.path}/config.json" for entry in manifest.sub_models]
+        shapes = [read(name, parse) for name, parse in zip(names, parses, strict=True)]
     known = {} if results is None else _stated(results.teacher)
     return Published(
-        source=target, class_groups=groups, shapes=shapes, manifest=manifest, results=results, image_size=image_size,
+        source=target,
+        class_groups=groups,
+        shapes=shapes,
+        manifest=manifest,
+        results=results,
+        image_size=image_size,
         fusion_hidden_size=None if values is None else values.fusion_hidden_size,
         teacher=Size(**{**known, **_stated(parent)}),
-    )  # fmt: skip
+    )
 
 
 def _stated(size: Size) -> dict[str, int]:
@@ -181,31 +189,41 @@ def _taken(kind: Any, value: Any, where: str = "") -> Any:
     return read_strictly(kind, {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}, where)
 
 
-def _config(data: dict[str, Any]) -> tuple[EnsembleConfig, Size, list[ModelShape]]:
+def _config(data: dict[str, Any]) -> tuple[EnsembleConfig, Size, list[ModelShape | None]]:
     if not {"sub_model_configs", "class_groups"} <= set(data):
         raise ManifestError(
             f"expected the config.json of an ensemble, with `sub_model_configs` and `class_groups`, got the keys "
             f"{sorted(data)[:8]}. It is another model. Give an ensemble, or a recipe to plan one."
         )
     values: EnsembleConfig = _taken(EnsembleConfig, data)
-    parent = _taken(Size, data.get("parent") or {}, "parent")
-    return values, parent, [_shape(values, i) for i in range(len(values.class_groups))]
+    parent, shapes = _taken(Size, data.get("parent") or {}, "parent"), list[ModelShape | None]()
+    for index, (config, group) in enumerate(zip(values.sub_model_configs, values.class_groups, strict=True)):
+        where = f"sub_model_configs[{index}]"
+        try:
+            shapes.append(_shape(config, group, values.num_classes, f"{where}.id2label"))
+        except PruningError as error:
+            raise ValueError(f"`{where}`: {error}") from error
+    return values, parent, shapes
 
 
-def _shape(values: EnsembleConfig, index: int) -> ModelShape:
+def _own_shape(config: dict[str, Any], group: list[int], num_classes: int) -> ModelShape | None:
+    """The sizes that a sub-model's own config.json tells; None where no table knows its model type."""
+    try:
+        return _shape(config, group, num_classes, "id2label")
+    except PruningError:
+        return None
+
+
+def _shape(config: dict[str, Any], group: list[int], num_classes: int, where: str) -> ModelShape:
     """The sizes of one sub-model: labels are those of its group and "other", which a single one may leave out."""
-    config, group, where = values.sub_model_configs[index], values.class_groups[index], f"sub_model_configs[{index}]"
     names = config.get("id2label")
     if names is not None and not isinstance(names, dict):
-        raise ValueError(f"`{where}.id2label` must be an object, got {type(names).__name__}.")
-    usual = num_labels_of(group, values.num_classes)
+        raise ValueError(f"`{where}` must be an object, got {type(names).__name__}.")
+    usual = num_labels_of(group, num_classes)
     labels = len(names) if names else usual
     if labels not in (usual, len(group) + 1):
-        raise ValueError(f"`{where}.id2label` must name the {len(group)} classes of its group and other, got {labels}.")
-    try:
-        return ModelShape.from_config(config, num_labels=labels)
-    except PruningError as error:
-        raise ValueError(f"`{where}`: {error}") from error
+        raise ValueError(f"`{where}` must name the {len(group)} classes of its group and other, got {labels}.")
+    return ModelShape.from_config(config, num_labels=labels)
 
 
 def _results(data: dict[str, Any]) -> Results:
@@ -221,11 +239,11 @@ def _results(data: dict[str, Any]) -> Results:
             if size.parameters is None:
                 raise ValueError(f"`rows[{i}].parameters` of the {kind} is missing.")
             of_kind.setdefault(kind, size)
-    recipe = read_strictly(dict[str, Any], data.get("recipe_values") or {}, "recipe_values")
     return Results(
-        sub_models={size.index: size for size in sizes}, teacher=of_kind.get("teacher", Size()),
-        ensemble=of_kind.get("ensemble"), recipe_values=recipe,
-    )  # fmt: skip
+        sub_models={size.index: size for size in sizes},
+        teacher=of_kind.get("teacher", Size()),
+        ensemble=of_kind.get("ensemble"),
+    )
 
 
 def _image_size(data: dict[str, Any]) -> tuple[int, int] | None:
@@ -237,64 +255,6 @@ def _image_size(data: dict[str, Any]) -> tuple[int, int] | None:
     if not (0 < height < 2**16 and 0 < width < 2**16):
         raise ValueError(f"`size` must be a positive height and width, got {size}.")
     return height, width
-
-
-def derived_shape(ensemble: Published, index: int) -> ModelShape | None:
-    """The sizes of a sub-model of which only exported files are here, from the recipe that results.json records.
-
-    The recipe tells the teacher's sizes, the manifest the sub-model's residual width. A cut of that teacher, or a
-    config that the recipe builds from scratch, counts as found only if its parameters and multiply-accumulates are
-    those recorded, to the last one; else the answer is None.
-    """
-    if ensemble.manifest is None or ensemble.results is None or index not in ensemble.results.sub_models:
-        return None
-    wanted = ensemble.results.sub_models[index]
-    labels = num_labels_of(ensemble.class_groups[index], sum(map(len, ensemble.class_groups)))
-    try:
-        teacher, cuts = _recorded_cuts(ensemble, labels)
-    except (PruningError, ValueError):
-        return None
-    for cut in cuts:
-        try:
-            shape = cut(teacher)
-        except PruningError:
-            continue
-        is_wide_enough = shape.widths.residual == ensemble.manifest.sub_models[index].feature_size
-        if is_wide_enough and (shape.parameters, shape.macs) == (wanted.parameters, wanted.macs):
-            return shape
-    return None
-
-
-def _recorded_cuts(
-    ensemble: Published, labels: int
-) -> tuple[ModelShape, list[Callable[[ModelShape], ModelShape]]]:  # fmt: skip
-    """The teacher of the recorded recipe, every cut of it that the recipe allows, and what it builds from scratch."""
-    assert ensemble.results is not None
-    assert ensemble.manifest is not None
-    recipe = ensemble.results.recipe_values
-    sections = {key: read_strictly(dict[str, Any], recipe.get(key), key) for key in ("teacher", "dataset", "prune")}
-    written = sections["teacher"].get("from_scratch") or sections["teacher"].get("config")
-    sizes = input_sizes(ensemble.manifest.ensemble.task, sections["dataset"])
-    teacher = ModelShape.from_config(
-        {**sizes, **read_strictly(dict[str, Any], written, "teacher")}, num_labels=sum(map(len, ensemble.class_groups))
-    )
-    attention = sections["prune"].get("attention", "whole")
-
-    def of_heads(heads: int) -> Callable[[ModelShape], ModelShape]:
-        return lambda t: t.resized(widths_of_heads(t.widths, heads, attention=attention, labels=labels))
-
-    def of_config(config: dict[str, Any]) -> Callable[[ModelShape], ModelShape]:
-        inputs = {name: teacher.config[name] for name in sizes}
-        return lambda t: ModelShape.from_config({**inputs, **config}, num_labels=labels)
-
-    cuts = [of_heads(heads) for heads in range(1, teacher.widths.heads + 1)]
-    new = read_strictly(list[Any], sections["prune"].get("from_scratch") or [], "prune.from_scratch")
-    cuts += [of_config(config) for config in new if isinstance(config, dict)]
-    ratios = sections["prune"].get("keep_ratios")
-    if isinstance(ratios, dict):
-        shares = [read_strictly(float, ratios.get(key), key) for key in ("residual", "attention", "ffn")]
-        cuts.append(lambda t: t.resized(widths_of_ratios(t.widths, *shares, kind=attention, labels=labels)))
-    return teacher, cuts
 
 
 def _fetched(repo: str) -> Path:

@@ -16,7 +16,7 @@ from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
 from edvit_hf.planning.fleet import Device, Fleet, load_fleet
 from edvit_hf.planning.keep_search import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
-from edvit_hf.published.files import Published, derived_shape, read_published
+from edvit_hf.published.files import Published, read_published
 
 
 def is_published(target: str) -> bool:
@@ -129,8 +129,7 @@ def _with_files(plan: Plan, manifest: Manifest | None) -> Plan:
 
 
 def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
-    group = ensemble.class_groups[index]
-    shape = derived_shape(ensemble, index) if ensemble.shapes is None else ensemble.shapes[index]
+    group, shape = ensemble.class_groups[index], ensemble.shapes[index]
     load = _costs_of_results(ensemble, index, group) if shape is None else Load.of_shape(shape, group, None)
     if ensemble.manifest is None:
         return load
@@ -143,7 +142,7 @@ def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
 
 
 def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> Load:
-    """Where only exported files were copied (a Space), from a recipe that tells no sizes: what was recorded."""
+    """Where no config.json tells a sub-model's sizes: what results.json records of its costs."""
     row = None if ensemble.results is None else ensemble.results.sub_models.get(index)
     if row is None or ensemble.manifest is None:
         raise ManifestError(

@@ -8,11 +8,14 @@ carries a hash of all that made them, so that another number of sub-models does 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import TextSplit, class_group_indices, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
 from edvit_hf.evaluation.measure import Evaluation, Predict, torch_predict
@@ -38,6 +41,7 @@ class Candidate:
     macs: int
     macs_per_device: int
     note: str = ""
+    config: Mapping[str, Any] | None = None  # of a stock model: `own_values`, which fix its sizes
 
 
 def measured(trip: Trip, predict: Predict) -> Evaluation:
@@ -100,7 +104,8 @@ def fair_budget(trip: Trip, macs: int) -> DistillConfig:
 def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> Candidate:
     parameters = sum(p.numel() for p in model.parameters())
     evaluation = measured(trip, torch_predict(model.eval()))
-    return Candidate(name, "baseline", evaluation, parameters, parameters, macs, macs, note)
+    config = own_values(model.config) if hasattr(model, "config") else None
+    return Candidate(name, "baseline", evaluation, parameters, parameters, macs, macs, note, config)
 
 
 def _folder(trip: Trip, name: str, *facts: object) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
+from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.measure import absent_subsets, paired_interval, torch_predict
 from edvit_hf.recipe.compared import Candidate, baselines, measured
@@ -83,6 +84,7 @@ def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) 
         "against_teacher": against(teacher),
         "against_ensemble": against(ensemble),
         "note": candidate.note,
+        **({} if candidate.config is None else {"config": candidate.config}),
     }
 
 
@@ -90,7 +92,7 @@ def _teacher(trip: Trip) -> Candidate:
     evaluation, shape = measured(trip, torch_predict(trip.teacher)), trip.teacher_shape
     return Candidate(
         "teacher", "teacher", evaluation,
-        shape.parameters, shape.parameters, shape.macs, shape.macs,
+        shape.parameters, shape.parameters, shape.macs, shape.macs, config=own_values(trip.teacher.config),
     )  # fmt: skip
 
 
