@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from edvit_hf.card.render import NOT_MEASURED, CardData, render_card, template_path, write_card
-from edvit_hf.card.tables import BASELINE_NOTE, NOT_RECORDED, splitting_finding
+from edvit_hf.card.render import CardData, render_card, template_path, write_card
+from edvit_hf.card.tables import BASELINE_NOTE, NOT_MEASURED, NOT_RECORDED, splitting_finding
 from edvit_hf.card.words import ARCHITECTURES, KNOWN_DATA, TASK_WORDS, making_table
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import EDViTError
@@ -96,7 +96,7 @@ def test_the_card_of_each_task_speaks_of_its_own_inputs_and_classes(results, tas
     }
     assert f"one **teacher** ({ARCHITECTURES[model_type]})" in content
     assert f'pipeline("{task}", model=' in content
-    assert f"Data: {KNOWN_DATA[local_name].name}. {KNOWN_DATA[local_name].licence}" in content
+    assert f"Data: {KNOWN_DATA[local_name].name}. {KNOWN_DATA[local_name].license}" in content
     for other, words in TASK_WORDS.items():
         for word in (words.auto_class, words.ensemble_class, words.unmeasured, words.example):
             assert (word in content) == (other == task), word
@@ -159,9 +159,9 @@ def test_the_local_folder_says_more_about_the_data_than_the_path(results):
     results["dataset"]["path"] = "google/speech_commands"
     recipe = {"dataset": {"path": "google/speech_commands", "local_name": "speech_commands12"}}
     card = CardData.from_run(results, MANIFEST, recipe)
-    assert "not comparable with published ones" in card.dataset_licence
+    assert "not comparable with published ones" in card.dataset_license
     card = CardData.from_run(results, MANIFEST, {"dataset": {**recipe["dataset"], "local_name": "unknown"}})
-    assert card.dataset_licence == "CC BY 4.0, P. Warden, arXiv 1804.03209."
+    assert card.dataset_license == "CC BY 4.0, P. Warden, arXiv 1804.03209."
     assert card.dataset_id == "google/speech_commands"
 
 
@@ -328,7 +328,7 @@ def test_the_hubs_own_check_of_the_metadata_passes(task, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [{"licence": "Apache 2.0"}, {"language": "English"}, {"repo_id": "digits"}, {"dataset_id": "a/b/c"}]
+    "text", [{"license": "Apache 2.0"}, {"language": "English"}, {"repo_id": "digits"}, {"dataset_id": "a/b/c"}]
 )
 def test_metadata_that_the_hub_would_refuse_is_refused_here(results, text):
     with pytest.raises(EDViTError, match=f"`{next(iter(text))}` of a card must be"):

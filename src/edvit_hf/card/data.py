@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from edvit_hf.card.tables import NOT_MEASURED, result_row
 from edvit_hf.card.words import known_data
-from edvit_hf.errors import EDViTError, MissingExtraError
+from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import read_json
@@ -23,7 +23,7 @@ TAGS = ("edvit", "edge", "ensemble", "pruning", "distillation", "onnx")
 RESULTS_NAME = "results.json"
 _RECIPE_TEXTS = {
     "title": "model_name",
-    "license": "licence",
+    "license": "license",
     "repo_id": "repo_id",
     "language": "language",
     "intended_use": "intended_use",
@@ -31,7 +31,7 @@ _RECIPE_TEXTS = {
 _is_repository = partial(is_hub_id, with_owner=True)
 _FORMS: dict[str, tuple[Callable[[str], Any], str]] = {
     # What the Hub's own check of a card's metadata asks for; only the Hub has the lists of valid names.
-    "licence": (re.compile(r"[a-z0-9][a-z0-9.-]*").fullmatch, "one of the Hub's identifiers such as apache-2.0"),
+    "license": (re.compile(r"[a-z0-9][a-z0-9.-]*").fullmatch, "one of the Hub's identifiers such as apache-2.0"),
     "language": (re.compile(r"[a-z]{2,3}").fullmatch, "an ISO 639 code such as en"),
     "repo_id": (_is_repository, "OWNER/NAME"),
     "dataset_id": (_is_repository, "OWNER/NAME"),
@@ -47,10 +47,10 @@ class CardText:
         model_name (`str`): Title of the card.
         repo_id (`str`, *optional*): Hub id the folder will be pushed to; without it the code blocks load a local
             folder.
-        licence (`str`): Hub licence identifier of the weights.
+        license (`str`): Hub licence identifier of the weights.
         dataset_name (`str`, *optional*): Readable name of the dataset. Default: its path.
         dataset_id (`str`, *optional*): Hub id of the dataset when the run read it from a local folder.
-        dataset_licence (`str`, *optional*): Licence and origin of the data, in words.
+        dataset_license (`str`, *optional*): Licence and origin of the data, in words.
         intended_use (`str`, *optional*): A sentence or two on what the ensemble is meant for.
         limits (`str`, *optional*): Further limits that only the owner knows.
         language (`str`, *optional*): ISO 639-1 code, for text.
@@ -59,17 +59,17 @@ class CardText:
 
     model_name: str
     repo_id: str | None = None
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
     dataset_name: str | None = None
     dataset_id: str | None = None
-    dataset_licence: str | None = None
+    dataset_license: str | None = None
     intended_use: str | None = None
     limits: str | None = None
     language: str | None = None
     extra_tags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("model_name", "repo_id", "licence"):
+        for name in ("model_name", "repo_id", "license"):
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise EDViTError(f"`{name}` of a card must not be empty: the Hub shows it. Give a text.")
@@ -180,11 +180,11 @@ class CardData:
         return self.text.dataset_name or (known.name if known else self._dataset_path or NOT_MEASURED)
 
     @property
-    def dataset_licence(self) -> str:
+    def dataset_license(self) -> str:
         """Licence and origin of the data, in words."""
         known = known_data(self.run.dataset)
         unknown = "Licence of the data: not recorded by this run; see its own page."
-        return self.text.dataset_licence or (known.licence if known else unknown)
+        return self.text.dataset_license or (known.license if known else unknown)
 
     @property
     def _dataset_path(self) -> str:
@@ -206,14 +206,11 @@ class CardData:
         Raises:
             MissingExtraError: If huggingface_hub is not installed.
         """
-        try:
+        with named_extra("Rendering a model card", "train"):
             from huggingface_hub import ModelCardData
-        except ImportError as error:
-            raise MissingExtraError("Rendering a model card", "train", "huggingface_hub") from error
-        results = self._eval_results()
         return ModelCardData(
             language=self.text.language,
-            license=self.text.licence,
+            license=self.text.license,
             library_name=LIBRARY_NAME,
             pipeline_tag=self.run.results["task"],
             tags=[*TAGS, *self.text.extra_tags],
@@ -222,7 +219,7 @@ class CardData:
             base_model=self.base_model,
             base_model_relation="finetune" if self.base_model else None,
             model_name=self.text.model_name,
-            eval_results=results or None,
+            eval_results=self._eval_results() or None,
         )
 
     def _eval_results(self) -> list["EvalResult"]:

@@ -10,18 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.card.absences import absent_entries
-from edvit_hf.card.exports import accuracy_by_name, latency_ms, same_graph, variants_by_name
+from edvit_hf.card.exports import absent_entries, accuracy_by_name, latency_ms, same_graph, variants_by_name
 from edvit_hf.card.sources import figure_source
 from edvit_hf.card.tables import TFIDF, group_names, result_row, shortened
-from edvit_hf.errors import MissingExtraError
+from edvit_hf.errors import named_extra
 from edvit_hf.manifest import Manifest
+from edvit_hf.storage import DPI, MIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
 _COLOURS = 64  # of the saved palette: a drawing has few, and a card is read over the network
 _INK, _GRID = "#222222", "#d9d9d9"
 _STYLES: tuple[tuple[str, str, str], ...] = (
@@ -86,12 +85,12 @@ def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
         return None
     figure, axes = _canvas(7.2, 4.4)
     has_interval = any(_interval(row) for row in rows)
-    places = _spread([(row.get("bytes_per_device") or row["bytes"]) / 2**20 for row in rows])
+    places = _spread([(row.get("bytes_per_device") or row["bytes"]) / MIB for row in rows])
     for row, place in zip(rows, places, strict=True):
         _draw_row(axes, row, place)
     sizes = [row.get("bytes_per_device") or row["bytes"] for row in rows] + [row["bytes"] for row in rows]
     axes.set_xscale("log")
-    axes.set_xlim(min(sizes) / 2**20 / 1.7, max(sizes) / 2**20 * 1.7)
+    axes.set_xlim(min(sizes) / MIB / 1.7, max(sizes) / MIB * 1.7)
     _size_ticks(axes)
     axes.margins(y=0.16)
     axes.set_xlabel("size on one device, MiB of float32 weights (logarithmic; equal sizes side by side)")
@@ -211,11 +210,9 @@ def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
 
 def _canvas(width: float, height: float) -> tuple["Figure", "Axes"]:
     """A figure on the Agg canvas (no display, no global pyplot state) and its axes."""
-    try:
+    with named_extra("Drawing the figures of a model card", "train"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing the figures of a model card", "train", "matplotlib") from error
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -243,7 +240,7 @@ def _draw_row(axes: "Axes", row: Mapping[str, Any], place: float) -> None:
     """One row: a filled mark at `place` MiB; a hollow one at the total size if that differs."""
     name = str(row.get("name", "unnamed"))
     colour, marker = next(((c, m) for n, c, m in _STYLES if n == name), _OTHER_STYLE)
-    accuracy, whole = 100 * row["accuracy"], row["bytes"] / 2**20
+    accuracy, whole = 100 * row["accuracy"], row["bytes"] / MIB
     if row.get("bytes_per_device") not in (None, row["bytes"]):
         axes.plot([place, whole], [accuracy, accuracy], color=colour, linewidth=1.2, linestyle="--", zorder=1)
         axes.scatter(whole, accuracy, marker=marker, facecolor="white", edgecolor=colour, s=70, linewidth=1.5, zorder=4)

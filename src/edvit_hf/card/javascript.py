@@ -4,8 +4,6 @@ It takes the graphs with the preprocessing inside where they were exported, and 
 tests/card/test_javascript.py extracts the code from rendered cards and runs it in node.
 """
 
-from pathlib import PurePosixPath
-
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.tasks import Task
 
@@ -141,5 +139,4 @@ def _files(manifest: Manifest | None, index: int) -> tuple[str, str, str | None]
 
 
 def _fp32(variants: list[Variant], inputs: str) -> str | None:
-    files = [PurePosixPath(v.file) for v in variants if (v.precision, v.inputs) == ("fp32", inputs)]
-    return files[0].as_posix() if files else None
+    return next((v.file for v in variants if (v.precision, v.inputs) == ("fp32", inputs)), None)

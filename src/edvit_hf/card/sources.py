@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.card.absences import runtime_variants
-from edvit_hf.card.exports import accuracy_by_name, latency_protocols
+from edvit_hf.card.exports import accuracy_by_name, latency_protocols, runtime_variants
 from edvit_hf.card.tables import NOT_MEASURED, NOT_RECORDED, markdown_table, text_or_not
 from edvit_hf.manifest import Manifest
 
@@ -17,8 +16,8 @@ def source_line(results: Mapping[str, Any]) -> str:
     command = results.get("command")
     return (
         f"Measured by {f'`{command}`' if command else 'a command that was not recorded'}: seed "
-        f"{_recorded(results.get('seed'))}, commit {short_commit(environment.get('commit'))}, "
-        f"{machine_text(environment.get('machine'), brief=True)}, {_recorded(environment.get('date'))}."
+        f"{_recorded(results.get('seed'))}, commit {_short_commit(environment.get('commit'))}, "
+        f"{_machine_text(environment.get('machine'), brief=True)}, {_recorded(environment.get('date'))}."
     )
 
 
@@ -27,7 +26,7 @@ def figure_source(results: Mapping[str, Any]) -> str:
     environment, command = results.get("environment") or {}, results.get("command")
     if not command:
         return ""
-    commit = short_commit(environment.get("commit")).strip("`")
+    commit = _short_commit(environment.get("commit")).strip("`")
     return f"{command}  |  seed {_recorded(results.get('seed'))}  |  commit {commit}"
 
 
@@ -37,14 +36,8 @@ def sources_table(results: Mapping[str, Any], manifest: Manifest | None) -> str:
     environment = results.get("environment") or {}
     command = f"`{results['command']}`" if results.get("command") else NOT_RECORDED
     seed = _recorded(results.get("seed"))
-    run = [
-        "accuracies, sizes, absences, class groups, and the figures drawn of them",
-        command,
-        seed,
-        short_commit(environment.get("commit")),
-        machine_text(environment.get("machine")),
-        _recorded(environment.get("date")),
-    ]
+    what = "accuracies, sizes, absences, class groups, and the figures drawn of them"
+    run = [what, command, seed, *_where(environment)]
     exports = _export_lines(results, manifest, command, seed)
     return markdown_table(header, [run, *exports, *_runtime_lines(results, manifest), *_latency_lines(manifest)])
 
@@ -59,14 +52,14 @@ def _export_lines(results: Mapping[str, Any], manifest: Manifest | None, command
     lines: dict[tuple[str, ...], list[str]] = {}
     for name, row in accuracy_by_name(manifest).items():
         environment = row.get("environment") or stage
-        machine = machine_text(environment.get("machine"))
+        machine = _machine_text(environment.get("machine"))
         if machine == NOT_RECORDED and row.get("measured_on"):
             machine = f"hardware of kind `{row['measured_on']}`"
         own = f"`{row['command']}`" if row.get("command") else f"{command}, stage `export`" if stage else NOT_RECORDED
-        source = (own, seed, short_commit(environment.get("commit")), machine, _recorded(environment.get("date")))
+        source = (own, seed, _short_commit(environment.get("commit")), machine, _recorded(environment.get("date")))
         lines.setdefault(source, []).append(f"`{name}`")
     if not lines and manifest and stage:
-        lines[f"{command}, stage `export`", seed, short_commit(stage.get("commit")), NOT_RECORDED, NOT_RECORDED] = []
+        lines[f"{command}, stage `export`", seed, _short_commit(stage.get("commit")), NOT_RECORDED, NOT_RECORDED] = []
     if not lines:
         return [[what, *[NOT_MEASURED] * 5]]
     only = len(lines) == 1
@@ -79,39 +72,29 @@ def _runtime_lines(results: Mapping[str, Any], manifest: Manifest | None) -> lis
     if not names:
         return []
     record = results["runtime"]
-    environment = record.get("environment") or {}
-    return [
-        [
-            "answers of the runtime, absences by variant",
-            f"`{record['command']}`" if record.get("command") else NOT_RECORDED,
-            "none",
-            short_commit(environment.get("commit")),
-            machine_text(environment.get("machine")),
-            _recorded(environment.get("date")),
-        ]
-    ]
+    command = f"`{record['command']}`" if record.get("command") else NOT_RECORDED
+    where = _where(record.get("environment") or {})
+    return [["answers of the runtime, absences by variant", command, "none", *where]]
 
 
 def _latency_lines(manifest: Manifest | None) -> list[list[str]]:
     """One line per way in which latencies were measured."""
-    lines = [_latency_line(protocol) for protocol in latency_protocols(manifest)]
+    lines = []
+    for protocol in latency_protocols(manifest):
+        command = f"`{protocol['command']}`" if protocol.get("command") else NOT_RECORDED
+        where = _where(protocol.get("environment") or protocol)
+        lines.append(["latency" + _protocol_words(protocol), command, _recorded(protocol.get("seed")), *where])
     return lines or [["latency", *[NOT_MEASURED] * 5]]
 
 
-def _latency_line(protocol: Mapping[str, Any]) -> list[str]:
-    environment = protocol.get("environment") or protocol
+def _where(environment: Mapping[str, Any]) -> list[str]:
+    """Commit, machine and date; an older record may name its machine in words."""
     machine = environment.get("machine")
-    return [
-        "latency" + protocol_words(protocol),
-        f"`{protocol['command']}`" if protocol.get("command") else NOT_RECORDED,
-        _recorded(protocol.get("seed")),
-        short_commit(environment.get("commit")),
-        machine_text(machine) if isinstance(machine, Mapping) else _recorded(machine),
-        _recorded(environment.get("date")),
-    ]
+    named = _machine_text(machine) if isinstance(machine, Mapping) else _recorded(machine)
+    return [_short_commit(environment.get("commit")), named, _recorded(environment.get("date"))]
 
 
-def protocol_words(protocol: Mapping[str, Any]) -> str:
+def _protocol_words(protocol: Mapping[str, Any]) -> str:
     """How a latency was measured: " (batch 1, 1 thread, 5 fresh processes)"."""
     forms = {"batch": "batch {}", "threads": "{} thread{}", "repeats": "{} fresh process{}", "profile": "{}"}
     words = []
@@ -129,7 +112,7 @@ def stage_table(results: Mapping[str, Any]) -> str:
             str(stage["name"]),
             text_or_not(stage.get("seconds"), "{:.0f} s"),
             text_or_not(stage.get("peak_memory_mib"), "{:.0f} MiB"),
-            short_commit(stage.get("commit")),
+            _short_commit(stage.get("commit")),
         ]
         for stage in results.get("stages") or []
     ]
@@ -144,7 +127,7 @@ def versions_line(results: Mapping[str, Any]) -> str:
     return f"Seeds: {seeds or NOT_RECORDED}. Versions: {versions or NOT_RECORDED}."
 
 
-def short_commit(commit: object) -> str:
+def _short_commit(commit: object) -> str:
     """The first digits of a commit, and whether files differed from it; in code style."""
     if not commit:
         return NOT_RECORDED
@@ -152,7 +135,7 @@ def short_commit(commit: object) -> str:
     return f"`{digits[:_COMMIT_DIGITS]}{'+' + changes if changes else ''}`"
 
 
-def machine_text(machine: Mapping[str, Any] | None, *, brief: bool = False) -> str:
+def _machine_text(machine: Mapping[str, Any] | None, *, brief: bool = False) -> str:
     """Processor, cores and, unless brief, memory."""
     if not machine:
         return NOT_RECORDED

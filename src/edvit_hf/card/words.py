@@ -1,4 +1,4 @@
-"""What a model card says by task, architecture and dataset, and how a recipe made the sub-models. Standard library."""
+"""What a model card says by task, architecture and dataset, and how a recipe made the sub-models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -175,10 +175,10 @@ def _fusion(fuse: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class KnownData:
-    """Readable name, and licence, origin and known limits in words."""
+    """What a card says of a dataset: readable name, and license, origin and known limits in words."""
 
     name: str
-    licence: str
+    license: str
 
 
 _MNIST = KnownData(
@@ -190,33 +190,6 @@ _CIFAR10 = KnownData(
     "files instead of the lossless original; accuracies can then differ.",
 )
 _SPEECH_COMMANDS = KnownData("Speech Commands v0.02", "CC BY 4.0, P. Warden, arXiv 1804.03209.")
-_FSDD = KnownData(
-    "Free Spoken Digit Dataset, five of its six speakers",
-    "CC BY-SA 4.0, Z. Jackson and others, https://github.com/Jakobovski/free-spoken-digit-dataset. The same speakers "
-    "are in training and test: the accuracy is optimistic for a new speaker.",
-)
-_ESC10 = KnownData(
-    "ESC-10 environmental sounds",
-    "CC BY 3.0 as a whole, K. J. Piczak, 2015, https://github.com/karolpiczak/ESC-10 (most clips CC0 or CC BY, two CC "
-    "Sampling+; its README credits each). 400 clips in five folds: a test of one fold has 80. The clips were reduced "
-    "to 16 kHz.",
-)
-_CALTECH101 = KnownData(
-    "Caltech-101, a subset of at most 60 images a class",
-    "L. Fei-Fei, R. Fergus and P. Perona, 2004. The copy states no licence; the record at Caltech "
-    "(https://doi.org/10.22002/D1.20086) is listed elsewhere as CC BY 4.0, which was not checked. There is no official "
-    "split, and the images were scaled down to a short side of 112 px.",
-)
-_NEWSGROUPS20 = KnownData(
-    "20 Newsgroups, version sorted by date",
-    "K. Lang, 1995. No licence is stated; the messages are by their writers. Copies differ in whether headers, quotes "
-    "and signatures are in the texts; with them the accuracy is optimistic for message bodies alone.",
-)
-_TREC6 = KnownData(
-    "TREC questions, six classes",
-    "X. Li and D. Roth, 2002. No licence is stated. Ten of the 500 test questions are also in the training questions, "
-    "as in the original.",
-)
 
 KNOWN_DATA: Mapping[str, KnownData] = {
     "digits": KnownData(
@@ -232,14 +205,36 @@ KNOWN_DATA: Mapping[str, KnownData] = {
     "google/speech_commands": _SPEECH_COMMANDS,
     "speech_commands12": KnownData(
         "Speech Commands v0.02, 12 classes, a subset of its test set",
-        f"{_SPEECH_COMMANDS.licence} Training and test items both come from the official 12-class test set, 300 clips "
+        f"{_SPEECH_COMMANDS.license} Training and test items both come from the official 12-class test set, 300 clips "
         "a class, divided by speaker: accuracies are not comparable with published ones.",
     ),
-    "fsdd": _FSDD,
-    "esc10": _ESC10,
-    "caltech101": _CALTECH101,
-    "newsgroups20": _NEWSGROUPS20,
-    "trec6": _TREC6,
+    "fsdd": KnownData(
+        "Free Spoken Digit Dataset, five of its six speakers",
+        "CC BY-SA 4.0, Z. Jackson and others, https://github.com/Jakobovski/free-spoken-digit-dataset. The same "
+        "speakers are in training and test: the accuracy is optimistic for a new speaker.",
+    ),
+    "esc10": KnownData(
+        "ESC-10 environmental sounds",
+        "CC BY 3.0 as a whole, K. J. Piczak, 2015, https://github.com/karolpiczak/ESC-10 (most clips CC0 or CC BY, two "
+        "CC Sampling+; its README credits each). 400 clips in five folds: a test of one fold has 80. The clips were "
+        "reduced to 16 kHz.",
+    ),
+    "caltech101": KnownData(
+        "Caltech-101, a subset of at most 60 images a class",
+        "L. Fei-Fei, R. Fergus and P. Perona, 2004. The copy states no licence; the record at Caltech "
+        "(https://doi.org/10.22002/D1.20086) is listed elsewhere as CC BY 4.0, which was not checked. There is no "
+        "official split, and the images were scaled down to a short side of 112 px.",
+    ),
+    "newsgroups20": KnownData(
+        "20 Newsgroups, version sorted by date",
+        "K. Lang, 1995. No licence is stated; the messages are by their writers. Copies differ in whether headers, "
+        "quotes and signatures are in the texts; with them the accuracy is optimistic for message bodies alone.",
+    ),
+    "trec6": KnownData(
+        "TREC questions, six classes",
+        "X. Li and D. Roth, 2002. No licence is stated. Ten of the 500 test questions are also in the training "
+        "questions, as in the original.",
+    ),
 }
 """By a dataset's path, or by the name of its local folder, which comes first: it may hold a subset of the other."""
 

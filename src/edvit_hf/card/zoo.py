@@ -2,12 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.card.exports import latency_ms
+from edvit_hf.card.data import RESULTS_NAME
+from edvit_hf.card.exports import latency_ms, variants_by_name
 from edvit_hf.card.tables import NOT_MEASURED, markdown_table
 from edvit_hf.card.words import known_data
 from edvit_hf.errors import HubError
@@ -17,7 +19,6 @@ from edvit_hf.storage import MIB
 
 logger = logging.getLogger(__name__)
 
-RESULTS_NAME = "results.json"
 TAG = "edvit"  # of every card, so that the Hub finds ensembles by it
 _FROM_WORK_DIR = Path("09_card") / "ensemble"  # where a finished recipe keeps its ensemble
 
@@ -76,11 +77,20 @@ def zoo_row(
     accuracy, accuracy_of, num_items = _accuracy(manifest, results or {})
     ms, ms_of = _milliseconds(manifest)
     return ZooRow(
-        name=name, task=manifest.ensemble.task, dataset=_dataset_name(results or {}),
-        num_sub_models=len(manifest.sub_models), num_labels=len(manifest.label_names), accuracy=accuracy,
-        accuracy_of=accuracy_of, num_items=num_items, mib_fp32=_largest_mib(manifest, "fp32"),
-        mib_int8=_largest_mib(manifest, "int8"), ms=ms, ms_of=ms_of, place=place,
-    )  # fmt: skip
+        name=name,
+        task=manifest.ensemble.task,
+        dataset=_dataset_name(results or {}),
+        num_sub_models=len(manifest.sub_models),
+        num_labels=len(manifest.label_names),
+        accuracy=accuracy,
+        accuracy_of=accuracy_of,
+        num_items=num_items,
+        mib_fp32=_largest_mib(manifest, "fp32"),
+        mib_int8=_largest_mib(manifest, "int8"),
+        ms=ms,
+        ms_of=ms_of,
+        place=place,
+    )
 
 
 def zoo_of_folder(root: str | Path) -> list[ZooRow]:
@@ -99,7 +109,7 @@ def zoo_of_folder(root: str | Path) -> list[ZooRow]:
         if folder is None:
             continue
         text = (folder / RESULTS_NAME).read_text("utf-8", "replace") if (folder / RESULTS_NAME).is_file() else None
-        if row := _row_or_warning(lambda f=folder: Manifest.load(f), text, name, str(folder)):
+        if row := _row_or_warning(partial(Manifest.load, folder), text, name, str(folder)):
             rows.append(row)
     if not rows:
         raise HubError(
@@ -134,11 +144,8 @@ def zoo_of_hub(org: str, *, token: str | None = None, endpoint: str | None = Non
         if text is None:
             logger.warning("zoo: %s has no %s, left out", info.id, MANIFEST_NAME)
             continue
-        row = _row_or_warning(
-            lambda t=text: Manifest.from_json(t),
-            texts[RESULTS_NAME], info.id.partition("/")[2], info.id,
-        )  # fmt: skip
-        if row:
+        name = info.id.partition("/")[2]
+        if row := _row_or_warning(partial(Manifest.from_json, text), texts[RESULTS_NAME], name, info.id):
             rows.append(row)
     if not rows:
         raise HubError(
@@ -148,22 +155,27 @@ def zoo_of_hub(org: str, *, token: str | None = None, endpoint: str | None = Non
     return sorted(rows, key=lambda row: (row.task, row.name))
 
 
-def zoo_cells(row: ZooRow) -> list[str]:
-    """A row as text, in the order of `ZOO_HEADER`."""
-    accuracy = NOT_MEASURED if row.accuracy is None else f"{100 * row.accuracy:.1f} % ({row.accuracy_of})"
-    return [
-        row.name, row.task, row.dataset or NOT_MEASURED, str(row.num_sub_models), accuracy, _mib(row.mib_fp32),
-        _mib(row.mib_int8), NOT_MEASURED if row.ms is None else f"{row.ms:.2f} ({row.ms_of})", row.place,
-    ]  # fmt: skip
-
-
-ZOO_HEADER = (
-    "ensemble", "task", "dataset", "N", "accuracy", "MiB per device, fp32", "MiB per device, int8", "ms", "where",
-)  # fmt: skip
+_COLUMNS: Mapping[str, Callable[[ZooRow], str]] = {
+    "ensemble": lambda row: row.name,
+    "task": lambda row: row.task,
+    "dataset": lambda row: row.dataset or NOT_MEASURED,
+    "N": lambda row: str(row.num_sub_models),
+    "accuracy": lambda row: NOT_MEASURED if row.accuracy is None else f"{100 * row.accuracy:.1f} % ({row.accuracy_of})",
+    "MiB per device, fp32": lambda row: _mib(row.mib_fp32),
+    "MiB per device, int8": lambda row: _mib(row.mib_int8),
+    "ms": lambda row: NOT_MEASURED if row.ms is None else f"{row.ms:.2f} ({row.ms_of})",
+    "where": lambda row: row.place,
+}
+ZOO_HEADER = tuple(_COLUMNS)
 ZOO_NOTE = (
     "N: sub-models. MiB per device: the largest sub-model's file. ms: median of one input on the slowest sub-model; "
     "the sub-models run side by side."
 )
+
+
+def zoo_cells(row: ZooRow) -> list[str]:
+    """A row as text, in the order of `ZOO_HEADER`."""
+    return [cell(row) for cell in _COLUMNS.values()]
 
 
 def zoo_table_markdown(rows: Sequence[ZooRow]) -> str:
@@ -172,7 +184,7 @@ def zoo_table_markdown(rows: Sequence[ZooRow]) -> str:
     return markdown_table(list(ZOO_HEADER[:width]), [zoo_cells(row)[:width] for row in rows])
 
 
-def _row_or_warning(load: Any, results: str | None, name: str, place: str) -> ZooRow | None:
+def _row_or_warning(load: Callable[[], Manifest], results: str | None, name: str, place: str) -> ZooRow | None:
     """One broken ensemble must not hide the others."""
     try:
         data = json.loads(results) if results else None
@@ -203,12 +215,11 @@ def _dataset_name(results: Mapping[str, Any]) -> str | None:
 
 def _common(manifest: Manifest, precision: str) -> dict[str, list[Variant]]:
     """Variant name -> that file of every sub-model, for names that all of them have."""
-    by_name: dict[str, list[Variant]] = {}
-    for entry in manifest.sub_models:
-        for variant in entry.variants:
-            if variant.precision == precision and variant.inputs == "prepared":
-                by_name.setdefault(variant.name, []).append(variant)
-    return {name: files for name, files in by_name.items() if len(files) == len(manifest.sub_models)}
+    return {
+        name: files
+        for name, files in variants_by_name(manifest).items()
+        if (files[0].precision, files[0].inputs) == (precision, "prepared") and len(files) == len(manifest.sub_models)
+    }
 
 
 def _largest_mib(manifest: Manifest, precision: str) -> float | None:
