@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 JS := work/javascript
 BROWSER := work/browser/.installed
 
-.PHONY: help install run space test test-js test-browser lint format clean
+.PHONY: help install run space test test-js test-browser docs lint format clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -51,6 +51,9 @@ $(BROWSER): pyproject.toml | $(STAMP)
 	  echo "Chromium is needed to test the page: install it (Debian: apt-get install chromium), or name one in EDVIT_CHROMIUM"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]' || { echo "pip could not install Playwright (see above): the page was not tested. If the index cannot be reached, try again later"; exit 1; }
 	touch $@
+
+docs: $(STAMP)  ## write the pages of docs/ that are read from the code
+	$(BIN)/python docs/generate.py
 
 lint: $(STAMP)  ## ruff, ruff format check, mypy
 	$(BIN)/ruff check .

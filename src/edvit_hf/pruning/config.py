@@ -55,10 +55,10 @@ class PruneConfig:
             assumption: ED-ViT (arXiv 2410.11650) does not say; UP-ViTs (arXiv 2111.15127) takes 2 to 5.
         batch_size: Rows per forward (one row = one input with one mask); bounds the memory.
         compensate: Fold the least-squares prediction of what was removed into what stays, before retraining.
-        compensation_samples: Training items, without their labels, that the prediction is fitted on; fewer where
-            there are not so many.
+        compensation_samples: Only with `compensate`: training items, without their labels, that the prediction is
+            fitted on; fewer where there are not so many.
         rounds: Iterative pruning: this many times prune and retrain, with the keep shrinking geometrically.
-        round_epochs: Epochs of the short retraining after every round but the last.
+        round_epochs: Only with `rounds` above 1: epochs of the short retraining after every round but the last.
         seed: Draws the scored and the fitted items, and the scores of "random"; at least 0.
     """
 

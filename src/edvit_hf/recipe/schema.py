@@ -67,7 +67,15 @@ class TeacherConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CardConfig:
-    """What only the owner can say for the model card."""
+    """What only the owner can say for the model card.
+
+    Attributes:
+        title: Heading of the card. None: made from the recipe's name.
+        license: License of the ensemble, as the Hub writes it.
+        repo_id: Hub id that the card's lines to copy name. None: filled in when it is pushed.
+        language: Language of the texts, as the Hub writes it (`en`).
+        intended_use: What the ensemble is for, in your own sentences.
+    """
 
     title: str | None = None
     license: str = "apache-2.0"
@@ -78,7 +86,24 @@ class CardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The whole trip as values. `name` and `folder` come from the file, everything else from its YAML."""
+    """The whole trip as values. `name` and `folder` come from the file, everything else from its YAML.
+
+    Attributes:
+        name: Of the file, without its ending.
+        folder: In which the file lies.
+        task: What is classified.
+        dataset: Where the data come from and how they become the model's input.
+        teacher: The classifier that is split.
+        fleet: Fleet file, relative to the recipe: the devices and what each may carry.
+        split: How the classes are divided into class groups.
+        prune: How much of the teacher each sub-model keeps, and how that is chosen.
+        distill: How each sub-model learns from the teacher.
+        fuse: How the fusion head is trained, and the joint tuning after it.
+        augmentation: Random changes of the training inputs.
+        evaluate: What stands beside the ensemble in the results.
+        export: Which files are written, and what they must satisfy.
+        card: What only the owner can say.
+    """
 
     name: str
     folder: Path

@@ -86,10 +86,11 @@ class DistillConfig(TrainConfig):
             which shares the teacher's passes. "none": cross-entropy with the labels alone.
         temperature: Logits are divided by it before they are compared.
         distillation_weight: Share of the divergence in the loss, in [0, 1]; the labels get the rest.
-        hard: Whether the classification loss is (1 - hard_weight) * cross-entropy with the labels + hard_weight *
-            cross-entropy with the teacher's answers, as in DeViT, instead of that of "kd".
-        hard_weight: Share of the teacher's answers in it, in [0, 1].
-        relation_weights: Weights of the divergences of the q, k and v relations; a zero leaves one out.
+        hard: Only with `objective: dekd`: whether the classification loss is (1 - hard_weight) * cross-entropy with the
+            labels + hard_weight * cross-entropy with the teacher's answers, as in DeViT, instead of that of "kd".
+        hard_weight: Only with `objective: dekd`: share of the teacher's answers in it, in [0, 1].
+        relation_weights: Only with `objective: dekd`: weights of the divergences of the q, k and v relations; a zero
+            leaves one out.
         negatives_per_positive: "Other" items per item of the class group in every epoch. With 0 a sub-model sees its
             own classes alone, as in DeViT, and its vote cannot tell them from others.
         views: Replayed augmented views whose teacher outputs are computed once and stored.
@@ -150,7 +151,7 @@ class FuseConfig(TrainConfig):
         joint: Whether sub-models and fusion head are then tuned together, end to end. The loss is that of the fusion
             head + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` *
             mean distillation loss of the votes.
-        joint_epochs: Epochs of the joint tuning.
+        joint_epochs: Only with `joint`, as all that follow: epochs of the joint tuning.
         joint_learning_rate: Its peak.
         joint_batch_size: Items of its forward pass.
         joint_views: Replayed views that it uses. None: as many as `views`.
