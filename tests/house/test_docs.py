@@ -1,5 +1,7 @@
-"""What the README says, done."""
+"""The documentation says what is so: its examples run, what it names exists, what is generated is current."""
 
+import ast
+import functools
 import re
 import subprocess
 import sys
@@ -10,8 +12,48 @@ import pytest
 from edvit_hf.recipe.running import ensemble_dir
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "edvit_hf"
 README = (ROOT / "README.md").read_text()
-DOCS = sorted((ROOT / "docs").rglob("*.md"))
+ELSEWHERE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_cards/README.md")
+PAGES = [*(ROOT / name for name in ELSEWHERE), *sorted(DOCS.rglob("*.md"))]
+
+
+def links(page: Path) -> set[str]:
+    """Every address that a page links to or shows, code blocks left out."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return {address for pair in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text) for address in pair if address}
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings make, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def defined_in(module: str, name: str) -> Path:
+    """The file in which a name is defined that is imported from a module, seen through packages that hand it on."""
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    if (base / f"{name}.py").is_file():
+        return base / f"{name}.py"
+    if not base.is_dir():
+        return base.with_suffix(".py")
+    for node in ast.walk(ast.parse((base / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and name in {alias.name for alias in node.names}:
+            return defined_in(node.module, name)
+    return base / "__init__.py"
+
+
+@functools.cache
+def imported(file: str) -> set[str]:
+    """The files of the package that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = f"edvit_hf.{node.module}" if node.level else node.module
+            if module.startswith("edvit_hf"):
+                found |= {defined_in(module, alias.name).relative_to(PACKAGE).as_posix() for alias in node.names}
+    return found
 
 
 def test_the_from_pretrained_example_runs_as_written(finished_trip, capsys, monkeypatch):
@@ -33,12 +75,57 @@ def test_the_runtime_example_runs_as_written_and_without_torch():
     assert "absent.png" in refused
 
 
-def test_every_file_the_readme_names_exists():
-    tree = README.split("## Where things are")[1].split("```")[1]
-    for line in tree.splitlines()[1:]:
-        for name in re.findall(r"[\w/]+\.py|\b[\w/]+/", line.split("   ")[0]):
-            places = [ROOT / name, ROOT / "src/edvit_hf" / name]
-            assert any(place.exists() for place in places), name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_and_picture_leads_somewhere(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        if re.match(r"https?:|mailto:", link):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links {link}, which is not there"
+        assert target.is_relative_to(ROOT)
+        assert not anchor or anchor in anchors(target), f"{page.name} links {link}, but there is no such heading"
+
+
+def test_the_index_links_every_page():
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in links(DOCS / "index.md")}
+    assert set(DOCS.rglob("*.md")) - {DOCS / "index.md"} <= linked
+
+
+def test_the_readme_is_short_and_leads_to_the_index():
+    assert README.count("\n") <= 200
+    assert "docs/index.md" in README
+
+
+def test_the_tree_in_contributing_names_what_is_there_and_every_room():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things are")[1].split("```")[1]
+    named = {name.rstrip("/") for line in tree.splitlines() for name in re.findall(r"[\w./]+", line.split("   ")[0])}
+    for name in named - {""}:
+        assert any((base / name).exists() for base in (ROOT, PACKAGE)), name
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms <= named
+
+
+def test_every_file_that_architecture_names_exists():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w/]+(?:\.py|\.yaml|/))`", page)) - {"src/edvit_hf/"}
+    assert names
+    assert [name for name in sorted(names) if not (PACKAGE / name).exists()] == []
+
+
+def test_a_walk_goes_from_file_to_file_by_imports():
+    walks = (DOCS / "architecture.md").read_text(encoding="utf-8").split("## Four walks")[1].split("\n## ")[0]
+    for walk in walks.split("\n### ")[1:]:
+        files = re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE)
+        assert 4 <= len(files) <= 9, walk.splitlines()[0]
+        for place, name in enumerate(files[1:], start=1):
+            near = [other for other in files[:place] if name in imported(other) or other in imported(name)]
+            assert near, f"{walk.splitlines()[0]}: nothing before {name} imports it, nor does it import any of them"
+
+
+def test_the_pages_that_are_read_from_the_code_are_current():
+    done = subprocess.run([sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_measured_pages_are_what_the_results_files_say():
@@ -47,10 +134,11 @@ def test_the_measured_pages_are_what_the_results_files_say():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks/REPORT.md", *(str(p.relative_to(ROOT)) for p in DOCS)])
-def test_every_benchmark_a_page_names_exists(page):
-    for script in set(re.findall(r"\bbenchmarks/[\w/]+\.py", (ROOT / page).read_text())):
-        assert (ROOT / script).is_file(), script
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks/REPORT.md"], ids=lambda page: page.name)
+def test_every_file_of_the_repository_that_a_page_names_exists(page):
+    folders = "benchmarks|docs|model_cards|recipes|space_app|src|tests"
+    for name in set(re.findall(rf"(?<![\w./])(?:{folders})/[\w/.*-]+\.\w+", page.read_text(encoding="utf-8"))):
+        assert list(ROOT.glob(name)), f"{page.name} names {name}, which is not there"
 
 
 @pytest.mark.parametrize("target", ["install", "run", "test", "test-browser", "test-js", "space", "lint"])
