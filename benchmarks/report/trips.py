@@ -20,7 +20,7 @@ from report.figures import (
     spread,
     table,
 )  # fmt: skip
-from report.grid import grid, overview
+from report.grids import grid, overview
 
 
 def trips(results: Results, full: bool) -> list[str]:

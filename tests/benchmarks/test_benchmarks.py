@@ -1,9 +1,7 @@
 """The benchmarks measure what the trip does: the same start of the fusion head, the same samples and sizes."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +9,7 @@ import torch
 from edvit_hf.recipe import STAGES, load_recipe
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.trip import Trip, load_array
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support.benchmarks import benchmark
 
 
 @pytest.fixture
@@ -29,7 +19,7 @@ def trip(finished_trip):
 
 
 def test_the_dropout_benchmark_trains_the_head_that_the_trip_trains(trip):
-    module, config = benchmark("sub_model_dropout"), trip.recipe.fuse
+    module, config = benchmark("trips.sub_model_dropout"), trip.recipe.fuse
     features = load_array(trip.folders["fuse"] / "features.safetensors")
     head = module.fusion_head(trip, features, config.sub_model_dropout, config.seed)
     expected = trip.ensemble.fusion.state_dict()
@@ -41,7 +31,7 @@ def test_the_dropout_benchmark_trains_the_head_that_the_trip_trains(trip):
 
 
 def test_every_approximation_of_the_importance_is_compared_with_exact_kl(trip, finished_trip, tmp_path, monkeypatch):
-    module, (path, work) = benchmark("importance_agreement"), finished_trip
+    module, (path, work) = benchmark("pruning.importance_agreement"), finished_trip
     arguments = ["x", str(trip.folders["teacher"] / "model"), "--recipe", str(path), "--work-dir", str(work)]
     monkeypatch.setattr(sys, "argv", [*arguments, "--results-dir", str(tmp_path), "--samples-per-class", "2"])
     module.main()

@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks behind the tables: a grid of seeds and numbers of sub-models, and one choice changed at a time."""
 
-import importlib
 import json
 import sys
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
 from edvit_hf.recipe import load_recipe
 from edvit_hf.storage import read_json, write_json
+from support.benchmarks import benchmark
 from support.tiny_recipe import write_tiny_recipe
 
 SMALL = ["--train-items", "60", "--distill-epochs", "1", "--fuse-epochs", "1", "--views", "1"]
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    return importlib.import_module
-
-
-@pytest.fixture
-def grid(benchmark, tmp_path, monkeypatch):
-    """Run benchmarks/grid.py on a recipe of `tmp_path` in this process."""
-    module = benchmark("grid")
+def grid(tmp_path, monkeypatch):
+    """Run benchmarks/trips/grid.py on a recipe of `tmp_path` in this process."""
+    module = benchmark("trips.grid")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
 
@@ -91,9 +84,9 @@ def test_a_grid_without_a_finished_cell_writes_nothing(grid, tmp_path):
     assert not list((tmp_path / "results").iterdir())
 
 
-def test_an_ablation_compares_the_answers_of_one_question_and_resumes(benchmark, finished_trip, tmp_path, monkeypatch):
+def test_an_ablation_compares_the_answers_of_one_question_and_resumes(finished_trip, tmp_path, monkeypatch):
     recipe, work = finished_trip
-    module = benchmark("ablation")
+    module = benchmark("trips.ablation")
     places = ["--recipe", str(recipe), "--out", str(tmp_path / "out"), "--results-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["x", str(work), *places, *SMALL, "--questions", "compensation"])
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
@@ -114,8 +107,8 @@ def test_an_ablation_compares_the_answers_of_one_question_and_resumes(benchmark,
     assert read_json(tmp_path / "ablation_tiny.json")["runs"] == result["runs"]
 
 
-def test_every_answer_of_an_ablation_is_a_recipe_and_each_question_has_the_recipes_own(benchmark, tmp_path):
-    module, recipe = benchmark("ablation"), load_recipe(write_tiny_recipe(tmp_path))
+def test_every_answer_of_an_ablation_is_a_recipe_and_each_question_has_the_recipes_own(tmp_path):
+    module, recipe = benchmark("trips.ablation"), load_recipe(write_tiny_recipe(tmp_path))
     for answers in module.CHOICES.values():
         variants = [module.changed(recipe, change) for change in answers.values()]
         assert len({repr(variant) for variant in variants}) == len(answers)
@@ -151,17 +144,17 @@ def report_cell(seed, count, ensemble, plain, *, plain_against=None):
     }  # fmt: skip
 
 
-def report(benchmark, cells):
+def report(cells):
     return "\n".join(
-        benchmark("report.grid").grid(
+        benchmark("report.grids").grid(
             "fsdd_small", {"own_num_sub_models": 2, "command": "python grid.py", "cells": cells}, full=True
         )
     )
 
 
-def test_the_table_of_a_grid_has_a_line_for_each_number_and_one_for_what_they_share(benchmark):
+def test_the_table_of_a_grid_has_a_line_for_each_number_and_one_for_what_they_share():
     cells = [report_cell(seed, count, -0.01 * count, -0.02) for count in (2, 3) for seed in (0, 1)]
-    text = report(benchmark, cells)
+    text = report(cells)
     first = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert first == [
         "teacher", "ensemble of 2", "ensemble of 3", "plain model, total size of 2", "plain model, total size of 3",
@@ -176,8 +169,8 @@ def test_the_table_of_a_grid_has_a_line_for_each_number_and_one_for_what_they_sh
     assert "Cost: 4 minutes" in text
 
 
-def test_one_seed_carries_its_paired_interval(benchmark):
-    text = report(benchmark, [report_cell(0, 2, -0.02, -0.05)])
+def test_one_seed_carries_its_paired_interval():
+    text = report([report_cell(0, 2, -0.02, -0.05)])
     assert "-2.00 [-3.00, -1.00]" in next(line for line in text.splitlines() if line.startswith("| ensemble of 2"))
 
 
@@ -185,26 +178,26 @@ def test_one_seed_carries_its_paired_interval(benchmark):
     ("difference", "half", "is_near"),
     [(0.01, 0.01, True), (-0.004, 0.0, True), (-0.02, 0.01, False), (-0.006, 0.01, True), (-0.006, 0.001, False)],
 )
-def test_near_the_teacher_is_half_a_point_or_within_the_one_sided_interval(benchmark, difference, half, is_near):
-    assert benchmark("report.grid").near_teacher(against(difference, half)) is is_near
+def test_near_the_teacher_is_half_a_point_or_within_the_one_sided_interval(difference, half, is_near):
+    assert benchmark("report.grids").near_teacher(against(difference, half)) is is_near
 
 
-def test_the_verdicts_count_seeds_and_say_whether_there_was_anything_to_gain(benchmark):
+def test_the_verdicts_count_seeds_and_say_whether_there_was_anything_to_gain():
     better, worse, neither = (against(difference) for difference in (-0.03, 0.02, 0.001))
     cells = [
         report_cell(0, 2, -0.001, -0.04, plain_against=better),
         report_cell(1, 2, -0.05, -0.01, plain_against=worse),
         report_cell(0, 3, -0.001, -0.01, plain_against=neither),
     ]
-    text = " ".join(benchmark("report.grid").verdicts(cells, [2, 3]))
+    text = " ".join(benchmark("report.grids").verdicts(cells, [2, 3]))
     assert "2: 1 of 2; 3: 1 of 1" in text
     assert "2: better 1, worse 1, neither 0; 3: better 0, worse 0, neither 1" in text
     assert "in 1 of 3 cases" in text
-    text = " ".join(benchmark("report.grid").verdicts(cells[1:], [2, 3]))
+    text = " ".join(benchmark("report.grids").verdicts(cells[1:], [2, 3]))
     assert "nowhere three points below" in text
 
 
-def test_folds_are_averaged_row_by_row_and_compared_within_each_fold(benchmark):
+def test_folds_are_averaged_row_by_row_and_compared_within_each_fold():
     folds = [
         {"fold": fold, "rows": [
             {"name": name, "accuracy": value, "macro_f1": value / 2, "parameters_per_device": 10}
@@ -212,10 +205,10 @@ def test_folds_are_averaged_row_by_row_and_compared_within_each_fold(benchmark):
         ]}
         for fold, teacher, ensemble in ((1, 0.8, 0.7), (4, 0.6, 0.7))
     ]  # fmt: skip
-    teacher, ensemble = benchmark("esc10_folds").summary(folds)
+    teacher, ensemble = benchmark("trips.esc10_folds").summary(folds)
     assert teacher["accuracy"]["by_fold"] == {"1": 0.8, "4": 0.6}
     assert teacher["macro_f1"]["mean"] == pytest.approx(0.35)
     assert ensemble["accuracy"]["sd"] == 0
     assert ensemble["difference_to_teacher_mean"] == pytest.approx(0)
     assert ensemble["difference_to_teacher_sd"] == pytest.approx(0.02**0.5)
-    assert benchmark("esc10_folds").summary(folds[:1])[1]["accuracy"]["sd"] is None
+    assert benchmark("trips.esc10_folds").summary(folds[:1])[1]["accuracy"]["sd"] is None

@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of accuracy after pruning: balanced items, winners on validation, going on where it stopped."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.running import stage_dir
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "prune_accuracy.py"
+from support.benchmarks import benchmark
 
 
 @pytest.fixture
 def module():
-    spec = importlib.util.spec_from_file_location("benchmark_prune_accuracy", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("pruning.prune_accuracy")
 
 
 def test_half_of_the_items_come_from_the_group(module):

@@ -1,29 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks that run part of a trip on fewer items: what they reduce, what they compare, how they resume."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edvit_hf.recipe import run
 from edvit_hf.recipe.trip import Trip
+from support.benchmarks import benchmark
 from support.tiny_recipe import VALUES, tiny_recipe
 
 SMALL = ["--train-items", "60", "--distill-epochs", "1", "--fuse-epochs", "1", "--views", "1"]
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    return importlib.import_module
-
-
-@pytest.fixture
-def result_of(benchmark, finished_trip, tmp_path, monkeypatch):
+def result_of(finished_trip, tmp_path, monkeypatch):
     """Run a benchmark on the tiny trip and return what it wrote."""
 
     def run(name, *options):
@@ -31,39 +24,39 @@ def result_of(benchmark, finished_trip, tmp_path, monkeypatch):
         places = ["--recipe", str(recipe), "--out", str(tmp_path / "out"), "--results-dir", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["x", str(work), *places, *(options or SMALL)])
         benchmark(name).main()
-        return json.loads((tmp_path / f"{name}_tiny.json").read_text())
+        return json.loads((tmp_path / f"{name.split('.')[1]}_tiny.json").read_text())
 
     return run
 
 
-def test_fewer_items_keep_the_share_of_every_class(benchmark):
+def test_fewer_items_keep_the_share_of_every_class():
     labels = np.repeat([0, 1, 2], [300, 60, 30])
-    items = benchmark("reduced_trip").Reduction(train_items=130).items(labels)
+    items = benchmark("trips.reduced_trip").Reduction(train_items=130).items(labels)
     assert np.bincount(labels[items]).tolist() == [100, 20, 10]
     assert (np.diff(items) > 0).all()
-    assert len(benchmark("reduced_trip").Reduction().items(labels)) == 390
+    assert len(benchmark("trips.reduced_trip").Reduction().items(labels)) == 390
 
 
 def test_every_importance_is_compared_with_exact_kl_after_distillation(result_of, finished_trip, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in finished_trip[1].rglob("*")}
     options = [*SMALL, "--methods", "kl", "random", "--samples-per-class", "2"]
-    result = result_of("importance_distilled", *options)
+    result = result_of("pruning.importance_distilled", *options)
     assert [(row["method"], row["seed"]) for row in result["rows"]] == [("kl", 0), ("random", 0)]
     assert result["summary"]["kl"]["test"]["mean"] == result["rows"][0]["accuracy"]["test"]
     assert result["reduced"]["train_items"] == 60
     assert {p: p.stat().st_mtime_ns for p in finished_trip[1].rglob("*")} == before
-    assert result_of("importance_distilled", *options)["rows"] == result["rows"]  # resumed: seconds and all
+    assert result_of("pruning.importance_distilled", *options)["rows"] == result["rows"]  # resumed: seconds and all
     with pytest.raises(SystemExit, match="other settings"):
-        result_of("importance_distilled", *options, "--keep-heads", "2")
+        result_of("pruning.importance_distilled", *options, "--keep-heads", "2")
 
 
-def test_differences_are_in_units_of_the_seeds_deviation(benchmark):
+def test_differences_are_in_units_of_the_seeds_deviation():
     rows = [
         {"method": method, "seed": seed, "accuracy": {"validation": value, "test": value}, "seconds": {"prune": 1.0}}
         for method, values in (("kl", (0.90, 0.92, 0.94)), ("fisher", (0.91, 0.93, 0.95)), ("random", (0.8, 0.9, 0.8)))
         for seed, value in enumerate(values)
     ]
-    found = benchmark("importance_distilled").summary(rows)
+    found = benchmark("pruning.importance_distilled").summary(rows)
     assert found["kl"]["test"]["std"] == pytest.approx(0.02)
     assert found["fisher"]["test"]["in_seed_deviations_of_kl"] == pytest.approx(0.5)
     assert found["fisher"]["test"]["within_one_seed_deviation"]
@@ -71,7 +64,7 @@ def test_differences_are_in_units_of_the_seeds_deviation(benchmark):
 
 
 def test_every_split_is_measured_and_the_winner_is_chosen_on_validation(result_of):
-    result = result_of("split_strategies", *SMALL, "--split-seeds", "0", "1")
+    result = result_of("trips.split_strategies", *SMALL, "--split-seeds", "0", "1")
     names = ["balanced 0", "balanced 1", "similarity group", "similarity separate"]
     assert [row["split"] for row in result["rows"]] == names
     within = {row["split"]: row["within"] for row in result["rows"]}
@@ -82,8 +75,8 @@ def test_every_split_is_measured_and_the_winner_is_chosen_on_validation(result_o
         assert sum(row["within_of_each_group"]) == pytest.approx(row["within"])
 
 
-def test_pruning_rounds_run_where_pruning_is_asked_for(benchmark, tmp_path):
-    module = benchmark("reduced_trip")
+def test_pruning_rounds_run_where_pruning_is_asked_for(tmp_path):
+    module = benchmark("trips.reduced_trip")
     teacher = {"from_scratch": {**VALUES["teacher"]["from_scratch"], "num_attention_heads": 4}, "epochs": 1}
     recipe = tiny_recipe(tmp_path, teacher=teacher, prune={"keep_heads": 1, "rounds": 2})
     run(recipe, tmp_path / "work", stages=["teacher", "split"])

@@ -2,7 +2,6 @@
 """The report: every kind of results file, figures that a file lacks, targets missed, and what is out of date."""
 
 import copy
-import importlib
 import json
 import random
 import re
@@ -12,6 +11,8 @@ from operator import getitem
 from pathlib import Path
 
 import pytest
+
+from support.benchmarks import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = (
@@ -76,13 +77,13 @@ def vit_base_samples():
     ]  # fmt: skip
     errors = {"median_relative_error": 0.052, "max_relative_error": 0.2, "target_median_relative_error": 0.1}
     return {
-        "vit_base_scores": scores | {"command": "python benchmarks/vit_base_scores.py --images 64 --seed 0"},
-        "cut_vit_base": {"command": "python benchmarks/cut_vit_base.py", "num_sub_models": 10, "rows": cuts},
-        "vit_base_onnx": {"command": "python benchmarks/vit_base_onnx.py", **onnx},
-        "vit_base_operators": {"command": "python benchmarks/vit_base_operators.py", "ways": ways,
+        "vit_base_scores": scores | {"command": "python benchmarks/pruning/vit_base_scores.py --images 64 --seed 0"},
+        "cut_vit_base": {"command": "python benchmarks/pruning/cut_vit_base.py", "num_sub_models": 10, "rows": cuts},
+        "vit_base_onnx": {"command": "python benchmarks/speed/vit_base_onnx.py", **onnx},
+        "vit_base_operators": {"command": "python benchmarks/speed/vit_base_operators.py", "ways": ways,
                                "shallow": {"layers": 4, "ways": ways}},
-        "latency_prediction": errors | {"command": "python benchmarks/latency_prediction.py", "profile_seconds": 60.0,
-                                        "rows": sizes},
+        "latency_prediction": errors | {"command": "python benchmarks/planning/latency_prediction.py",
+                                        "profile_seconds": 60.0, "rows": sizes},
     }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def torch_pruning_sample():
          "before": splits(0.5), "retraining_seconds": 9.0, "after": splits(0.9)}
         for group in (None, [4, 6], [2, 7]) for method in ("edvit_hf hybrid", "torch-pruning taylor")
     ]  # fmt: skip
-    return {"command": "python benchmarks/torch_pruning_comparison.py TEACHER_DIR", "torch_pruning": "1.6.1",
+    return {"command": "python benchmarks/pruning/torch_pruning_comparison.py TEACHER_DIR", "torch_pruning": "1.6.1",
             "settings": {"keep_heads": 2, "epochs": 4}, "rows": rows}  # fmt: skip
 
 
@@ -108,10 +109,10 @@ def pruning_samples(script):
          "teacher_accuracy": splits(0.99), "cells": cells}
         for teacher in (0, 1) for method in METHODS
     ]  # fmt: skip
-    summary = script("prune_accuracy").summarise(rows)
-    after = {"command": "python benchmarks/prune_accuracy.py TEACHER_DIR_0", "rows": rows, "summary": summary,
+    summary = script("pruning.prune_accuracy").summarise(rows)
+    after = {"command": "python benchmarks/pruning/prune_accuracy.py TEACHER_DIR_0", "rows": rows, "summary": summary,
              "settings": {"num_teachers": 2, "num_groups": 1},
-             "winners": script("prune_accuracy").winners(summary)}  # fmt: skip
+             "winners": script("pruning.prune_accuracy").winners(summary)}  # fmt: skip
     figures = {
         f"{axis}_{name}": 0.5 + draw() / 2
         for axis in ("residual", "heads", "attention", "ffn")
@@ -121,23 +122,25 @@ def pruning_samples(script):
         {"class_group": group, "seconds": dict.fromkeys(METHODS, 1.5), **dict.fromkeys(METHODS[1:], figures)}
         for group in ([4, 6], [2, 7])
     ]
-    agreement = {"command": "python benchmarks/importance_agreement.py TEACHER_DIR", "samples_per_class": 16,
-                 "groups": groups, "summary": script("importance_agreement").summary(groups, METHODS[1:])}  # fmt: skip
+    agreement = {"command": "python benchmarks/pruning/importance_agreement.py TEACHER_DIR", "samples_per_class": 16,
+                 "groups": groups,
+                 "summary": script("pruning.importance_agreement").summary(groups, METHODS[1:])}  # fmt: skip
     runs = [
         {"method": method, "seed": seed, "accuracy": splits(0.9 + seed / 100 + shift), "seconds": {"prune": 2.0}}
         for method, shift in (("kl", 0), ("fisher", 0.005), ("hybrid", -0.02)) for seed in (0, 1, 2)
     ]  # fmt: skip
-    distilled = {"command": "python benchmarks/importance_distilled.py WORK_DIR...", "seeds": [0, 1, 2], "rows": runs,
-                 "reduced": REDUCED, "summary": script("importance_distilled").summary(runs)}  # fmt: skip
+    distilled = {"command": "python benchmarks/pruning/importance_distilled.py WORK_DIR...", "seeds": [0, 1, 2],
+                 "rows": runs, "reduced": REDUCED,
+                 "summary": script("pruning.importance_distilled").summary(runs)}  # fmt: skip
     cells = [
         {"split": name, "strategy": strategy, "training_seed": 0, "class_groups": [[0, 1], [2, 3]], "within": 0.25,
          "accuracy": splits(0.7)}
         for name, strategy in (("balanced 0", "balanced"), ("balanced 1", "balanced"), ("similarity group",) * 2,
                                ("similarity separate",) * 2)
     ]  # fmt: skip
-    split = {"command": "python benchmarks/split_strategies.py WORK_DIR", "reduced": REDUCED, "rows": cells,
+    split = {"command": "python benchmarks/trips/split_strategies.py WORK_DIR", "reduced": REDUCED, "rows": cells,
              "teacher": {"accuracy": splits(0.8)}, "winner_on_validation": "similarity group",
-             "summary": script("split_strategies").summary(cells)}  # fmt: skip
+             "summary": script("trips.split_strategies").summary(cells)}  # fmt: skip
     return {
         **{f"prune_accuracy_{recipe}": after for recipe in ("mnist_small", "cifar10_small")},
         **{f"importance_agreement_{recipe}": agreement for recipe in ("digits", "mnist_small", "cifar10_small")},
@@ -149,9 +152,7 @@ def pruning_samples(script):
 
 @pytest.fixture(scope="module")
 def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module
+    return benchmark
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +161,8 @@ def samples(script):
     found = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in COMMITTED}
     earlier = (ROOT / "benchmarks/results/earlier/mnist_small_frozen.json").read_text()
     found["cifar10_small"] = found["mnist_small"] = json.loads(earlier)
-    command = "python benchmarks/planner_fleets.py --num-fleets 4"
-    planner = {"command": command, **script("planner_fleets").measure(4, 0)}
+    command = "python benchmarks/planning/planner_fleets.py --num-fleets 4"
+    planner = {"command": command, **script("planning.planner_fleets").measure(4, 0)}
     own = {**vit_base_samples(), **pruning_samples(script), "planner_fleets": planner}
     return found | {name: {**HEAD, **data} for name, data in own.items()}
 
@@ -208,14 +209,15 @@ def paths_in(data, path=()):
             yield from paths_in(value, (*path, key))
 
 
-def test_every_kind_of_result_is_shown_in_both_files_and_the_short_one_stays_readable(written, samples):
+def test_every_kind_of_result_is_shown_in_both_files_and_the_short_one_stays_readable(written, samples, script):
     short, full = written()
     assert short.startswith("# Measured results\n\nEvery figure")
     assert short.split("\n\n")[2].startswith("**digits")
     for name, data in samples.items():
-        assert f"`{name}.json`" in short or f"`{data['command']}`" in short, name
+        command = f"`{script('report.figures').command(data)}`"
+        assert f"`{name}.json`" in short or command in short, name
         assert f"results/{name}.json" in full, name
-        assert f"`{data['command']}`" in full, name
+        assert command in full, name
     assert short.count("\n") <= 140
     assert "\n\n\n" not in short + full
     titles = ["**digits", "**MNIST", "**CIFAR", "**Exported", "**Pruning", "**Splitting", "**Planning", "**Start-up"]
@@ -325,6 +327,14 @@ def test_without_results_there_is_no_section(script, tmp_path):
     assert script("report.write").measured(script("report.figures").Results(tmp_path), full=True).strip() == ""
 
 
+@pytest.mark.parametrize("old", ["benchmarks/grid.py", "benchmarks/speed/grid.py", "benchmarks/trips/grid.py"])
+def test_a_command_names_its_script_where_it_stands_now(script, old):
+    command = script("report.figures").command
+    assert command({"command": f"python {old} RECIPE --seeds 0"}) == "python benchmarks/trips/grid.py RECIPE --seeds 0"
+    assert command({"command": "python benchmarks/gone.py"}) == "python benchmarks/gone.py"
+    assert command({}) == "unknown"
+
+
 def test_the_page_on_speed_keeps_what_stands_around_its_tables(written, tmp_path):
     written()
     page = (tmp_path / "docs/guides/speed.md").read_text()
@@ -349,7 +359,10 @@ def test_a_page_without_markers_is_refused(script):
 def test_the_invented_samples_have_the_keys_that_the_scripts_write(samples):
     for name in (*vit_base_samples(), "torch_pruning_mnist_small"):
         file = "torch_pruning_comparison" if name.startswith("torch_pruning") else name
-        code = (ROOT / f"benchmarks/{file}.py").read_text() + (ROOT / "src/edvit_hf/hardware/timing.py").read_text()
+        code = (
+            next((ROOT / "benchmarks").rglob(f"{file}.py")).read_text()
+            + (ROOT / "src/edvit_hf/hardware/timing.py").read_text()
+        )
         paths = [path for path in paths_in(samples[name]) if path[0] != "environment"]
         for key in {key for path in paths for key in path if isinstance(key, str)}:
             assert key in code, (name, key)

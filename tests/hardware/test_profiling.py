@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edvit profile`: its graphs, its timing, the profile it writes; and how the benchmark accounts for kernels."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,6 +20,7 @@ from edvit_hf.hardware.profiling import profile_machine
 from edvit_hf.hardware.profiling_graphs import OPSET, calibration_graph, calibration_shapes, encoder_shape, matmul_graph
 from edvit_hf.hardware.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
 from edvit_hf.planning.fleet import load_fleet
+from support.benchmarks import benchmark
 
 TINY = (16, 2, 8, 24, 2, 2, 3)
 SHAPES = [encoder_shape(*TINY), encoder_shape(32, 4, 8, 64, 1, 3, 3), encoder_shape(48, 2, 24, 96, 3, 4, 4)]
@@ -240,13 +239,9 @@ def test_no_calibration_shape_is_a_whole_head_cut_of_vit_base():
 
 
 def test_the_benchmark_accounts_for_every_kernel_of_a_graph(tmp_path):
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "vit_base_onnx.py"
-    spec = importlib.util.spec_from_file_location("vit_base_onnx", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     shape = encoder_shape(96, 4, 24, 192, 3, 8, 8)
     (tmp_path / "graph.onnx").write_bytes(calibration_graph(shape).SerializeToString())
-    found = module.breakdown(tmp_path / "graph.onnx", 5, shape)
+    found = benchmark("speed.vit_base_onnx").breakdown(tmp_path / "graph.onnx", 5, shape)
     assert found["kernels"]["linear"]["calls"] == 3 * 6 + 1
     assert found["kernels"]["attention"]["calls"] == 3 * 2
     assert found["kernels"]["Softmax"]["calls"] == 3

@@ -1,7 +1,6 @@
 """Keep search, budgets, errors and the published arithmetic of ED-ViT's ratios."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from edvit_hf.pruning.config import KeepRatios
 from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.groups import capability
 from edvit_hf.recipe.offline_plan import find_fleet, plan_recipe
+from support.benchmarks import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 VIT = {
@@ -356,12 +356,8 @@ def test_an_unknown_way_of_placing_is_refused():
         small_plan(placement="best")
 
 
-def test_random_fleets_are_planned_within_every_budget(tmp_path):
-    path = ROOT / "benchmarks/planner_fleets.py"
-    spec = importlib.util.spec_from_file_location("planner_fleets", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    result = module.measure(25, seed=7)
+def test_random_fleets_are_planned_within_every_budget():
+    result = benchmark("planning.planner_fleets").measure(25, seed=7)
     assert result["summary"]["num_planned"] + result["summary"]["num_infeasible"] == 25
     assert result["summary"]["num_planned"] >= 15
     assert result["summary"]["num_broken_budgets"] == 0

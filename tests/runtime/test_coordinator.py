@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, EDViTError, QuorumError
 from edvit_hf.runtime import Coordinator, CoordinatorConfig, MonotonicClock, SubModelRequest
+from support.benchmarks import benchmark
 from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 from support.tiny_ensemble import FEATURES, SIZE, write_tiny_ensemble
 
@@ -341,13 +340,10 @@ def test_whatever_happens_an_answer_is_sound_and_nobody_waits_beyond_the_deadlin
 
 
 def test_the_benchmark_of_faults_finds_nothing_wrong():
-    path = Path(__file__).parents[2] / "benchmarks/runtime_faults.py"
-    spec = importlib.util.spec_from_file_location("runtime_faults", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    manifest = benchmark.toy_manifest()
+    faults = benchmark("runtime.runtime_faults")
+    manifest = faults.toy_manifest()
     arguments = argparse.Namespace(requests=1500, deadline_ms=25.0, seed=3)
-    found = benchmark.simulated(arguments, manifest, benchmark.toy_fusion(manifest, 0))
+    found = faults.simulated(arguments, manifest, faults.toy_fusion(manifest, 0))
     assert found["beyond_deadline"] == 0
     assert found["wrong_answers"] == {}
     assert {"whole", "degraded"} <= set(found["results"]) <= {"whole", "degraded", "no quorum"}

@@ -11,8 +11,8 @@ distribution over the group's classes and the pooled "other" class, averaged ove
   where units are few or their removal is no small step, cheap where there are many. A forward per channel and head
   still takes hours at the size of ViT-Base.
 
-benchmarks/importance_agreement.py measures how well they agree, benchmarks/importance_distilled.py what is left of the
-differences after retraining.
+benchmarks/pruning/importance_agreement.py measures how well they agree, importance_distilled.py beside it what is left
+of the differences after retraining.
 
 The others know no distribution:
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What exported ensembles keep and weigh: accuracy by variant, the gate's worst class group, int8 weights, one pull.
+
+    python benchmarks/export/exported_ensembles.py FOLDER...
+
+Each folder is one that `edvit export` has written with its gates, named after its recipe. Accuracies are read from its
+manifest, which the export measured on the test split; the gate's figures are of the validation split that decided. One
+device's share is pulled from the folder into a temporary one, and what lies beside the graph is counted. Writes
+results/exported_ensembles.json.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.hub import pull
+from edvit_hf.manifest import Manifest
+from edvit_hf.storage import write_json
+from harness import RESULTS
+
+MAX_WEIGHT_RATIO = 0.27
+MAX_BESIDE_KIB = 128
+PROFILE = "raspberry-pi-5"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--results-dir", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def variant_row(manifest: Manifest, name: str) -> dict[str, Any]:
+    """A variant of all sub-models: accuracy with all present, the gate's flips, what its int8 weights weigh."""
+    accuracy = (manifest.ensemble.accuracy or {}).get(name) or {}
+    gate = (manifest.ensemble.gates or {}).get(name) or {}
+    files = [variant for entry in manifest.sub_models for variant in entry.variants if variant.name == name]
+    made = [file.quantization for file in files if file.quantization is not None]
+    latencies = [file.latency_ms["median"] for file in files if file.latency_ms]
+    return {
+        "variant": name,
+        "accuracy": accuracy.get("accuracy"),
+        "num_items": accuracy.get("num_items"),
+        "largest_file_bytes": max(file.bytes for file in files),
+        "weight_ratio": sum(q.weight_bytes for q in made) / sum(q.weight_bytes_fp32 for q in made) if made else None,
+        "kept_float": sum(len(q.kept_float) for q in made),
+        "slowest_median_ms": max(latencies) if latencies else None,
+        "gate": {key: gate.get(key) for key in ("split", "num_items", "net_flips", "max_net_flips", "passed")},
+        "worst_group": max(
+            (group for group in gate.get("groups") or []), key=lambda group: group["net_flips"], default=None
+        ),
+    }
+
+
+def pulled_row(folder: Path) -> dict[str, Any]:
+    """Bytes of one device's share of sub-model 0, and of what lies beside its graph."""
+    with tempfile.TemporaryDirectory() as scratch:
+        got = pull(str(folder), sub_models=[0], profile=PROFILE, output=Path(scratch) / "share")
+        graphs = sum(path.stat().st_size for path in got.folder.rglob("*.onnx"))
+    return {"profile": PROFILE, "graph_bytes": graphs, "beside_bytes": got.bytes_on_disk - graphs}
+
+
+def main() -> None:
+    """Gather, write, print."""
+    arguments, rows = parse(), []
+    for folder in arguments.folders:
+        manifest = Manifest.load(folder)
+        names = dict.fromkeys(v.name for v in manifest.sub_models[0].variants if v.inputs == "prepared")
+        rows.append(
+            {
+                "recipe": folder.name,
+                "num_sub_models": len(manifest.sub_models),
+                "variants": [variant_row(manifest, name) for name in names],
+                "pull": pulled_row(folder),
+            }
+        )
+        print(rows[-1])
+    data = {
+        "schema_version": 1,
+        "command": "python benchmarks/export/exported_ensembles.py FOLDER...",
+        "environment": environment(),
+        "goals": {"weight_ratio": MAX_WEIGHT_RATIO, "beside_kib": MAX_BESIDE_KIB},
+        "ensembles": rows,
+    }
+    write_json(arguments.results_dir / "exported_ensembles.json", data)
+
+
+if __name__ == "__main__":
+    main()

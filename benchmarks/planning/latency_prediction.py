@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the latency that `edvit profile` lets us predict agree with what real exports take?
+
+    python benchmarks/planning/latency_prediction.py
+
+Measures a fresh profile of this machine (which sees none of the sizes below), exports stock classifiers with random
+weights at the sizes of sub-models (ViT-Base at 224 px cut to 1 to 8 of 12 heads and to thin heads, small ones at
+32 px, an AST cut to 2 of 12 heads), and times each on one thread in fresh processes, in shuffled rounds.
+Writes results/latency_prediction.json: predicted and measured milliseconds, spread, relative errors.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ASTConfig, ASTForAudioClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.architectures.axes import AttentionKind
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.export.onnx import draw_graph, draw_sub_model, plain_attention, save_graph
+from edvit_hf.export.optimum_config import resolve_onnx_config
+from edvit_hf.hardware.latency import predicted_ms
+from edvit_hf.hardware.profiles import DeviceProfile
+from edvit_hf.hardware.profiling import profile_machine, summary
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.storage import write_json
+from harness import RESULTS
+
+OPSET, LABELS, TARGET = 20, 11, 0.10
+BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
+TINY_32 = {"image_size": 32, "patch_size": 4, "num_hidden_layers": 12}
+TINY_32 |= {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+SMALL_32 = TINY_32 | {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 6, "intermediate_size": 192}
+# name -> (model type, teacher's sizes, heads' worth kept, whole or thin heads)
+SIZES: dict[str, tuple[str, dict[str, int], int, AttentionKind]] = {
+    **{f"ViT-Base, {heads} of 12 heads": ("vit", BASE, heads, "whole") for heads in range(1, 9)},
+    **{f"ViT-Base, {heads} heads' worth of thin heads": ("vit", BASE, heads, "thin") for heads in (3, 6)},
+    "ViT 192 wide, 32 px, 1 of 3 heads": ("vit", TINY_32, 1, "whole"),
+    "ViT 192 wide, 32 px, 2 of 3 heads": ("vit", TINY_32, 2, "whole"),
+    "ViT 96 wide, 32 px, 2 of 4 heads": ("vit", SMALL_32, 2, "whole"),
+    "AST, 2 of 12 heads": ("audio-spectrogram-transformer", BASE, 2, "whole"),
+}
+TINY = ("ViT 192 wide, 32 px, 1 of 3 heads", "ViT 96 wide, 32 px, 2 of 4 heads")
+TIMER = (
+    "import json, sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
+    "samples = time_rounds([open_session(Path(sys.argv[1]), 1)], rounds=int(sys.argv[2])); "
+    "print(json.dumps(samples[0].milliseconds))"
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="fresh processes per size, in shuffled rounds")
+    add("--repeats", type=int, default=9, help="timed runs per process")
+    add("--seed", type=int, default=0, help="of weights, inputs and orders")
+    add("--quick", action="store_true", help="a quick profile and the two smallest sizes, to try the script")
+    add("--results-dir", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+class SpectrogramAxes:
+    """What `draw_graph` needs to know of an AST, whose input is a spectrogram (batch, frames, bins)."""
+
+    def __init__(self, config: ASTConfig) -> None:
+        self.sizes = (3, config.max_length, config.num_mel_bins)
+        self.inputs = {"input_values": {0: "batch"}}
+        self.outputs = {"features": {0: "batch"}, "logits": {0: "batch"}}
+
+    def example_inputs(self) -> dict[str, torch.Tensor]:
+        """Dummy inputs."""
+        return {"input_values": torch.randn(self.sizes)}
+
+
+class SpectrogramGraph(torch.nn.Module):
+    """AST as a sub-model: spectrogram -> feature (before the classifier's own norm) and vote."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return both answers by name."""
+        feature = self.model.base_model(input_values).last_hidden_state[:, :2].mean(dim=1)
+        return {"features": feature, "logits": self.model.classifier(feature)}
+
+
+def sub_model_shape(model_type: str, sizes: dict[str, int], keep_heads: int, attention: AttentionKind) -> ModelShape:
+    """The shape after keeping so many heads' worth of the teacher."""
+    teacher = ModelShape.from_config({"model_type": model_type, **sizes}, num_labels=LABELS)
+    return teacher.keep(keep_heads, num_labels=LABELS, attention=attention)
+
+
+def export(shape: ModelShape, path: Path, seed: int) -> None:
+    """A stock classifier of this shape with random weights, through our exporter."""
+    torch.manual_seed(seed)
+    classes = {"vit": (ViTConfig, ViTForImageClassification)}
+    classes["audio-spectrogram-transformer"] = (ASTConfig, ASTForAudioClassification)
+    config_class, model_class = classes[shape.architecture.model_type]
+    values = {key: value for key, value in shape.config.items() if key != "model_type"}
+    config = config_class(**values, num_labels=LABELS)
+    shape.architecture.set_widths(config, shape.widths)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # all zero in a new model: the exporter would store them once
+                parameter.normal_(std=0.02)
+    if shape.architecture.model_type == "vit":
+        graph = draw_sub_model(model, resolve_onnx_config(config), opset=OPSET)
+    else:
+        with plain_attention(model):
+            graph = draw_graph(SpectrogramGraph(model).eval(), SpectrogramAxes(config), opset=OPSET)
+    save_graph(graph, path)
+
+
+def time_fresh(path: Path, repeats: int) -> list[float]:
+    """Milliseconds on one thread in a process of its own."""
+    command = [sys.executable, "-c", TIMER, str(path), str(repeats)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def measure(folder: Path, names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """All samples of every size, from so many fresh processes each."""
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    shuffler = random.Random(arguments.seed)
+    for _ in range(arguments.rounds):
+        shuffler.shuffle(names)
+        for name in names:
+            found = time_fresh(folder / f"{list(SIZES).index(name)}.onnx", arguments.repeats)
+            samples[name] += found
+            medians[name].append(round(statistics.median(found), 4))
+    return {name: {**summary(samples[name]), "process_medians_ms": medians[name]} for name in sorted(names)}
+
+
+def rows_of(profile: DeviceProfile, measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Predicted beside measured."""
+    rows = []
+    for name in SIZES:
+        if name in measured:
+            shape = sub_model_shape(*SIZES[name])
+            predicted = predicted_ms(shape, profile)
+            error = predicted / measured[name]["median_ms"] - 1
+            sizes = {"tokens": shape.tokens, "parameters": shape.parameters, "macs": shape.macs}
+            estimate = {"predicted_ms": round(predicted, 4), "relative_error": round(error, 4)}
+            rows.append({"name": name, **sizes, **measured[name], **estimate})
+    return rows
+
+
+def main() -> None:
+    """Profile, export, time, compare, write."""
+    arguments = parse_arguments()
+    names = list(TINY if arguments.quick else SIZES)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in names:
+            export(sub_model_shape(*SIZES[name]), folder / f"{list(SIZES).index(name)}.onnx", arguments.seed)
+            print(f"exported: {name}")
+        begin = time.perf_counter()
+        profile = profile_machine("this-machine", quick=arguments.quick, seed=arguments.seed)
+        seconds = round(time.perf_counter() - begin, 1)
+        rows = rows_of(profile, measure(folder, names, arguments))
+    errors = [abs(row["relative_error"]) for row in rows]
+    result = {
+        "schema_version": 1,
+        "command": f"python benchmarks/planning/latency_prediction.py --rounds {arguments.rounds} "
+        f"--repeats {arguments.repeats} --seed {arguments.seed}" + (" --quick" if arguments.quick else ""),
+        "seed": arguments.seed,
+        "environment": environment(),
+        "what": "onnxruntime fp32, one thread, one input; real exports of stock models, random weights",
+        "median_relative_error": round(statistics.median(errors), 4),
+        "max_relative_error": round(max(errors), 4),
+        "target_median_relative_error": TARGET,
+        "profile_seconds": seconds,
+        "rows": rows,
+        "profile": {
+            "latency_ms_per_unit": dict(profile.latency),
+            "sustained_gflops": profile.sustained_gflops,
+            "fits": profile.provenance["fits"],
+        },
+    }
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    path = arguments.results_dir / "latency_prediction.json"
+    write_json(path, result)
+    for row in rows:
+        print(f"{row['name']:36} {row['median_ms']:9.3f} ms, predicted {row['predicted_ms']:9.3f} ms "
+              f"({row['relative_error']:+.1%})")  # fmt: skip
+    print(f"median error {result['median_relative_error']:.1%}, profile took {seconds} s; written: {path}")
+
+
+if __name__ == "__main__":
+    main()

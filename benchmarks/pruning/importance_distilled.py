@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the cheap importance scores cost accuracy once the sub-models are distilled and fused?
+
+    python benchmarks/pruning/importance_distilled.py WORK0 WORK1 WORK2 --recipe mnist_small --out FOLDER
+
+Every WORK is a finished run of the recipe under another seed, and is only read: its teacher, class groups and stored
+teacher logits are used. Each (method, run) is pruned with that method, distilled and fused on fewer items and epochs
+(see the options), without compensation, which would hide most of what scores do; accuracies are on the whole
+validation and test splits. Interrupted, the same command resumes.
+Writes results/importance_distilled_<recipe>.json: difference to exact KL in standard deviations over the seeds.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.data import TaskData
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.pruning.config import ImportanceMethod
+from edvit_hf.recipe.running import stage_dir
+from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.trip import Trip
+from edvit_hf.storage import read_json, write_json
+from harness import RESULTS
+from trips.reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
+
+REFERENCE = "kl"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("work_dirs", type=Path, nargs="+", help="finished runs, one per seed; only read")
+    add("--recipe", required=True, help="the recipe of those runs, name or path")
+    add("--out", type=Path, required=True, help="folder for the models of every cell")
+    add(
+        "--methods", nargs="+", default=["kl", "hybrid", "fisher", "linear"], choices=get_args(ImportanceMethod),
+        help="exact kl must be among them",
+    )  # fmt: skip
+    add("--samples-per-class", type=int, default=16, help="items per class that are scored")
+    add("--keep-heads", type=int, help="default: the recipe's")
+    add("--results-dir", type=Path, default=RESULTS)
+    add_options(add)
+    return parser.parse_args()
+
+
+def cell_trip(
+    arguments: argparse.Namespace, recipe: Recipe, source: Path, method: str, seed: int, data: TaskData
+) -> Trip:
+    """The trip of one method on one run, with that run's seed."""
+    keep = arguments.keep_heads or recipe.prune.keep_heads
+    own = recipe.with_seed(seed)
+    prune = dataclasses.replace(
+        own.prune, importance=method, samples_per_class=arguments.samples_per_class, keep_heads=keep, compensate=False
+    )
+    own = dataclasses.replace(own, prune=prune)
+    cell = arguments.out / f"{method}_seed{seed}"
+    return reduced_trip(source, own, cell, reduction(arguments), data, own_split=False)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per method: mean, standard deviation over the seeds, and the paired difference to exact KL in those units."""
+    found: dict[str, dict[str, Any]] = {}
+    by_cell = {(row["method"], row["seed"]): row for row in rows}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found[method] = {}
+        for split in ("validation", "test"):
+            own = {seed: row["accuracy"][split] for (name, seed), row in by_cell.items() if name == method}
+            exact = {s: by_cell[REFERENCE, s]["accuracy"][split] for s in own if (REFERENCE, s) in by_cell}
+            entry: dict[str, Any] = {"mean": statistics.mean(own.values()), "std": None, "seeds": len(own)}
+            if len(own) > 1:
+                entry["std"] = statistics.stdev(own.values())
+            if len(exact) == len(own) > 1:
+                deviation = statistics.stdev(exact.values())
+                difference = statistics.mean(own[s] - exact[s] for s in own)
+                entry |= {
+                    "difference_to_kl": difference,
+                    "in_seed_deviations_of_kl": difference / deviation if deviation else None,
+                    "within_one_seed_deviation": abs(difference) <= deviation,
+                }
+            found[method][split] = entry
+        found[method]["prune_seconds"] = statistics.mean(r["seconds"]["prune"] for r in rows if r["method"] == method)
+    return found
+
+
+def main() -> None:
+    """Every method on every run; the results are written after each cell."""
+    arguments = parse_arguments()
+    recipe = load_recipe(arguments.recipe)
+    if REFERENCE not in arguments.methods:
+        raise SystemExit("--methods must hold kl: the others are compared with it.")
+    seeds = [read_json(stage_dir(work, "teacher") / "done.json")["seeds"]["teacher"] for work in arguments.work_dirs]
+    if len(set(seeds)) < len(seeds):
+        raise SystemExit(f"the runs have the seeds {seeds}: the same run twice says nothing about the spread.")
+    data, rows = Trip(recipe, {}).data, []
+    result = {
+        "schema_version": 1,
+        "recipe": recipe.name,
+        "command": f"python benchmarks/pruning/importance_distilled.py WORK_DIR... --recipe {recipe.name} --out FOLDER "
+        f"--methods {' '.join(arguments.methods)} --samples-per-class {arguments.samples_per_class} "
+        f"--train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs} "
+        f"--fuse-epochs {arguments.fuse_epochs} --views {arguments.views}",
+        "seeds": seeds,
+        "samples_per_class": arguments.samples_per_class,
+        "keep_heads": arguments.keep_heads or recipe.prune.keep_heads,
+        "reduced": dataclasses.asdict(reduction(arguments)),
+        "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        "environment": environment(),
+    }
+    for source, seed in zip(arguments.work_dirs, seeds, strict=True):
+        for method in arguments.methods:
+            done = arguments.out / f"{method}_seed{seed}" / "row.json"
+            trip = cell_trip(arguments, recipe, source, method, seed, data)
+            if not done.is_file():
+                seconds = run_stages(trip, ("plan", "prune", "distill", "fuse"))
+                accuracy = accuracies(trip.ensemble, trip)
+                write_json(done, {"method": method, "seed": seed, "accuracy": accuracy, "seconds": seconds})
+            rows.append(read_json(done))
+            print(json.dumps(rows[-1]))
+            arguments.results_dir.mkdir(parents=True, exist_ok=True)
+            path = arguments.results_dir / f"importance_distilled_{recipe.name}.json"
+            write_json(path, {**result, "summary": summary(rows), "rows": rows})
+    print(json.dumps(summary(rows), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ViT-Base benchmarks share: both models with random weights, their graphs, fresh processes that time them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.export.onnx import draw_in_full, draw_sub_model
+from edvit_hf.export.optimum_config import resolve_onnx_config
+from edvit_hf.export.quantization import PRESETS, quantize_graph
+from edvit_hf.hardware.profiles import detect_profile, load_profiles
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 20
+TEACHER_LABELS, SUB_MODEL_LABELS = 10, 2  # ten classes in groups of one: each sub-model votes its class or "other"
+BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
+TINY = {"hidden_size": 96, "num_attention_heads": 12, "num_hidden_layers": 2, "intermediate_size": 192}
+ONNX_TIMER = (
+    "import json, sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
+    "samples = time_rounds([open_session(Path(sys.argv[1]), 1)], rounds=int(sys.argv[2])); "
+    "print(json.dumps([samples[0].milliseconds, samples[0].disturbed_share]))"
+)
+# The same protocol for a torch model: one warm-up before each run, runs that had no core to themselves taken again.
+TORCH_TIMER = """
+import json, sys, time
+import torch
+from edvit_hf.hardware.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, Sample, Samples
+sys.path.insert(0, sys.argv[3])
+from speed.vit_base_models import BASE, TINY, shapes, stock_model
+torch.set_num_threads(1)
+model = stock_model(shapes(TINY if sys.argv[1] == "tiny" else BASE)["teacher"], seed=0)
+pixels, samples = torch.randn(1, 3, 224, 224), Samples()
+with torch.inference_mode():
+    while len(samples.undisturbed) < int(sys.argv[2]) and len(samples.runs) < MAX_ROUNDS_FACTOR * int(sys.argv[2]):
+        model(pixels)
+        begin, begin_own = time.perf_counter(), time.thread_time()
+        model(pixels)
+        own, passed = time.thread_time() - begin_own, time.perf_counter() - begin
+        samples.runs.append(Sample(1e3 * passed, 1e3 * own, own < UNDISTURBED_SHARE * passed))
+print(json.dumps([samples.milliseconds, samples.disturbed_share]))
+"""
+
+
+def shapes(sizes: dict[str, int], keep_heads: int = 2) -> dict[str, ModelShape]:
+    """The teacher's shape and that of its sub-model."""
+    teacher = ModelShape.from_config({"model_type": "vit", **sizes}, num_labels=TEACHER_LABELS)
+    return {"teacher": teacher, "sub_model": teacher.keep(keep_heads, num_labels=SUB_MODEL_LABELS)}
+
+
+def stock_model(shape: ModelShape, seed: int) -> PreTrainedModel:
+    """A stock ViT of this shape with random weights. Biases too: all zero, the exporter would store them once."""
+    torch.manual_seed(seed)
+    values = {key: value for key, value in shape.config.items() if key != "model_type"}
+    config = ViTConfig(**values, num_labels=shape.widths.labels)
+    shape.architecture.set_widths(config, shape.widths)
+    model = ViTForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.02)
+    return model
+
+
+def draw(model: PreTrainedModel, *, early: bool) -> "ModelProto":
+    """The graph that the export draws; `early`: the last layer computes the token that is read only."""
+    draw_one = draw_sub_model if early else draw_in_full
+    return draw_one(model, resolve_onnx_config(model.config), opset=OPSET)
+
+
+def preset_of_this_machine() -> str:
+    """Instruction set that int8 files are made for here."""
+    return load_profiles()[detect_profile()].quantization
+
+
+def quantize(source: Path, target: Path) -> None:
+    """The export's dynamic int8 file for this machine."""
+    quantize_graph(source, target, PRESETS[preset_of_this_machine()])
+
+
+def fresh(code: str, *arguments: Any) -> str:
+    """What `code` prints last in a process of its own, on one thread."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | one)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def timed(code: str, *arguments: Any) -> tuple[list[float], float]:
+    """Milliseconds of the counted runs of a fresh process, and the share of its runs that were disturbed."""
+    milliseconds, disturbed = json.loads(fresh(code, *arguments))
+    return milliseconds, disturbed

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the teacher costs while N sub-models learn from it: stored logits, lockstep, or a pass for every sub-model.
+
+    python benchmarks/training/teacher_passes.py
+
+Seconds of one epoch of all N sub-models, one thread, at the sizes of mnist_small; noise for pixels, which does not
+change the cost. Rows:
+
+- stored: `kd` from stored logits, each sub-model by itself; the teacher's passes for the views are told beside it
+- lockstep_kd: the same losses, but all sub-models in one loop
+- lockstep_dekd: `dekd`, half a pass of the teacher per batch for all sub-models together
+- dekd_alone: `dekd`, each sub-model by itself: half a pass of the teacher per batch of every sub-model
+- naive: `kd`, each sub-model by itself with a whole pass of the teacher per batch, nothing stored
+
+and what half a pass saves. Writes results/teacher_passes.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.data import CachedPixels, ImageSplit
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.storage import write_json
+from edvit_hf.training import (
+    DistillConfig,
+    DistillData,
+    Lockstep,
+    LockstepData,
+    distill_objective,
+    lockstep_objective,
+    teacher_outputs,
+    train,
+)
+from edvit_hf.training.relations import queries_keys_values, relation_source
+from harness import RESULTS
+
+NUM_CLASSES = 10
+TEACHER = {"hidden_size": 96, "num_attention_heads": 8, "num_hidden_layers": 4, "intermediate_size": 384}
+SUB_MODEL = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 4, "intermediate_size": 96}
+IMAGE = {"image_size": 28, "patch_size": 7}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--num-sub-models", type=int, nargs="+", default=[2, 5])
+    add("--num-items", type=int, default=2560)
+    add("--batch-size", type=int, default=128)
+    add("--repeats", type=int, default=3)
+    add("--results-dir", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def vit(sizes: dict[str, int], num_labels: int) -> ViTForImageClassification:
+    """A model from scratch."""
+    labels = {i: str(i) for i in range(num_labels)}
+    return ViTForImageClassification(ViTConfig(**sizes, **IMAGE, id2label=labels))
+
+
+class Epochs:
+    """One epoch of all sub-models, trained in each of the ways."""
+
+    def __init__(self, num_sub_models: int, options: argparse.Namespace) -> None:
+        random = np.random.default_rng(0)
+        pixels = random.integers(0, 256, (options.num_items, 3, 28, 28), dtype=np.uint8)
+        self.split = ImageSplit(CachedPixels(pixels), np.arange(options.num_items) % NUM_CLASSES)
+        torch.manual_seed(0)
+        self.teacher = vit(TEACHER, NUM_CLASSES).eval()
+        self.groups = [group.tolist() for group in np.array_split(np.arange(NUM_CLASSES), num_sub_models)]
+        start = time.perf_counter()
+        self.stored = teacher_outputs(self.teacher, self.split, views=1, progress=False).logits
+        self.seconds_to_store = time.perf_counter() - start
+        self.kd = DistillConfig(epochs=1, batch_size=options.batch_size, checkpoint_every_steps=10**9)
+        self.dekd = dataclasses.replace(self.kd, objective="dekd")
+
+    def sub_models(self) -> list[ViTForImageClassification]:
+        """Fresh sub-models."""
+        return [vit(SUB_MODEL, len(group) + 1) for group in self.groups]
+
+    def run(self, model: nn.Module, data: Any, objective: Any, config: DistillConfig) -> float:
+        """Seconds of the epoch."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = train(
+                model, data, objective, config, checkpoint_dir=Path(folder), description="epoch", progress=False
+            )
+        return log.epochs[0]["seconds"]
+
+    def stored_logits(self) -> float:
+        """Each by itself, from stored logits."""
+        return sum(
+            self.run(
+                model, DistillData(self.split, self.stored, group),
+                distill_objective(group, self.kd.temperature, self.kd.distillation_weight), self.kd,
+            )
+            for model, group in zip(self.sub_models(), self.groups, strict=True)
+        )  # fmt: skip
+
+    def lockstep(self, config: DistillConfig) -> float:
+        """All in one loop."""
+        model = Lockstep(self.sub_models())
+        objective = lockstep_objective(model, self.groups, config, self.teacher)
+        return self.run(model, LockstepData(self.split, self.stored, self.groups), objective, config)
+
+    def dekd_alone(self) -> float:
+        """Each in a lockstep of its own."""
+        total = 0.0
+        for sub_model, group in zip(self.sub_models(), self.groups, strict=True):
+            model = Lockstep([sub_model])
+            objective = lockstep_objective(model, [group], self.dekd, self.teacher)
+            total += self.run(model, LockstepData(self.split, self.stored, [group]), objective, self.dekd)
+        return total
+
+    def naive(self) -> float:
+        """Each by itself, the teacher run for every batch."""
+        total = 0.0
+        for model, group in zip(self.sub_models(), self.groups, strict=True):
+            plain = distill_objective(group, self.kd.temperature, self.kd.distillation_weight)
+
+            def objective(
+                model: nn.Module, batch: dict[str, Any], plain: Any = plain
+            ) -> tuple[Tensor, dict[str, Tensor]]:
+                with torch.no_grad():
+                    logits = self.teacher(**batch["inputs"]).logits
+                return plain(model, {**batch, "teacher_logits": logits})
+
+            total += self.run(model, DistillData(self.split, self.stored, group), objective, self.kd)
+        return total
+
+    def teacher_pass(self, repeats: int, batch_size: int) -> dict[str, float]:
+        """Seconds of a whole and of half a pass of the teacher over one batch."""
+        inputs, source = self.split.inputs(np.arange(batch_size)), relation_source(self.teacher)
+
+        def whole() -> None:
+            with torch.no_grad():
+                self.teacher(**inputs)
+
+        seconds = {
+            "whole": timed(whole, 5 * repeats),
+            "half": timed(lambda: queries_keys_values(self.teacher, source, inputs), 5 * repeats),
+        }
+        return {**seconds, "half_of_whole": round(seconds["half"] / seconds["whole"], 3)}
+
+
+def timed(call: Callable[[], Any], repeats: int) -> float:
+    """Median seconds."""
+    call()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return round(statistics.median(found), 5)
+
+
+def measure(num_sub_models: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of an epoch in each way, taken in turn, and their ratios to stored logits."""
+    epochs = Epochs(num_sub_models, options)
+    ways: dict[str, Callable[[], float]] = {
+        "stored": epochs.stored_logits,
+        "lockstep_kd": lambda: epochs.lockstep(epochs.kd),
+        "lockstep_dekd": lambda: epochs.lockstep(epochs.dekd),
+        "dekd_alone": epochs.dekd_alone,
+        "naive": epochs.naive,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.repeats):
+        for name, way in ways.items():
+            seconds[name].append(way())
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "num_sub_models": num_sub_models,
+        "seconds_to_store_one_view": round(epochs.seconds_to_store, 3),
+        "seconds_per_epoch": {name: round(value, 3) for name, value in medians.items()},
+        "times_stored": {name: round(value / medians["stored"], 3) for name, value in medians.items()},
+        "dekd_alone_over_lockstep": round(medians["dekd_alone"] / medians["lockstep_dekd"], 3),
+        "teacher_pass_seconds": epochs.teacher_pass(options.repeats, options.batch_size),
+    }
+
+
+def main() -> None:
+    """Measure every number of sub-models, write, print."""
+    arguments = parse_arguments()
+    os.environ["EDVIT_NUM_THREADS"] = "1"
+    rows = []
+    for count in arguments.num_sub_models:
+        rows.append(measure(count, arguments))
+        print(json.dumps(rows[-1]))
+    counts = " ".join(map(str, arguments.num_sub_models))
+    result = {
+        "schema_version": 1,
+        "command": f"python benchmarks/training/teacher_passes.py --num-sub-models {counts} "
+        f"--num-items {arguments.num_items} --batch-size {arguments.batch_size} --repeats {arguments.repeats}",
+        "torch_threads": 1,
+        "environment": environment(),
+        "rows": rows,
+    }
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.results_dir / "teacher_passes.json", result)
+
+
+if __name__ == "__main__":
+    main()

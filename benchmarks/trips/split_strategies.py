@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which classes belong into one sub-model: a seeded shuffle, those that the teacher confuses, or those it does not?
+
+    python benchmarks/trips/split_strategies.py WORK_DIR --recipe mnist_small --out FOLDER
+
+WORK_DIR holds a finished `teacher` stage (its stored teacher logits are used if there are any) and is only read. Every
+split goes through split, plan, prune, distill and fuse on fewer items and epochs (see the options); accuracies are on
+the whole validation and test splits. Interrupted, the same command resumes. Writes
+results/split_strategies_<recipe>.json; the winner is chosen on validation data.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.data import TaskData
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.recipe.confusions import teacher_confusions
+from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.trip import Trip
+from edvit_hf.splitting import SplitConfig, check_similarity, similarity_within
+from edvit_hf.storage import read_json, write_json
+from harness import RESULTS
+from trips.reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
+
+SPLITTING = ("split", "plan", "prune", "distill", "fuse")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("work_dir", type=Path, help="a run with a finished teacher; only read")
+    add("--recipe", required=True, help="the recipe of that run, name or path")
+    add("--out", type=Path, required=True, help="folder for the models of every cell")
+    add("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="of the balanced splits")
+    add("--training-seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
+    add("--results-dir", type=Path, default=RESULTS)
+    add_options(add)
+    return parser.parse_args()
+
+
+def variants(recipe: Recipe, seeds: list[int]) -> dict[str, SplitConfig]:
+    """Name -> split; all with the recipe's number of sub-models."""
+    count, samples = recipe.split.num_sub_models, recipe.split.samples_per_class
+    found = {f"balanced {seed}": SplitConfig(num_sub_models=count, seed=seed) for seed in seeds}
+    for kind in ("group", "separate"):
+        found[f"similarity {kind}"] = SplitConfig(
+            num_sub_models=count, strategy="similarity", similarity=kind, samples_per_class=samples
+        )
+    return found
+
+
+def measure(trip: Trip, name: str, seed: int, confusions: np.ndarray) -> dict[str, Any]:
+    """One row: the trip behind one split."""
+    seconds = run_stages(trip, SPLITTING)
+    matrix = check_similarity(confusions, len(confusions))
+    return {
+        "split": name,
+        "strategy": name.rsplit(" ", 1)[0] if name.startswith("balanced") else name,
+        "training_seed": seed,
+        "class_groups": trip.class_groups,
+        "within": similarity_within(trip.class_groups, confusions),
+        "within_of_each_group": [float(matrix[np.ix_(g, g)].sum() / matrix.sum()) for g in trip.class_groups],
+        "accuracy": accuracies(trip.ensemble, trip),
+        "seconds": seconds,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+    """Mean and spread of each strategy over its cells."""
+    found: dict[str, dict[str, float | int]] = {}
+    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+        own = [row for row in rows if row["strategy"] == strategy]
+        found[strategy] = {"cells": len(own), "within": statistics.mean(row["within"] for row in own)}
+        for split in ("validation", "test"):
+            values = [row["accuracy"][split] for row in own]
+            found[strategy][split] = statistics.mean(values)
+            found[strategy][f"{split}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return found
+
+
+def cell_trip(
+    arguments: argparse.Namespace, recipe: Recipe, split: SplitConfig, seed: int, name: str, data: TaskData
+) -> Trip:
+    """The trip of one cell."""
+    own = dataclasses.replace(recipe.with_seed(seed), split=split)
+    cell = arguments.out / f"{name.replace(' ', '_')}_seed{seed}"
+    return reduced_trip(arguments.work_dir, own, cell, reduction(arguments), data, own_split=True)
+
+
+def main() -> None:
+    """Every split with every training seed; the results are written after each cell."""
+    arguments = parse_arguments()
+    recipe = load_recipe(arguments.recipe)
+    data = Trip(recipe, {}).data
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "schema_version": 1,
+        "recipe": recipe.name,
+        "command": f"python benchmarks/trips/split_strategies.py WORK_DIR --recipe {recipe.name} --out FOLDER "
+        f"--train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs} "
+        f"--fuse-epochs {arguments.fuse_epochs} --views {arguments.views}",
+        "split_seeds": arguments.split_seeds,
+        "training_seeds": arguments.training_seeds,
+        "reduced": dataclasses.asdict(reduction(arguments)),
+        "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        "environment": environment(),
+    }
+    for seed in arguments.training_seeds:
+        for name, split in variants(recipe, arguments.split_seeds).items():
+            trip = cell_trip(arguments, recipe, split, seed, name, data)
+            if "confusions" not in result:
+                confusions = teacher_confusions(trip, recipe.split.samples_per_class, 0)
+                result["teacher"] = {"accuracy": accuracies(trip.teacher, trip)}
+                result["confusions"] = confusions.tolist()
+            done = arguments.out / f"{name.replace(' ', '_')}_seed{seed}" / "row.json"
+            if not done.is_file():
+                write_json(done, measure(trip, name, seed, confusions))
+            rows.append(read_json(done))
+            print(json.dumps(rows[-1]))
+            arguments.results_dir.mkdir(parents=True, exist_ok=True)
+            means = summary(rows)
+            best = max(means, key=lambda strategy: means[strategy]["validation"])
+            path = arguments.results_dir / f"split_strategies_{recipe.name}.json"
+            write_json(path, {**result, "summary": means, "winner_on_validation": best, "rows": rows})
+    print(json.dumps(means, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Take a recipe through the whole trip as a user would, and record wall time, peak memory and every result.
+
+    python benchmarks/trips/trip.py recipes/digits.yaml --seeds 0
+    EDVIT_DATA_DIR=... python benchmarks/trips/trip.py recipes/mnist_small.yaml --seeds 0 1 2
+
+Each seed is one fresh process in its own work directory; a finished one is not repeated, so the command resumes.
+Writes `benchmarks/results/<recipe>.json`: one entry a seed, then mean and standard deviation over seeds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.storage import write_json
+from harness import RESULTS
+
+
+def run_seed(recipe: str, seed: int, work_dir: Path) -> dict[str, Any]:
+    """One process of `edvit run`; returns its results with seconds and peak memory of the stages."""
+    command = [sys.executable, "-c", "from edvit_hf.cli import main; main()", "run", recipe]
+    command += ["--seed", str(seed), "--work-dir", str(work_dir), "--format", "json"]
+    begin = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    wall = time.perf_counter() - begin
+    document = json.loads(done.stdout)
+    stages = {}
+    for path in sorted(work_dir.glob("*/done.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stages[record["stage"]] = {k: record[k] for k in ("seconds", "resumed", "peak_memory_mib", "commit")}
+    was_fresh = not any(stage["skipped"] for stage in document["stages"])
+    was_fresh = was_fresh and not any(stage["resumed"] for stage in stages.values())
+    results = document["results"]
+    manifest = json.loads((Path(document["ensemble"]) / "manifest.json").read_text(encoding="utf-8"))
+    return {
+        "seed": seed,
+        "wall_seconds": round(wall, 1) if was_fresh else None,
+        "wall_note": None if was_fresh else "not measured: some stages were resumed; see the seconds of the stages",
+        "stage_seconds_total": round(sum(s["seconds"] for s in stages.values()), 1),
+        "peak_memory_mib": max(s["peak_memory_mib"] for s in stages.values()),
+        "stages": stages,
+        "environment": results["environment"],
+        "class_groups": results["class_groups"],
+        "rows": results["rows"],
+        "absent": results["absent"],
+        "sub_models": results["sub_models"],
+        "export": {"parity": manifest["ensemble"]["parity"], "accuracy": manifest["ensemble"]["accuracy"]},
+        "second_run_seconds": second_run(command),
+    }
+
+
+def second_run(command: list[str]) -> float:
+    """Wall time of the same command when every stage is up to date."""
+    begin = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert all(stage["skipped"] for stage in json.loads(done.stdout)["stages"])
+    return round(time.perf_counter() - begin, 1)
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, in fractions, of every row."""
+    rows = {}
+    for index, row in enumerate(runs[0]["rows"]):
+        values = [run["rows"][index]["accuracy"] for run in runs]
+        to_teacher = [v - run["rows"][0]["accuracy"] for v, run in zip(values, runs, strict=True)]
+        rows[row["name"]] = {
+            "accuracy_mean": statistics.mean(values),
+            "accuracy_sd": statistics.stdev(values) if len(values) > 1 else None,
+            "difference_to_teacher_mean": statistics.mean(to_teacher),
+            "times_smaller_per_device": runs[0]["rows"][0]["parameters"] / row["parameters_per_device"],
+        }
+    return {"num_seeds": len(runs), "rows": rows}
+
+
+def main() -> None:
+    """Run the seeds asked for and write the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work-dir", type=Path, default=Path("work/benchmarks"))
+    arguments = parser.parse_args()
+    name = Path(arguments.recipe).stem
+    runs = [run_seed(arguments.recipe, s, arguments.work_dir / f"{name}_seed{s}") for s in arguments.seeds]
+    RESULTS.mkdir(exist_ok=True)
+    command = f"python benchmarks/trips/trip.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))}"
+    write_json(
+        RESULTS / f"{name}.json",
+        {"command": command, "environment": environment(), "summary": summary(runs), "runs": runs},
+    )
+    print(json.dumps(summary(runs), indent=2))
+
+
+if __name__ == "__main__":
+    main()
