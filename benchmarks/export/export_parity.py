@@ -29,10 +29,10 @@ from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import NUM_FEATURE_TOKENS, TASK_OF
 from edvit_hf.errors import ExportGateError
 from edvit_hf.export.gates import GraphSession, check_parity, measure_parity
-from edvit_hf.export.joined import join_graphs
-from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
+from edvit_hf.export.graphs.derived import join_graphs
+from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, draw_sub_model, save_graph
+from edvit_hf.export.graphs.preprocessing import check_raw_graph, prepend_preprocessing
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config, task_of
-from edvit_hf.export.raw_inputs import check_raw_graph, prepend_preprocessing
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.parts_edvit import STOCK_AUTO_CLASSES

@@ -26,7 +26,7 @@ from transformers import ASTConfig, ASTForAudioClassification, PreTrainedModel, 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.export.onnx import draw_graph, draw_sub_model, plain_attention, save_graph
+from edvit_hf.export.graphs.draw import draw_graph, draw_sub_model, plain_attention, save_graph
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.hardware.latency import predicted_ms
 from edvit_hf.hardware.profiles import DeviceProfile

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.export.onnx import draw_in_full, draw_sub_model
+from edvit_hf.export.graphs.draw import draw_in_full, draw_sub_model
+from edvit_hf.export.int8.dynamic import PRESETS, quantize_graph
 from edvit_hf.export.optimum_config import resolve_onnx_config
-from edvit_hf.export.quantization import PRESETS, quantize_graph
 from edvit_hf.hardware.profiles import detect_profile, load_profiles
 
 if TYPE_CHECKING:

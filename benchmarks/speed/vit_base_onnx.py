@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.export.onnx import save_graph
+from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.hardware.profiles import detect_profile, load_profiles
 from edvit_hf.hardware.profiling import summary
 from edvit_hf.hardware.provenance import environment

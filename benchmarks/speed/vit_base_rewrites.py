@@ -2,7 +2,7 @@
 """Other ways to write an exported ViT, as rewrites of the graph that the export draws; what each gains is measured.
 
 Each takes an ONNX model and changes it in place. They know this one graph: they are for `vit_base_operators.py`, and
-what proved worth it is in `edvit_hf.export.tuning`.
+what proved worth it is in `edvit_hf.export.graphs.read_early`.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from edvit_hf.export.tuning import ReadGraph, drop_unread, inner_sizes
+from edvit_hf.export.graphs.read_early import ReadGraph, drop_unread, inner_sizes
 
 MICROSOFT = "com.microsoft"
 _ATTENTION_SINCE = 23  # operator set

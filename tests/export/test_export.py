@@ -11,7 +11,7 @@ import torch
 
 import edvit_hf
 from edvit_hf.export import ExportConfig
-from edvit_hf.export.onnx import draw_sub_model, save_graph
+from edvit_hf.export.graphs.draw import draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import (
     BACKEND,
     FUSION_MODEL_TYPE,

@@ -6,8 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, ExportGateError
-from edvit_hf.export.accuracy import Judgement, accuracy_gate, loss_message, worst_group
-from edvit_hf.export.gates import check_parity, measure_parity, run_batches
+from edvit_hf.export.gates import (
+    SplitAnswers,
+    accuracy_gate,
+    check_parity,
+    loss_message,
+    measure_parity,
+    run_batches,
+    worst_group,
+)
 
 
 def check(reference, got, tolerance=1e-4):
@@ -20,12 +27,12 @@ GROUPS = [[0, 2], [1]]
 NAMES = ["cat, cow", "dog"]
 
 
-def judgement(labels, wrong, split="validation"):
+def answers(labels, wrong, split="validation"):
     """Everything right but the items in `wrong`."""
     labels = np.asarray(labels)
     predictions = labels.copy()
     predictions[list(wrong)] += 1
-    return Judgement(split=split, labels=labels, predictions=predictions)
+    return SplitAnswers(split=split, labels=labels, predictions=predictions)
 
 
 def gate(fp32, other, max_loss=0.005, max_group_loss=0.01):
@@ -46,7 +53,7 @@ def gate(fp32, other, max_loss=0.005, max_group_loss=0.01):
 )
 def test_a_loss_of_accuracy_counts_only_if_three_items_flip(num_wrong_fp32, num_wrong, num_items, allowed, is_refused):
     labels = np.resize([0, 1, 2, 2], num_items)
-    figures = gate(judgement(labels, range(num_wrong_fp32)), judgement(labels, range(num_wrong)), max_group_loss=1.0)
+    figures = gate(answers(labels, range(num_wrong_fp32)), answers(labels, range(num_wrong)), max_group_loss=1.0)
     assert figures["passed"] != is_refused
     assert figures["net_flips"] == num_wrong - num_wrong_fp32
     assert figures["max_net_flips"] == allowed
@@ -59,7 +66,7 @@ def test_one_class_group_that_loses_is_refused_though_the_mean_holds():
     labels = np.repeat([0, 1, 2], [400, 100, 500])
     mine = np.flatnonzero(labels == 1)
     # Three of a hundred dogs turn wrong, three cats turn right: nothing is lost on the average.
-    figures = gate(judgement(labels, range(3)), judgement(labels, mine[:3]))
+    figures = gate(answers(labels, range(3)), answers(labels, mine[:3]))
     assert (figures["net_flips"], figures["passed"]) == (0, False)
     assert [group["net_flips"] for group in figures["groups"]] == [-3, 3]
     assert [group["num_items"] for group in figures["groups"]] == [900, 100]
@@ -69,15 +76,15 @@ def test_one_class_group_that_loses_is_refused_though_the_mean_holds():
     message = loss_message("qint8_arm64", "int8", figures, NAMES)
     assert "2 of the 100 of class group 1, the worst (dog;" in message
     assert "--auto" in message
-    assert gate(judgement(labels, range(3)), judgement(labels, mine[:2]))["passed"]
+    assert gate(answers(labels, range(3)), answers(labels, mine[:2]))["passed"]
     assert "--auto" not in loss_message("fp16", "fp16", {**figures, "accuracy_fp16": 0.9}, NAMES)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_flips_are_paired_over_items_and_the_groups_add_up(items):
     labels, right_fp32, right = (np.array(column) for column in zip(*items, strict=True))
-    fp32 = Judgement(split="validation", labels=labels, predictions=np.where(right_fp32, labels, 9))
-    other = Judgement(split="validation", labels=labels, predictions=np.where(right, labels, 9))
+    fp32 = SplitAnswers(split="validation", labels=labels, predictions=np.where(right_fp32, labels, 9))
+    other = SplitAnswers(split="validation", labels=labels, predictions=np.where(right, labels, 9))
     figures = gate(fp32, other)
     assert figures["net_flips"] == (right_fp32 & ~right).sum() - (~right_fp32 & right).sum()
     assert figures["net_flips"] == sum(group["net_flips"] for group in figures["groups"])
@@ -88,7 +95,7 @@ def test_flips_are_paired_over_items_and_the_groups_add_up(items):
 
 
 def test_a_class_group_without_items_decides_nothing():
-    figures = gate(judgement([0, 0], []), judgement([0, 0], [0]))
+    figures = gate(answers([0, 0], []), answers([0, 0], [0]))
     assert figures["groups"][1] == {
         "num_items": 0, "net_flips": 0, "max_net_flips": 2, "tolerance": None, "passed": True
     }  # fmt: skip
@@ -96,16 +103,16 @@ def test_a_class_group_without_items_decides_nothing():
 
 
 def test_a_gate_on_two_different_sets_of_items_is_refused():
-    fp32 = judgement([0, 1, 2], [])
-    for other in (judgement([0, 1], []), judgement([0, 2, 1], []), judgement([0, 1, 2], [], split="test")):
+    fp32 = answers([0, 1, 2], [])
+    for other in (answers([0, 1], []), answers([0, 2, 1], []), answers([0, 1, 2], [], split="test")):
         with pytest.raises(DataError, match="on the same items"):
             gate(fp32, other)
 
 
-def test_a_judgement_has_one_answer_for_each_of_at_least_one_item():
+def test_a_measure_has_one_answer_for_each_of_at_least_one_item():
     for labels, predictions in ([[], []], [[0, 1], [0]], [[[0]], [[0]]]):
         with pytest.raises(DataError, match="one prediction for each label"):
-            Judgement(split="test", labels=np.array(labels), predictions=np.array(predictions))
+            SplitAnswers(split="test", labels=np.array(labels), predictions=np.array(predictions))
 
 
 def test_parity_is_relative_to_the_largest_value_and_refuses_more():

@@ -9,8 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from edvit_hf.errors import ExportGateError
 from edvit_hf.export.gates import GraphSession
-from edvit_hf.export.graph_edits import load_graph, sort_nodes
-from edvit_hf.export.half import halve_graph
+from edvit_hf.export.graphs.derived import halve_graph, load_graph, sort_nodes
 from support.tiny_architectures import tiny_inputs
 from support.tiny_export import PIXELS, exported_architectures, exported_images
 

@@ -14,16 +14,16 @@ import pytest
 
 from edvit_hf.errors import CheckpointError, DataError, ExportGateError, ManifestError, WorkDirError
 from edvit_hf.export import ExportConfig, export_ensemble
-from edvit_hf.export.ensemble import load_ensemble
-from edvit_hf.export.publish import (
+from edvit_hf.export.commit import (
     COMMITTED_NAME,
     STAGING_NAME,
-    Exported,
+    ExportedFiles,
     finish_interrupted,
     keep_former,
     publish,
     staging_folder,
 )
+from edvit_hf.export.ensemble import load_ensemble
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_hash, file_sha256
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.storage import held_folder
@@ -45,7 +45,7 @@ def root(exported, tmp_path):
 def new_fp32(manifest):
     """What an export without int8 would have written anew."""
     sub_models = [[entry.variants[0]] for entry in manifest.sub_models]
-    return Exported(sub_models=sub_models, fusion=manifest.fusion.variants[0], whole=manifest.whole[:1])
+    return ExportedFiles(sub_models=sub_models, fusion=manifest.fusion.variants[0], whole=manifest.whole[:1])
 
 
 def test_files_for_other_hardware_stay_as_long_as_they_are_intact(exported, root):
@@ -232,7 +232,7 @@ def test_a_killed_process_leaves_nothing_half_written(exported, root):
     code = f"""
 import os, signal
 from pathlib import Path
-from edvit_hf.export.publish import publish
+from edvit_hf.export.commit import publish
 from edvit_hf.manifest import Manifest
 root, original, left = Path({str(root)!r}), Path.replace, [3]
 def counted(self, target):

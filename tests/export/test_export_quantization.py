@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edvit_hf.errors import ExportGateError
-from edvit_hf.export import int8_graph
-from edvit_hf.export.graph_edits import load_graph
-from edvit_hf.export.quantizable import node_groups, quantizable_nodes
-from edvit_hf.export.quantization import PRESETS, quantize_graph
+from edvit_hf.export.graphs.derived import load_graph
+from edvit_hf.export.int8 import nodes as int8_nodes
+from edvit_hf.export.int8.dynamic import PRESETS, quantize_graph
+from edvit_hf.export.int8.nodes import node_groups, quantizable_nodes
 from support.tiny_architectures import tiny_inputs
 from support.tiny_export import PIXELS, PROFILE, exported_architectures, exported_images
 
@@ -178,11 +178,11 @@ def test_a_table_that_is_read_twice_is_stored_once(tmp_path):
         opset_imports=[helper.make_opsetid("", 20)],
         ir_version=10,
     )
-    int8_graph.quantize_tables(model, ["ga", "gb"])
+    int8_nodes.quantize_tables(model, ["ga", "gb"])
     onnx.checker.check_model(model, full_check=True)
     assert [t.name for t in model.graph.initializer] == ["words.weight_quantized", "words.weight_scale"]
-    assert int8_graph.weight_bytes(model) == (12 + 3 * 4, 48)
-    assert int8_graph.quantized_names(model) == {"ga", "gb"}
+    assert int8_nodes.weight_bytes(model) == (12 + 3 * 4, 48)
+    assert int8_nodes.quantized_names(model) == {"ga", "gb"}
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"a": np.array([0, 3]), "b": np.array([1, 3])})
     expected = numpy_helper.to_array(table)[[0, 3]] + numpy_helper.to_array(table)[[1, 3]]

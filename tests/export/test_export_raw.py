@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 import edvit_hf
 from edvit_hf.errors import ExportGateError
 from edvit_hf.export.gates import GraphSession
-from edvit_hf.export.onnx import save_graph
-from edvit_hf.export.preprocessing_graphs import draw_preprocessing
-from edvit_hf.export.raw_inputs import RAW_INPUT, check_raw_graph, prepend_preprocessing, raw_examples
+from edvit_hf.export.graphs.draw import save_graph
+from edvit_hf.export.graphs.preprocessing import (
+    RAW_INPUT,
+    check_raw_graph,
+    draw_preprocessing,
+    prepend_preprocessing,
+    raw_examples,
+)
 from edvit_hf.tasks import MAIN_INPUT
 from edvit_hf.transforms import AudioTransform, ImageTransform, load_transform
 from support.tiny_ensemble import write_processor

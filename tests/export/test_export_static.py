@@ -9,10 +9,10 @@ from onnx import TensorProto
 
 from edvit_hf.errors import DataError, ExportGateError
 from edvit_hf.export.gates import GraphSession
-from edvit_hf.export.graph_edits import load_graph
-from edvit_hf.export.quantizable import quantizable_nodes
-from edvit_hf.export.quantization import PRESETS, quantize_graph
-from edvit_hf.export.static import calibrate, quantize_graph_static
+from edvit_hf.export.graphs.derived import load_graph
+from edvit_hf.export.int8.dynamic import PRESETS, quantize_graph
+from edvit_hf.export.int8.nodes import quantizable_nodes
+from edvit_hf.export.int8.static import calibrate, quantize_graph_static
 from edvit_hf.manifest import Calibration
 from support.tiny_architectures import tiny_inputs
 from support.tiny_export import PIXELS, exported_architectures, exported_images

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from edvit_hf.errors import DataError, ExportGateError
-from edvit_hf.export.auto import auto_quantize
-from edvit_hf.export.graph_edits import load_graph
-from edvit_hf.export.quantizable import NodeGroup, quantizable_nodes
-from edvit_hf.export.quantization import PRESETS, quantize_graph
-from edvit_hf.export.static import calibrate, quantize_graph_static
-from edvit_hf.export.sweep import cheapest_float_set
+from edvit_hf.export.graphs.derived import load_graph
+from edvit_hf.export.int8.auto import auto_quantize, cheapest_float_set
+from edvit_hf.export.int8.dynamic import PRESETS, quantize_graph
+from edvit_hf.export.int8.nodes import NodeGroup, quantizable_nodes
+from edvit_hf.export.int8.static import calibrate, quantize_graph_static
 from support.tiny_architectures import tiny_inputs
 from support.tiny_export import PIXELS, exported_architectures, exported_images
 
@@ -31,20 +30,20 @@ class Problem:
         names = [f"g{i:02d}" for i in range(len(errors))]
         self.groups = [NodeGroup(label=n, nodes=(n,), cost=c) for n, c in zip(names, costs, strict=True)]
         self.errors, self.limit = dict(zip(names, errors, strict=True)), limit
-        self.judged = []
+        self.asked = []
 
     def error(self, kept):
         return sum(error for name, error in self.errors.items() if name not in kept)
 
-    def judge(self, kept):
-        self.judged.append(kept)
+    def gate(self, kept):
+        self.asked.append(kept)
         return {"passed": self.error(kept) <= self.limit, "net_flips": self.error(kept)}
 
     def cost(self, kept):
         return sum(group.cost for group in self.groups if group.label in kept)
 
     def solve(self, **values):
-        return cheapest_float_set(self.groups, error=self.error, judge=self.judge, **values)
+        return cheapest_float_set(self.groups, error=self.error, gate=self.gate, **values)
 
     def best_cost(self):
         names = list(self.errors)
@@ -70,15 +69,15 @@ def test_what_is_found_passes_and_no_group_of_it_can_be_spared(problem):
     assert problem.error(kept) <= problem.limit
     assert not [label for label in kept if problem.error(kept - {label}) <= problem.limit]
     assert found.cost == problem.cost(kept) >= problem.best_cost()
-    assert [frozenset(trial.kept_float) for trial in found.trials] == problem.judged
-    assert len(set(problem.judged)) == len(problem.judged)  # nothing is judged twice
+    assert [frozenset(trial.kept_float) for trial in found.trials] == problem.asked
+    assert len(set(problem.asked)) == len(problem.asked)  # the gate is asked nothing twice
     assert found.kept_float in [trial.kept_float for trial in found.trials if trial.passed]
 
 
-def test_int8_that_holds_is_judged_once_and_nothing_else_is_measured():
+def test_int8_that_holds_is_tried_once_and_nothing_else_is_measured():
     problem = Problem([5, 5], [1, 1], limit=10)
-    problem.error = lambda kept: pytest.fail("measured without need") if problem.judged else 10
-    problem.judge = lambda kept: problem.judged.append(kept) or {"passed": True}
+    problem.error = lambda kept: pytest.fail("measured without need") if problem.asked else 10
+    problem.gate = lambda kept: problem.asked.append(kept) or {"passed": True}
     found = problem.solve()
     assert (found.kept_float, found.cost, found.harms, len(found.trials)) == ([], 0, {}, 1)
 
@@ -99,14 +98,14 @@ def test_two_groups_of_which_each_alone_spoils_the_answer_are_both_found():
     assert found.kept_float == ["g00", "g01"]  # neither helps while the other is int8
 
 
-def test_long_searches_judge_few_sets():
+def test_long_searches_try_few_sets():
     problem = Problem([1] * 100, [1] * 100, limit=95)
     found = problem.solve()
     assert found.kept_float == ["g00", "g01", "g02", "g03", "g04"]  # equal harms go by label
     assert len(found.trials) <= 14
     capped = Problem([1] * 100, [1] * 100, limit=20)
-    assert len(capped.solve(max_judgements=20).trials) <= 20
-    assert capped.error(frozenset(capped.solve(max_judgements=20).kept_float)) <= 20
+    assert len(capped.solve(max_trials=20).trials) <= 20
+    assert capped.error(frozenset(capped.solve(max_trials=20).kept_float)) <= 20
 
 
 def test_groups_that_may_not_stay_float_together_do_not():
@@ -143,20 +142,14 @@ def planted(tmp_path_factory):
     return sources, root / manifest.fusion.variants[0].file
 
 
-def sweep(planted, scratch, judge, preset=ARM, write=None):
+def sweep(planted, scratch, gate, preset=ARM, write=None):
     sources, fusion = planted
 
     def write_int8(index, target, setting, kept_float):
         quantize_graph(sources[index], target, setting, kept_float=kept_float)
 
     return auto_quantize(
-        sources,
-        fusion,
-        preset,
-        write=write or write_int8,
-        judge=judge,
-        inputs={"pixel_values": PIXELS},
-        scratch=scratch,
+        sources, fusion, preset, write=write or write_int8, gate=gate, inputs={"pixel_values": PIXELS}, scratch=scratch
     )
 
 
@@ -166,12 +159,12 @@ def closeness(planted, limit):
 
     expected = OnnxEnsemble(*planted).features({"pixel_values": PIXELS})
 
-    def judge(ensemble):
+    def gate(ensemble):
         got = ensemble.features({"pixel_values": PIXELS})
         error = float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
         return {"passed": error <= limit, "net_flips": round(1000 * error)}
 
-    return judge
+    return gate
 
 
 def test_the_node_that_spoils_int8_is_found_and_it_alone_stays_float(planted, tmp_path, tmp_path_factory):
@@ -185,7 +178,7 @@ def test_the_node_that_spoils_int8_is_found_and_it_alone_stays_float(planted, tm
     assert "fc2" in kept  # what reads the unit that answers too much
     assert kept <= {"fc1", "fc2"}
     assert found.kept_float[1] == []
-    assert found.figures["passed"]
+    assert found.record["passed"]
     whole = [row for row in found.tried if not row["kept_float"]]
     assert 2 <= len(whole) <= SETTINGS
     assert not any(row["passed"] for row in whole)
@@ -206,15 +199,15 @@ def test_tables_of_embeddings_are_swept_though_they_make_no_int8_file_alone(tmp_
 
     asked = []
 
-    def judge(ensemble):  # nothing but a mix will do
+    def gate(ensemble):  # nothing but a mix will do
         asked.append(ensemble)
         return {"passed": len(asked) > SETTINGS, "net_flips": 1}
 
     found = auto_quantize(
-        sources, root / manifest.fusion.variants[0].file, ARM, write=write, judge=judge, inputs=inputs,
-        scratch=tmp_path, max_judgements=6,
+        sources, root / manifest.fusion.variants[0].file, ARM, write=write, gate=gate, inputs=inputs,
+        scratch=tmp_path, max_trials=6,
     )  # fmt: skip
-    assert found.figures["passed"]
+    assert found.record["passed"]
     labels = {label for row in found.tried for label in row["kept_float"]}
     assert labels
     assert all(label.startswith(("00/", "01/")) for label in labels)
@@ -223,11 +216,11 @@ def test_tables_of_embeddings_are_swept_though_they_make_no_int8_file_alone(tmp_
 def test_other_settings_come_before_float_and_the_first_that_passes_is_taken(planted, tmp_path):
     left = iter([5, 4, 0])
 
-    def judge(ensemble):
+    def gate(ensemble):
         flips = next(left)
         return {"passed": flips == 0, "net_flips": flips}
 
-    found = sweep(planted, tmp_path, judge)
+    found = sweep(planted, tmp_path, gate)
     assert found.preset == ARM.settings()[2]
     assert found.kept_float == [[], []]
     assert [row["net_flips"] for row in found.tried] == [5, 4, 0]
@@ -236,15 +229,15 @@ def test_other_settings_come_before_float_and_the_first_that_passes_is_taken(pla
 def test_the_setting_that_loses_fewest_items_is_where_float_is_added(planted, tmp_path):
     asked = []
 
-    def judge(ensemble):
+    def gate(ensemble):
         asked.append(ensemble)
         flips = {1: 9, 2: 3, 3: 9, 4: 9, 5: 9, 6: 9}.get(len(asked), 0)
         return {"passed": flips == 0, "net_flips": flips}
 
-    found = sweep(planted, tmp_path, judge)
+    found = sweep(planted, tmp_path, gate)
     assert found.preset == replace(ARM, weight_type="QUInt8")
     assert sum(map(len, found.kept_float)) >= 1
-    assert len(found.tried) == len(asked)  # the starting point of the search is not judged again
+    assert len(found.tried) == len(asked)  # the starting point of the search is not asked again
 
 
 def test_every_sub_model_keeps_a_product_in_int8(planted, tmp_path):
@@ -263,9 +256,9 @@ def test_static_files_are_swept_too_with_their_convolution(planted, tmp_path):
     found = sweep(planted, tmp_path, closeness(planted, 0.05), preset=static, write=write)
     assert found.preset.mode == "static"
     assert found.kept_float[0]
-    assert found.figures["passed"]
+    assert found.record["passed"]
 
 
 def test_a_search_without_inputs_is_refused(planted, tmp_path):
     with pytest.raises(DataError, match="Expected inputs to measure output errors on"):
-        auto_quantize(*planted, ARM, write=print, judge=print, inputs={}, scratch=tmp_path)
+        auto_quantize(*planted, ARM, write=print, gate=print, inputs={}, scratch=tmp_path)

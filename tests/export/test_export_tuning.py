@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, helper
 
-from edvit_hf.export.onnx import draw_in_full
+from edvit_hf.export.graphs.draw import draw_in_full
+from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import resolve_onnx_config
-from edvit_hf.export.tuning import read_early
 from edvit_hf.parts_edvit import NUM_FEATURE_TOKENS
 from support.tiny_architectures import TEXT, tiny_inputs, tiny_model
 

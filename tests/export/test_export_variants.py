@@ -8,16 +8,16 @@ import onnx
 import pytest
 
 from edvit_hf.errors import DataError, EDViTError, ExportGateError
-from edvit_hf.export import CalibrationItems, ExportConfig, Judgement, export_ensemble
+from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, export_ensemble
 from edvit_hf.export.build import GraphBuilder
 from edvit_hf.export.gates import GraphSession
-from edvit_hf.export.variants import VariantMaker, Wanted, wanted_variants
+from edvit_hf.export.variants import VariantMaker, VariantRequest, requested_variants
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime
 from support.tiny_export import GROUPS, PIXELS, PROFILE, exported_architectures, exported_everything, exported_images
 
-INT8 = Wanted(kind="int8", preset="avx2", profiles=(PROFILE,))
+INT8 = VariantRequest(kind="int8", preset="avx2", profiles=(PROFILE,))
 LABELS = np.repeat([0, 1, 2, 3], 5)
 
 
@@ -31,24 +31,24 @@ class Bar:
 
 
 def test_profiles_with_the_same_instructions_share_their_int8_files():
-    wanted = wanted_variants(ExportConfig(), ["raspberry-pi-5", "x86-avx2", "raspberry-pi-4b", "jetson-nano"])
+    wanted = requested_variants(ExportConfig(), ["raspberry-pi-5", "x86-avx2", "raspberry-pi-4b", "jetson-nano"])
     assert [(w.kind, w.preset, w.profiles) for w in wanted] == [
         ("int8", "arm64", ("raspberry-pi-5", "raspberry-pi-4b", "jetson-nano")),
         ("int8", "avx2", ("x86-avx2",)),
         ("fp16", None, ()),
     ]
     only = ExportConfig(precisions=("fp32", "int8_static"))
-    assert [w.kind for w in wanted_variants(only, ["x86-avx2"])] == ["int8_static"]
-    assert wanted_variants(ExportConfig(precisions=()), ["jetson-nano"]) == []
+    assert [w.kind for w in requested_variants(only, ["x86-avx2"])] == ["int8_static"]
+    assert requested_variants(ExportConfig(precisions=()), ["jetson-nano"]) == []
 
 
 def test_what_a_profile_asks_for_is_what_is_made_for_it():
     for name, profile in load_profiles().items():
-        assert [w.kind for w in wanted_variants(ExportConfig(), [name])] == sorted(profile.export, key=_order)
+        assert [w.kind for w in requested_variants(ExportConfig(), [name])] == sorted(profile.export, key=_order)
 
 
 def test_a_jetson_orin_gets_static_int8_that_its_gpu_can_read(maker):
-    wanted = wanted_variants(ExportConfig(), ["jetson-orin-nano"])
+    wanted = requested_variants(ExportConfig(), ["jetson-orin-nano"])
     assert [(w.kind, w.preset) for w in wanted] == [("int8", "arm64"), ("int8_static", "tensorrt"), ("fp16", None)]
     made = maker(None)
     for variant in made.make(wanted[1]):
@@ -152,10 +152,11 @@ def test_static_int8_without_items_to_calibrate_on_is_refused_if_asked_for_and_e
 
     asked = ExportConfig(profiles=("jetson-orin-nano",), precisions=("int8_static",))
     with pytest.raises(DataError, match="Expected items to calibrate"):
-        _possible(wanted_variants(asked, asked.profiles), asked, None)
+        _possible(requested_variants(asked, asked.profiles), asked, None)
     by_profile = ExportConfig()
     profiles = [name for name, profile in load_profiles().items() if "int8_static" in profile.export] or ["x86-avx2"]
-    wanted = [*wanted_variants(by_profile, profiles), Wanted(kind="int8_static", preset="avx2", profiles=("x86-avx2",))]
+    static = VariantRequest(kind="int8_static", preset="avx2", profiles=("x86-avx2",))
+    wanted = [*requested_variants(by_profile, profiles), static]
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
         assert all(each.kind != "int8_static" for each in _possible(wanted, by_profile, None))
     assert "no static int8 for" in caplog.text
@@ -169,15 +170,15 @@ def exported(tmp_path_factory):
 
 
 def answers(*wrong):
-    """A judge that finds so many items of the last two classes wrong, one number after the other."""
+    """A measure that finds so many items of the last two classes wrong, one number after the other."""
     left = iter(wrong)
 
-    def judge(predict, class_group=None):
+    def measure(predict, class_group=None):
         predictions = LABELS.copy()
         predictions[20 - next(left) :] = 0
-        return Judgement(split="validation", labels=LABELS, predictions=predictions)
+        return SplitAnswers(split="validation", labels=LABELS, predictions=predictions)
 
-    return judge
+    return measure
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_int8_that_loses_accuracy_is_refused_with_the_class_group_that_loses_mos
 
 
 def test_fp16_passes_the_same_gate(maker):
-    fp16 = Wanted(kind="fp16", preset=None, profiles=())
+    fp16 = VariantRequest(kind="fp16", preset=None, profiles=())
     with pytest.raises(ExportGateError, match="fp16: expected at most 2 more of 20 validation items wrong"):
         maker(answers(0, 3)).make(fp16)
     made = maker(answers(0, 2))
@@ -249,7 +250,7 @@ def test_a_search_keeps_float_what_it_must_and_the_manifest_says_what(maker):
     """The gate opens only once the first sub-model keeps a group of nodes in float: the search has to find that."""
     reference = []
 
-    def judge(predict, class_group=None):
+    def measure(predict, class_group=None):
         features = predict.features({"pixel_values": PIXELS})
         reference.append(features)
         error = np.abs(features - reference[0]).mean()
@@ -257,10 +258,10 @@ def test_a_search_keeps_float_what_it_must_and_the_manifest_says_what(maker):
         predictions = LABELS.copy()
         if len(reference) > 1 and error > 0.6 * errors[1]:
             predictions[10:] = 0
-        return Judgement(split="validation", labels=LABELS, predictions=predictions)
+        return SplitAnswers(split="validation", labels=LABELS, predictions=predictions)
 
     errors = []
-    made = maker(judge, auto=True)
+    made = maker(measure, auto=True)
     variants = made.make(INT8)
     kept = [name for variant in variants for name in variant.quantization.kept_float]
     assert kept
@@ -278,7 +279,7 @@ def test_a_search_keeps_float_what_it_must_and_the_manifest_says_what(maker):
 
 
 def test_every_profile_has_a_preset():
-    from edvit_hf.export.quantization import PRESETS
+    from edvit_hf.export.int8.dynamic import PRESETS
 
     assert {profile.quantization for profile in load_profiles().values()} <= set(PRESETS)
 

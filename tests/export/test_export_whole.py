@@ -9,10 +9,10 @@ import pytest
 
 from edvit_hf.card.exports import same_graph
 from edvit_hf.export import ExportConfig
+from edvit_hf.export.commit import ExportedFiles, keep_former, publish
 from edvit_hf.export.ensemble import _whole_files
 from edvit_hf.export.gates import GraphSession
-from edvit_hf.export.publish import Exported, keep_former, publish
-from edvit_hf.export.variants import wanted_variants
+from edvit_hf.export.variants import requested_variants
 from edvit_hf.manifest import Calibration, Manifest, content_hash
 from support.tiny_export import PIXELS, exported_everything, exported_images
 
@@ -38,7 +38,7 @@ def root(tmp_path_factory, tmp_path):
 )
 def test_a_name_does_not_depend_on_what_else_is_exported(precisions, profiles, expected):
     config = ExportConfig(precisions=precisions, profiles=profiles)
-    assert _whole_files(wanted_variants(config, profiles)) == {0: "onnx/model.onnx", **expected}
+    assert _whole_files(requested_variants(config, profiles)) == {0: "onnx/model.onnx", **expected}
 
 
 def test_each_kind_has_its_graph_in_one_export(tmp_path_factory):
@@ -58,7 +58,7 @@ def test_static_int8_beside_the_dynamic_one_leaves_its_graph_as_it_was(root):
     way = replace(
         dynamic.quantization, mode="static", calibration=Calibration(method="minmax", split="train", num_items=20)
     )
-    exported = Exported(
+    exported = ExportedFiles(
         sub_models=[
             [files[0], replace(files[1], file=files[1].file.replace(".onnx", "_static.onnx"), quantization=way)]
             for files in (entry.variants for entry in former.sub_models)
@@ -87,7 +87,7 @@ def test_a_static_graph_under_the_name_of_the_dynamic_one_goes_with_its_file(roo
     entries = [replace(e, variants=files) for e, files in zip(former.sub_models, sub_models, strict=True)]
     before = replace(former, sub_models=entries, whole=[former.whole[0], wrong])
     before.save(root)
-    exported = Exported(sub_models=sub_models, fusion=former.fusion.variants[0], whole=[former.whole[0], right])
+    exported = ExportedFiles(sub_models=sub_models, fusion=former.fusion.variants[0], whole=[former.whole[0], right])
     keep_former(root, content_hash(root), exported)
     assert [variant.file for variant in exported.whole] == [former.whole[0].file, right.file]
     assert f"dropping {wrong.file} of an earlier export: it holds int8_static" in caplog.text
@@ -102,7 +102,7 @@ def test_a_graph_that_is_for_other_hardware_now_is_told(root, caplog):
     dynamic = next(v for v in former.whole if v.file == DYNAMIC)
     again = replace(dynamic, profiles=["raspberry-pi-5"], quantization=replace(dynamic.quantization, preset="arm64"))
     for whole, told in ((again, True), (dynamic, False)):
-        exported = Exported(
+        exported = ExportedFiles(
             sub_models=[list(entry.variants) for entry in former.sub_models], fusion=former.fusion.variants[0],
             whole=[former.whole[0], whole],
         )  # fmt: skip

@@ -37,7 +37,7 @@ def operators(model):
 
 
 def test_a_calibration_graph_is_what_the_export_draws_before_it_reads_early():
-    from edvit_hf.export.onnx import draw_in_full
+    from edvit_hf.export.graphs.draw import draw_in_full
     from edvit_hf.export.optimum_config import resolve_onnx_config
 
     shape = encoder_shape(*TINY[:5], 3, 3)  # square: Optimum's dummy images are

@@ -5,7 +5,7 @@ import torch
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import TASK_OF
-from edvit_hf.export import CalibrationItems, ExportConfig, Judgement, export_ensemble
+from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, export_ensemble
 from support.tiny_architectures import tiny_inputs, tiny_model
 from support.tiny_ensemble import write_processor
 
@@ -57,7 +57,7 @@ def save_ensemble(root, sub_models, class_groups):
 
 
 def exported_images(tmp_path_factory):
-    """One export that most tests look at: folder, torch model, whom its judges were asked about, manifest."""
+    """One export that most tests look at: folder, torch model, whom its measures were asked about, manifest."""
     if "images" not in _EXPORTED:
         _EXPORTED["images"] = _export_images(tmp_path_factory)
     return _EXPORTED["images"]
@@ -90,29 +90,29 @@ def _export_images(tmp_path_factory):
 
 
 def _export_with_judges(root, model, config, asked):
-    judges = {split: tiny_judge(model, split, items, asked) for split, items in SPLITS.items()}
+    measures = {split: tiny_measure(model, split, items, asked) for split, items in SPLITS.items()}
     calibration = CalibrationItems(split="train", inputs={"pixel_values": PIXELS})
     return export_ensemble(
-        root, config=config, inputs={"pixel_values": PIXELS}, gate=judges["validation"], report=judges["test"],
+        root, config=config, inputs={"pixel_values": PIXELS}, gate=measures["validation"], report=measures["test"],
         calibration=calibration, progress=False,
     )  # fmt: skip
 
 
-def tiny_judge(model, split, items, asked):
-    """A judge whose right answers are those of the fp32 ensemble; it notes whom it was asked about."""
+def tiny_measure(model, split, items, asked):
+    """A measure whose right answers are those of the fp32 ensemble; it notes whom it was asked about."""
     labels = model(torch.from_numpy(PIXELS)).logits.argmax(1).numpy()[items]
 
-    def judge(predict, class_group=None):
+    def measure(predict, class_group=None):
         asked.append((split, class_group))
         right = labels
         if class_group is not None:
             right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in labels])
         logits = np.concatenate([predict({"pixel_values": part}) for part in np.split(PIXELS[items], [1, 3])])
         assert logits.shape == (len(right), 4 if class_group is None else len(class_group) + 1)
-        figures = {"mean_logit": np.float64(logits.mean())}  # a judge may give numbers as numpy has them
-        return Judgement(split=split, labels=right, predictions=logits.argmax(1), figures=figures)
+        figures = {"mean_logit": np.float64(logits.mean())}  # a measure may give numbers as numpy has them
+        return SplitAnswers(split=split, labels=right, predictions=logits.argmax(1), figures=figures)
 
-    return judge
+    return measure
 
 
 def _export_architectures(tmp_path_factory, *names):

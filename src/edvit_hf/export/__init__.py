@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from edvit_hf.lazy import lazy
 
 if TYPE_CHECKING:
-    from edvit_hf.export.accuracy import Judge, Judgement
     from edvit_hf.export.config import ExportConfig
     from edvit_hf.export.ensemble import export_ensemble
+    from edvit_hf.export.gates import SplitAnswers, SplitMeasure
     from edvit_hf.export.variants import CalibrationItems
 
 __getattr__, __dir__, __all__ = lazy(
@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "config": ("ExportConfig",),
         "variants": ("CalibrationItems",),
-        "accuracy": ("Judge", "Judgement"),
+        "gates": ("SplitAnswers", "SplitMeasure"),
         "ensemble": ("export_ensemble",),
     },
 )

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from edvit_hf.export.accuracy import Judge
 from edvit_hf.export.config import ExportConfig
 from edvit_hf.export.gates import (
     Arrays,
     GraphSession,
     OnnxEnsemble,
     Predict,
+    SplitMeasure,
     as_feeds,
     check_parity,
     measure_parity,
@@ -24,8 +24,8 @@ from edvit_hf.export.gates import (
     run_batches,
     run_rounds,
 )
-from edvit_hf.export.joined import join_graphs
-from edvit_hf.export.onnx import FusionGraph, draw_graph, draw_sub_model, save_graph
+from edvit_hf.export.graphs.derived import join_graphs
+from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
 from edvit_hf.hardware.profiles import detect_profile
 from edvit_hf.hardware.provenance import environment
@@ -76,9 +76,9 @@ def _tensor_batches(inputs: Arrays) -> list[dict[str, torch.Tensor]]:
     return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
 
-def judged(judge: Judge, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
-    """The judge's figures as plain JSON with the hardware they were measured on; the ensemble's, with their source."""
-    row = json.loads(json.dumps(judge(predict, class_group).to_row(), default=lambda value: value.tolist()))
+def measured_row(measure: SplitMeasure, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
+    """Figures as plain JSON, with the hardware they were measured on; the ensemble's also with the environment."""
+    row = json.loads(json.dumps(measure(predict, class_group).to_row(), default=lambda value: value.tolist()))
     row["measured_on"] = detect_profile()
     if class_group is None:
         row["environment"] = {key: value for key, value in environment().items() if key != "versions"}
@@ -121,11 +121,11 @@ class GraphBuilder:
     """One export under way. Every method writes into the staging folder and refuses what misses its gate.
 
     Args:
-        model (`EDViTPreTrainedModel`): The ensemble, in eval mode.
-        staging (`Path`): Folder that the files go to.
-        config (`ExportConfig`): What they must satisfy.
-        inputs (`Arrays`): What parity is measured on, prepared, rows first.
-        transform (`Transform`): What prepares inputs; for files with the preprocessing inside.
+        model: The ensemble, in eval mode.
+        staging: Folder that the files go to.
+        config: What they must satisfy.
+        inputs: What parity is measured on, prepared, rows first.
+        transform: What prepares inputs; for files with the preprocessing inside.
         no_accuracy: Why a file has no accuracy, until it has one.
     """
 
@@ -168,11 +168,11 @@ class GraphBuilder:
             check_parity(parity, reference, got, tolerance=tolerance, atol=atol, what=file)
         return parity
 
-    def report_votes(self, variants: Sequence[Variant], report: Judge) -> list[Variant]:
+    def report_votes(self, variants: Sequence[Variant], report: SplitMeasure) -> list[Variant]:
         """The sub-models' variants with the accuracy of their own votes."""
         reported = []
         for variant, group in zip(variants, self.groups, strict=True):
-            row = judged(report, vote_of(GraphSession(self.staging / variant.file)), group)
+            row = measured_row(report, vote_of(GraphSession(self.staging / variant.file)), group)
             reported.append(replace(variant, accuracy=row, accuracy_note=None))
         return reported
 
@@ -204,7 +204,7 @@ class GraphBuilder:
         """Write a file a second time with the preprocessing inside; its parity is against the file without."""
         import onnx
 
-        from edvit_hf.export.raw_inputs import check_raw_graph, prepend_preprocessing
+        from edvit_hf.export.graphs.preprocessing import check_raw_graph, prepend_preprocessing
 
         assert self.transform is not None  # `export_ensemble` brings it where the config asks for raw inputs
         folder, _, name = variant.file.rpartition("/")

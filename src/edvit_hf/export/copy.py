@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edvit_hf.errors import CheckpointError, HubError, WorkDirError
-from edvit_hf.export.publish import COMMITTED_NAME, STAGING_NAME
+from edvit_hf.export.commit import COMMITTED_NAME, STAGING_NAME
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import MANIFEST_NAME

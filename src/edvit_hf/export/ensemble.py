@@ -13,13 +13,13 @@ import torch
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import CheckpointError, DataError, EDViTError
-from edvit_hf.export.accuracy import FiguresByVariant, Judge
-from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, judged
+from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, measured_row
+from edvit_hf.export.commit import ExportedFiles, keep_former, publish, staging_folder
 from edvit_hf.export.config import WHOLE_FILES, ExportConfig
+from edvit_hf.export.gates import FiguresByVariant, SplitMeasure
 from edvit_hf.export.inputs import check_inputs
 from edvit_hf.export.optimum_config import task_of
-from edvit_hf.export.publish import Exported, keep_former, publish, staging_folder
-from edvit_hf.export.variants import CalibrationItems, VariantMaker, Wanted, wanted_variants
+from edvit_hf.export.variants import CalibrationItems, VariantMaker, VariantRequest, requested_variants
 from edvit_hf.hardware.profiles import detect_profile
 from edvit_hf.manifest import (
     ContentFile,
@@ -45,8 +45,8 @@ def export_ensemble(
     *,
     config: ExportConfig,
     inputs: Mapping[str, np.ndarray],
-    gate: Judge | None = None,
-    report: Judge | None = None,
+    gate: SplitMeasure | None = None,
+    report: SplitMeasure | None = None,
     calibration: CalibrationItems | None = None,
     no_accuracy: str = NO_LABELS_NOTE,
     progress: bool = True,
@@ -60,18 +60,18 @@ def export_ensemble(
     other.
 
     Args:
-        ensemble_dir (`Path`): A saved ensemble with its image processor, feature extractor or tokenizer.
-        config (`ExportConfig`): What to write and what it must satisfy.
-        inputs (`Mapping[str, np.ndarray]`): What parity is measured on, prepared as in training, rows first:
+        ensemble_dir: A saved ensemble with its image processor, feature extractor or tokenizer.
+        config: What to write and what it must satisfy.
+        inputs: What parity is measured on, prepared as in training, rows first:
             `pixel_values` (N, 3, H, W), `input_values` (N, frames, mel bins), or `input_ids` and
             `attention_mask` (N, tokens).
-        gate (`Judge`): Measures on the split that decides (validation): which int8 and fp16 files are accepted hangs
-            on it. Without it they pass no accuracy gate.
-        report (`Judge`): Measures on the split that is reported (test), once for each accepted variant; nothing
-            hangs on it. Without it accuracy is recorded as null.
-        calibration (`CalibrationItems`): Items that static int8 finds its ranges on. Without it none is written.
-        no_accuracy (`str`): The reason that is recorded where accuracy is null.
-        progress (`bool`): Whether to show a progress bar.
+        gate: Measures on the split that decides (validation): which int8 and fp16 files are accepted hangs on it.
+            Without it they pass no accuracy gate.
+        report: Measures on the split that is reported (test), once for each accepted variant; nothing hangs on it.
+            Without it accuracy is recorded as null.
+        calibration: Items that static int8 finds its ranges on. Without it none is written.
+        no_accuracy: The reason that is recorded where accuracy is null.
+        progress: Whether to show a progress bar.
 
     Raises:
         ExportGateError: If a file misses its tolerance.
@@ -83,12 +83,12 @@ def export_ensemble(
     root, started = Path(ensemble_dir), time.perf_counter()
     model = load_ensemble(root)
     inputs = check_inputs(model.config, inputs)
-    wanted = _possible(wanted_variants(config, config.profiles or (detect_profile(),)), config, calibration)
+    requests = _possible(requested_variants(config, config.profiles or (detect_profile(),)), config, calibration)
     transform = _transform(root, model, config)
     with held_folder(root), staging_folder(root) as staging:  # two exports at once would mix their files
         build = GraphBuilder(model, staging, config=config, inputs=inputs, transform=transform, no_accuracy=no_accuracy)
-        with _progress_bar(_num_files(build, wanted), progress) as bar:
-            exported, parity = _write_files(build, wanted, gate, report, calibration, bar)
+        with _progress_bar(_num_files(build, requests), progress) as bar:
+            exported, parity = _write_files(build, requests, gate, report, calibration, bar)
         content = content_files(root)
         identity = hash_of_content(content)
         keep_former(root, identity, exported)
@@ -139,23 +139,25 @@ def _require_file(root: Path, name: str) -> None:
         )
 
 
-def _possible(wanted: Sequence[Wanted], config: ExportConfig, calibration: CalibrationItems | None) -> list[Wanted]:
+def _possible(
+    requests: Sequence[VariantRequest], config: ExportConfig, calibration: CalibrationItems | None
+) -> list[VariantRequest]:
     """What can be made: without calibration items no static int8, which is an error only if it was asked for by name.
 
     Raises:
         DataError: If it was.
     """
-    if calibration is not None or all(each.kind != "int8_static" for each in wanted):
-        return list(wanted)
+    if calibration is not None or all(each.kind != "int8_static" for each in requests):
+        return list(requests)
     if config.precisions is not None:
         raise DataError(
             "Expected items to calibrate `int8_static` on, got none. Ranges found on anything else than real inputs "
             "would cut them off. Give a dataset (`--recipe`), or leave `int8_static` out of `precisions`."
         )
-    for each in wanted:
+    for each in requests:
         if each.kind == "int8_static":
             logger.warning("export: no data to calibrate on, so no static int8 for %s", ", ".join(each.profiles))
-    return [each for each in wanted if each.kind != "int8_static"]
+    return [each for each in requests if each.kind != "int8_static"]
 
 
 def _transform(root: Path, model: EDViTPreTrainedModel, config: ExportConfig) -> Transform | None:
@@ -180,17 +182,17 @@ def _transform(root: Path, model: EDViTPreTrainedModel, config: ExportConfig) ->
     return transform
 
 
-def _num_files(build: GraphBuilder, wanted: Sequence[Wanted]) -> int:
+def _num_files(build: GraphBuilder, requests: Sequence[VariantRequest]) -> int:
     """Steps of the progress bar: files of a first try."""
-    whole = len(_whole_files(wanted)) if build.config.whole else 0
-    num_files = len(build.groups) * (1 + len(wanted)) + whole
+    whole = len(_whole_files(requests)) if build.config.whole else 0
+    num_files = len(build.groups) * (1 + len(requests)) + whole
     return num_files * (2 if build.config.with_preprocessing else 1) + 1
 
 
-def _whole_files(wanted: Sequence[Wanted]) -> dict[int, str]:
+def _whole_files(requests: Sequence[VariantRequest]) -> dict[int, str]:
     """Graphs of the whole ensemble: position of a set (0: fp32) -> file. Of each kind, that of the first profile."""
     files = {0: WHOLE_FILES["fp32"]}
-    for position, each in enumerate(wanted, start=1):
+    for position, each in enumerate(requests, start=1):
         if WHOLE_FILES[each.kind] not in files.values():
             files[position] = WHOLE_FILES[each.kind]
     return files
@@ -198,40 +200,42 @@ def _whole_files(wanted: Sequence[Wanted]) -> dict[int, str]:
 
 def _write_files(
     build: GraphBuilder,
-    wanted: Sequence[Wanted],
-    gate: Judge | None,
-    report: Judge | None,
+    requests: Sequence[VariantRequest],
+    gate: SplitMeasure | None,
+    report: SplitMeasure | None,
     calibration: CalibrationItems | None,
     bar: Any,
-) -> tuple[Exported, Parity]:
+) -> tuple[ExportedFiles, Parity]:
     """Draw, gate and report everything; also the parity of the whole trip in fp32."""
     fp32 = list(_each(build.draw_sub_models(), bar))
     fusion = next(_each(iter([build.draw_fusion()]), bar))
     ensemble = build.open_ensemble(fp32)
     parity = build.check_ensemble(ensemble)
-    maker = VariantMaker(build, ensemble, gate=gate if wanted else None, calibration=calibration, bar=bar)
-    chosen = [fp32, *(maker.make(each) for each in wanted)]
-    whole = list(_each(_join_whole(build, wanted, chosen), bar)) if build.config.whole else []
+    maker = VariantMaker(build, ensemble, gate=gate if requests else None, calibration=calibration, bar=bar)
+    chosen = [fp32, *(maker.make(each) for each in requests)]
+    whole = list(_each(_join_whole(build, requests, chosen), bar)) if build.config.whole else []
     accuracy: FiguresByVariant = {}
     if report is not None:
-        accuracy = {variants[0].name: judged(report, build.open_ensemble(variants)) for variants in chosen}
+        accuracy = {variants[0].name: measured_row(report, build.open_ensemble(variants)) for variants in chosen}
         chosen = [build.report_votes(variants, report) for variants in chosen]
     if build.config.with_preprocessing:
         chosen += [list(_each(map(build.prepend_preprocessing, variants), bar)) for variants in list(chosen)]
         whole += list(_each(map(build.prepend_preprocessing, list(whole)), bar))
     per_sub_model = [list(files) for files in zip(*chosen, strict=True)]
-    exported = Exported(sub_models=per_sub_model, fusion=fusion, whole=whole, accuracy=accuracy, gates=maker.gates)
+    exported = ExportedFiles(sub_models=per_sub_model, fusion=fusion, whole=whole, accuracy=accuracy, gates=maker.gates)
     return exported, parity
 
 
-def _join_whole(build: GraphBuilder, wanted: Sequence[Wanted], chosen: Sequence[list[Variant]]) -> Iterator[Variant]:
+def _join_whole(
+    build: GraphBuilder, requests: Sequence[VariantRequest], chosen: Sequence[list[Variant]]
+) -> Iterator[Variant]:
     """The graphs of the whole ensemble, made of the accepted files."""
-    for position, file in _whole_files(wanted).items():
+    for position, file in _whole_files(requests).items():
         yield build.join_whole(chosen[position], file, is_gated=position == 0)
 
 
 def _describe_ensemble(
-    model: EDViTPreTrainedModel, identity: str, parity: Parity, exported: Exported, no_accuracy: str
+    model: EDViTPreTrainedModel, identity: str, parity: Parity, exported: ExportedFiles, no_accuracy: str
 ) -> EnsembleEntry:
     return EnsembleEntry(
         id=f"edvit-{identity[:12]}",
@@ -250,7 +254,7 @@ def _shortest(values: torch.Tensor) -> list[float]:
 
 
 def _make_manifest(
-    model: EDViTPreTrainedModel, entry: EnsembleEntry, exported: Exported, content: dict[str, ContentFile]
+    model: EDViTPreTrainedModel, entry: EnsembleEntry, exported: ExportedFiles, content: dict[str, ContentFile]
 ) -> Manifest:
     """The manifest, checked by reading it back."""
     config, sizes = model.config, model.config.feature_sizes

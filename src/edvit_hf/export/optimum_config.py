@@ -1,7 +1,7 @@
 """What Optimum knows of our graphs: input and output axes, dummy inputs and validation tolerance.
 
 Registered with Optimum's `TasksManager` for the backend "onnx", so that tools which resolve a task through Optimum find
-them. Optimum's core package has no ONNX exporter of its own; `export/onnx.py` draws the graph.
+them. Optimum's core package has no ONNX exporter of its own; `export/graphs/draw.py` draws the graph.
 
 Only names that are ours are registered: "edvit" (the whole ensemble), "edvit-sub-model" (any stock sub-model) and
 "edvit-fusion". "vit", "bert" and the other stock types are left alone, not even taken where they are free: there is one
@@ -211,10 +211,10 @@ def resolve_onnx_config(
     """Ask Optimum's `TasksManager` for the export config of a model config.
 
     Args:
-        config (`PreTrainedConfig`): Of a sub-model, or of the ensemble.
-        model_type (`str`): `FUSION_MODEL_TYPE` for the fusion head; by default what the config describes, an
-            ensemble or a sub-model.
-        task (`str`): An Optimum task name; by default the classification that the model does.
+        config: Of a sub-model, or of the ensemble.
+        model_type: `FUSION_MODEL_TYPE` for the fusion head; by default what the config describes, an ensemble or a
+            sub-model.
+        task: An Optimum task name; by default the classification that the model does.
 
     Raises:
         ExportGateError: If no graph of that architecture, or none for that task, can be drawn.

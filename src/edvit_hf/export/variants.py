@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.errors import ExportGateError
-from edvit_hf.export.accuracy import FiguresByVariant, Judge, Judgement, accuracy_gate, loss_message
-from edvit_hf.export.auto import auto_quantize
 from edvit_hf.export.build import FUSION_FILE, GraphBuilder, Made, sub_model_file
 from edvit_hf.export.config import ExportConfig
-from edvit_hf.export.gates import OnnxEnsemble
-from edvit_hf.export.half import halve_graph
-from edvit_hf.export.quantization import PRESETS, STATIC_PRESETS, QuantizationPreset, QuantizedNodes, quantize_graph
-from edvit_hf.export.static import Ranges, calibrate, quantize_graph_static
+from edvit_hf.export.gates import (
+    FiguresByVariant,
+    OnnxEnsemble,
+    SplitAnswers,
+    SplitMeasure,
+    accuracy_gate,
+    loss_message,
+)
+from edvit_hf.export.graphs.derived import halve_graph
+from edvit_hf.export.int8.auto import auto_quantize
+from edvit_hf.export.int8.dynamic import PRESETS, STATIC_PRESETS, QuantizationPreset, QuantizedNodes, quantize_graph
+from edvit_hf.export.int8.static import Ranges, calibrate, quantize_graph_static
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Calibration, Variant
 
@@ -38,7 +44,7 @@ class CalibrationItems:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class VariantRequest:
     """Files to make: their kind, the int8 preset (None for fp16) and the profiles that share them (none: any)."""
 
     kind: str
@@ -46,7 +52,7 @@ class Wanted:
     profiles: tuple[str, ...]
 
 
-def wanted_variants(config: ExportConfig, profiles: Sequence[str]) -> list[Wanted]:
+def requested_variants(config: ExportConfig, profiles: Sequence[str]) -> list[VariantRequest]:
     """What to make besides fp32, dynamic int8 first; profiles with the same instructions share their int8 files."""
     found: dict[tuple[str, str | None], list[str]] = {}
     for kind in ("int8", "int8_static", "fp16"):
@@ -57,7 +63,7 @@ def wanted_variants(config: ExportConfig, profiles: Sequence[str]) -> list[Wante
                 preset = presets.get(kind)
                 found.setdefault((kind, preset), []).append(profile)
     return [
-        Wanted(kind=kind, preset=preset, profiles=() if preset is None else tuple(names))
+        VariantRequest(kind=kind, preset=preset, profiles=() if preset is None else tuple(names))
         for (kind, preset), names in found.items()
     ]
 
@@ -66,11 +72,11 @@ class VariantMaker:
     """Makes the int8 and fp16 files of all sub-models, one set after the other, and gates each set.
 
     Args:
-        build (`GraphBuilder`): Whose fp32 files are drawn.
-        fp32 (`OnnxEnsemble`): Those files, running.
-        gate (`Judge`): On the split that decides; None accepts every set ungated, and says so.
-        calibration (`CalibrationItems`): For static int8.
-        bar (`Any`): Progress, one step for each file.
+        build: Whose fp32 files are drawn.
+        fp32: Those files, running.
+        gate: On the split that decides; None accepts every set ungated, and says so.
+        calibration: For static int8.
+        bar: Progress, one step for each file.
 
     Attributes:
         gates: What accepted each set, by variant name.
@@ -81,29 +87,29 @@ class VariantMaker:
         build: GraphBuilder,
         fp32: OnnxEnsemble,
         *,
-        gate: Judge | None,
+        gate: SplitMeasure | None,
         calibration: CalibrationItems | None,
         bar: Any,
     ) -> None:
         self.build, self.gate, self.calibration, self.bar = build, gate, calibration, bar
-        self.reference: Judgement | None = None if gate is None else gate(fp32)
+        self.reference: SplitAnswers | None = None if gate is None else gate(fp32)
         self.gates: FiguresByVariant = {}
         self._ranges: list[Ranges] = []
 
-    def make(self, wanted: Wanted) -> list[Variant]:
-        """The files of all sub-models for `wanted`, accepted.
+    def make(self, request: VariantRequest) -> list[Variant]:
+        """The files of all sub-models for `request`, accepted.
 
         Raises:
             ExportGateError: If they lose too much accuracy.
         """
-        if wanted.preset is None:
-            return self._halve(wanted)
-        preset = (STATIC_PRESETS if wanted.kind == "int8_static" else PRESETS)[wanted.preset]
+        if request.preset is None:
+            return self._halve(request)
+        preset = (STATIC_PRESETS if request.kind == "int8_static" else PRESETS)[request.preset]
         if self.build.config.auto and self.reference is not None:
-            return self._sweep(preset, wanted)
+            return self._sweep(preset, request)
         message = ""
         for attempt in preset.attempts():
-            variants = list(self._each(self._quantize(attempt, wanted)))
+            variants = list(self._each(self._quantize(attempt, request)))
             refusal = self._refusal(variants)
             if refusal is None:
                 return variants
@@ -111,7 +117,7 @@ class VariantMaker:
             logger.warning("export: %s (reduce_range=%s)", message, attempt.reduce_range)
         raise ExportGateError(message)
 
-    def _sweep(self, preset: QuantizationPreset, wanted: Wanted) -> list[Variant]:
+    def _sweep(self, preset: QuantizationPreset, request: VariantRequest) -> list[Variant]:
         """The cheapest int8 files that pass the gate, found by measuring: see `auto_quantize`."""
         build, gate = self.build, self.gate
         assert gate is not None
@@ -120,40 +126,40 @@ class VariantMaker:
         with tempfile.TemporaryDirectory(dir=build.staging) as scratch:
             found = auto_quantize(
                 sources, build.staging / FUSION_FILE, preset, write=self._write_int8,
-                judge=lambda ensemble: self._gate(gate(ensemble), "int8"), inputs=inputs, scratch=Path(scratch),
+                gate=lambda ensemble: self._gate(gate(ensemble), "int8"), inputs=inputs, scratch=Path(scratch),
                 progress=not self.bar.disable,
             )  # fmt: skip
-        variants = list(self._each(self._quantize(found.preset, wanted, found.kept_float)))
+        variants = list(self._each(self._quantize(found.preset, request, found.kept_float)))
         self.gates[variants[0].name] = {
-            **found.figures, **_weights_of(variants), "tried": [_tried(row) for row in found.tried]
+            **found.record, **_weights_of(variants), "tried": [_tried(row) for row in found.tried]
         }  # fmt: skip
         return variants
 
-    def _halve(self, wanted: Wanted) -> list[Variant]:
+    def _halve(self, request: VariantRequest) -> list[Variant]:
         """float16 files, which any engine can run."""
-        variants = list(self._each(self._write_halves(wanted)))
+        variants = list(self._each(self._write_halves(request)))
         refusal = self._refusal(variants)
         if refusal is not None:
             raise ExportGateError(refusal)
         return variants
 
-    def _write_halves(self, wanted: Wanted) -> Iterator[Variant]:
+    def _write_halves(self, request: VariantRequest) -> Iterator[Variant]:
         build = self.build
         for index, source in enumerate(build.fp32_files):
             file = sub_model_file(index, "fp16")
             halve_graph(build.staging / source, build.staging / file)
-            made = Made(precision="fp16", profiles=wanted.profiles)
+            made = Made(precision="fp16", profiles=request.profiles)
             yield build.describe(file, build.check_sub_model(index, file), made)
 
     def _quantize(
-        self, preset: QuantizationPreset, wanted: Wanted, kept_float: Sequence[Collection[str]] | None = None
+        self, preset: QuantizationPreset, request: VariantRequest, kept_float: Sequence[Collection[str]] | None = None
     ) -> Iterator[Variant]:
         """Write the int8 file of one sub-model after the other; their joint accuracy is gated by the caller."""
         for index in range(len(self.build.fp32_files)):
             file = sub_model_file(index, preset.suffix)
             kept = () if kept_float is None else kept_float[index]
             nodes = self._write_int8(index, self.build.staging / file, preset, kept)
-            yield self._describe(index, file, preset, nodes, wanted)
+            yield self._describe(index, file, preset, nodes, request)
 
     def _write_int8(
         self, index: int, target: Path, preset: QuantizationPreset, kept_float: Collection[str]
@@ -176,7 +182,7 @@ class VariantMaker:
         return self._ranges
 
     def _describe(
-        self, index: int, file: str, preset: QuantizationPreset, nodes: QuantizedNodes, wanted: Wanted
+        self, index: int, file: str, preset: QuantizationPreset, nodes: QuantizedNodes, request: VariantRequest
     ) -> Variant:
         calibration = None
         if preset.mode == "static":
@@ -187,7 +193,7 @@ class VariantMaker:
             )
         made = Made(
             precision="int8", quantization=preset.describe(nodes, calibration), op_types=nodes.op_types,
-            num_nodes=nodes.num_nodes, profiles=wanted.profiles,
+            num_nodes=nodes.num_nodes, profiles=request.profiles,
         )  # fmt: skip
         return self.build.describe(file, self.build.check_sub_model(index, file), made)
 
@@ -197,18 +203,18 @@ class VariantMaker:
         if self.gate is None or self.reference is None:
             logger.warning("export: no labelled data, so %s passed no accuracy gate", name)
             return None
-        judgement = self.gate(self.build.open_ensemble(variants))
-        figures = self._gate(judgement, precision)
+        answers = self.gate(self.build.open_ensemble(variants))
+        figures = self._gate(answers, precision)
         if not figures["passed"]:
             return loss_message(name, precision, figures, self._group_names())
         self.gates[name] = {**figures, **_weights_of(variants)}
         return None
 
-    def _gate(self, judgement: Judgement, precision: str) -> dict[str, Any]:
+    def _gate(self, answers: SplitAnswers, precision: str) -> dict[str, Any]:
         assert self.reference is not None
         config = self.build.config
         return accuracy_gate(
-            self.reference, judgement, precision=precision, class_groups=self.build.groups,
+            self.reference, answers, precision=precision, class_groups=self.build.groups,
             max_loss=config.max_accuracy_loss, max_group_loss=config.max_group_accuracy_loss,
         )  # fmt: skip
 

@@ -97,7 +97,7 @@ def _draw(shape: ModelShape, task: Task, path: Path) -> None:
     from transformers import AutoConfig
 
     from edvit_hf.auto import stock_auto_class
-    from edvit_hf.export.onnx import draw_sub_model, save_graph
+    from edvit_hf.export.graphs.draw import draw_sub_model, save_graph
     from edvit_hf.export.optimum_config import resolve_onnx_config
 
     config = AutoConfig.for_model(**shape.config, num_labels=shape.widths.labels)

@@ -16,7 +16,7 @@ import numpy as np
 from edvit_hf.data import Augmentation, TaskData, class_group_labels, iterate_batches, load_task
 from edvit_hf.errors import EDViTError, RecipeError, named_extra
 from edvit_hf.evaluation.measure import evaluate
-from edvit_hf.export import CalibrationItems, ExportConfig, Judge, Judgement, export_ensemble
+from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, SplitMeasure, export_ensemble
 from edvit_hf.export.config import Kind
 from edvit_hf.hardware.profiles import shipped_kind
 from edvit_hf.manifest import Manifest, Variant
@@ -44,8 +44,8 @@ class Measures:
     """
 
     inputs: dict[str, np.ndarray]
-    gate: Judge | None = None
-    report: Judge | None = None
+    gate: SplitMeasure | None = None
+    report: SplitMeasure | None = None
     calibration: CalibrationItems | None = None
     no_accuracy: str = field(default="no labelled data was given to the export")
 
@@ -64,13 +64,13 @@ def measured_on(
     chosen = np.random.default_rng(0).permutation(len(data.train))[: config.calibration_items]
     return Measures(
         inputs=_arrays(data.test.inputs(np.arange(min(len(data.test), _PARITY_ITEMS)))),
-        gate=split_judge(data, "validation", class_groups, batch_size),
-        report=split_judge(data, "test", class_groups, batch_size),
+        gate=split_measure(data, "validation", class_groups, batch_size),
+        report=split_measure(data, "test", class_groups, batch_size),
         calibration=CalibrationItems(split="train", inputs=_arrays(data.train.inputs(np.sort(chosen)))),
     )
 
 
-def split_judge(data: TaskData, name: str, class_groups: Sequence[Sequence[int]], batch_size: int) -> Judge:
+def split_measure(data: TaskData, name: str, class_groups: Sequence[Sequence[int]], batch_size: int) -> SplitMeasure:
     """Measures anything that predicts on one split: the ensemble's logits, or a sub-model's vote.
 
     Args:
@@ -81,7 +81,7 @@ def split_judge(data: TaskData, name: str, class_groups: Sequence[Sequence[int]]
     """
     split, num_labels = getattr(data, name), len(data.label_names)
 
-    def judge(predict: Any, class_group: Sequence[int] | None = None) -> Judgement:
+    def measure(predict: Any, class_group: Sequence[int] | None = None) -> SplitAnswers:
         batches = iterate_batches(split, batch_size)
         if class_group is None:
             result = evaluate(predict, batches, num_labels=num_labels, class_groups=class_groups)
@@ -94,9 +94,9 @@ def split_judge(data: TaskData, name: str, class_groups: Sequence[Sequence[int]]
             )  # fmt: skip
             (group_accuracy,) = result.per_group_accuracy or [None]
             figures = {"group_accuracy": group_accuracy}
-        return Judgement(split=name, labels=result.labels, predictions=result.predictions, figures=figures)
+        return SplitAnswers(split=name, labels=result.labels, predictions=result.predictions, figures=figures)
 
-    return judge
+    return measure
 
 
 def _arrays(inputs: Any) -> dict[str, np.ndarray]:
@@ -159,11 +159,11 @@ def export_command(config: ExportConfig, recipe: Described | None = None) -> str
     return " ".join(words)
 
 
-def _naming(judge: Judge, command: str) -> Judge:
-    """The same judge, whose figures of the whole ensemble name the command that measured them."""
+def _naming(measure: SplitMeasure, command: str) -> SplitMeasure:
+    """The same measure, whose figures of the whole ensemble name the command that measured them."""
 
-    def named(predict: Any, class_group: Sequence[int] | None = None) -> Judgement:
-        found = judge(predict, class_group)
+    def named(predict: Any, class_group: Sequence[int] | None = None) -> SplitAnswers:
+        found = measure(predict, class_group)
         if class_group is not None:
             return found
         return dataclasses.replace(found, figures={**found.figures, "command": command})

@@ -4,7 +4,7 @@ Dynamic: weights are quantized ahead, activations at run time. Products (MatMul,
 only. Norms, softmax, GELU, the vote head and the fusion head stay float: quantizing those costs ten times the error
 and runs slower on CPUs. BERT's pooler and DistilBERT's `pre_classifier`, through which only the vote goes, are
 quantized: they are as large as an attention's output map. Static files, with ranges of activations from calibration
-data, are made in `export/static.py`.
+data, are made in `static`.
 
 Activations get one scale per product and batch: the int8 answer to an item depends a little on what else is in
 its batch, padding included. fp32 answers do not.
@@ -20,10 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edvit_hf.errors import ExportGateError, MissingExtraError
-from edvit_hf.export.graph_edits import clean_like, load_graph, sort_nodes
-from edvit_hf.export.int8_graph import drop_zero_points, quantize_tables, quantized_names, weight_bytes
-from edvit_hf.export.onnx import save_graph
-from edvit_hf.export.quantizable import CONVOLUTION, FROM_GEMM, PRODUCTS, TABLE, QuantizableNode, quantizable_nodes
+from edvit_hf.export.graphs.derived import clean_like, load_graph, sort_nodes
+from edvit_hf.export.graphs.draw import save_graph
+from edvit_hf.export.int8.nodes import (
+    CONVOLUTION,
+    FROM_GEMM,
+    PRODUCTS,
+    TABLE,
+    QuantizableNode,
+    drop_zero_points,
+    quantizable_nodes,
+    quantize_tables,
+    quantized_names,
+    weight_bytes,
+)
 from edvit_hf.manifest import Calibration, Quantization
 
 if TYPE_CHECKING:
@@ -44,8 +54,8 @@ class QuantizationPreset:
         weight_type: "QInt8" or "QUInt8", names of onnxruntime's QuantType; tables are always signed.
         per_channel: One scale per output channel, where a channel is wide enough.
         min_channel_inputs: What is wide enough. Scales of narrower channels weigh too much: with its float32 scale and
-            8-bit zero point a channel of K inputs takes (K + 5) bytes where float32 took 4 K, above 0.27 for K < 63.
-            On weights 12 to 16 wide one scale raised the output error by a quarter and cost no accuracy.
+            8-bit zero point a channel of K inputs takes (K + 5) bytes where float32 took 4 K, above 0.27 for K < 63. On
+            weights 12 to 16 wide one scale raised the output error by a quarter and cost no accuracy.
         reduce_range: 7-bit weights: against saturation of 16-bit sums without VNNI.
         may_reduce_range: Whether that is worth a try if accuracy falls.
         mode: "dynamic", or "static" for ranges from calibration.
@@ -138,12 +148,12 @@ def quantize_graph(
     """Write the dynamic int8 variant of an fp32 graph and count what was quantized.
 
     Args:
-        source (`Path`): fp32 ONNX file, of a sub-model or of the whole ensemble.
-        target (`Path`): Where the int8 file goes.
-        preset (`QuantizationPreset`): One of `PRESETS`, an attempt or a setting of it, in "dynamic" mode.
-        num_expected (`int`): Linear maps of the torch model without its vote head: the graph must hold so many
-            products with constant weights. None trusts the graph.
-        kept_float (`Collection[str]`): Names of nodes that stay float.
+        source: fp32 ONNX file, of a sub-model or of the whole ensemble.
+        target: Where the int8 file goes.
+        preset: One of `PRESETS`, an attempt or a setting of it, in "dynamic" mode.
+        num_expected: Linear maps of the torch model without its vote head: the graph must hold so many products with
+            constant weights. None trusts the graph.
+        kept_float: Names of nodes that stay float.
 
     Raises:
         ExportGateError: If `source` is no intact ONNX file, holds nothing to quantize or fewer products than expected,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.errors import ManifestError, WorkDirError
-from edvit_hf.export.accuracy import FiguresByVariant
 from edvit_hf.export.config import WHOLE_FILES
+from edvit_hf.export.gates import FiguresByVariant
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, content_hash, verify_file
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 
 @dataclass(kw_only=True)
-class Exported:
+class ExportedFiles:
     """Every file of an export, and the ensemble's figures by variant name."""
 
     sub_models: list[list[Variant]]  # of each sub-model, in the same order
@@ -118,7 +118,7 @@ def _move_in(committed: Path, root: Path, manifest: Manifest) -> None:
     shutil.rmtree(committed, ignore_errors=True)
 
 
-def keep_former(root: Path, identity: str, exported: Exported) -> None:
+def keep_former(root: Path, identity: str, exported: ExportedFiles) -> None:
     """Add what an earlier export of the same weights wrote: intact files of other names, figures of equal files."""
     try:
         former = Manifest.load(root)
@@ -158,7 +158,7 @@ def _is_rightly_named(whole: Variant) -> bool:
     return False
 
 
-def _tell_of_other_hardware(former: Manifest, exported: Exported) -> None:
+def _tell_of_other_hardware(former: Manifest, exported: ExportedFiles) -> None:
     """There is one graph of the whole of each kind: say so where it now is for other hardware than before."""
     before = {variant.file: variant for variant in former.whole}
     for variant in exported.whole:
@@ -171,7 +171,7 @@ def _tell_of_other_hardware(former: Manifest, exported: Exported) -> None:
             )  # fmt: skip
 
 
-def _made_of_files_now(former: Manifest, exported: Exported, variant: Variant) -> bool:
+def _made_of_files_now(former: Manifest, exported: ExportedFiles, variant: Variant) -> bool:
     """Whether the sub-models' files that a raw or whole graph holds copies of are still those it was made of.
 
     It passed no gate of its own: beside newer files it would pass for what was measured on them.
@@ -192,12 +192,12 @@ def _made_of_files_now(former: Manifest, exported: Exported, variant: Variant) -
     return False
 
 
-def _figures(former: Manifest, exported: Exported) -> list[tuple[FiguresByVariant, FiguresByVariant]]:
+def _figures(former: Manifest, exported: ExportedFiles) -> list[tuple[FiguresByVariant, FiguresByVariant]]:
     """Of accuracy and of gates: what was recorded, and where it goes now."""
     return [(former.ensemble.accuracy or {}, exported.accuracy), (former.ensemble.gates or {}, exported.gates)]
 
 
-def _keep_figures(former: Manifest, exported: Exported) -> None:
+def _keep_figures(former: Manifest, exported: ExportedFiles) -> None:
     """Figures that were measured on files of the same bytes still hold where none was measured anew."""
     known = {variant.sha256: variant for variant in former.variants}
 
@@ -221,7 +221,7 @@ def _keep_figures(former: Manifest, exported: Exported) -> None:
     exported.whole = [with_figures(variant) for variant in exported.whole]
 
 
-def _keep_profiles(former: Manifest, exported: Exported) -> None:
+def _keep_profiles(former: Manifest, exported: ExportedFiles) -> None:
     """A file that is drawn anew still serves the kinds of hardware that it was exported for before."""
     before = {variant.file: variant.profiles for variant in former.variants}
 

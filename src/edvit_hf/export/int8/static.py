@@ -19,10 +19,8 @@ import numpy as np
 from edvit_hf.errors import DataError, MissingExtraError
 from edvit_hf.export.config import CalibrationMethod
 from edvit_hf.export.gates import as_feeds
-from edvit_hf.export.graph_edits import load_graph
-from edvit_hf.export.int8_graph import read_originals
-from edvit_hf.export.quantizable import CONVOLUTION, PRODUCTS, TABLE, QuantizableNode
-from edvit_hf.export.quantization import (
+from edvit_hf.export.graphs.derived import load_graph
+from edvit_hf.export.int8.dynamic import (
     QuantizationPreset,
     QuantizedNodes,
     chosen_nodes,
@@ -30,10 +28,12 @@ from edvit_hf.export.quantization import (
     is_per_channel,
     root_logger_diverted,
 )
+from edvit_hf.export.int8.nodes import CONVOLUTION, PRODUCTS, TABLE, QuantizableNode, read_originals
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime.quantization import TensorsData
+
 
 _PERCENTILE = 99.999  # as Optimum's preset
 _ENTROPY_BINS = 256  # onnxruntime's 128 leave one candidate, the full range; 1024 took 7 times as long, no closer
@@ -61,13 +61,13 @@ def calibrate(
     """Run an fp32 graph on calibration data and find the ranges of its activations.
 
     Args:
-        source (`Path`): fp32 ONNX file.
-        inputs (`Mapping[str, np.ndarray]`): The graph's inputs by name, rows first, prepared as in training; never the
-            split that is reported. Some hundred items.
-        method (`str`): "minmax" takes the extremes, "percentile" all but the outermost 0.001 %, "entropy" the range
-            whose 8-bit histogram loses the least information.
-        batch_size (`int`): Items at a time. Histograms hold a batch's activations in memory.
-        progress (`bool`): Whether to show a progress bar.
+        source: fp32 ONNX file.
+        inputs: The graph's inputs by name, rows first, prepared as in training; never the split that is reported. Some
+            hundred items.
+        method: "minmax" takes the extremes, "percentile" all but the outermost 0.001 %, "entropy" the range whose 8-bit
+            histogram loses the least information.
+        batch_size: Items at a time. Histograms hold a batch's activations in memory.
+        progress: Whether to show a progress bar.
 
     Raises:
         DataError: If there are no items, the names differ from the graph's, or a value is not finite.
@@ -119,12 +119,12 @@ def quantize_graph_static(
     Tables of embeddings become int8 as in a dynamic file.
 
     Args:
-        source (`Path`): fp32 ONNX file, of a sub-model or of the whole ensemble.
-        target (`Path`): Where the int8 file goes.
-        preset (`QuantizationPreset`): An attempt or a setting of one of `PRESETS`, in "static" mode.
-        ranges (`Ranges`): What `calibrate` found on the same file.
-        num_expected (`int`): As for `quantize_graph`; convolutions are not counted.
-        kept_float (`Collection[str]`): Names of nodes that stay float.
+        source: fp32 ONNX file, of a sub-model or of the whole ensemble.
+        target: Where the int8 file goes.
+        preset: An attempt or a setting of one of `PRESETS`, in "static" mode.
+        ranges: What `calibrate` found on the same file.
+        num_expected: As for `quantize_graph`; convolutions are not counted.
+        kept_float: Names of nodes that stay float.
 
     Raises:
         ExportGateError: As `quantize_graph` does.

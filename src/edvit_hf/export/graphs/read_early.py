@@ -1,4 +1,4 @@
-"""Rewrites of an exported graph that keep its answers and make it faster.
+"""Reading early: a rewrite of a sub-model's graph that keeps its answers and computes fewer tokens.
 
 A sub-model is read at its first token or two: whatever its last layer computes for the others goes nowhere.
 `read_early` moves the reading in front of that work, in plain operators that every runtime has. What it gains, and what
@@ -15,6 +15,7 @@ from edvit_hf.errors import named_extra
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
+
 
 _TOKENS = 1  # axis of the tokens in hidden states (B, T, d)
 _LARGEST = np.iinfo(np.int64).max

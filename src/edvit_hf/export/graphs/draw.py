@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
-from edvit_hf.export.tuning import read_early
 from edvit_hf.modeling_edvit import FusionHead, forward_sub_model
 from edvit_hf.tasks import Task
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 logger = logging.getLogger(__name__)
+
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf; above it weights need a side-car, which a renamed file loses
 _NOISY = ("torch", "transformers", "onnxscript", "onnx_ir")
@@ -151,9 +152,9 @@ def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -
     """Trace `module` into an ONNX model with the inputs, outputs and axis names of `onnx_config`.
 
     Args:
-        module (`nn.Module`): In eval mode; takes and returns tensors by the names in `onnx_config`.
-        onnx_config (`EDViTOnnxConfig`): Axes and dummy inputs.
-        opset (`int`): ONNX operator set.
+        module: In eval mode; takes and returns tensors by the names in `onnx_config`.
+        onnx_config: Axes and dummy inputs.
+        opset: ONNX operator set.
 
     Returns:
         `onnx.ModelProto`: Weights inside; without stack traces, local paths or other metadata.
