@@ -30,9 +30,9 @@ from edvit_hf.errors import DataError
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.pruning import make_plan, prune, unit_scores
 from edvit_hf.recipe import Recipe, load_recipe
-from edvit_hf.recipe.base_model import base_model
-from edvit_hf.recipe.groups import groups_before_training
-from edvit_hf.recipe.offline_plan import plan_groups
+from edvit_hf.recipe.stages.plan import plan_groups
+from edvit_hf.recipe.stages.split import groups_before_training
+from edvit_hf.recipe.stages.teacher import base_model
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import write_json
 from edvit_hf.training import ClassifyData, DistillData, EpochData, TrainConfig, classify_objective, distill_objective

@@ -18,8 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.evaluation.measure import paired_interval, torch_predict
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.recipe.compared import fair_budget, measured, plain_model
 from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.stages.compared import fair_budget, measured, plain_model
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
 from harness import RESULTS

@@ -22,8 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.data import TaskData
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.recipe.confusions import teacher_confusions
 from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.stages.split import teacher_confusions
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import SplitConfig, check_similarity, similarity_within
 from edvit_hf.storage import read_json, write_json

@@ -10,8 +10,8 @@ from edvit_hf.data.columns import ArrayItems, RawSplit
 from edvit_hf.data.config import dataset_from_values
 from edvit_hf.data.labels import class_ids, with_label_names
 from edvit_hf.errors import DataError
-from edvit_hf.recipe.offline_plan import plan_recipe
 from edvit_hf.recipe.schema import recipe_values
+from edvit_hf.recipe.stages.plan import plan_recipe
 from support.dataset_files import NAMES, OFF, TEST, TRAIN, own_cache, parquet, write_animals, write_dataset  # noqa: F401
 from support.tiny_recipe import tiny_recipe
 

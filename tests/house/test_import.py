@@ -31,7 +31,7 @@ LIGHT = [
     ".runtime",
     ".recipe",
     ".recipe.schema",
-    ".recipe.offline_plan",
+    ".recipe.stages.plan",
 ]
 
 

@@ -12,8 +12,8 @@ from edvit_hf.hardware.profiles import load_profiles, save_profile
 from edvit_hf.planning.keep_search import MIB, Device, Fleet, Plan, plan
 from edvit_hf.pruning.config import KeepRatios
 from edvit_hf.recipe import load_recipe
-from edvit_hf.recipe.groups import capability
-from edvit_hf.recipe.offline_plan import find_fleet, plan_recipe
+from edvit_hf.recipe.stages.plan import find_fleet, plan_recipe
+from edvit_hf.recipe.stages.split import capability
 from support.benchmarks import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

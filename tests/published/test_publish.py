@@ -6,8 +6,8 @@ import json
 import pytest
 
 from edvit_hf.recipe import STAGES, load_recipe
-from edvit_hf.recipe.publish import without_folders, write_publishable
 from edvit_hf.recipe.running import ensemble_dir, stage_dir
+from edvit_hf.recipe.stages.publish import card, without_folders
 from edvit_hf.recipe.trip import Trip
 
 
@@ -50,7 +50,7 @@ def test_no_folder_of_this_machine_is_published(finished_trip, tmp_path):
     (folders["evaluate"] / "results.json").write_text(json.dumps(results))
     trip = Trip(recipe, folders)
     vars(trip)["data"] = Trip(load_recipe(path), folders).data  # the folder is of another machine
-    write_publishable(trip)
+    card(trip)
     published = tmp_path / "card" / "ensemble"
     for name in ("results.json", "README.md", "placement.json", "manifest.json"):
         assert "somebody" not in (published / name).read_text(), name

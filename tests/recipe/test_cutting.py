@@ -13,9 +13,9 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import PruningPlan, compensate, prune
 from edvit_hf.recipe import run
-from edvit_hf.recipe.confusions import teacher_confusions
 from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.schema import TeacherConfig
+from edvit_hf.recipe.stages.split import teacher_confusions
 from edvit_hf.recipe.trip import Trip, load_model
 from support.tiny_recipe import tiny_recipe
 

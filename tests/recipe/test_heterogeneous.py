@@ -17,12 +17,11 @@ from edvit_hf.planning.keep_search import Plan, plan
 from edvit_hf.pruning.config import PruneConfig
 from edvit_hf.published.files import read_published
 from edvit_hf.recipe import STAGES, load_recipe, run
-from edvit_hf.recipe.cutting import prune_round
-from edvit_hf.recipe.from_scratch import stock_model, sub_model_config, sub_model_shapes
 from edvit_hf.recipe.keys import key_values
-from edvit_hf.recipe.offline_plan import plan_recipe
 from edvit_hf.recipe.running import _key, _trip, ensemble_dir, stage_dir
-from edvit_hf.recipe.trip import load_model
+from edvit_hf.recipe.stages.cut import prune_round
+from edvit_hf.recipe.stages.plan import plan_recipe, sub_model_config, sub_model_shapes
+from edvit_hf.recipe.trip import load_model, stock_model
 from edvit_hf.storage import read_json
 from support.tiny_recipe import tiny_recipe
 from support.tiny_tasks import AUDIO, TEXT, task_recipe

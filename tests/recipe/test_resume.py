@@ -15,7 +15,7 @@ NO_CHANGES: dict = {}
 REFUSED = 17  # exit code of a run that ended with the expected error
 PRELOAD = [
     "edvit_hf.recipe.running",
-    "edvit_hf.recipe.results",
+    "edvit_hf.recipe.stages.evaluate",
     "edvit_hf.export.ensemble",
     "edvit_hf.card.render",
     "matplotlib.pyplot",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from edvit_hf.architectures.axes import Widths, resized, widths_of_heads
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import STAGES, run
-from edvit_hf.recipe.rounds import round_widths
 from edvit_hf.recipe.running import _key, stage_dir, stages_of
+from edvit_hf.recipe.stages.plan import round_widths
 from edvit_hf.recipe.trip import load_model
 from support.tiny_recipe import tiny_recipe
 

@@ -154,7 +154,7 @@ def test_a_checkpoint_that_reads_other_inputs_is_refused(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((load_recipe("digits").folder).glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_is_read_and_planned_without_data(path):
-    from edvit_hf.recipe.offline_plan import plan_recipe
+    from edvit_hf.recipe.stages.plan import plan_recipe
 
     recipe = load_recipe(path)
     plan = plan_recipe(recipe)

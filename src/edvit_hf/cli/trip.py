@@ -43,8 +43,8 @@ def run(
     with plain_errors():
         from edvit_hf.recipe import load_recipe
         from edvit_hf.recipe import run as run_trip
-        from edvit_hf.recipe.processes import is_main_process
         from edvit_hf.recipe.running import ensemble_dir, stage_dir
+        from edvit_hf.training.processes import is_main_process
 
         quiet_transformers()
         values = load_recipe(recipe)
@@ -125,7 +125,7 @@ def plan(
     start_logging(False)
     with plain_errors():
         from edvit_hf.published.plan import is_published, plan_published
-        from edvit_hf.recipe.offline_plan import find_fleet
+        from edvit_hf.recipe.stages.plan import find_fleet
 
         destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
         fleet_path = None if fleet is None else find_fleet(fleet)
@@ -134,7 +134,7 @@ def plan(
             result, placed = plan_published(target, fleet_path, placement=placement.value)
         else:
             from edvit_hf.recipe import load_recipe
-            from edvit_hf.recipe.offline_plan import plan_recipe
+            from edvit_hf.recipe.stages.plan import plan_recipe
 
             result = plan_recipe(
                 load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement.value

@@ -1,48 +1,47 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The recipe values that decide a stage's result, as they go into its key."""
+"""What decides a stage's result, as it goes into the stage's key: recipe values, and what it reads outside the recipe.
 
+The functions that end in `_sources` return JSON-able content, so that other data under the same recipe is another run,
+while moving the same data to another folder is not.
+"""
+
+import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
-from edvit_hf.recipe.schema import Recipe, recipe_values
+from edvit_hf.card.render import template_path
+from edvit_hf.hardware.profiles import detect_profile
+from edvit_hf.planning.fleet import profile_files
+from edvit_hf.planning.plan import PLAN_FORMAT
+from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe, recipe_values
+
+_LEFT_OUT_AT: dict[tuple[str, str], Any] = {
+    ("split", "sizes"): "equal",
+    ("prune", "compensate"): False,
+    ("prune", "rounds"): 1,
+    ("prune", "keep_ratios"): None,
+    ("prune", "from_scratch"): None,
+    ("prune", "attention"): "whole",
+}
+"""Values at which a stage does what it did before they existed: results of an earlier version then stay good."""
 
 
 def key_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, without values that change no result.
 
-    Left out are values that only say what must hold, values that are read only under another one, and values at which
-    a stage does what it did before they existed: results of an earlier version then stay good.
+    Left out are values that only say what must hold, those that this recipe does not read (`READ_ONLY_WITH`), and
+    those of `_LEFT_OUT_AT`.
     """
     values = recipe_values(recipe)
-    dataset, teacher, split, prune = (values[name] for name in ("dataset", "teacher", "split", "prune"))
-    del dataset["num_labels"], teacher["config"]
+    del values["dataset"]["num_labels"], values["teacher"]["config"]
     for section in ("teacher", "distill", "fuse"):
         del values[section]["track"]
-    distill, fuse = values["distill"], values["fuse"]
-    if distill["objective"] != "dekd":
-        for name in ("hard", "hard_weight", "relation_weights"):
-            del distill[name]
-    if not fuse["joint"]:
-        joint = (
-            "joint_epochs",
-            "joint_learning_rate",
-            "joint_batch_size",
-            "joint_views",
-            "token_weight",
-            "vote_weight",
-        )
-        for name in joint:
-            del fuse[name]
-    if split["strategy"] != "similarity":
-        del split["similarity"], split["samples_per_class"]
-    if split["sizes"] == "equal":
-        del split["sizes"]
-    if not prune["compensate"]:
-        del prune["compensate"], prune["compensation_samples"]
-    if prune["rounds"] == 1:
-        del prune["rounds"], prune["round_epochs"]
-    for name, plain in (("keep_ratios", None), ("from_scratch", None), ("attention", "whole")):
-        if prune[name] == plain:
-            del prune[name]
+    for section, keys, is_read, _ in READ_ONLY_WITH:
+        for key in () if is_read(recipe) else keys:
+            del values[section][key]
+    for (section, key), plain in _LEFT_OUT_AT.items():
+        if values[section][key] == plain:
+            del values[section][key]
     return values
 
 
@@ -58,3 +57,52 @@ def chosen_values(recipe: Recipe, paths: tuple[str, ...]) -> dict[str, Any]:
         else:
             found[path] = value
     return found
+
+
+def teacher_sources(recipe: Recipe) -> dict[str, Any]:
+    """Local data files by path below their folder (which may be their label) and size; a checkpoint's files by hash."""
+    dataset, checkpoint = recipe.dataset, recipe.teacher.checkpoint
+    root = os.environ.get("EDVIT_DATA_DIR")
+    folder = Path(root).expanduser() / dataset.local_name if root and dataset.local_name else None
+    if folder is None or not folder.is_dir():
+        folder = Path(dataset.data_dir).expanduser() if dataset.data_dir else None
+    return {
+        "data": None
+        if folder is None
+        else [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in _files(folder)],
+        "checkpoint": None if checkpoint is None else [(p.name, _sha256(p)) for p in _files(Path(checkpoint))],
+    }
+
+
+def fleet_sources(recipe: Recipe) -> dict[str, Any]:
+    """Text of the fleet file, the profile files that it names by content, and the form of the plan."""
+    path = recipe.fleet_path
+    if not path.is_file():
+        return {"plan_format": PLAN_FORMAT, "fleet": None}
+    profiles = [_sha256(profile) for profile in profile_files(path)]
+    return {"plan_format": PLAN_FORMAT, "fleet": path.read_text(encoding="utf-8"), "profiles": profiles}
+
+
+def split_sources(recipe: Recipe) -> Any:
+    """What the fleet says, where group sizes follow its devices."""
+    return fleet_sources(recipe) if recipe.split.sizes == "proportional" else None
+
+
+def export_sources(recipe: Recipe) -> list[Any]:
+    """The hardware that the files are made for, and what is written for it."""
+    profiles = recipe.export.profiles or (detect_profile(),)
+    return [[profile, list(recipe.export.kinds_for(profile))] for profile in profiles]
+
+
+def card_sources(recipe: Recipe) -> str:
+    """The card's template."""
+    return _sha256(template_path())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

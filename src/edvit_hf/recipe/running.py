@@ -23,14 +23,19 @@ from typing import Any
 
 from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory, versions
-from edvit_hf.recipe import cutting, stages
-from edvit_hf.recipe.keys import chosen_values
-from edvit_hf.recipe.processes import is_main_process, num_processes, start_processes, wait_for_everyone
+from edvit_hf.recipe import keys
 from edvit_hf.recipe.schema import Recipe
-from edvit_hf.recipe.sources import card_sources, export_sources, fleet_sources, split_sources, teacher_sources
+from edvit_hf.recipe.stages import cut
+from edvit_hf.recipe.stages.evaluate import evaluate
+from edvit_hf.recipe.stages.fuse import fuse
+from edvit_hf.recipe.stages.plan import plan
+from edvit_hf.recipe.stages.publish import card, export
+from edvit_hf.recipe.stages.split import split
+from edvit_hf.recipe.stages.teacher import train_teacher
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
 from edvit_hf.training import DistillConfig
+from edvit_hf.training.processes import is_main_process, num_processes, start_processes, wait_for_everyone
 
 logger = logging.getLogger(__name__)
 
@@ -54,39 +59,27 @@ class Stage:
     sources: Callable[[Recipe], Any] = field(default=lambda recipe: None)  # what it reads outside the recipe
 
 
+def _pruning_part(trip: Trip) -> dict[str, str]:
+    return {"plan.keep_heads": trip.plan.pruning_key}
+
+
 # The order of the trip stands here and nowhere else; `stages_of` adds the pruning rounds of a recipe.
+_DATA_VALUES = ("task", "dataset", "augmentation", "teacher")
+_PLAN_VALUES = (
+    "fleet",
+    *(f"prune.{key}" for key in ("keep_heads", "keep_ratios", "from_scratch", "attention", "rounds")),
+    "fuse.hidden_size",
+)
 STAGES: tuple[Stage, ...] = (
-    Stage(
-        "teacher",
-        stages.teacher,
-        (),
-        ("task", "dataset", "augmentation", "teacher"),
-        sources=teacher_sources,
-        is_shared=True,
-    ),
-    Stage("split", stages.split, ("teacher",), ("split",), sources=split_sources),
-    Stage(
-        "plan",
-        stages.plan,
-        ("teacher", "split"),
-        (
-            "fleet",
-            "prune.keep_heads",
-            "prune.keep_ratios",
-            "prune.from_scratch",
-            "prune.attention",
-            "prune.rounds",
-            "fuse.hidden_size",
-        ),
-        sources=fleet_sources,
-        parts=lambda trip: {"plan.keep_heads": trip.plan.pruning_key},
-    ),
-    Stage("prune", stages.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
-    Stage("distill", stages.distill, ("teacher", "split", "prune"), ("distill",), is_shared=True),
-    Stage("fuse", stages.fuse, ("teacher", "split", "distill"), ("fuse", "name")),
-    Stage("evaluate", stages.evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
-    Stage("export", stages.export, ("fuse",), ("export",), sources=export_sources),
-    Stage("card", stages.card, ("plan", "evaluate", "export"), ("card", "name"), sources=card_sources),
+    Stage("teacher", train_teacher, (), _DATA_VALUES, sources=keys.teacher_sources, is_shared=True),
+    Stage("split", split, ("teacher",), ("split",), sources=keys.split_sources),
+    Stage("plan", plan, ("teacher", "split"), _PLAN_VALUES, sources=keys.fleet_sources, parts=_pruning_part),
+    Stage("prune", cut.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
+    Stage("distill", cut.distill, ("teacher", "split", "prune"), ("distill",), is_shared=True),
+    Stage("fuse", fuse, ("teacher", "split", "distill"), ("fuse", "name")),
+    Stage("evaluate", evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
+    Stage("export", export, ("fuse",), ("export",), sources=keys.export_sources),
+    Stage("card", card, ("plan", "evaluate", "export"), ("card", "name"), sources=keys.card_sources),
 )
 
 
@@ -103,9 +96,9 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
             needs = stage.needs
             for number in range(1, recipe.prune.rounds):
                 names = (f"prune_round{number}", f"retrain_round{number}")
-                cut = functools.partial(cutting.prune_round, number=number)
-                retrain = functools.partial(cutting.retrain_round, number=number)
-                result.append(Stage(names[0], cut, needs, ("prune",)))
+                pruning = functools.partial(cut.prune_round, number=number)
+                retrain = functools.partial(cut.retrain_round, number=number)
+                result.append(Stage(names[0], pruning, needs, ("prune",)))
                 result.append(Stage(names[1], retrain, ("teacher", "split", names[0]), _RETRAIN_VALUES, is_shared=True))
                 needs = (*stage.needs, names[1])
             stage = dataclasses.replace(stage, needs=needs)
@@ -161,12 +154,12 @@ def run(
     start_processes()
     with _owned(work_dir):
         trip = _trip(recipe, work_dir, command)
-        keys: dict[str, str] = {}
+        stage_keys: dict[str, str] = {}
         records = []
         for stage in trip_stages:
-            keys[stage.name] = _key(stage, recipe, keys)
+            stage_keys[stage.name] = _key(stage, recipe, stage_keys)
             folder = trip.folders[stage.name]
-            done = _done(folder, keys[stage.name])
+            done = _done(folder, stage_keys[stage.name])
             if done is None and stage.name not in wanted:
                 if any(s.name in wanted for s in trip_stages[trip_stages.index(stage) + 1 :]):
                     raise RecipeError(
@@ -175,8 +168,8 @@ def run(
                     )
                 break
             if stage.name in wanted:
-                records.append(_run_stage(stage, trip, folder, keys[stage.name], done, observer))
-            keys |= stage.parts(trip)
+                records.append(_run_stage(stage, trip, folder, stage_keys[stage.name], done, observer))
+            stage_keys |= stage.parts(trip)
     return records
 
 
@@ -206,14 +199,14 @@ def _trip(recipe: Recipe, work_dir: Path, command: str) -> Trip:
     return Trip(recipe=recipe, folders=folders, command=command)
 
 
-def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
+def _key(stage: Stage, recipe: Recipe, stage_keys: dict[str, str]) -> str:
     """Hash of everything a stage's result depends on: its recipe values and the keys of the stages it reads."""
     content = {
         "format": FORMAT,
         "stage": stage.name,
-        "values": chosen_values(recipe, stage.values),
+        "values": keys.chosen_values(recipe, stage.values),
         "sources": stage.sources(recipe),
-        "needs": {n: keys[n] for n in stage.needs},
+        "needs": {n: stage_keys[n] for n in stage.needs},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

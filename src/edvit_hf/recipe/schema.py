@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,28 +215,28 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     return built
 
 
+_DEKD_KEYS = ("hard", "hard_weight", "relation_weights")
+_JOINT_KEYS = ("joint_epochs", "joint_learning_rate", "joint_batch_size", "joint_views", "token_weight", "vote_weight")
+READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str], ...] = (
+    ("split", ("similarity", "samples_per_class"), lambda r: r.split.strategy == "similarity", "strategy: similarity"),
+    ("prune", ("compensation_samples",), lambda r: r.prune.compensate, "compensate: true"),
+    ("prune", ("round_epochs",), lambda r: r.prune.rounds > 1, "rounds` above `1"),
+    (
+        "distill",
+        ("hard", "hard_weight", "relation_weights"),
+        lambda r: r.distill.objective == "dekd",
+        "objective: dekd",
+    ),
+    ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
+)
+"""Section, its keys that are read only under a condition on the recipe, that condition, and how it is written."""
+
+
 def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
     """Raise `RecipeError` for a value that is written although the others leave it unread."""
-    split, prune = recipe.split, recipe.prune
-    read_only = {
-        ("split", "similarity"): (split.strategy == "similarity", "strategy: similarity"),
-        ("split", "samples_per_class"): (split.strategy == "similarity", "strategy: similarity"),
-        ("prune", "compensation_samples"): (prune.compensate, "compensate: true"),
-        ("prune", "round_epochs"): (prune.rounds > 1, "rounds` above `1"),
-    }
-    for key in (
-        "joint_epochs",
-        "joint_learning_rate",
-        "joint_batch_size",
-        "joint_views",
-        "token_weight",
-        "vote_weight",
-    ):
-        read_only["fuse", key] = (recipe.fuse.joint, "joint: true")
-    for key in ("hard", "hard_weight", "relation_weights"):
-        read_only["distill", key] = (recipe.distill.objective == "dekd", "objective: dekd")
-    for (section, key), (is_read, condition) in read_only.items():
-        if key in data[section] and not is_read:
+    for section, keys, is_read, condition in READ_ONLY_WITH:
+        key = next((key for key in keys if key in data[section]), None)
+        if key is not None and not is_read(recipe):
             raise RecipeError(
                 f"recipe key `{section}.{key}` is read only with `{condition}`, which this recipe does not say. It "
                 f"would be ignored silently. Remove it, or write `{condition}`."

@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +198,36 @@ def load_model(folder: Path, task: Task = "image-classification") -> "PreTrained
         ) from error
     check_weights(model, list(report["missing_keys"]), str(folder))
     return model.eval()
+
+
+def stock_model(recipe: Recipe, config: Mapping[str, Any], names: list[str], where: str) -> "PreTrainedModel":
+    """A stock classifier with random weights.
+
+    Args:
+        recipe (`Recipe`): Its task names the class.
+        config: Values of the stock config, with the `model_type`.
+        names: Of its labels, in order.
+        where: Dotted path of the config in the recipe, for the message.
+
+    Raises:
+        RecipeError: No such model can be built.
+    """
+    from transformers import AutoConfig
+
+    from edvit_hf.auto import stock_auto_class
+
+    values = dict(config)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    try:
+        stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
+        stock.architectures = []  # where a type has several classifiers (deit), the plain one
+        model: PreTrainedModel = stock_auto_class(recipe.task).from_config(stock)
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecipeError(
+            f"`{where}` {dict(config)} is no stock model for {recipe.task}: {error}. Nothing can be built from it. "
+            "Correct it."
+        ) from error
+    return model
 
 
 def check_weights(model: "PreTrainedModel", missing: list[str], source: str) -> None:

@@ -10,8 +10,8 @@ from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.measure import absent_subsets, paired_interval, torch_predict
-from edvit_hf.recipe.compared import Candidate, baselines, measured
 from edvit_hf.recipe.schema import recipe_values
+from edvit_hf.recipe.stages.compared import Candidate, baselines, measured
 from edvit_hf.recipe.trip import Trip, load_array, save_array
 from edvit_hf.storage import read_json, write_json
 
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 
 
-def write_results(trip: Trip) -> None:
-    """Measure everything on the test split and write `results.json`."""
+def evaluate(trip: Trip) -> None:
+    """Measure teacher, ensemble and baselines on the test split and write `results.json`."""
     candidates = [_teacher(trip), _ensemble(trip)]
     if trip.recipe.evaluate.baselines:
         candidates += baselines(trip)

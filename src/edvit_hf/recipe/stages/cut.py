@@ -1,5 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Scoring, cutting and retraining of sub-models, as the prune and distill stages and every pruning round need them."""
+"""The prune and distill stages, and every pruning round: sub-models are scored, cut and retrained."""
 
 import dataclasses
 import logging
@@ -9,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edvit_hf.architectures.axes import AttentionKind, Widths
-from edvit_hf.pruning import compensate, make_plan, prune, unit_scores
+from edvit_hf.pruning import compensate, make_plan, unit_scores
+from edvit_hf.pruning import prune as cut_model
 from edvit_hf.pruning.surgery import label_names
-from edvit_hf.recipe.from_scratch import stock_model, sub_model_config
-from edvit_hf.recipe.processes import is_main_process, main_process_first
-from edvit_hf.recipe.rounds import round_widths
-from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
+from edvit_hf.recipe.stages.plan import round_widths, sub_model_config
+from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model, stock_model
 from edvit_hf.storage import write_json
 from edvit_hf.tasks import num_labels_of
 from edvit_hf.training import (
@@ -28,11 +26,17 @@ from edvit_hf.training import (
     my_share,
     train,
 )
+from edvit_hf.training.processes import is_main_process, main_process_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+
+def prune(trip: Trip) -> None:
+    """Teacher (or the sub-models of the last pruning round) + plan + samples -> pruning plans and stock sub-models."""
+    prune_round(trip, trip.recipe.prune.rounds)
 
 
 def prune_round(trip: Trip, number: int) -> None:
@@ -72,6 +76,11 @@ def _build(trip: Trip, index: int, target: Path) -> bool:
     write_json(target.parents[1] / f"from_scratch_{index:02d}.json", note)
     save_model(model, target, trip.data.processor)
     return True
+
+
+def distill(trip: Trip) -> None:
+    """Sub-models + teacher + class-group views -> retrained sub-models."""
+    retrain_all(trip, trip.folders["distill"], trip.folders["prune"], trip.recipe.distill, "distill")
 
 
 def retrain_round(trip: Trip, number: int) -> None:
@@ -149,7 +158,7 @@ def _cut(
         seed=config.seed,
     )  # fmt: skip
     pruning_plan = make_plan(scores, model.config, widths, attention=attention)
-    pruned = prune(model, pruning_plan, labels)
+    pruned = cut_model(model, pruning_plan, labels)
     if config.compensate:
         mixed = trip.mixed_training_sample(sampled, config.compensation_samples, config.seed)
         compensate(pruned, model, pruning_plan, labels, train_split.inputs(mixed))

@@ -1,10 +1,12 @@
-"""The card stage: ensemble + exports + results + card in one folder, ready to push."""
+"""The export and card stages: the ensemble's ONNX files, then all of it with its card in one folder, ready to push."""
 
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from edvit_hf.card.render import CardData, write_card
+from edvit_hf.export import export_ensemble
 from edvit_hf.manifest import Manifest
+from edvit_hf.published.export import measured_on
 from edvit_hf.published.measure import measured_by_runtime
 from edvit_hf.published.plan import placement_file
 from edvit_hf.recipe.schema import recipe_values
@@ -12,7 +14,21 @@ from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import link_tree, read_json, whole_folder, write_json
 
 
-def write_publishable(trip: Trip) -> None:
+def export(trip: Trip) -> None:
+    """Ensemble -> ONNX variants + `manifest.json`: int8 accepted on validation, accuracy reported on test."""
+    folder, config = trip.folders["export"], trip.recipe.export
+    if (folder / "ensemble").is_dir():
+        return
+    measures = measured_on(trip.data, trip.class_groups, config, trip.recipe.evaluate.batch_size)
+    with whole_folder(folder / "ensemble") as partial:
+        link_tree(trip.folders["fuse"] / "ensemble", partial)
+        export_ensemble(
+            partial, config=config, inputs=measures.inputs, gate=measures.gate, report=measures.report,
+            calibration=measures.calibration,
+        )  # fmt: skip
+
+
+def card(trip: Trip) -> None:
     """Write `ensemble/`: everything of the export stage, `results.json`, `placement.json` and the card.
 
     Folders of this machine that the recipe names do not leave it: see `without_folders`.

@@ -1,7 +1,7 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The model that the teacher stage starts from, checked against the recipe before anything is trained."""
+"""The teacher stage: a base model, checked against the recipe before anything is trained, becomes the teacher."""
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +11,50 @@ from edvit_hf.architectures.tables import architecture_of_config, check_keys
 from edvit_hf.errors import RecipeError
 from edvit_hf.pruning import architecture_of
 from edvit_hf.pruning.surgery import label_names
-from edvit_hf.recipe.from_scratch import stock_model, sub_model_config
-from edvit_hf.recipe.groups import groups_before_training
-from edvit_hf.recipe.offline_plan import plan_groups
-from edvit_hf.recipe.trip import Trip, check_weights
+from edvit_hf.recipe.stages.plan import plan_groups, sub_model_config
+from edvit_hf.recipe.stages.split import groups_before_training
+from edvit_hf.recipe.trip import Trip, check_weights, drop_checkpoints, save_model, stock_model, validation_accuracy
+from edvit_hf.storage import write_json
 from edvit_hf.tasks import Task
+from edvit_hf.training import ClassifyData, classify_objective, train
+from edvit_hf.training.processes import is_main_process, main_process_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def train_teacher(trip: Trip) -> None:
+    """Dataset + base checkpoint (Hub id, folder or from-scratch config) -> fine-tuned stock model."""
+    folder, config = trip.folders["teacher"], trip.recipe.teacher
+    with main_process_first():
+        data = trip.data
+        trip.keep_processor()
+    if (folder / "model").is_dir():
+        drop_checkpoints(folder)
+        return
+    torch.manual_seed(config.seed)
+    model = base_model(trip)
+    refuse_impossible_plan(trip, model)
+    if config.epochs:
+        items = ClassifyData(
+            data.train, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
+            num_labels=len(data.label_names), seed=config.seed,
+        )  # fmt: skip
+        log = train(
+            model, items, classify_objective(config.label_smoothing), config,
+            checkpoint_dir=folder / "checkpoints", description="teacher",
+        )  # fmt: skip
+        if is_main_process():
+            write_json(folder / "training_log.json", log.to_dict())
+    if not is_main_process():
+        return
+    accuracy = validation_accuracy(model, trip)
+    write_json(folder / "validation.json", {"accuracy": accuracy, "num_items": len(data.validation)})
+    logger.info("teacher: %.2f %% of %d validation items", 100 * accuracy, len(data.validation))
+    save_model(model, folder / "model", data.processor)
+    drop_checkpoints(folder)
 
 
 def base_model(trip: Trip) -> "PreTrainedModel":

@@ -15,8 +15,8 @@ from edvit_hf.training import FuseData, JointData, JointModel, fuse_objective, j
 logger = logging.getLogger(__name__)
 
 
-def fuse_sub_models(trip: Trip) -> None:
-    """Retrained sub-models -> ensemble checkpoint."""
+def fuse(trip: Trip) -> None:
+    """Sub-models -> features -> fusion head (and, with `joint`, all of it tuned together) -> ensemble checkpoint."""
     from edvit_hf.auto import ensemble_class
 
     folder, config, data = trip.folders["fuse"], trip.recipe.fuse, trip.data

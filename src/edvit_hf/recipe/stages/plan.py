@@ -1,0 +1,278 @@
+"""The plan stage, and the same plan before anything is trained or downloaded: `edvit plan RECIPE`.
+
+What a plan needs of the recipe stands here: the sizes after every pruning round and those of sub-models that are built
+from scratch. Light: no torch.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edvit_hf.architectures.axes import Widths, resized
+from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.architectures.tables import architecture_of_config, check_keys
+from edvit_hf.errors import MissingExtraError, RecipeError
+from edvit_hf.planning import keep_search
+from edvit_hf.planning.figure import save_plan_figure
+from edvit_hf.planning.fleet import load_fleet
+from edvit_hf.planning.keep_search import PlacementMethod
+from edvit_hf.planning.plan import Plan
+from edvit_hf.recipe.schema import Recipe, packaged_recipes
+from edvit_hf.recipe.stages.split import groups_before_training
+
+if TYPE_CHECKING:
+    from edvit_hf.recipe.trip import Trip
+
+logger = logging.getLogger(__name__)
+
+_FOLLOW = ("residual", "heads", "head_dim", "ffn")
+_LABEL_KEYS = ("num_labels", "id2label", "label2id")
+
+
+def plan(trip: "Trip") -> None:
+    """Group sizes + teacher sizes + fleet -> keep, placement and predicted costs."""
+    result = plan_groups(trip.recipe, trip.teacher_shape, trip.class_groups)
+    logger.info("%s", result)
+    result.save(trip.folders["plan"] / "plan.json")
+    with contextlib.suppress(MissingExtraError):
+        save_plan_figure(result, trip.folders["plan"] / "plan.png")
+
+
+def plan_recipe(
+    recipe: Recipe, *, num_classes: int | None = None, fleet: Path | None = None, placement: PlacementMethod = "auto"
+) -> Plan:
+    """The plan of a recipe before any of it has run.
+
+    Args:
+        recipe (`Recipe`): Its teacher's sizes come from `from_scratch`, a local checkpoint folder or `config`.
+        num_classes: Number of classes, at least 2; None where the recipe tells it.
+        fleet: Another fleet file than the recipe's.
+        placement: See `keep_search.plan`.
+
+    Raises:
+        RecipeError: The number of classes or the teacher's sizes are not known, or cannot be.
+        PruningError: The teacher's config has a key or a size that no model can have.
+        BudgetError: No plan fits the fleet.
+    """
+    if fleet is not None:
+        recipe = dataclasses.replace(recipe, fleet=str(fleet.resolve()))
+    if num_classes is not None and num_classes < 2:
+        raise RecipeError(
+            f"the number of classes must be at least 2, got {num_classes}. Fewer leave nothing to tell apart. Correct "
+            "--num-classes."
+        )
+    num_classes = num_classes or recipe.dataset.num_labels or _given_classes(recipe)
+    if num_classes is None:
+        raise RecipeError(
+            f"the number of classes of dataset {recipe.dataset.path!r} is not known without loading it. "
+            "The cost of the heads depends on it. Write `dataset.num_labels`, or pass --num-classes."
+        )
+    groups, note = groups_before_training(recipe, num_classes)
+    shape = ModelShape.from_config(_teacher_config(recipe), num_labels=num_classes)
+    result = plan_groups(recipe, shape, groups, placement=placement)
+    return result if note is None else dataclasses.replace(result, notes=[note, *result.notes])
+
+
+def plan_groups(
+    recipe: Recipe, shape: ModelShape, groups: list[list[int]], *, placement: PlacementMethod = "auto"
+) -> Plan:
+    """The plan for given sizes and class groups under the recipe's keep and fleet.
+
+    Raises:
+        BudgetError: No plan fits the fleet.
+        RecipeError: More pruning rounds than there are heads to remove, or a sub-model from scratch that does not fit
+            the teacher.
+    """
+    prune = recipe.prune
+    result = keep_search.plan(
+        shape, groups, load_fleet(recipe.fleet_path),
+        keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
+        from_scratch=sub_model_shapes(recipe, shape),
+        fusion_hidden_size=recipe.fuse.hidden_size, attention=prune.attention, placement=placement,
+    )  # fmt: skip
+    check_rounds(shape, result, prune.rounds)
+    return result
+
+
+def find_fleet(fleet: str | os.PathLike[str]) -> Path:
+    """The path of a fleet given as a file or as the name of a packaged one (`ten_raspberry_pi_4b`).
+
+    Raises:
+        RecipeError: Neither exists; names the packaged ones.
+    """
+    path = Path(fleet)
+    if path.is_file():
+        return path
+    folder = packaged_recipes() / "fleets"
+    packaged = folder / f"{path.stem}.yaml"
+    if path.parent == Path() and packaged.is_file():
+        return packaged
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    raise RecipeError(f"fleet {str(fleet)!r} does not exist. Give a YAML file or one of the packaged names: {known}.")
+
+
+def _given_classes(recipe: Recipe) -> int | None:
+    if recipe.dataset.label_names is not None:
+        return len(recipe.dataset.label_names)
+    groups = recipe.split.class_groups
+    return None if groups is None else sum(map(len, groups))
+
+
+def _teacher_config(recipe: Recipe) -> dict[str, Any]:
+    teacher = recipe.teacher
+    local = Path(teacher.checkpoint or "") / "config.json"
+    if teacher.from_scratch is not None:
+        return _written_config(recipe, teacher.from_scratch, "teacher.from_scratch")
+    if teacher.checkpoint is not None and local.is_file():
+        return _stored_config(local)
+    if teacher.config is not None:
+        return _written_config(recipe, teacher.config, "teacher.config")
+    raise RecipeError(
+        f"the sizes of `teacher.checkpoint` {teacher.checkpoint!r} are not here: {local} does not exist and the recipe "
+        "has no `teacher.config`. Planning downloads nothing. Write the checkpoint's sizes as `teacher.config` (its "
+        "model_type, hidden_size, ...), give a local folder, or run the teacher stage first."
+    )
+
+
+def _written_config(recipe: Recipe, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A config from the recipe: a key that its model type does not have would silently mean the stock default."""
+    check_keys(values, where)
+    return {**recipe.input_sizes, **values}
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"`teacher.checkpoint`: {path} is no readable JSON: {error}. Fetch it again.") from error
+    if not isinstance(config, dict):
+        raise RecipeError(
+            f"`teacher.checkpoint`: {path} must hold a JSON object, got {type(config).__name__}. The teacher's sizes "
+            "are not known without it. Fetch it again."
+        )
+    return config
+
+
+def round_widths(before: Widths, after: Widths, rounds: int) -> list[Widths]:
+    """The sizes after each of `rounds` rounds, shrinking geometrically from `before` to `after`.
+
+    Heads set the pace: each round removes about the same share of what is left, in whole heads and at least one, and
+    residual channels and FFN units follow at the same pace. Where heads stay and shrink (thin heads), their dimensions
+    set it; where attention stays whole, the widest cut does.
+
+    Args:
+        before: Of the teacher.
+        after: Of the finished sub-model.
+        rounds: How many cuts, at least 1.
+
+    Returns:
+        One entry per round, the last one equal to `after`; all but the last with the labels of `after`.
+
+    Raises:
+        RecipeError: More rounds than there are units of the pace-setting kind to remove.
+    """
+    axis = next((a for a in ("heads", "head_dim") if getattr(after, a) < getattr(before, a)), None)
+    axis = axis or max(("residual", "ffn"), key=lambda a: getattr(before, a) - getattr(after, a))
+    first, last = getattr(before, axis), getattr(after, axis)
+    if rounds > 1 and rounds > first - last:
+        what = {"heads": "heads", "head_dim": "dimensions of every head"}.get(axis, f"units of the {axis} axis")
+        raise RecipeError(
+            f"`prune.rounds` is {rounds}, but only {first - last} of {first} {what} go in all, and every round must "
+            f"remove at least one. A round without a cut only costs its retraining. Use at most {max(1, first - last)} "
+            "rounds, or keep less."
+        )
+    result: list[Widths] = []
+    for number in range(1, rounds):
+        pace = round(first * (last / first) ** (number / rounds))
+        previous = getattr(result[-1] if result else before, axis)
+        # At least one less than before, and one for every round still to come.
+        pace = max(last + rounds - number, min(pace, previous - 1))
+        share = math.log(pace / first) / math.log(last / first)
+        sizes = {a: round(getattr(before, a) * (getattr(after, a) / getattr(before, a)) ** share) for a in _FOLLOW}
+        result.append(resized(before, **{**sizes, axis: pace}, labels=after.labels))
+    return [*result, after]
+
+
+def check_rounds(teacher: ModelShape, plan: Plan, rounds: int) -> None:
+    """Refuse rounds that cannot be cut, before anything has run.
+
+    Raises:
+        RecipeError: More rounds than a sub-model has units to lose.
+        PruningError: The architecture ties widths that a round would part.
+    """
+    for sub_model in plan.sub_models:
+        if sub_model.widths is not None and sub_model.from_scratch is None:
+            for widths in round_widths(teacher.widths, sub_model.widths, rounds):
+                teacher.architecture.check_ties(teacher.config, widths)
+
+
+def sub_model_config(recipe: Recipe, teacher: ModelShape, index: int) -> dict[str, Any] | None:
+    """The stock config of a sub-model that is built from scratch, without labels; None of one cut from the teacher.
+
+    What the recipe leaves out of its input sizes is taken from the teacher, so that both read the same inputs.
+
+    Raises:
+        RecipeError: It reads other inputs than the teacher, names labels, or `dekd` could not compare the two.
+        PruningError: A key or a size that no model of its type can have.
+    """
+    entries = recipe.prune.from_scratch
+    if entries is None or entries[index] is None:
+        return None
+    where, written = f"prune.from_scratch[{index}]", dict(entries[index] or {})
+    check_keys(written, where)
+    labels = [key for key in _LABEL_KEYS if key in written]
+    if labels:
+        raise RecipeError(
+            f"`{where}` names {', '.join(labels)}, but a sub-model answers with the classes of its class group and "
+            '"other". Another number would not fit. Remove it.'
+        )
+    table = architecture_of_config(written)
+    if table.main_input != recipe.main_input:
+        raise RecipeError(
+            f"`{where}` is a {table.model_type}, which reads {table.main_input}; the task {recipe.task} has "
+            f"{recipe.main_input}. All sub-models get the teacher's input. Name a model type of that task."
+        )
+    config = {**_teacher_inputs(recipe, teacher), **written}
+    _check_inputs(recipe, teacher, config, where)
+    return config
+
+
+def sub_model_shapes(recipe: Recipe, teacher: ModelShape) -> list[ModelShape | None] | None:
+    """Sizes of the sub-models built from scratch (None: cut from the teacher); None where the recipe has none.
+
+    Their labels still are those of the stock default. Raises what `sub_model_config` raises.
+    """
+    if recipe.prune.from_scratch is None:
+        return None
+    configs = [sub_model_config(recipe, teacher, index) for index in range(len(recipe.prune.from_scratch))]
+    return [None if config is None else ModelShape.from_config(config) for config in configs]
+
+
+def _teacher_inputs(recipe: Recipe, teacher: ModelShape) -> dict[str, Any]:
+    found = {name: teacher.architecture.value(teacher.config, name) for name in recipe.input_sizes}
+    return {name: recipe.input_sizes[name] if value is None else value for name, value in found.items()}
+
+
+def _check_inputs(recipe: Recipe, teacher: ModelShape, config: Mapping[str, Any], where: str) -> None:
+    """Refuse inputs that are not the teacher's; text needs positions for the longest text, not as many as it has."""
+    for name, expected in _teacher_inputs(recipe, teacher).items():
+        found, least = config[name], recipe.input_sizes[name]
+        is_long_enough = name == "max_position_embeddings" and isinstance(found, int) and found >= least
+        if found != expected and not is_long_enough:
+            raise RecipeError(
+                f"`{where}.{name}` is {found!r}, the teacher has {expected!r}. Both read the same inputs, and its "
+                "answers are what the sub-model learns. Remove the key: it is filled in."
+            )
+    own, theirs = (s.architecture.sizes(s.config)["patches"] for s in (ModelShape.from_config({**config}), teacher))
+    if recipe.distill.objective == "dekd" and own != theirs:
+        raise RecipeError(
+            f"`{where}` cuts its input into {own} patches, the teacher into {theirs}, but `distill.objective: dekd` "
+            "compares relations between the same tokens. Give both one patch grid (patch size and strides), or use "
+            "`objective: kd`."
+        )
