@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.serving.replies import _label
-from edvit_hf.serving.schema import ErrorReply, InfoReply, PredictReply
+from edvit_hf.serving.replies import ErrorReply, InfoReply, PredictReply, _label
 from edvit_hf.tasks import TASKS
 from support.drills import Faults, SimulatedClock
 from support.serving_setup import (

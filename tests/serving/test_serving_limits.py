@@ -11,10 +11,9 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving import Limits, ServeConfig, create_app
 from edvit_hf.serving.exposure import Tokens, open_socket, read_tokens
-from edvit_hf.serving.line import Line
-from edvit_hf.serving.rates import Rates, client_of
 from edvit_hf.serving.refusals import RefusedError
 from edvit_hf.serving.server import _uvicorn_config
+from edvit_hf.serving.throttle import Line, Rates, client_of
 from support.serving_setup import (
     AUDIO,
     IMAGE,

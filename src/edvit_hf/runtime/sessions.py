@@ -48,9 +48,7 @@ def suited_variants(entries: Sequence[SubModelEntry], precision: str, profile: s
         if warning is not None:
             warnings.setdefault(warning, []).append(entry.index)
     for warning, indices in warnings.items():
-        logger.warning(
-            "sub-model%s %s: %s", "s" * (len(indices) > 1), ", ".join(map(str, indices)), warning,
-        )  # fmt: skip
+        logger.warning("sub-model%s %s: %s", "s" * (len(indices) > 1), ", ".join(map(str, indices)), warning)
     return chosen
 
 

@@ -1,7 +1,8 @@
-"""`edvit serve`: an ensemble over HTTP, on FastAPI and uvicorn, with limits on everything that a stranger may send.
+"""Serves an ensemble over HTTP, on FastAPI and uvicorn, with limits on everything that a stranger may send.
 
-Light: neither torch nor transformers. `serve` runs a server in this process; `create_app` is the application alone, for
-tests and for other servers. What needs the extra `serve` is imported when it is first touched.
+Comes in: a loaded runtime and a `ServeConfig`, then requests from anybody. Goes out: JSON answers, refusals, metrics,
+a page. `serve` runs a server in this process; `create_app` is the application alone, for tests and other servers. What
+needs the extra `serve` is imported when it is first touched; neither torch nor transformers is.
 """
 
 from typing import TYPE_CHECKING

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edvit_hf.serving.exposure import Tokens, allowed_hosts, host_name, is_cross_origin
-from edvit_hf.serving.rates import Rates, client_of
 from edvit_hf.serving.refusals import RefusedError, internal, stopping
-from edvit_hf.serving.service import Mark, Service
+from edvit_hf.serving.service import RequestState, Service
+from edvit_hf.serving.throttle import Rates, client_of
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("edvit_hf.serving.access")
@@ -21,7 +21,7 @@ _LONGEST_LOGGED = 100
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
-class Gate:
+class AdmissionMiddleware:
     """The outermost application. Whatever happens inside, a client gets our JSON and nothing of the inside."""
 
     def __init__(self, app: ASGIApp, service: Service, *, is_local: bool) -> None:
@@ -37,14 +37,14 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        mark, status = Mark(uuid.uuid4().hex), 0
-        scope["edvit"] = mark
+        state, status = RequestState(uuid.uuid4().hex), 0
+        scope["edvit"] = state
 
         async def tell(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(b"x-request-id", mark.request_id.encode()), *_HEADERS]
+                own = [(b"x-request-id", state.request_id.encode()), *_HEADERS]
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
@@ -52,22 +52,21 @@ class Gate:
             self._check(scope)
             await self._app(scope, receive, tell)
         except RefusedError as refusal:
-            await _refuse(refusal, mark, tell)
+            await _refuse(refusal, state, tell)
         except asyncio.CancelledError:  # the grace period of a shutdown is over; uvicorn would log it as a fault
-            mark.result = "stopping"
+            state.result = "stopping"
             if not status:
-                await _refuse(stopping(), mark, tell)
+                await _refuse(stopping(), state, tell)
         except Exception:
-            logger.exception("%s failed", mark.request_id)
+            logger.exception("%s failed", state.request_id)
             if not status:
-                await _refuse(internal(), mark, tell)
-            mark.result = "internal"
+                await _refuse(internal(), state, tell)
+            state.result = "internal"
         finally:
-            self._service.metrics.count(mark.result, is_predict=scope["path"] == "/predict")
-            access_logger.info(
-                "%s %s %s %d %s %.1f ms %s", (scope.get("client") or ["-"])[0], scope["method"][:_LONGEST_LOGGED],
-                ascii(scope["path"][:_LONGEST_LOGGED])[1:-1], status, mark.result, mark.milliseconds, mark.request_id,
-            )  # fmt: skip
+            self._service.metrics.count(state.result, is_predict=scope["path"] == "/predict")
+            client, method = (scope.get("client") or ["-"])[0], scope["method"][:_LONGEST_LOGGED]
+            path, done = ascii(scope["path"][:_LONGEST_LOGGED])[1:-1], (status, state.result, state.milliseconds)
+            access_logger.info("%s %s %s %d %s %.1f ms %s", client, method, path, *done, state.request_id)
 
     def _check(self, scope: Scope) -> None:
         """Raise a `RefusedError` for what goes no further."""
@@ -91,20 +90,16 @@ class Gate:
         token = self._tokens.find((authorization or "").encode("latin-1")) if self._tokens else -1
         wait = self._rates.take((client, token))  # None: whoever guesses tokens has a bucket of their own
         if wait is not None:
-            raise RefusedError(
-                429, "too_many_requests", "This client asks too often. Ask again later, and less often.",
-                retry_after_ms=1e3 * wait,
-            )  # fmt: skip
+            message = "This client asks too often. Ask again later, and less often."
+            raise RefusedError(429, "too_many_requests", message, retry_after_ms=1e3 * wait)
         if token is None:
-            raise RefusedError(
-                401, "unauthorized", "A valid token is needed: send the header `Authorization: Bearer TOKEN`.",
-                headers={"www-authenticate": "Bearer"},
-            )  # fmt: skip
+            message = "A valid token is needed: send the header `Authorization: Bearer TOKEN`."
+            raise RefusedError(401, "unauthorized", message, headers={"www-authenticate": "Bearer"})
 
 
-async def _refuse(refusal: RefusedError, mark: Mark, send: Send) -> None:
-    mark.result = refusal.code
-    headers, body = refusal.raw(mark.request_id)
+async def _refuse(refusal: RefusedError, state: RequestState, send: Send) -> None:
+    state.result = refusal.code
+    headers, body = refusal.raw(state.request_id)
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

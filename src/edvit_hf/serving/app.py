@@ -7,23 +7,30 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from edvit_hf.serving.admission import Gate
+from edvit_hf.serving.admission import AdmissionMiddleware
 from edvit_hf.serving.metrics import CONTENT_TYPE
 from edvit_hf.serving.page import HEADERS as PAGE_HEADERS
 from edvit_hf.serving.page import page
-from edvit_hf.serving.questions import accepted_types
+from edvit_hf.serving.questions import Options, PredictRequest, accepted_types
 from edvit_hf.serving.refusals import RefusedError, internal
-from edvit_hf.serving.schema import ErrorReply, HealthReply, InfoReply, Options, PredictReply, PredictRequest
-from edvit_hf.serving.service import Mark, Service
+from edvit_hf.serving.replies import ErrorReply, HealthReply, InfoReply, PredictReply
+from edvit_hf.serving.service import RequestState, Service
 from edvit_hf.tasks import Task
 
 _WHAT = {
-    400: "Not written as it must be", 401: "No valid token", 403: "A page of another site asks",
-    408: "Sent too slowly", 413: "More bytes than are taken", 415: "Another kind of input",
-    421: "Called by a name that is not the server's", 422: "An input that cannot be read, or is too large",
-    429: "This client asks too often (Retry-After)", 431: "Headers that are too long", 500: "A fault of the server",
+    400: "Not written as it must be",
+    401: "No valid token",
+    403: "A page of another site asks",
+    408: "Sent too slowly",
+    413: "More bytes than are taken",
+    415: "Another kind of input",
+    421: "Called by a name that is not the server's",
+    422: "An input that cannot be read, or is too large",
+    429: "This client asks too often (Retry-After)",
+    431: "Headers that are too long",
+    500: "A fault of the server",
     503: "Overloaded, too few sub-models, or stopping (Retry-After)",
-}  # fmt: skip
+}
 _OF_EVERY_PATH = (400, 403, 421, 431, 500)
 _BEHIND_THE_TOKEN = (401, 429, *_OF_EVERY_PATH)
 
@@ -35,25 +42,25 @@ def create_app(service: Service, *, is_local: bool = True) -> ASGIApp:
         service: Answers.
         is_local: Whether only this machine can reach the server: then it answers to no other name.
     """
-    app = FastAPI(
-        title="edvit serve", version="1", docs_url=None, redoc_url=None, redirect_slashes=False,
-        description="One ensemble of small Vision-Transformer sub-models.",
-    )  # fmt: skip
+    about = "One ensemble of small Vision-Transformer sub-models."
+    no_pages: dict[str, Any] = {"docs_url": None, "redoc_url": None}
+    app = FastAPI(title="edvit serve", version="1", description=about, redirect_slashes=False, **no_pages)
     app.add_exception_handler(RefusedError, _on_refusal)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _on_exception)
     _add_predict(app, service)
     _add_reports(app, service)
     _describe_token(app, bool(service.config.tokens))
-    return Gate(app, service, is_local=is_local)
+    return AdmissionMiddleware(app, service, is_local=is_local)
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
+    responses = {200: {"model": PredictReply}, **_errors(*_WHAT)}
+    asked = {"requestBody": _bodies(service.runtime.task), "parameters": _parameters()}
+
     @app.post(
-        "/predict", summary="Classify one input", response_class=JSONResponse,
-        responses={200: {"model": PredictReply}, **_errors(*_WHAT)},
-        openapi_extra={"requestBody": _bodies(service.runtime.task), "parameters": _parameters()},
-    )  # fmt: skip
+        "/predict", summary="Classify one input", response_class=JSONResponse, responses=responses, openapi_extra=asked
+    )
     async def predict(request: Request) -> Response:
         """A form with the file, the file as it is, or JSON; options in the query, in the form, or in the JSON."""
         return await service.predict(request)
@@ -67,9 +74,8 @@ def _add_reports(app: FastAPI, service: Service) -> None:
 
     @app.head("/ready", include_in_schema=False)
     @app.get(
-        "/ready", summary="Able to answer",
-        responses={200: {"model": HealthReply}, **_errors(503, *_OF_EVERY_PATH)},
-    )  # fmt: skip
+        "/ready", summary="Able to answer", responses={200: {"model": HealthReply}, **_errors(503, *_OF_EVERY_PATH)}
+    )
     async def ready() -> JSONResponse:
         if service.why_not_ready() is not None:
             raise RefusedError(
@@ -81,10 +87,9 @@ def _add_reports(app: FastAPI, service: Service) -> None:
     async def info() -> JSONResponse:
         return JSONResponse(service.info())
 
-    @app.get(
-        "/metrics", summary="For Prometheus", response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}, **_errors(*_BEHIND_THE_TOKEN)},
-    )  # fmt: skip
+    as_text = {200: {"content": {"text/plain": {}}}, **_errors(*_BEHIND_THE_TOKEN)}
+
+    @app.get("/metrics", summary="For Prometheus", response_class=Response, responses=as_text)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
@@ -128,10 +133,10 @@ def _describe_token(app: FastAPI, needs_token: bool) -> None:
 
 
 def _reply(request: Request, refusal: RefusedError) -> Response:
-    mark: Mark = request.scope["edvit"]
-    mark.result = refusal.code
+    state: RequestState = request.scope["edvit"]
+    state.result = refusal.code
     return Response(
-        refusal.body(mark.request_id), refusal.status, media_type="application/json", headers=refusal.headers
+        refusal.body(state.request_id), refusal.status, media_type="application/json", headers=refusal.headers
     )
 
 
@@ -150,5 +155,5 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
 
 
 def _on_exception(request: Request, error: Exception) -> Response:
-    """The gate logs it: it comes by there after the reply."""
+    """The admission logs it: it comes by there after the reply."""
     return _reply(request, internal())

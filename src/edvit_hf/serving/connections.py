@@ -28,12 +28,8 @@ class GuardedProtocol(H11Protocol):
         transport.set_write_buffer_limits(high=1, low=0)
         self._watch()
         if len(self.connections) > self.limits.max_connections:
-            self._refuse(
-                RefusedError(
-                    503, "too_many_connections", "Too many connections are open. Ask again later.",
-                    retry_after_ms=1000.0, close=True,
-                )
-            )  # fmt: skip
+            message = "Too many connections are open. Ask again later."
+            self._refuse(RefusedError(503, "too_many_connections", message, retry_after_ms=1000.0, close=True))
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""

@@ -68,10 +68,12 @@ def _warn_of_readers(descriptor: int, file: Path) -> None:
     """Say so if other users of this machine may open a file with tokens."""
     status = os.fstat(descriptor)
     if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & _OF_OTHERS:
+        mode = stat.S_IMODE(status.st_mode)
         logger.warning(
             "the token file %s is open to other users of this machine (mode %03o): whoever reads it may ask. Close it "
-            "with: chmod 600 %s", file, stat.S_IMODE(status.st_mode), file,
-        )  # fmt: skip
+            "with: chmod 600 %s",
+            *(file, mode, file),
+        )
 
 
 _OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO

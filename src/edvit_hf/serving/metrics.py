@@ -1,13 +1,14 @@
 """What Prometheus reads: requests by result, times, who was missing and why, breakers, and the line."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from edvit_hf.runtime import Answer, EDViTRuntime
-from edvit_hf.serving.line import Line
+from edvit_hf.serving.throttle import Line
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -18,22 +19,15 @@ class Metrics:
 
     def __init__(self, runtime: EDViTRuntime, line: Line, why_not_ready: Callable[[], str | None]) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "edvit_requests", "Requests to /predict by result: ok, degraded, or the code of the error.", ["result"],
-            registry=self.registry,
-        )  # fmt: skip
-        self._turned_away = Counter(
-            "edvit_refused_requests", "Requests to other paths that were refused, by the code of the error.", ["code"],
-            registry=self.registry,
-        )  # fmt: skip
-        self._seconds = Histogram(
-            "edvit_request_seconds", "From a request's first line to its answer, of those that got one.",
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self._sub_models = Histogram(
-            "edvit_sub_model_seconds", "A sub-model's own run.", ["sub_model"], buckets=_SECONDS,
-            registry=self.registry,
-        )  # fmt: skip
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry, buckets=_SECONDS)
+        about = "Requests to /predict by result: ok, degraded, or the code of the error."
+        self._requests = counter("edvit_requests", about, ["result"])
+        about = "Requests to other paths that were refused, by the code of the error."
+        self._turned_away = counter("edvit_refused_requests", about, ["code"])
+        about = "From a request's first line to its answer, of those that got one."
+        self._seconds = histogram("edvit_request_seconds", about)
+        self._sub_models = histogram("edvit_sub_model_seconds", "A sub-model's own run.", ["sub_model"])
         self.registry.register(_Status(runtime, line, why_not_ready))
         ProcessCollector(registry=self.registry)
 
@@ -79,10 +73,8 @@ class _Status:
         line.add_metric(["answered"], float(min(1, self._line.inside)))
         line.add_metric(["waiting"], float(max(0, self._line.inside - 1)))
         yield from (missing, breakers, line)
-        yield CounterMetricFamily(
-            "edvit_rejected", "Requests that found no place in the line.",
-            value=self._line.rejected + status["queue"]["rejected"],
-        )  # fmt: skip
+        rejected = self._line.rejected + status["queue"]["rejected"]
+        yield CounterMetricFamily("edvit_rejected", "Requests that found no place in the line.", value=rejected)
         yield GaugeMetricFamily("edvit_load", "Offered, as a share of what can be answered.", value=self._line.load)
         yield GaugeMetricFamily("edvit_ready", "1: /ready answers 200.", value=float(self._why_not_ready() is None))
         about: dict[str, Any] = {"id": entry.id, "content_hash": entry.content_hash, "task": entry.task}

@@ -1,17 +1,20 @@
-"""From a request's body to a question for the runtime: a form, a file as it is, or JSON."""
+"""From a request's query and body (a form, a file as it is, or JSON) to a question for the runtime.
+
+The docstrings and descriptions of the models are the OpenAPI page's.
+"""
 
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import pydantic
+from pydantic import BaseModel, ConfigDict, Field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from edvit_hf.serving.refusals import RefusedError, bad_request, unsupported
-from edvit_hf.serving.schema import Options, PredictRequest
 from edvit_hf.tasks import Task
 
 _KIND: dict[Task, str] = {
@@ -23,6 +26,32 @@ _FORM, _JSON, _BYTES = "multipart/form-data", "application/json", "application/o
 _MOST_FIELDS = 64
 _MOST_COMPLAINTS = 3
 _MOST_ERRORS = 1000
+
+
+class Options(BaseModel):
+    """How to answer: as query parameters, as fields of a form, or in the JSON body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    absent: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list, max_length=1000, description="Sub-models to leave out."
+    )
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Answer without sub-models that take longer, counted from the decoded input, waiting for its turn "
+        "included. At most the server's own deadline.",
+    )
+    top_k: int | None = Field(None, ge=1, description="Only so many of the most probable labels. Default: all.")
+
+
+class PredictRequest(Options):
+    """A JSON body: the options and exactly one input, of the ensemble's kind."""
+
+    text: str | None = Field(None, description="The text to classify.")
+    image_base64: str | None = Field(None, description="An image file, in base64.")
+    audio_base64: str | None = Field(None, description="A sound file, in base64.")
 
 
 @dataclass(frozen=True)
@@ -175,9 +204,7 @@ class _Form:
         boundary = _parsed(content_type)[1].get("boundary")
         if not boundary:
             raise bad_request("The form's content type has no boundary.")
-        names = (
-            "part_begin", "part_data", "part_end", "header_field", "header_value", "header_end", "end"
-        )  # fmt: skip
+        names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end", "end")
         callbacks: Any = {f"on_{name}": getattr(self, f"_{name}") for name in names}
         try:
             parser = MultipartParser(boundary.encode("latin-1"), callbacks)

@@ -84,11 +84,11 @@ def refusal_of(error: Exception, task: Task, retry_quorum_ms: float = 1000.0) ->
     if isinstance(error, OverloadedError):
         return overloaded(error.retry_after_ms)
     if isinstance(error, QuorumError):
-        return RefusedError(
-            503, "too_few_sub_models",
+        message = (
             "Too few sub-models answered in time: an answer would be a guess. Ask again later, or allow a longer "
-            "deadline_ms if you set one.", retry_after_ms=retry_quorum_ms, missing=error.missing,
-        )  # fmt: skip
+            "deadline_ms if you set one."
+        )
+        return RefusedError(503, "too_few_sub_models", message, retry_after_ms=retry_quorum_ms, missing=error.missing)
     if isinstance(error, DataError):
         return RefusedError(422, "unreadable_input", _for_callers(error, task))
     return internal()
@@ -109,18 +109,14 @@ def bad_request(message: str) -> RefusedError:
 
 def overloaded(retry_after_ms: float) -> RefusedError:
     """More requests than can be answered in time."""
-    return RefusedError(
-        503, "overloaded", "More requests come than can be answered in time. Ask again later, and less often.",
-        retry_after_ms=retry_after_ms,
-    )  # fmt: skip
+    message = "More requests come than can be answered in time. Ask again later, and less often."
+    return RefusedError(503, "overloaded", message, retry_after_ms=retry_after_ms)
 
 
 def stopping() -> RefusedError:
     """The server ends."""
-    return RefusedError(
-        503, "stopping", "The server is stopping. Ask again in a moment, or ask another one.", retry_after_ms=1000.0,
-        close=True,
-    )  # fmt: skip
+    message = "The server is stopping. Ask again in a moment, or ask another one."
+    return RefusedError(503, "stopping", message, retry_after_ms=1000.0, close=True)
 
 
 def internal() -> RefusedError:
@@ -143,15 +139,12 @@ def too_slow() -> RefusedError:
 
 def encoded() -> RefusedError:
     """The body is compressed: unpacked it could be of any size."""
-    return RefusedError(
-        415, "unsupported_media_type", "Compressed bodies are not taken here. Send the body as it is, without a "
-        "Content-Encoding.", headers={"accept-encoding": "identity"}, close=True,
-    )  # fmt: skip
+    message = "Compressed bodies are not taken here. Send the body as it is, without a Content-Encoding."
+    headers = {"accept-encoding": "identity"}
+    return RefusedError(415, "unsupported_media_type", message, headers=headers, close=True)
 
 
 def unsupported(got: str, takes: Sequence[str]) -> RefusedError:
     """The body is of a kind that this ensemble has no use for."""
-    return RefusedError(
-        415, "unsupported_media_type",
-        f"The content type {got[:80]!r} is not taken here. Send one of: {', '.join(takes)}.",
-    )  # fmt: skip
+    message = f"The content type {got[:80]!r} is not taken here. Send one of: {', '.join(takes)}."
+    return RefusedError(415, "unsupported_media_type", message)

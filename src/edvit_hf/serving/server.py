@@ -82,10 +82,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; uvicorn's own would raise it again at the end, and the exit code would be its number."""
-        logger.info(
-            "%s: %s", signal.Signals(sig).name,
-            "stopping at once" if self.should_exit else "requests in flight are finished; once more stops at once",
-        )  # fmt: skip
+        told = "stopping at once" if self.should_exit else "requests in flight are finished; once more stops at once"
+        logger.info("%s: %s", signal.Signals(sig).name, told)
         self.force_exit = self.should_exit
         self.should_exit = True
         self._service.is_stopping = True
@@ -93,12 +91,22 @@ class _Server(uvicorn.Server):
 
 def _uvicorn_config(config: ServeConfig, service: Service, is_local: bool) -> uvicorn.Config:
     limits = config.limits
+    client_ca = config.tls_client_ca
     return uvicorn.Config(
-        create_app(service, is_local=is_local), loop="asyncio", http=guarded_protocol(limits), ws="none",
-        lifespan="off", log_config=None, access_log=False, server_header=False,
-        proxy_headers=bool(config.trusted_proxies), forwarded_allow_ips=proxy_addresses(config),
+        create_app(service, is_local=is_local),
+        http=guarded_protocol(limits),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        proxy_headers=bool(config.trusted_proxies),
+        forwarded_allow_ips=proxy_addresses(config),
         h11_max_incomplete_event_size=limits.max_header_bytes,
-        timeout_graceful_shutdown=math.ceil(config.grace_seconds), ssl_certfile=config.tls_cert,
-        ssl_keyfile=config.tls_key, ssl_ca_certs=None if config.tls_client_ca is None else str(config.tls_client_ca),
-        ssl_cert_reqs=ssl.CERT_NONE if config.tls_client_ca is None else ssl.CERT_REQUIRED,
-    )  # fmt: skip
+        timeout_graceful_shutdown=math.ceil(config.grace_seconds),
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
+        ssl_ca_certs=None if client_ca is None else str(client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if client_ca is None else ssl.CERT_REQUIRED,
+    )

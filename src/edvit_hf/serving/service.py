@@ -19,13 +19,11 @@ from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.inputs import probe_inputs, source_inputs
 from edvit_hf.serving.bodies import Budget, DisconnectedError, read_body
 from edvit_hf.serving.limits import ServeConfig
-from edvit_hf.serving.line import Line
 from edvit_hf.serving.metrics import Metrics
-from edvit_hf.serving.questions import check_question, media_type, parse_question
-from edvit_hf.serving.refusals import RefusedError, refusal_of
-from edvit_hf.serving.refusals import stopping as stopping_refusal
+from edvit_hf.serving.questions import Options, check_question, media_type, parse_question
+from edvit_hf.serving.refusals import RefusedError, refusal_of, stopping
 from edvit_hf.serving.replies import info_reply, predict_reply
-from edvit_hf.serving.schema import Options
+from edvit_hf.serving.throttle import Line
 from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
 
 logger = logging.getLogger(__name__)
@@ -41,8 +39,8 @@ T = TypeVar("T")
 
 
 @dataclass
-class Mark:
-    """What the gate and the handlers know of one request."""
+class RequestState:
+    """What the admission and the handlers know of one request, for its reply, its log line and the metrics."""
 
     request_id: str
     begin: float = field(default_factory=time.perf_counter)
@@ -117,22 +115,22 @@ class Service:
         return None if live >= quorum else f"{live} sub-models of {len(loaded)} answer, {quorum} must"
 
     def info(self) -> dict[str, Any]:
-        """See `schema.InfoReply`."""
+        """An `InfoReply`."""
         return info_reply(self.runtime, self.config, self.deadline_ms)
 
     async def predict(self, request: Request) -> Response:
         """Answer POST /predict. Raises a `RefusedError` for whatever gets no answer."""
-        mark: Mark = request.scope["edvit"]
+        state: RequestState = request.scope["edvit"]
         try:
-            return Response(await self._content(request, mark), media_type="application/json")
+            return Response(await self._content(request, state), media_type="application/json")
         except DisconnectedError:
-            mark.result = "disconnected"
+            state.result = "disconnected"
             return Response(status_code=_CLIENT_GONE)
         except EDViTError as error:
             refusal = refusal_of(error, self.runtime.task, 1e3 * self.runtime.coordinator.config.probe_pause_s)
             if not isinstance(error, RefusedError):
                 level = logging.INFO if refusal.status < 500 else logging.WARNING
-                logger.log(level, "%s: %s", mark.request_id, ascii(str(error))[1:-1])  # it may quote what was sent
+                logger.log(level, "%s: %s", state.request_id, ascii(str(error))[1:-1])  # it may quote what was sent
             raise refusal from error
 
     def close(self, patience_s: float = 1.0) -> bool:
@@ -143,7 +141,7 @@ class Service:
         self.runtime.close()
         return not wait(list(self._running), patience_s).not_done
 
-    async def _content(self, request: Request, mark: Mark) -> bytes:
+    async def _content(self, request: Request, state: RequestState) -> bytes:
         content_type, query = request.headers.get("content-type"), request.scope.get("query_string", b"")
         media_type(self.runtime.task, content_type)  # before anything is read
         with self.budget.share() as share:
@@ -154,29 +152,28 @@ class Service:
                 del body
                 share.release()
                 prepare_ms = 1e3 * (time.perf_counter() - arrived)
-                return await self._on(self._answerers, self._answer, mark, options, inputs, prepare_ms)
+                return await self._on(self._answerers, self._answer, state, options, inputs, prepare_ms)
 
     def _prepare(self, content_type: str | None, query: bytes, body: bytes) -> tuple[Options, dict[str, np.ndarray]]:
         runtime, limits = self.runtime, self.config.limits
         question = parse_question(runtime.task, content_type, query, body)
-        check_question(
-            runtime.task, question, len(runtime.manifest.sub_models), runtime.loaded, limits.max_characters
-        )  # fmt: skip
+        num_sub_models = len(runtime.manifest.sub_models)
+        check_question(runtime.task, question, num_sub_models, runtime.loaded, limits.max_characters)
         return question.options, source_inputs(self._transform, question.source)
 
-    def _answer(self, mark: Mark, options: Options, inputs: dict[str, np.ndarray], prepare_ms: float) -> bytes:
+    def _answer(self, state: RequestState, options: Options, inputs: dict[str, np.ndarray], prepare_ms: float) -> bytes:
         # From here on: what decoding takes is bounded by the limits of an input and by the line, and devices that are
         # quick enough must not be masked because a picture was large.
         deadline_ms = min(self.deadline_ms, options.deadline_ms or self.deadline_ms)
         begin = time.perf_counter()
         answer = self.runtime.predict(inputs, absent=options.absent, deadline_ms=deadline_ms)
         answer_ms = 1e3 * (time.perf_counter() - begin)
-        total_ms = mark.milliseconds  # read last: it holds the others
+        total_ms = state.milliseconds  # read last: it holds the others
+        times = {"total": total_ms, "prepare": prepare_ms, "answer": answer_ms, "fusion": answer.fusion_milliseconds}
         reply = predict_reply(
-            self.runtime, answer, request_id=mark.request_id, top_k=options.top_k, prepare_ms=prepare_ms,
-            answer_ms=answer_ms, total_ms=total_ms,
-        )  # fmt: skip
-        mark.result = "degraded" if answer.degraded else "ok"
+            self.runtime, answer, request_id=state.request_id, top_k=options.top_k, milliseconds=times
+        )
+        state.result = "degraded" if answer.degraded else "ok"
         self.metrics.answered(answer, total_ms / 1e3)
         return json.dumps(reply).encode()
 
@@ -184,7 +181,7 @@ class Service:
         try:
             future = pool.submit(call, *arguments)
         except RuntimeError:  # shut down
-            raise stopping_refusal() from None
+            raise stopping() from None
         self._running.add(future)
         future.add_done_callback(self._running.discard)
         return await asyncio.wrap_future(future)
