@@ -30,8 +30,9 @@ from edvit_hf.export.graphs.draw import draw_graph, draw_sub_model, plain_attent
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.hardware.latency import predicted_ms
 from edvit_hf.hardware.profiles import DeviceProfile
-from edvit_hf.hardware.profiling import profile_machine, summary
+from edvit_hf.hardware.profiling import profile_machine
 from edvit_hf.hardware.provenance import environment
+from edvit_hf.hardware.timing import summary
 from edvit_hf.storage import write_json
 from harness import RESULTS
 

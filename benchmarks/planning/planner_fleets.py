@@ -22,7 +22,9 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.planning.keep_search import Device, Fleet, Plan, plan
+from edvit_hf.planning.fleet import Device, Fleet
+from edvit_hf.planning.keep_search import plan
+from edvit_hf.planning.plan import Plan
 from edvit_hf.storage import write_json
 from harness import RESULTS
 

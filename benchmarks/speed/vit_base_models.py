@@ -16,7 +16,8 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.graphs.draw import draw_in_full, draw_sub_model
 from edvit_hf.export.int8.dynamic import PRESETS, quantize_graph
 from edvit_hf.export.optimum_config import resolve_onnx_config
-from edvit_hf.hardware.profiles import detect_profile, load_profiles
+from edvit_hf.hardware.machine import detect_profile
+from edvit_hf.hardware.profiles import load_profiles
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -28,7 +28,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.export.graphs.read_early import read_early
-from edvit_hf.hardware.profiles import detect_profile, load_profiles
+from edvit_hf.hardware.machine import detect_profile
+from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 from harness import RESULTS

@@ -23,7 +23,8 @@ from edvit_hf.bench import (
 from edvit_hf.bench.selection import FUSION, Candidate, Hardware, input_sizes
 from edvit_hf.cli import app
 from edvit_hf.errors import DataError, EDViTError, ManifestError
-from edvit_hf.manifest import MANIFEST_NAME, Manifest, load_profiles
+from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from support.tiny_ensemble import MAX_TOKENS, write_tiny_ensemble
 
 GROUPS = [[0, 2], [1, 3]]

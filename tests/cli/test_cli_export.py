@@ -17,8 +17,15 @@ from edvit_hf.cli import app
 from edvit_hf.errors import DataError, ManifestError, RecipeError
 from edvit_hf.export import ExportConfig
 from edvit_hf.export.build import GraphBuilder
-from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile, shipped_kind
-from edvit_hf.manifest import Manifest, load_profiles
+from edvit_hf.hardware.profiles import (
+    FIGURES,
+    LATENCY_FEATURES,
+    DeviceProfile,
+    load_profiles,
+    save_profile,
+    shipped_kind,
+)
+from edvit_hf.manifest import Manifest
 from edvit_hf.published import export as exporting
 from edvit_hf.published.export import export_folder, export_report, fleet_profiles
 from edvit_hf.recipe import load_recipe

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.cli.measure import _read_input
 from edvit_hf.errors import DataError, EDViTError
-from edvit_hf.manifest import Manifest, load_profiles
+from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime
 from support.serving_setup import AUDIO, GROUPS, IMAGE, TEXT_TASK, png
 from support.tiny_ensemble import write_tiny_ensemble

@@ -13,7 +13,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import ManifestError
 from edvit_hf.hardware.latency import features, fit, fit_quality, non_negative_least_squares, predicted_ms, total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile
-from edvit_hf.hardware.profiling_graphs import calibration_shapes, encoder_shape
+from edvit_hf.hardware.profiling_graphs import encoder_shape, shapes_to_measure
 
 VIT_BASE = {"model_type": "vit", "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 TRUE = dict(zip(LATENCY_FEATURES, (0.01, 0.02, 8, 10, 0.2, 1.5, 0.7, 0.4), strict=True))
@@ -47,14 +47,14 @@ def test_every_architecture_has_all_features(model_type):
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_fit_recovers_known_coefficients_from_the_shapes_that_are_measured(quick):
-    shapes = calibration_shapes(quick=quick)
+    shapes = shapes_to_measure(quick=quick)
     found = fit(shapes, [total_ms(shape, TRUE) for shape in shapes])
     assert found == pytest.approx(TRUE, rel=1e-3)
 
 
 def test_the_fit_weighs_relative_errors():
     small, large = encoder_shape(16, 1, 16, 16, 1, 2, 2), encoder_shape(704, 11, 64, 2816, 3, 12, 15)
-    shapes = [*calibration_shapes(), small]
+    shapes = [*shapes_to_measure(), small]
     truth = [total_ms(shape, TRUE) for shape in shapes]
     noise = np.random.default_rng(0).uniform(0.95, 1.05, len(shapes))
     found = fit(shapes, [ms * factor for ms, factor in zip(truth, noise, strict=True)])
@@ -63,7 +63,7 @@ def test_the_fit_weighs_relative_errors():
 
 
 def test_the_quality_of_a_perfect_fit_and_of_a_noisy_one():
-    shapes = calibration_shapes()
+    shapes = shapes_to_measure()
     perfect = fit_quality(shapes, [total_ms(shape, TRUE) for shape in shapes])
     assert max(perfect.values()) < 1e-3
     noisy = fit_quality(shapes, [total_ms(s, TRUE) * (1.3 if i % 2 else 0.8) for i, s in enumerate(shapes)])
@@ -95,7 +95,7 @@ def test_units_of_very_different_size_do_not_disturb_the_fit():
 @pytest.mark.parametrize("latencies", [[], [1.0], [1.0, -1.0], [1.0, float("nan")], [0.0, 1.0]])
 def test_latencies_that_cannot_be_are_refused(latencies):
     with pytest.raises(ManifestError, match="one positive, finite latency per shape"):
-        fit(calibration_shapes()[:2], latencies)
+        fit(shapes_to_measure()[:2], latencies)
 
 
 coefficients = st.fixed_dictionaries({name: st.floats(0, 100) for name in LATENCY_FEATURES})

@@ -17,7 +17,7 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.hardware.latency import predicted_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, load_profile, save_profile
 from edvit_hf.hardware.profiling import profile_machine
-from edvit_hf.hardware.profiling_graphs import OPSET, calibration_graph, calibration_shapes, encoder_shape, matmul_graph
+from edvit_hf.hardware.profiling_graphs import OPSET, encoder_graph, encoder_shape, matmul_graph, shapes_to_measure
 from edvit_hf.hardware.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
 from edvit_hf.planning.fleet import load_fleet
 from support.benchmarks import benchmark
@@ -36,14 +36,14 @@ def operators(model):
     return {name: names.count(name) for name in set(names)}
 
 
-def test_a_calibration_graph_is_what_the_export_draws_before_it_reads_early():
+def test_an_encoder_graph_is_what_the_export_draws_before_it_reads_early():
     from edvit_hf.export.graphs.draw import draw_in_full
     from edvit_hf.export.optimum_config import resolve_onnx_config
 
     shape = encoder_shape(*TINY[:5], 3, 3)  # square: Optimum's dummy images are
     model = stock_model(shape)
     exported = draw_in_full(model, resolve_onnx_config(model.config), opset=OPSET)
-    ours = calibration_graph(shape)
+    ours = encoder_graph(shape)
     onnx.checker.check_model(ours, full_check=True)
     assert operators(ours) == operators(exported)
     order = [[node.op_type for node in one.graph.node] for one in (ours, exported)]
@@ -53,18 +53,18 @@ def test_a_calibration_graph_is_what_the_export_draws_before_it_reads_early():
     assert order[0][start[0] :] == order[1][start[1] :]
 
 
-def test_a_calibration_graph_has_the_parameters_of_its_shape():
+def test_an_encoder_graph_has_the_parameters_of_its_shape():
     for shape in SHAPES:
-        stored = sum(np.prod(one.dims) for one in calibration_graph(shape).graph.initializer if one.data_type == 1)
+        stored = sum(np.prod(one.dims) for one in encoder_graph(shape).graph.initializer if one.data_type == 1)
         scales = shape.widths.layers  # of the attention logits, one number per layer
         assert stored - scales == shape.parameters == sum(p.numel() for p in stock_model(shape).parameters())
 
 
-def test_a_calibration_graph_runs_and_its_seed_decides_the_weights():
+def test_an_encoder_graph_runs_and_its_seed_decides_the_weights():
     shape = SHAPES[0]
     outputs = []
     for seed in (0, 0, 1):
-        session = open_session(calibration_graph(shape, seed=seed).SerializeToString(), 1)
+        session = open_session(encoder_graph(shape, seed=seed).SerializeToString(), 1)
         outputs.append(session.run(None, random_feed(session)))
     assert [one.shape for one in outputs[0]] == [(1, 16), (1, shape.widths.labels)]
     assert np.isfinite(outputs[0][0]).all()
@@ -72,11 +72,11 @@ def test_a_calibration_graph_runs_and_its_seed_decides_the_weights():
     assert not np.array_equal(outputs[0][1], outputs[2][1])
 
 
-def test_the_calibration_shapes_tell_every_feature_from_the_others():
+def test_the_shapes_to_measure_tell_every_feature_from_the_others():
     from edvit_hf.hardware.latency import feature_matrix
 
     for quick in (True, False):
-        matrix = feature_matrix(calibration_shapes(quick=quick))
+        matrix = feature_matrix(shapes_to_measure(quick=quick))
         matrix /= np.linalg.norm(matrix, axis=0)
         assert np.linalg.matrix_rank(matrix) == len(LATENCY_FEATURES) < len(matrix)
 
@@ -195,7 +195,7 @@ def test_watts_are_the_users_or_the_known_boards(monkeypatch, tmp_path):
 
 
 def test_the_command_prints_what_it_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("edvit_hf.hardware.profiling.calibration_shapes", lambda quick: SHAPES)
+    monkeypatch.setattr("edvit_hf.hardware.profiling.shapes_to_measure", lambda quick: SHAPES)
     path = tmp_path / "my_board.yaml"
     arguments = ["profile", "--output", str(path), "--quick", "--threads", "1", "--repeats", "2", "--watts", "4"]
     done = CliRunner().invoke(app, [*arguments, "--format", "json"])
@@ -233,14 +233,14 @@ def test_profiling_needs_no_torch_and_names_the_extra_without_onnx():
 
 def test_no_calibration_shape_is_a_whole_head_cut_of_vit_base():
     """The prediction benchmark measures those: a model that has seen them would prove nothing."""
-    for shape in calibration_shapes():
+    for shape in shapes_to_measure():
         w = shape.widths
         assert not (shape.tokens == 197 and w.residual == 64 * w.heads and w.layers == 12)
 
 
 def test_the_benchmark_accounts_for_every_kernel_of_a_graph(tmp_path):
     shape = encoder_shape(96, 4, 24, 192, 3, 8, 8)
-    (tmp_path / "graph.onnx").write_bytes(calibration_graph(shape).SerializeToString())
+    (tmp_path / "graph.onnx").write_bytes(encoder_graph(shape).SerializeToString())
     found = benchmark("speed.vit_base_onnx").breakdown(tmp_path / "graph.onnx", 5, shape)
     assert found["kernels"]["linear"]["calls"] == 3 * 6 + 1
     assert found["kernels"]["attention"]["calls"] == 3 * 2

@@ -90,7 +90,7 @@ import edvit_hf
 from edvit_hf.card.render import template_path
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import find_recipe, load_recipe
-from edvit_hf.planning.keep_search import load_fleet
+from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.space.page import bundled_ensembles, checkout, page_folder
 assert checkout() is None
 assert set(bundled_ensembles()) == {{"digits", "question_type", "spoken_digits"}}

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import ManifestError
-from edvit_hf.hardware.profiles import FIGURES
+from edvit_hf.hardware.machine import detect_profile
+from edvit_hf.hardware.profiles import FIGURES, DeviceProfile, load_profiles
 from edvit_hf.manifest import (
     SCHEMA_VERSION,
     Calibration,
     ContentFile,
-    DeviceProfile,
     EnsembleEntry,
     FusionEntry,
     Manifest,
@@ -26,10 +26,8 @@ from edvit_hf.manifest import (
     Variant,
     content_files,
     content_hash,
-    detect_profile,
     file_sha256,
     hash_of_content,
-    load_profiles,
 )
 from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES, TASKS
 

@@ -14,9 +14,10 @@ from edvit_hf.errors import BudgetError, RecipeError
 from edvit_hf.hardware.latency import total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile
 from edvit_hf.planning.costs import FleetCosts, Fusion, Load, input_bytes
-from edvit_hf.planning.fleet import MIB, Device, Fleet
+from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.placed_plan import place
 from edvit_hf.planning.placing import Clock, Problem, fastest, feasible, greedy, raise_budgets
+from edvit_hf.storage import MIB
 
 SPEEDS = ("raspberry-pi-4b", "raspberry-pi-5", "intel-n100")
 

@@ -9,11 +9,14 @@ import pytest
 from edvit_hf.architectures.costs import ModelShape, fusion_parameters
 from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
 from edvit_hf.hardware.profiles import load_profiles, save_profile
-from edvit_hf.planning.keep_search import MIB, Device, Fleet, Plan, plan
+from edvit_hf.planning.fleet import Device, Fleet
+from edvit_hf.planning.keep_search import plan
+from edvit_hf.planning.plan import Plan
 from edvit_hf.pruning.config import KeepRatios
 from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.stages.plan import find_fleet, plan_recipe
 from edvit_hf.recipe.stages.split import capability
+from edvit_hf.storage import MIB
 from support.benchmarks import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

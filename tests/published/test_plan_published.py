@@ -17,7 +17,7 @@ from edvit_hf.manifest.placement import SCHEMA_VERSION, load_placement
 from edvit_hf.planning.costs import FleetCosts, Fusion, Load
 from edvit_hf.planning.figure import draw_plan
 from edvit_hf.planning.fleet import Device, Fleet
-from edvit_hf.planning.keep_search import place_loads
+from edvit_hf.planning.placed_plan import place_loads
 from edvit_hf.published.files import read_published
 from edvit_hf.published.plan import is_published, plan_published
 

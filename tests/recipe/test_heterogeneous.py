@@ -13,7 +13,8 @@ import yaml
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, EDViTError, PruningError, RecipeError
 from edvit_hf.planning.fleet import Device, Fleet
-from edvit_hf.planning.keep_search import Plan, plan
+from edvit_hf.planning.keep_search import plan
+from edvit_hf.planning.plan import Plan
 from edvit_hf.pruning.config import PruneConfig
 from edvit_hf.published.files import read_published
 from edvit_hf.recipe import STAGES, load_recipe, run

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edvit_hf.errors import DataError, EDViTError, did_you_mean
-from edvit_hf.manifest import Manifest, Variant, detect_profile, load_profiles
+from edvit_hf.hardware.machine import detect_profile
+from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.entries import Precision
 from edvit_hf.storage import read_json
 from edvit_hf.transforms import AudioTransform, ImageTransform, load_transform

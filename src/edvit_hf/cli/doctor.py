@@ -7,7 +7,7 @@ import urllib.parse
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edvit_hf.hardware.profiles import detect_profile
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import machine, versions
 
 

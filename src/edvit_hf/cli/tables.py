@@ -11,7 +11,7 @@ from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.storage import MIB
 
 if TYPE_CHECKING:
-    from edvit_hf.planning.keep_search import DevicePlan, Plan
+    from edvit_hf.planning.plan import DevicePlan, Plan
     from edvit_hf.runtime import EDViTRuntime
 
 

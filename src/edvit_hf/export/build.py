@@ -27,7 +27,7 @@ from edvit_hf.export.gates import (
 from edvit_hf.export.graphs.derived import join_graphs
 from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
-from edvit_hf.hardware.profiles import detect_profile
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import Parity, Quantization, Variant, file_sha256
 from edvit_hf.manifest.entries import Precision

@@ -20,7 +20,7 @@ from edvit_hf.export.gates import FiguresByVariant, SplitMeasure
 from edvit_hf.export.inputs import check_inputs
 from edvit_hf.export.optimum_config import task_of
 from edvit_hf.export.variants import CalibrationItems, VariantMaker, VariantRequest, requested_variants
-from edvit_hf.hardware.profiles import detect_profile
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.manifest import (
     ContentFile,
     EnsembleEntry,

@@ -111,11 +111,11 @@ def _feasible(matrix: np.ndarray, targets: np.ndarray, x: np.ndarray, active: np
 
 
 def predicted_ms(shape: ModelShape, profile: DeviceProfile, *, all_cores: bool = False) -> float | None:
-    """Milliseconds of one fp32 input on a device: calibrated if its profile is, else from its GFLOP/s, else None.
+    """Milliseconds of one fp32 input on a device: by its coefficients, else from its GFLOP/s, else None.
 
     Args:
         shape: The model.
-        profile: The device. Figures of `devices.yaml` are not calibrated; `edvit profile` writes one that is.
+        profile: The device. Those of `devices.yaml` have no coefficients; `edvit profile` fits some.
         all_cores: Use the coefficients for all cores where the profile has them, not those for one thread.
             Without any coefficients it makes no difference: `sustained_gflops` is a figure of all cores.
     """

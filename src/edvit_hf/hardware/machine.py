@@ -1,10 +1,65 @@
-"""What this process may use of the machine and holds of it: cores (its control group may have a quota) and memory."""
+"""Which kind of hardware this machine is, and what of it this process may use (cores) and holds (memory)."""
 
+import logging
 import os
+import platform
 from pathlib import Path, PurePosixPath
+
+from edvit_hf.errors import ManifestError
+
+logger = logging.getLogger(__name__)
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
+# Board names as the kernel's device tree gives them; the longer name first where one contains another.
+_BOARDS = {
+    "Raspberry Pi 4 Model B": "raspberry-pi-4b",
+    "Raspberry Pi 5": "raspberry-pi-5",
+    "Orin Nano": "jetson-orin-nano",
+    "Jetson Nano": "jetson-nano",
+}
+
+
+def detect_profile(
+    *, machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = Path("/proc/device-tree/model")
+) -> str:
+    """Name the profile of this machine.
+
+    x86-64 is told by the CPU flags the kernel lists; where it lists none (macOS, Windows), or lists no AVX2,
+    the answer is "x86-avx2" with a warning. arm64 is told by the board's name, "arm64" for an unknown board.
+
+    Args:
+        machine (`str`): Architecture as `platform.machine()` gives it, which is the default.
+        cpuinfo (`Path`): The kernel's CPU description.
+        board (`Path`): The kernel's board name, on ARM boards.
+
+    Raises:
+        ManifestError: On any other architecture: there is no int8 preset for it.
+    """
+    machine = (machine or platform.machine()).lower()
+    if machine in ("arm64", "aarch64"):
+        name = board.read_text(encoding="utf-8", errors="replace") if board.is_file() else ""
+        return next((profile for known, profile in _BOARDS.items() if known in name), "arm64")
+    if machine not in ("x86_64", "amd64"):
+        from edvit_hf.hardware.profiles import load_profiles  # here, so that what is timed alone imports little
+
+        raise ManifestError(
+            f"No device profile fits the architecture {machine!r}; known: {', '.join(load_profiles())}. "
+            f"Name the profile of the target device."
+        )
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    values = {key.strip(): value.split() for key, value in fields.items()}
+    flags = set(values.get("flags", []))
+    if "N100" in values.get("model name", []):
+        return "intel-n100"
+    if "avx512_vnni" in flags:
+        return "x86-avx512-vnni"
+    if {"avx512f", "avx512bw"} <= flags:
+        return "x86-avx512"
+    if "avx2" not in flags:
+        logger.warning("profile: no AVX2 flag found in %s; assuming x86-avx2", cpuinfo)
+    return "x86-avx2"
 
 
 def memory_mib(field: str) -> float | None:

@@ -1,7 +1,5 @@
-"""Device profiles: kinds of hardware, and which kind this machine is. Standard library and yaml only."""
+"""Device profiles: kinds of hardware, and files with the profile of one machine. Standard library and yaml only."""
 
-import logging
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -14,8 +12,6 @@ import yaml
 from edvit_hf.errors import ManifestError, did_you_mean
 from edvit_hf.strict import is_finite, load_yaml
 
-logger = logging.getLogger(__name__)
-
 QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
 STATIC_PRESETS = (*QUANTIZATION_PRESETS, "tensorrt")  # of static int8: a GPU reads other files than the processor
 EXPORT_KINDS = ("int8", "int8_static", "fp16")  # what a profile may ask for besides fp32; int8 is the dynamic one
@@ -26,14 +22,6 @@ LATENCY_FEATURES = (
     "weight_millions", "stream_millions", "ffn_millions", "softmax_millions",
 )  # fmt: skip
 SCHEMA_VERSION = 1  # of a file that holds one profile
-
-# Board names as the kernel's device tree gives them; the longer name first where one contains another.
-_BOARDS = {
-    "Raspberry Pi 4 Model B": "raspberry-pi-4b",
-    "Raspberry Pi 5": "raspberry-pi-5",
-    "Orin Nano": "jetson-orin-nano",
-    "Jetson Nano": "jetson-nano",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,43 +241,3 @@ def shipped_kind(profile: DeviceProfile) -> str:
             f"{profile.quantization!r}. Files for it could not be named. Add a kind."
         )
     return next((name for name in same if known[name].isa == profile.isa), same[-1])
-
-
-def detect_profile(
-    *, machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo"), board: Path = Path("/proc/device-tree/model")
-) -> str:
-    """Name the profile of this machine.
-
-    x86-64 is told by the CPU flags the kernel lists; where it lists none (macOS, Windows), or lists no AVX2,
-    the answer is "x86-avx2" with a warning. arm64 is told by the board's name, "arm64" for an unknown board.
-
-    Args:
-        machine (`str`): Architecture as `platform.machine()` gives it, which is the default.
-        cpuinfo (`Path`): The kernel's CPU description.
-        board (`Path`): The kernel's board name, on ARM boards.
-
-    Raises:
-        ManifestError: On any other architecture: there is no int8 preset for it.
-    """
-    machine = (machine or platform.machine()).lower()
-    if machine in ("arm64", "aarch64"):
-        name = board.read_text(encoding="utf-8", errors="replace") if board.is_file() else ""
-        return next((profile for known, profile in _BOARDS.items() if known in name), "arm64")
-    if machine not in ("x86_64", "amd64"):
-        raise ManifestError(
-            f"No device profile fits the architecture {machine!r}; known: {', '.join(load_profiles())}. "
-            f"Name the profile of the target device."
-        )
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    values = {key.strip(): value.split() for key, value in fields.items()}
-    flags = set(values.get("flags", []))
-    if "N100" in values.get("model name", []):
-        return "intel-n100"
-    if "avx512_vnni" in flags:
-        return "x86-avx512-vnni"
-    if {"avx512f", "avx512bw"} <= flags:
-        return "x86-avx512"
-    if "avx2" not in flags:
-        logger.warning("profile: no AVX2 flag found in %s; assuming x86-avx2", cpuinfo)
-    return "x86-avx2"

@@ -13,15 +13,13 @@ from rich.progress import Progress
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hardware.latency import fit, fit_quality, total_ms
-from edvit_hf.hardware.machine import usable_cores
-from edvit_hf.hardware.profiles import DeviceProfile, detect_profile, load_profiles
-from edvit_hf.hardware.profiling_graphs import calibration_graph, calibration_shapes, matmul_graph
+from edvit_hf.hardware.machine import detect_profile, usable_cores
+from edvit_hf.hardware.profiles import DeviceProfile, load_profiles
+from edvit_hf.hardware.profiling_graphs import encoder_graph, matmul_graph, shapes_to_measure
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import open_session, summary, time_rounds
 from edvit_hf.storage import MIB
 from edvit_hf.strict import is_finite
-
-__all__ = ["calibration_shapes", "open_session", "profile_machine", "summary", "time_rounds"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +38,8 @@ _METHOD = (
 
 
 @dataclass(frozen=True)
-class _Calibration:
-    """The latency model on one number of threads."""
+class _Fit:
+    """The latency model, fitted on one number of threads."""
 
     coefficients: dict[str, float]
     quality: dict[str, Any]
@@ -66,7 +64,7 @@ def profile_machine(
         threads: Threads of the measurement beside the one on a single thread; default: all usable cores.
         repeats: Timed runs of every encoder, one per shuffled round; default 15, quick 7.
         quick: Fewer and smaller measurements: seconds instead of a minute, and a coarser model.
-        shapes: Encoders to measure instead of `calibration_shapes`.
+        shapes: Encoders to measure instead of `shapes_to_measure`.
         watts: Its power while it computes, from a meter; default: the published figure of a board that is recognised.
         seed: Of weights, inputs and orders.
         progress: Whether to draw a bar on standard error.
@@ -81,7 +79,7 @@ def profile_machine(
     _check(name, threads, repeats, usable, watts)
     with named_extra("Profiling a machine", "profile"):
         import onnx  # noqa: F401  (before any work; the graphs are built with it)
-    chosen = list(calibration_shapes(quick=quick) if shapes is None else shapes)
+    chosen = list(shapes_to_measure(quick=quick) if shapes is None else shapes)
     thread_counts = (1, threads) if threads > 1 else (1,)
     size = _QUICK_MATMUL_SIZE if quick else _MATMUL_SIZE
     with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
@@ -90,7 +88,7 @@ def profile_machine(
         def advance() -> None:
             bar.update(task, advance=1, refresh=True)  # between runs: a bar that redraws itself would disturb them
 
-        calibrations = [_calibrate(chosen, count, repeats, seed, advance) for count in thread_counts]
+        fits = [_fitted(chosen, count, repeats, seed, advance) for count in thread_counts]
         gflops = _matmul_gflops(size, threads, repeats, seed, advance)
     kind = load_profiles()[detect_profile()]
     power, source = _power(watts, kind)
@@ -105,16 +103,16 @@ def profile_machine(
         sources=_SOURCES
         | {"watts": source}
         | {"sustained_gflops": f"measured: fp32 MatMul, {size} x {size} twice, onnxruntime, {threads} threads"},
-        latency=calibrations[0].coefficients,
-        latency_all_cores=calibrations[1].coefficients if len(calibrations) > 1 else None,
+        latency=fits[0].coefficients,
+        latency_all_cores=fits[1].coefficients if len(fits) > 1 else None,
         provenance={
             "kind": kind.name,
             **environment(),
             "method": _METHOD,
             **{"repeats": repeats, "quick": quick, "seed": seed},
             "fits": [
-                {"threads": count, **calibration.quality, "measurements": calibration.rows}
-                for count, calibration in zip(thread_counts, calibrations, strict=True)
+                {"threads": count, **one.quality, "measurements": one.rows}
+                for count, one in zip(thread_counts, fits, strict=True)
             ],
         },
     )
@@ -149,11 +147,11 @@ def _check(name: str, threads: int, repeats: int, usable: int, watts: float | No
         )
 
 
-def _calibrate(
+def _fitted(
     shapes: Sequence[ModelShape], threads: int, repeats: int, seed: int, after_each: Callable[[], None]
-) -> _Calibration:
+) -> _Fit:
     """Measure every shape on so many threads and fit the latency model."""
-    graphs = (calibration_graph(shape, seed=seed) for shape in shapes)
+    graphs = (encoder_graph(shape, seed=seed) for shape in shapes)
     sessions = [open_session(graph.SerializeToString(), threads) for graph in graphs]
     samples = time_rounds(sessions, rounds=repeats, threads=threads, seed=seed, after_each=after_each)
     results = [summary(one.milliseconds) for one in samples]
@@ -173,7 +171,7 @@ def _calibrate(
         predicted = round(total_ms(shape, coefficients), 4)
         rows.append({**sizes, "tokens": shape.tokens, "macs": shape.macs, **result, "predicted_ms": predicted})
     quality = {**fit_quality(shapes, medians), "disturbed_share": round(disturbed, 4)}
-    return _Calibration(coefficients, quality, rows)
+    return _Fit(coefficients, quality, rows)
 
 
 def _matmul_gflops(size: int, threads: int, repeats: int, seed: int, after_each: Callable[[], None]) -> float:

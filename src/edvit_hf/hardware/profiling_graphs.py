@@ -43,7 +43,7 @@ _FULL = (
 )
 
 
-def calibration_shapes(*, quick: bool = False) -> list[ModelShape]:
+def shapes_to_measure(*, quick: bool = False) -> list[ModelShape]:
     """The encoders that `edvit profile` measures, from the smallest that runs to nearly ViT-Base's width."""
     return [encoder_shape(*sizes) for sizes in (_QUICK if quick else _FULL)]
 
@@ -108,7 +108,7 @@ class _Writer:
         return self.constant(np.array(sizes, np.int64))
 
 
-def calibration_graph(shape: ModelShape, *, seed: int = 0) -> "ModelProto":
+def encoder_graph(shape: ModelShape, *, seed: int = 0) -> "ModelProto":
     """A ViT classifier of this shape as the export would draw it: pixels (batch, C, H, W) -> features and logits.
 
     Args:
@@ -132,7 +132,7 @@ def calibration_graph(shape: ModelShape, *, seed: int = 0) -> "ModelProto":
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         writer.nodes,
-        "edvit_calibration",
+        "edvit_encoder",
         [value("pixel_values", TensorProto.FLOAT, ["batch", 3, height, width])],
         [
             value(features, TensorProto.FLOAT, ["batch", w.residual]),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edvit_hf.errors import EDViTError, HubError, ManifestError, WorkDirError
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hub.client import UnreachableError
 from edvit_hf.hub.selection import NeededFile, Precision, Selection, select_by_placement, select_by_profile
 from edvit_hf.hub.source import Source, is_hub_id, open_source
-from edvit_hf.manifest import MANIFEST_NAME, Manifest, detect_profile, verify_file
+from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
 from edvit_hf.manifest.placement import load_placement
 from edvit_hf.storage import MIB, held_folder
 

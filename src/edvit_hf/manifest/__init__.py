@@ -3,7 +3,6 @@
 Light by design: standard library and yaml only, so that a device can read and verify what it downloaded.
 """
 
-from edvit_hf.hardware.profiles import DeviceProfile, detect_profile, load_profiles
 from edvit_hf.manifest.document import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from edvit_hf.manifest.entries import (
     Calibration,
@@ -30,7 +29,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "Calibration",
     "ContentFile",
-    "DeviceProfile",
     "EnsembleEntry",
     "FusionEntry",
     "Manifest",
@@ -41,10 +39,8 @@ __all__ = [
     "check_relative_path",
     "content_files",
     "content_hash",
-    "detect_profile",
     "file_sha256",
     "hash_of_content",
     "hash_of_files",
-    "load_profiles",
     "verify_file",
 ]

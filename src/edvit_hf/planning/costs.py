@@ -9,8 +9,9 @@ import numpy as np
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
 from edvit_hf.errors import RecipeError
 from edvit_hf.hardware.latency import ms_at, predicted_ms
-from edvit_hf.planning.fleet import BUDGETS, MIB, Device, Fleet
+from edvit_hf.planning.fleet import BUDGETS, Device, Fleet
 from edvit_hf.planning.placing import Problem
+from edvit_hf.storage import MIB
 
 UNKNOWN_PENALTY = 1.001  # on assumed times: where it costs nothing, devices of known speed are used first
 NOMINAL_GFLOPS = 10.0  # of every device of a fleet in which no speed is known: only decides what goes where
@@ -59,8 +60,8 @@ class Load:
     def ms_on(self, device: Device) -> float | None:
         """Predicted milliseconds on all cores of the device, None where nothing tells them.
 
-        Without `shape` a calibration cannot be used. The `sustained_gflops` beside it is a peak that only one large
-        product reaches: as a prediction it would be many times too fast, and draw every sub-model to that device.
+        Without `shape` fitted coefficients cannot be used. The `sustained_gflops` beside them is a peak that only one
+        large product reaches: as a prediction it would be many times too fast, and draw every sub-model there.
         """
         if self.shape is not None:
             return predicted_ms(self.shape, device.hardware, all_cores=True)

@@ -12,10 +12,7 @@ import yaml
 
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
-from edvit_hf.storage import MIB
 from edvit_hf.strict import NOT_READ, YAML, is_finite, load_yaml, read_fields
-
-__all__ = ["BUDGETS", "MIB", "Device", "Fleet", "load_fleet", "profile_files"]
 
 BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
 _PROFILE_SUFFIXES = (".yaml", ".yml")

@@ -5,7 +5,6 @@ Works from sizes alone (no weights, no torch), so `edvit plan` answers before an
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import Literal, NoReturn, Protocol
 
@@ -13,22 +12,14 @@ import numpy as np
 
 from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.errors import BudgetError, MissingExtraError, PruningError, RecipeError
-from edvit_hf.planning.budgets import nearest_budgets
+from edvit_hf.errors import BudgetError, PruningError, RecipeError
 from edvit_hf.planning.costs import FleetCosts, Fusion, Load
-from edvit_hf.planning.fleet import MIB, Device, Fleet, load_fleet
-from edvit_hf.planning.placed_plan import FEASIBILITY_SECONDS, place
-from edvit_hf.planning.placing import Clock, feasible, has_solver
-from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.planning.fleet import Fleet
+from edvit_hf.planning.placed_plan import FEASIBILITY_SECONDS, PlacementMethod, nearest_budgets, place, search_method
+from edvit_hf.planning.placing import Clock, feasible
+from edvit_hf.planning.plan import Plan
+from edvit_hf.storage import MIB
 from edvit_hf.tasks import num_labels_of
-
-__all__ = [
-    "MIB", "Device", "DevicePlan", "Fleet", "Plan", "Replica", "SubModelPlan", "load_fleet", "place_loads", "plan",
-]  # fmt: skip
-
-logger = logging.getLogger(__name__)
-
-PlacementMethod = Literal["auto", "exact", "greedy"]
 
 
 class Ratios(Protocol):
@@ -91,21 +82,10 @@ def plan(
     latency from input to answer.
     """
     given: list[ModelShape | None] = [None] * len(class_groups) if from_scratch is None else list(from_scratch)
-    search = _Search(teacher, class_groups, fleet, fusion_hidden_size, attention, given, *_method(placement))
+    search = _Search(teacher, class_groups, fleet, fusion_hidden_size, attention, given, *search_method(placement))
     cuts = search.choose(keep)
     result = place(search.costs(cuts), exact=search.exact, notes=search.notes, start=search.starts.get(_key(cuts)))
     return search.describe(result, cuts)
-
-
-def _method(placement: PlacementMethod) -> tuple[bool, list[str]]:
-    """Whether to search exactly, and a note where that was wished for and cannot be."""
-    if placement not in ("auto", "exact", "greedy"):
-        raise RecipeError(f"`placement` must be auto, exact or greedy, got {placement!r}. Leave it out for auto.")
-    if placement == "greedy" or has_solver():
-        return placement != "greedy", []
-    if placement == "exact":
-        raise MissingExtraError("Exact placement", "plan", "scipy")
-    return False, ["scipy is not installed: the placement is the greedy one (pip install 'edvit_hf[plan]')"]
 
 
 def _key(cuts: Sequence[Cut]) -> tuple[int, ...]:
@@ -293,18 +273,3 @@ def _keep_words(cuts: Sequence[Cut], teacher: ModelShape) -> str:
         return "the given ratios"
     span = f"{keeps[0]}" if len(keeps) == 1 else f"{keeps[0]} to {keeps[-1]}"
     return f"{span} of {teacher.widths.heads} heads kept,"
-
-
-def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Plan:
-    """Place finished sub-models: no keep is chosen, and what only a teacher tells stays empty.
-
-    Args:
-        costs (`FleetCosts`): Of the sub-models on the fleet.
-        placement: As in `plan`.
-
-    Raises:
-        BudgetError: They do not fit.
-        MissingExtraError: "exact" was asked for and scipy is not installed.
-    """
-    exact, notes = _method(placement)
-    return place(costs, exact=exact, notes=notes)

@@ -17,9 +17,10 @@ from edvit_hf.data.config import dataset_from_values
 from edvit_hf.errors import DataError, ManifestError, RecipeError
 from edvit_hf.evaluation.config import EvaluateConfig
 from edvit_hf.evaluation.measure import Evaluation, absent_subsets, evaluate
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder
-from edvit_hf.manifest import Manifest, detect_profile, hash_of_files
+from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import suited_variant
 from edvit_hf.storage import read_json, write_json

@@ -14,7 +14,7 @@ from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
 from edvit_hf.planning.fleet import Device, Fleet, load_fleet
-from edvit_hf.planning.keep_search import PlacementMethod, place_loads
+from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, read_published
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.card.render import template_path
-from edvit_hf.hardware.profiles import detect_profile
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.planning.fleet import profile_files
 from edvit_hf.planning.plan import PLAN_FORMAT
 from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe, recipe_values

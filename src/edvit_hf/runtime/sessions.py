@@ -8,7 +8,8 @@ from pathlib import Path
 import onnxruntime
 
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.hardware.profiles import detect_profile, unknown_profile
+from edvit_hf.hardware.machine import detect_profile
+from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.manifest.entries import suited_variants as suited_variants_of
 from edvit_hf.tasks import GRAPH_INPUTS

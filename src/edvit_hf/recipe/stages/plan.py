@@ -21,7 +21,7 @@ from edvit_hf.errors import MissingExtraError, RecipeError
 from edvit_hf.planning import keep_search
 from edvit_hf.planning.figure import save_plan_figure
 from edvit_hf.planning.fleet import load_fleet
-from edvit_hf.planning.keep_search import PlacementMethod
+from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe, packaged_recipes
 from edvit_hf.recipe.stages.split import groups_before_training
