@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from edvit_hf import cli
-from edvit_hf.recipe.schema import Recipe
+from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe
 from edvit_hf.training.config import TrainConfig
 
 DOCS = Path(__file__).resolve().parent
@@ -78,7 +78,12 @@ def yaml_value(value: Any) -> str:
     return f'"{value}"' if value in ("yes", "no", "") else str(value)
 
 
-def key_table(kind: type, leave_out: tuple[str, ...] = ()) -> str:
+def conditions(section: str) -> dict[str, str]:
+    """The keys of a section that are read only under another value, and what that value is."""
+    return {key: condition for where, keys, _, condition in READ_ONLY_WITH if where == section for key in keys}
+
+
+def key_table(kind: type, section: str = "", leave_out: tuple[str, ...] = ()) -> str:
     """One row for each key of a config class; a key that the class does not explain is an error."""
     hints, said, rows = get_type_hints(kind), meanings(kind), []
     for field in dataclasses.fields(kind):
@@ -87,7 +92,11 @@ def key_table(kind: type, leave_out: tuple[str, ...] = ()) -> str:
         if field.name not in said:
             raise SystemExit(f"{kind.__name__}: `{field.name}` has no line under `Attributes:`. Add one.")
         default = "required" if field.default is dataclasses.MISSING else f"`{yaml_value(field.default)}`"
-        rows.append((f"`{field.name}`", type_words(hints[field.name]), default, said[field.name]))
+        meaning = said[field.name]
+        if field.name in conditions(section):
+            meaning = re.sub(r"^Only with [^:]*: ", "", meaning)
+            meaning = f"Read only with `{conditions(section)[field.name]}`: {meaning[0].lower()}{meaning[1:]}"
+        rows.append((f"`{field.name}`", type_words(hints[field.name]), default, meaning))
     return table(("key", "values", "default", "meaning"), rows)
 
 
@@ -137,7 +146,7 @@ by default, and a `checkpoint` is then taken as it is.
         trains = issubclass(kind, TrainConfig)
         page += f"\n## {name}\n\n{first_line(kind.__doc__)}"
         page += " Besides the [training values](#training-values):" if trains else ""
-        page += f"\n\n{key_table(kind, shared if trains else ())}"
+        page += f"\n\n{key_table(kind, name, shared if trains else ())}"
         for key, inner in nested_configs(kind):
             page += f"\n### {name}.{key}\n\n{first_line(inner.__doc__)}\n\n{key_table(inner)}"
     return page

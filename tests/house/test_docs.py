@@ -16,6 +16,14 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "edvit_hf"
 README = (ROOT / "README.md").read_text()
 ELSEWHERE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_cards/README.md")
+NAMING = (
+    "benchmarks/**/*.py",
+    "benchmarks/*.md",
+    "recipes/**/*.yaml",
+    "space_app/**/*.py",
+    "src/**/*.py",
+    "src/**/*.yaml",
+)
 PAGES = [*(ROOT / name for name in ELSEWHERE), *sorted(DOCS.rglob("*.md"))]
 
 
@@ -134,11 +142,16 @@ def test_the_measured_pages_are_what_the_results_files_say():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks/REPORT.md"], ids=lambda page: page.name)
-def test_every_file_of_the_repository_that_a_page_names_exists(page):
-    folders = "benchmarks|docs|model_cards|recipes|space_app|src|tests"
-    for name in set(re.findall(rf"(?<![\w./])(?:{folders})/[\w/.*-]+\.\w+", page.read_text(encoding="utf-8"))):
-        assert list(ROOT.glob(name)), f"{page.name} names {name}, which is not there"
+def test_every_file_of_the_repository_that_is_named_in_a_page_a_recipe_or_the_source_exists():
+    pages = [*PAGES, *(path for pattern in NAMING for path in ROOT.glob(pattern))]
+    missing = []
+    for page in pages:
+        named = re.findall(
+            r"(?<![\w./])(?:benchmarks|docs|model_cards|recipes|space_app|src|tests)/[\w/.*-]+\.\w+",
+            page.read_text(encoding="utf-8"),
+        )
+        missing += [f"{page.name}: {name}" for name in set(named) if "NAME" not in name and not list(ROOT.glob(name))]
+    assert missing == []
 
 
 @pytest.mark.parametrize("target", ["install", "run", "test", "test-browser", "test-js", "space", "lint"])

@@ -221,12 +221,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("split", ("similarity", "samples_per_class"), lambda r: r.split.strategy == "similarity", "strategy: similarity"),
     ("prune", ("compensation_samples",), lambda r: r.prune.compensate, "compensate: true"),
     ("prune", ("round_epochs",), lambda r: r.prune.rounds > 1, "rounds` above `1"),
-    (
-        "distill",
-        ("hard", "hard_weight", "relation_weights"),
-        lambda r: r.distill.objective == "dekd",
-        "objective: dekd",
-    ),
+    ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
     ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
 )
 """Section, its keys that are read only under a condition on the recipe, that condition, and how it is written."""

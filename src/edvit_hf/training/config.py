@@ -86,10 +86,10 @@ class DistillConfig(TrainConfig):
             which shares the teacher's passes. "none": cross-entropy with the labels alone.
         temperature: Logits are divided by it before they are compared.
         distillation_weight: Share of the divergence in the loss, in [0, 1]; the labels get the rest.
-        hard: Only with `objective: dekd`: whether the classification loss is (1 - hard_weight) * cross-entropy with the
+        hard: Only with "dekd": whether the classification loss is (1 - hard_weight) * cross-entropy with the
             labels + hard_weight * cross-entropy with the teacher's answers, as in DeViT, instead of that of "kd".
-        hard_weight: Only with `objective: dekd`: share of the teacher's answers in it, in [0, 1].
-        relation_weights: Only with `objective: dekd`: weights of the divergences of the q, k and v relations; a zero
+        hard_weight: Only with "dekd": share of the teacher's answers in it, in [0, 1].
+        relation_weights: Only with "dekd": weights of the divergences of the q, k and v relations; a zero
             leaves one out.
         negatives_per_positive: "Other" items per item of the class group in every epoch. With 0 a sub-model sees its
             own classes alone, as in DeViT, and its vote cannot tell them from others.
