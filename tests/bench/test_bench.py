@@ -330,7 +330,7 @@ def test_the_command_prints_a_table_and_refuses_outputs_it_cannot_write(root, he
 
 
 def test_the_figure_shows_every_file(benched, tmp_path):
-    from edvit_hf.bench.figure import draw_bench
+    from edvit_hf.bench.report import draw_bench
 
     _, report = benched
     (axes,) = draw_bench(report).axes

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edvit bench`: how long every exported file of an ensemble takes on this machine. Needs onnxruntime, no torch."""
+"""Times every exported file of an ensemble on this machine, with onnxruntime and without torch.
 
-from edvit_hf.bench.figure import save_bench_figure
-from edvit_hf.bench.measure import REPEATS, BenchReport, BenchRow, bench_ensemble
-from edvit_hf.bench.record import save_latencies
-from edvit_hf.bench.table import bench_table
+Comes in: an ensemble's folder. Goes out: a `BenchReport`, as JSON, table, figure, or latencies in the manifest. The
+command line and what compares published ensembles call it.
+"""
+
+from edvit_hf.bench.measure import REPEATS, bench_ensemble
+from edvit_hf.bench.report import BenchReport, BenchRow, bench_table, save_bench_figure, save_latencies
 
 __all__ = ["REPEATS", "BenchReport", "BenchRow", "bench_ensemble", "bench_table", "save_bench_figure", "save_latencies"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times files in fresh processes, in rounds whose order is shuffled, and sums up."""
+"""Times the exported files of an ensemble in fresh processes, in rounds whose order is shuffled, and sums up."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
 
-from edvit_hf.bench.selection import Candidate, Hardware, LeftOut, choose, input_sizes, vocabulary_size
+from edvit_hf.bench.report import BenchReport, BenchRow
+from edvit_hf.bench.selection import Candidate, Hardware, choose, input_sizes, vocabulary_size
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.hardware.provenance import environment
@@ -32,49 +32,6 @@ _METHOD = (
     "median, min and max over the processes' medians, p90 over all runs; on one thread, runs in which another program "
     "had the core are repeated; memory is the process's largest resident set, Python and onnxruntime included"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchRow:
-    """What was measured of one file. Milliseconds of one call, on a batch of the report's size."""
-
-    owner: str  # "sub-model 3", "fusion head" or "whole ensemble"
-    name: str  # of the variant
-    file: str
-    precision: str
-    bytes: int
-    inputs: dict[str, list[int]]  # name -> shape
-    median: float  # of the processes' medians
-    p90: float  # of all runs
-    min: float  # of the processes' medians
-    max: float
-    repeats_ms: list[float]  # each process's median
-    runs: int  # counted, in all processes
-    disturbed_share: float  # of the runs
-    load_ms: float  # opening the file, median over the processes
-    peak_memory_mib: float | None  # median over the processes; null where the system does not tell
-    idle_memory_mib: float | None  # of the same processes before they opened the file
-
-    @property
-    def label(self) -> str:
-        """What tells it from all others."""
-        return f"{self.owner}, {self.name}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchReport:
-    """All files of an ensemble on one machine."""
-
-    ensemble: str
-    content_hash: str
-    protocol: dict[str, Any]
-    rows: list[BenchRow]
-    left_out: list[LeftOut]
-    beside: list[BenchRow] = field(default_factory=list)  # of files that are not the ensemble's
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return {"schema_version": 1, **asdict(self)}
 
 
 def bench_ensemble(
@@ -139,17 +96,27 @@ def bench_ensemble(
     }
     entry = manifest.ensemble
     return BenchReport(
-        ensemble=entry.id, content_hash=entry.content_hash, protocol=protocol, rows=rows[:num_own], left_out=left_out,
+        ensemble=entry.id,
+        content_hash=entry.content_hash,
+        protocol=protocol,
+        rows=rows[:num_own],
+        left_out=left_out,
         beside=rows[num_own:],
-    )  # fmt: skip
+    )
 
 
 def _beside(name: str, path: Path) -> Candidate:
     nothing = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
     variant = Variant(
-        file=path.name, sha256=file_sha256(path), bytes=path.stat().st_size, precision="fp32", opset=20, parity=nothing,
-        accuracy_note="only its time counts", latency_note="being measured",
-    )  # fmt: skip
+        file=path.name,
+        sha256=file_sha256(path),
+        bytes=path.stat().st_size,
+        precision="fp32",
+        opset=20,
+        parity=nothing,
+        accuracy_note="only its time counts",
+        latency_note="being measured",
+    )
     return Candidate(name, variant, path)
 
 
