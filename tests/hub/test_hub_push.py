@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.errors import HubError
 from edvit_hf.hub import prepare_push
-from edvit_hf.hub.cards import LOCAL_FOLDER, card_faults
+from edvit_hf.hub.checks import LOCAL_FOLDER, card_faults
 from edvit_hf.manifest import Manifest, Parity
 from support.hub_ensemble import CARD, GROUPS, REPO, files_of, send, write_publishable
 from support.hub_server import READ, Fault, account

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edvit_hf.errors import HubError
 from edvit_hf.hub import prepare_push
-from edvit_hf.hub.merging import merged_manifest
+from edvit_hf.hub.pushing import merged_manifest
 from edvit_hf.manifest import Manifest
 from support.hub_ensemble import CARD, PNG, REPO, send, with_profile, write_publishable
 from support.hub_server import Fault

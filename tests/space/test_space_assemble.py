@@ -14,7 +14,7 @@ from edvit_hf._version import __version__
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError, ManifestError, WorkDirError
 from edvit_hf.hub import pull
-from edvit_hf.hub.files import list_files
+from edvit_hf.hub.checks import list_files
 from edvit_hf.manifest import Calibration, Manifest, content_files, hash_of_content
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.space import assemble, assembling, bundle, named_ensembles

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from edvit_hf._version import __version__
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError
-from edvit_hf.hub.files import list_files
+from edvit_hf.hub.checks import list_files
 from edvit_hf.space import assemble, assembling
 from edvit_hf.space.checks import check_space
 from edvit_hf.space.page import page_folder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edvit_hf.cli.app import console
 
 if TYPE_CHECKING:
-    from edvit_hf.hub.files import LocalFile
+    from edvit_hf.hub.checks import LocalFile
 
 _MIB = 2**20
 

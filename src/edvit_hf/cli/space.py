@@ -52,7 +52,7 @@ def bundle(
     """Write what the page needs of the ensemble in DIR into OUT: graphs, card, figures, results."""
     start_logging(False)
     with plain_errors():
-        from edvit_hf.hub.files import list_files
+        from edvit_hf.hub.checks import list_files
         from edvit_hf.space import bundle as write
 
         print_files(list_files(write(folder, out)), str(out))
@@ -68,7 +68,7 @@ def assemble(
     """Write a whole Space into OUT: the page, its ensembles, their examples and the library."""
     start_logging(False)
     with plain_errors():
-        from edvit_hf.hub.files import list_files
+        from edvit_hf.hub.checks import list_files
         from edvit_hf.space import assemble as write
         from edvit_hf.space import named_ensembles
 
@@ -89,7 +89,7 @@ def push(
     """Assemble the Space and publish it in one commit, after checking it: settings, sizes, hashes, library, token."""
     start_logging(False)
     with plain_errors(), tempfile.TemporaryDirectory() as place:
-        from edvit_hf.hub.files import list_files
+        from edvit_hf.hub.checks import list_files
         from edvit_hf.space import assemble as write
         from edvit_hf.space import files_address, named_ensembles, permitted, publish
 

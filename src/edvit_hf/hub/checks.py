@@ -1,18 +1,75 @@
-"""Every check that a folder passes before any of it is sent. No network."""
+"""Whether a folder is ready to be published: its files, its manifest, its weights and its card. No network.
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+The safetensors format (https://github.com/huggingface/safetensors): eight bytes with the length of a JSON header,
+the header with dtype, shape and place of every tensor, then their bytes. Neither torch nor numpy is needed to compare.
+"""
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+
 from edvit_hf.errors import HubError, ManifestError
-from edvit_hf.hub.cards import card_faults
-from edvit_hf.hub.files import README, LocalFile, file_faults
-from edvit_hf.hub.weights import weight_faults
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_files, hash_of_content, verify_file
 
 MAX_PARITY = 1e-4  # of fp32 against torch, over the largest logit
 _ROUNDING = 1e-6  # absolute; below it a small logit alone makes the ratio large
 _MOST_SHOWN = 12
+
+README = "README.md"
+_NOT_SENT = (".git", ".cache")  # the Hub's client never sends these folders either
+_HIDDEN_ALLOWED = (".gitattributes", ".eval_results")
+_PICKLE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".pyc", ".pyo", ".dill"}
+_LEFTOVER = {".partial", ".tmp", ".incomplete", ".lock", ".swp", ".bak", ".orig"}
+_KEYS = {".pem", ".key", ".p12", ".pfx", ".kdbx"}
+_KEY_NAMES = {"id_rsa", "id_ed25519", "credentials", "credentials.json", "token", "secrets.json", "stored_tokens"}
+_TEXT = {".md", ".json", ".txt", ".yaml", ".yml", ".py", ".toml", ".cfg", ".ini", ".sh", ".csv"}
+_SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_LARGEST_TEXT = 2**24
+
+LOCAL_FOLDER = "path/to/this/folder"  # what a card rendered without a repository id calls the place it lies in
+_BLANKS = (
+    (re.compile(r"\[?more information needed\]?", re.IGNORECASE), "the template's placeholder"),
+    (re.compile(r"\b(TODO|FIXME|TBD|XXX)\b"), "a note to the author"),
+    (re.compile(r"\{\{.*?\}\}|\{%.*?%\}"), "a piece of the template"),
+    (re.compile(r"<(?:your|insert|fill)[^>\n]*>", re.IGNORECASE), "a placeholder"),
+)
+_BLOCK = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
+_FIGURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)[^)]*\)|<img[^>]+src=[\"']([^\"']+)")
+_TITLE = re.compile(r"^# +(\S.*)$", re.MULTILINE)
+
+FUSION_WEIGHTS = "fusion.safetensors"
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+Tensor = tuple[str, tuple[int, ...], memoryview]  # dtype, shape, bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A file of the folder: path relative to it with forward slashes, and bytes."""
+
+    path: str
+    bytes: int
+
+
+def list_files(root: Path) -> list[LocalFile]:
+    """Every file below the folder, links included (not followed), in the order of their paths."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        links = [name for name in folders if (here / name).is_symlink()]
+        folders[:] = [name for name in folders if name not in (*_NOT_SENT, *links)]
+        for name in [*names, *links]:
+            path = here / name
+            found.append(LocalFile(path=path.relative_to(root).as_posix(), bytes=path.lstat().st_size))
+    return sorted(found, key=lambda file: PurePosixPath(file.path).parts)
 
 
 def check_folder(root: Path, files: Sequence[LocalFile], *, needs_card: bool = True) -> tuple[Manifest, list[str]]:
@@ -116,3 +173,165 @@ def _remarks(manifest: Manifest) -> Iterator[str]:
         yield f"{name} passed no accuracy gate: none was measured"
     if manifest.ensemble.accuracy is None:
         yield f"accuracy is not measured: {manifest.ensemble.accuracy_note}"
+
+
+def file_faults(root: Path, files: Sequence[LocalFile], manifest: Manifest | None) -> Iterator[str]:
+    """What must not be published: links, pickles, secrets, leftovers, and weights or graphs nobody vouches for."""
+    known = set() if manifest is None else {*manifest.content, *(v.file for v in manifest.variants)}
+    for file in files:
+        path = PurePosixPath(file.path)
+        suffix, name = path.suffix.lower(), path.name.lower()
+        hidden = [part for part in path.parts if part.startswith(".") and part not in _HIDDEN_ALLOWED]
+        if (root / file.path).is_symlink():
+            yield f"{path} is a link: it could lead to any file of this machine. Put the file itself there."
+        elif name.startswith(".env") or suffix in _KEYS or name in _KEY_NAMES or _holds_secret(root / file.path):
+            yield f"{path} looks like a secret (key, token or password). Remove it; withdraw it if it ever was public."
+        elif suffix in _PICKLE:
+            yield f"{path} is a pickle, or of a kind that can hold one: opening it can run code. Remove it."
+        elif hidden or suffix in _LEFTOVER or "__pycache__" in path.parts:
+            yield f"{path} is a hidden or left-over file. Remove it."
+        elif not (root / file.path).is_file():
+            yield f"{path} is no ordinary file. Remove it."
+        elif manifest is not None and suffix in (".onnx", ".safetensors") and file.path not in known:
+            yield f"{path} is not in the manifest: no hash, parity or gate vouches for it. Remove it or export again."
+
+
+def _holds_secret(path: Path) -> bool:
+    if path.suffix.lower() not in _TEXT or path.is_symlink() or path.stat().st_size > _LARGEST_TEXT:
+        return False
+    return _SECRET.search(path.read_bytes()) is not None
+
+
+def weight_faults(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Differences between the root's weights and those of `sub_models/NN` and the fusion head, one sentence each.
+
+    Who loads the whole ensemble reads the former, who loads a part reads the latter; both must answer alike.
+    """
+    remedy = "Whole and partial loads would answer differently. Save the ensemble again with `save_pretrained`."
+    with ExitStack() as stack:
+        try:
+            whole = _read_all(sorted(root.glob("model*.safetensors")), stack)
+            parts = {
+                f"sub_models.{entry.index}.": sorted((root / entry.path).glob("*.safetensors"))
+                for entry in manifest.sub_models
+            }
+            parts["fusion."] = [p for p in [root / FUSION_WEIGHTS] if p.is_file()]
+            for prefix, paths in parts.items():
+                own = {prefix + name: tensor for name, tensor in _read_all(paths, stack).items()}
+                expected = {name: tensor for name, tensor in whole.items() if name.startswith(prefix)}
+                if fault := _difference(expected, own):
+                    where = paths[0].relative_to(root).as_posix() if paths else f"the weights of {prefix}"
+                    yield f"{where} and model.safetensors disagree: {fault}. {remedy}"
+            strange = sorted(name for name in whole if not name.startswith(tuple(parts)))
+            if strange:
+                yield f"model.safetensors holds {strange[0]}, which no part holds. {remedy}"
+        except ManifestError as error:
+            yield str(error)
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    if not expected:
+        return "the whole has no such part"
+    if missing := sorted(set(expected) ^ set(found)):
+        return f"only one of them has {missing[0]}"
+    different = next((name for name in sorted(expected) if expected[name] != found[name]), None)
+    return None if different is None else f"{different} differs"
+
+
+def _read_all(paths: list[Path], stack: ExitStack) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= _read(path, stack)
+    return tensors
+
+
+def _read(path: Path, stack: ExitStack) -> dict[str, Tensor]:
+    """The tensors of one file, as views into it; open until the stack closes.
+
+    Raises:
+        ManifestError: The file is not of the format.
+    """
+    file = stack.enter_context(path.open("rb"))
+    try:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        stack.callback(mapped.close)
+        view = stack.enter_context(memoryview(mapped))
+        start = 8 + int.from_bytes(view[:8], "little")
+        if start > min(len(view), _LARGEST_HEADER):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(bytes(view[8:start]))
+        tensors = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = (start + int(offset) for offset in entry["data_offsets"])
+                if not start <= first <= last <= len(view):
+                    raise ValueError(f"{name} lies beyond its end")
+                part = stack.enter_context(view[first:last])
+                tensors[name] = (str(entry["dtype"]), tuple(entry["shape"]), part)
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(
+            f"{path.name}: expected safetensors, got bytes that are not ({error}). The file is truncated or damaged. "
+            "Save the ensemble again."
+        ) from error
+
+
+def filled_card(text: str, repo: str) -> str:
+    """The card as it is published: code that loads from "this folder" loads from the repository it lies in."""
+    return text.replace(LOCAL_FOLDER, repo)
+
+
+def card_faults(text: str | None, files: Set[str]) -> Iterator[str]:
+    """Blanks of a card, one sentence each.
+
+    Args:
+        text (`str`): README.md; None if there is none.
+        files (`Set[str]`): Paths of what is published with it.
+    """
+    if text is None:
+        yield "README.md is missing: nobody could tell what the ensemble is. Run the `card` stage."
+        return
+    block = _BLOCK.match(text)
+    if block is None:
+        yield "README.md does not begin with a metadata block (`---`): the Hub could not file it. Render it anew."
+    else:
+        yield from _metadata_faults(block.group(1))
+    body = text[block.end() :] if block else text
+    if _TITLE.search(_without_code(body)) is None:
+        yield "README.md has no title (`# ...`). Give the recipe's card one."
+    for number, line in enumerate(text.splitlines(), start=1):
+        for pattern, what in _BLANKS:
+            if found := pattern.search(line):
+                yield f"README.md, line {number}, holds {what}: {found.group(0)!r}. Fill it in or leave it out."
+    for match in _FIGURE.finditer(body):
+        target = match.group(1) or match.group(2)
+        if "://" not in target and PurePosixPath(target.removeprefix("./").partition("#")[0]).as_posix() not in files:
+            yield f"README.md shows {target}, which is not there. Render the card anew."
+
+
+def _metadata_faults(block: str) -> Iterator[str]:
+    try:
+        data: Any = yaml.safe_load(block)
+    except yaml.YAMLError as error:
+        yield f"README.md: the metadata block is no YAML ({str(error).splitlines()[0]}). Render it anew."
+        return
+    if not isinstance(data, dict):
+        yield "README.md: the metadata block is empty. Render it anew."
+        return
+    for key in ("license", "pipeline_tag", "tags"):
+        value = data.get(key)
+        if not value or (isinstance(value, str) and not value.strip()):
+            yield f"README.md: `{key}` of the metadata block is missing or empty. Give it in the recipe's card."
+    try:
+        from huggingface_hub import ModelCard
+
+        ModelCard(f"---\n{block}\n---\n")
+    except ImportError:
+        return  # the block is then checked by the Hub alone
+    except ValueError as error:
+        yield f"README.md: the metadata block is not what the Hub takes ({str(error).splitlines()[0]}). Correct it."
+
+
+def _without_code(text: str) -> str:
+    """Without fenced code, whose comments look like titles."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)

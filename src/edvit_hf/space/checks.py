@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import EDViTError, HubError, ManifestError
-from edvit_hf.hub.files import LocalFile, file_faults
+from edvit_hf.hub.checks import LocalFile, file_faults
 from edvit_hf.manifest import Manifest
 from edvit_hf.space.page import APP, MODEL, PACKAGE, README, REQUIREMENTS
 from edvit_hf.space.wheel import check_wheel, named_version

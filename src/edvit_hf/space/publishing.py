@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edvit_hf.errors import HubError, named_extra
+from edvit_hf.hub.checks import list_files
 from edvit_hf.hub.client import CONFLICT, ask, connect, read_file
 from edvit_hf.hub.commits import (
     MAX_CONFLICTS,
     Remote,
     changed_too_often,
     check_repo_name,
+    check_write_rights,
     is_there,
     read_remote,
     send_commit,
 )
-from edvit_hf.hub.files import list_files
-from edvit_hf.hub.rights import check_write_rights
 from edvit_hf.space.checks import check_space, is_ours
 from edvit_hf.space.page import APP, CODE, EXAMPLES, MODEL, README
 from edvit_hf.space.wheel import WHEELS
