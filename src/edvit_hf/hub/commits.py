@@ -1,20 +1,24 @@
 """One commit on top of a state that was read, and whether a token may make it: of a model's repository or a Space."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edvit_hf.errors import HubError
-from edvit_hf.hub.client import TRIES_OF_TRANSFERS, ask
+from edvit_hf.hub.client import CONFLICT, TRIES_OF_TRANSFERS, ask
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import file_sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+logger = logging.getLogger(__name__)
+
 RepoType = Literal["model", "space"]
+Changes = tuple[Sequence[tuple[str, Path | bytes]], list[str]]  # files to send, paths to remove
 MAX_CONFLICTS = 5
 _SETTINGS = "https://huggingface.co/settings/tokens"
 _WRITE = "repo.write"
@@ -73,40 +77,60 @@ def is_there(content: Path | bytes, identity: tuple[str | None, str] | None) -> 
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == git
 
 
-def send_commit(
+def commit_changes(
     api: "HfApi",
     repo: str,
-    additions: Sequence[tuple[str, Path | bytes]],
-    removed: Sequence[str],
-    parent: str,
+    changes: Callable[[Remote], Changes],
     *,
     message: str,
     repo_type: RepoType = "model",
     revision: str | None = None,
     create_pr: bool = False,
-) -> Any:
-    """Send everything at once, on top of `parent` only; returns the client's description of the commit.
+) -> tuple[str, list[str], Any]:
+    """Send in one commit what differs from the repository, on top of the state that was read and no other.
+
+    Where another commit comes first, the repository is read again.
+
+    Args:
+        api (`HfApi`): The client.
+        repo (`str`): Repository.
+        changes (`Callable`): From a repository's state: files to send, and paths to remove. May be called again.
+        message (`str`): Of the commit.
+        repo_type (`str`): "model" or "space".
+        revision (`str`, *optional*): Branch.
+        create_pr (`bool`): Propose it as a pull request.
+
+    Returns:
+        The commit, what it removed, and the client's description of it: None where nothing differed, and the commit is
+        the one that is there.
 
     Raises:
-        HubError: With status 409 or 412 if another commit came first; or the Hub or the connection fails.
+        HubError: Others commit all the time, or the Hub or the connection fails.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    def send() -> Any:
-        operations: list[Any] = [CommitOperationAdd(path_in_repo=p, path_or_fileobj=c) for p, c in additions]
-        operations += [CommitOperationDelete(path_in_repo=path) for path in removed]
-        return api.create_commit(
-            repo, operations, commit_message=message, parent_commit=parent, repo_type=repo_type, revision=revision,
-            create_pr=create_pr,
-        )  # fmt: skip
+    for attempt in range(MAX_CONFLICTS):
+        remote = read_remote(api, repo, revision, repo_type)
+        additions, removed = changes(remote)
+        if not additions and not removed:
+            return remote.commit, removed, None
 
-    # On top of a named parent a commit lands once, however often it is sent; a pull request is made anew each time.
-    return ask("sending the commit", repo, send, tries=1 if create_pr else TRIES_OF_TRANSFERS)
+        def send(remote: Remote = remote, additions: Any = additions, removed: Any = removed) -> Any:
+            operations: list[Any] = [CommitOperationAdd(path_in_repo=p, path_or_fileobj=c) for p, c in additions]
+            operations += [CommitOperationDelete(path_in_repo=path) for path in removed]
+            where: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "parent_commit": remote.commit}
+            return api.create_commit(repo, operations, commit_message=message, create_pr=create_pr, **where)
 
-
-def changed_too_often(repo: str) -> HubError:
-    """The error for a repository into which others commit all the time."""
-    return HubError(
+        try:
+            # On top of a named parent a commit lands once, however often it is sent; a pull request is made anew.
+            info = ask("sending the commit", repo, send, tries=1 if create_pr else TRIES_OF_TRANSFERS)
+        except HubError as error:
+            if error.status not in CONFLICT:
+                raise
+            logger.warning("push: another commit landed meanwhile (%d); reading the repository again", attempt + 1)
+            continue
+        return info.oid, removed, info
+    raise HubError(
         f"Expected to commit on top of what was read, but {repo} changed {MAX_CONFLICTS} times meanwhile. Writing "
         "anyway could undo somebody's work. Nothing was changed. Run this again when it is quieter."
     )

@@ -3,7 +3,6 @@
 With a profile, its variants are added to a manifest that others have added to.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,24 +11,13 @@ from typing import TYPE_CHECKING
 from edvit_hf.errors import HubError
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.hub.checks import README, LocalFile, check_folder, filled_card, list_files
-from edvit_hf.hub.client import CONFLICT, ask, connect, read_file
-from edvit_hf.hub.commits import (
-    MAX_CONFLICTS,
-    Remote,
-    changed_too_often,
-    check_repo_name,
-    check_write_rights,
-    is_there,
-    read_remote,
-    send_commit,
-)
+from edvit_hf.hub.client import ask, connect, read_file
+from edvit_hf.hub.commits import Changes, Remote, check_repo_name, check_write_rights, commit_changes, is_there
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
 from edvit_hf.manifest.document import joined_protocols, renumbered
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-logger = logging.getLogger(__name__)
 
 _FIGURES = "assets/"
 _OWN_FOLDERS = ("sub_models/", "onnx/", _FIGURES)  # what an ensemble fills alone: what is not sent anew is stale
@@ -139,30 +127,22 @@ def push(
     if not create_pr:  # proposing a change needs no right to make it
         check_write_rights(api, repo)
     _make_repository(api, prepared, private=private, revision=revision)
-    for attempt in range(MAX_CONFLICTS):
-        remote = read_remote(api, repo, revision)
+
+    def changes(remote: Remote) -> Changes:
         additions, removed = _operations(api, prepared, manifest, remote)
-        if not additions and not removed:
-            break
-        _check_tag_is_free(api, repo, tag)
-        try:
-            what = "ensemble" if prepared.profile is None else f"files for {prepared.profile}"
-            info = send_commit(
-                api, repo, additions, removed, remote.commit, message=f"Upload {what} with edvit_hf",
-                revision=revision, create_pr=create_pr,
-            )  # fmt: skip
-        except HubError as error:
-            if error.status not in CONFLICT:
-                raise
-            logger.warning("push: another commit landed meanwhile (%d); reading the repository again", attempt + 1)
-            continue
-        _tag(api, repo, tag, info.oid)
-        url = info.pr_url if create_pr else info.commit_url
-        return Pushed(commit=info.oid, url=url, changed=True, removed=removed, tag=tag, remarks=remarks)
-    else:
-        raise changed_too_often(repo)
-    _tag(api, repo, tag, remote.commit)
-    return Pushed(commit=remote.commit, url=f"{api.endpoint}/{repo}", removed=[], tag=tag, remarks=remarks)
+        if additions or removed:
+            _check_tag_is_free(api, repo, tag)
+        return additions, removed
+
+    what = "ensemble" if prepared.profile is None else f"files for {prepared.profile}"
+    commit, removed, info = commit_changes(
+        api, repo, changes, message=f"Upload {what} with edvit_hf", revision=revision, create_pr=create_pr
+    )
+    _tag(api, repo, tag, commit)
+    if info is None:
+        return Pushed(commit=commit, url=f"{api.endpoint}/{repo}", removed=[], tag=tag, remarks=remarks)
+    url = info.pr_url if create_pr else info.commit_url
+    return Pushed(commit=commit, url=url, changed=True, removed=removed, tag=tag, remarks=remarks)
 
 
 def _make_repository(api: "HfApi", prepared: Push, *, private: bool, revision: str | None) -> None:
@@ -180,9 +160,7 @@ def _make_repository(api: "HfApi", prepared: Push, *, private: bool, revision: s
         ask("creating the branch", repo, lambda: api.create_branch(repo, branch=revision, exist_ok=True))
 
 
-def _operations(
-    api: "HfApi", prepared: Push, manifest: Manifest, remote: Remote
-) -> tuple[list[tuple[str, Path | bytes]], list[str]]:
+def _operations(api: "HfApi", prepared: Push, manifest: Manifest, remote: Remote) -> Changes:
     """What differs from the repository: files to send, and stale ones to remove."""
     sent: dict[str, Path | bytes] = {file.path: prepared.root / file.path for file in prepared.files}
     if README in sent:

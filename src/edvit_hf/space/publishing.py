@@ -1,31 +1,19 @@
 """`edvit space push`: a checked Space folder to the Hub, in one commit on top of the state that was read."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edvit_hf.errors import HubError, named_extra
 from edvit_hf.hub.checks import list_files
-from edvit_hf.hub.client import CONFLICT, ask, connect, read_file
-from edvit_hf.hub.commits import (
-    MAX_CONFLICTS,
-    Remote,
-    changed_too_often,
-    check_repo_name,
-    check_write_rights,
-    is_there,
-    read_remote,
-    send_commit,
-)
+from edvit_hf.hub.client import ask, connect, read_file
+from edvit_hf.hub.commits import Changes, Remote, check_repo_name, check_write_rights, commit_changes, is_there
 from edvit_hf.space.checks import check_space, is_ours
 from edvit_hf.space.page import APP, CODE, EXAMPLES, MODEL, README
 from edvit_hf.space.wheel import WHEELS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-logger = logging.getLogger(__name__)
 
 # What a Space of ours fills alone: what is not sent anew is stale.
 _OWN_FOLDERS = tuple(f"{name}/" for name in (*CODE, MODEL, EXAMPLES))
@@ -124,24 +112,15 @@ def publish(
         ),
     )  # fmt: skip
     sent = {file.path: root / file.path for file in files}
-    for attempt in range(MAX_CONFLICTS):
-        remote = read_remote(api, repo, repo_type="space")
-        _check_remote(api, repo, remote, root, private=private)
+
+    def changes(remote: Remote) -> Changes:
+        _check_remote(hub, repo, remote, root, private=private)
         additions = [(path, file) for path, file in sent.items() if not is_there(file, remote.identities.get(path))]
-        removed = sorted(path for path in remote.identities if _is_of_a_page(path) and path not in sent)
-        if not additions and not removed:
-            return PublishedSpace(url=url, commit=remote.commit)
-        try:
-            info = send_commit(
-                api, repo, additions, removed, remote.commit, message="Upload the page with edvit_hf", repo_type="space"
-            )
-        except HubError as error:
-            if error.status not in CONFLICT:
-                raise
-            logger.warning("push: another commit landed meanwhile (%d); reading the Space again", attempt + 1)
-            continue
-        return PublishedSpace(url=url, commit=info.oid, changed=True, removed=tuple(removed))
-    raise changed_too_often(repo)
+        return additions, sorted(path for path in remote.identities if _is_of_a_page(path) and path not in sent)
+
+    message = "Upload the page with edvit_hf"
+    commit, removed, info = commit_changes(api, repo, changes, message=message, repo_type="space")
+    return PublishedSpace(url=url, commit=commit, changed=info is not None, removed=tuple(removed))
 
 
 def _is_of_a_page(path: str) -> bool:
