@@ -95,6 +95,15 @@ def test_every_link_and_picture_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{page.name} links {link}, but there is no such heading"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_python_name_of_ours_on_a_page_exists(page):
+    for name in set(re.findall(r"\bedvit_hf(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8"))):
+        module, _, last = name.rpartition(".")
+        file = defined_in(module, last)
+        is_module = file.stem == last or (file.parent / last).is_dir()
+        assert is_module or re.search(rf"\b{last}\b", file.read_text(encoding="utf-8")), name
+
+
 def test_the_index_links_every_page():
     linked = {(DOCS / link.partition("#")[0]).resolve() for link in links(DOCS / "index.md")}
     assert set(DOCS.rglob("*.md")) - {DOCS / "index.md"} <= linked

@@ -23,7 +23,7 @@ from edvit_hf.tasks import num_labels_of
 
 
 class Ratios(Protocol):
-    """Shares of the teacher that stay, each in (0, 1]: `edvit_hf.pruning.KeepRatios`."""
+    """Shares of the teacher that stay, each in (0, 1]: `edvit_hf.pruning.config.KeepRatios`."""
 
     @property
     def residual(self) -> float:
