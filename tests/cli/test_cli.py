@@ -188,18 +188,18 @@ def test_doctor_reports_machine_versions_and_threads(monkeypatch):
     ],
 )
 def test_doctor_knows_the_bad_pairs(monkeypatch, installed, subject):
-    from edvit_hf.cli import doctor
+    from edvit_hf.cli import machine
 
-    monkeypatch.setattr(doctor, "_installed", installed.get)
-    assert [f.subject for f in doctor._bad_pairs() if f.level == "bad"] == [subject]
+    monkeypatch.setattr(machine, "_installed", installed.get)
+    assert [f.subject for f in machine._bad_pairs() if f.level == "bad"] == [subject]
 
 
 def test_doctor_says_whether_the_hub_can_be_reached(monkeypatch):
-    from edvit_hf.cli import doctor
+    from edvit_hf.cli import machine
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "not reachable" in doctor._hub(0.5).text
+    assert "not reachable" in machine._hub(0.5).text
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "evaluate", "predict", "doctor"])

@@ -71,7 +71,7 @@ def test_new_variants_join_the_former_ones_and_are_gated_on_the_validation_split
 
 
 def test_the_table_shows_every_variant_and_its_gate(tmp_path_factory):
-    from edvit_hf.cli.exporting import export_tables
+    from edvit_hf.cli.tables import export_tables
 
     root, _, manifest = exported_everything(tmp_path_factory)
     (table,) = export_tables(export_report(root, manifest))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edvit_hf import cli
-from edvit_hf.cli.app import console
+from edvit_hf.cli.output import console
 from support.serving_setup import GROUPS, TEXT_TASK
 from support.tiny_ensemble import write_tiny_ensemble
 

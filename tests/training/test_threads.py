@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edvit_hf.cli.doctor import examine
+from edvit_hf.cli.machine import examine
 from edvit_hf.errors import RecipeError
 from edvit_hf.training import use_all_cores
 from edvit_hf.training.threads import usable_physical_cores
@@ -61,7 +61,7 @@ def test_accelerate_reads_the_launch_files(name):
 def test_the_doctor_compares_threads_with_the_cores_this_process_may_use(monkeypatch, cores, level):
     monkeypatch.setenv("EDVIT_NUM_THREADS", "1")
     monkeypatch.setattr("edvit_hf.training.threads.usable_physical_cores", lambda: cores)
-    monkeypatch.setattr("edvit_hf.cli.doctor.machine", lambda: {"cores": 64})
+    monkeypatch.setattr("edvit_hf.hardware.provenance.machine", lambda: {"cores": 64})
     before = torch.get_num_threads()
     try:
         (finding,) = (f for f in examine(check_hub=False)["findings"] if f["subject"] == "threads")

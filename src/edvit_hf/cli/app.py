@@ -1,17 +1,17 @@
-"""The application that all commands hang on, and what they share: options, errors, logging, output."""
+"""The application that all commands hang on, and what they share: options, errors, logging."""
 
-import json
+import functools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from edvit_hf._version import __version__
+from edvit_hf.cli.output import console, log_console
 from edvit_hf.errors import EDViTError
 
 app = typer.Typer(
@@ -23,53 +23,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-# Tables need more than the 80 columns that a pipe is taken to have.
-console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 132)
-log_console = Console(stderr=True)
 
-
-class Precision(StrEnum):
-    """Exported variants."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-class ExportPrecision(StrEnum):
-    """What an export can write: fp32 always is, `int8` is the dynamic one."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-    int8_static = "int8_static"
-
-
-class Calibration(StrEnum):
-    """How the range of an activation is found."""
-
-    minmax = "minmax"
-    entropy = "entropy"
-    percentile = "percentile"
-
-
-class Placement(StrEnum):
-    """How sub-models are placed on devices."""
-
-    auto = "auto"
-    exact = "exact"
-    greedy = "greedy"
-
-
-class Format(StrEnum):
-    """Output formats of every command."""
-
-    human = "human"
-    json = "json"
-
-
+Precision = Literal["fp32", "fp16", "int8"]
+Format = Literal["human", "json"]
+Schedule = Literal["auto", "in_turn", "in_turn_spinning", "per_core", "workers"]
 FormatOption = Annotated[Format, typer.Option("--format", help="`human` prints tables, `json` one JSON document.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what each stage does.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")]
+EnsembleArgument = Annotated[
+    str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Which exported variant.")]
+ProfileOption = Annotated[str | None, typer.Option(help="Kind of hardware. Default: this one.")]
+SubModelOption = Annotated[
+    list[int] | None, typer.Option("--sub-model", help="Load only this one; may be repeated. Default: all.")
+]
+NumThreadsOption = Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: as cores.")]
+ScheduleOption = Annotated[Schedule, typer.Option(help="How sub-models share the cores; `auto` tries for a second.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -77,6 +51,21 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         console.print(__version__)
         raise typer.Exit
+
+
+def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command whose errors are told in plain words; its option `verbose` sets what is logged."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*arguments: Any, **options: Any) -> None:
+            start_logging(bool(options.get("verbose")))
+            with plain_errors():
+                function(*arguments, **options)
+
+        return group.command()(run)
+
+    return register
 
 
 @contextmanager
@@ -103,8 +92,3 @@ def quiet_transformers() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-
-
-def print_json(data: Any) -> None:
-    """One JSON document on standard output."""
-    typer.echo(json.dumps(data, indent=2, default=str))

@@ -1,27 +1,29 @@
-"""`edvit export`."""
+"""`edvit export`, `edvit bench` and `edvit card`: what is done to a finished ensemble's folder."""
 
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
-from rich.table import Table
 
-from edvit_hf.cli.app import (
-    Calibration,
-    ExportPrecision,
-    Format,
-    FormatOption,
-    VerboseOption,
-    app,
-    console,
-    plain_errors,
-    print_json,
-    quiet_transformers,
-    start_logging,
-)
+from edvit_hf.cli.app import FolderArgument, FormatOption, RecipeOption, VerboseOption, command, quiet_transformers
+from edvit_hf.cli.output import console, log_console, print_json, say
+
+if TYPE_CHECKING:
+    from edvit_hf.bench import BenchReport
 
 
-@app.command()
+class ExportPrecision(StrEnum):
+    """What an export can write: fp32 always is, `int8` is the dynamic one."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+    int8_static = "int8_static"
+
+
+@command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder; it is exported in place.")],
     profile: Annotated[
@@ -34,8 +36,9 @@ def export(
         typer.Option(help="What to write besides fp32; may be repeated. Default: what each profile asks for."),
     ] = None,
     calibration: Annotated[
-        Calibration, typer.Option(help="How static int8 finds the range of its activations, on training items.")
-    ] = Calibration.minmax,
+        Literal["minmax", "entropy", "percentile"],
+        typer.Option(help="How static int8 finds the range of its activations, on training items."),
+    ] = "minmax",
     auto: Annotated[
         bool, typer.Option("--auto", help="Where int8 misses its gate, search for the nodes that must stay float.")
     ] = False,
@@ -45,12 +48,9 @@ def export(
     whole: Annotated[
         bool, typer.Option("--whole/--no-whole", help="Whether to write the whole ensemble as one graph too.")
     ] = True,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."),
-    ] = None,
+    recipe: RecipeOption = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
     verbose: VerboseOption = False,
 ) -> None:
     """Write ONNX files of the ensemble in DIR for the devices that will run it, each checked against torch.
@@ -59,73 +59,134 @@ def export(
     hardware's files DIR holds already stays. Nothing half-written is ever loadable: an export that was cut off is
     finished, or done again, by the next.
     """
-    start_logging(verbose)
-    with plain_errors():
-        from edvit_hf.published.export import export_folder, export_report, make_config
-        from edvit_hf.recipe import load_recipe
+    from edvit_hf.cli.tables import export_tables
+    from edvit_hf.published.export import export_folder, export_report, make_config
+    from edvit_hf.recipe import load_recipe
 
-        quiet_transformers()
-        config = make_config(
-            profiles=profile or [], fleet=fleet,
-            precisions=[cast("Any", each.value) for each in precision] if precision else None,
-            opset=opset, calibration=calibration.value, auto=auto, with_preprocessing=with_preprocessing, whole=whole,
-        )  # fmt: skip
-        manifest = export_folder(folder, config, recipe=load_recipe(recipe) if recipe else None)
-        report = export_report(folder, manifest)
-        if output is Format.json:
-            print_json(report)
-            return
-        for part in export_tables(report):
-            console.print(part)
-        if (folder / "README.md").is_file():
-            console.print("README.md still tells of the files that were there before: `edvit card DIR` renews it.")
-
-
-def export_tables(report: dict[str, Any]) -> list[Table | str]:
-    """What an export left: the sub-models' files by variant, the graphs of the whole, and what was not measured."""
-    variants = Table(title=f"{report['id']}: exported files")
-    for name, justify, no_wrap in (
-        ("variant", "left", True), ("for", "left", False), ("KiB", "right", True),
-        ("int8 weights\n/ fp32", "right", True), ("nodes int8\n(float)", "right", True),
-        ("difference\n/ largest", "right", True), ("same\n%", "right", True), ("test\n%", "right", True),
-        ("net flips\n(allowed)", "right", True), ("worst class\ngroup: flips", "right", True),
-    ):  # fmt: skip
-        variants.add_column(name, justify=justify, no_wrap=no_wrap, min_width=None if no_wrap else 18)  # type: ignore[arg-type]
-    for row in report["variants"]:
-        accuracy = row["accuracy"]
-        variants.add_row(
-            row["name"], " ".join(row["profiles"]) or "any", *_sizes(row),
-            "" if accuracy is None else f"{100 * accuracy['accuracy']:.2f}", *_gate(row["gate"]),
-        )  # fmt: skip
-    for row in report["whole"]:
-        name = row["name"] if row["name"] != "fp32" else ""
-        variants.add_row(f"whole {name}", " ".join(row["profiles"]) or "any", *_sizes(row), "", "", "")
-    parts: list[Table | str] = [variants]
-    if report["accuracy_note"]:
-        parts.append(f"accuracy: {report['accuracy_note']}")
-    gated = [row for row in report["variants"] if row["precision"] != "fp32" and row["inputs"] == "prepared"]
-    if names := [row["name"] for row in gated if row["gate"] is None]:
-        parts.append(f"passed no gate: {', '.join(names)}")
-    return parts
+    quiet_transformers()
+    config = make_config(
+        profiles=profile or [],
+        fleet=fleet,
+        precisions=[cast("Any", each.value) for each in precision] if precision else None,
+        opset=opset,
+        calibration=calibration,
+        auto=auto,
+        with_preprocessing=with_preprocessing,
+        whole=whole,
+    )
+    manifest = export_folder(folder, config, recipe=load_recipe(recipe) if recipe else None)
+    report = export_report(folder, manifest)
+    if output == "json":
+        print_json(report)
+        return
+    for part in export_tables(report):
+        console.print(part)
+    if (folder / "README.md").is_file():
+        console.print("README.md still tells of the files that were there before: `edvit card DIR` renews it.")
 
 
-def _sizes(row: dict[str, Any]) -> list[str]:
-    is_int8 = row["weight_ratio"] is not None
-    return [
-        f"{row['bytes'] / 1024:.0f}",
-        f"{row['weight_ratio']:.3f}" if is_int8 else "",
-        f"{row['num_quantized_nodes']} ({row['kept_float']})" if is_int8 else "",
-        f"{row['parity']:.1e}",
-        f"{100 * row['argmax_agreement']:.1f}",
-    ]
+@command()
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with an exported ensemble.")],
+    sub_model: Annotated[
+        list[int] | None,
+        typer.Option("--sub-model", help="Time only this sub-model; may be repeated. Default: every exported file."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Time only `fp32`, `fp16` or `int8`; may be repeated. Default: all.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of onnxruntime.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Fresh processes per file, in shuffled order.")] = 5,
+    batch: Annotated[int, typer.Option(help="Inputs per call.")] = 1,
+    tokens: Annotated[
+        int | None, typer.Option(help="Length of a text. Default: as long as the model reads, at most 128.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order and the made-up inputs.")] = 0,
+    compared: Annotated[
+        bool, typer.Option("--compared", help="Also time graphs of the teacher's and the plain models' sizes.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the figures into DIR/manifest.json and results.json, for its card.")
+    ] = False,
+    result_file: Annotated[
+        Path | None, typer.Option("--output", help="Also write everything that was measured into this JSON file.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the figures into this PNG file.")] = None,
+    output: FormatOption = "human",
+) -> None:
+    """Time every exported file of the ensemble in DIR on this machine: median, p90, spread, load time, memory.
+
+    Files for instruction sets that this machine lacks are left out. Needs onnxruntime, no torch but with --compared.
+    Run it on the device itself, with nothing else running.
+    """
+    from edvit_hf.bench import bench_ensemble, bench_table, save_bench_figure, save_latencies
+    from edvit_hf.storage import check_writable, write_json
+
+    for path, suffix in ((result_file, ".json"), (figure, ".png")):
+        if path is not None:
+            check_writable(path, (suffix,))
+    if save:
+        for name in ("manifest.json", *(("results.json",) if compared else ())):
+            check_writable(folder / name)
+    given = f"--threads {threads} --repeats {repeats} --batch {batch} --seed {seed}"
+    command = _command(sub_model, precision, given, tokens, compared=compared)
+    measure: Callable[..., BenchReport] = bench_ensemble
+    keep: list[Callable[[BenchReport, Path], object]] = [save_latencies]
+    if compared:
+        from edvit_hf.published.compared import bench_compared, save_compared
+
+        measure, keep = bench_compared, [save_latencies, save_compared]
+    report = measure(
+        folder,
+        sub_models=sub_model,
+        precisions=precision,
+        threads=threads,
+        repeats=repeats,
+        batch=batch,
+        tokens=tokens,
+        seed=seed,
+        command=command,
+        progress=log_console.is_terminal,
+    )
+    for write in keep if save else ():
+        write(report, folder)
+    if result_file is not None:
+        write_json(result_file, report.to_json())
+    if figure is not None:
+        save_bench_figure(report, figure)
+    if output == "json":
+        print_json(report.to_json())
+        return
+    console.print(bench_table(report))
+    if save:
+        say(f"latencies written: {folder / 'manifest.json'}", highlight=True)
 
 
-def _gate(gate: dict[str, Any] | None) -> list[str]:
-    """Net flips overall and in the class group that lost most, each with how many are allowed."""
-    if gate is None:
-        return ["", ""]
-    index, worst = max(enumerate(gate["groups"]), key=lambda pair: pair[1]["net_flips"] / max(1, pair[1]["num_items"]))
-    return [
-        f"{gate['net_flips']} ({gate['max_net_flips']})",
-        f"{index}: {worst['net_flips']} ({worst['max_net_flips']})",
-    ]
+def _command(
+    sub_models: list[int] | None, precisions: list[str] | None, given: str, tokens: int | None, *, compared: bool
+) -> str:
+    """The command line that reproduces the figures."""
+    options = {"--sub-model": sub_models, "--precision": precisions}
+    return " ".join(
+        ["edvit bench DIR", *(f"{name} {value}" for name, values in options.items() for value in values or ()), given]
+        + ([] if tokens is None else [f"--tokens {tokens}"])
+        + (["--compared"] if compared else [])
+    )
+
+
+@command()
+def card(
+    folder: FolderArgument,
+    repo_id: Annotated[
+        str | None, typer.Option(help="OWNER/NAME it will be pushed to: the card's code then loads from there.")
+    ] = None,
+) -> None:
+    """Render README.md and its figures in DIR again, after `edvit export` or `edvit bench --save` changed the figures.
+
+    Everything comes from DIR/results.json and DIR/manifest.json; nothing is measured.
+    """
+    from edvit_hf.card.render import CardData, write_card
+
+    given = {} if repo_id is None else {"repo_id": repo_id}
+    path = write_card(folder, CardData.from_folder(folder, **given))
+    say(f"card: {path}")

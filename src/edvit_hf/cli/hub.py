@@ -6,26 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edvit_hf.cli.app import (
-    Format,
-    FormatOption,
-    Precision,
-    app,
-    console,
-    log_console,
-    plain_errors,
-    print_json,
-    start_logging,
-)
-from edvit_hf.cli.file_tree import print_files
+from edvit_hf.cli.app import FolderArgument, FormatOption, Precision, command
+from edvit_hf.cli.output import console, log_console, print_files, print_json, say
 
 if TYPE_CHECKING:
     from edvit_hf.hub import Pulled
 
 
-@app.command()
+@command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
+    folder: FolderArgument,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to: OWNER/NAME.")],
     profile: Annotated[
         str | None, typer.Option(help="Add only this kind of hardware's files to an ensemble that is there already.")
@@ -35,43 +25,39 @@ def push(
     tag: Annotated[str | None, typer.Option(help="Name for this version, e.g. v1.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; made if it does not exist. Default: main.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Publish the ensemble in DIR in one commit, after checking it: hashes, weights, gates, card, token.
 
     Refused before anything is sent when a gate was missed, the card has blanks, a file is altered or must not be
     published, or the token may not write.
     """
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.hub import prepare_push
-        from edvit_hf.hub import push as send
+    from edvit_hf.hub import prepare_push
+    from edvit_hf.hub import push as send
 
-        prepared = prepare_push(folder, repo, profile=profile)
-        if output is Format.human:
-            print_files(prepared.files, prepared.repo)
-        done = send(
-            prepared, dry_run=dry_run, private=private, tag=tag, revision=revision, create_pr=create_pr
-        )  # fmt: skip
-        if output is Format.json:
-            files = [asdict(file) for file in prepared.files]
-            print_json({"repo": repo, "files": files, "bytes": prepared.bytes, **asdict(done)})
-            return
-        for remark in done.remarks:
-            console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
-        for path in done.removed:
-            console.print(f"removed, stale: {path}", markup=False, highlight=False, soft_wrap=True)
-        if dry_run:
-            console.print("dry run: the folder is ready to publish, nothing was sent", markup=False)
-        elif not done.changed:
-            console.print(f"{repo} holds all of this already: {done.commit}", markup=False, soft_wrap=True)
-        else:
-            console.print(f"pushed: {done.url}", markup=False, highlight=False, soft_wrap=True)
-        if done.tag:
-            console.print(f"tag: {done.tag}", markup=False)
+    prepared = prepare_push(folder, repo, profile=profile)
+    if output == "human":
+        print_files(prepared.files, prepared.repo)
+    done = send(prepared, dry_run=dry_run, private=private, tag=tag, revision=revision, create_pr=create_pr)
+    if output == "json":
+        files = [asdict(file) for file in prepared.files]
+        print_json({"repo": repo, "files": files, "bytes": prepared.bytes, **asdict(done)})
+        return
+    for remark in done.remarks:
+        say(f"note: {remark}")
+    for path in done.removed:
+        say(f"removed, stale: {path}")
+    if dry_run:
+        console.print("dry run: the folder is ready to publish, nothing was sent", markup=False)
+    elif not done.changed:
+        say(f"{repo} holds all of this already: {done.commit}", highlight=True)
+    else:
+        say(f"pushed: {done.url}")
+    if done.tag:
+        console.print(f"tag: {done.tag}", markup=False)
 
 
-@app.command()
+@command()
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO|DIR", help="A published ensemble: Hub id or folder.")],
     sub_model: Annotated[list[int] | None, typer.Option(help="Index of a sub-model; may be repeated.")] = None,
@@ -93,69 +79,77 @@ def pull(
     destination: Annotated[
         Path | None, typer.Option("--output", help="Folder. Default: named after repository and device or sub-models.")
     ] = None,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Fetch only what one device needs: its graphs, their configs, what prepares inputs, and the manifest.
 
     Hashes are verified and the folder appears whole. Needs no torch; a second call fetches only what has changed.
     """
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.hub import pull as fetch
+    from edvit_hf.hub import pull as fetch
 
-        done = fetch(
-            repo, sub_models=tuple(sub_model or ()), profile=profile, placement=placement, device=device,
-            precision=None if precision is None else precision.value, raw_inputs=raw, fusion=fusion,
-            revision=revision, output=destination,
-        )  # fmt: skip
-        if output is Format.json:
-            print_json(_pulled_json(done))
-            return
-        for needed in done.selection.files:
-            console.print(f"{needed.bytes:>12,}  {needed.file}", markup=False, highlight=False)
-        beside = (done.bytes_on_disk - done.selection.graph_bytes) / 1024
-        total = f"{done.bytes_on_disk:>12,}  bytes with the manifest: graphs and {beside:.1f} KiB beside them"
-        console.print(total, markup=False, highlight=False)
-        state = "up to date" if done.unchanged else f"fetched {done.bytes_fetched:,} bytes"
-        at = f" at {done.revision}" if done.revision else ""
-        console.print(f"{done.folder}: {state} from {done.source}{at}", markup=False, highlight=False, soft_wrap=True)
+    done = fetch(
+        repo,
+        sub_models=tuple(sub_model or ()),
+        profile=profile,
+        placement=placement,
+        device=device,
+        precision=precision,
+        raw_inputs=raw,
+        fusion=fusion,
+        revision=revision,
+        output=destination,
+    )
+    if output == "json":
+        print_json(_pulled_json(done))
+        return
+    for needed in done.selection.files:
+        console.print(f"{needed.bytes:>12,}  {needed.file}", markup=False, highlight=False)
+    beside = (done.bytes_on_disk - done.selection.graph_bytes) / 1024
+    total = f"{done.bytes_on_disk:>12,}  bytes with the manifest: graphs and {beside:.1f} KiB beside them"
+    console.print(total, markup=False, highlight=False)
+    state = "up to date" if done.unchanged else f"fetched {done.bytes_fetched:,} bytes"
+    at = f" at {done.revision}" if done.revision else ""
+    say(f"{done.folder}: {state} from {done.source}{at}")
 
 
 def _pulled_json(done: "Pulled") -> dict[str, object]:
     return {
-        "folder": str(done.folder), "source": done.source, "revision": done.revision,
-        "content_hash": done.content_hash, "unchanged": done.unchanged, "bytes_on_disk": done.bytes_on_disk,
-        "bytes_fetched": done.bytes_fetched, "graph_bytes": done.selection.graph_bytes,
+        "folder": str(done.folder),
+        "source": done.source,
+        "revision": done.revision,
+        "content_hash": done.content_hash,
+        "unchanged": done.unchanged,
+        "bytes_on_disk": done.bytes_on_disk,
+        "bytes_fetched": done.bytes_fetched,
+        "graph_bytes": done.selection.graph_bytes,
         "files": [asdict(needed) for needed in done.selection.files],
-    }  # fmt: skip
+    }
 
 
-@app.command()
+@command()
 def zoo(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="A folder of ensemble folders, or of work directories.")
     ] = None,
     org: Annotated[str | None, typer.Option(help="An owner on the Hub, instead of a folder.")] = None,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Ensembles side by side: task, dataset, sub-models, accuracy, MiB per device, milliseconds."""
-    start_logging(False)
     if (folder is None) == (org is None):
         raise typer.BadParameter("name either a folder or --org OWNER")
-    with plain_errors():
-        from edvit_hf.card.zoo import ZOO_HEADER, ZOO_NOTE, zoo_cells, zoo_of_folder, zoo_of_hub
+    from edvit_hf.card.zoo import ZOO_HEADER, ZOO_NOTE, zoo_cells, zoo_of_folder, zoo_of_hub
 
-        rows = zoo_of_folder(folder) if folder is not None else zoo_of_hub(str(org))
-        if output is Format.json:
-            print_json([asdict(row) for row in rows])
-            return
-        from rich.table import Table
-        from rich.text import Text
+    rows = zoo_of_folder(folder) if folder is not None else zoo_of_hub(str(org))
+    if output == "json":
+        print_json([asdict(row) for row in rows])
+        return
+    from rich.table import Table
+    from rich.text import Text
 
-        table = Table(caption=ZOO_NOTE, caption_justify="left")
-        for name in ZOO_HEADER:
-            table.add_column(name, justify="right" if name.startswith(("N", "MiB", "ms")) else "left")
-        for row in rows:
-            table.add_row(*map(Text, zoo_cells(row)))  # others wrote it: no markup
-        console.print(table)
-        log_console.print(f"{len(rows)} ensembles", markup=False, highlight=False)
+    table = Table(caption=ZOO_NOTE, caption_justify="left")
+    for name in ZOO_HEADER:
+        table.add_column(name, justify="right" if name.startswith(("N", "MiB", "ms")) else "left")
+    for row in rows:
+        table.add_row(*map(Text, zoo_cells(row)))  # others wrote it: no markup
+    console.print(table)
+    log_console.print(f"{len(rows)} ensembles", markup=False, highlight=False)

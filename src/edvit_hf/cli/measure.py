@@ -8,17 +8,19 @@ from typing import Annotated
 
 import typer
 
-from edvit_hf.cli.app import Format, FormatOption, Precision, app, console, plain_errors, print_json, start_logging
-from edvit_hf.cli.loading import (
+from edvit_hf.cli.app import (
     EnsembleArgument,
+    FormatOption,
     NumThreadsOption,
     PrecisionOption,
     ProfileOption,
+    RecipeOption,
     RevisionOption,
-    Schedule,
     ScheduleOption,
     SubModelOption,
+    command,
 )
+from edvit_hf.cli.output import console, print_json
 from edvit_hf.errors import DataError
 
 # Of standard input, which may never end: what a device with 1 GB of memory can hold beside the ensemble; 25 minutes of
@@ -26,56 +28,49 @@ from edvit_hf.errors import DataError
 _MOST_INPUT_BYTES = 2**28
 
 
-@app.command()
+@command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A published or finished ensemble folder.")],
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records."),
-    ] = None,
-    precision: Annotated[Precision, typer.Option(help="Which exported variant.")] = Precision.fp32,
+    recipe: RecipeOption = None,
+    precision: PrecisionOption = "fp32",
     max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
     save: Annotated[
         bool, typer.Option("--save", help="Measure every variant and record it in DIR/results.json, for `edvit card`.")
     ] = False,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with sub-models absent.
 
     The runtime answers, as on a device. With --save all variants and the whole split, whatever --precision says.
     """
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.published.measure import measure_exported, save_measured
-        from edvit_hf.recipe import load_recipe
+    from edvit_hf.published.measure import measure_exported, save_measured
+    from edvit_hf.recipe import load_recipe
 
-        if save:
-            if max_items is not None:
-                raise DataError(
-                    f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
-                    "figures of a part as if they were of all. Leave one of the two out."
-                )
-            measured = save_measured(folder, load_recipe(recipe) if recipe else None)
-            if output is Format.json:
-                print_json(measured)
-                return
-            from edvit_hf.cli.tables import absent_table
-
-            console.print(absent_table(measured["variants"]))
+    if save:
+        if max_items is not None:
+            raise DataError(
+                f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
+                "figures of a part as if they were of all. Leave one of the two out."
+            )
+        measured = save_measured(folder, load_recipe(recipe) if recipe else None)
+        if output == "json":
+            print_json(measured)
             return
-        result = measure_exported(
-            folder, load_recipe(recipe) if recipe else None, precision=precision.value, max_items=max_items
-        )
-        if output is Format.json:
-            print_json(result)
-            return
-        from edvit_hf.cli.tables import absent_table, evaluation_table
+        from edvit_hf.cli.tables import absent_table
 
-        console.print(evaluation_table(result))
-        console.print(absent_table({result["variant"]: result}))
+        console.print(absent_table(measured["variants"]))
+        return
+    result = measure_exported(folder, load_recipe(recipe) if recipe else None, precision=precision, max_items=max_items)
+    if output == "json":
+        print_json(result)
+        return
+    from edvit_hf.cli.tables import absent_table, evaluation_table
+
+    console.print(evaluation_table(result))
+    console.print(absent_table({result["variant"]: result}))
 
 
-@app.command()
+@command()
 def predict(
     ensemble: EnsembleArgument,
     source: Annotated[
@@ -84,11 +79,11 @@ def predict(
     drop: Annotated[
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,
-    precision: PrecisionOption = Precision.fp32,
+    precision: PrecisionOption = "fp32",
     profile: ProfileOption = None,
     sub_model: SubModelOption = None,
     num_threads: NumThreadsOption = None,
-    schedule: ScheduleOption = Schedule.in_turn,  # one answer is not worth a second of trying which is quickest
+    schedule: ScheduleOption = "in_turn",  # one answer is not worth a second of trying which is quickest
     deadline_ms: Annotated[
         float | None,
         typer.Option(
@@ -99,29 +94,33 @@ def predict(
         ),
     ] = None,
     revision: RevisionOption = None,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Classify INPUT: class, probability, each sub-model's vote, who is missing, and what changes when one is absent.
 
     Needs no torch: this is what a device runs.
     """
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.cli.tables import prediction_report, prediction_tables
-        from edvit_hf.runtime import EDViTRuntime
+    from edvit_hf.cli.tables import prediction_report, prediction_tables
+    from edvit_hf.runtime import EDViTRuntime
 
-        runtime = EDViTRuntime.from_pretrained(
-            ensemble, revision=revision, precision=precision.value, sub_models=sub_model, num_threads=num_threads,
-            profile=profile, schedule=schedule.value, deadline_ms=deadline_ms,
-        )  # fmt: skip
-        with runtime:
-            item = _read_input(source, is_text=runtime.task == "text-classification")
-            report = prediction_report(runtime, item, absent=tuple(drop or ()))
-        if output is Format.json:
-            print_json(report)
-            return
-        for table in prediction_tables(report):
-            console.print(table)
+    runtime = EDViTRuntime.from_pretrained(
+        ensemble,
+        revision=revision,
+        precision=precision,
+        sub_models=sub_model,
+        num_threads=num_threads,
+        profile=profile,
+        schedule=schedule,
+        deadline_ms=deadline_ms,
+    )
+    with runtime:
+        item = _read_input(source, is_text=runtime.task == "text-classification")
+        report = prediction_report(runtime, item, absent=tuple(drop or ()))
+    if output == "json":
+        print_json(report)
+        return
+    for table in prediction_tables(report):
+        console.print(table)
 
 
 def _read_input(source: str, *, is_text: bool) -> str | bytes | Path:

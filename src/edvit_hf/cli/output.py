@@ -1,12 +1,51 @@
-"""Standard output that cannot be written: told in one place, for whatever prints."""
+"""What commands print: lines, JSON, lists of files; and a standard output that cannot be written, told once for all."""
 
 import contextlib
 import errno
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from edvit_hf.storage import MIB
+
+if TYPE_CHECKING:
+    from edvit_hf.hub.checks import LocalFile
+
+# Tables need more than the 80 columns that a pipe is taken to have.
+console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 132)
+log_console = Console(stderr=True)
 
 _OF_STREAMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.EAGAIN}
+
+
+def say(text: str, *, highlight: bool = False) -> None:
+    """One line as it stands, however long; highlighted, a terminal shows numbers and paths in colour."""
+    console.print(text, markup=False, highlight=highlight, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(data, indent=2, default=str))
+
+
+def print_files(files: "Sequence[LocalFile]", destination: str) -> None:
+    """The tree of what is about to be sent, with sizes and their sum."""
+    last: tuple[str, ...] = ()
+    for file in files:
+        *folders, name = PurePosixPath(file.path).parts
+        for depth, part in enumerate(folders):
+            if tuple(folders[: depth + 1]) != last[: depth + 1]:
+                console.print(f"{'':>12}  {'  ' * depth}{part}/", markup=False, highlight=False)
+        last = tuple(folders)
+        console.print(f"{file.bytes:>12,}  {'  ' * len(folders)}{name}", markup=False, highlight=False)
+    total = sum(file.bytes for file in files)
+    say(f"{total:>12,}  bytes in {len(files)} files, {total / MIB:.2f} MiB, for {destination}")
 
 
 @contextlib.contextmanager

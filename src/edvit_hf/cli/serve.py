@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edvit_hf.cli.app import Precision, app, console, plain_errors, start_logging
-from edvit_hf.cli.loading import (
+from edvit_hf.cli.app import (
     EnsembleArgument,
     NumThreadsOption,
     PrecisionOption,
     ProfileOption,
     RevisionOption,
-    Schedule,
     ScheduleOption,
     SubModelOption,
+    command,
 )
+from edvit_hf.cli.output import say
 from edvit_hf.serving import Limits, ServeConfig
 
 if TYPE_CHECKING:
@@ -65,17 +65,17 @@ _GraceSeconds = Annotated[float, typer.Option(help="Time for requests in flight 
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No line in the log for each request.")]
 
 
-@app.command()
+@command()
 def serve(
     ensemble: EnsembleArgument,
     revision: RevisionOption = None,
     host: _Host = _DEFAULTS.host,
     port: _Port = _DEFAULTS.port,
-    precision: PrecisionOption = Precision.fp32,
+    precision: PrecisionOption = "fp32",
     profile: ProfileOption = None,
     sub_model: SubModelOption = None,
     num_threads: NumThreadsOption = None,
-    schedule: ScheduleOption = Schedule.auto,
+    schedule: ScheduleOption = "auto",
     deadline_ms: _DeadlineMs = None,
     max_queued: _MaxQueued = _DEFAULTS.max_queued,
     max_bytes: _MaxBytes = _LIMITS.max_bytes,
@@ -98,43 +98,54 @@ def serve(
 
     Needs no torch. SIGTERM or Ctrl-C finishes what is in flight, a second one stops at once.
     """
-    _log_requests(quiet)
-    with plain_errors():
-        from edvit_hf.serving import serve as serve_forever
-        from edvit_hf.serving.exposure import read_tokens
+    from edvit_hf.serving import serve as serve_forever
+    from edvit_hf.serving.exposure import read_tokens
 
-        config = ServeConfig(
-            host=host, port=port, tokens=read_tokens(token_file), tls_cert=tls_cert, tls_key=tls_key,
-            tls_client_ca=tls_client_ca, allowed_hosts=tuple(allowed_host or ()),
-            trusted_proxies=tuple(trusted_proxy or ()), deadline_ms=deadline_ms, max_queued=max_queued,
-            grace_seconds=grace_seconds,
-            limits=Limits(
-                max_bytes=max_bytes, max_pixels=max_pixels, max_seconds=max_seconds, max_characters=max_characters,
-                rate=rate, send_seconds=send_seconds, max_connections=max_connections,
-                max_held_bytes=max(_LIMITS.max_held_bytes, 4 * max_bytes),
-            ),
-        )  # fmt: skip
+    logging.getLogger("edvit_hf.serving").setLevel(logging.INFO)
+    logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING if quiet else logging.INFO)
+    config = ServeConfig(
+        host=host,
+        port=port,
+        tokens=read_tokens(token_file),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        allowed_hosts=tuple(allowed_host or ()),
+        trusted_proxies=tuple(trusted_proxy or ()),
+        deadline_ms=deadline_ms,
+        max_queued=max_queued,
+        grace_seconds=grace_seconds,
+        limits=Limits(
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+            max_seconds=max_seconds,
+            max_characters=max_characters,
+            rate=rate,
+            send_seconds=send_seconds,
+            max_connections=max_connections,
+            max_held_bytes=max(_LIMITS.max_held_bytes, 4 * max_bytes),
+        ),
+    )
 
-        def load() -> "EDViTRuntime":
-            from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
+    def load() -> "EDViTRuntime":
+        from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 
-            return EDViTRuntime.from_pretrained(
-                ensemble, revision=revision, precision=precision.value, sub_models=sub_model, num_threads=num_threads,
-                profile=profile, schedule=schedule.value, config=CoordinatorConfig(max_queued=max_queued),
-            )  # fmt: skip
+        return EDViTRuntime.from_pretrained(
+            ensemble,
+            revision=revision,
+            precision=precision,
+            sub_models=sub_model,
+            num_threads=num_threads,
+            profile=profile,
+            schedule=schedule,
+            config=CoordinatorConfig(max_queued=max_queued),
+        )
 
-        has_ended = serve_forever(load, config, on_listening=_announce)
-    if not has_ended:
+    if not serve_forever(load, config, on_listening=_announce):
         with contextlib.suppress(OSError):  # nobody may read it any more
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(0)  # an ordinary exit would wait for threads that nobody waits for any more
-
-
-def _log_requests(quiet: bool) -> None:
-    start_logging(False)
-    logging.getLogger("edvit_hf.serving").setLevel(logging.INFO)
-    logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def _announce(url: str, service: "Service") -> None:
@@ -147,5 +158,5 @@ def _announce(url: str, service: "Service") -> None:
         f"ask:     {curl_line(task, url, needs_token=needs_token)}",
         f"page:    {url}/docs",
     ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     sys.stdout.flush()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edvit_hf.cli.app import Format, FormatOption, app, console, plain_errors, print_json, start_logging
-from edvit_hf.cli.file_tree import print_files
+from edvit_hf.cli.app import FolderArgument, FormatOption, app, command
+from edvit_hf.cli.output import print_files, print_json, say
 
 if TYPE_CHECKING:
     from edvit_hf.space.assembling import Library
@@ -29,7 +29,7 @@ WheelOption = Annotated[
 ReleasedOption = Annotated[bool, typer.Option("--released", help="Name the library's released version; no wheel.")]
 
 
-@space.command()
+@command(space)
 def run(
     source: Annotated[
         str | None, typer.Argument(metavar="[DIR|REPO]", help="An exported ensemble. Default: the bundled ones.")
@@ -37,28 +37,24 @@ def run(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: 7860, or the next free one.")] = None,
 ) -> None:
     """Serve the page on 127.0.0.1, for the bundled ensembles or the one in DIR or REPO, until Ctrl-C."""
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.space import run_page
+    from edvit_hf.space import run_page
 
-        run_page(source, port=port)
+    run_page(source, port=port)
 
 
-@space.command()
+@command(space)
 def bundle(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")],
+    folder: FolderArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle, such as space_app/model/digits.")],
 ) -> None:
     """Write what the page needs of the ensemble in DIR into OUT: graphs, card, figures, results."""
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.hub.checks import list_files
-        from edvit_hf.space import bundle as write
+    from edvit_hf.hub.checks import list_files
+    from edvit_hf.space import bundle as write
 
-        print_files(list_files(write(folder, out)), str(out))
+    print_files(list_files(write(folder, out)), str(out))
 
 
-@space.command()
+@command(space)
 def assemble(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder.")],
     ensemble: EnsembleOption = None,
@@ -66,17 +62,15 @@ def assemble(
     released: ReleasedOption = False,
 ) -> None:
     """Write a whole Space into OUT: the page, its ensembles, their examples and the library."""
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.hub.checks import list_files
-        from edvit_hf.space import assemble as write
-        from edvit_hf.space import named_ensembles
+    from edvit_hf.hub.checks import list_files
+    from edvit_hf.space import assemble as write
+    from edvit_hf.space import named_ensembles
 
-        write(out, named_ensembles(ensemble) if ensemble else None, library=_library(wheel, released))
-        print_files(list_files(out), str(out))
+    write(out, named_ensembles(ensemble) if ensemble else None, library=_library(wheel, released))
+    print_files(list_files(out), str(out))
 
 
-@space.command()
+@command(space)
 def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to: OWNER/NAME.")],
     ensemble: EnsembleOption = None,
@@ -84,11 +78,10 @@ def push(
     released: ReleasedOption = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new Space private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Assemble, check and print only; no network.")] = False,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Assemble the Space and publish it in one commit, after checking it: settings, sizes, hashes, library, token."""
-    start_logging(False)
-    with plain_errors(), tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place:
         from edvit_hf.hub.checks import list_files
         from edvit_hf.space import assemble as write
         from edvit_hf.space import files_address, named_ensembles, permitted, publish
@@ -96,25 +89,27 @@ def push(
         address = files_address(repo)
         api = None if dry_run else permitted(repo)
         root = write(
-            Path(place) / "space", named_ensembles(ensemble) if ensemble else None, library=_library(wheel, released),
+            Path(place) / "space",
+            named_ensembles(ensemble) if ensemble else None,
+            library=_library(wheel, released),
             address=address,
-        )  # fmt: skip
+        )
         files = list_files(root)
-        if output is Format.human:
+        if output == "human":
             print_files(files, repo)
         done = publish(root, repo, dry_run=dry_run, private=private, api=api)
-        if output is Format.json:
+        if output == "json":
             total = sum(file.bytes for file in files)
             print_json({"repo": repo, "files": [asdict(file) for file in files], "bytes": total, **asdict(done)})
             return
         for path in done.removed:
-            console.print(f"removed, stale: {path}", markup=False, highlight=False, soft_wrap=True)
+            say(f"removed, stale: {path}")
         if dry_run:
-            console.print(f"dry run: ready for {done.url}, nothing was sent", markup=False, soft_wrap=True)
+            say(f"dry run: ready for {done.url}, nothing was sent", highlight=True)
         elif not done.changed:
-            console.print(f"{done.url} holds all of this already: {done.commit}", markup=False, soft_wrap=True)
+            say(f"{done.url} holds all of this already: {done.commit}", highlight=True)
         else:
-            console.print(f"pushed: {done.url} (the Hub builds it now)", markup=False, highlight=False, soft_wrap=True)
+            say(f"pushed: {done.url} (the Hub builds it now)")
 
 
 def _library(wheel: Path | None, released: bool) -> "Library":

@@ -1,6 +1,6 @@
 """Tables for the terminal, from the same data that `--format json` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from edvit_hf.runtime import EDViTRuntime
 
 
+def _table(columns: Iterable[str], *, no_wrap: bool = False, **settings: Any) -> Table:
+    """An empty table; a column whose name begins with ">" is flush right."""
+    table = Table(**settings)
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=no_wrap)
+    return table
+
+
 def results_tables(results: dict[str, Any]) -> list[Table]:
     """Results of the trip: every row of the comparison, and accuracy with k sub-models absent."""
     items = results["dataset"]["num_test_items"]
-    rows = Table(
-        title=f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
-    )
-    for name, justify in (
-        ("", "left"), ("accuracy\n%", "right"), ("macro\nF1 %", "right"), ("points to teacher", "right"),
-        ("parameters", "right"), ("parameters\nper device", "right"), ("x smaller\nper device", "right"),
-        ("MMACs\nper device", "right"),
-    ):  # fmt: skip
-        rows.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    title = f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
+    per_device = (f">{name}\nper device" for name in ("parameters", "x smaller", "MMACs"))
+    columns = ("", ">accuracy\n%", ">macro\nF1 %", ">points to teacher", ">parameters", *per_device)
+    rows = _table(columns, no_wrap=True, title=title)
     teacher = results["rows"][0]
     for row in results["rows"]:
         against = row["against_teacher"]
@@ -40,9 +43,8 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
             f"{teacher['parameters_per_device'] / row['parameters_per_device']:.1f}",
             f"{row['macs_per_device'] / 1e6:.2f}",
         )
-    absent = Table(title="accuracy over all classes with sub-models absent")
-    for name in ("absent", "mean %", "lowest %", "highest %", "subsets"):
-        absent.add_column(name, justify="right")
+    columns = (">absent", ">mean %", ">lowest %", ">highest %", ">subsets")
+    absent = _table(columns, title="accuracy over all classes with sub-models absent")
     for row in results["absent"]:
         values = (f"{100 * row[f'accuracy_{k}']:.2f}" for k in ("mean", "min", "max"))
         absent.add_row(str(row["num_absent"]), *values, str(row["num_subsets"]))
@@ -58,26 +60,18 @@ def plan_table(plan: "Plan") -> Table:
     title = plan.keep_text
     if plan.size_ratio is not None and plan.macs_ratio is not None:
         title += f"; sub-models {plan.size_ratio:.2f} times smaller, {plan.macs_ratio:.2f} times fewer MACs"
-    table = Table(title=title, caption="\n".join(_plan_caption(plan)), caption_justify="left")
-    for name in ("", "device", "classes", "keep", "parameters", "MiB fp32", "MMACs", "predicted ms", "energy mJ"):
-        table.add_column(name, justify="left" if name in ("", "device", "classes") else "right")
+    sizes = (">keep", ">parameters", ">MiB fp32", ">MMACs", ">predicted ms", ">energy mJ")
+    columns = ("", "device", "classes", *sizes)
+    table = _table(columns, title=title, caption="\n".join(_plan_caption(plan)), caption_justify="left")
     teacher = plan.teacher
     if teacher["parameters"] is not None:
-        table.add_row(
-            "teacher",
-            "",
-            "all",
-            str(plan.num_heads or ""),
-            *_size_cells(teacher["parameters"], teacher["macs"]),
-            "",
-            "",
-        )
+        cells = _size_cells(teacher["parameters"], teacher["macs"])
+        table.add_row("teacher", "", "all", str(plan.num_heads or ""), *cells, "", "")
     for s in plan.sub_models:
         keep = s.from_scratch or ("" if s.keep_heads is None else str(s.keep_heads))
-        table.add_row(
-            f"sub-model {s.index}", s.device, _class_cell(s.classes), keep, *_size_cells(s.parameters, s.macs),
-            _or_unknown(s.predicted_ms), _or_unknown(s.energy_mj),
-        )  # fmt: skip
+        cells = _size_cells(s.parameters, s.macs)
+        predicted = _or_unknown(s.predicted_ms), _or_unknown(s.energy_mj)
+        table.add_row(f"sub-model {s.index}", s.device, _class_cell(s.classes), keep, *cells, *predicted)
     for r in plan.replicas:
         table.add_row(f"replica of {r.index}", r.device, "", "", "", "", "", _or_unknown(r.predicted_ms), "")
     return table
@@ -85,18 +79,23 @@ def plan_table(plan: "Plan") -> Table:
 
 def plan_device_table(plan: "Plan") -> Table:
     """What each device holds beside its limit, which files it loads, and how long it is busy."""
-    table = Table(title="devices: weights held (replicas and fusion head included), activations on top while one runs")
-    for name in ("device", "profile", "runs", "replicas", "files"):
-        table.add_column(name)
-    for name in ("MiB held", "limit MiB", "peak activations MiB", "compute ms", "link ms"):
-        table.add_column(name, justify="right")
+    title = "devices: weights held (replicas and fusion head included), activations on top while one runs"
+    figures = (">MiB held", ">limit MiB", ">peak activations MiB", ">compute ms", ">link ms")
+    table = _table(("device", "profile", "runs", "replicas", "files", *figures), title=title)
     for device in plan.devices:
         peak, limit = device.peak_activation_bytes, device.memory_limit_mib
         table.add_row(
-            device.name, device.profile, " ".join(map(str, device.sub_models)), " ".join(map(str, device.replicas)),
-            _files_cell(plan, device), f"{device.bytes / MIB:.2f}", "none" if limit is None else f"{limit:.12g}",
-            "" if peak is None else f"{peak / MIB:.2f}", _or_unknown(device.compute_ms), f"{device.link_ms:.2f}",
-        )  # fmt: skip
+            device.name,
+            device.profile,
+            " ".join(map(str, device.sub_models)),
+            " ".join(map(str, device.replicas)),
+            _files_cell(plan, device),
+            f"{device.bytes / MIB:.2f}",
+            "none" if limit is None else f"{limit:.12g}",
+            "" if peak is None else f"{peak / MIB:.2f}",
+            _or_unknown(device.compute_ms),
+            f"{device.link_ms:.2f}",
+        )
     return table
 
 
@@ -108,11 +107,8 @@ def _files_cell(plan: "Plan", device: "DevicePlan") -> str:
 def _plan_caption(plan: "Plan") -> list[str]:
     latency = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms predicted"
     found = plan.placement
-    head = (
-        ""
-        if plan.same_head is None
-        else f"; with the teacher's outputs {plan.same_head['size_ratio']:.2f} times smaller"
-    )
+    smaller = None if plan.same_head is None else plan.same_head["size_ratio"]
+    head = "" if smaller is None else f"; with the teacher's outputs {smaller:.2f} times smaller"
     gap = f", gap {100 * found['gap']:.1f} %" if found["method"] == "exact" else ""
     return [
         f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters{head}; from input to answer {latency}; "
@@ -137,10 +133,8 @@ def _or_unknown(value: float | None) -> str:
 def evaluation_table(result: dict[str, Any]) -> Table:
     """An exported ensemble, whole and with each sub-model absent."""
     whole = result["rows"][0]
-    table = Table(title=f"{result['precision']} on {whole['num_items']} test items")
-    table.add_column("absent")
-    for name in ("accuracy %", "macro F1 %", "per class group %"):
-        table.add_column(name, justify="right")
+    title = f"{result['precision']} on {whole['num_items']} test items"
+    table = _table(("absent", ">accuracy %", ">macro F1 %", ">per class group %"), title=title)
     for row in result["rows"]:
         groups = " ".join(f"{100 * a:.1f}" for a in row["per_group_accuracy"])
         absent = ", ".join(map(str, row["absent"])) or "none"
@@ -150,11 +144,8 @@ def evaluation_table(result: dict[str, Any]) -> Table:
 
 def absent_table(variants: Mapping[str, Mapping[str, Any]]) -> Table:
     """Accuracy with 0, 1, ... sub-models absent: mean over the subsets, lowest to highest, for each variant."""
-    table = Table(title="accuracy with sub-models absent, %")
-    table.add_column("absent", justify="right")
-    table.add_column("subsets", justify="right")
-    for name in variants:
-        table.add_column(name, justify="right")
+    columns = (">absent", ">subsets", *(f">{name}" for name in variants))
+    table = _table(columns, title="accuracy with sub-models absent, %")
     for rows in zip(*(variant["absent"] for variant in variants.values()), strict=True):
         cells = [
             f"{100 * row['accuracy_mean']:.2f} ({100 * row['accuracy_min']:.1f} to {100 * row['accuracy_max']:.1f})"
@@ -213,17 +204,13 @@ def prediction_tables(report: dict[str, Any]) -> list[Table]:
     """The report of `edvit predict`."""
     head = f"{report['label']}, probability {report['probability']:.3f}, in {report['milliseconds']:.1f} ms"
     missing = [str(row["sub_model"]) for row in report["votes"] if not row["present"]]
-    table = Table(title=head, caption_justify="left")
+    columns = (">sub-model", "classes", "its vote", "answer without it", ">ms", ">bytes sent")
+    table = _table(columns, title=head, caption_justify="left")
     if missing:
         table.caption = (
             f"degraded: without sub-model {', '.join(missing)}; least is known about the classes "
             f"{', '.join(report['missing_classes'])}"
         )
-    table.add_column("sub-model", justify="right")
-    for name in ("classes", "its vote", "answer without it"):
-        table.add_column(name)
-    for name in ("ms", "bytes sent"):
-        table.add_column(name, justify="right")
     without = {w["sub_model"]: w for w in report["without"]}
     for row in report["votes"]:
         vote = row["vote"]
@@ -232,24 +219,72 @@ def prediction_tables(report: dict[str, Any]) -> list[Table]:
         if alone is not None and alone["label"] != report["label"]:
             changed += "  changes"
         table.add_row(
-            str(row["sub_model"]), " ".join(row["classes"]),
-            f"missing: {row['missing']}" if vote is None else f"{vote['label']} ({vote['probability']:.3f})", changed,
-            "" if vote is None else f"{row['milliseconds']:.2f}", str(row["bytes_sent"]),
-        )  # fmt: skip
+            str(row["sub_model"]),
+            " ".join(row["classes"]),
+            f"missing: {row['missing']}" if vote is None else f"{vote['label']} ({vote['probability']:.3f})",
+            changed,
+            "" if vote is None else f"{row['milliseconds']:.2f}",
+            str(row["bytes_sent"]),
+        )
     return [table]
 
 
 def doctor_table(report: dict[str, Any]) -> Table:
     """The report of `edvit doctor`."""
     machine = report["machine"]
-    table = Table(
-        title=f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; profile {report['profile']}"
-    )
-    table.add_column("")
-    table.add_column("what")
-    table.add_column("found")
+    title = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; profile {report['profile']}"
+    table = _table(("", "what", "found"), title=title)
     for name, version in report["versions"].items():
         table.add_row("", name, version or "not installed")
     for finding in report["findings"]:
         table.add_row(finding["level"], finding["subject"], finding["text"])
     return table
+
+
+def export_tables(report: dict[str, Any]) -> list[Table | str]:
+    """What an export left: the sub-models' files by variant, the graphs of the whole, and what was not measured."""
+    sizes = (">KiB", ">int8 weights\n/ fp32", ">nodes int8\n(float)", ">difference\n/ largest", ">same\n%", ">test\n%")
+    columns = ("variant", "for", *sizes, ">net flips\n(allowed)", ">worst class\ngroup: flips")
+    variants = _table(columns, no_wrap=True, title=f"{report['id']}: exported files")
+    variants.columns[1].no_wrap, variants.columns[1].min_width = False, 18
+    for row in report["variants"]:
+        accuracy = row["accuracy"]
+        variants.add_row(
+            row["name"],
+            " ".join(row["profiles"]) or "any",
+            *_sizes(row),
+            "" if accuracy is None else f"{100 * accuracy['accuracy']:.2f}",
+            *_gate(row["gate"]),
+        )
+    for row in report["whole"]:
+        name = row["name"] if row["name"] != "fp32" else ""
+        variants.add_row(f"whole {name}", " ".join(row["profiles"]) or "any", *_sizes(row), "", "", "")
+    parts: list[Table | str] = [variants]
+    if report["accuracy_note"]:
+        parts.append(f"accuracy: {report['accuracy_note']}")
+    gated = [row for row in report["variants"] if row["precision"] != "fp32" and row["inputs"] == "prepared"]
+    if names := [row["name"] for row in gated if row["gate"] is None]:
+        parts.append(f"passed no gate: {', '.join(names)}")
+    return parts
+
+
+def _sizes(row: dict[str, Any]) -> list[str]:
+    is_int8 = row["weight_ratio"] is not None
+    return [
+        f"{row['bytes'] / 1024:.0f}",
+        f"{row['weight_ratio']:.3f}" if is_int8 else "",
+        f"{row['num_quantized_nodes']} ({row['kept_float']})" if is_int8 else "",
+        f"{row['parity']:.1e}",
+        f"{100 * row['argmax_agreement']:.1f}",
+    ]
+
+
+def _gate(gate: dict[str, Any] | None) -> list[str]:
+    """Net flips overall and in the class group that lost most, each with how many are allowed."""
+    if gate is None:
+        return ["", ""]
+    index, worst = max(enumerate(gate["groups"]), key=lambda pair: pair[1]["net_flips"] / max(1, pair[1]["num_items"]))
+    return [
+        f"{gate['net_flips']} ({gate['max_net_flips']})",
+        f"{index}: {worst['net_flips']} ({worst['max_net_flips']})",
+    ]

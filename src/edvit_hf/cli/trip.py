@@ -3,26 +3,15 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from edvit_hf.cli.app import (
-    Format,
-    FormatOption,
-    Placement,
-    VerboseOption,
-    app,
-    console,
-    log_console,
-    plain_errors,
-    print_json,
-    quiet_transformers,
-    start_logging,
-)
+from edvit_hf.cli.app import FormatOption, VerboseOption, command, quiet_transformers
+from edvit_hf.cli.output import console, log_console, print_json, say
 
 
-@app.command()
+@command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one (`digits`).")],
     work_dir: Annotated[
@@ -32,48 +21,49 @@ def run(
         str | None, typer.Option(help="Comma-separated stages to run, e.g. `evaluate,export`. Default: all.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Set every training seed of the recipe.")] = None,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
     verbose: VerboseOption = False,
 ) -> None:
     """Take RECIPE through the whole trip: teacher, split, plan, prune, distill, fuse, evaluate, export, card.
 
     Finished stages are skipped, an interrupted one resumes, and changing a value re-runs exactly the stages it touches.
     """
-    start_logging(verbose)
-    with plain_errors():
-        from edvit_hf.recipe import load_recipe
-        from edvit_hf.recipe import run as run_trip
-        from edvit_hf.recipe.running import ensemble_dir, stage_dir
-        from edvit_hf.training.processes import is_main_process
+    from edvit_hf.recipe import load_recipe
+    from edvit_hf.recipe import run as run_trip
+    from edvit_hf.recipe.running import ensemble_dir, stage_dir
+    from edvit_hf.training.processes import is_main_process
 
-        quiet_transformers()
-        values = load_recipe(recipe)
-        folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
-        if seed is not None:
-            values = values.with_seed(seed)
-        command = _reproducing_command(recipe, values.dataset.local_name, seed)
-        records = run_trip(
-            values, folder, stages=stages.split(",") if stages else None, command=command,
-            observer=_announce if is_main_process() else None,
-        )  # fmt: skip
-        if not is_main_process():
-            return
-        # Only what this run made or found up to date: other results in the folder may be of another recipe.
-        ran = {record.name for record in records}
-        results = stage_dir(folder, "evaluate") / "results.json"
-        data = json.loads(results.read_text(encoding="utf-8")) if "evaluate" in ran else None
-        ensemble = ensemble_dir(folder) if "card" in ran else None
-        if output is Format.json:
-            stage_rows = [{"name": r.name, "skipped": r.skipped, "seconds": r.seconds} for r in records]
-            print_json({"ensemble": ensemble, "results": data, "stages": stage_rows})
-            return
-        if data is not None:
-            from edvit_hf.cli.tables import results_tables
+    quiet_transformers()
+    values = load_recipe(recipe)
+    folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
+    if seed is not None:
+        values = values.with_seed(seed)
+    command = _reproducing_command(recipe, values.dataset.local_name, seed)
+    records = run_trip(
+        values,
+        folder,
+        stages=stages.split(",") if stages else None,
+        command=command,
+        observer=_announce if is_main_process() else None,
+    )
+    if not is_main_process():
+        return
+    # Only what this run made or found up to date: other results in the folder may be of another recipe.
+    ran = {record.name for record in records}
+    results = stage_dir(folder, "evaluate") / "results.json"
+    data = json.loads(results.read_text(encoding="utf-8")) if "evaluate" in ran else None
+    ensemble = ensemble_dir(folder) if "card" in ran else None
+    if output == "json":
+        stage_rows = [{"name": r.name, "skipped": r.skipped, "seconds": r.seconds} for r in records]
+        print_json({"ensemble": ensemble, "results": data, "stages": stage_rows})
+        return
+    if data is not None:
+        from edvit_hf.cli.tables import results_tables
 
-            for table in results_tables(data):
-                console.print(table)
-        if ensemble is not None:
-            console.print(f"ensemble: {ensemble}", markup=False, soft_wrap=True)
+        for table in results_tables(data):
+            console.print(table)
+    if ensemble is not None:
+        say(f"ensemble: {ensemble}", highlight=True)
 
 
 def _reproducing_command(recipe: str, local_name: str | None, seed: int | None) -> str:
@@ -89,7 +79,7 @@ def _announce(stage: str, what: str) -> None:
     log_console.print(f"{stage:9s} {note}", markup=False, highlight=False)
 
 
-@app.command()
+@command()
 def plan(
     target: Annotated[
         str,
@@ -105,8 +95,9 @@ def plan(
         ),
     ] = None,
     placement: Annotated[
-        Placement, typer.Option(help="`greedy` is the paper's, `exact` needs scipy, `auto` is the best that is here.")
-    ] = Placement.auto,
+        Literal["auto", "exact", "greedy"],
+        typer.Option(help="`greedy` is the paper's, `exact` needs scipy, `auto` is the best that is here."),
+    ] = "auto",
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes of a RECIPE that does not tell it.")
     ] = None,
@@ -115,44 +106,40 @@ def plan(
         Path | None,
         typer.Option("--output", help="Where a published ensemble's placement is written. Default: placement.json."),
     ] = None,
-    output: FormatOption = Format.human,
+    output: FormatOption = "human",
 ) -> None:
     """Show what each device of a fleet would carry, without training anything.
 
     For RECIPE from sizes alone, without a download. For a published ensemble also written as the `placement.json` that
     tells each device which files to load; of a Hub id, only its config and manifest are fetched.
     """
-    start_logging(False)
-    with plain_errors():
-        from edvit_hf.published.plan import is_published, plan_published
-        from edvit_hf.recipe.stages.plan import find_fleet
+    from edvit_hf.published.plan import is_published, plan_published
+    from edvit_hf.recipe.stages.plan import find_fleet
 
-        destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
-        fleet_path = None if fleet is None else find_fleet(fleet)
-        placed = None
-        if fleet_path is not None and is_published(target):
-            result, placed = plan_published(target, fleet_path, placement=placement.value)
-        else:
-            from edvit_hf.recipe import load_recipe
-            from edvit_hf.recipe.stages.plan import plan_recipe
+    destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
+    fleet_path = None if fleet is None else find_fleet(fleet)
+    placed = None
+    if fleet_path is not None and is_published(target):
+        result, placed = plan_published(target, fleet_path, placement=placement)
+    else:
+        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe.stages.plan import plan_recipe
 
-            result = plan_recipe(
-                load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement.value
-            )
-        if figure is not None:
-            from edvit_hf.planning.figure import save_plan_figure
+        result = plan_recipe(load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement)
+    if figure is not None:
+        from edvit_hf.planning.figure import save_plan_figure
 
-            save_plan_figure(result, figure)
-        written = None if placed is None else placed.save(destination)
-        if output is Format.json:
-            print_json(result.to_dict())
-            return
-        from edvit_hf.cli.tables import plan_device_table, plan_table
+        save_plan_figure(result, figure)
+    written = None if placed is None else placed.save(destination)
+    if output == "json":
+        print_json(result.to_dict())
+        return
+    from edvit_hf.cli.tables import plan_device_table, plan_table
 
-        console.print(plan_table(result))
-        console.print(plan_device_table(result))
-        if written is not None:
-            console.print(f"placement: {written}", markup=False, soft_wrap=True)
+    console.print(plan_table(result))
+    console.print(plan_device_table(result))
+    if written is not None:
+        say(f"placement: {written}", highlight=True)
 
 
 def _checked_outputs(
