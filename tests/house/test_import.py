@@ -35,7 +35,7 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize("module", ["", *LIGHT, ".planning.keep_search", ".splitting", ".data", ".cli", ".cli.doctor"])
+@pytest.mark.parametrize("module", ["", *LIGHT, ".planning.keep_search", ".splitting", ".data", ".cli", ".cli.machine"])
 def test_light_modules_load_no_heavy_package(module):
     assert heavy_after(f"import edvit_hf{module}") == set()
 

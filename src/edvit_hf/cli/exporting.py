@@ -1,6 +1,6 @@
 """`edvit export`, `edvit bench` and `edvit card`: what is done to a finished ensemble's folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -128,8 +128,7 @@ def bench(
     if save:
         for name in ("manifest.json", *(("results.json",) if compared else ())):
             check_writable(folder / name)
-    given = f"--threads {threads} --repeats {repeats} --batch {batch} --seed {seed}"
-    command = _command(sub_model, precision, given, tokens, compared=compared)
+    timing = {"threads": threads, "repeats": repeats, "batch": batch, "seed": seed, "tokens": tokens}
     measure: Callable[..., BenchReport] = bench_ensemble
     keep: list[Callable[[BenchReport, Path], object]] = [save_latencies]
     if compared:
@@ -140,13 +139,9 @@ def bench(
         folder,
         sub_models=sub_model,
         precisions=precision,
-        threads=threads,
-        repeats=repeats,
-        batch=batch,
-        tokens=tokens,
-        seed=seed,
-        command=command,
+        command=_command(sub_model, precision, timing, compared=compared),
         progress=log_console.is_terminal,
+        **timing,
     )
     for write in keep if save else ():
         write(report, folder)
@@ -163,15 +158,15 @@ def bench(
 
 
 def _command(
-    sub_models: list[int] | None, precisions: list[str] | None, given: str, tokens: int | None, *, compared: bool
+    sub_models: list[int] | None, precisions: list[str] | None, timing: Mapping[str, int | None], *, compared: bool
 ) -> str:
     """The command line that reproduces the figures."""
-    options = {"--sub-model": sub_models, "--precision": precisions}
-    return " ".join(
-        ["edvit bench DIR", *(f"{name} {value}" for name, values in options.items() for value in values or ()), given]
-        + ([] if tokens is None else [f"--tokens {tokens}"])
-        + (["--compared"] if compared else [])
-    )
+    chosen = [
+        *(("sub-model", index) for index in sub_models or ()),
+        *(("precision", name) for name in precisions or ()),
+    ]
+    given = [f"--{name} {value}" for name, value in [*chosen, *timing.items()] if value is not None]
+    return " ".join(["edvit bench DIR", *given, *(["--compared"] if compared else [])])
 
 
 @command()

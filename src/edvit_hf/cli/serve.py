@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,51 +101,53 @@ def serve(
     from edvit_hf.serving import serve as serve_forever
     from edvit_hf.serving.exposure import read_tokens
 
-    logging.getLogger("edvit_hf.serving").setLevel(logging.INFO)
-    logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING if quiet else logging.INFO)
+    _log_requests(quiet)
+    limits = Limits(
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        max_seconds=max_seconds,
+        max_characters=max_characters,
+        rate=rate,
+        send_seconds=send_seconds,
+        max_connections=max_connections,
+        max_held_bytes=max(_LIMITS.max_held_bytes, 4 * max_bytes),
+    )
+    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
     config = ServeConfig(
         host=host,
         port=port,
         tokens=read_tokens(token_file),
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tls_client_ca=tls_client_ca,
+        **tls,
         allowed_hosts=tuple(allowed_host or ()),
         trusted_proxies=tuple(trusted_proxy or ()),
         deadline_ms=deadline_ms,
         max_queued=max_queued,
         grace_seconds=grace_seconds,
-        limits=Limits(
-            max_bytes=max_bytes,
-            max_pixels=max_pixels,
-            max_seconds=max_seconds,
-            max_characters=max_characters,
-            rate=rate,
-            send_seconds=send_seconds,
-            max_connections=max_connections,
-            max_held_bytes=max(_LIMITS.max_held_bytes, 4 * max_bytes),
-        ),
+        limits=limits,
     )
+    options: dict[str, Any] = {"revision": revision, "precision": precision, "sub_models": sub_model}
+    options |= {"num_threads": num_threads, "profile": profile, "schedule": schedule}
 
     def load() -> "EDViTRuntime":
         from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 
-        return EDViTRuntime.from_pretrained(
-            ensemble,
-            revision=revision,
-            precision=precision,
-            sub_models=sub_model,
-            num_threads=num_threads,
-            profile=profile,
-            schedule=schedule,
-            config=CoordinatorConfig(max_queued=max_queued),
-        )
+        return EDViTRuntime.from_pretrained(ensemble, **options, config=CoordinatorConfig(max_queued=max_queued))
 
     if not serve_forever(load, config, on_listening=_announce):
-        with contextlib.suppress(OSError):  # nobody may read it any more
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(0)  # an ordinary exit would wait for threads that nobody waits for any more
+        _end_at_once()
+
+
+def _log_requests(quiet: bool) -> None:
+    logging.getLogger("edvit_hf.serving").setLevel(logging.INFO)
+    logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _end_at_once() -> None:
+    """Without waiting for threads, as an ordinary exit would: nobody waits for them any more."""
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def _announce(url: str, service: "Service") -> None:
