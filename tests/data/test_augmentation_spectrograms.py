@@ -110,9 +110,12 @@ def test_a_gain_is_what_a_louder_waveform_gives():
     transform = AudioTransform(num_mel_bins=8, max_length=30, mean=_MEAN, std=_STD)
     quiet, loud = transform.features(wave), transform.features(wave * np.float32(10 ** (6 / 20)))
     ours = change(
-        quiet[None].copy(), np.array([[0.5, 1.0]], np.float32), Augmentation(gain_db=6.0), std=_STD,
+        quiet[None].copy(),
+        np.array([[0.5, 1.0]], np.float32),
+        Augmentation(gain_db=6.0),
+        std=_STD,
         sounding=audio_split()._sounding(quiet[None]),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(ours[0], loud, atol=2e-3)
 
 

@@ -64,13 +64,23 @@ def test_features_equal_the_stock_extractors_and_its_config_is_what_it_saves(sou
 def test_sounds_of_another_rate_and_stereo_ones_are_brought_to_the_models(tmp_path):
     files = [tone(440, rate=16_000), tone(440, rate=44_100, channels=2)] * 10
     write_split(
-        tmp_path / "set", "train", _TRAIN, datasets.Value("int64"), images=files, sounds=True,
+        tmp_path / "set",
+        "train",
+        _TRAIN,
+        datasets.Value("int64"),
+        images=files,
+        sounds=True,
         columns=("audio", "label"),
-    )  # fmt: skip
+    )
     write_split(
-        tmp_path / "set", "test", _TEST, datasets.Value("int64"), images=files[:2], sounds=True,
+        tmp_path / "set",
+        "test",
+        _TEST,
+        datasets.Value("int64"),
+        images=files[:2],
+        sounds=True,
         columns=("audio", "label"),
-    )  # fmt: skip
+    )
     one, other = load(tmp_path / "set").test.inputs([0, 1])["input_values"]
     loudest = [values[:25].mean(dim=0).argmax().item() for values in (one, other)]
     assert loudest[0] == loudest[1]
@@ -139,9 +149,14 @@ def test_a_damaged_sound_is_refused_with_its_row_or_skipped_and_counted(tmp_path
         files[row] = damaged
     write_sounds(tmp_path / "set")
     write_split(
-        tmp_path / "set", "train", _TRAIN, datasets.ClassLabel(names=["low", "high"]), images=files,
-        sounds=True, columns=("audio", "label"),
-    )  # fmt: skip
+        tmp_path / "set",
+        "train",
+        _TRAIN,
+        datasets.ClassLabel(names=["low", "high"]),
+        images=files,
+        sounds=True,
+        columns=("audio", "label"),
+    )
     write_sounds(tmp_path / "whole")
     (tmp_path / "set" / "validation-0.parquet").write_bytes(
         (tmp_path / "whole" / "test-00000-of-00001.parquet").read_bytes()

@@ -87,10 +87,14 @@ def write_speakers(folder, *, paths=True, extra=None):
     for split, count, start in (("train", 40, 0), ("test", 10, 40)):
         rows = range(start, start + count)
         write_split(
-            folder, split, [row % 2 for row in rows], datasets.ClassLabel(names=["no", "yes"]),
-            images=[png(row) for row in rows], paths=speakers(rows) if paths else None,
+            folder,
+            split,
+            [row % 2 for row in rows],
+            datasets.ClassLabel(names=["no", "yes"]),
+            images=[png(row) for row in rows],
+            paths=speakers(rows) if paths else None,
             extra={"who": ["abcde"[row // 2 % 5] for row in rows]} if extra else None,
-        )  # fmt: skip
+        )
 
 
 def group_ids(split, names):

@@ -42,9 +42,14 @@ def test_a_stream_of_folders_reads_their_files(tmp_path):
 def test_a_stream_of_sounds_needs_no_decoder(tmp_path):
     for split, count in (("train", 30), ("test", 8)):
         write_split(
-            tmp_path / "set", split, [index % 2 for index in range(count)], datasets.ClassLabel(names=["a", "b"]),
-            images=[tone(300 + index) for index in range(count)], sounds=True, columns=("audio", "label"),
-        )  # fmt: skip
+            tmp_path / "set",
+            split,
+            [index % 2 for index in range(count)],
+            datasets.ClassLabel(names=["a", "b"]),
+            images=[tone(300 + index) for index in range(count)],
+            sounds=True,
+            columns=("audio", "label"),
+        )
     config = parquet(tmp_path / "set", audio=AudioConfig(num_mel_bins=8, max_length=20), **_LIMITS)
     loaded = load_task(config, OFF, task="audio-classification")
     assert len(loaded.train) + len(loaded.validation) == 24

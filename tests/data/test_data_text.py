@@ -305,7 +305,9 @@ def test_dropout_takes_its_share_anew_in_every_view():
 def test_a_row_that_would_lose_every_token_keeps_one():
     special = SpecialTokens(kept=())
     split = TextSplit(
-        TokenStore([np.array([7])] * 40), np.zeros(40), special=special,
+        TokenStore([np.array([7])] * 40),
+        np.zeros(40),
+        special=special,
         augmentation=Augmentation(token_dropout=0.9, token_dropout_by="removal"),
-    )  # fmt: skip
+    )
     assert (split.inputs(range(40), 0)["attention_mask"] == 1).all()

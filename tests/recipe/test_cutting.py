@@ -118,9 +118,15 @@ def test_a_class_without_items_has_the_confusions_of_the_other_direction(finishe
 def test_a_model_that_no_table_covers_is_refused_before_any_training(tmp_path):
     labels = {i: str(i) for i in range(10)}
     config = DeiTConfig(
-        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32, patch_size=4, image_size=8,
-        id2label=labels, label2id={v: k for k, v in labels.items()},
-    )  # fmt: skip
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=32,
+        patch_size=4,
+        image_size=8,
+        id2label=labels,
+        label2id={v: k for k, v in labels.items()},
+    )
     DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "teacher")
     teacher = TeacherConfig(checkpoint=str(tmp_path / "teacher"), epochs=1, checkpoint_every_steps=1)
     recipe = dataclasses.replace(tiny_recipe(tmp_path), teacher=teacher)

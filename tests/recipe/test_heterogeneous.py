@@ -28,13 +28,32 @@ from support.tiny_recipe import tiny_recipe
 from support.tiny_tasks import AUDIO, TEXT, task_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-DEIT = {"model_type": "deit", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2,
-        "intermediate_size": 40, "patch_size": 4}  # fmt: skip
-AST = {"model_type": "audio-spectrogram-transformer", "hidden_size": 24, "num_attention_heads": 3,
-       "num_hidden_layers": 1, "intermediate_size": 40, "patch_size": 4, "frequency_stride": 4,
-       "time_stride": 4}  # fmt: skip
-BERT = {"model_type": "bert", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1,
-        "intermediate_size": 40, "type_vocab_size": 1}  # fmt: skip
+DEIT = {
+    "model_type": "deit",
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "intermediate_size": 40,
+    "patch_size": 4,
+}
+AST = {
+    "model_type": "audio-spectrogram-transformer",
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 1,
+    "intermediate_size": 40,
+    "patch_size": 4,
+    "frequency_stride": 4,
+    "time_stride": 4,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 1,
+    "intermediate_size": 40,
+    "type_vocab_size": 1,
+}
 PRUNE = {"keep_heads": 1, "from_scratch": [None, DEIT]}
 
 
@@ -123,9 +142,12 @@ def mixed_trip(tmp_path_factory):
     """A trip with a cut of a ViT and a deeper, wider DeiT, DEKD and joint tuning: (recipe, work directory)."""
     folder = tmp_path_factory.mktemp("mixed")
     recipe = tiny_recipe(
-        folder, prune=PRUNE, distill={"objective": "dekd"},
-        fuse={"joint": True, "joint_epochs": 1}, evaluate={"max_subsets": 2},
-    )  # fmt: skip
+        folder,
+        prune=PRUNE,
+        distill={"objective": "dekd"},
+        fuse={"joint": True, "joint_epochs": 1},
+        evaluate={"max_subsets": 2},
+    )
     run(recipe, folder / "work")
     return recipe, folder / "work"
 

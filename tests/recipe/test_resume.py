@@ -127,14 +127,18 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes(processes, uninterru
 SEVERAL_ROUNDS = {
     "teacher": {
         "from_scratch": {
-            "model_type": "vit", "hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 1,
-            "intermediate_size": 24, "patch_size": 4,
+            "model_type": "vit",
+            "hidden_size": 12,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 1,
+            "intermediate_size": 24,
+            "patch_size": 4,
         },
         "epochs": 1,
     },
     "prune": {"keep_heads": 1, "rounds": 2},
     "evaluate": {"baselines": False},
-}  # fmt: skip
+}
 
 
 # Export and card read the weights alone, and the test above resumes them: they are not repeated here.

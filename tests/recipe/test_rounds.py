@@ -19,13 +19,17 @@ from support.tiny_recipe import tiny_recipe
 FOUR_HEADS = {
     "teacher": {
         "from_scratch": {
-            "model_type": "vit", "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 1,
-            "intermediate_size": 32, "patch_size": 4,
+            "model_type": "vit",
+            "hidden_size": 16,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 1,
+            "intermediate_size": 32,
+            "patch_size": 4,
         },
         "epochs": 1,
     },
     "fuse": {"epochs": 1},
-}  # fmt: skip
+}
 
 
 def teacher_widths(heads=12, head_dim=8):
@@ -125,8 +129,12 @@ def test_rounds_are_skipped_when_done_and_share_the_teacher_outputs(iterated):
     records = run(recipe, work, stages=stages[: stages.index("evaluate")])
     assert all(record.skipped for record in records)
     assert [r.name for r in records][3:8] == [
-        "prune_round1", "retrain_round1", "prune_round2", "retrain_round2", "prune",
-    ]  # fmt: skip
+        "prune_round1",
+        "retrain_round1",
+        "prune_round2",
+        "retrain_round2",
+        "prune",
+    ]
     assert [path.name for path in work.rglob("outputs_*.safetensors")] == ["outputs_2_views.safetensors"]
     with pytest.raises(RecipeError, match="unknown stages"):
         run(recipe, work, stages=["prune_round3"])

@@ -29,9 +29,13 @@ FILES = {
 }
 BASELINES = {
     "audio": ["plain model, per-device size", "plain model, total size", "small CNN"],
-    "text": ["plain model, per-device size", "plain model, total size", "TF-IDF + linear, per-device size",
-             "TF-IDF + linear"],
-}  # fmt: skip
+    "text": [
+        "plain model, per-device size",
+        "plain model, total size",
+        "TF-IDF + linear, per-device size",
+        "TF-IDF + linear",
+    ],
+}
 
 
 @pytest.fixture(scope="module", params=list(TASKS))

@@ -32,9 +32,15 @@ def _one_thread(monkeypatch):
 
 GROUPS = [[0, 1], [2, 3]]
 CONFIG = FuseConfig(
-    epochs=30, seed=3, joint=True, joint_epochs=3, joint_learning_rate=3e-3, joint_batch_size=16, sub_model_dropout=0.3,
+    epochs=30,
+    seed=3,
+    joint=True,
+    joint_epochs=3,
+    joint_learning_rate=3e-3,
+    joint_batch_size=16,
+    sub_model_dropout=0.3,
     views=2,
-)  # fmt: skip
+)
 
 
 def unnamed(model):
@@ -151,9 +157,11 @@ def test_every_kind_of_ensemble_is_tuned(task, names):
     ensemble = ensemble_class(task).from_sub_models(subs, groups, id2label=labels, fusion_hidden_size=8)
     model = JointModel(ensemble, 32)
     batch = {
-        "inputs": tiny_inputs(names[0], n=6), "labels": torch.arange(6) % 5, "teacher_logits": torch.randn(6, 5),
+        "inputs": tiny_inputs(names[0], n=6),
+        "labels": torch.arange(6) % 5,
+        "teacher_logits": torch.randn(6, 5),
         "teacher_features": torch.randn(6, 32),
-    }  # fmt: skip
+    }
     loss, _ = joint_objective(groups, CONFIG)(model, batch)
     loss.backward()
     lost = [name for name, parameter in model.named_parameters() if parameter.grad is None]

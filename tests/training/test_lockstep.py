@@ -33,9 +33,15 @@ def _one_thread(monkeypatch):
 
 GROUPS = [[0, 1], [2], [3]]
 DEKD = DistillConfig(
-    epochs=2, batch_size=10, learning_rate=3e-3, seed=7, objective="dekd", views=1, max_grad_norm=0.1,
+    epochs=2,
+    batch_size=10,
+    learning_rate=3e-3,
+    seed=7,
+    objective="dekd",
+    views=1,
+    max_grad_norm=0.1,
     gradient_accumulation_steps=2,
-)  # fmt: skip
+)
 
 
 def sub_models(dropout=0.0):
@@ -286,9 +292,11 @@ def test_sub_models_of_another_architecture_learn_the_relations_of_the_same_toke
     with torch.no_grad():
         stored = theirs(**inputs).logits
     batch = {
-        "inputs": inputs, "labels": torch.arange(6) % 5, "teacher_logits": stored,
+        "inputs": inputs,
+        "labels": torch.arange(6) % 5,
+        "teacher_logits": stored,
         "membership": torch.ones(6, 2, dtype=torch.bool),
-    }  # fmt: skip
+    }
     loss, figures = lockstep_objective(lockstep, groups, DEKD, theirs)(lockstep, batch)
     loss.backward()
     source = relation_source(own)

@@ -52,9 +52,14 @@ def train_together(folder, interrupt_at=None):
         objective = interrupting(objective, interrupt_at, ZeroDivisionError())
     try:
         log = train(
-            model, ClassifyData(make_split()), objective, TOGETHER, checkpoint_dir=folder / "together",
-            description="teacher", progress=False,
-        )  # fmt: skip
+            model,
+            ClassifyData(make_split()),
+            objective,
+            TOGETHER,
+            checkpoint_dir=folder / "together",
+            description="teacher",
+            progress=False,
+        )
     except ZeroDivisionError:
         return
     if PartialState().is_main_process:
@@ -72,9 +77,15 @@ def train_alone(folder):
         model = make_model()
         data = ClassifyData(make_split(num_items=16 * (index + 1)))
         log = train(
-            model, data, classify_objective(), ALONE, checkpoint_dir=folder / f"run_{index}",
-            description=f"run {index}", progress=False, distributed=False,
-        )  # fmt: skip
+            model,
+            data,
+            classify_objective(),
+            ALONE,
+            checkpoint_dir=folder / f"run_{index}",
+            description=f"run {index}",
+            progress=False,
+            distributed=False,
+        )
         assert log.epochs[-1]["samples_per_second"] > 0
         save_file(model.state_dict(), folder / f"run_{index}_by_{PartialState().process_index}.safetensors")
 
@@ -87,9 +98,16 @@ def launched(tmp_path_factory):
     (folder / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "EDVIT_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-        str(folder / "program.py"), str(Path(__file__).parent), str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        str(folder / "program.py"),
+        str(Path(__file__).parent),
+        str(folder),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder

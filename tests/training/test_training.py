@@ -125,9 +125,13 @@ def test_training_learns_and_logs_every_epoch(tmp_path):
 @pytest.mark.parametrize("call", [7, 10, 14])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, uninterrupted, every_steps, call):
     config = TrainConfig(
-        epochs=3, batch_size=10, gradient_accumulation_steps=2, learning_rate=3e-3, seed=7,
+        epochs=3,
+        batch_size=10,
+        gradient_accumulation_steps=2,
+        learning_rate=3e-3,
+        seed=7,
         checkpoint_every_steps=every_steps,
-    )  # fmt: skip
+    )
     with pytest.raises(KeyboardInterrupt):
         run(make_model(), tmp_path, config, interrupting(classify_objective(0.1), call, KeyboardInterrupt()))
     resumed_calls = 0

@@ -94,8 +94,14 @@ class Wanted:
 class DecodedOnAccess:
     """A store for splits that do not fit into RAM."""
 
-    def __init__(self, wanted: Wanted, rows: np.ndarray, shape: tuple[int, ...], dtype: type[np.generic],
-                 decode: Callable[[Any], np.ndarray]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        wanted: Wanted,
+        rows: np.ndarray,
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+        decode: Callable[[Any], np.ndarray],
+    ) -> None:
         self._wanted, self._rows, self._shape, self._dtype, self._decode = wanted, rows, shape, dtype, decode
 
     def __len__(self) -> int:

@@ -65,8 +65,11 @@ def warn_of_shared_groups(first: Sequence[str | None], second: Sequence[str | No
     if shared:
         logger.warning(
             "data: %d of %d groups of the %s rows are in the training split, too, as the dataset comes: %s",
-            len(shared), len(named), what, ", ".join(sorted(shared)[:10]),
-        )  # fmt: skip
+            len(shared),
+            len(named),
+            what,
+            ", ".join(sorted(shared)[:10]),
+        )
 
 
 def _chosen_groups(counts: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:

@@ -95,9 +95,15 @@ class ClassifyData:
 
         # A batch is known by its first item, so that each process of several mixes its share in its own way.
         inputs, targets = mix_batch(
-            inputs, labels, self.num_labels, mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha,
-            seed=self.seed, epoch=self.epoch, position=int(indices[0]),
-        )  # fmt: skip
+            inputs,
+            labels,
+            self.num_labels,
+            mixup_alpha=self.mixup_alpha,
+            cutmix_alpha=self.cutmix_alpha,
+            seed=self.seed,
+            epoch=self.epoch,
+            position=int(indices[0]),
+        )
         return {"inputs": inputs, "labels": labels, "targets": targets}
 
 

@@ -60,10 +60,13 @@ def load_batches(
         # Each iteration of a DataLoader draws a seed; from the global generator that would break resuming.
         batches = iter(
             DataLoader(
-                _Batches(data, positions), batch_size=None, num_workers=num_workers,
-                pin_memory=device.type == "cuda", generator=torch.Generator().manual_seed(0),
+                _Batches(data, positions),
+                batch_size=None,
+                num_workers=num_workers,
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator().manual_seed(0),
             )
-        )  # fmt: skip
+        )
     if device.type == "cpu":
         yield from batches
     else:

@@ -125,9 +125,14 @@ def train(
 
 
 def _train(
-    model: nn.Module, data: EpochData, objective: Objective, config: TrainConfig, checkpoint_dir: Path,
-    description: str, is_shown: bool,
-) -> TrainLog:  # fmt: skip
+    model: nn.Module,
+    data: EpochData,
+    objective: Objective,
+    config: TrainConfig,
+    checkpoint_dir: Path,
+    description: str,
+    is_shown: bool,
+) -> TrainLog:
     accelerator = make_accelerator(config.mixed_precision)
     set_seed(config.seed, device_specific=accelerator.num_processes > 1)
     optimizer = make_optimizer(model, config)
@@ -139,9 +144,19 @@ def _train(
         state = _resume(accelerator, checkpoint_dir, identity, config, description)
         bar = _make_bar(config, data, state, description, is_shown=is_shown)
         run = _Run(
-            accelerator, prepared, clip_groups(model), prepared_optimizer, data, objective, config, checkpoint_dir,
-            description, state, bar, tracker,
-        )  # fmt: skip
+            accelerator,
+            prepared,
+            clip_groups(model),
+            prepared_optimizer,
+            data,
+            objective,
+            config,
+            checkpoint_dir,
+            description,
+            state,
+            bar,
+            tracker,
+        )
         with bar:
             _train_epochs(run)
     finally:
@@ -175,8 +190,11 @@ def _resume(
         if accelerator.is_main_process:
             logger.info(
                 "%s: %d epochs on %s, %d process(es)",
-                description, config.epochs, accelerator.device, accelerator.num_processes,
-            )  # fmt: skip
+                description,
+                config.epochs,
+                accelerator.device,
+                accelerator.num_processes,
+            )
         return Progress(run=identity, num_processes=accelerator.num_processes)
     folder, state = found
     restore(accelerator, folder, state)
@@ -184,14 +202,21 @@ def _resume(
         logger.warning(
             "%s: %s was saved by %d process(es), %d go on: the result will differ from an uninterrupted run's by "
             "rounding, and by what is drawn at random. Launch as many as before if it has to be equal",
-            description, folder, state.num_processes, accelerator.num_processes,
-        )  # fmt: skip
+            description,
+            folder,
+            state.num_processes,
+            accelerator.num_processes,
+        )
     state.num_processes = accelerator.num_processes
     if accelerator.is_main_process:
         logger.info(
             "%s: continues after %d of %d epochs and %d batches (%s)",
-            description, state.epoch, config.epochs, state.batches_done, folder,
-        )  # fmt: skip
+            description,
+            state.epoch,
+            config.epochs,
+            state.batches_done,
+            folder,
+        )
     else:
         state.sums, state.num_items = {}, 0.0  # the main process carries the totals of all
     return state
@@ -203,9 +228,14 @@ def _make_bar(config: TrainConfig, data: EpochData, state: Progress, description
     sizes = [len(batch) for batch in _batches(config, data, state.epoch)][: state.batches_done]
     done = state.epoch * len(data) + sum(sizes)
     return tqdm(
-        total=config.epochs * len(data), initial=done, desc=description, unit="sample", unit_scale=True,
-        disable=not is_shown, mininterval=0.2 if sys.stderr.isatty() else 10.0,
-    )  # fmt: skip
+        total=config.epochs * len(data),
+        initial=done,
+        desc=description,
+        unit="sample",
+        unit_scale=True,
+        disable=not is_shown,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    )
 
 
 def _batches(config: TrainConfig, data: EpochData, epoch: int) -> list[np.ndarray]:
@@ -220,8 +250,11 @@ def _train_epochs(run: _Run) -> None:
     except KeyboardInterrupt:
         logger.warning(
             "%s: interrupted in epoch %d of %d; run again to continue from the newest checkpoint in %s",
-            run.description, state.epoch + 1, run.config.epochs, run.checkpoint_dir,
-        )  # fmt: skip
+            run.description,
+            state.epoch + 1,
+            run.config.epochs,
+            run.checkpoint_dir,
+        )
         raise
     if run.accelerator.is_main_process and state.log:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in state.log[-1].items() if name != "epoch")
@@ -253,9 +286,12 @@ def _train_epoch(run: _Run) -> None:
             loss, figures = run.objective(run.model, batch)
             accelerator.backward(loss * shares[index].scale / step_size)
         row = _Pending(
-            {"loss": loss.detach(), **figures}, shares[index].num_items, len(batches[index]),
-            steps_before + step + 1, index + 1,
-        )  # fmt: skip
+            {"loss": loss.detach(), **figures},
+            shares[index].num_items,
+            len(batches[index]),
+            steps_before + step + 1,
+            index + 1,
+        )
         run.pending.append(row)
         state.batches_done = index + 1
         if is_last_of_step:

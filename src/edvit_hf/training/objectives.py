@@ -76,9 +76,14 @@ def distill_objective(
 
 
 def distillation_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor, class_group: Sequence[int] | None,
-    temperature: float, weight: float, label_smoothing: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor,
+    class_group: Sequence[int] | None,
+    temperature: float,
+    weight: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of `distill_objective`, given logits (B, G + 1), and its figures."""
     targets = group_targets(labels, class_group, teacher_logits.shape[-1])
     teacher = group_distribution(teacher_logits, class_group, temperature=temperature)

@@ -25,14 +25,25 @@ _PAIRS = (
 _CHOICES = {"padding": ("black", "border", "reflection"), "token_dropout_by": ("unknown", "removal")}
 _KEYS: dict[Task, tuple[str, ...]] = {
     "image-classification": (
-        "shift", "rotate_degrees", "scale", "flip", "padding", "whole_pixels", "rand_augment_ops",
+        "shift",
+        "rotate_degrees",
+        "scale",
+        "flip",
+        "padding",
+        "whole_pixels",
+        "rand_augment_ops",
         "rand_augment_magnitude",
     ),
     "audio-classification": (
-        "time_shift", "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_bins", "gain_db",
+        "time_shift",
+        "time_masks",
+        "time_mask_frames",
+        "frequency_masks",
+        "frequency_mask_bins",
+        "gain_db",
     ),
     "text-classification": ("token_dropout", "token_dropout_by"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

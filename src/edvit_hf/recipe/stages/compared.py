@@ -82,9 +82,7 @@ def fair_budget(trip: Trip, macs: int) -> DistillConfig:
     training compute (which binds for models larger than a sub-model). `evaluate.baseline_epochs` sets the passes of a
     model of one device's size instead, under the same cap; the row's note states what came of it.
     """
-    config, labels, prune, fuse = (
-        trip.recipe.distill, trip.data.train.labels, trip.recipe.prune, trip.recipe.fuse,
-    )  # fmt: skip
+    config, labels, prune, fuse = (trip.recipe.distill, trip.data.train.labels, trip.recipe.prune, trip.recipe.fuse)
     given = trip.recipe.evaluate.baseline_epochs
     if given is not None:
         passes, compute = given * len(labels), given * len(labels) * max(s.macs for s in trip.plan.sub_models)
@@ -167,9 +165,13 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
     folder = _folder(trip, "tfidf", max_parameters)
     if not (folder / "model").is_dir():
         fitted = TfidfBaseline.fit(
-            texts["train"], splits["train"].labels, texts["validation"], splits["validation"].labels,
-            num_labels=len(trip.data.label_names), max_parameters=max_parameters,
-        )  # fmt: skip
+            texts["train"],
+            splits["train"].labels,
+            texts["validation"],
+            splits["validation"].labels,
+            num_labels=len(trip.data.label_names),
+            max_parameters=max_parameters,
+        )
         with whole_folder(folder / "model") as partial:
             fitted.save(partial)
     model = TfidfBaseline.load(folder / "model")
@@ -181,6 +183,12 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
     macs = round(model.macs_per_item(texts["test"]))
     name = "TF-IDF + linear" + (", per-device size" if max_parameters else "")
     return Candidate(
-        name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs,
+        name,
+        "baseline",
+        evaluation,
+        model.num_parameters,
+        model.num_parameters,
+        macs,
+        macs,
         note=model.describe() + "; trained on the labels, its vocabulary is not counted",
-    )  # fmt: skip
+    )

@@ -147,16 +147,24 @@ def _cut_again(
 
 
 def _cut(
-    trip: Trip, model: "PreTrainedModel", sampled: list[int], labels: list[int], widths: Widths,
+    trip: Trip,
+    model: "PreTrainedModel",
+    sampled: list[int],
+    labels: list[int],
+    widths: Widths,
     attention: AttentionKind,
-) -> "tuple[PreTrainedModel, Any]":  # fmt: skip
+) -> "tuple[PreTrainedModel, Any]":
     """Score `model` for its `labels` on items of the `sampled` classes, cut it, and compensate if asked to."""
     config, train_split = trip.recipe.prune, trip.data.train
     sample = trip.training_sample(sampled, config.samples_per_class, config.seed)
     scores = unit_scores(
-        model, train_split.inputs(sample), labels, method=config.importance, batch_size=config.batch_size,
+        model,
+        train_split.inputs(sample),
+        labels,
+        method=config.importance,
+        batch_size=config.batch_size,
         seed=config.seed,
-    )  # fmt: skip
+    )
     pruning_plan = make_plan(scores, model.config, widths, attention=attention)
     pruned = cut_model(model, pruning_plan, labels)
     if config.compensate:
@@ -166,9 +174,14 @@ def _cut(
 
 
 def distill_into(
-    trip: Trip, models: "list[torch.nn.Module]", class_groups: list[list[int] | None], config: DistillConfig, *,
-    folder: Path, description: str,
-) -> None:  # fmt: skip
+    trip: Trip,
+    models: "list[torch.nn.Module]",
+    class_groups: list[list[int] | None],
+    config: DistillConfig,
+    *,
+    folder: Path,
+    description: str,
+) -> None:
     """Retrain models in place, each on its class group or (None) on all classes; several of them in lockstep."""
     split, outputs = trip.data.train, trip.teacher_outputs
     ratio, seed = config.negatives_per_positive, config.seed
@@ -184,9 +197,14 @@ def distill_into(
         weight = 0.0 if config.objective == "none" else config.distillation_weight
         objective = distill_objective(group, config.temperature, weight, label_smoothing=config.label_smoothing)
     log = train(
-        model, data, objective, config,
-        checkpoint_dir=folder / "checkpoints", description=description, distributed=False,
-    )  # fmt: skip
+        model,
+        data,
+        objective,
+        config,
+        checkpoint_dir=folder / "checkpoints",
+        description=description,
+        distributed=False,
+    )
     for each in models:
         each.eval()
     write_json(folder / "training_log.json", log.to_dict())

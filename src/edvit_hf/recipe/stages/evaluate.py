@@ -91,23 +91,31 @@ def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) 
 def _teacher(trip: Trip) -> Candidate:
     evaluation, shape = measured(trip, torch_predict(trip.teacher)), trip.teacher_shape
     return Candidate(
-        "teacher", "teacher", evaluation,
-        shape.parameters, shape.parameters, shape.macs, shape.macs, config=own_values(trip.teacher.config),
-    )  # fmt: skip
+        "teacher",
+        "teacher",
+        evaluation,
+        shape.parameters,
+        shape.parameters,
+        shape.macs,
+        shape.macs,
+        config=own_values(trip.teacher.config),
+    )
 
 
 def _ensemble(trip: Trip) -> Candidate:
     evaluation, plan = measured(trip, torch_predict(trip.ensemble)), trip.plan
     devices = {s.device for s in plan.sub_models}
     return Candidate(
-        "ensemble", "ensemble", evaluation,
+        "ensemble",
+        "ensemble",
+        evaluation,
         sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters,
         max(sum(s.parameters for s in plan.sub_models if s.device == d) for d in devices),
         sum(s.macs for s in plan.sub_models) + plan.fusion_parameters,
         max(sum(s.macs for s in plan.sub_models if s.device == d) for d in devices),
         note=f"{len(plan.sub_models)} sub-models on {len(devices)} devices; the fusion head "
         f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone",
-    )  # fmt: skip
+    )
 
 
 def _test_features(trip: Trip) -> np.ndarray:

@@ -24,11 +24,19 @@ def fuse(trip: Trip) -> None:
         drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
-    ensemble = ensemble_class(trip.recipe.task).from_sub_models(
-        trip.sub_models("distill"), trip.class_groups, id2label=trip.teacher.config.id2label,
-        fusion_hidden_size=config.hidden_size, fusion_dropout=config.dropout,
-        sub_model_dropout=config.sub_model_dropout, parent=_parent(trip),
-    ).eval()  # fmt: skip
+    ensemble = (
+        ensemble_class(trip.recipe.task)
+        .from_sub_models(
+            trip.sub_models("distill"),
+            trip.class_groups,
+            id2label=trip.teacher.config.id2label,
+            fusion_hidden_size=config.hidden_size,
+            fusion_dropout=config.dropout,
+            sub_model_dropout=config.sub_model_dropout,
+            parent=_parent(trip),
+        )
+        .eval()
+    )
     logs = {"head": _train_head(trip, ensemble)}
     accuracies = {"frozen": validation_accuracy(ensemble, trip)}
     if config.joint:
@@ -51,9 +59,11 @@ def _train_head(trip: Trip, ensemble: Any) -> dict[str, Any]:
     features = _training_features(trip, ensemble, config.views)
     ensemble.fusion.set_feature_statistics(*_statistics(features[0]))
     objective = fuse_objective(
-        sub_model_dropout=config.sub_model_dropout, weight=config.distillation_weight,
-        temperature=config.temperature, label_smoothing=config.label_smoothing,
-    )  # fmt: skip
+        sub_model_dropout=config.sub_model_dropout,
+        weight=config.distillation_weight,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+    )
     data = FuseData(features, trip.data.train.labels, outputs.logits[: config.views])
     checkpoints = trip.folders["fuse"] / "checkpoints" / "head"
     log = train(
@@ -70,9 +80,14 @@ def _tune_jointly(trip: Trip, ensemble: Any) -> dict[str, Any]:
     model = JointModel(ensemble, teacher_width=outputs.features.shape[-1], seed=config.seed)
     model.fit_mapping(_training_features(trip, ensemble, trip.recipe.fuse.views)[0], outputs.features[0])
     log = train(
-        model, data, joint_objective(trip.class_groups, config), config,
-        checkpoint_dir=trip.folders["fuse"] / "checkpoints" / "joint", description="joint", distributed=False,
-    )  # fmt: skip
+        model,
+        data,
+        joint_objective(trip.class_groups, config),
+        config,
+        checkpoint_dir=trip.folders["fuse"] / "checkpoints" / "joint",
+        description="joint",
+        distributed=False,
+    )
     ensemble.eval()
     return log.to_dict()
 

@@ -91,11 +91,15 @@ def plan_groups(
     """
     prune = recipe.prune
     result = keep_search.plan(
-        shape, groups, load_fleet(recipe.fleet_path),
+        shape,
+        groups,
+        load_fleet(recipe.fleet_path),
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
         from_scratch=sub_model_shapes(recipe, shape),
-        fusion_hidden_size=recipe.fuse.hidden_size, attention=prune.attention, placement=placement,
-    )  # fmt: skip
+        fusion_hidden_size=recipe.fuse.hidden_size,
+        attention=prune.attention,
+        placement=placement,
+    )
     check_rounds(shape, result, prune.rounds)
     return result
 

@@ -23,9 +23,13 @@ def export(trip: Trip) -> None:
     with whole_folder(folder / "ensemble") as partial:
         link_tree(trip.folders["fuse"] / "ensemble", partial)
         export_ensemble(
-            partial, config=config, inputs=measures.inputs, gate=measures.gate, report=measures.report,
+            partial,
+            config=config,
+            inputs=measures.inputs,
+            gate=measures.gate,
+            report=measures.report,
             calibration=measures.calibration,
-        )  # fmt: skip
+        )
 
 
 def card(trip: Trip) -> None:

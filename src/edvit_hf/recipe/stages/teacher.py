@@ -39,13 +39,20 @@ def train_teacher(trip: Trip) -> None:
     refuse_impossible_plan(trip, model)
     if config.epochs:
         items = ClassifyData(
-            data.train, mixup_alpha=config.mixup_alpha, cutmix_alpha=config.cutmix_alpha,
-            num_labels=len(data.label_names), seed=config.seed,
-        )  # fmt: skip
+            data.train,
+            mixup_alpha=config.mixup_alpha,
+            cutmix_alpha=config.cutmix_alpha,
+            num_labels=len(data.label_names),
+            seed=config.seed,
+        )
         log = train(
-            model, items, classify_objective(config.label_smoothing), config,
-            checkpoint_dir=folder / "checkpoints", description="teacher",
-        )  # fmt: skip
+            model,
+            items,
+            classify_objective(config.label_smoothing),
+            config,
+            checkpoint_dir=folder / "checkpoints",
+            description="teacher",
+        )
         if is_main_process():
             write_json(folder / "training_log.json", log.to_dict())
     if not is_main_process():
@@ -69,9 +76,7 @@ def base_model(trip: Trip) -> "PreTrainedModel":
         check_keys(config.from_scratch, "teacher.from_scratch")
         values = {**trip.recipe.input_sizes, **config.from_scratch}
         return stock_model(trip.recipe, values, names, "teacher.from_scratch")
-    model = load_teacher(
-        config.checkpoint, config.revision, names, task=trip.recipe.task, is_final=config.epochs == 0
-    )  # fmt: skip
+    model = load_teacher(config.checkpoint, config.revision, names, task=trip.recipe.task, is_final=config.epochs == 0)
     _check_inputs(trip.recipe.input_sizes, model.config)
     if config.config is not None:
         check_agreement(config.config, model.config)
@@ -191,7 +196,5 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
         values = sub_model_config(trip.recipe, shape, index)
         if values is not None:
             with torch.device("meta"):  # its parameters, without their memory
-                built = stock_model(
-                    trip.recipe, values, label_names(config, group), f"prune.from_scratch[{index}]"
-                )  # fmt: skip
+                built = stock_model(trip.recipe, values, label_names(config, group), f"prune.from_scratch[{index}]")
             architecture_of(built)
