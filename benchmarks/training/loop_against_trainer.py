@@ -24,7 +24,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.data import CachedPixels, ImageSplit
+from edvit_hf.data import ArrayStore, ImageSplit
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 from edvit_hf.training import ClassifyData, TrainConfig, classify_objective, train
@@ -71,7 +71,7 @@ def make_split(name: str, num_items: int) -> ImageSplit:
     """Noise: what is learnt does not change the speed."""
     size, random = MODELS[name]["image_size"], np.random.default_rng(0)
     pixels = random.integers(0, 256, (num_items, 3, size, size), dtype=np.uint8)
-    return ImageSplit(CachedPixels(pixels), np.arange(num_items) % NUM_LABELS)
+    return ImageSplit(ArrayStore(pixels), np.arange(num_items) % NUM_LABELS)
 
 
 class Items(torch.utils.data.Dataset):

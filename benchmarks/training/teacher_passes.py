@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.data import CachedPixels, ImageSplit
+from edvit_hf.data import ArrayStore, ImageSplit
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.storage import write_json
 from edvit_hf.training import (
@@ -79,7 +79,7 @@ class Epochs:
     def __init__(self, num_sub_models: int, options: argparse.Namespace) -> None:
         random = np.random.default_rng(0)
         pixels = random.integers(0, 256, (options.num_items, 3, 28, 28), dtype=np.uint8)
-        self.split = ImageSplit(CachedPixels(pixels), np.arange(options.num_items) % NUM_CLASSES)
+        self.split = ImageSplit(ArrayStore(pixels), np.arange(options.num_items) % NUM_CLASSES)
         torch.manual_seed(0)
         self.teacher = vit(TEACHER, NUM_CLASSES).eval()
         self.groups = [group.tolist() for group in np.array_split(np.arange(NUM_CLASSES), num_sub_models)]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.data import Augmentation, CachedPixels, ImageSplit
+from edvit_hf.data import ArrayStore, Augmentation, ImageSplit
 from edvit_hf.data.augmentation.pixels import move, movements
 from edvit_hf.errors import DataError
 from support.dataset_files import MOVING, OFF, image_split
@@ -102,7 +102,7 @@ def test_a_zoom_above_one_enlarges():
 def test_what_enters_is_black_after_normalisation():
     pixels = np.full((1, 3, 8, 8), 200, np.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    split = ImageSplit(CachedPixels(pixels), np.zeros(1), mean=mean, std=std, augmentation=Augmentation(shift=1.0))
+    split = ImageSplit(ArrayStore(pixels), np.zeros(1), mean=mean, std=std, augmentation=Augmentation(shift=1.0))
     view = next(v for v in range(50) if np.abs(movements(split.augmentation, 1, v, 0)[0, 2]) > 0.5)
     black = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
     entered = split.inputs([0], view)["pixel_values"][0].amin(dim=(1, 2))
@@ -200,7 +200,7 @@ def test_a_store_of_one_channel_gives_what_three_equal_ones_give():
     augmentation = Augmentation(shift=0.2, rotate_degrees=9, flip=True, rand_augment_ops=2, rand_augment_magnitude=0.6)
     options = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "augmentation": augmentation}
     one, three = (
-        ImageSplit(CachedPixels(pixels), np.zeros(6, int), **options) for pixels in (grey, np.repeat(grey, 3, 1))
+        ImageSplit(ArrayStore(pixels), np.zeros(6, int), **options) for pixels in (grey, np.repeat(grey, 3, 1))
     )
     for view in (None, 0, 1):
         values = one.inputs(range(6), view)["pixel_values"]

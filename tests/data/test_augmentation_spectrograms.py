@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.data import AudioSplit, Augmentation, CachedFeatures
+from edvit_hf.data import ArrayStore, AudioSplit, Augmentation
 from edvit_hf.data.augmentation.spectrograms import change, draws
 
 _quick = settings(max_examples=25, deadline=None)
@@ -21,7 +21,7 @@ def audio_split(augmentation=_ALL, num_items=12, frames=20, bins=8, sounding=Non
     if sounding is not None:
         features[:, sounding:] = _PADDING
     labels = np.arange(num_items) % 3
-    return AudioSplit(CachedFeatures(features), labels, mean=_MEAN, std=_STD, augmentation=augmentation, seed=5)
+    return AudioSplit(ArrayStore(features), labels, mean=_MEAN, std=_STD, augmentation=augmentation, seed=5)
 
 
 def values(split, indices=None, view=None):

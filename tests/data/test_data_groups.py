@@ -8,8 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.data import load_task
-from edvit_hf.data.groups import group_codes, group_split
-from edvit_hf.data.subsets import stratified_split
+from edvit_hf.data.subsets import group_codes, group_split, stratified_split
 from edvit_hf.errors import DataError
 from edvit_hf.transforms import ImageTransform
 from support.dataset_files import OFF, own_cache, parquet, png, write_split  # noqa: F401

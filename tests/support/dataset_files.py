@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from edvit_hf.data import Augmentation, CachedPixels, DatasetConfig, ImageSplit
+from edvit_hf.data import ArrayStore, Augmentation, DatasetConfig, ImageSplit
 
 OFF = Augmentation()
 MOVING = Augmentation(shift=0.2, rotate_degrees=20, scale=0.2, flip=True)
@@ -100,4 +100,4 @@ def parquet(folder, **options):
 
 def image_split(num_items=20, size=9, augmentation=MOVING, channels=3):
     pixels = np.random.default_rng(0).integers(0, 256, (num_items, channels, size, size), dtype=np.uint8)
-    return ImageSplit(CachedPixels(pixels), np.arange(num_items) % 4, augmentation=augmentation, seed=3)
+    return ImageSplit(ArrayStore(pixels), np.arange(num_items) % 4, augmentation=augmentation, seed=3)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
-from edvit_hf.data import Augmentation, CachedPixels, ImageSplit
+from edvit_hf.data import ArrayStore, Augmentation, ImageSplit
 from edvit_hf.errors import CheckpointError, RecipeError, TrainingError
 from edvit_hf.training import (
     ClassifyData,
@@ -51,7 +51,7 @@ def make_split(num_items=48, num_labels=4, augmentation=None):
     for item, label in enumerate(labels):
         row, column = divmod(int(label), 2)
         pixels[item, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 150
-    return ImageSplit(CachedPixels(pixels), labels, augmentation=augmentation or Augmentation(shift=0.1))
+    return ImageSplit(ArrayStore(pixels), labels, augmentation=augmentation or Augmentation(shift=0.1))
 
 
 def make_model():

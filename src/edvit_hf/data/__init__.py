@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from edvit_hf.lazy import lazy
 
 if TYPE_CHECKING:
-    from edvit_hf.data.audio_split import AudioSplit, CachedFeatures, FeatureStore
+    from edvit_hf.data.audio_split import AudioSplit
     from edvit_hf.data.augmentation import Augmentation
     from edvit_hf.data.class_groups import class_group_indices, class_group_labels
     from edvit_hf.data.config import EMBEDDED_DATASET, DatasetConfig
     from edvit_hf.data.decoding import CACHE_LIMIT_BYTES
-    from edvit_hf.data.image_split import CachedPixels, ImageSplit, PixelStore
+    from edvit_hf.data.image_split import ImageSplit
     from edvit_hf.data.mix import mix_batch
     from edvit_hf.data.modalities import AudioConfig, TextConfig
-    from edvit_hf.data.split import Split, iterate_batches
+    from edvit_hf.data.split import ArrayStore, Split, Store, iterate_batches
     from edvit_hf.data.task import TaskData, load_task
     from edvit_hf.data.text_split import SpecialTokens, TextSplit, TokenStore
     from edvit_hf.data.tokenizer import train_tokenizer
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "audio_split": ("AudioSplit", "CachedFeatures", "FeatureStore"),
+        "audio_split": ("AudioSplit",),
         "augmentation": ("Augmentation",),
         "class_groups": ("class_group_indices", "class_group_labels"),
         "config": ("EMBEDDED_DATASET", "DatasetConfig"),
         "decoding": ("CACHE_LIMIT_BYTES",),
-        "image_split": ("CachedPixels", "ImageSplit", "PixelStore"),
+        "image_split": ("ImageSplit",),
         "modalities": ("AudioConfig", "TextConfig"),
-        "split": ("Split", "iterate_batches"),
+        "split": ("ArrayStore", "Split", "Store", "iterate_batches"),
         "mix": ("mix_batch",),
         "task": ("TaskData", "load_task"),
         "text_split": ("SpecialTokens", "TextSplit", "TokenStore"),

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.data.audio_split import AudioSplit, CachedFeatures, FeatureStore
+from edvit_hf.data.audio_split import AudioSplit
 from edvit_hf.data.augmentation import Augmentation
 from edvit_hf.data.columns import KINDS
 from edvit_hf.data.config import DatasetConfig, as_json
-from edvit_hf.data.decoding import DecodedOnAccess, Wanted
-from edvit_hf.data.image_split import CachedPixels, ImageSplit, PixelStore
+from edvit_hf.data.decoding import DecodedOnAccess, RowsToDecode
+from edvit_hf.data.image_split import ImageSplit
 from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.data.roles import Role
-from edvit_hf.data.split import Split
+from edvit_hf.data.split import ArrayStore, Split, Store
 from edvit_hf.data.text_split import TextSplit, TokenStore
 from edvit_hf.errors import DataError
 from edvit_hf.tasks import Task
@@ -25,7 +25,7 @@ _TOGETHER = 256  # rows looked at together
 
 
 @dataclass(frozen=True)
-class Built:
+class PreparedSplits:
     """What a kind of input gives.
 
     Attributes:
@@ -42,7 +42,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Order:
+class SplitRequest:
     """What is to be built.
 
     Attributes:
@@ -59,10 +59,10 @@ class Order:
     augmentation: Augmentation
     processor_dir: Path | None = None
 
-    def wanted(self) -> Iterator[tuple[str, Wanted]]:
+    def wanted(self) -> Iterator[tuple[str, RowsToDecode]]:
         """Each role with the rows that it wants decoded."""
         for name, role in self.roles.items():
-            yield name, Wanted(name, role.split, role.rows, KINDS[self.task], self.config.on_error)
+            yield name, RowsToDecode(name, role.split, role.rows, KINDS[self.task], self.config.on_error)
 
     def options(self, name: str, kept: np.ndarray) -> dict[str, Any]:
         """Arguments that all splits take, for the rows of a role that are whole."""
@@ -74,13 +74,13 @@ class Order:
         }
 
 
-def build_images(order: Order) -> Built:
+def build_images(request: SplitRequest) -> PreparedSplits:
     """Images: resized RGB bytes, normalised when they are read.
 
     Raises:
         DataError: An image that cannot be decoded with `on_error` "raise", or none that can.
     """
-    config = order.config
+    config = request.config
     shape = (3, config.image_size, config.image_size)
     transform = ImageTransform(size=shape[1:], mean=config.mean, std=config.std)
 
@@ -88,13 +88,12 @@ def build_images(order: Order) -> Built:
         return transform.pixels(source).transpose(2, 0, 1)
 
     splits: dict[str, Split] = {}
-    for name, want in order.wanted():
+    for name, want in request.wanted():
         cache, kept = want.cache(shape, np.uint8, decode)
-        store: PixelStore = (
-            DecodedOnAccess(want, kept, shape, np.uint8, decode) if cache is None else CachedPixels(_grey(cache))
-        )
-        splits[name] = ImageSplit(store, mean=config.mean, std=config.std, **order.options(name, kept))
-    return Built(splits, {"preprocessor_config.json": as_json(config.preprocessor())})
+        store: Store
+        store = DecodedOnAccess(want, kept, shape, np.uint8, decode) if cache is None else ArrayStore(_grey(cache))
+        splits[name] = ImageSplit(store, mean=config.mean, std=config.std, **request.options(name, kept))
+    return PreparedSplits(splits, {"preprocessor_config.json": as_json(config.preprocessor())})
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -106,13 +105,13 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[:, :1])
 
 
-def build_sounds(order: Order) -> Built:
+def build_sounds(request: SplitRequest) -> PreparedSplits:
     """Sounds: normalised log-mel features.
 
     Raises:
         DataError: A sound that cannot be decoded with `on_error` "raise", or none that can.
     """
-    audio = order.config.audio or AudioConfig()
+    audio = request.config.audio or AudioConfig()
     transform = AudioTransform.from_preprocessor(audio.preprocessor())
     shape = (audio.max_length, audio.num_mel_bins)
 
@@ -120,16 +119,15 @@ def build_sounds(order: Order) -> Built:
         return transform.features(transform.waveform(source))
 
     splits: dict[str, Split] = {}
-    for name, want in order.wanted():
+    for name, want in request.wanted():
         cache, kept = want.cache(shape, np.float32, decode)
-        store: FeatureStore = (
-            DecodedOnAccess(want, kept, shape, np.float32, decode) if cache is None else CachedFeatures(cache)
-        )
-        splits[name] = AudioSplit(store, mean=audio.mean, std=audio.std, **order.options(name, kept))
-    return Built(splits, {"preprocessor_config.json": as_json(audio.preprocessor())})
+        store: Store
+        store = DecodedOnAccess(want, kept, shape, np.float32, decode) if cache is None else ArrayStore(cache)
+        splits[name] = AudioSplit(store, mean=audio.mean, std=audio.std, **request.options(name, kept))
+    return PreparedSplits(splits, {"preprocessor_config.json": as_json(audio.preprocessor())})
 
 
-def build_texts(order: Order) -> Built:
+def build_texts(request: SplitRequest) -> PreparedSplits:
     """Texts: token ids. The tokenizer is the one in `processor_dir`, or learnt from the training rows alone.
 
     Raises:
@@ -137,10 +135,10 @@ def build_texts(order: Order) -> Built:
     """
     from edvit_hf.data.tokenizer import read_tokenizer, special_tokens_of, train_tokenizer, transform_of
 
-    config = order.config
-    texts = {name: dict(want.decoded(_text)) for name, want in order.wanted()}
-    if order.processor_dir is not None:
-        transform, files = read_tokenizer(order.processor_dir, config.text)
+    config = request.config
+    texts = {name: dict(want.decoded(_text)) for name, want in request.wanted()}
+    if request.processor_dir is not None:
+        transform, files = read_tokenizer(request.processor_dir, config.text)
     else:
         files = train_tokenizer(list(texts["train"].values()), config.text or TextConfig())
         transform = transform_of(files)
@@ -150,8 +148,8 @@ def build_texts(order: Order) -> Built:
         values, kept = list(by_row.values()), np.fromiter(by_row, np.int64, len(by_row))
         parts = (transform.encode(values[start : start + _TOGETHER]) for start in range(0, len(values), _TOGETHER))
         store = TokenStore(row for part in parts for row in part)
-        splits[name] = TextSplit(store, special=special, raw=values, **order.options(name, kept))
-    return Built(splits, files, transform.vocab_size, transform.pad_id)
+        splits[name] = TextSplit(store, special=special, raw=values, **request.options(name, kept))
+    return PreparedSplits(splits, files, transform.vocab_size, transform.pad_id)
 
 
 def _text(source: Any) -> str:
@@ -160,7 +158,7 @@ def _text(source: Any) -> str:
     return source
 
 
-BUILDERS: dict[Task, Callable[[Order], Built]] = {
+BUILDERS: dict[Task, Callable[[SplitRequest], PreparedSplits]] = {
     "image-classification": build_images,
     "audio-classification": build_sounds,
     "text-classification": build_texts,

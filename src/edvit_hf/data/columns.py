@@ -58,8 +58,6 @@ def raw_split(
     """
     import datasets
 
-    from edvit_hf.data.labels import whole_labels
-
     column = config.input_column or input_column(dataset.features, config.label_column, task)
     for role, key, wanted in (
         (f"{KINDS[task]}s", "input_column", column),
@@ -81,7 +79,7 @@ def raw_split(
         )
     labels = _values(dataset, config.label_column)
     if is_value(feature, r"float\d+"):
-        labels = whole_labels(labels, config.label_column)
+        labels = _whole_labels(labels, config.label_column)
     inputs = undecoded(dataset.select_columns([column]), column, task)
     class_names = list(feature.names) if is_class_label else None
     groups = _groups(name, dataset, inputs, config, folder)
@@ -168,6 +166,21 @@ def concatenated(splits: Sequence[RawSplit]) -> RawSplit:
         items=_ConcatenatedItems([(len(split.labels), split.items) for split in splits]),
         groups=groups if any(split.groups is not None for split in splits) else None,
     )
+
+
+def _whole_labels(values: list[Any], column: str) -> list[Any]:
+    """Labels of a column of floats, which is what integers with missing ones among them become in csv files.
+
+    Raises:
+        DataError: A value that is no whole number.
+    """
+    broken = [value for value in values if value is not None and math.isfinite(value) and value != int(value)]
+    if broken:
+        raise DataError(
+            f"Expected one class per row in column {column!r}, got numbers like {broken[0]!r}. Regression targets "
+            "cannot be split by classes. Set `label_column`."
+        )
+    return [None if value is None or not math.isfinite(value) else int(value) for value in values]
 
 
 def _values(dataset: Any, column: str) -> list[Any]:

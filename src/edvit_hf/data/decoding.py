@@ -20,7 +20,7 @@ _READ_ROWS = 512  # encoded items held in memory at a time
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowsToDecode:
     """Rows that a role wants decoded.
 
     Attributes:
@@ -96,7 +96,7 @@ class DecodedOnAccess:
 
     def __init__(
         self,
-        wanted: Wanted,
+        wanted: RowsToDecode,
         rows: np.ndarray,
         shape: tuple[int, ...],
         dtype: type[np.generic],

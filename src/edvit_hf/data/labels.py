@@ -1,7 +1,6 @@
 """Map a dataset's labels to class ids 0..C-1."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -132,21 +131,6 @@ def class_ids(split: RawSplit, label_names: list[str], on_error: Literal["raise"
             "split; rows without a label are left out with `on_error: skip`."
         )
     return np.asarray(ids, np.int64)
-
-
-def whole_labels(values: list[Any], column: str) -> list[Any]:
-    """Labels of a column of floats, which is what integers with missing ones among them become in csv files.
-
-    Raises:
-        DataError: A value that is no whole number.
-    """
-    broken = [value for value in values if value is not None and math.isfinite(value) and value != int(value)]
-    if broken:
-        raise DataError(
-            f"Expected one class per row in column {column!r}, got numbers like {broken[0]!r}. Regression targets "
-            "cannot be split by classes. Set `label_column`."
-        )
-    return [None if value is None or not math.isfinite(value) else int(value) for value in values]
 
 
 def _is_hidden(label: object) -> bool:

@@ -6,9 +6,8 @@ import numpy as np
 
 from edvit_hf.data.columns import RawSplit, concatenated
 from edvit_hf.data.config import DatasetConfig
-from edvit_hf.data.groups import group_codes, group_split, warn_of_shared_groups
 from edvit_hf.data.labels import HIDDEN, class_ids, label_names_of, refuse_surplus_names, with_label_names
-from edvit_hf.data.subsets import stratified_split, stratified_subset
+from edvit_hf.data.subsets import group_codes, group_split, stratified_split, stratified_subset, warn_of_shared_groups
 from edvit_hf.errors import DataError
 
 ROLES = ("train", "validation", "test")

@@ -1,7 +1,8 @@
 """What every split offers: labels in RAM and inputs by item, plain or in a replayable augmented view."""
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -17,15 +18,17 @@ class Split(Protocol):
 
     Attributes:
         labels: (N,) int64, global class ids.
-        lengths: (N,) int64, tokens of each item; None where every input has the same size.
         augmentation: What `inputs(..., view=v)` applies.
         seed: Of that augmentation.
     """
 
     labels: np.ndarray
-    lengths: np.ndarray | None
     augmentation: Augmentation
     seed: int
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """(N,) int64, tokens of each item; None where every input has the same size."""
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -53,33 +56,63 @@ class Split(Protocol):
         ...
 
 
+class Store(Protocol):
+    """Inputs by row number, before augmentation: pixels (N, 3 or 1, H, W) uint8 or features (N, T, F) float32."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return these rows, a new array."""
+        ...
+
+
+class ArrayStore:
+    """A `Store` over an array in RAM."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._array)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return these rows, a new array."""
+        return np.asarray(self._array[rows])
+
+
 class RowSplit:
-    """The part that splits share: which row of a store is behind each item."""
+    """The part that splits share: which row of a store is behind each item.
+
+    Args:
+        num_rows (`int`): Rows of the store.
+        labels (`np.ndarray`): (N,) integers, one per row.
+        augmentation (`Augmentation`): None means none.
+        seed (`int`): Of the augmentation.
+    """
 
     def __init__(
-        self,
-        num_rows: int,
-        labels: np.ndarray,
-        *,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        rows: np.ndarray | None = None,
+        self, num_rows: int, labels: np.ndarray, *, augmentation: Augmentation | None = None, seed: int = 0
     ) -> None:
-        """Check and keep.
-
-        Args:
-            num_rows (`int`): Rows of the store.
-            labels (`np.ndarray`): (N,) integers, one per item of this split.
-            augmentation (`Augmentation`): None means none.
-            seed (`int`): Of the augmentation.
-            rows (`np.ndarray`): (N,) row of the store behind each item; None means all rows in order.
-        """
-        self._rows = np.arange(num_rows) if rows is None else np.asarray(rows, np.int64)
+        self._rows = np.arange(num_rows)
         self.labels = np.asarray(labels, np.int64)
         if self.labels.shape != self._rows.shape:
-            raise ValueError(f"Expected one label per item ({len(self._rows)}), got labels shaped {self.labels.shape}.")
+            raise ValueError(f"Expected one label per item ({num_rows}), got labels shaped {self.labels.shape}.")
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """None: every input has the same size."""
+        return None
+
+    def select(self, indices: Indices) -> Self:
+        """Return the split of these items in this order; data are shared, items keep their augmentation."""
+        chosen, part = self._checked(indices), copy.copy(self)
+        part._rows, part.labels = self._rows[chosen], self.labels[chosen]
+        return part
 
     def __len__(self) -> int:
         """Return the number of items."""

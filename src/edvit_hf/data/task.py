@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edvit_hf.data.augmentation import Augmentation
-from edvit_hf.data.building import BUILDERS, Order
+from edvit_hf.data.building import BUILDERS, SplitRequest
 from edvit_hf.data.config import DatasetConfig
 from edvit_hf.data.roles import choose_roles
 from edvit_hf.data.sources import open_splits
@@ -73,7 +73,7 @@ def load_task(
     augmentation.check_task(task)
     label_names, roles = choose_roles(config, open_splits(config, task))
     _refuse_one_class(roles["train"].labels, roles["train"].unlabelled)
-    built = BUILDERS[task](Order(config, task, roles, augmentation, processor_dir))
+    built = BUILDERS[task](SplitRequest(config, task, roles, augmentation, processor_dir))
     skipped = {name: role.unlabelled + len(role.rows) - len(built.splits[name]) for name, role in roles.items()}
     if any(skipped.values()):
         logger.warning("data: skipped rows of %s: %s", config.path, ", ".join(f"{k} {v}" for k, v in skipped.items()))

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from edvit_hf.data.augmentation import Augmentation
-from edvit_hf.data.augmentation.tokens import dropped
+from edvit_hf.data.augmentation.config import check_draw
 from edvit_hf.data.split import Indices, Inputs, RowSplit
 
 
@@ -49,7 +50,15 @@ class TokenStore:
 
 
 class TextSplit(RowSplit):
-    """Token ids and labels of one split; a `Split`."""
+    """Token ids and labels of one split; a `Split`.
+
+    Args:
+        store (`TokenStore`): Where the tokens are, special ones included.
+        labels (`np.ndarray`): (N,) integers.
+        special (`SpecialTokens`): None means [PAD], [UNK], [CLS], [SEP], [MASK] as 0 to 4.
+        raw (`Sequence[str]`, *optional*): The texts behind the rows of the store.
+        options: `augmentation` and `seed` of `RowSplit`.
+    """
 
     def __init__(
         self,
@@ -58,37 +67,15 @@ class TextSplit(RowSplit):
         *,
         special: SpecialTokens | None = None,
         raw: Sequence[str] | None = None,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        rows: np.ndarray | None = None,
+        **options: Any,
     ) -> None:
-        """Wrap a store.
-
-        Args:
-            store (`TokenStore`): Where the tokens are, special ones included.
-            labels (`np.ndarray`): (N,) integers, one per item of this split.
-            special (`SpecialTokens`): None means [PAD], [UNK], [CLS], [SEP], [MASK] as 0 to 4.
-            raw (`Sequence[str]`, *optional*): The texts behind the rows of the store.
-            augmentation (`Augmentation`): None means none.
-            seed (`int`): Of the augmentation.
-            rows (`np.ndarray`): Row of the store behind each item; None means all rows in order.
-        """
-        super().__init__(len(store), labels, augmentation=augmentation, seed=seed, rows=rows)
+        super().__init__(len(store), labels, **options)
         self._store, self._special, self._raw = store, special or SpecialTokens(), raw
-        self.lengths: np.ndarray | None = store.lengths[self._rows]
 
-    def select(self, indices: Indices) -> "TextSplit":
-        """Return the split of these items in this order; tokens are shared, items keep their augmentation."""
-        chosen = self._checked(indices)
-        return TextSplit(
-            self._store,
-            self.labels[chosen],
-            special=self._special,
-            raw=self._raw,
-            augmentation=self.augmentation,
-            seed=self.seed,
-            rows=self._rows[chosen],
-        )
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """(N,) int64, tokens of each plain item."""
+        return self._store.lengths[self._rows]
 
     def texts(self, indices: Indices) -> list[str]:
         """Return the texts of these items as they were read, for rivals that are no transformers.
@@ -113,7 +100,7 @@ class TextSplit(RowSplit):
         places[~present] = 0
         ids = self._store.tokens[places].astype(np.int64)
         if view is not None and self.augmentation.token_dropout and len(rows):
-            gone = _dropout_table(self.augmentation, self._store, view, self.seed)[places] & present
+            gone = dropped(self.augmentation, len(self._store.tokens), view, self.seed)[places] & present
             gone &= ~np.isin(ids, self._special.kept)
             if self.augmentation.token_dropout_by == "unknown":
                 ids[gone] = self._special.unknown
@@ -132,5 +119,11 @@ def _without(ids: np.ndarray, present: np.ndarray, gone: np.ndarray) -> tuple[np
 
 
 @lru_cache(maxsize=8)
-def _dropout_table(augmentation: Augmentation, store: TokenStore, view: int, seed: int) -> np.ndarray:
-    return dropped(augmentation, len(store.tokens), view, seed)
+def dropped(augmentation: Augmentation, num_tokens: int, view: int, seed: int) -> np.ndarray:
+    """Draw which tokens of a whole split are dropped: (num_tokens,) bool.
+
+    All items' tokens stand in one row, one item after the other; the first ones do not depend on how many follow.
+    """
+    check_draw(num_tokens, view, seed)
+    draws = np.random.default_rng([seed, view, 3]).random(num_tokens, np.float32)
+    return np.asarray(draws < np.float32(augmentation.token_dropout))

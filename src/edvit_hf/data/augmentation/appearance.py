@@ -3,6 +3,8 @@
 Source: RandAugment (arXiv 1909.13719), with Pillow's `ImageEnhance` and `ImageOps` as the definition of each operation.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from edvit_hf.data.augmentation.config import Augmentation, check_draw
@@ -16,6 +18,7 @@ _LARGEST_BITS_LOST = 4
 _FEW = 8  # images whose floats stay in the processor's cache
 
 
+@lru_cache(maxsize=16)
 def operations(augmentation: Augmentation, num_items: int, view: int, seed: int) -> np.ndarray:
     """Draw the operations of one view; item i gets the same row whatever `num_items` is.
 

@@ -12,6 +12,7 @@ from edvit_hf.data.augmentation.config import Augmentation, check_draw
 _GRID_PADDING = {"black": "zeros", "border": "border", "reflection": "reflection"}
 
 
+@lru_cache(maxsize=16)
 def movements(augmentation: Augmentation, num_items: int, view: int, seed: int) -> np.ndarray:
     """Draw the movements of one view; item i gets the same row whatever `num_items` is.
 

@@ -1,5 +1,7 @@
 """Spectrograms in a replayable view: shifted in time, masked in time and frequency (SpecAugment), louder or softer."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from edvit_hf.data.augmentation.config import Augmentation, check_draw
@@ -7,6 +9,7 @@ from edvit_hf.data.augmentation.config import Augmentation, check_draw
 _NEPER_PER_DB = float(np.log(10) / 10)  # the features are natural logarithms of power
 
 
+@lru_cache(maxsize=16)
 def draws(augmentation: Augmentation, num_items: int, view: int, seed: int) -> np.ndarray:
     """Draw the numbers of one view; item i gets the same row whatever `num_items` is.
 
