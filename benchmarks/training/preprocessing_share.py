@@ -36,9 +36,9 @@ from edvit_hf.recipe.stages.teacher import base_model
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import write_json
 from edvit_hf.training import ClassifyData, DistillData, EpochData, TrainConfig, classify_objective, distill_objective
+from edvit_hf.training.loading import epoch_batches
 from edvit_hf.training.objectives import Objective
 from edvit_hf.training.optimizer import clip_gradients, clip_groups, make_optimizer
-from edvit_hf.training.order import epoch_batches
 from harness import RESULTS, ROOT
 
 RECIPES = ROOT / "recipes"

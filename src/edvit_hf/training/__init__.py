@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LockstepData,
     )
     from edvit_hf.training.joint import JointModel, joint_objective
+    from edvit_hf.training.loading import epoch_batches, epoch_order
     from edvit_hf.training.lockstep import Lockstep, lockstep_objective
     from edvit_hf.training.loop import train
     from edvit_hf.training.objectives import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         fuse_objective,
         group_distribution,
     )
-    from edvit_hf.training.order import epoch_batches, epoch_order
     from edvit_hf.training.processes import my_share, process_state
     from edvit_hf.training.teacher import TeacherOutputs, teacher_outputs
     from edvit_hf.training.threads import use_all_cores
@@ -40,11 +40,11 @@ __getattr__, __dir__, __all__ = lazy(
         "checkpoints": ("TrainLog",),
         "config": ("DistillConfig", "FuseConfig", "TrainConfig", "joint_config"),
         "epoch_data": ("Batch", "ClassifyData", "DistillData", "EpochData", "FuseData", "JointData", "LockstepData"),
+        "loading": ("epoch_batches", "epoch_order"),
         "joint": ("JointModel", "joint_objective"),
         "lockstep": ("Lockstep", "lockstep_objective"),
         "loop": ("train",),
         "objectives": ("Objective", "classify_objective", "distill_objective", "fuse_objective", "group_distribution"),
-        "order": ("epoch_batches", "epoch_order"),
         "processes": ("my_share", "process_state"),
         "teacher": ("TeacherOutputs", "teacher_outputs"),
         "threads": ("use_all_cores",),

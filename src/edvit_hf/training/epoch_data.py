@@ -107,8 +107,56 @@ class ClassifyData:
         return {"inputs": inputs, "labels": labels, "targets": targets}
 
 
-class DistillData:
-    """Items for one class group with the teacher's stored logits; epochs replay the stored views in turn.
+class _StoredViews:
+    """Items of a split with what the teacher said of them; epochs replay the stored views in turn.
+
+    Args:
+        split (`Split`): The training split, N items.
+        stored: Name in a batch -> (V, N, D) float32, of the same V views.
+    """
+
+    def __init__(self, split: "Split", **stored: np.ndarray) -> None:
+        for name, array in stored.items():
+            last = "classes" if name == "teacher_logits" else "features"
+            if array.ndim != 3 or array.shape[1] != len(split):
+                raise DataError(
+                    f"{name.replace('_', ' ').capitalize()} must have the shape (views, {len(split)}, {last}), got "
+                    f"{array.shape}. They are looked up by item, so they must come from this very split."
+                )
+        self.split, self.stored = split, stored
+        self.num_views = len(next(iter(stored.values())))
+        self.set_epoch(0)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of this epoch's items, or None."""
+        lengths = self.split.lengths
+        return None if lengths is None else lengths[self.items]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view and the items of this epoch."""
+        self.view = epoch % self.num_views
+        self.items = self.items_of(epoch)
+
+    def items_of(self, epoch: int) -> np.ndarray:
+        """The items of an epoch, as positions in the split: all of them, in order."""
+        return np.arange(len(self.split))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """`inputs`, global `labels` (B,) and what is stored of the same view, (B, D) each."""
+        items = self.items[indices]
+        return {
+            "inputs": self.split.inputs(items, view=self.view),
+            "labels": torch.from_numpy(self.split.labels[items]),
+            **{name: torch.from_numpy(array[self.view, items]) for name, array in self.stored.items()},
+        }
+
+
+class DistillData(_StoredViews):
+    """Items for one class group with the teacher's stored logits.
 
     Args:
         split (`Split`): The training split, N items.
@@ -127,38 +175,18 @@ class DistillData:
         negatives_per_positive: float = 1.0,
         seed: int = 0,
     ) -> None:
-        _check_stored("Teacher logits", teacher_logits, "classes", len(split))
-        self.split = split
-        self.teacher_logits = teacher_logits
-        self.class_group = _group_with_other(class_group, teacher_logits.shape[2])
-        self.negatives_per_positive = negatives_per_positive
-        self.seed = seed
-        self.set_epoch(0)
+        self.class_group, self.negatives_per_positive, self.seed = class_group, negatives_per_positive, seed
+        super().__init__(split, teacher_logits=teacher_logits)
 
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Lengths of this epoch's items, or None."""
-        return _taken(self.split.lengths, self.items)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the view and draw the "other" items of this epoch."""
-        self.view = epoch % len(self.teacher_logits)
-        self.items = items_of_group(self.split.labels, self.class_group, self.negatives_per_positive, self.seed, epoch)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """`inputs`, global `labels` (B,) and `teacher_logits` (B, C) of the same view."""
-        items = self.items[indices]
-        return {
-            "inputs": self.split.inputs(items, view=self.view),
-            "labels": torch.from_numpy(self.split.labels[items]),
-            "teacher_logits": torch.from_numpy(self.teacher_logits[self.view, items]),
-        }
+    def items_of(self, epoch: int) -> np.ndarray:
+        """The items of the class group and a fresh sample of the others; all items where there are no others."""
+        group, ratio = self.class_group, self.negatives_per_positive
+        if group is None or len(group) == self.stored["teacher_logits"].shape[2]:
+            return super().items_of(epoch)
+        return class_group_indices(self.split.labels, group, negatives_per_positive=ratio, seed=self.seed, epoch=epoch)
 
 
-class LockstepData:
+class LockstepData(_StoredViews):
     """The items that any of several sub-models needs in an epoch, each marked with those who need it.
 
     Every sub-model gets the very items that `DistillData` would give it; an item that several need comes once. A batch
@@ -168,54 +196,27 @@ class LockstepData:
         split (`Split`): The training split, N items.
         teacher_logits (`np.ndarray`): (V, N, C) float32, V stored views.
         class_groups (`Sequence[list[int] | None]`): One per sub-model, S of them; None takes every item.
-        negatives_per_positive (`float`): "Other" items per item of a group, drawn anew every epoch.
-        seed (`int`): Seed of that draw.
+        options: `negatives_per_positive` and `seed` of `DistillData`.
     """
 
     def __init__(
-        self,
-        split: "Split",
-        teacher_logits: np.ndarray,
-        class_groups: Sequence[list[int] | None],
-        *,
-        negatives_per_positive: float = 1.0,
-        seed: int = 0,
+        self, split: "Split", teacher_logits: np.ndarray, class_groups: Sequence[list[int] | None], **options: Any
     ) -> None:
-        _check_stored("Teacher logits", teacher_logits, "classes", len(split))
-        self.split = split
-        self.teacher_logits = teacher_logits
-        self.class_groups = [_group_with_other(group, teacher_logits.shape[2]) for group in class_groups]
-        self.negatives_per_positive = negatives_per_positive
-        self.seed = seed
-        self.set_epoch(0)
+        self.sub_models = [DistillData(split, teacher_logits, group, **options) for group in class_groups]
+        super().__init__(split, teacher_logits=teacher_logits)
 
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Lengths of this epoch's items, or None."""
-        return _taken(self.split.lengths, self.items)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the view and the items of every sub-model in this epoch."""
-        self.view = epoch % len(self.teacher_logits)
-        is_member = np.zeros((len(self.split), len(self.class_groups)), dtype=bool)
-        for column, group in enumerate(self.class_groups):
-            drawn = items_of_group(self.split.labels, group, self.negatives_per_positive, self.seed, epoch)
-            is_member[drawn, column] = True
-        self.items = np.flatnonzero(is_member.any(axis=1))
-        self.membership = is_member[self.items]
-
-    def __len__(self) -> int:
-        return len(self.items)
+    def items_of(self, epoch: int) -> np.ndarray:
+        """The union of every sub-model's items; notes in `membership` (M, S) whose they are."""
+        is_member = np.zeros((len(self.split), len(self.sub_models)), dtype=bool)
+        for column, data in enumerate(self.sub_models):
+            is_member[data.items_of(epoch), column] = True
+        items = np.flatnonzero(is_member.any(axis=1))
+        self.membership = is_member[items]
+        return items
 
     def batch(self, indices: np.ndarray) -> Batch:
         """`inputs`, global `labels` (B,), `teacher_logits` (B, C) of the same view and `membership` (B, S) bool."""
-        items = self.items[indices]
-        return {
-            "inputs": self.split.inputs(items, view=self.view),
-            "labels": torch.from_numpy(self.split.labels[items]),
-            "teacher_logits": torch.from_numpy(self.teacher_logits[self.view, items]),
-            "membership": torch.from_numpy(self.membership[indices]),
-        }
+        return {**super().batch(indices), "membership": torch.from_numpy(self.membership[indices])}
 
 
 class FuseData:
@@ -258,8 +259,8 @@ class FuseData:
         }
 
 
-class JointData:
-    """All items with the teacher's stored logits and features; epoch e uses view e modulo the stored views.
+class JointData(_StoredViews):
+    """All items with the teacher's stored logits and features.
 
     Args:
         split (`Split`): The training split, N items.
@@ -268,65 +269,12 @@ class JointData:
     """
 
     def __init__(self, split: "Split", teacher_logits: np.ndarray, teacher_features: np.ndarray) -> None:
-        _check_stored("Teacher logits", teacher_logits, "classes", len(split))
-        _check_stored("Teacher features", teacher_features, "features", len(split))
         if len(teacher_logits) != len(teacher_features):
             raise DataError(
                 f"Teacher logits of {len(teacher_logits)} views and features of {len(teacher_features)} do not fit: "
                 "they are paired by view. Pass the same views of both."
             )
-        self.split = split
-        self.teacher_logits, self.teacher_features = teacher_logits, teacher_features
-        self.view = 0
-
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Lengths of the items, or None."""
-        return self.split.lengths
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the view of this epoch."""
-        self.view = epoch % len(self.teacher_logits)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """`inputs`, `labels` (B,), `teacher_logits` (B, C) and `teacher_features` (B, D) of the same view."""
-        return {
-            "inputs": self.split.inputs(indices, view=self.view),
-            "labels": torch.from_numpy(self.split.labels[indices]),
-            "teacher_logits": torch.from_numpy(self.teacher_logits[self.view, indices]),
-            "teacher_features": torch.from_numpy(self.teacher_features[self.view, indices]),
-        }
-
-
-def items_of_group(
-    labels: np.ndarray, class_group: list[int] | None, negatives_per_positive: float, seed: int, epoch: int
-) -> np.ndarray:
-    """The items of one epoch of a sub-model; all of them, in order, without a group."""
-    if class_group is None:
-        return np.arange(len(labels))
-    return class_group_indices(
-        labels, class_group, negatives_per_positive=negatives_per_positive, seed=seed, epoch=epoch
-    )
-
-
-def _group_with_other(class_group: list[int] | None, num_classes: int) -> list[int] | None:
-    """The group, or None where it holds every class, so that nothing is left for "other"."""
-    return class_group if class_group is not None and len(class_group) < num_classes else None
-
-
-def _taken(lengths: np.ndarray | None, items: np.ndarray) -> np.ndarray | None:
-    return None if lengths is None else lengths[items]
-
-
-def _check_stored(what: str, array: np.ndarray, last: str, num_items: int) -> None:
-    if array.ndim != 3 or array.shape[1] != num_items:
-        raise DataError(
-            f"{what} must have the shape (views, {num_items}, {last}), got "
-            f"{array.shape}. They are looked up by item, so they must come from this very split."
-        )
+        super().__init__(split, teacher_logits=teacher_logits, teacher_features=teacher_features)
 
 
 def _with_views(array: np.ndarray) -> np.ndarray:

@@ -20,10 +20,9 @@ from edvit_hf.errors import TrainingError
 from edvit_hf.training.checkpoints import Progress, TrainLog, newest_checkpoint, restore, run_identity, write_checkpoint
 from edvit_hf.training.config import TrainConfig
 from edvit_hf.training.epoch_data import EpochData
-from edvit_hf.training.loading import load_batches, num_steps, share_of
+from edvit_hf.training.loading import epoch_batches, load_batches, num_steps, share_of
 from edvit_hf.training.objectives import Objective
 from edvit_hf.training.optimizer import clip_gradients, clip_groups, learning_rate_scale, make_optimizer
-from edvit_hf.training.order import epoch_batches
 from edvit_hf.training.processes import alone, make_accelerator, process_state
 from edvit_hf.training.threads import use_all_cores
 from edvit_hf.training.tracking import Tracker
@@ -143,20 +142,8 @@ def _train(
     try:
         state = _resume(accelerator, checkpoint_dir, identity, config, description)
         bar = _make_bar(config, data, state, description, is_shown=is_shown)
-        run = _Run(
-            accelerator,
-            prepared,
-            clip_groups(model),
-            prepared_optimizer,
-            data,
-            objective,
-            config,
-            checkpoint_dir,
-            description,
-            state,
-            bar,
-            tracker,
-        )
+        trained = (accelerator, prepared, clip_groups(model), prepared_optimizer)
+        run = _Run(*trained, data, objective, config, checkpoint_dir, description, state, bar, tracker)
         with bar:
             _train_epochs(run)
     finally:
@@ -176,9 +163,8 @@ def _check_trainable(data: EpochData, config: TrainConfig, description: str) -> 
         raise TrainingError(f"{description}: there are no items to train on. Check the split and the class group.")
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError(
-            f"{description}: `mixed_precision: fp16` needs a GPU and none was found; a CPU has no fast "
-            "fp16 and "
-            'no loss scaling. Use "bf16", or "no".'
+            f"{description}: `mixed_precision: fp16` needs a GPU and none was found; a CPU has no fast fp16 and no "
+            'loss scaling. Use "bf16", or "no".'
         )
 
 
@@ -188,35 +174,22 @@ def _resume(
     found = newest_checkpoint(checkpoint_dir, identity)
     if found is None:
         if accelerator.is_main_process:
-            logger.info(
-                "%s: %d epochs on %s, %d process(es)",
-                description,
-                config.epochs,
-                accelerator.device,
-                accelerator.num_processes,
-            )
+            where = (accelerator.device, accelerator.num_processes)
+            logger.info("%s: %d epochs on %s, %d process(es)", description, config.epochs, *where)
         return Progress(run=identity, num_processes=accelerator.num_processes)
     folder, state = found
     restore(accelerator, folder, state)
     if accelerator.is_main_process and state.num_processes not in (None, accelerator.num_processes):
+        processes = (state.num_processes, accelerator.num_processes)
         logger.warning(
             "%s: %s was saved by %d process(es), %d go on: the result will differ from an uninterrupted run's by "
             "rounding, and by what is drawn at random. Launch as many as before if it has to be equal",
-            description,
-            folder,
-            state.num_processes,
-            accelerator.num_processes,
+            *(description, folder, *processes),
         )
     state.num_processes = accelerator.num_processes
     if accelerator.is_main_process:
-        logger.info(
-            "%s: continues after %d of %d epochs and %d batches (%s)",
-            description,
-            state.epoch,
-            config.epochs,
-            state.batches_done,
-            folder,
-        )
+        done = (state.epoch, config.epochs, state.batches_done)
+        logger.info("%s: continues after %d of %d epochs and %d batches (%s)", description, *done, folder)
     else:
         state.sums, state.num_items = {}, 0.0  # the main process carries the totals of all
     return state
@@ -227,15 +200,8 @@ def _make_bar(config: TrainConfig, data: EpochData, state: Progress, description
     data.set_epoch(min(state.epoch, config.epochs - 1))
     sizes = [len(batch) for batch in _batches(config, data, state.epoch)][: state.batches_done]
     done = state.epoch * len(data) + sum(sizes)
-    return tqdm(
-        total=config.epochs * len(data),
-        initial=done,
-        desc=description,
-        unit="sample",
-        unit_scale=True,
-        disable=not is_shown,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-    )
+    look = {"unit": "sample", "unit_scale": True, "mininterval": 0.2 if sys.stderr.isatty() else 10.0}
+    return tqdm(total=config.epochs * len(data), initial=done, desc=description, disable=not is_shown, **look)
 
 
 def _batches(config: TrainConfig, data: EpochData, epoch: int) -> list[np.ndarray]:
@@ -250,10 +216,7 @@ def _train_epochs(run: _Run) -> None:
     except KeyboardInterrupt:
         logger.warning(
             "%s: interrupted in epoch %d of %d; run again to continue from the newest checkpoint in %s",
-            run.description,
-            state.epoch + 1,
-            run.config.epochs,
-            run.checkpoint_dir,
+            *(run.description, state.epoch + 1, run.config.epochs, run.checkpoint_dir),
         )
         raise
     if run.accelerator.is_main_process and state.log:
@@ -285,13 +248,8 @@ def _train_epoch(run: _Run) -> None:
         with contextlib.nullcontext() if is_last_of_step else accelerator.no_sync(run.model):
             loss, figures = run.objective(run.model, batch)
             accelerator.backward(loss * shares[index].scale / step_size)
-        row = _Pending(
-            {"loss": loss.detach(), **figures},
-            shares[index].num_items,
-            len(batches[index]),
-            steps_before + step + 1,
-            index + 1,
-        )
+        counts = (shares[index].num_items, len(batches[index]), steps_before + step + 1, index + 1)
+        row = _Pending({"loss": loss.detach(), **figures}, *counts)
         run.pending.append(row)
         state.batches_done = index + 1
         if is_last_of_step:

@@ -46,15 +46,9 @@ class Tracker:
             raise MissingExtraError("Tracking a training run (`track`)", "track", "trackio") from error
         self._note, self._key = checkpoint_dir / TRACKED_FILE, [config.track, identity]
         self._last_epoch = _last_epoch(self._note, self._key)
-        self._run = trackio.init(
-            project=config.track,
-            name=f"{description} {identity[:8]}",
-            config=dataclasses.asdict(config),
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        name, values = f"{description} {identity[:8]}", dataclasses.asdict(config)
+        self._run = trackio.init(project=config.track, name=name, config=values, resume="allow", **quiet)
 
     def log(self, entry: dict[str, float]) -> None:
         """File the figures of one epoch; `entry` is one of `TrainLog.epochs`."""

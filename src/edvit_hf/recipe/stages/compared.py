@@ -164,14 +164,9 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
         texts[name] = split.texts(np.arange(len(split)))
     folder = _folder(trip, "tfidf", max_parameters)
     if not (folder / "model").is_dir():
-        fitted = TfidfBaseline.fit(
-            texts["train"],
-            splits["train"].labels,
-            texts["validation"],
-            splits["validation"].labels,
-            num_labels=len(trip.data.label_names),
-            max_parameters=max_parameters,
-        )
+        train, validation = ((texts[name], splits[name].labels) for name in ("train", "validation"))
+        num_labels = len(trip.data.label_names)
+        fitted = TfidfBaseline.fit(*train, *validation, num_labels=num_labels, max_parameters=max_parameters)
         with whole_folder(folder / "model") as partial:
             fitted.save(partial)
     model = TfidfBaseline.load(folder / "model")
@@ -182,13 +177,5 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
     )
     macs = round(model.macs_per_item(texts["test"]))
     name = "TF-IDF + linear" + (", per-device size" if max_parameters else "")
-    return Candidate(
-        name,
-        "baseline",
-        evaluation,
-        model.num_parameters,
-        model.num_parameters,
-        macs,
-        macs,
-        note=model.describe() + "; trained on the labels, its vocabulary is not counted",
-    )
+    note = model.describe() + "; trained on the labels, its vocabulary is not counted"
+    return Candidate(name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs, note)

@@ -56,7 +56,7 @@ def prune_round(trip: Trip, number: int) -> None:
             model, pruning_plan = prune_for(trip, group, widths)
         else:
             last = trip.load(trip.folders[f"retrain_round{number - 1}"] / f"sub_models/{index:02d}")
-            model, pruning_plan = _cut_again(trip, last, group, widths)
+            model, pruning_plan = _cut(trip, last, group, widths, trip.recipe.prune.attention)
         logger.info("sub-model %d, classes %s\n%s", index, group, pruning_plan)
         write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_dict())
         save_model(model, target, trip.data.processor)
@@ -129,7 +129,7 @@ def prune_for(trip: Trip, class_group: list[int], keep: Widths | int) -> "tuple[
     attention: AttentionKind = config.attention if isinstance(keep, Widths) else "whole"
     if not isinstance(keep, Widths):
         keep = trip.teacher_shape.keep(keep, num_labels=num_labels_of(class_group, labels)).widths
-    return _cut(trip, trip.teacher, class_group, class_group, keep, attention)
+    return _cut(trip, trip.teacher, class_group, keep, attention)
 
 
 def _final_widths(trip: Trip, index: int) -> Widths:
@@ -138,38 +138,24 @@ def _final_widths(trip: Trip, index: int) -> Widths:
     return widths
 
 
-def _cut_again(
-    trip: Trip, model: "PreTrainedModel", class_group: list[int], widths: Widths
-) -> "tuple[PreTrainedModel, Any]":
-    """Cut a sub-model further: it is scored on its own labels, by items of the classes it answers for."""
-    own = list(range(model.config.num_labels))
-    return _cut(trip, model, class_group, own, widths, trip.recipe.prune.attention)
-
-
 def _cut(
-    trip: Trip,
-    model: "PreTrainedModel",
-    sampled: list[int],
-    labels: list[int],
-    widths: Widths,
-    attention: AttentionKind,
+    trip: Trip, model: "PreTrainedModel", class_group: list[int], widths: Widths, attention: AttentionKind
 ) -> "tuple[PreTrainedModel, Any]":
-    """Score `model` for its `labels` on items of the `sampled` classes, cut it, and compensate if asked to."""
-    config, train_split = trip.recipe.prune, trip.data.train
-    sample = trip.training_sample(sampled, config.samples_per_class, config.seed)
+    """Score a model on items of the class group, cut it, and compensate if asked to.
+
+    The teacher is scored and cut for the labels of the group; a sub-model is cut further for its own labels.
+    """
+    config, inputs = trip.recipe.prune, trip.data.train.inputs
+    labels = class_group if model is trip.teacher else list(range(model.config.num_labels))
+    sample = inputs(trip.training_sample(class_group, config.samples_per_class, config.seed))
     scores = unit_scores(
-        model,
-        train_split.inputs(sample),
-        labels,
-        method=config.importance,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        model, sample, labels, method=config.importance, batch_size=config.batch_size, seed=config.seed
     )
     pruning_plan = make_plan(scores, model.config, widths, attention=attention)
     pruned = cut_model(model, pruning_plan, labels)
     if config.compensate:
-        mixed = trip.mixed_training_sample(sampled, config.compensation_samples, config.seed)
-        compensate(pruned, model, pruning_plan, labels, train_split.inputs(mixed))
+        mixed = trip.mixed_training_sample(class_group, config.compensation_samples, config.seed)
+        compensate(pruned, model, pruning_plan, labels, inputs(mixed))
     return pruned, pruning_plan
 
 
@@ -196,15 +182,8 @@ def distill_into(
         data = DistillData(split, outputs.logits, group, negatives_per_positive=ratio, seed=seed)
         weight = 0.0 if config.objective == "none" else config.distillation_weight
         objective = distill_objective(group, config.temperature, weight, label_smoothing=config.label_smoothing)
-    log = train(
-        model,
-        data,
-        objective,
-        config,
-        checkpoint_dir=folder / "checkpoints",
-        description=description,
-        distributed=False,
-    )
+    checkpoints = folder / "checkpoints"
+    log = train(model, data, objective, config, checkpoint_dir=checkpoints, description=description, distributed=False)
     for each in models:
         each.eval()
     write_json(folder / "training_log.json", log.to_dict())

@@ -90,16 +90,8 @@ def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) 
 
 def _teacher(trip: Trip) -> Candidate:
     evaluation, shape = measured(trip, torch_predict(trip.teacher)), trip.teacher_shape
-    return Candidate(
-        "teacher",
-        "teacher",
-        evaluation,
-        shape.parameters,
-        shape.parameters,
-        shape.macs,
-        shape.macs,
-        config=own_values(trip.teacher.config),
-    )
+    sizes = (shape.parameters, shape.parameters, shape.macs, shape.macs)
+    return Candidate("teacher", "teacher", evaluation, *sizes, config=own_values(trip.teacher.config))
 
 
 def _ensemble(trip: Trip) -> Candidate:

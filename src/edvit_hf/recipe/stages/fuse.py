@@ -24,19 +24,16 @@ def fuse(trip: Trip) -> None:
         drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
-    ensemble = (
-        ensemble_class(trip.recipe.task)
-        .from_sub_models(
-            trip.sub_models("distill"),
-            trip.class_groups,
-            id2label=trip.teacher.config.id2label,
-            fusion_hidden_size=config.hidden_size,
-            fusion_dropout=config.dropout,
-            sub_model_dropout=config.sub_model_dropout,
-            parent=_parent(trip),
-        )
-        .eval()
+    names = {"hidden_size": "fusion_hidden_size", "dropout": "fusion_dropout", "sub_model_dropout": "sub_model_dropout"}
+    head = {name: getattr(config, own) for own, name in names.items()}
+    ensemble = ensemble_class(trip.recipe.task).from_sub_models(
+        trip.sub_models("distill"),
+        trip.class_groups,
+        id2label=trip.teacher.config.id2label,
+        parent=_parent(trip),
+        **head,
     )
+    ensemble.eval()
     logs = {"head": _train_head(trip, ensemble)}
     accuracies = {"frozen": validation_accuracy(ensemble, trip)}
     if config.joint:
@@ -79,15 +76,8 @@ def _tune_jointly(trip: Trip, ensemble: Any) -> dict[str, Any]:
     data = JointData(trip.data.train, outputs.logits[: config.views], outputs.features[: config.views])
     model = JointModel(ensemble, teacher_width=outputs.features.shape[-1], seed=config.seed)
     model.fit_mapping(_training_features(trip, ensemble, trip.recipe.fuse.views)[0], outputs.features[0])
-    log = train(
-        model,
-        data,
-        joint_objective(trip.class_groups, config),
-        config,
-        checkpoint_dir=trip.folders["fuse"] / "checkpoints" / "joint",
-        description="joint",
-        distributed=False,
-    )
+    objective, checkpoints = joint_objective(trip.class_groups, config), trip.folders["fuse"] / "checkpoints" / "joint"
+    log = train(model, data, objective, config, checkpoint_dir=checkpoints, description="joint", distributed=False)
     ensemble.eval()
     return log.to_dict()
 

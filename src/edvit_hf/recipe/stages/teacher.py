@@ -45,14 +45,8 @@ def train_teacher(trip: Trip) -> None:
             num_labels=len(data.label_names),
             seed=config.seed,
         )
-        log = train(
-            model,
-            items,
-            classify_objective(config.label_smoothing),
-            config,
-            checkpoint_dir=folder / "checkpoints",
-            description="teacher",
-        )
+        objective, checkpoints = classify_objective(config.label_smoothing), folder / "checkpoints"
+        log = train(model, items, objective, config, checkpoint_dir=checkpoints, description="teacher")
         if is_main_process():
             write_json(folder / "training_log.json", log.to_dict())
     if not is_main_process():
