@@ -104,6 +104,25 @@ def test_every_python_name_of_ours_on_a_page_exists(page):
         assert is_module or re.search(rf"\b{last}\b", file.read_text(encoding="utf-8")), name
 
 
+def test_every_command_on_a_page_is_one_and_has_the_options_it_is_given():
+    reference = re.split(r"^#+ edvit ", (DOCS / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    commands = {text.splitlines()[0]: text for text in reference}
+    wrong = []
+    for page in [*PAGES, ROOT / "space_app/README.md"]:
+        text = page.read_text(encoding="utf-8")
+        lines = re.findall(r"`([^`\n]+)`", text) + [
+            line for block in text.split("```")[1::2] for line in block.splitlines()
+        ]
+        for line in lines:
+            said = re.match(r"(?:[A-Z_]+=\S+ )*edvit ((?:space )?[a-z]+)\b([^#]*)", line.strip())
+            if said is None:
+                continue
+            options = re.findall(r"(?<=\s)--[a-z][a-z-]*", said[2])
+            missing = [option for option in options if f"`{option}" not in commands.get(said[1], "")]
+            wrong += [f"{page.name}: {line}"] if said[1] not in commands or missing else []
+    assert wrong == []
+
+
 def test_the_index_links_every_page():
     linked = {(DOCS / link.partition("#")[0]).resolve() for link in links(DOCS / "index.md")}
     assert set(DOCS.rglob("*.md")) - {DOCS / "index.md"} <= linked
