@@ -142,10 +142,10 @@ def test_the_tree_in_contributing_names_what_is_there_and_every_room():
     assert rooms <= named
 
 
-def test_every_file_that_architecture_names_exists():
+def test_every_file_that_architecture_names_exists_and_every_room_is_named():
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`([\w/]+(?:\.py|\.yaml|/))`", page)) - {"src/edvit_hf/"}
-    assert names
+    assert {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")} <= names, "every room has its sentence"
     assert [name for name in sorted(names) if not (PACKAGE / name).exists()] == []
 
 
