@@ -206,6 +206,6 @@ def test_what_is_to_be_said_of_all_sub_models_is_said_once(tmp_path, caplog, mon
 
     monkeypatch.setattr(sessions, "detect_profile", lambda: "raspberry-pi-5")
     entry = write_tiny_ensemble(tmp_path, TASK_GROUPS).sub_models[0]
-    sessions.suited_variants([dataclasses.replace(entry, index=i) for i in (0, 2, 1)], "int8", None)
+    sessions.chosen_variants([dataclasses.replace(entry, index=i) for i in (0, 2, 1)], "int8", None)
     (record,) = caplog.records
     assert record.getMessage().startswith("sub-models 0, 2, 1: no int8 file for raspberry-pi-5, and quint8_avx2")

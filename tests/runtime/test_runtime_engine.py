@@ -150,14 +150,14 @@ def test_with_a_core_for_each_there_are_no_shares_to_try(root, monkeypatch):
         tried.append(list(engines))
         return {each: [1.0] for each in engines}
 
-    monkeypatch.setattr("edvit_hf.runtime.engines.local.measure_schedules", measure)
+    monkeypatch.setattr("edvit_hf.runtime.engines.schedules.measure_schedules", measure)
     EDViTRuntime.from_pretrained(root, num_threads=3).close()
     EDViTRuntime.from_pretrained(root, num_threads=2).close()
     assert tried == [["in_turn", "in_turn_spinning", "workers"], list(SCHEDULES)]
 
 
 def test_one_thread_or_one_sub_model_leaves_nothing_to_time(root, monkeypatch):
-    monkeypatch.setattr("edvit_hf.runtime.engines.local.measure_schedules", None)
+    monkeypatch.setattr("edvit_hf.runtime.engines.schedules.measure_schedules", None)
     assert EDViTRuntime.from_pretrained(root, num_threads=1).status()["engine"]["schedule"] == "in_turn"
     assert EDViTRuntime.from_pretrained(root, sub_models=[1]).status()["engine"]["schedule"] == "in_turn"
     monkeypatch.setattr("edvit_hf.runtime.engines.local.usable_cores", lambda: 1)

@@ -193,10 +193,10 @@ def test_an_image_of_any_size_goes_through_the_transform(ensemble):
     )
 
 
-def test_what_if_absent_equals_asking_without_each_sub_model(ensemble):
+def test_explain_equals_asking_without_each_sub_model(ensemble):
     image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     whole = ensemble(image)
-    changes = ensemble.what_if_absent(image)
+    changes = ensemble.explain(image)[1]
     assert [change.index for change in changes] == [0, 1, 2]
     for change in changes:
         without = ensemble(image, absent=[change.index])
@@ -205,7 +205,7 @@ def test_what_if_absent_equals_asking_without_each_sub_model(ensemble):
         assert change.changed == [without.labels != whole.labels]
 
 
-def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_of_them_once(ensemble, monkeypatch):
+def test_explain_starts_from_the_sub_models_that_are_left_and_runs_each_of_them_once(ensemble, monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     expected = {i: ensemble(image, absent=[1, i]) for i in (0, 2)}
     runs, submit = [], ensemble.coordinator.engine.submit
@@ -218,16 +218,16 @@ def test_what_if_absent_starts_from_the_sub_models_that_are_left_and_runs_each_o
     assert [change.index for change in changes] == [0, 2]
     for change in changes:
         np.testing.assert_allclose(change.probabilities, expected[change.index].probabilities, atol=1e-7)
-    again = ensemble.what_if_absent(image, absent=[1])
+    again = ensemble.explain(image, absent=[1])[1]
     assert [change.labels for change in again] == [change.labels for change in changes]
-    assert ensemble.what_if_absent(image, absent=[0, 1]) == []
+    assert ensemble.explain(image, absent=[0, 1])[1] == []
     with pytest.raises(EDViTError, match="`absent` names sub-model 5"):
-        ensemble.what_if_absent(image, absent=[5])
+        ensemble.explain(image, absent=[5])
 
 
-def test_what_if_absent_is_empty_when_a_single_sub_model_is_loaded(root):
+def test_explain_names_no_change_when_a_single_sub_model_is_loaded(root):
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    assert EDViTRuntime.from_pretrained(root, sub_models=[1]).what_if_absent(image) == []
+    assert EDViTRuntime.from_pretrained(root, sub_models=[1]).explain(image)[1] == []
 
 
 def test_predict_without_equals_asking_anew_and_runs_each_sub_model_once(ensemble, monkeypatch):
@@ -285,14 +285,16 @@ def test_the_file_that_fits_this_machine_is_named_where_another_is_asked_for(roo
     entry = EDViTRuntime.from_pretrained(root).manifest.sub_models[0]
     monkeypatch.setattr(sessions, "detect_profile", lambda: "raspberry-pi-5")
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
-        chosen = sessions.suited_variant(entry, "int8", "x86-avx2")  # there is one, but not for these instructions
+        chosen = sessions.chosen_variants([entry], "int8", "x86-avx2")[
+            0
+        ]  # there is one, but not for these instructions
     assert chosen.name == "quint8_avx2"
     assert "this machine is of kind raspberry-pi-5, and quint8_avx2 is made for x86-avx2" in caplog.text
     assert "what fits: fp32, an int8 file that `edvit export DIR --profile raspberry-pi-5` would write" in caplog.text
     caplog.clear()
     monkeypatch.setattr(sessions, "detect_profile", lambda: "intel-n100")  # another kind with the same instructions
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
-        assert sessions.suited_variant(entry, "int8", None) == chosen
-        assert sessions.suited_variant(entry, "int8", "x86-avx2") == chosen
-        assert sessions.suited_variant(entry, "fp32", "raspberry-pi-5").name == "fp32"
+        assert sessions.chosen_variants([entry], "int8", None)[0] == chosen
+        assert sessions.chosen_variants([entry], "int8", "x86-avx2")[0] == chosen
+        assert sessions.chosen_variants([entry], "fp32", "raspberry-pi-5")[0].name == "fp32"
     assert not caplog.text

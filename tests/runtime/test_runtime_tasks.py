@@ -112,7 +112,7 @@ def test_a_text_of_which_nothing_is_known_is_refused_but_what_is_prepared_is_ans
     refusals = [outcome.error for outcome in ensemble.batch(["word1", text, "word2"])]
     assert [refusals[0], refusals[2]] == [None, None]
     refusals += [outcome.error for outcome in ensemble.stream([text])]
-    for ask in (ensemble, ensemble.explain, ensemble.what_if_absent):
+    for ask in (ensemble, ensemble.explain):
         with pytest.raises(DataError) as refused:
             ask(text)
         refusals.append(refused.value)

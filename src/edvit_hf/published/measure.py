@@ -22,7 +22,7 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
-from edvit_hf.runtime.sessions import suited_variant
+from edvit_hf.runtime.sessions import chosen_variants
 from edvit_hf.storage import read_json, write_json
 
 TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
@@ -168,7 +168,8 @@ def _ways_to_ask(manifest: Manifest) -> dict[str, tuple[Precision, str | None]]:
     ways: dict[str, tuple[Precision, str | None]] = {}
     for variant in first.variants:
         for profile in variant.profiles or (None,):
-            if variant.inputs == "prepared" and suited_variant(first, variant.precision, profile) is variant:
+            chosen = chosen_variants([first], variant.precision, profile)[first.index]
+            if variant.inputs == "prepared" and chosen is variant:
                 ways.setdefault(variant.name, (variant.precision, profile))
     return ways
 
@@ -201,7 +202,7 @@ def _measure(
     for row in rows:
         del row["seconds"]  # of looking the answers up
     return {
-        "precision": precision, "variant": suited_variant(manifest.sub_models[0], precision, profile).name,
+        "precision": precision, "variant": chosen_variants(manifest.sub_models[:1], precision, profile)[0].name,
         "rows": rows, "absent": [_over(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
     }  # fmt: skip
 

@@ -183,12 +183,8 @@ class Coordinator:
     def _ask(self, inputs: Mapping[str, np.ndarray], absent: Collection[int], deadline: float | None) -> Exchange:
         """Send the request to everybody who may take part, and wait."""
         budget = None if deadline is None else 1e3 * (deadline - self._clock.now())
-        request = SubModelRequest(
-            request_id=f"{self._name}-{next(self._numbers)}",
-            content_hash=self._content_hash,
-            budget_ms=budget,
-            inputs=inputs,
-        )
+        name, version = f"{self._name}-{next(self._numbers)}", self._content_hash
+        request = SubModelRequest(request_id=name, content_hash=version, budget_ms=budget, inputs=inputs)
         quorum, on_dropped = self.config.quorum, partial(self._count, "dropped")
         exchange = Exchange(
             request, self._check, self._num_sub_models, quorum, on_dropped, clock=self._clock, deadline=deadline

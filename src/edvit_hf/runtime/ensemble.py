@@ -221,18 +221,11 @@ class EDViTRuntime:
 
         One source (or `batch_size` of them) is taken ahead of those whose answers are given, on a thread of the
         stream's own: no answer waits for the source after it. A source that cannot be read, or an answer that fails,
-        is an outcome with an error, and the stream goes on. `deadline_ms` is as in `batch`.
-
-        Raises:
-            DataError: If `sources` is one source, or `batch_size` is not at least 1.
-            EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
+        is an outcome with an error, and the stream goes on. `deadline_ms` is as in `batch`. Raises what `batch` raises,
+        and `DataError` for a `batch_size` below 1.
         """
         check_batch_size(batch_size)
         return self._batcher(sources, absent, deadline_ms).stream(iter(sources), batch_size)
-
-    def what_if_absent(self, source: Any, absent: Sequence[int] = ()) -> list[AbsentAnswer]:
-        """For one input: the answer without each (further) sub-model in turn, as `explain` gives it."""
-        return self.explain(source, absent)[1]
 
     def explain(self, source: Any, absent: Sequence[int] = ()) -> tuple[Answer, list[AbsentAnswer]]:
         """For one input: the answer, and what it would be without each (further) sub-model in turn.

@@ -11,7 +11,7 @@ from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
-from edvit_hf.manifest.entries import suited_variants as suited_variants_of
+from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.tasks import GRAPH_INPUTS
 
 logger = logging.getLogger(__name__)
@@ -29,20 +29,15 @@ def check_profile(manifest: Manifest, profile: str | None) -> None:
         raise EDViTError(refusal)
 
 
-def suited_variant(entry: SubModelEntry, precision: str, profile: str | None) -> Variant:
-    """The file of `precision` for `profile` (default: this machine's), else one for any hardware, else the first.
+def chosen_variants(entries: Sequence[SubModelEntry], precision: str, profile: str | None) -> dict[int, Variant]:
+    """Sub-model -> its file of `precision` for `profile` (default: this machine), or any hardware, or else the first.
 
     int8 files run on every processor, but one made for other instructions may be slower, or less exact where sums of
-    products saturate: a warning then names what fits.
+    products saturate: a warning then names what fits, once for all sub-models of which the same is to be said.
 
     Raises:
         ManifestError: If there is no file of that precision; the message lists what there is.
     """
-    return suited_variants([entry], precision, profile)[entry.index]
-
-
-def suited_variants(entries: Sequence[SubModelEntry], precision: str, profile: str | None) -> dict[int, Variant]:
-    """`suited_variant` of each, by index. Those of which the same is to be said are named in one warning."""
     chosen, warnings = {}, dict[str, list[int]]()
     for entry in entries:
         chosen[entry.index], warning = _suited(entry, precision, profile)
@@ -54,13 +49,13 @@ def suited_variants(entries: Sequence[SubModelEntry], precision: str, profile: s
 
 
 def _suited(entry: SubModelEntry, precision: str, profile: str | None) -> tuple[Variant, str | None]:
-    """See `suited_variant`; and what it warns of."""
-    every = suited_variants_of(entry.variants, precision, None)
+    """See `chosen_variants`; and what it warns of."""
+    every = suited_variants(entry.variants, precision, None)
     if not any(variant.profiles for variant in every):
         return entry.variant(precision, profile), None
     here = _this_machine()
     wanted = profile or here
-    suited = [] if wanted is None else suited_variants_of(entry.variants, precision, wanted)
+    suited = [] if wanted is None else suited_variants(entry.variants, precision, wanted)
     chosen = (suited or every)[0]
     if suited and (here is None or not chosen.profiles or chosen.suits(here)):
         return chosen, None
@@ -95,8 +90,8 @@ def check_share(root: Path, manifest: Manifest, indices: Sequence[int], precisio
         root: The folder.
         manifest: Of the ensemble.
         indices: Sub-models that are to be opened; the fusion head always is.
-        precision: See `suited_variant`.
-        profile: See `suited_variant`.
+        precision: See `chosen_variants`.
+        profile: See `chosen_variants`.
 
     Raises:
         ManifestError: A file is missing, or none is listed that suits. What else is wrong with files is found when they

@@ -5,8 +5,10 @@ The docstrings and descriptions of the models are the OpenAPI page's.
 
 import base64
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import pydantic
@@ -26,6 +28,8 @@ _FORM, _JSON, _BYTES = "multipart/form-data", "application/json", "application/o
 _MOST_FIELDS = 64
 _MOST_COMPLAINTS = 3
 _MOST_ERRORS = 1000
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 class Options(BaseModel):
@@ -95,7 +99,7 @@ def parse_question(task: Task, content_type: str | None, query: bytes, body: byt
     kind = media_type(task, content_type)
     fields = _options_of(_query(query))
     if kind == _JSON:
-        asked = _validated(body)
+        asked = _validated(partial(PredictRequest.model_validate_json, body, strict=True))
         given = asked.model_dump(exclude_unset=True)
         source = _json_source(task, {name: given.pop(name, None) for name in ("text", "image_base64", "audio_base64")})
         return Question(source, _options({**fields, **given}))
@@ -133,15 +137,12 @@ def _options_of(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _options(fields: dict[str, Any]) -> Options:
-    try:
-        return Options.model_validate(fields)
-    except pydantic.ValidationError as error:
-        raise bad_request(_complaints(error)) from None
+    return _validated(partial(Options.model_validate, fields))
 
 
-def _validated(body: bytes) -> PredictRequest:
+def _validated(validate: Callable[[], AnyModel]) -> AnyModel:
     try:
-        return PredictRequest.model_validate_json(body, strict=True)
+        return validate()
     except pydantic.ValidationError as error:
         raise bad_request(_complaints(error)) from None
 

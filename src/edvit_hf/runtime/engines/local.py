@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -14,32 +14,15 @@ from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.arguments import check_indices, check_num_threads
+from edvit_hf.runtime.engines import schedules
 from edvit_hf.runtime.engines.lanes import Job, Lane, close_all
-from edvit_hf.runtime.engines.schedules import (
-    AT_ONCE,
-    CALIBRATION_SECONDS,
-    SCHEDULES,
-    Schedule,
-    measure_schedules,
-    num_lanes,
-    options_for,
-    quickest,
-    shared_out,
-)
+from edvit_hf.runtime.engines.schedules import AT_ONCE, SCHEDULES, Schedule
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
-from edvit_hf.runtime.sessions import check_share, check_sub_model, open_session, suited_variants
+from edvit_hf.runtime.sessions import check_share, check_sub_model, chosen_variants, open_session
 from edvit_hf.tasks import MAIN_INPUT
 
 WARM_UP_SECONDS = 10.0  # more than any first run that is worth waiting for
-
-
-class Runner(Protocol):
-    """What the engine needs of a session."""
-
-    def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any], run_options: Any = None, /) -> Any:
-        """The named outputs."""
-        ...
 
 
 class LocalEngine:
@@ -52,7 +35,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        sessions: Mapping[int, Runner],
+        sessions: Mapping[int, onnxruntime.InferenceSession],
         *,
         content_hash: str,
         probe: Mapping[str, np.ndarray],
@@ -71,11 +54,13 @@ class LocalEngine:
             num_threads: Cores to share; None: all.
         """
         self.schedule = schedule
-        self._sessions = dict(sessions)
+        self.sessions = dict(sessions)
+        self.sub_models = tuple(self.sessions)
         self._content_hash = content_hash
         self._probe = probe
-        lanes = [Lane() for _ in range(num_lanes(schedule, len(self._sessions), num_threads))]
-        share = shared_out({index: 1 if sizes is None else sizes[index] for index in self._sessions}, len(lanes))
+        lanes = [Lane() for _ in range(schedules.num_lanes(schedule, len(self.sessions), num_threads))]
+        work = {index: 1 if sizes is None else sizes[index] for index in self.sessions}
+        share = schedules.shared_out(work, len(lanes))
         self._lanes = {index: lanes[lane] for index, lane in share.items()}
         for number, lane in enumerate(lanes):
             lane.start(f"edvit-local-{number}")
@@ -92,23 +77,11 @@ class LocalEngine:
         num_threads: int | None = None,
         profile: str | None = None,
         schedule: Literal["auto"] | Schedule = "auto",
-        calibration_seconds: float = CALIBRATION_SECONDS,
     ) -> "LocalEngine":
-        """Open the exported files of an ensemble folder, after checking their hashes.
+        """Open the exported files of an ensemble's folder, after checking their hashes, and run each once.
 
-        Args:
-            root: Holds the files.
-            manifest: Vouches for them.
-            precision: Of the sub-models.
-            sub_models: Load only these; None loads all.
-            num_threads: See `schedules.threads_for`. With one thread there is nothing to choose: they run in turn.
-            profile: Kind of hardware whose files are preferred; None: this one.
-            schedule: "auto" times all of them here and now and takes the one with the lowest 95th percentile.
-                Meanwhile every sub-model is in memory once per schedule.
-            calibration_seconds: At most so long; sub-models that are quick take less.
-
-        Raises:
-            ManifestError, EDViTError: See `EDViTRuntime.from_pretrained`.
+        The arguments and errors are those of `EDViTRuntime.from_pretrained`. While "auto" times the schedules, every
+        sub-model is in memory once per schedule; with one thread there is nothing to choose: they run in turn.
         """
         if schedule != "auto" and schedule not in SCHEDULES:
             raise EDViTError(
@@ -121,7 +94,7 @@ class LocalEngine:
             raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
         check_num_threads(num_threads)
         check_share(root, manifest, chosen, precision, profile)
-        variants = suited_variants([manifest.sub_models[i] for i in chosen], precision, profile)
+        variants = chosen_variants([manifest.sub_models[i] for i in chosen], precision, profile)
         cores = num_threads or usable_cores()
         if schedule == "auto" and (cores == 1 or len(chosen) == 1):
             schedule = "in_turn"
@@ -134,7 +107,7 @@ class LocalEngine:
         tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
         engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in tried}
         runs = {each: engine.run_all for each, engine in engines.items()}
-        best = quickest(measure_schedules(runs, seconds=calibration_seconds))
+        best = schedules.quickest(schedules.measure_schedules(runs))
         for each, engine in engines.items():
             if each != best:
                 engine.close()
@@ -149,7 +122,7 @@ class LocalEngine:
         schedule: Schedule,
         num_threads: int | None,
     ) -> "LocalEngine":
-        options = options_for(schedule, len(variants), num_threads)
+        options = schedules.options_for(schedule, len(variants), num_threads)
         # At once the answer waits for the largest; in turn, a deadline leaves out fewer if the small ones come first.
         order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule in AT_ONCE)
         sessions = {index: open_session(root, variants[index], options) for index in order}
@@ -165,16 +138,6 @@ class LocalEngine:
             num_threads=num_threads,
         )
 
-    @property
-    def sub_models(self) -> tuple[int, ...]:
-        """See `Engine`."""
-        return tuple(self._sessions)
-
-    @property
-    def sessions(self) -> Mapping[int, Runner]:
-        """What runs each sub-model."""
-        return self._sessions
-
     def request(self, inputs: Mapping[str, np.ndarray]) -> SubModelRequest:
         """A request of this engine's own, for timing it without a coordinator."""
         return SubModelRequest(request_id="own", content_hash=self._content_hash, budget_ms=None, inputs=inputs)
@@ -185,9 +148,9 @@ class LocalEngine:
         def work(options: onnxruntime.RunOptions) -> SubModelResponse:
             begin = time.perf_counter()
             try:
-                features, logits = _run(self._sessions[index], index, request.inputs, options)
+                features, logits = _run(self.sessions[index], index, request.inputs, options)
             except DataError:
-                _run_probe(self._sessions[index], index, self._probe, options)  # raises if the input is not at fault
+                _run_probe(self.sessions[index], index, self._probe, options)  # raises if the input is not at fault
                 raise
             return SubModelResponse(
                 request_id=request.request_id,
@@ -203,7 +166,7 @@ class LocalEngine:
     def submit_all(self) -> list[Future[SubModelResponse]]:
         """Have every sub-model run an empty input: a first run takes several times as long as those after it."""
         request = self.request(self._probe)
-        return [self.submit(index, request) for index in self._sessions]
+        return [self.submit(index, request) for index in self.sessions]
 
     def run_all(self) -> None:
         """Run every sub-model once. What one of them cannot run is found when it is asked, and costs no other."""
@@ -214,7 +177,7 @@ class LocalEngine:
         """See `Engine`: a whole run on an empty input."""
 
         def work(options: onnxruntime.RunOptions) -> ProbeResponse:
-            features, logits = _run_probe(self._sessions[index], index, self._probe, options)
+            features, logits = _run_probe(self.sessions[index], index, self._probe, options)
             if not (np.isfinite(features).all() and np.isfinite(logits).all()):
                 raise EDViTError(f"Sub-model {index} gives values that are not finite. Export it again.")
             return ProbeResponse(sub_model=index, content_hash=self._content_hash)
@@ -223,7 +186,7 @@ class LocalEngine:
 
     def status(self) -> dict[str, object]:
         """See `Engine`."""
-        return {"engine": "local", "schedule": self.schedule, "sub_models": list(self._sessions)}
+        return {"engine": "local", "schedule": self.schedule, "sub_models": list(self.sessions)}
 
     def close(self) -> None:
         """See `Engine`: threads end after what they are at; what waits is cancelled."""
@@ -239,7 +202,7 @@ class LocalEngine:
 
 
 def _run(
-    session: Runner, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
+    session: onnxruntime.InferenceSession, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (B, d) and logits (B, |group| + 1)."""
     try:
@@ -256,7 +219,7 @@ def _run(
 
 
 def _run_probe(
-    session: Runner, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
+    session: onnxruntime.InferenceSession, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `_run`, on inputs that every sub-model can run: where this fails, the sub-model is at fault."""
     try:

@@ -30,7 +30,6 @@ each with its share of the sub-models; or one worker for each sub-model."""
 AT_ONCE: tuple[Schedule, ...] = ("per_core", "workers")
 """Those under which sub-models run at the same time."""
 
-CALIBRATION_SECONDS = 1.0
 _MAX_DEFAULT_THREADS = 4
 _WARM_UPS = 2
 _ROUNDS = 40  # no more are needed for a 95th percentile
@@ -79,7 +78,9 @@ def options_for(schedule: Schedule, num_sub_models: int, num_threads: int | None
     return quiet_options(threads_for(schedule, num_sub_models, num_threads), spin=schedule == "in_turn_spinning")
 
 
-def measure_schedules(runs: Mapping[Schedule, Callable[[], object]], *, seconds: float) -> dict[Schedule, list[float]]:
+def measure_schedules(
+    runs: Mapping[Schedule, Callable[[], object]], *, seconds: float = 1.0
+) -> dict[Schedule, list[float]]:
     """Milliseconds of whole requests under each schedule, in turns, so that a slow spell falls on all of them.
 
     Args:
