@@ -16,10 +16,8 @@ pytestmark = pytest.mark.slow
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-index"]
-    done = subprocess.run(
-        [*command, "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command += ["--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("*.whl")
     return path
