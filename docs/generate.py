@@ -171,6 +171,8 @@ def parameter_values(hint: Any) -> str:
     kind = options[0] if get_origin(hint) in (Union, types.UnionType) else hint
     if get_origin(kind) is list:
         kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{option}`" for option in get_args(kind))
     if isinstance(kind, enum.EnumMeta):
         return ", ".join(f"`{member.value}`" for member in kind)
     return {bool: "", int: "integer", float: "number", str: "text", Path: "path"}[kind]
