@@ -11,10 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import PHONE, ROOT, Visitor, browsing, serving  # noqa: E402
+from support.visitor import PHONE, ROOT, Visitor, browsing, serving
 
 LARGEST = 200_000  # bytes of one picture
 SEVEN = [(0.26, 0.14), (0.74, 0.14), (0.62, 0.42), (0.5, 0.66), (0.42, 0.9)]

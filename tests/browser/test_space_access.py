@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from conftest import PHONE
+from support.visitor import PHONE
 
 NAMES = ("digits", "spoken_digits", "question_type")
 

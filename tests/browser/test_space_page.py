@@ -6,7 +6,7 @@ import wave
 import numpy as np
 from playwright.sync_api import expect
 
-from conftest import SEVEN, SPACE, Visitor, browsing, example_file
+from support.visitor import SEVEN, SPACE, Visitor, browsing, example_file
 
 QUESTION = "Who was the first person on the moon ?"
 
@@ -230,9 +230,10 @@ def test_a_word_said_into_the_microphone_is_answered(playwright, space, tmp_path
         silence = np.zeros(24_000)
         out.writeframes(np.concatenate([silence, word, silence]).astype("<i2").tobytes())
     flags = [
-        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={said}",
-    ]  # fmt: skip
+    ]
     with browsing(playwright, *flags) as browser:
         visitor = Visitor(browser, space, permissions=["microphone"])
         visitor.choose("spoken_digits")

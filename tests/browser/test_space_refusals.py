@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from conftest import SPACE, example_file
 from support.hub_ensemble import files_of, write_publishable
+from support.visitor import SPACE, example_file
 
 
 def test_files_that_are_no_picture_are_refused_in_a_sentence(visitor, tmp_path):

@@ -348,9 +348,12 @@ def runtime_record(manifest, changed=()):
         files_hash = "0" * 64 if name in changed else hash_of_files(files)
         variants[name] = {"files_hash": files_hash, "absent": absent, "macro_f1": 0.9}
     return {
-        "command": "edvit evaluate DIR --save", "num_items": 450, "measured_on": "x86-avx2", "variants": variants,
+        "command": "edvit evaluate DIR --save",
+        "num_items": 450,
+        "measured_on": "x86-avx2",
+        "variants": variants,
         "environment": {"commit": "1a2b3c4d5e6f", "date": "2026-11-26"},
-    }  # fmt: skip
+    }
 
 
 def test_the_runtimes_own_answers_with_sub_models_absent_stand_by_variant():

@@ -77,9 +77,14 @@ def test_each_kind_of_figure_names_what_measured_it(results):
 
 def test_the_command_of_an_export_reads_back_as_its_settings():
     config = ExportConfig(
-        profiles=("raspberry-pi-5", "x86-avx2"), precisions=("int8", "fp16"), whole=False, with_preprocessing=True,
-        auto=True, calibration="entropy", opset=21,
-    )  # fmt: skip
+        profiles=("raspberry-pi-5", "x86-avx2"),
+        precisions=("int8", "fp16"),
+        whole=False,
+        with_preprocessing=True,
+        auto=True,
+        calibration="entropy",
+        opset=21,
+    )
     assert export_command(ExportConfig()) == "edvit export DIR"
     assert export_command(config) == (
         "edvit export DIR --profile raspberry-pi-5 --profile x86-avx2 --precision int8 --precision fp16 "

@@ -179,9 +179,16 @@ def test_a_folder_without_an_ensemble_is_refused(tmp_path):
 
 def test_a_fleet_stands_for_the_kinds_of_its_devices(tmp_path):
     measured = DeviceProfile(
-        name="my-pi5", isa="armv8.2-a+dotprod", quantization="arm64", memory_mib=8063, cores=4, sustained_gflops=61.5,
-        watts=None, sources=dict.fromkeys(FIGURES, "measured: a test"), latency=dict.fromkeys(LATENCY_FEATURES, 1e-3),
-    )  # fmt: skip
+        name="my-pi5",
+        isa="armv8.2-a+dotprod",
+        quantization="arm64",
+        memory_mib=8063,
+        cores=4,
+        sustained_gflops=61.5,
+        watts=None,
+        sources=dict.fromkeys(FIGURES, "measured: a test"),
+        latency=dict.fromkeys(LATENCY_FEATURES, 1e-3),
+    )
     save_profile(measured, tmp_path / "mine.yaml")
     profiles = {"a": "x86-avx2", "b": "mine.yaml", "c": "x86-avx2"}
     devices = [{"name": name, "profile": profile} for name, profile in profiles.items()]

@@ -60,14 +60,21 @@ def test_the_last_sub_model_present_has_no_answer_without_it(ensemble, picture):
 
 def test_the_results_fit_132_columns_with_every_heading_whole():
     row = {
-        "name": "plain model, per-device size", "kind": "baseline", "parameters": 86_567_656,
-        "parameters_per_device": 86_567_656, "macs_per_device": 17_563_000_000, "accuracy": 1.0, "macro_f1": 1.0,
+        "name": "plain model, per-device size",
+        "kind": "baseline",
+        "parameters": 86_567_656,
+        "parameters_per_device": 86_567_656,
+        "macs_per_device": 17_563_000_000,
+        "accuracy": 1.0,
+        "macro_f1": 1.0,
         "against_teacher": {"difference": -0.1234, "low": -0.2345, "high": -0.1111},
-    }  # fmt: skip
+    }
     results = {
-        "recipe": "digits", "dataset": {"num_test_items": 10_000}, "rows": [{**row, "against_teacher": None}, row],
+        "recipe": "digits",
+        "dataset": {"num_test_items": 10_000},
+        "rows": [{**row, "against_teacher": None}, row],
         "absent": [],
-    }  # fmt: skip
+    }
     console = Console(width=132)
     with console.capture() as capture:
         console.print(results_tables(results)[0])

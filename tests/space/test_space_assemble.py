@@ -43,10 +43,16 @@ def ensemble(tmp_path):
 
 
 BUNDLED = {
-    "manifest.json", "preprocessor_config.json", "results.json", "MODEL_CARD.md", "assets/figure.png",
-    "onnx/fusion.onnx", "sub_models/00/onnx/model.onnx", "sub_models/00/onnx/model_quint8_avx2.onnx",
+    "manifest.json",
+    "preprocessor_config.json",
+    "results.json",
+    "MODEL_CARD.md",
+    "assets/figure.png",
+    "onnx/fusion.onnx",
+    "sub_models/00/onnx/model.onnx",
+    "sub_models/00/onnx/model_quint8_avx2.onnx",
     "sub_models/01/onnx/model.onnx",
-}  # fmt: skip
+}
 
 
 def test_a_bundle_holds_what_the_page_needs_and_nothing_else(ensemble, tmp_path):
@@ -85,9 +91,11 @@ def test_what_the_page_does_not_run_is_left_out_of_the_manifest_too(ensemble, tm
         full.ensemble, accuracy={n: {"accuracy": 0.5} for n in names}, gates={n: {"passed": True} for n in names[1:]}
     )
     full = replace(
-        full, ensemble=entry, sub_models=[replace(first, variants=[fp32, *others, int8]), full.sub_models[1]],
+        full,
+        ensemble=entry,
+        sub_models=[replace(first, variants=[fp32, *others, int8]), full.sub_models[1]],
         whole=[another(fp32, "onnx/model.onnx")],
-    )  # fmt: skip
+    )
     full.save(ensemble)
     full.verify_files(ensemble)
     slim = Manifest.load(bundle(ensemble, tmp_path / "bundle"))
@@ -107,14 +115,20 @@ def test_files_with_the_same_bytes_are_kept_once_and_serve_both_kinds_of_hardwar
         int8 = manifest.sub_models[0].variants[1]
         avx2 = replace(int8, file=f"{entry.path}/onnx/model_quint8_avx2.onnx")
         twin = replace(avx2, file=f"{entry.path}/onnx/model_qint8_arm64.onnx", profiles=["raspberry-pi-5"])
-        timed = replace(twin, file=f"{entry.path}/onnx/model_other.onnx", sha256="1" * 64, latency_note=None,
-                        latency_ms={"protocol": 1})  # fmt: skip
+        timed = replace(
+            twin,
+            file=f"{entry.path}/onnx/model_other.onnx",
+            sha256="1" * 64,
+            latency_note=None,
+            latency_ms={"protocol": 1},
+        )
         entries.append(replace(entry, variants=[entry.variants[0], avx2, twin, timed]))
     slim = slim_manifest(replace(manifest, sub_models=entries, latency_protocols=[{"a": 1}, {"b": 2}]))
     for entry in slim.sub_models:
         assert [(v.name, v.profiles) for v in entry.variants[1:]] == [
-            ("quint8_avx2", ["x86-avx2", "raspberry-pi-5"]), ("other", ["raspberry-pi-5"]),
-        ]  # fmt: skip
+            ("quint8_avx2", ["x86-avx2", "raspberry-pi-5"]),
+            ("other", ["raspberry-pi-5"]),
+        ]
         assert entry.variant("int8", "raspberry-pi-5").name == "quint8_avx2"
         assert entry.variants[2].latency_ms == {"protocol": 0}
     assert slim.latency_protocols == [{"b": 2}]

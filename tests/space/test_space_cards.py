@@ -60,9 +60,15 @@ def test_the_settings_of_a_strangers_card_take_neither_time_nor_memory(tmp_path)
 
 @pytest.mark.parametrize(
     ("line", "found"),
-    [("license: mit", "mit"), ('license: "cc-by-4.0"  # so', "cc-by-4.0"), ("license: [a, b]", ""), ("license:", ""),
-     ("xlicense: mit", ""), ("license: " + "x" * 61, "")],
-)  # fmt: skip
+    [
+        ("license: mit", "mit"),
+        ('license: "cc-by-4.0"  # so', "cc-by-4.0"),
+        ("license: [a, b]", ""),
+        ("license:", ""),
+        ("xlicense: mit", ""),
+        ("license: " + "x" * 61, ""),
+    ],
+)
 def test_the_licence_of_a_card_is_one_word(tmp_path, line, found):
     (tmp_path / "README.md").write_text(f"---\ntags:\n- a\n{line}\n---\n# T\n")
     assert read_card(tmp_path) == ("# T", found)

@@ -56,9 +56,7 @@ def test_a_composite_without_layers_and_an_upload_on_any_paper_read_the_same(ope
     drawing = drawn(7)
     expected = inputs.prepare_drawing(opened, drawing).seen
     np.testing.assert_array_equal(expected, digit_from_drawing(drawing, 8))
-    np.testing.assert_array_equal(
-        inputs.prepare_drawing(opened, {"composite": drawing["composite"]}).seen, expected
-    )  # fmt: skip
+    np.testing.assert_array_equal(inputs.prepare_drawing(opened, {"composite": drawing["composite"]}).seen, expected)
     dark_on_light = Image.fromarray(drawing["composite"]).convert("L")
     for name, picture in (("a.png", dark_on_light), ("b.png", Image.eval(dark_on_light, lambda v: 255 - v))):
         picture.save(tmp_path / name)

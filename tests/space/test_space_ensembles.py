@@ -64,9 +64,10 @@ def test_every_bundle_opens_and_says_what_it_takes():
 
 def test_examples_of_every_bundle_are_answered():
     prepare = {
-        "image-classification": inputs.prepare_image, "audio-classification": inputs.prepare_sound,
+        "image-classification": inputs.prepare_image,
+        "audio-classification": inputs.prepare_sound,
         "text-classification": inputs.prepare_text,
-    }  # fmt: skip
+    }
     for name in NAMES:
         opened = ensembles.open_bundle(name)
         views = [answering.view(opened, prepare[opened.task](opened, e.value), []) for e in opened.examples]

@@ -289,7 +289,12 @@ def is_a_sentence(ensemble, prepare, given):
     return view.state in {"answered", "degraded", "refused"} and bool(view.sentence)
 
 
-@given(st.binary(max_size=400), st.sampled_from([b"", b"RIFF\x24\x00\x00\x00WAVE", b"fLaC", b"OggS", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"GIF89a", b"BM"]))  # fmt: skip  # noqa: E501
+@given(
+    st.binary(max_size=400),
+    st.sampled_from(
+        [b"", b"RIFF\x24\x00\x00\x00WAVE", b"fLaC", b"OggS", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"GIF89a", b"BM"]
+    ),
+)
 @FUZZ
 def test_no_bytes_bring_anything_but_our_own_errors(opened, tmp_path_factory, data, start):
     path = tmp_path_factory.getbasetemp() / "fuzzed"
@@ -298,7 +303,10 @@ def test_no_bytes_bring_anything_but_our_own_errors(opened, tmp_path_factory, da
     assert is_a_sentence(opened[SOUND], inputs.prepare_sound, path)
 
 
-@given(st.text(st.characters(codec=None), max_size=60) | st.lists(st.sampled_from(["word1", "🙂", "\ud800", "[SEP]", "\0"])).map(" ".join))  # fmt: skip  # noqa: E501
+@given(
+    st.text(st.characters(codec=None), max_size=60)
+    | st.lists(st.sampled_from(["word1", "🙂", "\ud800", "[SEP]", "\0"])).map(" ".join)
+)
 @FUZZ
 def test_no_text_brings_anything_but_our_own_errors(opened, text):
     assert is_a_sentence(opened[TEXT], inputs.prepare_text, text)

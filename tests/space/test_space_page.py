@@ -76,30 +76,52 @@ class Item:
 def view_of(text, state="degraded"):
     span = Span(lane=text, kind="transfer", start_ms=0, end_ms=2)
     devices = [
-        Device(index=0, classes=(text,), state="answered", vote=text, vote_share=0.5, milliseconds=1.5, bytes_sent=96,
-               answer_without=text, changes_answer=True),
+        Device(
+            index=0,
+            classes=(text,),
+            state="answered",
+            vote=text,
+            vote_share=0.5,
+            milliseconds=1.5,
+            bytes_sent=96,
+            answer_without=text,
+            changes_answer=True,
+        ),
         Device(index=1, classes=(text, "b"), state="unplugged", reason=text),
         Device(index=2, classes=(text,) * 30, state="failed", reason=text),
         Device(index=3, classes=("c",), state="waiting"),
-    ]  # fmt: skip
+    ]
     return View(
-        state=state, sentence=text, label=text, probabilities=((text, 0.7), ("b", 0.3)), devices=tuple(devices),
+        state=state,
+        sentence=text,
+        label=text,
+        probabilities=((text, 0.7), ("b", 0.3)),
+        devices=tuple(devices),
         timelines=(Timeline(title=text, is_measured=False, spans=(span,), total_ms=2.0, note=text),),
-        tokens=(text,), card_note=text,
-    )  # fmt: skip
+        tokens=(text,),
+        card_note=text,
+    )
 
 
 def everything(text):
     view = view_of(text)
     bundle = Item(name=text, title=text, hint=text, task="image-classification")
-    return "".join([
-        figures.answer(view), figures.seen(view, "text-classification"), figures.devices(view),
-        charts.timelines(view.timelines), figures.ensemble_choices([bundle], text), figures.notice(text, is_alert=True),
-        figures.examples([Item(label=text, value=text)], "text-classification"),
-        figures.examples([Item(label=text, value="/no/such.png")], "image-classification"),
-        figures.input_heading(text, text), figures.code({text: text}), figures.license_line(text),
-        figures.comparison([replace(MODEL, name=text, note=text)]),
-    ])  # fmt: skip
+    return "".join(
+        [
+            figures.answer(view),
+            figures.seen(view, "text-classification"),
+            figures.devices(view),
+            charts.timelines(view.timelines),
+            figures.ensemble_choices([bundle], text),
+            figures.notice(text, is_alert=True),
+            figures.examples([Item(label=text, value=text)], "text-classification"),
+            figures.examples([Item(label=text, value="/no/such.png")], "image-classification"),
+            figures.input_heading(text, text),
+            figures.code({text: text}),
+            figures.license_line(text),
+            figures.comparison([replace(MODEL, name=text, note=text)]),
+        ]
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,8 +222,10 @@ def test_only_small_pictures_and_sounds_are_put_into_the_page(tmp_path):
         assert base64.b64encode(b"secret").decode() not in shown
     for name in ("sound.wav", "large.wav"):
         (tmp_path / name).write_bytes(b"sound" * (1 if name == "sound.wav" else figures.MAX_EMBEDDED_BYTES))
-    shown = [figures.examples([Item(label="x", value=str(tmp_path / n))], "audio-classification")
-             for n in ("sound.wav", "large.wav")]  # fmt: skip
+    shown = [
+        figures.examples([Item(label="x", value=str(tmp_path / n))], "audio-classification")
+        for n in ("sound.wav", "large.wav")
+    ]
     assert ['data-sound="data:audio/wav' in text for text in shown] == [True, False]
 
 
@@ -248,9 +272,21 @@ def test_a_drawing_comes_back_as_it_was():
 
 @pytest.mark.parametrize(
     "png",
-    [None, 5, [], "", "data:image/png;base64,", "data:image/png;base64,AAAA", "data:image/png;base64,&&", drawn()[:-40],
-     drawn((SIDE, SIDE + 1)), drawn((3000, 3000)), drawn(kind="JPEG", mode="RGB"), drawn() + "A" * MAX_CHARACTERS],
-)  # fmt: skip
+    [
+        None,
+        5,
+        [],
+        "",
+        "data:image/png;base64,",
+        "data:image/png;base64,AAAA",
+        "data:image/png;base64,&&",
+        drawn()[:-40],
+        drawn((SIDE, SIDE + 1)),
+        drawn((3000, 3000)),
+        drawn(kind="JPEG", mode="RGB"),
+        drawn() + "A" * MAX_CHARACTERS,
+    ],
+)
 def test_a_drawing_that_is_none_is_refused(png):
     with pytest.raises(DataError, match="draw again"):
         read_drawing(png)
@@ -341,17 +377,25 @@ def test_the_served_page_keeps_to_itself(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     environment = {
-        **os.environ, "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
+        **os.environ,
+        "GRADIO_SERVER_PORT": str(port),
+        "TMPDIR": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
         "HOME": str(home),
-    }  # fmt: skip
+    }
     for name in ("EDVIT_CACHE_DIR", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         environment.pop(name, None)
     log = tmp_path / "log.txt"
     with log.open("w") as written:
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVED], cwd=SPACE, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=written, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", SERVED],
+            cwd=SPACE,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=written,
+            text=True,
+        )
     try:
         lines = iter(server.stdout.readline, "")
         said = list(itertools.takewhile(lambda line: not line.startswith("["), lines))

@@ -252,7 +252,7 @@ FAULTS = {
     "altered graph": (lambda r: (r / "model/tiny/onnx/fusion.onnx").write_bytes(b"x"), "onnx/fusion.onnx: expected"),
     "unknown graph": (lambda r: (r / "model/tiny/old.onnx").write_bytes(b"x"), "old.onnx is not in the manifest"),
     "no ensemble": (lambda r: shutil.rmtree(r / "model"), "holds no ensemble"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

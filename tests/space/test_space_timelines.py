@@ -109,8 +109,9 @@ def test_the_comparison_is_what_the_results_say(folder):
     assert ensemble.note.startswith("Five of them. -1.3 points against the teacher (95 % interval -3.1 to +0.4).")
     rows = absent_rows({"absent": ABSENT}, 5)
     assert [(row.num_absent, row.mean, row.low, row.high, row.num_subsets) for row in rows] == [
-        (0, 0.958, 0.958, 0.958, 1), (1, 0.931, 0.902, 0.956, 5),
-    ]  # fmt: skip
+        (0, 0.958, 0.958, 0.958, 1),
+        (1, 0.931, 0.902, 0.956, 5),
+    ]
     assert absent_rows({"absent": ABSENT}, 1) == rows[:1], "nobody would be left"
 
 
@@ -127,17 +128,14 @@ def test_latency_is_that_of_the_slowest_sub_model_and_the_fusion_head():
     assert documents._latency(unmeasured) == (None, "Latency was not measured."), "part of a figure is none"
 
 
+_OF_ROWS = ["rows", "name", "kind", "accuracy", "bytes", "bytes_per_device", "note", "against_teacher"]
+_OF_ABSENT = ["absent", "num_absent", "accuracy_mean", "accuracy_min", "accuracy_max", "num_subsets"]
+KEYS = [*_OF_ROWS, *_OF_ABSENT, "difference", "low", "high"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["rows", "absent", "name", "kind", "accuracy", "bytes", "bytes_per_device", "note", "against_teacher",
-             "difference", "low", "high", "num_absent", "accuracy_mean", "accuracy_min", "accuracy_max", "num_subsets"]
-        ), inner, max_size=6,
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
     max_leaves=25,
-)  # fmt: skip
+)
 
 
 @given(JSON, JSON)

@@ -45,9 +45,13 @@ def test_an_ensemble_that_was_closed_meanwhile_is_a_sentence_and_is_not_fetched_
     ensembles.shelf.clear()
     monkeypatch.setattr(ensembles, "_open_source", lambda *_, **__: pytest.fail("it was opened again"))
     for panels in (
-        visits.show(visit), visits.plug(visit, 0, True), visits.take_example(visit, 0), visits.clear(visit),
-        visits.choose_bundle(visit, figures.OTHER_SOURCE).panels, visits.choose_other(visit, "no name").panels,
-    ):  # fmt: skip
+        visits.show(visit),
+        visits.plug(visit, 0, True),
+        visits.take_example(visit, 0),
+        visits.clear(visit),
+        visits.choose_bundle(visit, figures.OTHER_SOURCE).panels,
+        visits.choose_other(visit, "no name").panels,
+    ):
         assert "ed-refused" in panels.answer
         assert "Open it again" in panels.answer
     assert visits.choose_bundle(visit, "digits").opened

@@ -106,11 +106,12 @@ def publish(
         api = permitted(repo, token=token, endpoint=endpoint)
     hub = api
     ask(
-        "creating the Space", repo,
+        "creating the Space",
+        repo,
         lambda: hub.create_repo(
             repo, repo_type="space", space_sdk="gradio", exist_ok=True, private=True if private else None
         ),
-    )  # fmt: skip
+    )
     sent = {file.path: root / file.path for file in files}
 
     def changes(remote: Remote) -> Changes:

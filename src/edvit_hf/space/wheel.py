@@ -42,9 +42,12 @@ def build_wheel(folder: Path) -> Path:
             command += ["--no-build-isolation", "--no-index"]
         try:
             done = subprocess.run(
-                [*command, "--wheel-dir", place, str(root)], capture_output=True, text=True, check=False,
+                [*command, "--wheel-dir", place, str(root)],
+                capture_output=True,
+                text=True,
+                check=False,
                 timeout=_LONGEST_BUILD_S,
-            )  # fmt: skip
+            )
             said, failed = done.stderr.strip()[-2000:], done.returncode != 0
         except subprocess.TimeoutExpired:
             said, failed = f"no end after {_LONGEST_BUILD_S} s", True
