@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from edvit_hf.hardware.provenance import environment, peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, unit_scores
-from edvit_hf.pruning.masks import Gates, gated, layer_input, resumed_at
+from edvit_hf.pruning.masks import Masks, layer_input, masked, resumed_at
 from edvit_hf.storage import write_json
 from harness import RESULTS
 
@@ -75,8 +75,8 @@ def exact_seconds(model: PreTrainedModel, images: Tensor, batch_size: int) -> di
     widths = architecture.widths(model.config)
     rows = images[:batch_size]
 
-    def per_row(gates: Gates, layer: int | None = None) -> float:
-        with gated(model, architecture, gates):
+    def per_row(masks: Masks, layer: int | None = None) -> float:
+        with masked(model, architecture, masks):
             if layer is None:
                 return seconds(lambda: model(rows)) / len(rows)
             hidden = layer_input(model, architecture, layer, {architecture.main_input: rows})
@@ -86,9 +86,9 @@ def exact_seconds(model: PreTrainedModel, images: Tensor, batch_size: int) -> di
     attention, ffn = (torch.ones(len(rows), size) for size in (widths.attention, widths.ffn))
     layers = range(widths.layers)
     totals = {
-        "residual": widths.residual * per_row(Gates(residual=torch.ones(len(rows), widths.residual))),
-        "attention": widths.attention * sum(per_row(Gates(attention={i: attention}), i) for i in layers),
-        "ffn": widths.ffn * sum(per_row(Gates(ffn={i: ffn}), i) for i in layers),
+        "residual": widths.residual * per_row(Masks(residual=torch.ones(len(rows), widths.residual))),
+        "attention": widths.attention * sum(per_row(Masks(attention={i: attention}), i) for i in layers),
+        "ffn": widths.ffn * sum(per_row(Masks(ffn={i: ffn}), i) for i in layers),
     }
     return {axis: round(total * len(images), 1) for axis, total in totals.items()}
 

@@ -31,7 +31,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import ARCHITECTURES, check_keys
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import architecture_of, make_plan, prune, unit_scores
-from edvit_hf.pruning.masks import Gates, gated
+from edvit_hf.pruning.masks import Masks, masked
 from support.masked_teacher import masked_forward
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, random_scores, tiny_inputs, tiny_model
 
@@ -172,15 +172,15 @@ def test_merged_heads_equal_the_regrouped_reference(name, changes):
     AttentionMaskInterface.register("regrouped", eager_mask)
     model.set_attn_implementation("regrouped")
 
-    def gate(kept, size):
+    def mask(kept, size):
         return torch.zeros(1, size).index_fill_(1, torch.tensor(kept), 1.0)
 
-    gates = Gates(
-        residual=gate(plan.kept_residual, 32),
-        ffn={i: gate(plan.kept_ffn[i], plan.intermediate_size) for i in layers},
-        pooled=None if plan.kept_pooled is None else gate(plan.kept_pooled, 32),
+    masks = Masks(
+        residual=mask(plan.kept_residual, 32),
+        ffn={i: mask(plan.kept_ffn[i], plan.intermediate_size) for i in layers},
+        pooled=None if plan.kept_pooled is None else mask(plan.kept_pooled, 32),
     )
-    with gated(model, table, gates):
+    with masked(model, table, masks):
         expected = logits(model, name)
     actual = logits(prune(model_of(name), plan, None), name)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from edvit_hf.architectures.axes import widths_of_heads
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import architecture_of, compensate, make_plan, prune
+from edvit_hf.pruning.compensation import choose_tokens
 from edvit_hf.pruning.compensation_steps import trace
-from edvit_hf.pruning.compensation_targets import choose_tokens
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, random_scores, tiny_inputs, tiny_model
 
 GROUP = [0, 3]
@@ -219,7 +219,7 @@ def test_the_batch_size_and_the_memory_limits_change_only_the_rounding(monkeypat
     model, inputs = tiny_model("vit"), tiny_inputs("vit", 96)
     results = []
     for batch_size, target_bytes in ((96, 2**29), (7, 1)):
-        monkeypatch.setattr("edvit_hf.pruning.compensation_targets._TARGET_BYTES", target_bytes)
+        monkeypatch.setattr("edvit_hf.pruning.compensation._TARGET_BYTES", target_bytes)
         plan, pruned = plan_and_cut(model)
         compensate(pruned, model, plan, GROUP, inputs, batch_size=batch_size, **NO_BARS)
         results.append(pruned.state_dict())
@@ -228,7 +228,7 @@ def test_the_batch_size_and_the_memory_limits_change_only_the_rounding(monkeypat
 
 
 def test_a_few_tokens_of_long_inputs_suffice_and_are_the_same_in_every_call(monkeypatch):
-    monkeypatch.setattr("edvit_hf.pruning.compensation_targets._MAX_ROWS", 3 * 200)
+    monkeypatch.setattr("edvit_hf.pruning.compensation._MAX_ROWS", 3 * 200)
     model, inputs = tiny_model("vit"), tiny_inputs("vit", 200)
     wanted, results = targets(model, inputs), []
     for _ in range(2):

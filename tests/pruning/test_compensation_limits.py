@@ -10,8 +10,8 @@ import torch
 from test_compensation import GROUP, NO_BARS, error, inputs_of, plan_and_cut, targets
 
 from edvit_hf.pruning import architecture_of, compensate
+from edvit_hf.pruning.compensation import choose_tokens
 from edvit_hf.pruning.compensation_steps import trace
-from edvit_hf.pruning.compensation_targets import choose_tokens
 from support.tiny_architectures import tiny_inputs, tiny_model
 
 
@@ -67,7 +67,7 @@ def test_a_step_whose_inputs_are_all_zero_stays_as_it_was_cut():
 
 
 def test_padding_takes_no_place_among_the_drawn_tokens(monkeypatch):
-    monkeypatch.setattr("edvit_hf.pruning.compensation_targets._MAX_ROWS", 3 * 50)
+    monkeypatch.setattr("edvit_hf.pruning.compensation._MAX_ROWS", 3 * 50)
     inputs = tiny_inputs("bert", 50)
     samples = choose_tokens(inputs, architecture_of(tiny_model("bert")), 12, batch_size=8)
     assert samples.chosen[:, 0].all()

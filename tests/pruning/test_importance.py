@@ -16,11 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edvit_hf.architectures.tables import ARCHITECTURES
 from edvit_hf.pruning import architecture_of, unit_scores
-from edvit_hf.pruning.axes import linear_at
 from edvit_hf.pruning.config import ImportanceMethod
-from edvit_hf.pruning.distribution import group_log_probabilities
-from edvit_hf.pruning.masks import Gates, gated
-from edvit_hf.pruning.scores import score_shapes
+from edvit_hf.pruning.masks import Masks, masked
+from edvit_hf.pruning.models import linear_at
+from edvit_hf.pruning.score_kl import group_log_probabilities
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model, tiny_vit
 
 GROUP = [1, 3]
@@ -61,11 +60,12 @@ def double_scores(name, method):
 @cache
 def shapes_of(name):
     model = double_model(name)
-    return score_shapes(architecture_of(model), architecture_of(model).widths(model.config))
+    architecture = architecture_of(model)
+    return architecture.unit_shapes(architecture.widths(model.config))
 
 
-def gates_of(axis, gate, layer=1):
-    return Gates(**{axis: gate if axis in ("residual", "pooled") else {layer: gate}})
+def masks_of(axis, mask, layer=1):
+    return Masks(**{axis: mask if axis in ("residual", "pooled") else {layer: mask}})
 
 
 def of_layer(scores, axis, layer=1):
@@ -77,11 +77,11 @@ def kl(log_p, log_q):
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
 
 
-def kl_by_hand(name, axis, gate, group=GROUP):
-    """KL of the gated teacher from the intact one; differentiable by the gate."""
+def kl_by_hand(name, axis, mask, group=GROUP):
+    """KL of the masked teacher from the intact one; differentiable by the mask."""
     model, inputs = double_model(name), double_inputs(name)
     log_p = group_log_probabilities(model(**inputs).logits, group).detach()
-    with gated(model, architecture_of(model), gates_of(axis, gate)):
+    with masked(model, architecture_of(model), masks_of(axis, mask)):
         return kl(log_p, group_log_probabilities(model(**inputs).logits, group))
 
 
@@ -117,24 +117,24 @@ def test_pooled_distribution_sums_to_one_and_keeps_the_groups_own_probabilities(
 
 @pytest.mark.parametrize(("name", "axis"), AXES)
 def test_kl_scores_equal_removing_each_unit_by_hand(name, axis):
-    """That a closed gate removes the unit is tested in test_gates.py, on the weights."""
+    """That a closed mask removes the unit is tested in test_masks.py, on the weights."""
     size = shapes_of(name)[axis][-1]
     scores = of_layer(double_scores(name, "kl"), axis)
     with torch.no_grad():
         for unit in (0, size // 2, size - 1):
-            gate = torch.ones(1, size, dtype=torch.float64)
-            gate[0, unit] = 0
-            assert scores[unit] == pytest.approx(kl_by_hand(name, axis, gate).item(), rel=1e-6, abs=1e-12)
+            mask = torch.ones(1, size, dtype=torch.float64)
+            mask[0, unit] = 0
+            assert scores[unit] == pytest.approx(kl_by_hand(name, axis, mask).item(), rel=1e-6, abs=1e-12)
     assert scores.dtype == np.float64
     assert (scores >= 0).all()
     assert scores.max() > 1e-3
 
 
 @pytest.mark.parametrize(("name", "axis"), AXES)
-def test_fisher_is_half_the_second_derivative_of_the_kl_at_open_gates(name, axis):
-    gate = torch.ones(1, shapes_of(name)[axis][-1], dtype=torch.float64)
+def test_fisher_is_half_the_second_derivative_of_the_kl_at_open_masks(name, axis):
+    mask = torch.ones(1, shapes_of(name)[axis][-1], dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-        hessian = torch.autograd.functional.hessian(lambda g: kl_by_hand(name, axis, g), gate)[0, :, 0]
+        hessian = torch.autograd.functional.hessian(lambda g: kl_by_hand(name, axis, g), mask)[0, :, 0]
     expected = 0.5 * hessian.diagonal().numpy()
     np.testing.assert_allclose(of_layer(double_scores(name, "fisher"), axis), expected, rtol=1e-6, atol=1e-12)
     assert expected.max() > 1e-3
@@ -146,13 +146,13 @@ def test_fisher_of_any_group_is_the_sum_over_all_its_outcomes(group, sureness):
     """One backward pass per outcome, as in the textbook; the library takes one fewer."""
     model, inputs = tiny_model("vit").double(), double_inputs("vit")
     model.classifier.weight.data *= sureness
-    gate = torch.ones(4, 48, dtype=torch.float64, requires_grad=True)
-    with gated(model, architecture_of(model), gates_of("ffn", gate)):
+    mask = torch.ones(4, 48, dtype=torch.float64, requires_grad=True)
+    with masked(model, architecture_of(model), masks_of("ffn", mask)):
         log_p = group_log_probabilities(model(**inputs).logits, group)
     assert (log_p.max(dim=1).values.exp() > 0.99).sum() >= (3 if sureness > 1 else 0)
     expected = torch.zeros(48, dtype=torch.float64)
     for k in range(log_p.shape[1]):
-        (slope,) = torch.autograd.grad(log_p[:, k].sum(), gate, retain_graph=True)
+        (slope,) = torch.autograd.grad(log_p[:, k].sum(), mask, retain_graph=True)
         expected += 0.5 * log_p[:, k].detach().exp() @ slope.square() / 4
     scores = unit_scores(model, inputs, group, method="fisher", progress=False)
     np.testing.assert_allclose(scores.ffn[1], expected.numpy(), rtol=1e-7)
@@ -162,11 +162,11 @@ def test_fisher_of_any_group_is_the_sum_over_all_its_outcomes(group, sureness):
 def test_linear_scores_are_the_kl_of_first_order_logits(name, axis):
     model, inputs, step = double_model(name), double_inputs(name), 1e-5
     size = shapes_of(name)[axis][-1]
-    gate = torch.ones(1, size, dtype=torch.float64)
-    gate[0, 2] -= step
+    mask = torch.ones(1, size, dtype=torch.float64)
+    mask[0, 2] -= step
     with torch.no_grad():
         logits = model(**inputs).logits
-        with gated(model, architecture_of(model), gates_of(axis, gate)):
+        with masked(model, architecture_of(model), masks_of(axis, mask)):
             slope = (logits - model(**inputs).logits) / step
     log_p, log_q = (group_log_probabilities(z, GROUP) for z in (logits, logits - slope))
     assert of_layer(double_scores(name, "linear"), axis)[2] == pytest.approx(kl(log_p, log_q).item(), rel=1e-3)
@@ -203,11 +203,11 @@ def test_approximations_rank_units_as_the_exact_kl_does():
 @pytest.mark.parametrize(("name", "axis"), [(n, a) for n, a in AXES if n in ("deit", "bert")])
 def test_taylor_is_the_mean_slope_of_the_teachers_own_answer(name, axis):
     model, inputs, step = double_model(name), double_inputs(name), 1e-5
-    gate = torch.ones(1, shapes_of(name)[axis][-1], dtype=torch.float64)
-    gate[0, 3] -= step
+    mask = torch.ones(1, shapes_of(name)[axis][-1], dtype=torch.float64)
+    mask[0, 3] -= step
     with torch.no_grad():
         log_p, k = group_log_probabilities(model(**inputs).logits, GROUP).max(dim=1)
-        with gated(model, architecture_of(model), gates_of(axis, gate)):
+        with masked(model, architecture_of(model), masks_of(axis, mask)):
             log_q = group_log_probabilities(model(**inputs).logits, GROUP)[range(4), k]
     expected = ((log_p - log_q).abs() / step).mean().item()
     assert of_layer(double_scores(name, "taylor"), axis)[3] == pytest.approx(expected, rel=1e-3)

@@ -136,7 +136,7 @@ def test_gradient_methods_take_fewer_rows_where_memory_binds(monkeypatch):
     rows.clear()
     tokens, layers = 5, 2
     one_row = 4 * layers * tokens * (2 * 32 + 6 * 32 + 3 * 48)
-    monkeypatch.setattr("edvit_hf.pruning.fisher._MAX_SAVED_BYTES", 3 * one_row)
+    monkeypatch.setattr("edvit_hf.pruning.score_kl._MAX_SAVED_BYTES", 3 * one_row)
     bounded = unit_scores(model, inputs, GROUP, method="fisher", progress=False)
     assert rows.count(3) == 4
     assert max(rows) == 3
@@ -147,7 +147,7 @@ def test_gradient_methods_take_fewer_rows_where_memory_binds(monkeypatch):
 def test_linear_takes_fewer_rows_where_its_slopes_would_not_fit(monkeypatch):
     model, inputs = tiny_model("vit"), tiny_inputs("vit", 12)
     num_units = 32 + 2 * (4 + 32 + 48)
-    monkeypatch.setattr("edvit_hf.pruning.fisher._MAX_JACOBIAN_ENTRIES", 2 * num_units * 5)
+    monkeypatch.setattr("edvit_hf.pruning.score_kl._MAX_JACOBIAN_ENTRIES", 2 * num_units * 5)
     rows = rows_of_forwards(model)
     unit_scores(model, inputs, GROUP, method="linear", progress=False)
     assert rows.count(2) == 6
@@ -159,4 +159,11 @@ def test_linear_takes_fewer_rows_where_its_slopes_would_not_fit(monkeypatch):
 
 def test_scores_of_the_wrong_dimension_are_refused():
     with pytest.raises(PruningError, match="heads"):
-        UnitScores(np.ones(4), np.ones(4), np.ones((2, 4)), np.ones((2, 4)), None, "kl", 1)
+        UnitScores(
+            residual=np.ones(4),
+            heads=np.ones(4),
+            attention=np.ones((2, 4)),
+            ffn=np.ones((2, 4)),
+            method="kl",
+            num_samples=1,
+        )

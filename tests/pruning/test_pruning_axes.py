@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from edvit_hf.architectures.axes import Widths, resized
 from edvit_hf.architectures.tables import VIT
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import ARCHITECTURES, PruneConfig, architecture_of
-from edvit_hf.pruning.axes import Widths, norm_modules, resized
+from edvit_hf.pruning.models import norm_modules
 from support.tiny_architectures import ARCHITECTURE_NAMES, tiny_inputs, tiny_model, tiny_vit
 
 

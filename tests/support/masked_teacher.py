@@ -6,14 +6,13 @@ from transformers import PreTrainedModel
 
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import PruningPlan, architecture_of
-from edvit_hf.pruning.inputs import AnyInputs, named_inputs
-from edvit_hf.pruning.masks import Gates, gated
-from edvit_hf.pruning.modes import eval_mode
+from edvit_hf.pruning.masks import Masks, masked
+from edvit_hf.pruning.models import AnyInputs, eval_mode, named_inputs
 from edvit_hf.pruning.plan import check_plan_fits
 
 
 def masked_forward(model: PreTrainedModel, plan: PruningPlan, inputs: AnyInputs) -> Tensor:
-    """Logits (B, L) of the uncut model with the units outside `plan` gated off: what the cut one must answer.
+    """Logits (B, L) of the uncut model with the units outside `plan` masked out: what the cut one must answer.
 
     Slow and independent of the cutting code: the reference for tests. Keeps all of the teacher's labels. Dropout is
     off, whatever the model's mode.
@@ -34,19 +33,19 @@ def masked_forward(model: PreTrainedModel, plan: PruningPlan, inputs: AnyInputs)
             "softmax, which no mask on the teacher does. Compare with the pruned model itself."
         )
 
-    def gate(kept: list[int], size: int) -> Tensor:
+    def mask(kept: list[int], size: int) -> Tensor:
         zeros = torch.zeros(1, size, dtype=model.dtype, device=model.device)
         return zeros.index_fill_(1, torch.tensor(kept, device=model.device), 1.0)
 
     layers, width = range(len(plan.kept_ffn)), plan.num_heads * plan.head_dim
     is_whole = plan.attention == "whole"
-    gates = Gates(
-        residual=gate(plan.kept_residual, plan.hidden_size),
-        heads={i: gate(plan.kept_heads[i], plan.num_heads) for i in layers} if is_whole else {},
-        attention={} if is_whole else {i: gate(plan.kept_attention[i], width) for i in layers},
-        ffn={i: gate(plan.kept_ffn[i], plan.intermediate_size) for i in layers},
-        pooled=None if plan.kept_pooled is None else gate(plan.kept_pooled, plan.hidden_size),
+    masks = Masks(
+        residual=mask(plan.kept_residual, plan.hidden_size),
+        heads={i: mask(plan.kept_heads[i], plan.num_heads) for i in layers} if is_whole else {},
+        attention={} if is_whole else {i: mask(plan.kept_attention[i], width) for i in layers},
+        ffn={i: mask(plan.kept_ffn[i], plan.intermediate_size) for i in layers},
+        pooled=None if plan.kept_pooled is None else mask(plan.kept_pooled, plan.hidden_size),
     )
     named = named_inputs(model, architecture, inputs)
-    with torch.no_grad(), eval_mode(model), gated(model, architecture, gates):
+    with torch.no_grad(), eval_mode(model), masked(model, architecture, masks):
         return model(**named).logits

@@ -69,17 +69,17 @@ class Architecture:
         layers: Path of the `ModuleList` of encoder layers.
         norms: Every LayerNorm over the residual channels. Together they must guard every read of the residual:
             leaving a channel out of their statistics and outputs is what removes it.
-        attention_query: Linear that makes the queries; gates on attention dimensions attach to its output.
+        attention_query: Linear that makes the queries; masks on attention dimensions attach to its output.
         attention_key: Linear that makes the keys; like the values needed only to distil relations between tokens.
         attention_value: Linear that makes the values.
-        attention_output: Linear whose input holds the heads side by side; gates attach to that input.
-        ffn_output: Linear whose input holds the FFN units; FFN gates attach to that input.
+        attention_output: Linear whose input holds the heads side by side; masks attach to that input.
+        ffn_output: Linear whose input holds the FFN units; FFN masks attach to that input.
         classifier: Linear from the feature (or from the pooler's output) to the labels.
         feature_norm: Norm after which the feature is read.
         feature_tokens: Tokens whose mean is the feature: (0,) class token, (0, 1) with a distillation one.
         main_input: Name of the forward's first argument.
         has_pooler: Whether a Linear with outputs of its own (axis "pooled") stands between feature and classifier;
-            gates on its outputs attach to the classifier's input.
+            masks on its outputs attach to the classifier's input.
         patch_projection: Convolution that makes the tokens, applied once per patch; None for text.
         head: Linears applied once per input instead of once per token.
         switches: Parameter -> config key; where that key is false the model has no such parameter.
@@ -264,6 +264,16 @@ class Architecture:
             if switch is None or self.value(config, switch):
                 for layer in range(num_layers if "{layer}" in template else 1):
                     yield template.format(layer=layer), axes
+
+    def unit_shapes(self, widths: Widths) -> dict[str, tuple[int, ...]]:
+        """Axis -> shape of an array with one number per unit, in the order in which flat arrays hold them."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "residual": (widths.residual,),
+            "heads": (widths.layers, widths.heads),
+            "attention": (widths.layers, widths.attention),
+            "ffn": (widths.layers, widths.ffn),
+        }
+        return shapes | {"pooled": (widths.residual,)} if self.has_pooler else shapes
 
     def file_name(self, name: str) -> str:
         """Name of a parameter in the `model.safetensors` that `save_pretrained` writes."""

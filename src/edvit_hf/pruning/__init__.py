@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from edvit_hf.lazy import lazy
 
 if TYPE_CHECKING:
-    from edvit_hf.pruning.axes import ARCHITECTURES, Architecture, architecture_of
     from edvit_hf.pruning.compensation import compensate
     from edvit_hf.pruning.config import PruneConfig
-    from edvit_hf.pruning.importance import UnitScores, unit_scores
+    from edvit_hf.pruning.cut import prune
+    from edvit_hf.pruning.models import ARCHITECTURES, Architecture, architecture_of
     from edvit_hf.pruning.plan import PruningPlan, make_plan
-    from edvit_hf.pruning.surgery import prune
+    from edvit_hf.pruning.score import UnitScores, unit_scores
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "axes": ("ARCHITECTURES", "Architecture", "architecture_of"),
+        "models": ("ARCHITECTURES", "Architecture", "architecture_of"),
         "compensation": ("compensate",),
         "config": ("PruneConfig",),
-        "importance": ("UnitScores", "unit_scores"),
+        "score": ("UnitScores", "unit_scores"),
         "plan": ("PruningPlan", "make_plan"),
-        "surgery": ("prune",),
+        "cut": ("prune",),
     },
 )

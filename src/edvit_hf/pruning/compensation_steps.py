@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edvit_hf.pruning.axes import Architecture
-from edvit_hf.pruning.inputs import Inputs
+from edvit_hf.architectures.axes import Architecture
+from edvit_hf.pruning.models import Inputs
 
 Probe = tuple[str, bool]  # a module, and whether its input is read (else its output)
 
@@ -57,10 +57,11 @@ def trace(model: PreTrainedModel, architecture: Architecture, inputs: Inputs) ->
             stack.callback(module.register_forward_pre_hook(partial(see, name)).remove)
         model(**inputs)
     is_linear = {name: isinstance(module, nn.Linear) for name, module in modules.items()}
-    starts = [
-        i for i, (name, value) in enumerate(events)
-        if is_linear[name] and not (i and is_linear[events[i - 1][0]] and events[i - 1][1] is value)
-    ]  # fmt: skip
+
+    def is_same_step(i: int) -> bool:
+        return i > 0 and is_linear[events[i - 1][0]] and events[i - 1][1] is events[i][1]
+
+    starts = [i for i, (name, _) in enumerate(events) if is_linear[name] and not is_same_step(i)]
     steps = []
     for start, end in pairwise([*starts, len(events)]):
         names = tuple(name for name, _ in events[start:end] if is_linear[name])

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.errors import PruningError
+from edvit_hf.strict import number, whole_number
 
 ImportanceMethod = Literal["kl", "fisher", "linear", "hybrid", "taylor", "magnitude", "apoz", "hsic", "random"]
 
@@ -26,12 +27,8 @@ class KeepRatios:
 
     def __post_init__(self) -> None:
         for name in ("residual", "attention", "ffn"):
-            value = getattr(self, name)
-            if not 0 < value <= 1:
-                raise PruningError(
-                    f"`keep_ratios.{name}` must lie in (0, 1], got {value!r}. It is the share that stays, not "
-                    "the one that goes; nothing can stay of nothing."
-                )
+            why = "it is the share that stays, not the one that goes"
+            number(f"keep_ratios.{name}", getattr(self, name), "(0, 1]", why, PruningError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +83,7 @@ class PruneConfig:
             counts = keep if isinstance(keep, tuple) else (keep,)
             if self.from_scratch is not None and isinstance(keep, tuple):  # null stands there, as checked
                 counts = tuple(count for count in keep if count is not None)
-            if not counts or not all(isinstance(count, int) and _is_count(count) and count >= 1 for count in counts):
+            if not counts or not all(type(count) is int and count >= 1 for count in counts):
                 raise PruningError(
                     f'`keep_heads` must be "auto", "per-sub-model", a whole number of at least 1, or a list with one '
                     f"such number per sub-model, got {keep!r}. It counts the heads that stay in every layer, not those "
@@ -101,17 +98,8 @@ class PruneConfig:
                     "Leave it out when in doubt."
                 )
         for name in ("samples_per_class", "batch_size", "compensation_samples", "rounds", "round_epochs"):
-            value = getattr(self, name)
-            if not _is_count(value) or value < 1:
-                raise PruningError(
-                    f"`{name}` must be a whole number of at least 1, got {value!r}. "
-                    f"With less there is nothing to work with; raise it."
-                )
-        if not _is_count(self.seed) or self.seed < 0:
-            raise PruningError(
-                f"`seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no other; "
-                "change it."
-            )
+            whole_number(name, getattr(self, name), 1, "with less there is nothing to work with", PruningError)
+        whole_number("seed", self.seed, 0, "random generators take no other", PruningError)
 
     def _check_from_scratch(self, configs: tuple[dict[str, Any] | None, ...]) -> None:
         """Refuse what contradicts the list of configs, or would stay unread beside it."""
@@ -144,7 +132,3 @@ class PruneConfig:
                 f"`rounds` is {self.rounds}, but `from_scratch` builds sub-models that are never pruned: a round would "
                 "have nothing to cut of them. Use `rounds: 1`, or cut every sub-model from the teacher."
             )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

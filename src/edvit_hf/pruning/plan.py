@@ -1,27 +1,22 @@
-# SPDX-License-Identifier: Apache-2.0
 """The pruned shape as data: which units stay, readable and storable before any weight is cut."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from math import prod
 from typing import Any, get_args
 
+import numpy as np
 from transformers import PreTrainedConfig
 
-from edvit_hf.architectures.axes import AttentionKind
+from edvit_hf.architectures.axes import Architecture, AttentionKind, Widths, resized
 from edvit_hf.errors import PruningError
-from edvit_hf.pruning.axes import Architecture, Widths, architecture_of, resized
-from edvit_hf.pruning.scores import UnitScores, score_shapes
-from edvit_hf.pruning.selection import head_groups, highest, kept_dimensions
+from edvit_hf.pruning.models import architecture_of
+from edvit_hf.pruning.score import UnitScores
+from edvit_hf.strict import whole_number
 
 _SCHEMA_VERSION = 2
 _BYTES_PER_PARAMETER = 4  # float32
-_COUNTS = (
-    "num_heads_after", "hidden_size", "num_heads", "head_dim", "intermediate_size", "num_labels_before", "num_labels",
-    "parameters_before", "parameters_after",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +59,10 @@ class PruningPlan:
     parameters_after: int
 
     def __post_init__(self) -> None:
-        if self.attention not in get_args(AttentionKind):
-            raise PruningError(
-                f"`attention` of a pruning plan must be one of {', '.join(get_args(AttentionKind))}, got "
-                f"{self.attention!r}. Nothing else says how kept dimensions form heads; make the plan again."
-            )
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not _is_int(value) or value < 1:
-                raise PruningError(
-                    f"`{name}` of a pruning plan must be a whole number of at least 1, got {value!r}. Shapes are "
-                    "computed from it; make the plan again."
-                )
+        _check_kind(self.attention)
+        for field in fields(self):
+            if field.type is int:
+                whole_number(field.name, getattr(self, field.name), 1, "shapes are computed from it", PruningError)
         _check_indices("kept_residual", self.kept_residual, self.hidden_size)
         _check_layers("kept_attention", self.kept_attention, self.num_heads * self.head_dim)
         _check_layers("kept_ffn", self.kept_ffn, self.intermediate_size)
@@ -156,23 +143,6 @@ class PruningPlan:
                 f"unknown {sorted(map(str, values.keys() - expected))}. Make the plan again."
             )
         return cls(**{name: value for name, value in values.items() if name != "schema_version"})
-
-    def to_json(self) -> str:
-        """The plan as the text of a JSON object."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> "PruningPlan":
-        """Read what `to_json` wrote.
-
-        Raises:
-            PruningError: If it is not JSON, and as `from_dict`.
-        """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PruningError(f"A pruning plan must be JSON: {error}. Make the plan again.") from error
-        return cls.from_dict(values)
 
     def __str__(self) -> str:
         before, after = self.widths_before, self.widths_after
@@ -261,7 +231,7 @@ def check_plan_fits(plan: PruningPlan, architecture: Architecture, config: PreTr
 
 
 def _check_scores(scores: UnitScores, architecture: Architecture, before: Widths) -> None:
-    expected = score_shapes(architecture, before)
+    expected = architecture.unit_shapes(before)
     found = {name: array.shape for name, array in scores.by_axis().items()}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
@@ -271,12 +241,16 @@ def _check_scores(scores: UnitScores, architecture: Architecture, before: Widths
             )
 
 
-def _check_widths(before: Widths, after: Widths, attention: AttentionKind) -> None:
+def _check_kind(attention: AttentionKind) -> None:
     if attention not in get_args(AttentionKind):
         raise PruningError(
             f"`attention` must be one of {', '.join(get_args(AttentionKind))}, got {attention!r}. It says how kept "
             'dimensions form heads; leave it out for "whole".'
         )
+
+
+def _check_widths(before: Widths, after: Widths, attention: AttentionKind) -> None:
+    _check_kind(attention)
     # A merged head may be larger than an old one, up to all the dimensions of its smallest group of old heads.
     group = before.heads // max(1, int(after.heads)) if attention == "merged" else 1
     largest = {"residual": before.residual, "heads": before.heads, "head_dim": max(1, group) * before.head_dim}
@@ -369,3 +343,44 @@ def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def _mib(parameters: int) -> float:
     return parameters * _BYTES_PER_PARAMETER / 2**20
+
+
+def highest(scores: np.ndarray, keep: int) -> list[int]:
+    """Indices of the `keep` highest scores, sorted. Ties go to the lower index."""
+    order = np.argsort(-scores, kind="stable")  # stable: equal scores stay in index order
+    return sorted(int(i) for i in order[:keep])
+
+
+def kept_dimensions(
+    heads: np.ndarray, dimensions: np.ndarray, before: Widths, after: Widths, kind: AttentionKind
+) -> list[int]:
+    """Attention dimensions of one layer that stay, sorted; new head i owns the i-th run of `after.head_dim` of them.
+
+    - "whole": all dimensions of the heads with the highest scores.
+    - "thin": of every head its best dimensions.
+    - "merged": of every group of neighbouring old heads (`head_groups`) its best dimensions.
+
+    Args:
+        heads: (heads,) scores of the layer's heads; read for "whole" only.
+        dimensions: (heads * head_dim,) scores of the layer's attention dimensions; read for the other two.
+        before: The teacher's widths.
+        after: The pruned model's widths.
+        kind: How attention shrinks.
+
+    Source: "merged" is how UP-ViTs (arXiv 2111.15127) keeps heads balanced: contiguous groups of the dimensions,
+    equally many kept in each.
+    Differs: groups are of whole old heads, also where the old number is no multiple of the new one.
+    """
+    size = before.head_dim
+    if kind == "whole":
+        return [head * size + i for head in highest(heads, after.heads) for i in range(size)]
+    kept = []
+    for group in head_groups(before.heads, after.heads):
+        start = group[0] * size
+        kept += [start + i for i in highest(dimensions[start : (group[-1] + 1) * size], after.head_dim)]
+    return kept
+
+
+def head_groups(heads_before: int, heads_after: int) -> list[list[int]]:
+    """Neighbouring old heads that form each new head; group sizes differ by at most one, the larger ones first."""
+    return [[int(head) for head in group] for group in np.array_split(np.arange(heads_before), heads_after)]

@@ -10,7 +10,7 @@ import torch
 from edvit_hf.architectures.axes import AttentionKind, Widths
 from edvit_hf.pruning import compensate, make_plan, unit_scores
 from edvit_hf.pruning import prune as cut_model
-from edvit_hf.pruning.surgery import label_names
+from edvit_hf.pruning.cut import label_names
 from edvit_hf.recipe.stages.plan import round_widths, sub_model_config
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model, stock_model
 from edvit_hf.storage import write_json

@@ -10,7 +10,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import architecture_of_config, check_keys
 from edvit_hf.errors import RecipeError
 from edvit_hf.pruning import architecture_of
-from edvit_hf.pruning.surgery import label_names
+from edvit_hf.pruning.cut import label_names
 from edvit_hf.recipe.stages.plan import plan_groups, sub_model_config
 from edvit_hf.recipe.stages.split import groups_before_training
 from edvit_hf.recipe.trip import Trip, check_weights, drop_checkpoints, save_model, stock_model, validation_accuracy

@@ -1,12 +1,11 @@
-# SPDX-License-Identifier: Apache-2.0
 """Scores that say how much the teacher's answer on a class group depends on each unit.
 
 The KL methods score KL(p || p without the unit), one unit removed at a time from the original teacher, of the
 distribution over the group's classes and the pooled "other" class, averaged over the samples:
 
-- "kl": exact, a forward per unit and sample (`exact_kl.ExactKL`): the reference.
-- "fisher": second-order approximation, at once for all units (`fisher.gate_scores`): the default.
-- "linear": exact KL of first-order logits, at once for all units, one backward per label (`fisher.gate_scores`).
+- "kl": exact, a forward per unit and sample (`score_kl.ExactKL`): the reference.
+- "fisher": second-order approximation, at once for all units (`score_kl.gradient_scores`): the default.
+- "linear": exact KL of first-order logits, at once for all units, one backward per label (`score_kl.gradient_scores`).
 - "hybrid": exact for residual channels, heads and pooled units, Fisher for attention dimensions and FFN units: exact
   where units are few or their removal is no small step, cheap where there are many. A forward per channel and head
   still takes hours at the size of ViT-Base.
@@ -16,52 +15,83 @@ of the differences after retraining.
 
 The others know no distribution:
 
-- "taylor": first-order change of -log p of the teacher's own answer (`fisher.gate_scores`).
-- "apoz", "hsic": statistics of activations (`activations`).
+- "taylor": first-order change of -log p of the teacher's own answer (`score_kl.gradient_scores`).
+- "apoz", "hsic": statistics of activations (`score_activations`).
 - "magnitude": L2 norm of all the weights of the unit. "random": uniform numbers from a seed.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from edvit_hf.errors import PruningError
-from edvit_hf.pruning.activations import apoz_scores, hsic_scores
-from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
 from edvit_hf.pruning.config import ImportanceMethod
-from edvit_hf.pruning.exact_kl import ExactKL
-from edvit_hf.pruning.fisher import GradientMethod, gate_scores
-from edvit_hf.pruning.inputs import AnyInputs, check_readable, named_inputs, num_rows
-from edvit_hf.pruning.modes import eval_mode, frozen
-from edvit_hf.pruning.scores import UnitScores, check_informative, score_shapes
+from edvit_hf.pruning.models import (
+    AnyInputs,
+    ScoringTask,
+    architecture_of,
+    check_readable,
+    eval_mode,
+    frozen,
+    named_inputs,
+    num_rows,
+)
+from edvit_hf.pruning.score_activations import apoz_scores, hsic_scores
+from edvit_hf.pruning.score_kl import ExactKL, GradientMethod, gradient_scores
+from edvit_hf.strict import whole_number
 from edvit_hf.tasks import check_class_group
-
-__all__ = ["UnitScores", "unit_scores"]
 
 logger = logging.getLogger(__name__)
 
-Scores = dict[str, np.ndarray]  # axis -> scores, as `score_shapes` says
+
+Scores = dict[str, np.ndarray]  # axis -> scores, as `unit_shapes` says
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What every method is given."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnitScores:
+    """Importance of every unit; larger means keep.
 
-    model: PreTrainedModel
-    architecture: Architecture
-    widths: Widths
-    inputs: Mapping[str, Tensor]
-    group: list[int]
-    batch_size: int
-    seed: int
-    progress: bool
+    Attributes:
+        residual: (D,) float64.
+        heads: (layers, H) float64, of whole heads.
+        attention: (layers, A) float64, of the single dimensions inside heads, head after head.
+        ffn: (layers, F) float64.
+        pooled: (P,) float64; None without a pooler.
+        method: How they were made. Units: nats per sample of the KL methods; of the others see `unit_scores`.
+        num_samples: Inputs that were scored.
+    """
+
+    residual: np.ndarray
+    heads: np.ndarray
+    attention: np.ndarray
+    ffn: np.ndarray
+    pooled: np.ndarray | None = None
+    method: str
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        for name, scores in self.by_axis().items():
+            ndim = _NDIM[name]
+            if scores.ndim != ndim or scores.size == 0:
+                raise PruningError(f"`{name}` scores must be a non-empty {ndim}-dimensional array, got {scores.shape}.")
+            if not np.isfinite(scores).all():
+                raise PruningError(
+                    f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} {name} scores "
+                    f"({self.method}) are not finite, so the cut would be arbitrary. The teacher's answers "
+                    f"overflow or its weights are damaged; check it on the same samples, in float32."
+                )
+
+    def by_axis(self) -> dict[str, np.ndarray]:
+        """Axis -> its scores; "pooled" only where there is a pooler."""
+        found = {"residual": self.residual, "heads": self.heads, "attention": self.attention, "ffn": self.ffn}
+        return found if self.pooled is None else found | {"pooled": self.pooled}
 
 
 def unit_scores(
@@ -102,7 +132,7 @@ def unit_scores(
     _check_gradients(model, method)
     architecture = architecture_of(model)
     widths = architecture.widths(model.config)
-    task = _Task(
+    task = ScoringTask(
         model=model,
         architecture=architecture,
         widths=widths,
@@ -119,15 +149,7 @@ def unit_scores(
     num_samples, num_units = num_rows(task.inputs), sum(array.size for array in scores.values())
     seconds = time.perf_counter() - start
     logger.info("importance: %s of %d units on %d samples in %.1f s", method, num_units, num_samples, seconds)
-    result = UnitScores(
-        residual=scores["residual"],
-        heads=scores["heads"],
-        attention=scores["attention"],
-        ffn=scores["ffn"],
-        pooled=scores.get("pooled"),
-        method=method,
-        num_samples=num_samples,
-    )
+    result = UnitScores(**scores, method=method, num_samples=num_samples)
     check_informative(result)
     return result
 
@@ -138,15 +160,8 @@ def _check(method: str, batch_size: int, seed: int) -> None:
             f"`method` must be one of {', '.join(get_args(ImportanceMethod))}, got {method!r}. Nothing was scored. "
             'Take "fisher" when in doubt.'
         )
-    if batch_size < 1:
-        raise PruningError(
-            f"`batch_size` must be at least 1, got {batch_size}. It counts rows per forward; raise it as far as the "
-            "memory allows."
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise PruningError(
-            f"`seed` must be a whole number of at least 0, got {seed!r}. Random generators take no other; change it."
-        )
+    whole_number("batch_size", batch_size, 1, "it counts rows per forward", PruningError)
+    whole_number("seed", seed, 0, "random generators take no other", PruningError)
 
 
 def _check_gradients(model: PreTrainedModel, method: str) -> None:
@@ -159,20 +174,13 @@ def _check_gradients(model: PreTrainedModel, method: str) -> None:
         )
 
 
-def _exact(task: _Task) -> ExactKL:
-    return ExactKL(
-        task.model, task.architecture, task.widths, task.inputs, task.group,
-        batch_size=task.batch_size, progress=task.progress,
-    )  # fmt: skip
-
-
-def _kl(task: _Task) -> Scores:
-    exact = _exact(task)
+def _kl(task: ScoringTask) -> Scores:
+    exact = ExactKL(task)
     return _few(exact) | {"attention": exact.attention(), "ffn": exact.ffn()}
 
 
-def _hybrid(task: _Task) -> Scores:
-    return _gradient("fisher")(task) | _few(_exact(task))
+def _hybrid(task: ScoringTask) -> Scores:
+    return gradient_scores(task, "fisher") | _few(ExactKL(task))
 
 
 def _few(exact: ExactKL) -> Scores:
@@ -181,38 +189,15 @@ def _few(exact: ExactKL) -> Scores:
     return scores if pooled is None else scores | {"pooled": pooled}
 
 
-def _gradient(method: GradientMethod) -> Callable[[_Task], Scores]:
-    def scores(task: _Task) -> Scores:
-        return gate_scores(
-            task.model, task.architecture, task.widths, task.inputs, task.group,
-            method=method, batch_size=task.batch_size, progress=task.progress,
-        )  # fmt: skip
-
-    return scores
-
-
-def _apoz(task: _Task) -> Scores:
-    return apoz_scores(
-        task.model, task.architecture, task.widths, task.inputs, batch_size=task.batch_size, progress=task.progress
-    )
-
-
-def _hsic(task: _Task) -> Scores:
-    return hsic_scores(
-        task.model, task.architecture, task.widths, task.inputs, task.group,
-        batch_size=task.batch_size, seed=task.seed, progress=task.progress,
-    )  # fmt: skip
-
-
-def _random(task: _Task) -> Scores:
+def _random(task: ScoringTask) -> Scores:
     generator = np.random.default_rng(task.seed)
-    return {axis: generator.random(shape) for axis, shape in score_shapes(task.architecture, task.widths).items()}
+    return {axis: generator.random(shape) for axis, shape in task.architecture.unit_shapes(task.widths).items()}
 
 
-def _magnitude(task: _Task) -> Scores:
+def _magnitude(task: ScoringTask) -> Scores:
     """L2 norm over every weight that would go with the unit, read off the axis table."""
     widths = task.widths
-    squares = {axis: np.zeros(shape) for axis, shape in score_shapes(task.architecture, widths).items()}
+    squares = {axis: np.zeros(shape) for axis, shape in task.architecture.unit_shapes(widths).items()}
     for name, parameter in task.model.named_parameters():
         axes, layer = task.architecture.locate(name)
         values = parameter.detach().double().square().cpu()
@@ -226,14 +211,51 @@ def _magnitude(task: _Task) -> Scores:
     return {axis: np.sqrt(array) for axis, array in squares.items()}
 
 
-_METHODS: dict[ImportanceMethod, Callable[[_Task], Scores]] = {
+_METHODS: dict[ImportanceMethod, Callable[[ScoringTask], Scores]] = {
     "kl": _kl,
-    "fisher": _gradient("fisher"),
-    "linear": _gradient("linear"),
+    "fisher": partial(gradient_scores, method="fisher"),
+    "linear": partial(gradient_scores, method="linear"),
     "hybrid": _hybrid,
-    "taylor": _gradient("taylor"),
+    "taylor": partial(gradient_scores, method="taylor"),
     "magnitude": _magnitude,
-    "apoz": _apoz,
-    "hsic": _hsic,
+    "apoz": apoz_scores,
+    "hsic": hsic_scores,
     "random": _random,
 }
+
+
+_NDIM = {"residual": 1, "heads": 2, "attention": 2, "ffn": 2, "pooled": 1}
+
+
+def check_informative(scores: UnitScores) -> None:
+    """Say where all units of an axis, or of a layer of it, have one score: what stays there is arbitrary.
+
+    Raises:
+        PruningError: It is so everywhere.
+    """
+    alike: list[str] = []
+    num_lists = 0
+    for axis, found in scores.by_axis().items():
+        per_layer = found if found.ndim == 2 else found[None]
+        if per_layer.shape[1] == 1:
+            continue  # a single unit has no rival
+        num_lists += len(per_layer)
+        layers = [layer for layer, row in enumerate(per_layer) if np.ptp(row) == 0]
+        if layers:
+            num_lists -= len(layers)
+            alike.append(axis if len(layers) == len(per_layer) else f"{axis} of layers {layers}")
+    if not alike:
+        return
+    remedy = (
+        "Show other or more samples, check that the teacher's answer on this class group varies, or take another "
+        "method (`magnitude` needs no answer)."
+    )
+    if num_lists == 0:
+        raise PruningError(
+            f"All units of every axis have the same score ({scores.method}, {scores.num_samples} samples), so the cut "
+            f"would be arbitrary. {remedy}"
+        )
+    logger.warning(
+        f"importance: all units have the same score ({scores.method}, {scores.num_samples} samples) in: "
+        f"{'; '.join(alike)}. What stays there is arbitrary: the lowest indices. {remedy}"
+    )

@@ -1,7 +1,6 @@
-# SPDX-License-Identifier: Apache-2.0
 """Scores from activations alone: how often or how strongly a unit fires, and how much it tells about the answer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,12 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from edvit_hf.pruning.axes import Architecture, Widths, linear_at
-from edvit_hf.pruning.distribution import group_log_probabilities
-from edvit_hf.pruning.inputs import Inputs, in_batches, num_rows, take
-from edvit_hf.pruning.scores import score_shapes
+from edvit_hf.pruning.models import Inputs, ScoringTask, in_batches, linear_at, num_rows, take
+from edvit_hf.pruning.score_kl import group_log_probabilities
 
 # Told axis ("residual", "attention", "ffn", "pooled"), layer (0 outside the layers), activations (B, T, units) with
 # padding set to 0, and how many of the B * T are no padding.
@@ -29,15 +25,7 @@ _MAX_KERNEL_ENTRIES = 2**22  # of the (units, B, B) kernels held at once
 
 
 @torch.no_grad()
-def apoz_scores(
-    model: PreTrainedModel,
-    architecture: Architecture,
-    widths: Widths,
-    inputs: Mapping[str, Tensor],
-    *,
-    batch_size: int,
-    progress: bool,
-) -> dict[str, np.ndarray]:
+def apoz_scores(task: ScoringTask) -> dict[str, np.ndarray]:
     """Share of the tokens in which a unit fires; mean |activation| where there is no threshold to fire over.
 
     FFN units: share of tokens whose activation, after the activation function, is positive: 1 - APoZ. Attention
@@ -47,7 +35,7 @@ def apoz_scores(
     Source: Hu et al., arXiv 1607.03250 (average percentage of zeros). Differs: "<= 0" instead of "= 0", because GELU
     is hardly ever exactly zero; the other axes are this library's.
     """
-    totals = {axis: np.zeros(shape) for axis, shape in score_shapes(architecture, widths).items()}
+    totals = {axis: np.zeros(shape) for axis, shape in task.architecture.unit_shapes(task.widths).items()}
     num_tokens = dict.fromkeys(totals, 0)
 
     def count(axis: str, layer: int, values: Tensor, tokens: int) -> None:
@@ -55,29 +43,19 @@ def apoz_scores(
         np.atleast_2d(totals[axis])[layer] += amounts.double().sum(dim=(0, 1)).cpu().numpy()
         num_tokens[axis] += tokens if layer == 0 else 0
 
-    with tqdm(total=num_rows(inputs), desc="apoz", unit="sample", disable=not progress, leave=False) as bar:
-        for batch in in_batches(inputs, batch_size):
-            with _watched(model, architecture, widths, batch, count):
-                logits = model(**batch).logits
-            group_log_probabilities(logits, range(widths.labels))  # refuses logits that are not finite
+    with tqdm(total=num_rows(task.inputs), desc="apoz", unit="sample", disable=not task.progress, leave=False) as bar:
+        for batch in in_batches(task.inputs, task.batch_size):
+            with _watched(task, batch, count):
+                logits = task.model(**batch).logits
+            group_log_probabilities(logits, range(task.widths.labels))  # refuses logits that are not finite
             bar.update(num_rows(batch))
     scores = {axis: total / max(1, num_tokens[axis]) for axis, total in totals.items()}
-    scores["heads"] = scores["attention"].reshape(widths.layers, widths.heads, -1).mean(axis=-1)
+    scores["heads"] = scores["attention"].reshape(task.widths.layers, task.widths.heads, -1).mean(axis=-1)
     return scores
 
 
 @torch.no_grad()
-def hsic_scores(
-    model: PreTrainedModel,
-    architecture: Architecture,
-    widths: Widths,
-    inputs: Mapping[str, Tensor],
-    class_group: Sequence[int],
-    *,
-    batch_size: int,
-    seed: int,
-    progress: bool,
-) -> dict[str, np.ndarray]:
+def hsic_scores(task: ScoringTask) -> dict[str, np.ndarray]:
     """DeViT's ranks: how much a unit's activation tells about the answer, and how strong it is.
 
     FFN units, per layer: 0.1 * minmax(HSIC(activation, p)) + 0.9 * minmax(sum |activation|), HSIC the trace of the
@@ -90,23 +68,23 @@ def hsic_scores(
     padding is 0. The neuron rule on the other axes (attention dimensions before the output projection, residual
     channels after the last norm, pooled units before the classifier) is this library's.
     """
-    totals = {axis: np.zeros(shape) for axis, shape in score_shapes(architecture, widths).items()}
-    order = np.random.default_rng(seed).permutation(num_rows(inputs))
-    batches = np.array_split(order, -(-len(order) // batch_size))
-    with tqdm(total=len(order), desc="hsic", unit="sample", disable=not progress, leave=False) as bar:
+    totals = {axis: np.zeros(shape) for axis, shape in task.architecture.unit_shapes(task.widths).items()}
+    order = np.random.default_rng(task.seed).permutation(num_rows(task.inputs))
+    batches = np.array_split(order, -(-len(order) // task.batch_size))
+    with tqdm(total=len(order), desc="hsic", unit="sample", disable=not task.progress, leave=False) as bar:
         for rows in batches:
-            batch = take(inputs, torch.as_tensor(rows, device=model.device))
-            p = group_log_probabilities(model(**batch).logits, class_group).exp()
+            batch = take(task.inputs, torch.as_tensor(rows, device=task.model.device))
+            p = group_log_probabilities(task.model(**batch).logits, task.group).exp()
             answers = _centred(p @ p.T)
 
             def add(axis: str, layer: int, values: Tensor, _tokens: int, answers: Tensor = answers) -> None:
                 np.atleast_2d(totals[axis])[layer] += _neuron_scores(values, answers) / len(batches)
                 if axis == "attention":
-                    heads = values.unflatten(-1, (widths.heads, -1)).mean(dim=-1)
+                    heads = values.unflatten(-1, (task.widths.heads, -1)).mean(dim=-1)
                     totals["heads"][layer] += _head_scores(heads, answers) / len(batches)
 
-            with _watched(model, architecture, widths, batch, add):
-                model(**batch)
+            with _watched(task, batch, add):
+                task.model(**batch)
             bar.update(len(rows))
     return totals
 
@@ -154,10 +132,9 @@ def _min_max(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(
-    model: PreTrainedModel, architecture: Architecture, widths: Widths, batch: Inputs, watcher: Watcher
-) -> Iterator[None]:
+def _watched(task: ScoringTask, batch: Inputs, watcher: Watcher) -> Iterator[None]:
     """Call `watcher` with the activations of every axis while the forwards inside the block run."""
+    model, architecture, num_layers = task.model, task.architecture, task.widths.layers
     mask = batch.get("attention_mask")
 
     def tell(axis: str, layer: int, values: Tensor) -> None:
@@ -175,11 +152,11 @@ def _watched(
         tell("residual", 0, output)
 
     with ExitStack() as stack:
-        for layer in range(widths.layers):
+        for layer in range(num_layers):
             for axis, path in (("attention", architecture.attention_output), ("ffn", architecture.ffn_output)):
                 module = linear_at(model, path, layer)
                 stack.callback(module.register_forward_pre_hook(input_hook(axis, layer)).remove)
-        norm = model.get_submodule(architecture.feature_norm.format(last=widths.layers - 1))
+        norm = model.get_submodule(architecture.feature_norm.format(last=num_layers - 1))
         stack.callback(norm.register_forward_hook(output_hook).remove)
         if architecture.has_pooler:
             classifier = linear_at(model, architecture.classifier)

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Cut a stock model to a plan: one loop over the axis table, whatever the architecture."""
 
 import copy
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from edvit_hf.architectures.axes import Architecture, Widths
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
-from edvit_hf.pruning.axes import Architecture, Widths, architecture_of
+from edvit_hf.pruning.models import architecture_of
 from edvit_hf.pruning.plan import PruningPlan, check_plan_fits
 from edvit_hf.tasks import check_class_group
 
