@@ -67,8 +67,8 @@ class Architecture:
         parameters: Every entry of the state dict -> the axis of each of its dimensions.
         fixed_sizes: Config -> the sizes of the axes that are never cut, and "tokens" and "patches", for costs.
         layers: Path of the `ModuleList` of encoder layers.
-        norms: Every LayerNorm over the residual channels. Together they must guard every read of the residual:
-            leaving a channel out of their statistics and outputs is what removes it.
+        norms: Every LayerNorm over the residual channels. Together they must guard every read of the residual: leaving
+            a channel out of their statistics and outputs is what removes it.
         attention_query: Linear that makes the queries; masks on attention dimensions attach to its output.
         attention_key: Linear that makes the keys; like the values needed only to distil relations between tokens.
         attention_value: Linear that makes the values.
@@ -92,8 +92,8 @@ class Architecture:
         layers_key: Config key of the number of layers.
         file_names: Text of a parameter's name -> its text in a saved file, where transformers saves the older name.
         keys: Every key of the stock config beyond those of all stock configs; empty: not listed.
-        honours_head_dim: Whether the model reads `config.head_dim`. If not (BERT, DistilBERT), the attention
-            width is tied to the residual width and a plan must keep both equal.
+        honours_head_dim: Whether the model reads `config.head_dim`. If not (BERT, DistilBERT), the attention width is
+            tied to the residual width and a plan must keep both equal.
     """
 
     model_type: str
@@ -220,8 +220,8 @@ class Architecture:
         """Refuse widths that the stock config of this architecture cannot say.
 
         Raises:
-            PruningError: If the attention width (or the FFN width) is tied to the residual width and `widths`
-                parts them.
+            PruningError: If the attention width (or the FFN width) is tied to the residual width and `widths` parts
+                them.
         """
         total = self.count(config, self.residual_keys[0])
         if not self.honours_head_dim and widths.attention != widths.residual:

@@ -27,8 +27,8 @@ class ModelShape:
         architecture: Its table.
         config: The stock config's values as a dict; what the table calls widths is taken from `widths` instead.
         widths: Sizes along the axes that are cut.
-        sequence_length: Tokens of a text input; None: as many as the model has positions. Images and spectrograms
-            have a fixed number.
+        sequence_length: Tokens of a text input; None: as many as the model has positions. Images and spectrograms have
+            a fixed number.
     """
 
     architecture: Architecture

@@ -110,16 +110,15 @@ def small_cnn(
     convolution and of the first alone, which move the number in ever smaller steps.
 
     Args:
-        num_labels (`int`): Number of classes.
-        input_shape (`Sequence[int]`): (C, H, W) of images, given as `pixel_values`, or (T, F) of spectrograms (frames,
-            mel bins), given as `input_values`. Sides of at least 4; the smaller one sets the number of halvings (8: 1,
-            28: 2, 32: 3, from 64: 4).
-        target_parameters (`int`): Number of parameters to match.
-        seed (`int`, *optional*): Seed of the initial weights; None draws from torch's global generator.
+        num_labels: Number of classes.
+        input_shape: (C, H, W) of images, given as `pixel_values`, or (T, F) of spectrograms (frames, mel bins), given
+            as `input_values`. Sides of at least 4; the smaller one sets the number of halvings (8: 1, 28: 2, 32: 3,
+            from 64: 4).
+        target_parameters: Number of parameters to match.
+        seed: Seed of the initial weights; None draws from torch's global generator.
 
     Raises:
-        ValueError: If even one channel per layer needs more parameters than the target, or an argument is too
-            small.
+        ValueError: If even one channel per layer needs more parameters than the target, or an argument is too small.
     """
     shape = tuple(input_shape)
     if num_labels < 2 or len(shape) not in (2, 3) or min(shape[-2:]) < _SMALLEST_SIDE or min(shape) < 1:

@@ -72,12 +72,12 @@ def evaluate(
     """Run `predict` over all batches and count.
 
     Args:
-        predict (`Predict`): Inputs by name -> (B, num_labels) logits.
-        batches (`Iterable[Mapping]`): Each with `inputs`, a mapping from the names of the model's arguments to
-            arrays or CPU tensors, and `labels` (B,).
-        num_labels (`int`): Number of logits expected; labels lie in 0..num_labels - 1.
-        class_groups (`Sequence[Sequence[int]]`, *optional*): For accuracy per class group.
-        progress (`bool`): Show a progress bar.
+        predict: Inputs by name -> (B, num_labels) logits.
+        batches: Each with `inputs`, a mapping from the names of the model's arguments to arrays or CPU tensors, and
+            `labels` (B,).
+        num_labels: Number of logits expected; labels lie in 0..num_labels - 1.
+        class_groups: For accuracy per class group.
+        progress: Show a progress bar.
 
     Returns:
         `Evaluation`: The figures and every single prediction.
@@ -136,7 +136,7 @@ def torch_predict(model: "torch.nn.Module", **forward_kwargs: Any) -> Predict:
     """`predict` for a torch classifier, on the device where the model is, in eval mode.
 
     Args:
-        model (`nn.Module`): Takes the inputs by name, returns an object with `.logits`.
+        model: Takes the inputs by name, returns an object with `.logits`.
         forward_kwargs: Passed to every forward call, for example `sub_model_mask`.
     """
     import torch
@@ -164,11 +164,11 @@ def paired_interval(
     three counts: exact, and independent of N in time and memory.
 
     Args:
-        correct_a (`np.ndarray`): (N,) bool, whether a is right on each item.
-        correct_b (`np.ndarray`): (N,) bool, for the same items in the same order.
-        level (`float`): Coverage in (0, 1).
-        num_resamples (`int`): Bootstrap draws.
-        seed (`int`): Seed of the draws.
+        correct_a: (N,) bool, whether a is right on each item.
+        correct_b: (N,) bool, for the same items in the same order.
+        level: Coverage in (0, 1).
+        num_resamples: Bootstrap draws.
+        seed: Seed of the draws.
     """
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if correct_a.shape != correct_b.shape or correct_a.ndim != 1 or len(correct_a) == 0:

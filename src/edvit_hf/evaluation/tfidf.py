@@ -71,13 +71,13 @@ class TfidfBaseline:
         Among equals, the point with fewer words per term and the smaller C wins.
 
         Args:
-            texts (`Sequence[str]`): Training texts.
-            labels (`Sequence[int]`): Their class indices.
-            validation_texts (`Sequence[str]`): Used for the choice alone, never trained on.
-            validation_labels (`Sequence[int]`): Their class indices.
-            num_labels (`int`, *optional*): Number of classes C. Default: the largest label + 1.
-            max_parameters (`int`, *optional*): Upper limit on `num_parameters`, for a comparison at the size of one
-                device: the terms that separate the classes best (chi-squared on the training texts) stay.
+            texts: Training texts.
+            labels: Their class indices.
+            validation_texts: Used for the choice alone, never trained on.
+            validation_labels: Their class indices.
+            num_labels: Number of classes C. Default: the largest label + 1.
+            max_parameters: Upper limit on `num_parameters`, for a comparison at the size of one device: the terms that
+                separate the classes best (chi-squared on the training texts) stay.
 
         Raises:
             DataError: Texts or labels that nothing can be learnt from, or a limit that leaves no term.

@@ -174,8 +174,8 @@ def compensate(
         teacher: Left unchanged.
         plan: Of the cut.
         class_group: Of the cut; None: all classes.
-        inputs: Some hundred training inputs, at least two, (n, 3, H, W) or by name; best half from the group, half
-            from outside, and twice as many as residual channels stay.
+        inputs: Some hundred training inputs, at least two, (n, 3, H, W) or by name; best half from the group, half from
+            outside, and twice as many as residual channels stay.
         batch_size: Inputs per forward; bounds the memory, beside at most 1 GiB of the teacher's answers (or those of
             one step where they are more).
         ridge: Pull towards the cut weights, relative to the mean square of the inputs; above 0.
@@ -183,17 +183,16 @@ def compensate(
 
     Raises:
         PruningError: Models, plan and group do not belong together, or `pruned` has been changed since the cut; one
-            input alone, or inputs that the models cannot read; a bad `ridge` or `batch_size`; activations that are
-            not finite. All but the last leave `pruned` unchanged.
+            input alone, or inputs that the models cannot read; a bad `ridge` or `batch_size`; activations that are not
+            finite. All but the last leave `pruned` unchanged.
 
     Source: the least-squares reconstruction of pruned layers is old (ThiNet, arXiv 1707.06342; He et al., arXiv
         1707.06168); SparseGPT (arXiv 2301.00774) made it common for transformers.
     Differs: whole widths of a transformer at once, residual channels included; errors of earlier layers are fed back
         through the stream; "other" and the class group are targets of their own.
     """
-    architecture = architecture_of(teacher)
+    architecture, labels = architecture_of(teacher), teacher.config.num_labels
     check_plan_fits(plan, architecture, teacher.config)
-    labels = teacher.config.num_labels
     group = check_class_group(range(labels) if class_group is None else class_group, labels, PruningError)
     number("ridge", ridge, "(0, inf)", "without it inputs that hang together leave weights undetermined", PruningError)
     whole_number("batch_size", batch_size, 1, "it counts inputs per forward", PruningError)

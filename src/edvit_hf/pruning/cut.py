@@ -30,16 +30,16 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     Args:
         model: Stock teacher; left unchanged, and no memory is shared with it.
         plan: Which units stay.
-        class_group: Labels that stay, in this order, followed by one "other" label for the rest. `None` or
-            all labels in order: the whole classifier.
+        class_group: Labels that stay, in this order, followed by one "other" label for the rest. `None` or all labels
+            in order: the whole classifier.
 
     Returns:
         A new model with the teacher's dtype, device and mode, its config set to the new sizes and labels. The size
         of a head is in `config.head_dim` only where hidden size / heads does not say it.
 
     Raises:
-        PruningError: Plan, class group or architecture do not fit the model, or the built model has other
-            shapes than the plan promises.
+        PruningError: Plan, class group or architecture do not fit the model, or the built model has other shapes than
+            the plan promises.
 
     Assumption: ED-ViT does not say how "other" starts. Here its row is the mean of the rows it pools and its
     bias the mean of their biases plus log(count): its logit is then mean(z) + log(count), which equals

@@ -27,8 +27,8 @@ class PruningPlan:
         model_type: Architecture of the teacher.
         attention: How attention shrinks: "whole", "thin" or "merged" heads; see `kept_dimensions`.
         kept_residual: Residual channels, sorted.
-        kept_attention: Attention dimensions of every layer, sorted; equally many in each. New head i owns the i-th
-            run of `widths_after.head_dim` of them.
+        kept_attention: Attention dimensions of every layer, sorted; equally many in each. New head i owns the i-th run
+            of `widths_after.head_dim` of them.
         kept_ffn: FFN units of every layer, sorted; equally many in each.
         kept_pooled: Outputs of the pooler, sorted, as many as residual channels; None where there is no pooler.
         num_heads_after: Heads per layer of the pruned model.
@@ -183,8 +183,8 @@ def make_plan(
         attention: How attention shrinks; see `kept_dimensions`.
 
     Raises:
-        PruningError: If a width is below 1 or above the teacher's, does not go with `attention`, the scores belong
-            to another model, or the architecture ties widths that `widths_after` would part.
+        PruningError: If a width is below 1 or above the teacher's, does not go with `attention`, the scores belong to
+            another model, or the architecture ties widths that `widths_after` would part.
     """
     architecture = architecture_of(model_config)
     before = architecture.widths(model_config)

@@ -109,8 +109,8 @@ def unit_scores(
     Args:
         model: Stock teacher; its weights and mode are left unchanged. Dropout is off while scoring.
         inputs: n training samples of the group's classes: (n, 3, H, W) pixel values, or arrays by the name of the
-            forward's arguments (text: input_ids and attention_mask). Groups share no forwards, because each is
-            scored on its own samples.
+            forward's arguments (text: input_ids and attention_mask). Groups share no forwards, because each is scored
+            on its own samples.
         class_group: The teacher's labels that the sub-model keeps; all of them: there is no "other".
         method: See the top of this module.
         batch_size: Rows per forward, one row being one sample with one mask; bounds the memory. Gradient methods take

@@ -55,9 +55,9 @@ def open_audio(
     * Two-dimensional arrays: the side of at most 8 is the channels.
 
     Args:
-        source (`AudioSource`): Encoded file (WAV, FLAC, OGG, MP3, AIFF, AU), path of a file, (array, rate) or
-            (rate, array) tuple, {"array" or "raw": array, "sampling_rate": rate} as datasets and pipelines hand it
-            over, or an array alone, which must be at `sampling_rate` already.
+        source: Encoded file (WAV, FLAC, OGG, MP3, AIFF, AU), path of a file, (array, rate) or (rate, array) tuple,
+            {"array" or "raw": array, "sampling_rate": rate} as datasets and pipelines hand it over, or an array alone,
+            which must be at `sampling_rate` already.
         sampling_rate: Of the result, in Hz.
         max_samples: How many samples of the result are wanted; None for all. Of long files no more is decoded.
         max_seconds: Longest accepted clip.
@@ -66,8 +66,8 @@ def open_audio(
         `np.ndarray` of shape `(n,)`, float32, n at least 1 and at most `max_samples`.
 
     Raises:
-        DataError: Not a sound, truncated, empty, longer than `max_seconds` (from the header, before anything
-            is decoded), a sample that is NaN, infinite or above 16 times full scale, or an array of another type.
+        DataError: Not a sound, truncated, empty, longer than `max_seconds` (from the header, before anything is
+            decoded), a sample that is NaN, infinite or above 16 times full scale, or an array of another type.
         MissingExtraError: soundfile is not installed, or the rate differs and neither soxr nor scipy is.
     """
     check_header(sampling_rate, 1, None, "`sampling_rate`")
@@ -125,8 +125,8 @@ class AudioTransform:
     Attributes:
         sampling_rate: At which the model hears, in Hz. Sounds of other rates are resampled.
         num_mel_bins: Height of the spectrogram.
-        max_length: Length of the spectrogram, in frames: shorter ones are padded with zeros before they are
-            normalised, of longer ones the start is kept.
+        max_length: Length of the spectrogram, in frames: shorter ones are padded with zeros before they are normalised,
+            of longer ones the start is kept.
         do_normalize: Whether `(x - mean) / (2 * std)` is taken.
         mean: Of the log-mel values.
         std: Of the log-mel values.
@@ -175,8 +175,8 @@ class AudioTransform:
         """Build it from the content of a `preprocessor_config.json`.
 
         Raises:
-            DataError: The config belongs to another feature extractor or asks for a step that is not done here:
-                the model would hear something that it was not trained on.
+            DataError: The config belongs to another feature extractor or asks for a step that is not done here: the
+                model would hear something that it was not trained on.
         """
         kind = preprocessor.get("feature_extractor_type")
         if kind != "ASTFeatureExtractor":

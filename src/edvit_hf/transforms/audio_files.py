@@ -42,10 +42,10 @@ def decode(
         `(waveform, sampling_rate)`: (n,) float32 in [-1, 1], the mean of the channels, and the file's own rate in Hz.
 
     Raises:
-        DataError: Not audio, of another format, truncated, without samples, longer than `max_seconds` (both read
-            from the header where it tells, before anything is decoded), or with values that are not finite. Whether
-            what follows the wanted part can be decoded is not looked at. An MP3 file without a length in its first
-            frame and an AU or WAV stream of unknown length cannot be told from a truncated one.
+        DataError: Not audio, of another format, truncated, without samples, longer than `max_seconds` (both read from
+            the header where it tells, before anything is decoded), or with values that are not finite. Whether what
+            follows the wanted part can be decoded is not looked at. An MP3 file without a length in its first frame and
+            an AU or WAV stream of unknown length cannot be told from a truncated one.
         MissingExtraError: soundfile is not installed.
     """
     soundfile = _soundfile()

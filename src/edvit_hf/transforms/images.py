@@ -45,9 +45,9 @@ def open_image(source: "bytes | str | Path | Image.Image | np.ndarray", max_pixe
     * An EXIF orientation is applied (as the stock `pipeline` does); of an animation the first frame is used.
 
     Args:
-        source (`bytes | str | Path | PIL.Image.Image | np.ndarray`): Encoded file, path of a file, PIL image,
-            or an array: uint8 (0..255) or float (0..1), shaped (H, W), (H, W, 3) or (H, W, 4).
-        max_pixels (`int`): Largest accepted image.
+        source: Encoded file, path of a file, PIL image, or an array: uint8 (0..255) or float (0..1), shaped (H, W), (H,
+            W, 3) or (H, W, 4).
+        max_pixels: Largest accepted image.
 
     Returns:
         `PIL.Image.Image`: Mode RGB.
@@ -124,8 +124,8 @@ class ImageTransform:
         """Build it from the content of a `preprocessor_config.json`.
 
         Raises:
-            DataError: The config asks for a step that is not done here (a centre crop, padding, a shortest
-                edge): ignoring it would feed the model pixels that it was not trained on.
+            DataError: The config asks for a step that is not done here (a centre crop, padding, a shortest edge):
+                ignoring it would feed the model pixels that it was not trained on.
         """
         known = {"do_resize", "do_rescale", "do_normalize", "do_convert_rgb"}
         extra = sorted(k for k, v in preprocessor.items() if k.startswith("do_") and v and k not in known)
