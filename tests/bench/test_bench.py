@@ -30,8 +30,10 @@ from support.tiny_ensemble import MAX_TOKENS, write_tiny_ensemble
 GROUPS = [[0, 2], [1, 3]]
 LIGHT = ("hardware", "hardware.machine", "hardware.timing")
 FILES = ["sub_models/00/onnx/model.onnx", "sub_models/01/onnx/model.onnx", "onnx/fusion.onnx"]
-VNNI, ARM = (Hardware(name, load_profiles()[name].isa, load_profiles()[name].quantization)
-             for name in ("x86-avx512-vnni", "raspberry-pi-5"))  # fmt: skip
+VNNI, ARM = (
+    Hardware(name, load_profiles()[name].isa, load_profiles()[name].quantization)
+    for name in ("x86-avx512-vnni", "raspberry-pi-5")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -149,9 +151,13 @@ def test_the_benchmark_itself_needs_no_torch():
 
 @pytest.mark.parametrize(
     ("hardware", "presets"),
-    [(VNNI, {"avx2", "avx512", "avx512_vnni"}), (ARM, {"arm64"}), (Hardware("x86-avx2", "avx2", "avx2"), {"avx2"}),
-     (Hardware(None, None, None), set())],
-)  # fmt: skip
+    [
+        (VNNI, {"avx2", "avx512", "avx512_vnni"}),
+        (ARM, {"arm64"}),
+        (Hardware("x86-avx2", "avx2", "avx2"), {"avx2"}),
+        (Hardware(None, None, None), set()),
+    ],
+)
 def test_which_instruction_sets_run_where(hardware, presets):
     assert {p for p in ("arm64", "avx2", "avx512", "avx512_vnni") if hardware.runs(p)} == presets
 
@@ -259,12 +265,18 @@ def test_sounds_and_texts_are_timed_too(tmp_path, here, task):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"repeats": 0}, "`repeats` must be at least 1, got 0"), ({"threads": 0}, "`threads` must be between 1"),
-     ({"threads": 10**6}, "`threads` must be between 1"), ({"batch": -1}, "`batch` must be at least 1"),
-     ({"tokens": 0}, "`tokens` must be at least 1"), ({"tokens": 5}, "for texts only"),
-     ({"sub_models": [2]}, "from 0 to 1"), ({"sub_models": []}, "got none"),
-     ({"precisions": ["int4"]}, "Did you mean `int8`")],
-)  # fmt: skip
+    [
+        ({"repeats": 0}, "`repeats` must be at least 1, got 0"),
+        ({"threads": 0}, "`threads` must be between 1"),
+        ({"threads": 10**6}, "`threads` must be between 1"),
+        ({"batch": -1}, "`batch` must be at least 1"),
+        ({"tokens": 0}, "`tokens` must be at least 1"),
+        ({"tokens": 5}, "for texts only"),
+        ({"sub_models": [2]}, "from 0 to 1"),
+        ({"sub_models": []}, "got none"),
+        ({"precisions": ["int4"]}, "Did you mean `int8`"),
+    ],
+)
 def test_numbers_and_names_that_cannot_be_are_refused(root, values, message):
     with pytest.raises(EDViTError, match=message):
         bench_ensemble(root, **values, progress=False)

@@ -27,11 +27,23 @@ def machine(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize(("quota", "expected"), [
-    ("150000 100000\n", 1), ("200000 100000\n", 2), ("350000 100000\n", 3), ("50000 100000\n", 1), ("75000 25000\n", 3),
-    ("9900000 100000\n", ALLOWED), ("max 100000\n", ALLOWED),
-    ("", ALLOWED), ("max", ALLOWED), ("100000 0", ALLOWED), ("what is this?", ALLOWED), ("\u00e9", ALLOWED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("150000 100000\n", 1),
+        ("200000 100000\n", 2),
+        ("350000 100000\n", 3),
+        ("50000 100000\n", 1),
+        ("75000 25000\n", 3),
+        ("9900000 100000\n", ALLOWED),
+        ("max 100000\n", ALLOWED),
+        ("", ALLOWED),
+        ("max", ALLOWED),
+        ("100000 0", ALLOWED),
+        ("what is this?", ALLOWED),
+        ("\u00e9", ALLOWED),
+    ],
+)
 def test_the_whole_cores_of_a_containers_quota_are_used(machine, quota, expected):
     machine("0::/\n", {"": quota})
     assert usable_cores() == expected

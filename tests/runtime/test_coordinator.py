@@ -23,9 +23,13 @@ DEADLINE_MS = 50.0
 INPUTS = {"pixel_values": np.zeros((2, 3, SIZE, SIZE), np.float32)}
 SPOILT = ["not_finite", "wrong_shape", "wrong_scale", "stale", "swapped"]
 REASON_OF = {
-    "not_finite": "not finite", "wrong_shape": "shape", "wrong_scale": "out of range", "stale": "version",
-    "swapped": "identity", "loss": "deadline",
-}  # fmt: skip
+    "not_finite": "not finite",
+    "wrong_shape": "shape",
+    "wrong_scale": "out of range",
+    "stale": "version",
+    "swapped": "identity",
+    "loss": "deadline",
+}
 
 
 @pytest.fixture(scope="module")
@@ -310,12 +314,15 @@ shares = st.sampled_from([0.0, 0.2, 0.6])
 def test_whatever_happens_an_answer_is_sound_and_nobody_waits_beyond_the_deadline(fleet, manifest, data, seed):
     faults = {
         index: Faults(
-            latency_ms=data.draw(st.floats(0, 80)), jitter_ms=data.draw(st.floats(0, 40)),
-            is_hung=data.draw(st.booleans()) and index == 0, loss=data.draw(shares), duplicate=data.draw(shares),
+            latency_ms=data.draw(st.floats(0, 80)),
+            jitter_ms=data.draw(st.floats(0, 40)),
+            is_hung=data.draw(st.booleans()) and index == 0,
+            loss=data.draw(shares),
+            duplicate=data.draw(shares),
             **{name: data.draw(shares) for name in SPOILT},
         )
         for index in EVERYONE
-    }  # fmt: skip
+    }
     coordinator, _, clock = fleet(faults, seed=seed)
     truth = StubEngine(manifest)
     for _ in range(12):
@@ -328,9 +335,9 @@ def test_whatever_happens_an_answer_is_sound_and_nobody_waits_beyond_the_deadlin
             assert len(found.responses) >= 2
             assert sorted([*found.responses, *found.missing]) == list(EVERYONE)
             for index, response in found.responses.items():
-                true = truth.submit(index, SubModelRequest(
-                    request_id=found.request_id, content_hash="", budget_ms=None, inputs=INPUTS,
-                )).result()  # fmt: skip
+                true = truth.submit(
+                    index, SubModelRequest(request_id=found.request_id, content_hash="", budget_ms=None, inputs=INPUTS)
+                ).result()
                 np.testing.assert_array_equal(response.features, true.features)
                 assert response.content_hash == manifest.ensemble.content_hash
                 assert response.request_id == found.request_id

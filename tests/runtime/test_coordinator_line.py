@@ -53,8 +53,12 @@ def busy_fleet(manifest):
 
             def ask():
                 asked.append(pool.submit(coordinator.gather, INPUTS))
-                eventually(lambda: sum(coordinator.status()["queue"][key] for key in ("in_flight", "queued"))
-                           == len(asked) - sum(each.done() for each in asked))  # fmt: skip
+                eventually(
+                    lambda: (
+                        sum(coordinator.status()["queue"][key] for key in ("in_flight", "queued"))
+                        == len(asked) - sum(each.done() for each in asked)
+                    )
+                )
 
             def finish():
                 def all_done():

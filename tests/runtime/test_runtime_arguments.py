@@ -42,9 +42,11 @@ def test_a_deadline_of_any_type_of_number_is_taken(runtimes, given):
 def test_sub_models_that_are_no_list_of_numbers_are_refused(folders, runtimes, wrong):
     runtime = runtimes[IMAGE]
     for ask in (
-        lambda: runtime(PICTURE, absent=wrong), lambda: runtime.explain(PICTURE, absent=wrong),
-        lambda: runtime.batch([PICTURE], absent=wrong), lambda: runtime.stream([PICTURE], absent=wrong),
-    ):  # fmt: skip
+        lambda: runtime(PICTURE, absent=wrong),
+        lambda: runtime.explain(PICTURE, absent=wrong),
+        lambda: runtime.batch([PICTURE], absent=wrong),
+        lambda: runtime.stream([PICTURE], absent=wrong),
+    ):
         with pytest.raises(EDViTError, match=r"Expected `absent` to be a list of whole numbers.*Pass a list"):
             ask()
     if wrong is not None:
@@ -76,13 +78,23 @@ SOUND = np.zeros(1000, np.float32)
 @pytest.mark.parametrize(
     ("task", "single"),
     [
-        (IMAGE, "a/path.png"), (IMAGE, Path("a/path.png")), (IMAGE, b"bytes"), (IMAGE, io.BytesIO(b"a\nb")),
-        (IMAGE, PICTURE), (IMAGE, PICTURE[..., 0]), (IMAGE, None), (IMAGE, 3),
-        (AUDIO, SOUND), (AUDIO, (SOUND, 8000)), (AUDIO, (8000, SOUND)),
+        (IMAGE, "a/path.png"),
+        (IMAGE, Path("a/path.png")),
+        (IMAGE, b"bytes"),
+        (IMAGE, io.BytesIO(b"a\nb")),
+        (IMAGE, PICTURE),
+        (IMAGE, PICTURE[..., 0]),
+        (IMAGE, None),
+        (IMAGE, 3),
+        (AUDIO, SOUND),
+        (AUDIO, (SOUND, 8000)),
+        (AUDIO, (8000, SOUND)),
         (AUDIO, {"array": SOUND, "sampling_rate": 8000}),
-        (TEXT, "word1 word2"), (TEXT, bytearray(b"word1")), (TEXT, np.array("word1")),
+        (TEXT, "word1 word2"),
+        (TEXT, bytearray(b"word1")),
+        (TEXT, np.array("word1")),
     ],
-)  # fmt: skip
+)
 def test_one_source_is_not_taken_for_several(runtimes, task, single):
     for ask in (runtimes[task].batch, runtimes[task].stream):
         with pytest.raises(DataError, match=r"Expected several sources, got one .*\[source\]"):
@@ -178,9 +190,10 @@ def test_a_share_says_what_it_holds_and_how_to_fetch_the_fusion_head(folders, tm
     for told in (
         f"{fp32} (fp32 of sub-model 0), onnx/fusion.onnx (the fusion head)",
         "got sub-model 0 as int8 for x86-avx2 and no fusion head",
-        "Ask for what is there: --precision int8", "--profile x86-avx2",
+        "Ask for what is there: --precision int8",
+        "--profile x86-avx2",
         "edvit pull REPO --sub-model 0 --precision int8 --profile x86-avx2 --fusion",
-    ):  # fmt: skip
+    ):
         assert told in str(refused.value)
     root, _ = share(folders[IMAGE], tmp_path, int8, "onnx/fusion.onnx")
     with pytest.raises(ManifestError, match=r"and the fusion head.*Ask for what is there: --sub-model 0 "):

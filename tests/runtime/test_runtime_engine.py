@@ -111,9 +111,13 @@ def test_one_worker_per_core_never_runs_more_at_once_than_there_are_cores():
     stubs = [Stub(0.03) for _ in range(5)]
     probe = {"pixel_values": np.zeros(SHAPE, np.float32)}
     engine = LocalEngine(
-        dict(enumerate(stubs)), content_hash="0" * 64, probe=probe, schedule="per_core", num_threads=2,
+        dict(enumerate(stubs)),
+        content_hash="0" * 64,
+        probe=probe,
+        schedule="per_core",
+        num_threads=2,
         sizes={0: 5, 1: 4, 2: 3, 3: 3, 4: 1},
-    )  # fmt: skip
+    )
     for pending in [engine.submit(index, engine.request(probe)) for index in range(5)]:
         pending.result()
     runs = {index: stub.runs[0] for index, stub in enumerate(stubs)}
@@ -136,9 +140,10 @@ def test_shares_are_at_most_a_third_beyond_the_best(sizes, lanes):
     assert longest(share.values()) <= (4 / 3) * best
 
 
-@pytest.mark.parametrize(("schedule", "models", "threads", "lanes"), [
-    ("in_turn", 5, 2, 1), ("workers", 5, 2, 5), ("per_core", 5, 2, 2), ("per_core", 2, 8, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "models", "threads", "lanes"),
+    [("in_turn", 5, 2, 1), ("workers", 5, 2, 5), ("per_core", 5, 2, 2), ("per_core", 2, 8, 2)],
+)
 def test_how_many_run_at_a_time(schedule, models, threads, lanes):
     assert num_lanes(schedule, models, threads) == lanes
 
@@ -178,10 +183,18 @@ def test_timing_stops_when_its_time_is_over_and_takes_turns():
     assert 1 <= len(found["workers"]) <= 5  # each round takes 0.03 s at least
 
 
-@pytest.mark.parametrize(("schedule", "models", "threads", "expected"), [
-    ("in_turn", 3, None, min(4, usable_cores())), ("in_turn", 3, 8, 8), ("workers", 3, 8, 2), ("workers", 3, 2, 1),
-    ("workers", 1, 16, 4), ("per_core", 3, 2, 1), ("per_core", 2, 4, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "models", "threads", "expected"),
+    [
+        ("in_turn", 3, None, min(4, usable_cores())),
+        ("in_turn", 3, 8, 8),
+        ("workers", 3, 8, 2),
+        ("workers", 3, 2, 1),
+        ("workers", 1, 16, 4),
+        ("per_core", 3, 2, 1),
+        ("per_core", 2, 4, 2),
+    ],
+)
 def test_threads_of_one_run(schedule, models, threads, expected):
     assert threads_for(schedule, models, threads) == expected
     options = options_for(schedule, models, threads)
@@ -209,13 +222,17 @@ def slow_graph(path, products=400, size=192):
     constants = {
         "first": rng.normal(size=(3 * SIZE * SIZE, size)).astype(np.float32),
         "square": (rng.normal(size=(size, size)) / size**0.5).astype(np.float32),
-        "column": np.ones((size, 1), np.float32), "start": np.array([0, 0]), "end": np.array([1, 4]),
-    }  # fmt: skip
+        "column": np.ones((size, 1), np.float32),
+        "start": np.array([0, 0]),
+        "end": np.array([1, 4]),
+    }
     graph = helper.make_graph(
-        nodes, "slow", [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, list(SHAPE))],
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, list(SHAPE))],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("features", "logits")],
         [onnx.numpy_helper.from_array(values, name) for name, values in constants.items()],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 

@@ -119,10 +119,15 @@ def test_labels_of_another_number_than_the_fusion_head_gives_are_refused(root):
 def save_graph(path, nodes, constants=(), opset=20, domain=None, ir_version=10, outputs=(FEATURES, 2)):
     opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
     graph = helper.make_graph(
-        nodes, "graph", [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
-         for name, size in zip(("features", "logits"), outputs, strict=True)], list(constants),
-    )  # fmt: skip
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+            for name, size in zip(("features", "logits"), outputs, strict=True)
+        ],
+        list(constants),
+    )
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), path)
 
 
@@ -142,14 +147,22 @@ def products(features="w", votes="v"):
 
 
 HOSTILE = {
-    "an operator nobody knows": {"nodes": [helper.make_node("Sparkle", ["pixel_values"], ["features"]),
-                                           helper.make_node("Identity", ["features"], ["logits"])]},
-    "an operator of somebody's own": {"nodes": [helper.make_node("Run", ["pixel_values"], ["features"], domain="evil"),
-                                                helper.make_node("Identity", ["features"], ["logits"])],
-                                      "domain": "evil"},
+    "an operator nobody knows": {
+        "nodes": [
+            helper.make_node("Sparkle", ["pixel_values"], ["features"]),
+            helper.make_node("Identity", ["features"], ["logits"]),
+        ]
+    },
+    "an operator of somebody's own": {
+        "nodes": [
+            helper.make_node("Run", ["pixel_values"], ["features"], domain="evil"),
+            helper.make_node("Identity", ["features"], ["logits"]),
+        ],
+        "domain": "evil",
+    },
     "a newer operator set": {"nodes": products(), "constants": [weights("w", FEATURES), weights("v", 2)], "opset": 99},
     "a newer format": {"nodes": products(), "constants": [weights("w", FEATURES), weights("v", 2)], "ir_version": 99},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -161,9 +174,7 @@ def test_a_graph_that_cannot_run_here_is_refused_with_what_to_do(root, kind):
 
 
 def test_a_graph_of_another_width_is_refused_before_the_first_request(root):
-    save_graph(
-        root / GRAPH, products(), [weights("w", FEATURES + 1), weights("v", 2)], outputs=(FEATURES + 1, 2)
-    )  # fmt: skip
+    save_graph(root / GRAPH, products(), [weights("w", FEATURES + 1), weights("v", 2)], outputs=(FEATURES + 1, 2))
     bless(root)
     with pytest.raises(ManifestError, match=f"features of size {FEATURES}, the graph gives {FEATURES + 1}"):
         load(root)
@@ -216,13 +227,15 @@ def test_a_graph_that_asks_for_a_terabyte_costs_its_sub_model_and_the_process_li
     save_graph(
         root / GRAPH,
         [
-            *FLAT, helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
+            *FLAT,
+            helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
             helper.make_node("ReduceSum", ["huge"], ["one"], keepdims=0),
-            helper.make_node("MatMul", ["flat", "w"], ["f"]), helper.make_node("Add", ["f", "one"], ["features"]),
+            helper.make_node("MatMul", ["flat", "w"], ["f"]),
+            helper.make_node("Add", ["f", "one"], ["features"]),
             helper.make_node("MatMul", ["flat", "v"], ["logits"]),
         ],
         [shape, weights("w", FEATURES), weights("v", 2)],
-    )  # fmt: skip
+    )
     bless(root)
     with EDViTRuntime.from_pretrained(root, num_threads=2, schedule=schedule) as runtime:
         assert runtime.predict(PIXELS).missing == {1: "failed"}
@@ -290,10 +303,19 @@ def test_a_manifest_that_names_files_outside_the_folder_is_refused(root, name):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}", '{"schema_version": 3}', "NaN", "null",
-     '{"schema_version": 1e999}', '{"schema_version": 3, "ensemble": [[[[]]]]}', '\ufeff{"schema_version": 3}'],
+    [
+        "",
+        "[" * 100_000,
+        '{"schema_version": ' + "9" * 5000 + "}",
+        '{"schema_version": 3}',
+        "NaN",
+        "null",
+        '{"schema_version": 1e999}',
+        '{"schema_version": 3, "ensemble": [[[[]]]]}',
+        '\ufeff{"schema_version": 3}',
+    ],
     ids=lambda text: f"{text[:24]}...",
-)  # fmt: skip
+)
 def test_a_manifest_of_nonsense_is_refused(root, text):
     (root / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(ManifestError):
@@ -327,9 +349,11 @@ def test_pickles_and_code_in_the_folder_are_never_opened(root, tmp_path_factory)
     code = f"open({str(sentinel)!r}, 'w')\n"
     for name in ("modeling_edvit.py", "configuration_edvit.py", "sitecustomize.py", "conftest.py"):
         (root / name).write_text(code)
-    (root / "config.json").write_text(json.dumps({
-        "auto_map": {"AutoModel": "modeling_edvit.EDViTModel"}, "trust_remote_code": True, "model_type": "edvit",
-    }))  # fmt: skip
+    (root / "config.json").write_text(
+        json.dumps(
+            {"auto_map": {"AutoModel": "modeling_edvit.EDViTModel"}, "trust_remote_code": True, "model_type": "edvit"}
+        )
+    )
     run = (
         "import numpy as np\nfrom edvit_hf.runtime import EDViTRuntime\n"
         f"print(EDViTRuntime.from_pretrained({str(root)!r}, schedule='in_turn')(np.zeros((9, 9, 3), np.uint8)).label)"

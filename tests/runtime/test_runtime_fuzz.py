@@ -124,9 +124,10 @@ def test_changed_and_damaged_manifests(folders, task, data):
     if data.draw(st.booleans()):
         changed = data.draw(damaged(changed))
     source = {
-        "image-classification": np.zeros((9, 9, 3), np.uint8), "audio-classification": np.zeros(500, np.float32),
+        "image-classification": np.zeros((9, 9, 3), np.uint8),
+        "audio-classification": np.zeros(500, np.float32),
         "text-classification": "word1 word2",
-    }[task]  # fmt: skip
+    }[task]
     try:
         (folder / "manifest.json").write_bytes(changed)
         assert_answer_or_refusal(lambda: EDViTRuntime.from_pretrained(folder, num_threads=1)(source))

@@ -33,9 +33,7 @@ def load(repo=REPO, **options):
 def test_the_files_of_this_precision_and_hardware_are_fetched_and_no_others(published):
     folder = ensemble_folder(REPO, precision="int8", profile="raspberry-pi-5", sub_models=[0, 2])
     graphs = {name for name in files_of(folder) if name.endswith(".onnx")}
-    assert graphs == {
-        *(f"sub_models/{index:02d}/onnx/model_qint8_arm64.onnx" for index in (0, 2)), "onnx/fusion.onnx",
-    }  # fmt: skip
+    assert graphs == {*(f"sub_models/{index:02d}/onnx/model_qint8_arm64.onnx" for index in (0, 2)), "onnx/fusion.onnx"}
 
 
 @pytest.mark.parametrize("options", [{}, {"sub_models": [0, 2]}])

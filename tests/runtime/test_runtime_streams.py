@@ -43,8 +43,15 @@ def test_many_are_answered_as_one_by_one_and_bad_ones_cost_only_themselves(runti
         outcomes = list(runtime.stream(iter(mixed), absent=[1], batch_size=1 if way == "stream" else 3))
     assert [outcome.index for outcome in outcomes] == list(range(8))
     assert [isinstance(outcome.error, DataError) for outcome in outcomes] == [
-        False, True, False, False, False, True, False, True,
-    ]  # fmt: skip
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
     answered = [outcome.answer for outcome in outcomes if outcome.answer is not None]
     for source, answer in zip(given_, answered, strict=True):
         alone = runtime(source, absent=[1])

@@ -59,10 +59,21 @@ def test_proxies_are_addresses_networks_or_anybody(folder, proxies, peer, expect
 @pytest.mark.parametrize(
     "proxies",
     [
-        ("nonsense",), ("localhost",), ("",), (" 10.0.0.1",), ("10.0.0.1, 10.0.0.2",), ("10.0.0.300",),
-        ("10.0.0.1:80",), ("10.0.0.1/8",), ("10.0.0.0/33",), ("[::1]",), ("*", "10.0.0.1"), ("10.0.0.1", "10.0.0.*"), ("http://10.0.0.1",),
+        ("nonsense",),
+        ("localhost",),
+        ("",),
+        (" 10.0.0.1",),
+        ("10.0.0.1, 10.0.0.2",),
+        ("10.0.0.300",),
+        ("10.0.0.1:80",),
+        ("10.0.0.1/8",),
+        ("10.0.0.0/33",),
+        ("[::1]",),
+        ("*", "10.0.0.1"),
+        ("10.0.0.1", "10.0.0.*"),
+        ("http://10.0.0.1",),
     ],
-)  # fmt: skip
+)
 def test_a_proxy_that_could_never_be_one_is_refused(proxies):
     with pytest.raises(EDViTError, match="Expected addresses of trusted proxies") as refused:
         ServeConfig(trusted_proxies=proxies)
@@ -71,9 +82,25 @@ def test_a_proxy_that_could_never_be_one_is_refused(proxies):
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "http://ensemble.example", "ensemble.example:8000", "ensemble.example/", "*", "*.example", "a@b", "ä",
-     "[::1", "::1]", "[10.0.0.1]", ".", "..", "a..b", ".example"],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "http://ensemble.example",
+        "ensemble.example:8000",
+        "ensemble.example/",
+        "*",
+        "*.example",
+        "a@b",
+        "ä",
+        "[::1",
+        "::1]",
+        "[10.0.0.1]",
+        ".",
+        "..",
+        "a..b",
+        ".example",
+    ],
+)
 def test_a_name_that_no_client_could_call_is_refused(name):
     with pytest.raises(EDViTError, match="Expected names or addresses by which clients call"):
         ServeConfig(allowed_hosts=(name,))
@@ -81,9 +108,15 @@ def test_a_name_that_no_client_could_call_is_refused(name):
 
 @pytest.mark.parametrize(
     ("name", "header"),
-    [("Ensemble.Example", "ensemble.example:80"), ("10.0.0.7", "10.0.0.7"), ("[2001:DB8::7]", "[2001:db8::7]:443"),
-     ("2001:db8::7", "[2001:db8::7]"), ("my_host", "my_host"), ("a.example.", "a.example.")],
-)  # fmt: skip
+    [
+        ("Ensemble.Example", "ensemble.example:80"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("[2001:DB8::7]", "[2001:db8::7]:443"),
+        ("2001:db8::7", "[2001:db8::7]"),
+        ("my_host", "my_host"),
+        ("a.example.", "a.example."),
+    ],
+)
 def test_a_name_that_is_allowed_is_answered(folder, name, header):
     service = make_service(folder, allowed_hosts=(name,))
     assert make_client(service).get("/health", headers={"host": header}).status_code == 200
@@ -101,11 +134,15 @@ def test_an_empty_address_is_not_all_addresses(host):
 @pytest.mark.parametrize(
     ("host", "names", "expected"),
     [
-        ("127.0.0.1", (), "127.0.0.1"), ("::1", ("a.example",), "[::1]"), ("fe80::1%eth0", (), "[fe80::1%eth0]"),
-        ("0.0.0.0", (), "device"), ("::", (), "device"), ("0.0.0.0", ("a.example", "b.example"), "a.example"),
+        ("127.0.0.1", (), "127.0.0.1"),
+        ("::1", ("a.example",), "[::1]"),
+        ("fe80::1%eth0", (), "[fe80::1%eth0]"),
+        ("0.0.0.0", (), "device"),
+        ("::", (), "device"),
+        ("0.0.0.0", ("a.example", "b.example"), "a.example"),
         ("::", ("[2001:db8::7]",), "[2001:db8::7]"),
     ],
-)  # fmt: skip
+)
 def test_the_address_that_is_told_can_be_called(monkeypatch, host, names, expected):
     monkeypatch.setattr("edvit_hf.serving.exposure.socket.gethostname", lambda: "device")
     assert callable_name(host, names) == expected
@@ -138,9 +175,11 @@ def test_settings_that_cannot_be_are_refused(name, value):
 
 def test_the_largest_settings_answer(folder):
     service = make_service(
-        folder, deadline_ms=1e300, grace_seconds=1e300,
+        folder,
+        deadline_ms=1e300,
+        grace_seconds=1e300,
         limits=Limits(send_seconds=1e300, max_seconds=1e300, max_pixels=10**30, max_connections=10**30, rate=1e300),
-    )  # fmt: skip
+    )
     _uvicorn_config(service.config, service, is_local=True)
     service.warm_up()
     response = make_client(service).post("/predict", files={"file": png()})

@@ -286,9 +286,22 @@ def certificates(folder):
     for name, days in (("server", 2), ("client", 2), ("late", -1)):
         openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out",
-            f"{name}.pem", "-days", days, "-extfile", "names",
-        )  # fmt: skip
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            f"{name}.pem",
+            "-days",
+            days,
+            "-extfile",
+            "names",
+        )
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
@@ -298,10 +311,24 @@ def test_tls_with_client_certificates_refuses_strangers_and_what_has_expired(fol
     token_file.write_text(TOKEN)
     context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     with Process(
-        "-m", "edvit_hf.cli", "serve", folder, "--port", 0, "--schedule", "in_turn", "--token-file", token_file,
-        "--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key", "--tls-client-ca",
-        tmp_path / "ca.pem", lines=3,
-    ) as server:  # fmt: skip
+        "-m",
+        "edvit_hf.cli",
+        "serve",
+        folder,
+        "--port",
+        0,
+        "--schedule",
+        "in_turn",
+        "--token-file",
+        token_file,
+        "--tls-cert",
+        tmp_path / "server.pem",
+        "--tls-key",
+        tmp_path / "server.key",
+        "--tls-client-ca",
+        tmp_path / "ca.pem",
+        lines=3,
+    ) as server:
         assert server.url.startswith("https://")
         for name in (None, "late"):
             if name:

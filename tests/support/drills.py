@@ -48,9 +48,13 @@ class StubEngine:
         features = np.asarray(entry.feature_mean) + np.asarray(entry.feature_std) * noise
         logits = rng.standard_normal((request.batch_size, len(entry.class_group) + 1))
         response = SubModelResponse(
-            request_id=request.request_id, sub_model=index, content_hash=self._manifest.ensemble.content_hash,
-            features=features.astype(np.float32), logits=logits.astype(np.float32), compute_ms=0.0,
-        )  # fmt: skip
+            request_id=request.request_id,
+            sub_model=index,
+            content_hash=self._manifest.ensemble.content_hash,
+            features=features.astype(np.float32),
+            logits=logits.astype(np.float32),
+            compute_ms=0.0,
+        )
         return _here(response)
 
     def probe(self, index: int, /) -> Future[ProbeResponse]:

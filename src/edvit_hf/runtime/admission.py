@@ -1,4 +1,4 @@
-"""The line before the sub-models: bounded, first come first served, and refused early rather than too late."""
+"""The bounded line of requests before the sub-models: first come, first served, and refused before it is too late."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""What a caller passes, looked at before anything is done with it: a wrong type is told, not stumbled over."""
+"""Checks what a caller passes to the runtime, once, before anything is done with it."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ def as_indices(indices: Any, argument: str) -> tuple[int, ...]:
         found = None
     if found is None or not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in found):
         raise EDViTError(
-            f"Expected `{argument}` to be a list of whole numbers, the indices of sub-models, got {_told(indices)}. "
+            f"Expected `{argument}` to be a list of whole numbers, the indices of sub-models, got {_cut(indices)}. "
             f"Which sub-models are meant is unknown. Pass a list, such as {argument}=[2]."
         )
     return tuple(int(index) for index in found)
@@ -63,7 +63,7 @@ def check_deadline(deadline_ms: Any) -> float | None:
     except OverflowError:
         pass
     raise EDViTError(
-        f"Expected a positive `deadline_ms`, a number of milliseconds, got {_told(deadline_ms)}. Nobody could answer "
+        f"Expected a positive `deadline_ms`, a number of milliseconds, got {_cut(deadline_ms)}. Nobody could answer "
         "by then, or when to stop waiting is unknown. Pass one such as 100.0, or leave it out for the runtime's own."
     )
 
@@ -93,7 +93,7 @@ def check_batch_size(batch_size: Any) -> None:
     """Refuse what is no whole number of at least 1."""
     if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
         raise DataError(
-            f"Expected a `batch_size` of at least 1, a whole number, got {_told(batch_size)}. Nothing would ever be "
+            f"Expected a `batch_size` of at least 1, a whole number, got {_cut(batch_size)}. Nothing would ever be "
             "answered. Pass 1 or more."
         )
 
@@ -123,5 +123,5 @@ def _is_single(sources: Any, task: Task) -> bool:
     return is_pair and any(isinstance(part, Real) for part in sources)  # samples and their rate
 
 
-def _told(value: Any) -> str:
+def _cut(value: Any) -> str:
     return f"{repr(value)[:_LONGEST_TOLD]} ({type(value).__name__})"

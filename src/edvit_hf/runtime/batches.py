@@ -1,4 +1,4 @@
-"""Several inputs: grouped into requests, prepared ahead, and answered one by one whatever becomes of the others."""
+"""Answers several inputs: groups them into requests, prepares the next ones meanwhile, gives each its own outcome."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -55,14 +55,14 @@ class Breakers:
         return self._states[index].is_open
 
     def success(self, index: int) -> None:
-        """It answered well."""
+        """Note that a sub-model answered well."""
         with self._lock:
             state = self._states[index]
             if not state.is_open:  # an answer to an older request says nothing about now
                 state.misses, state.pause = 0, self._first
 
     def miss(self, index: int, *, at_once: bool = False) -> bool:
-        """It did not answer, or not well; `at_once`: the engine knows that it is gone. True if this opened it."""
+        """Note a miss; `at_once`: the engine knows that the sub-model is gone. True if this opened the breaker."""
         with self._lock:
             state = self._states[index]
             state.misses += 1
@@ -76,7 +76,7 @@ class Breakers:
         return True
 
     def probed(self, index: int, *, good: bool) -> None:
-        """A probe came back, or did not in time."""
+        """Note that a probe came back, or did not in time."""
         with self._lock:
             state = self._states[index]
             if not state.is_open:
@@ -106,7 +106,7 @@ class Patience:
         self._usual_ms: dict[int, float] = {}
 
     def note(self, index: int, milliseconds: float) -> None:
-        """It has answered, so long after it was asked, for each item."""
+        """Note how long after it was asked a sub-model answered, per item."""
         usual = self._usual_ms.get(index, milliseconds)
         self._usual_ms[index] = (1 - _WEIGHT) * usual + _WEIGHT * milliseconds
 

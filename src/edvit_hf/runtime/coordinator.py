@@ -83,14 +83,12 @@ class Gathered:
         request_id: Its own.
         responses: By sub-model, checked.
         missing: Why each other sub-model is missing.
-        waited_ms: In the line before the sub-models were asked.
         asked_ms: From asking to the last response that counts, or to the deadline.
     """
 
     request_id: str
     responses: Mapping[int, SubModelResponse]
     missing: Mapping[int, Reason]
-    waited_ms: float
     asked_ms: float
 
 
@@ -158,7 +156,6 @@ class Coordinator:
             request_id=exchange.request.request_id,
             responses=exchange.responses,
             missing=exchange.missing,
-            waited_ms=1e3 * (admitted - begin),
             asked_ms=1e3 * (ended - admitted),
         )
 

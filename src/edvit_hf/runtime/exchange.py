@@ -123,24 +123,24 @@ class Exchange:
         return len(self.responses) >= self.needed
 
     def expect(self, asked: Collection[int]) -> None:
-        """These may take part: the quorum is counted over them."""
+        """Note which sub-models may take part: the quorum is counted over them."""
         self._outstanding = set(asked)
         self.needed = max(1, math.ceil(len(asked) / 2)) if self._quorum is None else self._quorum
 
     def sent(self, index: int, pending: Pending[SubModelResponse]) -> None:
-        """The request is on its way to a sub-model."""
+        """Note that the request is on its way to a sub-model."""
         self._pending[index] = pending
         pending.add_done_callback(partial(self._arrived, index))
 
     def miss(self, index: int, reason: Reason) -> None:
-        """This sub-model will not be in the answer."""
+        """Note why a sub-model will not be in the answer."""
         with self._changed:
             self._outstanding.discard(index)
             self.missing[index] = reason
             self._changed.notify_all()
 
     def fail(self, error: DataError) -> None:
-        """The input is at fault: no sub-model can answer."""
+        """Note that the input is at fault: no sub-model can answer."""
         with self._changed:
             self.error = self.error or error
             self._changed.notify_all()

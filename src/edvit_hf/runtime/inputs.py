@@ -1,4 +1,4 @@
-"""What graphs are fed: by which names and in which shapes, and what is refused before it reaches them."""
+"""Inputs of the exported graphs: their names and shapes, their checks, and empty ones for probes and timing."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""What coordinator and engine say to each other, and what an engine has to do. Nothing here knows of onnxruntime.
+"""The contract between coordinator and engine: requests, responses, probes. Nothing here knows of onnxruntime.
 
 An engine carries a request to one sub-model and brings its features back, in this process, over Ray or over the Open
 Inference Protocol. All judgement (deadlines, masks, breakers, versions, values) is the coordinator's.

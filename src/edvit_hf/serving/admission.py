@@ -1,4 +1,4 @@
-"""What every request passes before anything of it is read: names, tokens, rates, the line; and what is logged of it."""
+"""Checks every request before its body is read (host, origin, token, rate, line), and logs it."""
 
 import asyncio
 import logging

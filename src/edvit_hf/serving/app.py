@@ -13,7 +13,7 @@ from edvit_hf.serving.page import HEADERS as PAGE_HEADERS
 from edvit_hf.serving.page import page
 from edvit_hf.serving.questions import Options, PredictRequest, accepted_types
 from edvit_hf.serving.refusals import RefusedError, internal
-from edvit_hf.serving.replies import ErrorReply, HealthReply, InfoReply, PredictReply
+from edvit_hf.serving.replies import ErrorReply, HealthReply, InfoReply, PredictReply, info_reply
 from edvit_hf.serving.service import RequestState, Service
 from edvit_hf.tasks import Task
 
@@ -45,7 +45,7 @@ def create_app(service: Service, *, is_local: bool = True) -> ASGIApp:
     about = "One ensemble of small Vision-Transformer sub-models."
     no_pages: dict[str, Any] = {"docs_url": None, "redoc_url": None}
     app = FastAPI(title="edvit serve", version="1", description=about, redirect_slashes=False, **no_pages)
-    app.add_exception_handler(RefusedError, _on_refusal)  # type: ignore[arg-type]
+    app.add_exception_handler(RefusedError, _refuse)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _on_exception)
     _add_predict(app, service)
@@ -85,7 +85,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
 
     @app.get("/info", summary="What is served", responses={200: {"model": InfoReply}, **_errors(*_BEHIND_THE_TOKEN)})
     async def info() -> JSONResponse:
-        return JSONResponse(service.info())
+        return JSONResponse(info_reply(service.runtime, service.config, service.deadline_ms))
 
     as_text = {200: {"content": {"text/plain": {}}}, **_errors(*_BEHIND_THE_TOKEN)}
 
@@ -132,16 +132,12 @@ def _describe_token(app: FastAPI, needs_token: bool) -> None:
                 operation["security"] = [{"token": []}]
 
 
-def _reply(request: Request, refusal: RefusedError) -> Response:
+def _refuse(request: Request, refusal: RefusedError) -> Response:
     state: RequestState = request.scope["edvit"]
     state.result = refusal.code
     return Response(
         refusal.body(state.request_id), refusal.status, media_type="application/json", headers=refusal.headers
     )
-
-
-def _on_refusal(request: Request, error: RefusedError) -> Response:
-    return _reply(request, error)
 
 
 def _on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -151,9 +147,9 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
         405: ("wrong_method", "This path does not take that method."),
     }
     code, message = known.get(error.status_code, ("bad_request", "The request is not as it must be."))
-    return _reply(request, RefusedError(error.status_code, code, message, headers=error.headers))
+    return _refuse(request, RefusedError(error.status_code, code, message, headers=error.headers))
 
 
 def _on_exception(request: Request, error: Exception) -> Response:
     """The admission logs it: it comes by there after the reply."""
-    return _reply(request, internal())
+    return _refuse(request, internal())

@@ -1,4 +1,4 @@
-"""Reading a request's body: no more bytes than allowed, no longer than allowed, whatever its headers promise."""
+"""Reads a request's body: no more bytes and no longer than allowed, whatever its headers promise."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A page that tells how to ask and lets one try, with nothing from anywhere else: no scripts or styles of others."""
+"""The HTML page of the server: how to ask, and a form to try it; no script or style comes from elsewhere."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The process: bind first, load, answer, and stop without losing what is in flight."""
+"""Runs the server: binds its address, loads the ensemble, answers, and stops without losing what is in flight."""
 
 import logging
 import math

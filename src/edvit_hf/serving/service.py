@@ -1,4 +1,4 @@
-"""One ensemble behind HTTP: bodies become inputs and inputs answers, on few threads, never on the event loop's."""
+"""Answers requests with one ensemble: decodes bodies and runs the ensemble on few threads, not on the event loop's."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.metrics import Metrics
 from edvit_hf.serving.questions import Options, check_question, media_type, parse_question
 from edvit_hf.serving.refusals import RefusedError, refusal_of, stopping
-from edvit_hf.serving.replies import info_reply, predict_reply
+from edvit_hf.serving.replies import predict_reply
 from edvit_hf.serving.throttle import Line
 from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
 
@@ -113,10 +113,6 @@ class Service:
         quorum = coordinator.config.quorum or max(1, math.ceil(len(loaded) / 2))
         live = sum(breakers[index] != "open" for index in loaded)
         return None if live >= quorum else f"{live} sub-models of {len(loaded)} answer, {quorum} must"
-
-    def info(self) -> dict[str, Any]:
-        """An `InfoReply`."""
-        return info_reply(self.runtime, self.config, self.deadline_ms)
 
     async def predict(self, request: Request) -> Response:
         """Answer POST /predict. Raises a `RefusedError` for whatever gets no answer."""

@@ -1,4 +1,4 @@
-"""Lanes of the local engine: one thread each, that runs jobs one after the other and outlives none of its owners."""
+"""Threads of the local engine: each runs its jobs one after the other and ends with the engine."""
 
 import contextlib
 import queue
