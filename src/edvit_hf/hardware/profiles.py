@@ -1,7 +1,7 @@
 """Device profiles: kinds of hardware, and files with the profile of one machine. Standard library and yaml only."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import ManifestError, did_you_mean
-from edvit_hf.strict import is_finite, load_yaml
+from edvit_hf.strict import Form, is_finite, load_yaml, number, read_fields, read_strictly
 
 QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
 STATIC_PRESETS = (*QUANTIZATION_PRESETS, "tensorrt")  # of static int8: a GPU reads other files than the processor
@@ -18,10 +18,11 @@ EXPORT_KINDS = ("int8", "int8_static", "fp16")  # what a profile may ask for bes
 FIGURES = ("memory_mib", "cores", "sustained_gflops", "watts")
 # What the latency model sums up, each with a coefficient in ms per unit: see `hardware.latency.features`.
 LATENCY_FEATURES = (
-    "constant", "layers", "linear_gmacs", "attention_gmacs",
-    "weight_millions", "stream_millions", "ffn_millions", "softmax_millions",
-)  # fmt: skip
+    *("constant", "layers", "linear_gmacs", "attention_gmacs"),
+    *("weight_millions", "stream_millions", "ffn_millions", "softmax_millions"),
+)
 SCHEMA_VERSION = 1  # of a file that holds one profile
+_FILE = Form(mapping="a mapping of keys to values", error=ManifestError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,74 +39,54 @@ class DeviceProfile:
     cores: int | None = None
     sustained_gflops: float | None = None  # on all cores; `sources` says of what (double-precision HPL, fp32 MatMul)
     watts: float | None = None  # while `sustained_gflops` was measured, or the rated power if the source says so
-    sources: Mapping[str, str]  # figure -> where it was published, how it was measured, or why it is absent
-    latency: Mapping[str, float] | None = None  # `LATENCY_FEATURES` -> ms per unit, onnxruntime fp32 on one thread
-    latency_all_cores: Mapping[str, float] | None = None  # the same on the threads that `provenance` names
-    provenance: Mapping[str, Any] | None = None  # of a measured profile: machine, versions, date, method, residuals
+    sources: dict[str, str]  # figure -> where it was published, how it was measured, or why it is absent
+    latency: dict[str, float] | None = None  # `LATENCY_FEATURES` -> ms per unit, onnxruntime fp32 on one thread
+    latency_all_cores: dict[str, float] | None = None  # the same on the threads that `provenance` names
+    provenance: dict[str, Any] | None = None  # of a measured profile: machine, versions, date, method, residuals
     static_quantization: str | None = None  # preset of static int8, of `STATIC_PRESETS`; None is `quantization`
-    export: Sequence[str] = ("int8",)  # of `EXPORT_KINDS`, the one that runs best first: what an export writes for it
+    export: tuple[str, ...] = ("int8",)  # of `EXPORT_KINDS`, the one that runs best first: what an export writes for it
 
     def __post_init__(self) -> None:
         """Every figure, and every absence, states its source; numbers are positive."""
-        if self.static_quantization is not None and self.static_quantization not in STATIC_PRESETS:
+        where = f"profile {self.name!r}"
+        if not self.name:
+            raise ManifestError("A profile needs a name, got an empty one. Fleets name devices by it. Name it.")
+        for key, presets in (("quantization", QUANTIZATION_PRESETS), ("static_quantization", (*STATIC_PRESETS, None))):
+            if getattr(self, key) not in presets:
+                raise ManifestError(
+                    f"{where}: `{key}` must be one of {presets}, got {getattr(self, key)!r}. int8 files would be made "
+                    "for hardware that nobody knows. Correct it."
+                )
+        if not set(self.export) <= set(EXPORT_KINDS) or len(set(self.export)) != len(self.export):
             raise ManifestError(
-                f"profile {self.name!r}: `static_quantization` must be one of {STATIC_PRESETS} or left out, got "
-                f"{self.static_quantization!r}. Static int8 files would be made for hardware that nobody knows. "
-                f"Correct it."
-            )
-        _check_export(self.name, self.export)
-        object.__setattr__(self, "export", tuple(self.export))
-        if self.quantization not in QUANTIZATION_PRESETS:
-            raise ManifestError(
-                f"profile {self.name!r}: `quantization` must be one of {QUANTIZATION_PRESETS}, "
-                f"got {self.quantization!r}."
+                f"{where}: `export` must list what an export writes for it besides fp32, each of "
+                f"{', '.join(EXPORT_KINDS)} at most once, got {self.export!r:.80}. The devices would get other files "
+                "than were meant. Correct it, or leave `export` out for dynamic int8."
             )
         for figure in FIGURES:
             value = getattr(self, figure)
-            if value is not None and not value > 0:
-                raise ManifestError(f"profile {self.name!r}: `{figure}` must be positive or null, got {value}.")
+            if value is not None and not (is_finite(value) and value > 0):
+                raise ManifestError(f"{where}: `{figure}` must be positive or null, got {value!s:.40}.")
             if not self.sources.get(figure):
                 raise ManifestError(
-                    f"profile {self.name!r}: `{figure}` has no entry under `sources`. A figure without a "
-                    f"source would be a guess. Say where it was published, or why it is null."
+                    f"{where}: `{figure}` has no entry under `sources`. A figure without a source would be a guess. "
+                    "Say where it was published, or why it is null."
                 )
         for name in ("latency", "latency_all_cores"):
-            _check_coefficients(self.name, name, getattr(self, name))
+            coefficients = getattr(self, name)
+            if coefficients is not None and sorted(coefficients) != sorted(LATENCY_FEATURES):
+                raise ManifestError(
+                    f"{where}: `{name}` must hold the coefficients {sorted(LATENCY_FEATURES)}, got "
+                    f"{sorted(coefficients)!r:.200}. A missing term would be taken for free. Measure again with "
+                    "`edvit profile`."
+                )
+            for feature, value in (coefficients or {}).items():
+                number(f"{name}.{feature}", value, "[0, inf)", "latencies grow with the model", ManifestError)
 
     @property
     def static_preset(self) -> str:
         """The preset of static int8 files that suits it."""
         return self.static_quantization or self.quantization
-
-
-def _check_export(profile: str, kinds: Any) -> None:
-    """Refuse a list with anything but `EXPORT_KINDS`, or with one of them twice."""
-    listed = list(kinds) if isinstance(kinds, list | tuple) else None
-    if listed is None or not set(map(str, listed)) <= set(EXPORT_KINDS) or len(set(listed)) != len(listed):
-        raise ManifestError(
-            f"profile {profile!r}: `export` must list what an export writes for it besides fp32, each of "
-            f"{', '.join(EXPORT_KINDS)} at most once, got {kinds!r:.80}. The devices would get other files than were "
-            f"meant. Correct it, or leave `export` out for dynamic int8."
-        )
-
-
-def _check_coefficients(profile: str, name: str, coefficients: Any) -> None:
-    """Refuse coefficients of other features than ours, or any that is no finite number from zero up."""
-    if coefficients is None:
-        return
-    named = sorted(coefficients) if isinstance(coefficients, Mapping) else coefficients
-    if named != sorted(LATENCY_FEATURES):
-        raise ManifestError(
-            f"profile {profile!r}: `{name}` must hold the coefficients {sorted(LATENCY_FEATURES)}, got {named!r:.200}. "
-            f"A missing term would be taken for free. Measure again with `edvit profile`."
-        )
-    for feature, value in coefficients.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not is_finite(value) or value < 0:
-            raise ManifestError(
-                f"profile {profile!r}: `{name}.{feature}` must be a finite number from 0 up, got {value!r:.60}. "
-                f"Latencies would not grow with the model. Measure again with `edvit profile`."
-            )
 
 
 @cache
@@ -120,12 +101,10 @@ def load_profiles(path: Path | None = None) -> Mapping[str, DeviceProfile]:
     """
     path = path or Path(__file__).with_name("devices.yaml")
     data = _read_yaml(path)
-    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        raise ManifestError(f"{path.name}: expected a mapping of profile names to figures.")
-    try:
-        return MappingProxyType({name: DeviceProfile(name=name, **entry) for name, entry in data.items()})
-    except TypeError as error:
-        raise ManifestError(f"{path.name}: a profile has a missing or unknown key: {error}.") from error
+    found = {}
+    for name, entry in read_strictly(dict[str, dict[str, Any]], data, path.name, _FILE).items():
+        found[name] = read_strictly(DeviceProfile, {"name": name, **entry}, f"{path.name}.{name}", _FILE)
+    return MappingProxyType(found)
 
 
 def unknown_profile(name: str, also: Iterable[str] = ()) -> str | None:
@@ -163,32 +142,12 @@ def load_profile(path: str | Path) -> DeviceProfile:
             f"got {found!r}. {remedy}"
         )
     entry = {key: value for key, value in data.items() if key != "schema_version"}
-    known = {field.name: field.type for field in fields(DeviceProfile)}
-    missing = [key for key in ("name", "isa", "quantization", *FIGURES, "sources") if key not in entry]
-    unknown = sorted(map(str, set(entry) - set(known)))
-    if missing or unknown:
-        problem = f"`{missing[0]}` is missing" if missing else f"`{unknown[0]}` is no key of a profile"
-        raise ManifestError(f"{path.name}: {problem}; expected the keys {list(known)}. {remedy}")
-    for key, value in entry.items():
-        if not _is_of_kind(key, value):
-            raise ManifestError(f"{path.name}: `{key}` must be of type {known[key]}, got {value!r:.80}. {remedy}")
-    return DeviceProfile(**entry)
-
-
-def _is_of_kind(key: str, value: Any) -> bool:
-    """Whether a parsed value is of the type of the profile's field `key`; coefficients are checked by the profile."""
-    if value is None:
-        return key not in ("name", "isa", "quantization", "sources", "export")
-    if key in ("name", "isa", "quantization", "static_quantization"):
-        return isinstance(value, str) and bool(value)
-    if key in FIGURES:
-        kind = int if key in ("memory_mib", "cores") else int | float
-        return isinstance(value, kind) and not isinstance(value, bool) and is_finite(value)
-    if key == "export":
-        return isinstance(value, list)
-    if key == "sources":
-        return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-    return isinstance(value, dict)
+    try:
+        if absent := [figure for figure in FIGURES if figure not in entry]:
+            raise ManifestError(f"`{absent[0]}` is missing; where it is not known it is null.")
+        return DeviceProfile(**read_fields(DeviceProfile, entry, form=_FILE))
+    except ManifestError as error:
+        raise ManifestError(f"{path.name}: {error} {remedy}") from error
 
 
 def save_profile(profile: DeviceProfile, path: str | Path) -> None:
