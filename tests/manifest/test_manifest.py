@@ -392,7 +392,10 @@ def test_a_file_suits_its_profile_and_others_with_the_same_instructions(manifest
         ({"weight_bytes": 2048}, "must be smaller than before"),
         ({"mode": "static"}, "static files are calibrated"),
         ({"calibration": {"method": "minmax", "split": "train", "num_items": 8}}, "dynamic ones are not"),
-        ({"calibration": {"method": "minmax", "split": "train", "num_items": 0}}, "`num_items` must be >= 1"),
+        (
+            {"calibration": {"method": "minmax", "split": "train", "num_items": 0}},
+            "`num_items` must be a whole number of at least 1",
+        ),
     ],
 )
 def test_a_quantization_that_cannot_be_is_refused(manifest, change, message):

@@ -1,6 +1,5 @@
 """What a manifest says of one file, one sub-model, the fusion head and the ensemble as a whole."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -8,7 +7,8 @@ from typing import Any, Literal
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.hardware.profiles import load_profiles
-from edvit_hf.manifest.hashes import SHA256, check_relative_path, require
+from edvit_hf.manifest.hashes import check_relative_path, require, require_identity, require_sha256
+from edvit_hf.strict import number, whole_number
 from edvit_hf.tasks import TASKS, Task
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -25,10 +25,10 @@ class Parity:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        require(self.max_abs >= 0 and math.isfinite(self.max_abs), f"`max_abs` must be finite and >= 0: {self}")
-        require(self.relative_to_largest_logit >= 0, f"`relative_to_largest_logit` must be >= 0: {self}")
-        require(0 <= self.argmax_agreement <= 1, f"`argmax_agreement` must lie in [0, 1]: {self}")
-        require(self.num_items >= 1, f"`num_items` must be >= 1, parity of nothing says nothing: {self}")
+        for name in ("max_abs", "relative_to_largest_logit"):
+            number(name, getattr(self, name), "[0, inf)", "it is a distance", ManifestError)
+        number("argmax_agreement", self.argmax_agreement, "[0, 1]", "it is a share", ManifestError)
+        whole_number("num_items", self.num_items, 1, "parity of nothing says nothing", ManifestError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Check the number."""
-        require(self.num_items >= 1, f"calibration: `num_items` must be >= 1, got {self.num_items}.")
+        whole_number("num_items", self.num_items, 1, "ranges of nothing say nothing", ManifestError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +97,19 @@ class Variant:
         """Check the fields against one another."""
         check_relative_path(self.file, "`file`")
         where = f"variant {self.file!r}"
-        require(bool(SHA256.fullmatch(self.sha256)), f"{where}: `sha256` must be 64 hex digits, got {self.sha256!r}.")
-        require(self.bytes > 0, f"{where}: `bytes` must be positive, got {self.bytes}.")
+        require_identity(self, f"{where}: ")
         is_int8 = self.precision == "int8"
         require(
             is_int8 == (self.num_quantized_nodes > 0) == bool(self.op_types_quantized) == bool(self.quantization),
             f"{where}: an int8 file has quantized nodes and says how they were made, any other has none, got precision "
             f"{self.precision!r} with {self.num_quantized_nodes} nodes of {self.op_types_quantized}.",
         )
-        for name in ("accuracy", "latency"):
-            value = self.accuracy if name == "accuracy" else self.latency_ms
-            note = self.accuracy_note if name == "accuracy" else self.latency_note
+        values = {"accuracy": (self.accuracy, self.accuracy_note), "latency": (self.latency_ms, self.latency_note)}
+        for name, (value, note) in values.items():
             require(
                 value is not None or bool(note),
-                f"{where}: {name} is null and `{name}_note` gives no reason. A figure is measured, or "
-                f"absent with the reason.",
+                f"{where}: {name} is null and `{name}_note` gives no reason. A figure is measured, or absent with the "
+                "reason.",
             )
 
     @property
@@ -249,11 +247,5 @@ class EnsembleEntry:
 
     def __post_init__(self) -> None:
         """Check the task and the hash."""
-        require(
-            self.task in TASKS,
-            f"ensemble: `task` must be one of {', '.join(TASKS)}, got {self.task!r}. It tells how inputs are prepared.",
-        )
-        require(
-            bool(SHA256.fullmatch(self.content_hash)),
-            f"ensemble: `content_hash` must be 64 hex digits, got {self.content_hash!r}.",
-        )
+        require(self.task in TASKS, f"ensemble: `task` must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        require_sha256(self.content_hash, "ensemble: `content_hash`")

@@ -10,13 +10,24 @@ from typing import Protocol
 from edvit_hf.errors import ManifestError
 from edvit_hf.tasks import PROCESSOR_FILES
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def require(condition: bool, message: str) -> None:
     """Raise `ManifestError` with `message` unless `condition` holds."""
     if not condition:
         raise ManifestError(message)
+
+
+def require_sha256(value: str, name: str) -> None:
+    """Raise `ManifestError` unless `value` is a SHA-256 in hex digits; `name` is that of the field."""
+    require(bool(_SHA256.fullmatch(value)), f"{name} must be 64 hex digits, got {value!r}.")
+
+
+def require_identity(file: "ContentFile | Hashed", where: str = "") -> None:
+    """Raise `ManifestError` unless hash and size of a file can be."""
+    require_sha256(file.sha256, f"{where}`sha256`")
+    require(file.bytes > 0, f"{where}`bytes` must be positive, got {file.bytes}.")
 
 
 def check_relative_path(path: str, where: str) -> str:
@@ -44,27 +55,18 @@ class ContentFile:
 
     def __post_init__(self) -> None:
         """Check both."""
-        require(bool(SHA256.fullmatch(self.sha256)), f"`sha256` must be 64 hex digits, got {self.sha256!r}.")
-        require(self.bytes > 0, f"`bytes` must be positive, got {self.bytes}.")
+        require_identity(self)
 
 
 class Hashed(Protocol):
-    """Anything that says where a file is and what it must hold."""
+    """Anything that says where a file is (relative to the ensemble folder) and what it must hold."""
 
     @property
-    def file(self) -> str:
-        """Path relative to the ensemble folder."""
-        ...
-
+    def file(self) -> str: ...  # noqa: D102
     @property
-    def sha256(self) -> str:
-        """Hex digits."""
-        ...
-
+    def sha256(self) -> str: ...  # noqa: D102
     @property
-    def bytes(self) -> int:
-        """Size."""
-        ...
+    def bytes(self) -> int: ...  # noqa: D102
 
 
 def verify_file(root: Path, variant: Hashed) -> Path:
