@@ -133,8 +133,12 @@ def test_where_every_run_is_disturbed_the_waiting_is_left_out_and_the_rounds_end
 
 def test_the_summary_of_samples():
     assert summary([4.0, 1.0, 2.0, 3.0, 100.0]) == {
-        "median_ms": 3.0, "lower_ms": 2.0, "upper_ms": 4.0, "min_ms": 1.0, "repeats": 5
-    }  # fmt: skip
+        "median_ms": 3.0,
+        "lower_ms": 2.0,
+        "upper_ms": 4.0,
+        "min_ms": 1.0,
+        "repeats": 5,
+    }
     assert summary([2.0])["median_ms"] == 2.0
 
 

@@ -92,11 +92,14 @@ def placement(manifest, **changes):
 
     values = {
         "ensemble": EnsembleIdentity(id=manifest.ensemble.id, content_hash=manifest.ensemble.content_hash),
-        "fleet": "home", "coordinator": "hall", "num_sub_models": 3,
+        "fleet": "home",
+        "coordinator": "hall",
+        "num_sub_models": 3,
         "devices": {
             "hall": PlacedDevice(profile="x86-avx2"),
             "pi3": PlacedDevice(
-                profile="raspberry-pi-5", sub_models=[PlacedFile(index=2, variant="qint8_arm64", file=file(2))],
+                profile="raspberry-pi-5",
+                sub_models=[PlacedFile(index=2, variant="qint8_arm64", file=file(2))],
                 replicas=[PlacedFile(index=0)],
             ),
             "pi4": PlacedDevice(
@@ -104,7 +107,7 @@ def placement(manifest, **changes):
             ),
             "spare": PlacedDevice(profile="x86-avx2"),
         },
-    }  # fmt: skip
+    }
     return PlacementFile(**{**values, **changes})
 
 
@@ -127,17 +130,33 @@ def test_a_placement_says_what_each_device_needs(published, tmp_path):
         ({"ensemble": EnsembleIdentity(id="x", content_hash="0" * 64)}, "pi3", "pieces of different versions"),
         ({"ensemble": None}, "pi3", "got one of no ensemble"),
         (
-            {"num_sub_models": 1, "devices": {"pi3": PlacedDevice(profile="x", sub_models=[PlacedFile(index=0)])},
-             "coordinator": None},
-            "pi3", "Expected a placement of 3 sub-models",
+            {
+                "num_sub_models": 1,
+                "devices": {"pi3": PlacedDevice(profile="x", sub_models=[PlacedFile(index=0)])},
+                "coordinator": None,
+            },
+            "pi3",
+            "Expected a placement of 3 sub-models",
         ),
         (
-            {"coordinator": None, "devices": {"pi3": PlacedDevice(profile="x", sub_models=[
-                PlacedFile(index=0, file="sub_models/00/onnx/other.onnx"), PlacedFile(index=1), PlacedFile(index=2)])}},
-            "pi3", "'sub_models/00/onnx/other.onnx', which this ensemble lacks",
+            {
+                "coordinator": None,
+                "devices": {
+                    "pi3": PlacedDevice(
+                        profile="x",
+                        sub_models=[
+                            PlacedFile(index=0, file="sub_models/00/onnx/other.onnx"),
+                            PlacedFile(index=1),
+                            PlacedFile(index=2),
+                        ],
+                    )
+                },
+            },
+            "pi3",
+            "'sub_models/00/onnx/other.onnx', which this ensemble lacks",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_placement_that_does_not_fit_is_refused(published, tmp_path, changes, device, message):
     file = placement(Manifest.load(published[1]), **changes).save(tmp_path / "placement.json")
     with pytest.raises(HubError, match=message):
@@ -304,12 +323,17 @@ def test_ten_sub_models_in_three_variants_leave_the_manifest_room_for_config_and
     statistics = [rng.normal(size=128).astype(np.float32).tolist() for _ in range(10)]
     entries = [
         replace(
-            first, index=i, class_group=[i], feature_size=128, path=f"sub_models/{i:02d}", feature_mean=statistics[i],
+            first,
+            index=i,
+            class_group=[i],
+            feature_size=128,
+            path=f"sub_models/{i:02d}",
+            feature_mean=statistics[i],
             feature_std=[abs(value) for value in statistics[i]],
             variants=[replace(v, file=v.file.replace("/00/", f"/{i:02d}/")) for v in first.variants],
         )
         for i in range(10)
-    ]  # fmt: skip
+    ]
     large = replace(
         manifest, sub_models=entries, class_groups=[[i] for i in range(10)], label_names=[str(i) for i in range(10)]
     )

@@ -125,8 +125,14 @@ def stopped_at(step, monkeypatch):
 
         return wrapped
 
-    for owner, name in [(Path, "replace"), (Path, "mkdir"), (Path, "write_bytes"), (Path, "unlink"),
-                        (shutil, "copyfile"), (shutil, "rmtree")]:  # fmt: skip
+    for owner, name in [
+        (Path, "replace"),
+        (Path, "mkdir"),
+        (Path, "write_bytes"),
+        (Path, "unlink"),
+        (shutil, "copyfile"),
+        (shutil, "rmtree"),
+    ]:
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     return count
 

@@ -157,7 +157,7 @@ FAULTS = {
         "old/model.safetensors is not in the manifest",
     ),
     "missing figure": (lambda r: (r / "assets/accuracy.png").unlink(), "shows assets/accuracy.png, which is not there"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -133,8 +133,10 @@ def test_a_file_that_another_profile_uses_is_never_changed_under_its_feet(two_pr
 
     same = merged_manifest(renamed(["jetson-nano"], Manifest.load(local)), manifest, "jetson-nano", REPO)
     assert {tuple(v.profiles) for v in same.sub_models[0].variants} == {
-        (), ("x86-avx2", "jetson-nano"), ("raspberry-pi-5", "jetson-nano"),
-    }  # fmt: skip
+        (),
+        ("x86-avx2", "jetson-nano"),
+        ("raspberry-pi-5", "jetson-nano"),
+    }
     fresh = replace(manifest, sub_models=[replace(e, variants=e.variants[:1]) for e in manifest.sub_models])
     other = renamed(["jetson-nano"], with_profile(local, fresh, "raspberry-pi-5", salt=b"other"))
     with pytest.raises(HubError, match=r"has other bytes and serves raspberry-pi-5"):

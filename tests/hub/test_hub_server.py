@@ -48,9 +48,7 @@ def test_the_client_creates_commits_lists_and_deletes(hub, api):
     assert "a/large.onnx" not in api.list_repo_files("lab/model")
     assert "a/large.onnx" in api.list_repo_files("lab/model", revision=first.oid)
     with pytest.raises(HfHubHTTPError) as late:
-        api.create_commit(
-            "lab/model", [CommitOperationAdd("c", b"c")], commit_message="three", parent_commit=first.oid
-        )  # fmt: skip
+        api.create_commit("lab/model", [CommitOperationAdd("c", b"c")], commit_message="three", parent_commit=first.oid)
     assert late.value.response.status_code == 412
     api.create_tag("lab/model", tag="v1", revision=first.oid)
     assert {r.name: r.target_commit for r in api.list_repo_refs("lab/model").tags} == {"v1": first.oid}
@@ -147,9 +145,14 @@ def test_transformers_loads_runs_and_pushes_what_was_published(hub, tmp_path, tm
     pixels = torch.from_numpy(PIXELS[:3])
     torch.save(pixels, tmp_path / "pixels.pt")
     env = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE,
-        "HF_HOME": str(tmp_path / "hf_home"), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": WRITE,
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", CLIENT, REPO, tmp_path / "picture.png", tmp_path / "pixels.pt"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

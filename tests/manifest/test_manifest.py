@@ -36,9 +36,15 @@ PARITY = Parity(max_abs=1e-6, relative_to_largest_logit=1e-7, argmax_agreement=1
 
 CONTENT = {"config.json": ContentFile(sha256="a" * 64, bytes=9)}
 ARM64 = Quantization(
-    preset="arm64", mode="dynamic", weight_type="QInt8", activation_type="QUInt8", per_channel=True, reduce_range=False,
-    weight_bytes=260, weight_bytes_fp32=1024,
-)  # fmt: skip
+    preset="arm64",
+    mode="dynamic",
+    weight_type="QInt8",
+    activation_type="QUInt8",
+    per_channel=True,
+    reduce_range=False,
+    weight_bytes=260,
+    weight_bytes_fp32=1024,
+)
 
 
 def make_variant(root, file, content=b"graph", precision="fp32", profiles=()):
@@ -51,28 +57,38 @@ def make_variant(root, file, content=b"graph", precision="fp32", profiles=()):
         else {}
     )
     return Variant(
-        file=file, sha256=file_sha256(path), bytes=len(content), precision=precision, profiles=list(profiles),
-        opset=20, parity=PARITY, accuracy={"accuracy": 0.9, "num_items": 40}, latency_note="not measured",
+        file=file,
+        sha256=file_sha256(path),
+        bytes=len(content),
+        precision=precision,
+        profiles=list(profiles),
+        opset=20,
+        parity=PARITY,
+        accuracy={"accuracy": 0.9, "num_items": 40},
+        latency_note="not measured",
         **int8,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
 def manifest(tmp_path):
     sub_models = [
         SubModelEntry(
-            index=i, class_group=group, feature_size=2, feature_mean=[0.0, 0.5], feature_std=[1.0, 2.0],
+            index=i,
+            class_group=group,
+            feature_size=2,
+            feature_mean=[0.0, 0.5],
+            feature_std=[1.0, 2.0],
             path=f"sub_models/{i:02d}",
             variants=[
                 make_variant(tmp_path, f"sub_models/{i:02d}/onnx/model.onnx"),
                 make_variant(
-                    tmp_path, f"sub_models/{i:02d}/onnx/model_qint8_arm64.onnx", b"int8", "int8",
-                    ["raspberry-pi-5"]
+                    tmp_path, f"sub_models/{i:02d}/onnx/model_qint8_arm64.onnx", b"int8", "int8", ["raspberry-pi-5"]
                 ),
             ],
         )
         for i, group in enumerate([[0, 2], [1]])
-    ]  # fmt: skip
+    ]
     return Manifest(
         ensemble=EnsembleEntry(
             id="edvit-x", task="image-classification", content_hash=hash_of_content(CONTENT), parity=PARITY
@@ -107,13 +123,24 @@ def test_a_manifest_survives_the_trip_through_its_file(manifest, tmp_path):
 )
 def test_any_finite_statistics_label_names_and_task_survive_the_trip(mean, names, task):
     variant = Variant(
-        file="a.onnx", sha256="0" * 64, bytes=1, precision="fp32", opset=20, parity=PARITY,
-        accuracy_note="none", latency_note="none",
-    )  # fmt: skip
+        file="a.onnx",
+        sha256="0" * 64,
+        bytes=1,
+        precision="fp32",
+        opset=20,
+        parity=PARITY,
+        accuracy_note="none",
+        latency_note="none",
+    )
     entry = SubModelEntry(
-        index=0, class_group=list(range(len(names))), feature_size=len(mean), feature_mean=mean,
-        feature_std=[abs(m) for m in mean], path="sub_models/00", variants=[variant],
-    )  # fmt: skip
+        index=0,
+        class_group=list(range(len(names))),
+        feature_size=len(mean),
+        feature_mean=mean,
+        feature_std=[abs(m) for m in mean],
+        path="sub_models/00",
+        variants=[variant],
+    )
     manifest = Manifest(
         ensemble=EnsembleEntry(id="e", task=task, content_hash=hash_of_content(CONTENT)),
         label_names=names,
@@ -253,9 +280,11 @@ def test_a_device_gets_the_dynamic_int8_file_before_the_static_one_in_whatever_o
     ranges = Calibration(method="minmax", split="train", num_items=8)
     how = replace(dynamic.quantization, preset="tensorrt", mode="static", calibration=ranges)
     static = replace(
-        dynamic, file="sub_models/00/onnx/model_qint8_tensorrt_static.onnx", quantization=how,
+        dynamic,
+        file="sub_models/00/onnx/model_qint8_tensorrt_static.onnx",
+        quantization=how,
         profiles=["raspberry-pi-5"],
-    )  # fmt: skip
+    )
     assert replace(entry, variants=[static, dynamic]).variant("int8", "raspberry-pi-5") == dynamic
     assert replace(entry, variants=[static, dynamic]).variant("int8") == dynamic
     assert replace(entry, variants=[static]).variant("int8", "raspberry-pi-5") == static

@@ -107,9 +107,14 @@ def test_a_profile_may_be_a_file_beside_the_fleet(tmp_path):
 def test_the_hardware_of_the_papers_and_of_this_issue_is_shipped_with_sources():
     profiles = load_profiles()
     wanted = {
-        "raspberry-pi-4b", "raspberry-pi-5", "jetson-nano", "jetson-orin-nano", "intel-n100", "x86-avx2",
+        "raspberry-pi-4b",
+        "raspberry-pi-5",
+        "jetson-nano",
+        "jetson-orin-nano",
+        "intel-n100",
+        "x86-avx2",
         "x86-avx512-vnni",
-    }  # fmt: skip
+    }
     assert wanted <= set(profiles)
     assert all(profiles[name].sources["sustained_gflops"] for name in wanted)
     assert set(BUDGETS) <= {field.name for field in dataclasses.fields(Device)}

@@ -23,8 +23,9 @@ SPEEDS = ("raspberry-pi-4b", "raspberry-pi-5", "intel-n100")
 
 
 def load(macs=10_000_000, size=MIB, **changes):
-    return Load(classes=(0,), parameters=size // 4, bytes=size, macs=macs, feature_bytes=64, input_bytes=3 * 32 * 32,
-                **changes)  # fmt: skip
+    return Load(
+        classes=(0,), parameters=size // 4, bytes=size, macs=macs, feature_bytes=64, input_bytes=3 * 32 * 32, **changes
+    )
 
 
 def costs_of(loads, *devices, **shared):
@@ -52,16 +53,23 @@ def problems(draw):
     ]
     devices = [
         device(
-            f"d{i}", rng.choice(SPEEDS), memory_mib=rng.choice([None, 4.0, 6.5, 8.0]),
-            macs=rng.choice([None, 20_000_000, 30_000_000]), energy_mj=rng.choice([None, None, 20.0, 60.0]),
-            link_ms=rng.choice([None, 0.7]), link_mbit_per_s=rng.choice([None, 1.0]),
+            f"d{i}",
+            rng.choice(SPEEDS),
+            memory_mib=rng.choice([None, 4.0, 6.5, 8.0]),
+            macs=rng.choice([None, 20_000_000, 30_000_000]),
+            energy_mj=rng.choice([None, None, 20.0, 60.0]),
+            link_ms=rng.choice([None, 0.7]),
+            link_mbit_per_s=rng.choice([None, 1.0]),
         )
         for i in range(rng.randint(1, 4))
-    ]  # fmt: skip
+    ]
     return costs_of(
-        loads, *devices, coordinator=rng.choice([None, "d0"]), uplink_mbit_per_s=rng.choice([None, 20]),
+        loads,
+        *devices,
+        coordinator=rng.choice([None, "d0"]),
+        uplink_mbit_per_s=rng.choice([None, 20]),
         total_mib=rng.choice([None, 14.0]),
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -134,8 +142,10 @@ def test_an_energy_budget_sends_work_to_the_frugal_device():
 def test_latency_is_the_formula_of_the_documentation():
     loads = [load(macs=10**8), load(macs=3 * 10**8), load(macs=2 * 10**8)]
     devices = [
-        device("hub", "raspberry-pi-5"), device("a", link_ms=2.0, link_mbit_per_s=1.0), device("b", "intel-n100"),
-    ]  # fmt: skip
+        device("hub", "raspberry-pi-5"),
+        device("a", link_ms=2.0, link_mbit_per_s=1.0),
+        device("b", "intel-n100"),
+    ]
     costs = costs_of(loads, *devices, coordinator="hub", uplink_mbit_per_s=8.0)
     plan = place(costs, exact=True)
     speeds = {"hub": 30.249, "a": 11.889, "b": 37.224}
@@ -179,8 +189,10 @@ def test_devices_of_unknown_speed_count_as_slower_than_the_slowest_known_and_are
 def test_a_tie_does_not_cost_the_prediction(exact):
     costs = costs_of(
         [load(macs=10**8), load(macs=10**8)],
-        device("jetson", "jetson-nano"), device("pi-a", "raspberry-pi-5"), device("pi-b", "raspberry-pi-5"),
-    )  # fmt: skip
+        device("jetson", "jetson-nano"),
+        device("pi-a", "raspberry-pi-5"),
+        device("pi-b", "raspberry-pi-5"),
+    )
     plan = place(costs, exact=exact)
     assert {s.device for s in plan.sub_models} == {"pi-a", "pi-b"}
     assert plan.latency_ms is not None
@@ -227,9 +239,14 @@ def test_devices_without_the_budget_that_binds_give_no_warning():
 
 
 CALIBRATED = DeviceProfile(
-    name="measured", isa="avx2", quantization="avx2", sustained_gflops=100.0, watts=10.0,
-    sources=dict.fromkeys(FIGURES, "a test"), latency=dict.fromkeys(LATENCY_FEATURES, 0.5),
-)  # fmt: skip
+    name="measured",
+    isa="avx2",
+    quantization="avx2",
+    sustained_gflops=100.0,
+    watts=10.0,
+    sources=dict.fromkeys(FIGURES, "a test"),
+    latency=dict.fromkeys(LATENCY_FEATURES, 0.5),
+)
 
 
 def test_a_calibration_without_sizes_predicts_nothing_instead_of_its_peak_speed():
@@ -261,9 +278,12 @@ def test_notes_tell_where_the_fusion_head_is_timed_that_speeds_mix_and_how_long_
 def test_spare_devices_hold_replicas_of_what_would_hurt_most_within_their_budgets():
     loads = [load(macs=10**8), load(macs=3 * 10**8)]
     devices = [
-        device("a", "raspberry-pi-5"), device("b", "raspberry-pi-5"), device("c"), device("d"),
+        device("a", "raspberry-pi-5"),
+        device("b", "raspberry-pi-5"),
+        device("c"),
+        device("d"),
         device("tiny", memory_mib=0.5),
-    ]  # fmt: skip
+    ]
     plan = place(costs_of(loads, *devices), exact=True)
     assert {r.device for r in plan.replicas} == {"c", "d"}
     assert sorted(r.index for r in plan.replicas) == [0, 1]  # fewest copies first: not twice the same

@@ -30,8 +30,14 @@ GROUPS = [[0, 1], [2, 3], [4]]
 
 
 def small_shape(heads=4, layers=2, labels=5):
-    config = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": layers,
-              "intermediate_size": 12 * heads, "image_size": 8, "patch_size": 4}  # fmt: skip
+    config = {
+        "hidden_size": 8 * heads,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "intermediate_size": 12 * heads,
+        "image_size": 8,
+        "patch_size": 4,
+    }
     return ModelShape.from_config(config, num_labels=labels)
 
 
@@ -43,7 +49,7 @@ def fleet(count=3, *, profile="x86-avx2", name="test", total_mib=None, **budgets
 def small_plan(fleet_=None, *, shape=None, groups=GROUPS, keep="auto", fusion_hidden_size=0, **options):
     return plan(
         shape or small_shape(), groups, fleet_ or fleet(), keep=keep, fusion_hidden_size=fusion_hidden_size, **options
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,9 +97,7 @@ def test_the_three_tables(model, keep, width, parameters, mib, size_ratio, gmacs
     assert round(teacher.macs / kept.macs, 2) == macs_ratio
 
 
-@pytest.mark.parametrize(
-    ("model", "keeps"), [("S", [6, 6, 5, 3, 2]), ("B", [8, 6, 5, 3, 2]), ("L", [6, 4, 3, 2, 1])]
-)  # fmt: skip
+@pytest.mark.parametrize(("model", "keeps"), [("S", [6, 6, 5, 3, 2]), ("B", [8, 6, 5, 3, 2]), ("L", [6, 4, 3, 2, 1])])
 def test_the_largest_keep_under_180_mib_for_1_2_3_5_and_10_devices(model, keeps):
     found = []
     for count in (1, 2, 3, 5, 10):
@@ -250,9 +254,17 @@ def test_ratios_and_kinds_of_attention_decide_the_widths():
     thin = small_plan(keep=2, attention="thin").sub_models[0].widths
     assert (thin.heads, thin.head_dim) == (4, 4)
     bert = ModelShape.from_config(
-        {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1,
-         "intermediate_size": 64, "vocab_size": 99, "max_position_embeddings": 16}, num_labels=5
-    )  # fmt: skip
+        {
+            "model_type": "bert",
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 1,
+            "intermediate_size": 64,
+            "vocab_size": 99,
+            "max_position_embeddings": 16,
+        },
+        num_labels=5,
+    )
     with pytest.raises(PruningError, match="bert ties the attention width"):
         small_plan(shape=bert, keep=ratios)
     assert small_plan(shape=bert, keep=2).keep_heads == 2
@@ -260,9 +272,16 @@ def test_ratios_and_kinds_of_attention_decide_the_widths():
 
 def test_auto_skips_keeps_that_thin_heads_cannot_say():
     shape = ModelShape.from_config(
-        {"hidden_size": 18, "num_attention_heads": 6, "num_hidden_layers": 1, "intermediate_size": 36, "image_size": 8,
-         "patch_size": 4}, num_labels=5
-    )  # fmt: skip
+        {
+            "hidden_size": 18,
+            "num_attention_heads": 6,
+            "num_hidden_layers": 1,
+            "intermediate_size": 36,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+        num_labels=5,
+    )
     sizes = {k: shape.keep(k, num_labels=3).bytes / MIB for k in (2, 5)}
     assert small_plan(fleet(memory_mib=sizes[5] * 1.01), shape=shape, attention="thin").keep_heads == 4
     assert small_plan(fleet(memory_mib=sizes[5] * 1.01), shape=shape).keep_heads == 5

@@ -30,8 +30,15 @@ devices:
   - {name: pi-a, profile: raspberry-pi-4b, memory_mib: 0.25, link_ms: 2, link_mbit_per_s: 20}
   - {name: pi-b, profile: raspberry-pi-5, link_ms: 1}
 """
-SUB_MODEL = {"model_type": "vit", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
-             "intermediate_size": 32, "image_size": 8, "patch_size": 4}  # fmt: skip
+SUB_MODEL = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "image_size": 8,
+    "patch_size": 4,
+}
 
 
 @pytest.fixture
@@ -44,12 +51,12 @@ def fleet(tmp_path):
 def write_checkpoint(folder, groups=((0, 1), (2,)), **changes):
     folder.mkdir(exist_ok=True)
     config = {
-        "model_type": "edvit", "class_groups": [list(g) for g in groups], "fusion_hidden_size": 8,
-        "sub_model_configs": [
-            {**SUB_MODEL, "id2label": {str(i): str(i) for i in range(len(g) + 1)}} for g in groups
-        ],
+        "model_type": "edvit",
+        "class_groups": [list(g) for g in groups],
+        "fusion_hidden_size": 8,
+        "sub_model_configs": [{**SUB_MODEL, "id2label": {str(i): str(i) for i in range(len(g) + 1)}} for g in groups],
         "parent": {"parameters": 9000, "macs": 100_000},
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     return folder
 
@@ -88,9 +95,15 @@ def test_a_checkpoint_with_a_config_alone_is_placed_by_its_exact_sizes(fleet, tm
 
 
 MEASURED = DeviceProfile(
-    name="mine", isa="avx512_vnni", quantization="avx512_vnni", memory_mib=8000, cores=2, sustained_gflops=100.0,
-    sources=dict.fromkeys(FIGURES, "a test"), latency=dict.fromkeys(LATENCY_FEATURES, 0.01),
-)  # fmt: skip
+    name="mine",
+    isa="avx512_vnni",
+    quantization="avx512_vnni",
+    memory_mib=8000,
+    cores=2,
+    sustained_gflops=100.0,
+    sources=dict.fromkeys(FIGURES, "a test"),
+    latency=dict.fromkeys(LATENCY_FEATURES, 0.01),
+)
 
 
 def copy_of_space(folder, **files):
@@ -133,8 +146,10 @@ def test_an_older_folder_without_configs_is_placed_by_what_was_recorded_and_says
     assert any("the calibration of a needs sizes" in note for note in plan.notes)
 
 
-SUB_MODELS = [{**SUB_MODEL, "id2label": {"0": "a", "1": "b", "2": "other"}},
-              {**SUB_MODEL, "id2label": {"0": "c", "1": "other"}}]  # fmt: skip
+SUB_MODELS = [
+    {**SUB_MODEL, "id2label": {"0": "a", "1": "b", "2": "other"}},
+    {**SUB_MODEL, "id2label": {"0": "c", "1": "other"}},
+]
 
 
 @pytest.mark.parametrize(
@@ -278,13 +293,17 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_clear_error(monkeypatch, tmp_pat
 
 
 GOOD = {
-    "schema_version": SCHEMA_VERSION, "ensemble": None, "fleet": "f", "coordinator": None, "num_sub_models": 2,
+    "schema_version": SCHEMA_VERSION,
+    "ensemble": None,
+    "fleet": "f",
+    "coordinator": None,
+    "num_sub_models": 2,
     "devices": {
         "a": {"profile": "arm64", "sub_models": [{"index": 0}, {"index": 1}]},
         "b": {"profile": "arm64", "replicas": [{"index": 1}]},
     },
     "latency_ms": None,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -354,8 +373,9 @@ def test_options_that_would_be_ignored_and_files_that_could_not_be_written_are_r
 
 
 def test_the_figure_holds_every_label_whole_and_shows_tiny_parts():
-    loads = [Load(classes=(i,), parameters=250, bytes=1000, macs=10**6, feature_bytes=64, input_bytes=64)
-             for i in range(20)]  # fmt: skip
+    loads = [
+        Load(classes=(i,), parameters=250, bytes=1000, macs=10**6, feature_bytes=64, input_bytes=64) for i in range(20)
+    ]
     names = ["the-old-board-behind-the-shelf-in-the-kitchen-of-the-second-floor", *(f"d{i}" for i in range(19))]
     devices = tuple(Device(name=name, profile="raspberry-pi-4b", memory_mib=400) for name in names)
     fleet = Fleet(devices=devices, name="a-fleet-with-a-name-that-nobody-could-ever-want-to-read-to-its-end")

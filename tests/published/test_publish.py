@@ -25,7 +25,7 @@ from edvit_hf.recipe.trip import Trip
         (None, None),
         (0.5, 0.5),
     ],
-)  # fmt: skip
+)
 def test_absolute_paths_keep_their_last_component_only(value, expected):
     assert without_folders(value) == expected
 

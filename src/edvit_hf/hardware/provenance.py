@@ -14,9 +14,19 @@ from typing import Any
 from edvit_hf.hardware.machine import memory_mib, usable_cores
 
 PACKAGES = (
-    "edvit_hf", "torch", "transformers", "huggingface_hub", "datasets", "accelerate", "evaluate", "optimum",
-    "onnx", "onnxruntime", "numpy", "scikit-learn",
-)  # fmt: skip
+    "edvit_hf",
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "datasets",
+    "accelerate",
+    "evaluate",
+    "optimum",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -44,9 +54,11 @@ def machine() -> dict[str, Any]:
     """Processor name, cores usable by this process, memory in GiB, architecture."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": _cpu_name(), "architecture": platform.machine(), "cores": usable_cores(),
+        "cpu": _cpu_name(),
+        "architecture": platform.machine(),
+        "cores": usable_cores(),
         "memory_gib": round(pages / 2**30, 1),
-    }  # fmt: skip
+    }
 
 
 def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

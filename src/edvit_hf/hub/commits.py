@@ -57,9 +57,10 @@ def read_remote(api: "HfApi", repo: str, revision: str | None = None, repo_type:
     info = ask("reading the repository", repo, lambda: api.repo_info(repo, revision=revision, repo_type=repo_type))
     commit = str(info.sha)
     entries = ask(
-        "listing the repository", repo,
+        "listing the repository",
+        repo,
         lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)),
-    )  # fmt: skip
+    )
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     return Remote(commit, bool(info.private), {f.path: (f.lfs.sha256 if f.lfs else None, f.blob_id) for f in files})
 

@@ -33,27 +33,16 @@ _NOT_WRITABLE = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """What a pull did.
+    """What a pull did."""
 
-    Attributes:
-        folder: Holds the files.
-        source: Repository or folder they are from.
-        revision: Its commit; None for a folder.
-        content_hash: Of the ensemble.
-        selection: What was chosen.
-        bytes_on_disk: Of all files in the folder.
-        bytes_fetched: Of those that had to be fetched, without the manifest.
-        unchanged: Whether the folder was complete and right already.
-    """
-
-    folder: Path
-    source: str
-    revision: str | None
-    content_hash: str
-    selection: Selection
-    bytes_on_disk: int
-    bytes_fetched: int
-    unchanged: bool
+    folder: Path  # holds the files
+    source: str  # repository or folder they are from
+    revision: str | None  # its commit; None for a folder
+    content_hash: str  # of the ensemble
+    selection: Selection  # what was chosen
+    bytes_on_disk: int  # of all files in the folder
+    bytes_fetched: int  # of those that had to be fetched, without the manifest
+    unchanged: bool  # whether the folder was complete and right already
 
 
 def pull(
@@ -120,10 +109,15 @@ def pull(
     folder = Path(output) if output is not None else Path(_default_name(source, selection, device))
     fetched, unchanged = _bring(source, text, selection, folder)
     return Pulled(
-        folder=folder, source=source.name, revision=source.revision, content_hash=manifest.ensemble.content_hash,
-        selection=selection, bytes_on_disk=len(text) + sum(needed.bytes for needed in selection.files),
-        bytes_fetched=fetched, unchanged=unchanged,
-    )  # fmt: skip
+        folder=folder,
+        source=source.name,
+        revision=source.revision,
+        content_hash=manifest.ensemble.content_hash,
+        selection=selection,
+        bytes_on_disk=len(text) + sum(needed.bytes for needed in selection.files),
+        bytes_fetched=fetched,
+        unchanged=unchanged,
+    )
 
 
 def ensemble_folder(

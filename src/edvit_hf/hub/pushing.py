@@ -26,19 +26,12 @@ _OWN_SUFFIXES = (".safetensors", ".onnx")
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """What is about to be sent.
+    """What is about to be sent."""
 
-    Attributes:
-        root: The ensemble folder.
-        repo: `owner/name`.
-        profile: Only the files of this kind of hardware; None: everything.
-        files: What is sent, manifest and card included.
-    """
-
-    root: Path
-    repo: str
-    profile: str | None
-    files: list[LocalFile]
+    root: Path  # the ensemble folder
+    repo: str  # `owner/name`
+    profile: str | None  # only the files of this kind of hardware; None: everything
+    files: list[LocalFile]  # what is sent, manifest and card included
 
     @property
     def bytes(self) -> int:
@@ -48,23 +41,14 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What a push did.
+    """What a push did."""
 
-    Attributes:
-        commit: The commit that holds it; None after a dry run.
-        url: Where to look at it.
-        changed: Whether there was anything to commit.
-        removed: Stale files of an earlier version that the commit took away.
-        tag: The tag that now names the commit.
-        remarks: What nobody measured, for the reader.
-    """
-
-    commit: str | None = None
-    url: str | None = None
-    changed: bool = False
-    removed: list[str]
-    tag: str | None = None
-    remarks: list[str]
+    commit: str | None = None  # the commit that holds it; None after a dry run
+    url: str | None = None  # where to look at it
+    changed: bool = False  # whether there was anything to commit
+    removed: list[str]  # stale files of an earlier version that the commit took away
+    tag: str | None = None  # the tag that now names the commit
+    remarks: list[str]  # what nobody measured, for the reader
 
 
 def prepare_push(folder: str | Path, repo: str, *, profile: str | None = None) -> Push:
@@ -285,9 +269,13 @@ def merged_manifest(local: Manifest, remote: Manifest, profile: str, repo: str) 
     )
     fusion = replace(remote.fusion, variants=merged(local.fusion.variants, remote.fusion.variants))
     return replace(
-        remote, ensemble=ensemble, sub_models=sub_models, fusion=fusion, whole=merged(local.whole, remote.whole),
+        remote,
+        ensemble=ensemble,
+        sub_models=sub_models,
+        fusion=fusion,
+        whole=merged(local.whole, remote.whole),
         latency_protocols=protocols,
-    )  # fmt: skip
+    )
 
 
 def _merged(ours: Sequence[Variant], theirs: Sequence[Variant], profile: str, repo: str) -> list[Variant]:

@@ -30,17 +30,11 @@ class NeededFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What one device needs.
+    """What one device needs."""
 
-    Attributes:
-        variants: Sub-model -> its graph.
-        fusion: The fusion head's graph, for the device that fuses.
-        files: Everything but manifest.json: graphs, configs and what prepares the inputs.
-    """
-
-    variants: Mapping[int, Variant]
-    fusion: Variant | None
-    files: list[NeededFile]
+    variants: Mapping[int, Variant]  # sub-model -> its graph
+    fusion: Variant | None  # the fusion head's graph, for the device that fuses
+    files: list[NeededFile]  # everything but manifest.json: graphs, configs and what prepares the inputs
 
     @property
     def graph_bytes(self) -> int:

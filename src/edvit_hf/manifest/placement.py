@@ -16,19 +16,13 @@ _REMEDY = "Make it anew: `edvit plan REPO_OR_DIR --fleet FLEET`."
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedFile:
-    """One sub-model on one device.
+    """One sub-model on one device."""
 
-    Attributes:
-        index: Of the sub-model.
-        variant: Name of the exported variant ("fp32", "qint8_arm64", ...); None where nothing was exported.
-        file: Its path inside the ensemble folder.
-        predicted_ms: On that device; None where its speed is not known.
-    """
-
-    index: int
+    index: int  # of the sub-model
+    # Name of the exported variant ("fp32", "qint8_arm64", ...); None where nothing was exported
     variant: str | None = None
-    file: str | None = None
-    predicted_ms: float | None = None
+    file: str | None = None  # its path inside the ensemble folder
+    predicted_ms: float | None = None  # on that device; None where its speed is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +45,15 @@ class EnsembleIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementFile:
-    """The placement of one ensemble on one fleet.
+    """The placement of one ensemble on one fleet."""
 
-    Attributes:
-        schema_version: Of this file.
-        ensemble: Identity from the manifest; None where the ensemble has none.
-        fleet: Name of the fleet.
-        coordinator: Device that fuses; None for a machine outside the fleet.
-        num_sub_models: How many the ensemble has; each runs on exactly one device.
-        devices: Name -> what it loads.
-        latency_ms: Predicted from input to answer; None where a speed is not known.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    ensemble: EnsembleIdentity | None = None
-    fleet: str
-    coordinator: str | None = None
-    num_sub_models: int
-    devices: dict[str, PlacedDevice]
-    latency_ms: float | None = None
+    schema_version: int = SCHEMA_VERSION  # of this file
+    ensemble: EnsembleIdentity | None = None  # identity from the manifest; None where the ensemble has none
+    fleet: str  # name of the fleet
+    coordinator: str | None = None  # device that fuses; None for a machine outside the fleet
+    num_sub_models: int  # how many the ensemble has; each runs on exactly one device
+    devices: dict[str, PlacedDevice]  # name -> what it loads
+    latency_ms: float | None = None  # predicted from input to answer; None where a speed is not known
 
     def __post_init__(self) -> None:
         """Every sub-model runs exactly once, and the coordinator is one of the devices."""

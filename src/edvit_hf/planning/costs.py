@@ -20,38 +20,32 @@ FEATURE_BYTES = 4  # float32
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one sub-model costs, wherever it runs.
+    """What one sub-model costs, wherever it runs."""
 
-    Attributes:
-        classes: Its class group.
-        parameters: Number of them.
-        bytes: Of the weights in fp32.
-        macs: Multiply-accumulates for one input.
-        feature_bytes: What it sends to the coordinator.
-        input_bytes: What it is sent.
-        shape: Its sizes, where they are known: what latencies are predicted from.
-        bytes_on: Device -> bytes of the exported file chosen there, which then count instead of `bytes`.
-        keep_heads: Heads kept in every layer, where heads were counted.
-    """
-
-    classes: tuple[int, ...]
-    parameters: int
-    bytes: int
-    macs: int
-    feature_bytes: int
-    input_bytes: int
-    shape: ModelShape | None = None
+    classes: tuple[int, ...]  # its class group
+    parameters: int  # number of them
+    bytes: int  # of the weights in fp32
+    macs: int  # multiply-accumulates for one input
+    feature_bytes: int  # what it sends to the coordinator
+    input_bytes: int  # what it is sent
+    shape: ModelShape | None = None  # its sizes, where they are known: what latencies are predicted from
+    # Device -> bytes of the exported file chosen there, which then count instead of `bytes`
     bytes_on: Mapping[str, int] = field(default_factory=dict)
-    keep_heads: int | None = None
+    keep_heads: int | None = None  # heads kept in every layer, where heads were counted
 
     @classmethod
     def of_shape(cls, shape: ModelShape, classes: Sequence[int], keep_heads: int | None) -> "Load":
         """Everything from the sizes."""
         return cls(
-            classes=tuple(classes), parameters=shape.parameters, bytes=shape.bytes, macs=shape.macs,
-            feature_bytes=FEATURE_BYTES * shape.widths.residual, input_bytes=input_bytes(shape), shape=shape,
+            classes=tuple(classes),
+            parameters=shape.parameters,
+            bytes=shape.bytes,
+            macs=shape.macs,
+            feature_bytes=FEATURE_BYTES * shape.widths.residual,
+            input_bytes=input_bytes(shape),
+            shape=shape,
             keep_heads=keep_heads,
-        )  # fmt: skip
+        )
 
     def bytes_at(self, device: Device) -> int:
         """What its weights take of the device's memory."""
@@ -100,19 +94,12 @@ class Fusion:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetCosts:
-    """The loads of one cut on one fleet.
+    """The loads of one cut on one fleet."""
 
-    Attributes:
-        fleet: The devices.
-        loads: N sub-models.
-        fusion: Their fusion head.
-        known_ms: (N, D) predicted milliseconds, NaN where nothing tells them.
-    """
-
-    fleet: Fleet
-    loads: tuple[Load, ...]
-    fusion: Fusion
-    known_ms: np.ndarray
+    fleet: Fleet  # the devices
+    loads: tuple[Load, ...]  # N sub-models
+    fusion: Fusion  # their fusion head
+    known_ms: np.ndarray  # (N, D) predicted milliseconds, NaN where nothing tells them
 
     @classmethod
     def of(cls, fleet: Fleet, loads: Sequence[Load], fusion: Fusion) -> "FleetCosts":

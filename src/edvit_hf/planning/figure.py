@@ -80,8 +80,17 @@ def _memory_panel(axes: "Axes", plan: Plan) -> None:
             pieces.append(("fusion head", _FUSION, "", BYTES_PER_PARAMETER * plan.fusion_parameters / MIB))
         for name, colour, hatch, width in pieces:
             label = None if name in parts else name
-            axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=_EDGE, height=0.6,
-                      label=label)  # fmt: skip
+            axes.barh(
+                row,
+                width,
+                left=left,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=_EDGE,
+                height=0.6,
+                label=label,
+            )
             parts.add(name)
             left += width
         budget = device.budgets["memory_mib"]
@@ -107,8 +116,9 @@ def _latency_panel(axes: "Axes", plan: Plan) -> None:
         for name, colour, width in pieces:
             if width > 0:
                 label = None if name in parts else name
-                axes.barh(row, width, left=left, color=colour, edgecolor="white", linewidth=_EDGE, height=0.6,
-                          label=label)  # fmt: skip
+                axes.barh(
+                    row, width, left=left, color=colour, edgecolor="white", linewidth=_EDGE, height=0.6, label=label
+                )
                 parts.add(name)
                 left += width
     answer = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms"

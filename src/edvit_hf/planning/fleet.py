@@ -20,27 +20,19 @@ _PROFILE_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A named member of a fleet. A budget of `None` means no limit, a link value of `None` is not known.
+    """A named member of a fleet. A budget of `None` means no limit, a link value of `None` is not known."""
 
-    Attributes:
-        name: Unique in the fleet.
-        profile: Name of a shipped device profile, or path of one that `edvit profile` wrote.
-        memory_mib: Budget for the weights (fp32) that the device holds, as in ED-ViT (arXiv 2410.11650). Activations
-            come on top: the plan reports their peak beside it. None: the memory of the profile is the limit.
-        macs: Budget of multiply-accumulates for one input.
-        energy_mj: Budget of millijoules for one input: watts of the profile x predicted milliseconds.
-        link_mbit_per_s: Rate at which the device sends its features.
-        link_ms: Delay of one message.
-        measured: The profile itself where `profile` is a path.
-    """
-
-    name: str
-    profile: str
+    name: str  # unique in the fleet
+    profile: str  # name of a shipped device profile, or path of one that `edvit profile` wrote
+    # Budget for the weights (fp32) that the device holds, as in ED-ViT (arXiv 2410.11650). Activations come on top: the
+    # plan reports their peak beside it. None: the memory of the profile is the limit.
     memory_mib: int | float | None = None
-    macs: int | None = None
+    macs: int | None = None  # budget of multiply-accumulates for one input
+    # Budget of millijoules for one input: watts of the profile x predicted milliseconds
     energy_mj: int | float | None = None
-    link_mbit_per_s: int | float | None = None
-    link_ms: int | float | None = None
+    link_mbit_per_s: int | float | None = None  # rate at which the device sends its features
+    link_ms: int | float | None = None  # delay of one message
+    # The profile itself where `profile` is a path
     measured: DeviceProfile | None = field(default=None, metadata=NOT_READ)
 
     @property
@@ -56,22 +48,16 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """The devices that run one ensemble together, and what they share.
+    """The devices that run one ensemble together, and what they share."""
 
-    Attributes:
-        devices: At least one.
-        total_mib: Budget for the weights (fp32) of all sub-models, their replicas and the fusion head.
-        uplink_mbit_per_s: Rate of the link over which every remote sub-model gets its input.
-        coordinator: Device that takes the input in and fuses the features; its own sub-models need no link. None: a
-            machine outside the fleet, so every sub-model is remote.
-        name: For messages and files.
-    """
-
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...]  # at least one
+    # Budget for the weights (fp32) of all sub-models, their replicas and the fusion head
     total_mib: int | float | None = None
-    uplink_mbit_per_s: int | float | None = None
+    uplink_mbit_per_s: int | float | None = None  # rate of the link over which every remote sub-model gets its input
+    # Device that takes the input in and fuses the features; its own sub-models need no link. None: a machine outside
+    # the fleet, so every sub-model is remote.
     coordinator: str | None = None
-    name: str = field(default="unnamed", metadata=NOT_READ)
+    name: str = field(default="unnamed", metadata=NOT_READ)  # for messages and files
 
     def __post_init__(self) -> None:
         if not self.devices:

@@ -96,9 +96,16 @@ class _Search:
     """The search over keeps: costs of a cut, whether it fits, and the order in which cuts are tried."""
 
     def __init__(
-        self, teacher: ModelShape, class_groups: Sequence[Sequence[int]], fleet: Fleet, fusion_hidden_size: int,
-        attention: AttentionKind, given: list[ModelShape | None], exact: bool, notes: list[str],
-    ) -> None:  # fmt: skip
+        self,
+        teacher: ModelShape,
+        class_groups: Sequence[Sequence[int]],
+        fleet: Fleet,
+        fusion_hidden_size: int,
+        attention: AttentionKind,
+        given: list[ModelShape | None],
+        exact: bool,
+        notes: list[str],
+    ) -> None:
         if len(given) != len(class_groups):
             raise RecipeError(
                 f"`from_scratch` has {len(given)} entries, but there are {len(class_groups)} sub-models. Entry i says "
@@ -121,9 +128,7 @@ class _Search:
         if isinstance(cut, int):
             widths = widths_of_heads(before, cut, attention=self.attention, labels=labels)
         else:
-            widths = widths_of_ratios(
-                before, cut.residual, cut.attention, cut.ffn, kind=self.attention, labels=labels
-            )  # fmt: skip
+            widths = widths_of_ratios(before, cut.residual, cut.attention, cut.ffn, kind=self.attention, labels=labels)
         if widths not in self._shapes:
             self.teacher.architecture.check_ties(self.teacher.config, widths)
             self._shapes[widths] = self.teacher.resized(widths)
@@ -245,9 +250,12 @@ class _Search:
             sub_models=[dataclasses.replace(s, from_scratch=kinds[s.index]) for s in result.sub_models],
             teacher={"parameters": teacher.parameters, "bytes": teacher.bytes, "macs": teacher.macs},
             keep_heads=max(keeps) if keeps else self._nearest_heads(largest.parameters),
-            num_heads=teacher.widths.heads, hidden_size=shape.widths.residual,
-            intermediate_size=shape.widths.ffn, attention=self.attention, same_head=_same_head(teacher, shape),
-        )  # fmt: skip
+            num_heads=teacher.widths.heads,
+            hidden_size=shape.widths.residual,
+            intermediate_size=shape.widths.ffn,
+            attention=self.attention,
+            same_head=_same_head(teacher, shape),
+        )
 
     def _nearest_heads(self, parameters: int) -> int:
         sizes = {
@@ -261,10 +269,12 @@ def _same_head(teacher: ModelShape, sub_model: ModelShape) -> dict[str, float]:
     """A sub-model as if it had all of the teacher's outputs, beside the teacher."""
     shape = sub_model.resized(dataclasses.replace(sub_model.widths, labels=teacher.widths.labels))
     return {
-        "parameters": shape.parameters, "bytes": shape.bytes, "macs": shape.macs,
+        "parameters": shape.parameters,
+        "bytes": shape.bytes,
+        "macs": shape.macs,
         "size_ratio": round(teacher.parameters / shape.parameters, 2),
         "macs_ratio": round(teacher.macs / shape.macs, 2),
-    }  # fmt: skip
+    }
 
 
 def _keep_words(cuts: Sequence[Cut], teacher: ModelShape) -> str:

@@ -51,9 +51,7 @@ def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Pl
     return place(costs, exact=exact, notes=notes)
 
 
-def place(
-    costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: Sequence[int] | None = None
-) -> Plan:  # fmt: skip
+def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: Sequence[int] | None = None) -> Plan:
     """Place given sub-models: the fastest placement that holds every budget, replicas on spare devices, all figures.
 
     Args:
@@ -115,9 +113,13 @@ def _replicas(problem: Problem, costs: FleetCosts, placement: Sequence[int]) -> 
 
 
 def _assemble(
-    costs: FleetCosts, problem: Problem, placement: Sequence[int], replicas: Sequence[tuple[int, int]],
-    summary: Mapping[str, object], notes: list[str],
-) -> Plan:  # fmt: skip
+    costs: FleetCosts,
+    problem: Problem,
+    placement: Sequence[int],
+    replicas: Sequence[tuple[int, int]],
+    summary: Mapping[str, object],
+    notes: list[str],
+) -> Plan:
     devices, fleet = costs.fleet.devices, costs.fleet
     sub_models = [_sub_model(costs, i, d) for i, d in enumerate(placement)]
     rows = [_device(costs, problem, placement, replicas, d) for d in range(len(devices))]
@@ -127,26 +129,43 @@ def _assemble(
     latency = max(known) + uplink + (fusion or 0.0) if len(known) == len(totals) else None
     widths = max(sub_models, key=lambda s: s.parameters).widths
     return Plan(
-        teacher={"parameters": None, "bytes": None, "macs": None}, sub_models=sub_models, devices=rows,
-        replicas=[_replica(costs, i, d) for i, d in replicas], hidden_size=None if widths is None else widths.residual,
-        intermediate_size=None if widths is None else widths.ffn, fusion_parameters=costs.fusion.parameters,
-        fleet=fleet.name, coordinator=fleet.coordinator, total_mib=fleet.total_mib, latency_ms=_rounded(latency),
-        uplink_ms=round(uplink, 3), fusion_ms=_rounded(fusion), placement=dict(summary), notes=notes,
-    )  # fmt: skip
+        teacher={"parameters": None, "bytes": None, "macs": None},
+        sub_models=sub_models,
+        devices=rows,
+        replicas=[_replica(costs, i, d) for i, d in replicas],
+        hidden_size=None if widths is None else widths.residual,
+        intermediate_size=None if widths is None else widths.ffn,
+        fusion_parameters=costs.fusion.parameters,
+        fleet=fleet.name,
+        coordinator=fleet.coordinator,
+        total_mib=fleet.total_mib,
+        latency_ms=_rounded(latency),
+        uplink_ms=round(uplink, 3),
+        fusion_ms=_rounded(fusion),
+        placement=dict(summary),
+        notes=notes,
+    )
 
 
 def _sub_model(costs: FleetCosts, index: int, device: int) -> SubModelPlan:
     load, ms = costs.loads[index], float(costs.known_ms[index, device])
     shape = load.shape
     return SubModelPlan(
-        index=index, device=costs.fleet.devices[device].name, classes=list(load.classes),
-        parameters=load.parameters, bytes=load.bytes, macs=load.macs,
-        predicted_ms=None if np.isnan(ms) else round(ms, 3), energy_mj=_rounded(costs.energy_mj(index, device)),
-        keep_heads=load.keep_heads, widths=None if shape is None else shape.widths,
+        index=index,
+        device=costs.fleet.devices[device].name,
+        classes=list(load.classes),
+        parameters=load.parameters,
+        bytes=load.bytes,
+        macs=load.macs,
+        predicted_ms=None if np.isnan(ms) else round(ms, 3),
+        energy_mj=_rounded(costs.energy_mj(index, device)),
+        keep_heads=load.keep_heads,
+        widths=None if shape is None else shape.widths,
         file_bytes={} if shape is None else {"fp32": shape.file_bytes("fp32"), "fp16": shape.file_bytes("fp16")},
-        held_bytes=load.bytes_at(costs.fleet.devices[device]), feature_bytes=load.feature_bytes,
+        held_bytes=load.bytes_at(costs.fleet.devices[device]),
+        feature_bytes=load.feature_bytes,
         peak_activation_bytes=None if shape is None else shape.peak_activation_bytes,
-    )  # fmt: skip
+    )
 
 
 def _replica(costs: FleetCosts, index: int, device: int) -> Replica:
@@ -169,14 +188,20 @@ def _device(
     energies = [costs.energy_mj(i, device) for i in [*own, *copies]]
     shapes = [load.shape for load in (costs.loads[i] for i in [*own, *copies])]
     return DevicePlan(
-        name=entry.name, profile=entry.hardware.name, quantization=entry.hardware.quantization,
-        sub_models=own, replicas=copies, bytes=int(carried["memory_mib"]), macs=int(carried["macs"]),
+        name=entry.name,
+        profile=entry.hardware.name,
+        quantization=entry.hardware.quantization,
+        sub_models=own,
+        replicas=copies,
+        bytes=int(carried["memory_mib"]),
+        macs=int(carried["macs"]),
         energy_mj=None if None in energies else round(carried["energy_mj"], 3),
         peak_activation_bytes=max((s.peak_activation_bytes for s in shapes if s is not None), default=None),
-        budgets={kind: getattr(entry, kind) for kind in BUDGETS}, memory_limit_mib=entry.memory_limit_mib,
+        budgets={kind: getattr(entry, kind) for kind in BUDGETS},
+        memory_limit_mib=entry.memory_limit_mib,
         compute_ms=_rounded(float(costs.known_ms[own, device].sum())) if costs.is_known[device] else None,
         link_ms=round(costs.link_ms(placement, device), 3),
-    )  # fmt: skip
+    )
 
 
 def _rounded(value: float | None) -> float | None:

@@ -20,28 +20,18 @@ TOLERANCE = 1e-9  # relative, for sums of floats
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Costs, limits and times of N sub-models on D devices.
+    """Costs, limits and times of N sub-models on D devices."""
 
-    Attributes:
-        costs: Kind of budget -> (N, D) what sub-model i takes of it on device d.
-        limits: Kind of budget -> (D,) budgets, inf for none.
-        reserved: Kind of budget -> (D,) what is taken already (the fusion head, on the coordinator).
-        total_kind: The kind whose sum over all devices has a limit too.
-        total_limit: That limit, inf for none.
-        total_reserved: What is taken of it already.
-        busy_ms: (N, D) milliseconds that sub-model i keeps device d busy, sending its feature included.
-        fixed_ms: (D,) milliseconds that device d adds once if it runs anything (the delay of its link).
-        remote_ms: (N, D) milliseconds that sub-model i's input takes on the shared uplink if it runs on device d.
-    """
-
-    costs: Mapping[str, np.ndarray]
-    limits: Mapping[str, np.ndarray]
+    costs: Mapping[str, np.ndarray]  # kind of budget -> (N, D) what sub-model i takes of it on device d
+    limits: Mapping[str, np.ndarray]  # kind of budget -> (D,) budgets, inf for none
+    # Kind of budget -> (D,) what is taken already (the fusion head, on the coordinator)
     reserved: Mapping[str, np.ndarray]
-    total_kind: str
-    total_limit: float
-    total_reserved: float
-    busy_ms: np.ndarray
-    fixed_ms: np.ndarray
+    total_kind: str  # the kind whose sum over all devices has a limit too
+    total_limit: float  # that limit, inf for none
+    total_reserved: float  # what is taken of it already
+    busy_ms: np.ndarray  # (N, D) milliseconds that sub-model i keeps device d busy, sending its feature included
+    fixed_ms: np.ndarray  # (D,) milliseconds that device d adds once if it runs anything (the delay of its link)
+    # (N, D) milliseconds that sub-model i's input takes on the shared uplink if it runs on device d
     remote_ms: np.ndarray
 
     @property
@@ -131,18 +121,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Found:
-    """What an exact search came to.
+    """What an exact search came to."""
 
-    Attributes:
-        placement: Device of each sub-model; None if there is none, or none was found in time.
-        is_proven: Whether the search ended by itself: no placement then means that none exists.
-        bound: Lower bound of the objective.
-        raised: With `raise_budgets`: kind -> (D,) added to the limit of each device ("total": (1,)).
-    """
-
-    placement: list[int] | None
-    is_proven: bool
-    bound: float = 0.0
+    placement: list[int] | None  # device of each sub-model; None if there is none, or none was found in time
+    is_proven: bool  # whether the search ended by itself: no placement then means that none exists
+    bound: float = 0.0  # lower bound of the objective
+    # With `raise_budgets`: kind -> (D,) added to the limit of each device ("total": (1,))
     raised: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -164,9 +148,10 @@ def greedy(problem: Problem) -> list[int] | None:
     macs = problem.costs["macs"]
     for item in sorted(range(num_items), key=lambda i: (-float(macs[i].max()), i)):
         fitting = [
-            d for d in range(num_devices)
+            d
+            for d in range(num_devices)
             if all(used[k][d] + problem.costs[k][item, d] <= problem.limits[k][d] * (1 + TOLERANCE) for k in used)
-        ]  # fmt: skip
+        ]
         if not fitting:
             return None
         done = busy + problem.busy_ms[item] + np.where(busy > 0, 0, problem.fixed_ms) + problem.remote_ms[item]
@@ -338,10 +323,12 @@ class _Program:
         integrality = np.zeros(self.size)
         integrality[: self.used_at + num_devices] = 1
         result = milp(
-            self.objective, integrality=integrality, bounds=Bounds(0, highest),
+            self.objective,
+            integrality=integrality,
+            bounds=Bounds(0, highest),
             constraints=LinearConstraint(np.array(self.rows), self.low, self.high),
             options={"time_limit": clock.left_s, "mip_rel_gap": 0.0},
-        )  # fmt: skip
+        )
         clock.spent_s += time.perf_counter() - started
         bound = (result.mip_dual_bound or 0.0) * self.time_scale
         if result.x is None:

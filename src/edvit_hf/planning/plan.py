@@ -16,45 +16,29 @@ PLAN_FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SubModelPlan:
-    """What one sub-model costs and where it runs.
+    """What one sub-model costs and where it runs."""
 
-    Attributes:
-        index: Its number.
-        device: Where it runs.
-        classes: Its class group.
-        parameters: Number of them (exact).
-        bytes: Of the weights in fp32, without a file's header (exact).
-        macs: Multiply-accumulates for one input (exact).
-        predicted_ms: On all cores of its device, alone; None where nothing tells the device's speed.
-        energy_mj: Watts of the device times `predicted_ms`; None where either is not known.
-        keep_heads: Heads kept in every layer; None where ratios were given, the sub-model is not cut from the teacher,
-            or the ensemble is a finished one.
-        from_scratch: Model type of a sub-model that is built from its own config; None of one cut from the teacher.
-        widths: Its sizes; None of a finished ensemble without a config.
-        file_bytes: Precision -> size of its `model.safetensors` (exact).
-        held_bytes: What it takes of its device's memory budget: `bytes`, or those of the published file chosen there.
-        variant: Name of the published file chosen for the device.
-        file: That file, relative to the ensemble folder.
-        feature_bytes: What it sends to the coordinator.
-        peak_activation_bytes: Most bytes of activations alive at once (an estimate), beside the weights.
-    """
-
-    index: int
-    device: str
-    classes: list[int]
-    parameters: int
-    bytes: int
-    macs: int
-    predicted_ms: float | None
-    energy_mj: float | None = None
+    index: int  # its number
+    device: str  # where it runs
+    classes: list[int]  # its class group
+    parameters: int  # number of them (exact)
+    bytes: int  # of the weights in fp32, without a file's header (exact)
+    macs: int  # multiply-accumulates for one input (exact)
+    predicted_ms: float | None  # on all cores of its device, alone; None where nothing tells the device's speed
+    energy_mj: float | None = None  # watts of the device times `predicted_ms`; None where either is not known
+    # Heads kept in every layer; None where ratios were given, the sub-model is not cut from the teacher, or the
+    # ensemble is a finished one
     keep_heads: int | None = None
+    # Model type of a sub-model that is built from its own config; None of one cut from the teacher
     from_scratch: str | None = None
-    widths: Widths | None = None
-    file_bytes: dict[str, int] = field(default_factory=dict)
+    widths: Widths | None = None  # its sizes; None of a finished ensemble without a config
+    file_bytes: dict[str, int] = field(default_factory=dict)  # precision -> size of its `model.safetensors` (exact)
+    # What it takes of its device's memory budget: `bytes`, or those of the published file chosen there
     held_bytes: int = 0
-    variant: str | None = None
-    file: str | None = None
-    feature_bytes: int = 0
+    variant: str | None = None  # name of the published file chosen for the device
+    file: str | None = None  # that file, relative to the ensemble folder
+    feature_bytes: int = 0  # what it sends to the coordinator
+    # Most bytes of activations alive at once (an estimate), beside the weights
     peak_activation_bytes: int | None = None
 
 
@@ -72,36 +56,21 @@ class Replica:
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlan:
-    """What one device carries, replicas and (on the coordinator) the fusion head included, beside its budgets.
+    """What one device carries, replicas and (on the coordinator) the fusion head included, beside its budgets."""
 
-    Attributes:
-        name: Of the device.
-        profile: Of its kind of hardware.
-        quantization: The int8 preset that suits it.
-        sub_models: Indices of the sub-models that run there.
-        replicas: Indices of the sub-models it holds a second copy of.
-        bytes: Of all those weights.
-        macs: For one input, as if the replicas ran too.
-        energy_mj: The same, for energy; None where not known.
-        peak_activation_bytes: Largest of any sub-model there; they run one after another.
-        budgets: `memory_mib`, `macs`, `energy_mj` as the fleet file gives them; None for none.
-        memory_limit_mib: What bound the weights: that budget, or else the memory of the profile; None for no limit.
-        compute_ms: Sum over its sub-models; None where its speed is not known.
-        link_ms: Until their features have arrived.
-    """
-
-    name: str
-    profile: str
-    quantization: str
-    sub_models: list[int]
-    replicas: list[int]
-    bytes: int
-    macs: int
-    energy_mj: float | None
-    peak_activation_bytes: int | None
-    budgets: dict[str, float | None]
-    compute_ms: float | None
-    link_ms: float
+    name: str  # of the device
+    profile: str  # of its kind of hardware
+    quantization: str  # the int8 preset that suits it
+    sub_models: list[int]  # indices of the sub-models that run there
+    replicas: list[int]  # indices of the sub-models it holds a second copy of
+    bytes: int  # of all those weights
+    macs: int  # for one input, as if the replicas ran too
+    energy_mj: float | None  # the same, for energy; None where not known
+    peak_activation_bytes: int | None  # largest of any sub-model there; they run one after another
+    budgets: dict[str, float | None]  # `memory_mib`, `macs`, `energy_mj` as the fleet file gives them; None for none
+    compute_ms: float | None  # sum over its sub-models; None where its speed is not known
+    link_ms: float  # until their features have arrived
+    # What bound the weights: that budget, or else the memory of the profile; None for no limit
     memory_limit_mib: float | None = None
 
     @property
@@ -112,53 +81,35 @@ class DevicePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Keep, predicted costs and placement of every sub-model.
+    """Keep, predicted costs and placement of every sub-model."""
 
-    Attributes:
-        teacher: Its parameters, bytes and macs; None where a published ensemble does not tell them.
-        same_head: Parameters, bytes, macs, size_ratio and macs_ratio of the largest sub-model if it had the teacher's
-            outputs instead of those of its class group: the form in which papers compare. None of a published ensemble.
-        sub_models: In order of their index.
-        devices: In the order of the fleet.
-        replicas: Second copies on spare devices.
-        keep_heads: Heads kept in the largest sub-model; where ratios were given or it is built from scratch, the number
-            of the teacher's heads whose cut is nearest in size.
-        num_heads: Heads of the teacher; both None of a published ensemble.
-        hidden_size: Residual channels of the largest sub-model.
-        intermediate_size: FFN units of the largest sub-model; both None where its sizes are not known.
-        attention: How attention shrinks: "whole", "thin" or "merged".
-        fusion_parameters: Of the fusion head.
-        fleet: Its name.
-        coordinator: Device that fuses; None for a machine outside the fleet.
-        total_mib: The fleet's budget for all weights.
-        latency_ms: Predicted from input to answer: the slowest device, the uplink and the fusion head; None where a
-            device's speed is not known.
-        uplink_ms: The uplink's part.
-        fusion_ms: The fusion head's part.
-        placement: method ("exact" or "greedy"), objective_ms (slowest device and uplink), greedy_ms (the same of the
-            greedy placement; None where greedy finds none), gap (relative, to the proven bound), seconds.
-        notes: What was assumed or left out.
-    """
-
-    teacher: dict[str, int | None]
-    sub_models: list[SubModelPlan]
-    devices: list[DevicePlan]
-    replicas: list[Replica] = field(default_factory=list)
+    teacher: dict[str, int | None]  # its parameters, bytes and macs; None where a published ensemble does not tell them
+    sub_models: list[SubModelPlan]  # in order of their index
+    devices: list[DevicePlan]  # in the order of the fleet
+    replicas: list[Replica] = field(default_factory=list)  # second copies on spare devices
+    # Heads kept in the largest sub-model; where ratios were given or it is built from scratch, the number of the
+    # teacher's heads whose cut is nearest in size
     keep_heads: int | None = None
-    num_heads: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    attention: str = "whole"
-    fusion_parameters: int
+    num_heads: int | None = None  # heads of the teacher; both None of a published ensemble
+    hidden_size: int | None = None  # residual channels of the largest sub-model
+    intermediate_size: int | None = None  # FFN units of the largest sub-model; both None where its sizes are not known
+    attention: str = "whole"  # how attention shrinks: "whole", "thin" or "merged"
+    fusion_parameters: int  # of the fusion head
+    # Parameters, bytes, macs, size_ratio and macs_ratio of the largest sub-model if it had the teacher's outputs
+    # instead of those of its class group: the form in which papers compare. None of a published ensemble.
     same_head: dict[str, float] | None = None
-    fleet: str
-    coordinator: str | None = None
-    total_mib: float | None = None
+    fleet: str  # its name
+    coordinator: str | None = None  # device that fuses; None for a machine outside the fleet
+    total_mib: float | None = None  # the fleet's budget for all weights
+    # Predicted from input to answer: the slowest device, the uplink and the fusion head; None where a device's speed is
+    # not known
     latency_ms: float | None = None
-    uplink_ms: float = 0.0
-    fusion_ms: float | None = None
+    uplink_ms: float = 0.0  # the uplink's part
+    fusion_ms: float | None = None  # the fusion head's part
+    # Method ("exact" or "greedy"), objective_ms (slowest device and uplink), greedy_ms (the same of the greedy
+    # placement; None where greedy finds none), gap (relative, to the proven bound), seconds
     placement: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was assumed or left out
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able data."""

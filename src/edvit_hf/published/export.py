@@ -33,20 +33,13 @@ _BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What an export is measured on: arguments of `export_ensemble`.
+    """What an export is measured on: arguments of `export_ensemble`."""
 
-    Attributes:
-        inputs: For parity, prepared, rows first.
-        gate: On validation items; None: no data.
-        report: On test items.
-        calibration: Training items, drawn with a fixed seed.
-        no_accuracy: Why there is no accuracy; empty where there is.
-    """
-
-    inputs: dict[str, np.ndarray]
-    gate: SplitMeasure | None = None
-    report: SplitMeasure | None = None
-    calibration: CalibrationItems | None = None
+    inputs: dict[str, np.ndarray]  # for parity, prepared, rows first
+    gate: SplitMeasure | None = None  # on validation items; None: no data
+    report: SplitMeasure | None = None  # on test items
+    calibration: CalibrationItems | None = None  # training items, drawn with a fixed seed
+    # Why there is no accuracy; empty where there is
     no_accuracy: str = field(default="no labelled data was given to the export")
 
 
@@ -89,9 +82,11 @@ def split_measure(data: TaskData, name: str, class_groups: Sequence[Sequence[int
         else:
             own = list(range(len(class_group)))
             result = evaluate(
-                predict, ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
-                num_labels=num_labels_of(own, num_labels), class_groups=[own],
-            )  # fmt: skip
+                predict,
+                ({**b, "labels": class_group_labels(b["labels"].numpy(), class_group)} for b in batches),
+                num_labels=num_labels_of(own, num_labels),
+                class_groups=[own],
+            )
             (group_accuracy,) = result.per_group_accuracy or [None]
             figures = {"group_accuracy": group_accuracy}
         return SplitAnswers(split=name, labels=result.labels, predictions=result.predictions, figures=figures)
@@ -140,9 +135,15 @@ def export_folder(
         )
     report = measures.report and _naming(measures.report, export_command(config, recipe))
     return export_ensemble(
-        folder, config=config, inputs=measures.inputs, gate=measures.gate, report=report,
-        calibration=measures.calibration, no_accuracy=measures.no_accuracy, progress=progress,
-    )  # fmt: skip
+        folder,
+        config=config,
+        inputs=measures.inputs,
+        gate=measures.gate,
+        report=report,
+        calibration=measures.calibration,
+        no_accuracy=measures.no_accuracy,
+        progress=progress,
+    )
 
 
 def export_command(config: ExportConfig, recipe: Described | None = None) -> str:
@@ -233,17 +234,23 @@ def export_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         files = [sub_model.variants[position] for sub_model in manifest.sub_models]
         rows.append(
             {
-                **_row(files), "name": variant.name, "num_files": len(files),
-                "accuracy": (entry.accuracy or {}).get(variant.name), "gate": (entry.gates or {}).get(variant.name),
+                **_row(files),
+                "name": variant.name,
+                "num_files": len(files),
+                "accuracy": (entry.accuracy or {}).get(variant.name),
+                "gate": (entry.gates or {}).get(variant.name),
             }
-        )  # fmt: skip
+        )
     return {
-        "ensemble": str(folder), "id": entry.id, "content_hash": entry.content_hash,
+        "ensemble": str(folder),
+        "id": entry.id,
+        "content_hash": entry.content_hash,
         "parity": dataclasses.asdict(entry.parity) if entry.parity else None,
-        "accuracy_note": entry.accuracy_note, "variants": rows,
+        "accuracy_note": entry.accuracy_note,
+        "variants": rows,
         "whole": [{**_row([variant]), "name": variant.name, "file": variant.file} for variant in manifest.whole],
         "bytes": sum(variant.bytes for variant in manifest.variants),
-    }  # fmt: skip
+    }
 
 
 def _row(files: Sequence[Variant]) -> dict[str, Any]:
@@ -251,11 +258,15 @@ def _row(files: Sequence[Variant]) -> dict[str, Any]:
     first, found = files[0], [v.quantization for v in files if v.quantization is not None]
     weights = sum(q.weight_bytes for q in found), sum(q.weight_bytes_fp32 for q in found)
     return {
-        "precision": first.precision, "mode": found[0].mode if found else None, "inputs": first.inputs,
-        "profiles": first.profiles, "opset": first.opset, "bytes": sum(v.bytes for v in files),
+        "precision": first.precision,
+        "mode": found[0].mode if found else None,
+        "inputs": first.inputs,
+        "profiles": first.profiles,
+        "opset": first.opset,
+        "bytes": sum(v.bytes for v in files),
         "parity": max(v.parity.relative_to_largest_logit for v in files),
         "argmax_agreement": min(v.parity.argmax_agreement for v in files),
         "num_quantized_nodes": sum(v.num_quantized_nodes for v in files),
         "weight_ratio": weights[0] / weights[1] if found else None,
         "kept_float": sum(len(q.kept_float) for q in found),
-    }  # fmt: skip
+    }

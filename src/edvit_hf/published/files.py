@@ -75,42 +75,26 @@ class EnsembleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The part of results.json that costs depend on.
+    """The part of results.json that costs depend on."""
 
-    Attributes:
-        sub_models: Index -> size.
-        teacher: Of the teacher.
-        ensemble: Of all sub-models with their fusion head; None where there is no such row.
-    """
-
-    sub_models: Mapping[int, KnownSize]
-    teacher: Size
-    ensemble: Size | None
+    sub_models: Mapping[int, KnownSize]  # index -> size
+    teacher: Size  # of the teacher
+    ensemble: Size | None  # of all sub-models with their fusion head; None where there is no such row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published ensemble.
+    """A published ensemble."""
 
-    Attributes:
-        source: Folder or Hub id, for messages.
-        class_groups: Classes of each sub-model.
-        shapes: Sizes of each sub-model, from the ensemble's config.json or its own; None without either.
-        fusion_hidden_size: Units of the fusion head's hidden layer; None without a config.json.
-        teacher: As far as any file tells.
-        manifest: Of the exported files.
-        results: Of the run that made it.
-        image_size: Height and width of an input.
-    """
-
-    source: str
-    class_groups: list[list[int]]
+    source: str  # folder or Hub id, for messages
+    class_groups: list[list[int]]  # classes of each sub-model
+    # Sizes of each sub-model, from the ensemble's config.json or its own; None without either
     shapes: list[ModelShape | None]
-    fusion_hidden_size: int | None
-    teacher: Size
-    manifest: Manifest | None
-    results: Results | None
-    image_size: tuple[int, int] | None
+    fusion_hidden_size: int | None  # units of the fusion head's hidden layer; None without a config.json
+    teacher: Size  # as far as any file tells
+    manifest: Manifest | None  # of the exported files
+    results: Results | None  # of the run that made it
+    image_size: tuple[int, int] | None  # height and width of an input
 
 
 def read_published(target: str) -> Published:

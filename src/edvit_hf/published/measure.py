@@ -108,13 +108,17 @@ def measured_by_runtime(
             found = _measure(folder, data, precision, profile=profile, config=config)
             files = [v for entry in manifest.sub_models for v in entry.variants if v.name == name]
             variants[name] = {
-                "files_hash": hash_of_files(files), "macro_f1": found["rows"][0]["macro_f1"],
+                "files_hash": hash_of_files(files),
+                "macro_f1": found["rows"][0]["macro_f1"],
                 "absent": found["absent"],
-            }  # fmt: skip
+            }
     return {
-        "command": command, "num_items": len(data.test), "measured_on": detect_profile(), "environment": environment(),
+        "command": command,
+        "num_items": len(data.test),
+        "measured_on": detect_profile(),
+        "environment": environment(),
         "variants": variants,
-    }  # fmt: skip
+    }
 
 
 def save_measured(folder: Path, recipe: Described | None = None, *, progress: bool = True) -> dict[str, Any]:
@@ -175,9 +179,14 @@ def _ways_to_ask(manifest: Manifest) -> dict[str, tuple[Precision, str | None]]:
 
 
 def _measure(
-    folder: Path, data: TaskData, precision: Precision, *, profile: str | None = None, max_items: int | None = None,
+    folder: Path,
+    data: TaskData,
+    precision: Precision,
+    *,
+    profile: str | None = None,
+    max_items: int | None = None,
     config: EvaluateConfig | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One variant: every sub-model runs once on every item, and the fusion head once for every subset."""
     config = config or EvaluateConfig()
     # Without breakers: what one batch does to a sub-model must not decide about the next.
@@ -202,9 +211,11 @@ def _measure(
     for row in rows:
         del row["seconds"]  # of looking the answers up
     return {
-        "precision": precision, "variant": chosen_variants(manifest.sub_models[:1], precision, profile)[0].name,
-        "rows": rows, "absent": [_over(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
-    }  # fmt: skip
+        "precision": precision,
+        "variant": chosen_variants(manifest.sub_models[:1], precision, profile)[0].name,
+        "rows": rows,
+        "absent": [_over(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
+    }
 
 
 @contextlib.contextmanager
@@ -221,9 +232,12 @@ def _without_advice() -> Iterator[None]:
 
 def _over(num_absent: int, accuracies: Sequence[float]) -> dict[str, Any]:
     return {
-        "num_absent": num_absent, "accuracy_mean": float(np.mean(accuracies)), "accuracy_min": min(accuracies),
-        "accuracy_max": max(accuracies), "num_subsets": len(accuracies),
-    }  # fmt: skip
+        "num_absent": num_absent,
+        "accuracy_mean": float(np.mean(accuracies)),
+        "accuracy_min": min(accuracies),
+        "accuracy_max": max(accuracies),
+        "num_subsets": len(accuracies),
+    }
 
 
 def _logits(

@@ -26,9 +26,7 @@ def is_published(target: str) -> bool:
     return path.is_dir() or (not is_recipe and is_hub_id(target, with_owner=True))
 
 
-def plan_published(
-    target: str, fleet_path: Path, *, placement: PlacementMethod = "auto"
-) -> tuple[Plan, PlacementFile]:  # fmt: skip
+def plan_published(target: str, fleet_path: Path, *, placement: PlacementMethod = "auto") -> tuple[Plan, PlacementFile]:
     """Place a finished ensemble on a fleet.
 
     Args:
@@ -82,15 +80,17 @@ def placement_file(plan: Plan, manifest: Manifest | None) -> PlacementFile:
     if manifest is not None:
         identity = EnsembleIdentity(id=manifest.ensemble.id, content_hash=manifest.ensemble.content_hash)
     return PlacementFile(
-        ensemble=identity, fleet=plan.fleet, coordinator=plan.coordinator, num_sub_models=len(plan.sub_models),
-        devices=devices, latency_ms=plan.latency_ms,
-    )  # fmt: skip
+        ensemble=identity,
+        fleet=plan.fleet,
+        coordinator=plan.coordinator,
+        num_sub_models=len(plan.sub_models),
+        devices=devices,
+        latency_ms=plan.latency_ms,
+    )
 
 
 def _placed(entry: SubModelPlan | Replica) -> PlacedFile:
-    return PlacedFile(
-        index=entry.index, variant=entry.variant, file=entry.file, predicted_ms=entry.predicted_ms
-    )  # fmt: skip
+    return PlacedFile(index=entry.index, variant=entry.variant, file=entry.file, predicted_ms=entry.predicted_ms)
 
 
 def planned_variant(entry: SubModelEntry, profile: str, quantization: str) -> Variant:
@@ -152,9 +152,13 @@ def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> 
         )
     height, width = ensemble.image_size or (0, 0)
     return Load(
-        classes=tuple(group), parameters=row.parameters, bytes=BYTES_PER_PARAMETER * row.parameters, macs=row.macs,
-        feature_bytes=FEATURE_BYTES * ensemble.manifest.sub_models[index].feature_size, input_bytes=3 * height * width,
-    )  # fmt: skip
+        classes=tuple(group),
+        parameters=row.parameters,
+        bytes=BYTES_PER_PARAMETER * row.parameters,
+        macs=row.macs,
+        feature_bytes=FEATURE_BYTES * ensemble.manifest.sub_models[index].feature_size,
+        input_bytes=3 * height * width,
+    )
 
 
 def _fusion(ensemble: Published, loads: Sequence[Load]) -> Fusion:
