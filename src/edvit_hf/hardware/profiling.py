@@ -19,7 +19,7 @@ from edvit_hf.hardware.profiling_graphs import encoder_graph, matmul_graph, shap
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import open_session, summary, time_rounds
 from edvit_hf.storage import MIB
-from edvit_hf.strict import is_finite
+from edvit_hf.strict import is_finite, number, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -130,20 +130,14 @@ def _power(given: float | None, kind: DeviceProfile) -> tuple[float | None, str]
 def _check(name: str, threads: int, repeats: int, usable: int, watts: float | None) -> None:
     if not name:
         raise EDViTError("Expected a name for the profile, got an empty one. Fleets name devices by it. Pass `--name`.")
-    if not 1 <= threads <= usable:
-        raise EDViTError(
-            f"`threads` must lie between 1 and the {usable} cores that this process may use, got {threads}. "
-            f"More threads than cores only wait for each other. Leave it out to use all cores."
-        )
+    number(
+        "threads", threads, f"[1, {usable}]", "more than usable cores only wait; leave it out to use all", EDViTError
+    )
+    whole_number("repeats", repeats, 1, "it is the number of timed runs of every encoder; 5 or more", EDViTError)
     if watts is not None and not (is_finite(watts) and watts > 0):
         raise EDViTError(
             f"`watts` must be a positive number, got {watts}. Energy budgets are watts times milliseconds. Give what a "
             f"meter showed while the device computed, or leave it out."
-        )
-    if repeats < 1:
-        raise EDViTError(
-            f"`repeats` must be at least 1, got {repeats}. It is the number of timed runs of every encoder; 5 or more "
-            f"give a median that one slow run does not move."
         )
 
 

@@ -14,18 +14,8 @@ from typing import Any
 from edvit_hf.hardware.machine import memory_mib, usable_cores
 
 PACKAGES = (
-    "edvit_hf",
-    "torch",
-    "transformers",
-    "huggingface_hub",
-    "datasets",
-    "accelerate",
-    "evaluate",
-    "optimum",
-    "onnx",
-    "onnxruntime",
-    "numpy",
-    "scikit-learn",
+    *("edvit_hf", "torch", "transformers", "huggingface_hub", "datasets", "accelerate", "evaluate", "optimum"),
+    *("onnx", "onnxruntime", "numpy", "scikit-learn"),
 )
 
 

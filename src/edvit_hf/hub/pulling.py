@@ -86,20 +86,11 @@ def pull(
         ManifestError: The manifest is invalid, or a file is not what it promises.
         WorkDirError: The folder holds something else, or cannot be written.
     """
-    if (placement is None) != (device is None):
-        raise HubError(
-            f"Expected --placement and --device together, got only {'--device' if placement is None else '--placement'}"
-            ". One says what each device holds, the other which device this is. Give both, or neither."
-        )
-    if placement is not None and (sub_models or profile or precision or raw_inputs):
-        raise HubError(
-            "Expected either a placement or a choice of sub-models, profile and precision, got both. They could "
-            "disagree. Leave one out."
-        )
+    _check_choice(placement, device, is_chosen=bool(sub_models or profile or precision or raw_inputs))
     placed = None if placement is None else load_placement(Path(placement))
     source = open_source(repo, revision=revision, token=token, endpoint=endpoint)
     text = source.read_manifest()
-    manifest = Manifest.from_json(_decoded(text, source), source=f"{source.name}/{MANIFEST_NAME}")
+    manifest = Manifest.from_json(text, source=f"{source.name}/{MANIFEST_NAME}")
     if placed is not None and device is not None:
         selection = select_by_placement(manifest, placed, device, fusion=fusion)
     else:
@@ -118,6 +109,19 @@ def pull(
         bytes_fetched=fetched,
         unchanged=unchanged,
     )
+
+
+def _check_choice(placement: str | Path | None, device: str | None, *, is_chosen: bool) -> None:
+    if (placement is None) != (device is None):
+        raise HubError(
+            f"Expected --placement and --device together, got only {'--device' if placement is None else '--placement'}"
+            ". One says what each device holds, the other which device this is. Give both, or neither."
+        )
+    if placement is not None and is_chosen:
+        raise HubError(
+            "Expected either a placement or a choice of sub-models, profile and precision, got both. They could "
+            "disagree. Leave one out."
+        )
 
 
 def ensemble_folder(
@@ -182,16 +186,6 @@ def _pulled_into_cache(
             raise
         logger.warning("using what was fetched of %s before: %s", repo, error)
     return folder
-
-
-def _decoded(text: bytes, source: Source) -> str:
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{source.name}/{MANIFEST_NAME}: expected UTF-8 text, got other bytes. Nothing it lists can be trusted. "
-            "Its owner has to export and push again."
-        ) from error
 
 
 def _default_name(source: Source, selection: Selection, device: str | None) -> str:

@@ -169,7 +169,7 @@ def _merged_with(api: "HfApi", prepared: Push, manifest: Manifest, remote: Remot
             f"Expected an ensemble at {repo} to add the files of {profile!r} to, found no {MANIFEST_NAME}. Push the "
             "whole folder first, without --profile."
         )
-    text = read_file(api, repo, MANIFEST_NAME, remote.commit).decode("utf-8", errors="replace")
+    text = read_file(api, repo, MANIFEST_NAME, remote.commit)
     theirs = Manifest.from_json(text, source=f"{repo}/{MANIFEST_NAME}")
     check_same_content(manifest, theirs, repo)
     return merged_manifest(manifest, theirs, profile, repo)

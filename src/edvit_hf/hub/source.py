@@ -3,7 +3,7 @@
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.hub.client import commit_of, connect, fetch_file, read_file
@@ -26,28 +26,6 @@ def is_hub_id(text: str, *, with_owner: bool = False) -> bool:
     return _HUB_ID.fullmatch(text) is not None and ("/" in text or not with_owner)
 
 
-class Source(Protocol):
-    """One unchanging state of an ensemble's files."""
-
-    @property
-    def name(self) -> str:
-        """Repository or folder, for messages."""
-        ...
-
-    @property
-    def revision(self) -> str | None:
-        """Commit that everything is read from; None for a folder."""
-        ...
-
-    def read_manifest(self) -> bytes:
-        """The bytes of manifest.json."""
-        ...
-
-    def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
-        """Write `file` below `folder`, under the same relative path; `again`: not from any cache."""
-        ...
-
-
 class HubSource:
     """A Hub repository at one commit, so that a commit landing between two reads never mixes two versions."""
 
@@ -58,11 +36,11 @@ class HubSource:
         self.revision: str | None = self._commit
 
     def read_manifest(self) -> bytes:
-        """See `Source`."""
+        """The bytes of manifest.json."""
         return read_file(self._api, self.name, MANIFEST_NAME, self._commit)
 
     def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
-        """See `Source`."""
+        """Write `file` below `folder`, under the same relative path; `again`: not from any cache."""
         fetch_file(self._api, self.name, check_relative_path(file, "`file`"), self._commit, folder, again=again)
 
 
@@ -74,11 +52,11 @@ class FolderSource:
         self.revision: str | None = None
 
     def read_manifest(self) -> bytes:
-        """See `Source`."""
+        """The bytes of manifest.json."""
         return self._path(MANIFEST_NAME).read_bytes()
 
     def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
-        """See `Source`."""
+        """Write `file` below `folder`, under the same relative path."""
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self._path(file), target)
@@ -97,6 +75,9 @@ class FolderSource:
                 f"{self.name} holds no {file}, so it is no complete ensemble. Export it again, or name another folder."
             )
         return path
+
+
+Source = HubSource | FolderSource  # one unchanging state of an ensemble's files
 
 
 def open_source(repo: str, *, revision: str | None, token: str | None, endpoint: str | None) -> Source:

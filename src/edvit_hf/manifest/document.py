@@ -81,18 +81,19 @@ class Manifest:
         return _NUMBER_LISTS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = MANIFEST_NAME) -> Self:
-        """Parse and validate a manifest.
-
-        Args:
-            text (`str`): JSON.
-            source (`str`): Named in errors.
+    def from_json(cls, text: str | bytes, *, source: str = MANIFEST_NAME) -> Self:
+        """Parse and validate a manifest; `source` is named in errors.
 
         Raises:
             ManifestError: For broken JSON, a newer schema, a missing or unknown key, a wrong type or value.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        except UnicodeDecodeError as error:
+            raise ManifestError(
+                f"{source}: expected UTF-8 text, got other bytes. Nothing it lists can be trusted. Fetch or export it "
+                "again."
+            ) from error
         except (RecursionError, ValueError) as error:  # nested too deeply, a number too long, or no JSON
             if not isinstance(error, json.JSONDecodeError):
                 raise ManifestError(
@@ -134,14 +135,12 @@ class Manifest:
         try:
             size = path.stat().st_size
             require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, got {size}. It is no manifest.")
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes()
         except FileNotFoundError as error:
             raise ManifestError(
                 f"No manifest at {path}. A folder without one was never exported, or the export was cut off. "
                 f"Run the export again."
             ) from error
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: expected UTF-8 text, got other bytes. Fetch or export it again.") from error
         except OSError as error:
             raise ManifestError(
                 f"{path}: expected a readable file, got: {error.strerror or error}. Without it nothing in the folder "

@@ -5,8 +5,9 @@ Colours are those of Okabe and Ito (readable with every form of colour blindness
 """
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.errors import named_extra
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 _NAME_LENGTH, _TITLE_LENGTH, _RUNS = 18, 90, 6
 _EDGE = 0.3  # points: thinner than the smallest bar, which a wide white edge would hide
 _INK, _GRID = "#222222", "#d9d9d9"
-_SUB_MODEL, _REPLICA, _FUSION, _LINK, _BUDGET = "#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#D55E00"
+_BUDGET = "#D55E00"
+# Colour and hatch of the pieces of a bar.
+_LOOKS = {"sub-model": ("#56B4E9", ""), "replica": ("#F0E442", "//")}
+_LOOKS |= {"fusion head": ("#009E73", ""), "link": ("#CC79A7", "")}
 
 
 def save_plan_figure(plan: Plan, path: Path) -> Path:
@@ -71,28 +75,13 @@ def _shortened(name: str, length: int) -> str:
 def _memory_panel(axes: "Axes", plan: Plan) -> None:
     sizes = {s.index: s.held_bytes / MIB for s in plan.sub_models}
     copies = {(r.index, r.device): r.held_bytes / MIB for r in plan.replicas}
-    parts = set()
+    parts = set[str]()
     for row, device in enumerate(plan.devices):
-        left = 0.0
-        pieces = [("sub-model", _SUB_MODEL, "", sizes[i]) for i in device.sub_models]
-        pieces += [("replica", _REPLICA, "//", copies[i, device.name]) for i in device.replicas]
+        pieces = [("sub-model", sizes[i]) for i in device.sub_models]
+        pieces += [("replica", copies[i, device.name]) for i in device.replicas]
         if device.name == plan.coordinator:
-            pieces.append(("fusion head", _FUSION, "", BYTES_PER_PARAMETER * plan.fusion_parameters / MIB))
-        for name, colour, hatch, width in pieces:
-            label = None if name in parts else name
-            axes.barh(
-                row,
-                width,
-                left=left,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=_EDGE,
-                height=0.6,
-                label=label,
-            )
-            parts.add(name)
-            left += width
+            pieces.append(("fusion head", BYTES_PER_PARAMETER * plan.fusion_parameters / MIB))
+        _bar(axes, row, pieces, parts)
         budget = device.budgets["memory_mib"]
         if budget is not None:
             label = None if "budget" in parts else "budget"
@@ -104,28 +93,37 @@ def _memory_panel(axes: "Axes", plan: Plan) -> None:
 
 
 def _latency_panel(axes: "Axes", plan: Plan) -> None:
-    parts = set()
+    parts = set[str]()
     times = {s.index: s.predicted_ms for s in plan.sub_models}
     for row, device in enumerate(plan.devices):
         if device.sub_models and device.compute_ms is None:
             axes.text(0, row, " speed not known", va="center", fontsize=8, color=_INK)
             continue
-        left = 0.0
-        pieces = [("sub-model", _SUB_MODEL, times[i] or 0.0) for i in device.sub_models]
-        pieces.append(("link", _LINK, device.link_ms))
-        for name, colour, width in pieces:
-            if width > 0:
-                label = None if name in parts else name
-                axes.barh(
-                    row, width, left=left, color=colour, edgecolor="white", linewidth=_EDGE, height=0.6, label=label
-                )
-                parts.add(name)
-                left += width
+        pieces = [("sub-model", times[i] or 0.0) for i in device.sub_models]
+        pieces = [piece for piece in [*pieces, ("link", device.link_ms)] if piece[1] > 0]
+        _bar(axes, row, pieces, parts)
     answer = "not predicted" if plan.latency_ms is None else f"{plan.latency_ms:.1f} ms"
     shared = plan.uplink_ms + (plan.fusion_ms or 0.0)
     detail = "" if plan.latency_ms is None else f"\n(uplink and fusion head: {shared:.1f} ms of it)"
     axes.set_xlabel(f"predicted ms\nfrom input to answer {answer}{detail}", fontsize=8, color=_INK)
     _legend(axes, parts)
+
+
+def _bar(axes: "Axes", row: int, pieces: Sequence[tuple[str, float]], parts: set[str]) -> None:
+    """One bar of pieces (name, width) side by side; `parts` are the names that the legend has."""
+    left = 0.0
+    for name, width in pieces:
+        colour, hatch = _LOOKS[name]
+        look: dict[str, Any] = {
+            "color": colour,
+            "hatch": hatch,
+            "edgecolor": "white",
+            "linewidth": _EDGE,
+            "height": 0.6,
+        }
+        axes.barh(row, width, left=left, label=None if name in parts else name, **look)
+        parts.add(name)
+        left += width
 
 
 def _legend(axes: "Axes", parts: set[str]) -> None:

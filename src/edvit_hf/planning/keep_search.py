@@ -6,6 +6,7 @@ Works from sizes alone (no weights, no torch), so `edvit plan` answers before an
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
 import numpy as np
@@ -92,32 +93,29 @@ def _key(cuts: Sequence[Cut]) -> tuple[int, ...]:
     return tuple(cut if isinstance(cut, int) else id(cut) for cut in cuts)
 
 
+@dataclass
 class _Search:
     """The search over keeps: costs of a cut, whether it fits, and the order in which cuts are tried."""
 
-    def __init__(
-        self,
-        teacher: ModelShape,
-        class_groups: Sequence[Sequence[int]],
-        fleet: Fleet,
-        fusion_hidden_size: int,
-        attention: AttentionKind,
-        given: list[ModelShape | None],
-        exact: bool,
-        notes: list[str],
-    ) -> None:
-        if len(given) != len(class_groups):
+    teacher: ModelShape
+    groups: Sequence[Sequence[int]]
+    fleet: Fleet
+    hidden: int  # width of the fusion head
+    attention: AttentionKind
+    given: list[ModelShape | None]  # sizes of the sub-models that are not cut from the teacher
+    exact: bool
+    notes: list[str]
+    clock: Clock = field(default_factory=lambda: Clock(FEASIBILITY_SECONDS))
+    starts: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # placements that fit, by cuts
+    _shapes: dict[Widths, ModelShape] = field(default_factory=dict)
+    _loads: dict[Widths, Load] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.given) != len(self.groups):
             raise RecipeError(
-                f"`from_scratch` has {len(given)} entries, but there are {len(class_groups)} sub-models. Entry i says "
-                "whether sub-model i is cut or built. Give one for each."
+                f"`from_scratch` has {len(self.given)} entries, but there are {len(self.groups)} sub-models. Entry i "
+                "says whether sub-model i is cut or built. Give one for each."
             )
-        self.teacher, self.groups, self.fleet = teacher, [list(group) for group in class_groups], fleet
-        self.hidden, self.attention, self.exact, self.notes = fusion_hidden_size, attention, exact, notes
-        self.given = given
-        self.clock = Clock(FEASIBILITY_SECONDS)
-        self.starts: dict[tuple[int, ...], list[int]] = {}
-        self._shapes: dict[Widths, ModelShape] = {}
-        self._loads: dict[Widths, Load] = {}
 
     def shape(self, cut: Cut, group: Sequence[int]) -> ModelShape:
         """The teacher after the cut, voting over the group and "other" (a single group of all classes has none)."""

@@ -120,7 +120,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchOutcome:
     """What an exact search came to."""
 
     placement: list[int] | None  # device of each sub-model; None if there is none, or none was found in time
@@ -183,29 +183,29 @@ def has_solver() -> bool:
     return True
 
 
-def feasible(problem: Problem, clock: Clock, *, exact: bool) -> Found:
+def feasible(problem: Problem, clock: Clock, *, exact: bool) -> SearchOutcome:
     """Some placement within the budgets: greedy's, and where it finds none, the exact search's."""
     start = greedy(problem)
     if start is not None or not exact:
-        return Found(start, is_proven=start is not None)
+        return SearchOutcome(start, is_proven=start is not None)
     return _Program(problem).solve(clock)
 
 
-def fastest(problem: Problem, start: Sequence[int], clock: Clock) -> Found:
+def fastest(problem: Problem, start: Sequence[int], clock: Clock) -> SearchOutcome:
     """The placement that minimises the latency, searched below the latency of `start`; never worse than `start`."""
     objective = problem.objective(start)
     if objective <= problem.lower_bound * (1 + TOLERANCE):
-        return Found(list(start), is_proven=True, bound=objective)
+        return SearchOutcome(list(start), is_proven=True, bound=objective)
     found = _Program(problem, latency=True, cutoff=objective).solve(clock)
     bound = min(max(found.bound, problem.lower_bound), objective)
     if found.placement is None or problem.objective(found.placement) >= objective * (1 - TOLERANCE):
         # An ended search without a better placement proves `start` the best.
-        return Found(list(start), found.is_proven, objective if found.is_proven else bound)
+        return SearchOutcome(list(start), found.is_proven, objective if found.is_proven else bound)
     objective = problem.objective(found.placement)
-    return Found(found.placement, found.is_proven, objective if found.is_proven else min(bound, objective))
+    return SearchOutcome(found.placement, found.is_proven, objective if found.is_proven else min(bound, objective))
 
 
-def raise_budgets(problem: Problem, kinds: Sequence[str], clock: Clock) -> Found:
+def raise_budgets(problem: Problem, kinds: Sequence[str], clock: Clock) -> SearchOutcome:
     """The smallest rise of budgets that makes room: of the limits of `kinds` ("total" is the limit in all).
 
     The sum of the rises is minimal (of several kinds: each relative to its largest cost), so lowering any raised limit
@@ -310,12 +310,12 @@ class _Program:
         if cutoff is not None:
             self._row(-np.inf, cutoff / self.time_scale)[:] = self.objective
 
-    def solve(self, clock: Clock) -> Found:
+    def solve(self, clock: Clock) -> SearchOutcome:
         """Run the solver; what it finds is checked against the budgets exactly before it counts."""
         with named_extra("Exact placement", "plan"):
             from scipy.optimize import Bounds, LinearConstraint, milp
         if clock.left_s <= 0:
-            return Found(None, is_proven=False)
+            return SearchOutcome(None, is_proven=False)
         num_devices, started = self.problem.shape[1], time.perf_counter()
         highest = np.full(self.size, np.inf)
         self._counts(highest)[:] = np.array([[len(group)] for group in self.items])
@@ -332,11 +332,11 @@ class _Program:
         clock.spent_s += time.perf_counter() - started
         bound = (result.mip_dual_bound or 0.0) * self.time_scale
         if result.x is None:
-            return Found(None, is_proven=result.status == 2, bound=bound)
+            return SearchOutcome(None, is_proven=result.status == 2, bound=bound)
         placement = self._read(result.x)
         if not self.raised and not self.problem.fits(placement):
-            return Found(None, is_proven=False, bound=bound)
-        return Found(placement, is_proven=result.status == 0, bound=bound)
+            return SearchOutcome(None, is_proven=False, bound=bound)
+        return SearchOutcome(placement, is_proven=result.status == 0, bound=bound)
 
     def _read(self, values: np.ndarray) -> list[int]:
         """Counts back to names: the sub-models of a kind go to the devices in order."""
