@@ -7,8 +7,9 @@ touching a model class registers it with the Transformers Auto classes.
 import os
 from typing import TYPE_CHECKING
 
-from edvit_hf._version import __version__
 from edvit_hf.lazy import lazy
+
+__version__ = "0.1.0"
 
 # Where onnxruntime is imported it would otherwise leave an id of the device in the user's cache, for reports of use to
 # its maker. A device that should send them sets the variable to 0.

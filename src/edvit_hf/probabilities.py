@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.errors import DataError
+from edvit_hf.strict import whole_number
 
 DEFAULT_NUM_BINS = 15
 _SUM_TOLERANCE = 1e-2  # half precision keeps about three digits
@@ -62,8 +63,4 @@ def _check(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> None
             f"`labels` must be integers in 0..{num_classes - 1}, got {labels.dtype} {labels.min()}..{labels.max()}."
             " Another label has no probability. Check that model and dataset belong together."
         )
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
-        raise DataError(
-            f"`num_bins` must be a whole number of at least 1, got {num_bins!r}. Confidences are compared bin by bin. "
-            f"Leave it out for {DEFAULT_NUM_BINS}."
-        )
+    whole_number("num_bins", num_bins, 1, "confidences are compared bin by bin", DataError)

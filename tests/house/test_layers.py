@@ -12,7 +12,7 @@ ROOMS = """
 configuration_edvit
 parts_edvit
 modeling_edvit
-_version errors
+errors
 lazy tasks
 strict
 storage probabilities splitting

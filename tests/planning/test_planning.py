@@ -14,7 +14,8 @@ from edvit_hf.planning.keep_search import plan
 from edvit_hf.planning.plan import Plan
 from edvit_hf.pruning.config import KeepRatios
 from edvit_hf.recipe import load_recipe
-from edvit_hf.recipe.stages.plan import find_fleet, plan_recipe
+from edvit_hf.recipe.schema import find_fleet
+from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.recipe.stages.split import capability
 from edvit_hf.storage import MIB
 from support.benchmarks import benchmark

@@ -50,6 +50,8 @@ def test_a_misspelt_key_names_the_nearest_valid_one(tmp_path, values, section, k
         (lambda v: v["split"].update(strategy="clever"), "one of"),
         (lambda v: v["split"].update(num_sub_models=0), "at least 1"),
         (lambda v: v["teacher"].update(checkpoint="x"), "exactly one of"),
+        (lambda v: v["teacher"].update(mixup_alpha=-0.1), "`mixup_alpha` must lie in"),
+        (lambda v: v["teacher"].update(cutmix_alpha=float("nan")), "`cutmix_alpha` must lie in"),
         (lambda v: v["teacher"].update(from_scratch={"hidden_size": 8}), "model_type"),
         (lambda v: v["fuse"].update(views=99), "cannot exceed `distill.views`"),
         (lambda v: v["prune"].update(keep_heads=0), "keep_heads"),

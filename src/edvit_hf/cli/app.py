@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edvit_hf._version import __version__
+from edvit_hf import __version__
 from edvit_hf.cli.output import console, log_console
 from edvit_hf.errors import EDViTError
 

@@ -114,7 +114,7 @@ def plan(
     tells each device which files to load; of a Hub id, only its config and manifest are fetched.
     """
     from edvit_hf.published.plan import is_published, plan_published
-    from edvit_hf.recipe.stages.plan import find_fleet
+    from edvit_hf.recipe.schema import find_fleet
 
     destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
     fleet_path = None if fleet is None else find_fleet(fleet)

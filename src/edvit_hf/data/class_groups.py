@@ -47,10 +47,6 @@ def class_group_indices(
     Raises:
         DataError: No item has a label of the group: there would be nothing to learn.
     """
-    if not (np.isfinite(negatives_per_positive) and negatives_per_positive >= 0):
-        raise ValueError(f"`negatives_per_positive` must be finite and not negative, got {negatives_per_positive}.")
-    if seed < 0 or epoch < 0:
-        raise ValueError(f"`seed` and `epoch` must not be negative, got {seed} and {epoch}.")
     group = check_class_group(class_group)
     labels = _checked_labels(labels)
     is_positive = np.isin(labels, group)

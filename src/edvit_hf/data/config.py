@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.errors import DataError
-from edvit_hf.strict import RECIPE, read_strictly
+from edvit_hf.strict import RECIPE, number, read_strictly, whole_number
 from edvit_hf.tasks import Task
 
 EMBEDDED_DATASET = "digits"
@@ -97,21 +97,14 @@ class DatasetConfig:
                 "`path` is empty. Name a dataset: 'digits', a Hub id, 'parquet', 'csv', 'imagefolder' or 'audiofolder'."
             )
         for name in ("validation_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise DataError(f"`{name}` must lie in (0, 1), got {getattr(self, name)}. It is a share of the rows.")
+            number(name, getattr(self, name), "(0, 1)", "it is a share of the rows", DataError)
         for name in ("max_train_samples", "max_test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DataError(f"`{name}` must be at least 1, got {value}. Leave it out to use every row.")
-        if self.num_labels is not None and self.num_labels < 2:
-            raise DataError(f"`num_labels` must be at least 2, got {self.num_labels}: one class leaves no choice.")
-        if self.image_size < 2:
-            raise DataError(f"`image_size` must be at least 2 px, got {self.image_size}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise DataError(
-                f"`seed` must be a whole number of at least 0, got {self.seed!r}. Random generators take no other; "
-                "change it."
-            )
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), 1, "leave it out to use every row", DataError)
+        if self.num_labels is not None:
+            whole_number("num_labels", self.num_labels, 2, "one class leaves no choice", DataError)
+        whole_number("image_size", self.image_size, 2, "it is the side of an image in pixels", DataError)
+        whole_number("seed", self.seed, 0, "random generators take no other", DataError)
         if self.on_error not in ("raise", "skip"):
             raise DataError(f"`on_error` must be 'raise' or 'skip', got {self.on_error!r}.")
         _check_label_names(self)

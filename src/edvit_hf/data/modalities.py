@@ -1,12 +1,12 @@
 """How sounds become spectrograms and texts become tokens: the `audio` and `text` parts of a dataset."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edvit_hf.errors import DataError
+from edvit_hf.strict import number, whole_number
 from edvit_hf.tasks import Task
 
 
@@ -30,13 +30,9 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("sampling_rate", 1000), ("num_mel_bins", 4), ("max_length", 2)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DataError(f"`audio.{name}` must be a whole number of at least {least}, got {value!r}.")
-        if not math.isfinite(self.mean):
-            raise DataError(f"`audio.mean` must be a finite number, got {self.mean}.")
-        if not (math.isfinite(self.std) and self.std > 0):
-            raise DataError(f"`audio.std` must be finite and positive, got {self.std}: spectrograms are divided by it.")
+            whole_number(f"audio.{name}", getattr(self, name), least, "with less a sound has no features", DataError)
+        number("audio.mean", self.mean, "(-inf, inf)", "it is subtracted from spectrograms", DataError)
+        number("audio.std", self.std, "(0, inf)", "spectrograms are divided by it", DataError)
 
     def preprocessor(self) -> dict[str, Any]:
         """Return the content of `preprocessor_config.json`, as a stock `ASTFeatureExtractor` saves it."""
@@ -71,9 +67,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("max_length", 3), ("vocab_size", 64)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DataError(f"`text.{name}` must be a whole number of at least {least}, got {value!r}.")
+            whole_number(f"text.{name}", getattr(self, name), least, "with less a text has no tokens", DataError)
 
 
 def input_sizes(task: Task, dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,8 +136,6 @@ def iterate_batches(split: Split, batch_size: int, *, indices: Indices | None = 
         `dict`: `inputs` (argument name -> tensor, B rows), `labels` (B,) int64, `indices` (B,) int64 into
             `split`; the last batch may be smaller.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     order = np.arange(len(split)) if indices is None else np.asarray(indices)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

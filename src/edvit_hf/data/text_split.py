@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from edvit_hf.data.augmentation import Augmentation
-from edvit_hf.data.augmentation.config import check_draw
 from edvit_hf.data.split import Indices, Inputs, RowSplit
 
 
@@ -124,6 +123,5 @@ def dropped(augmentation: Augmentation, num_tokens: int, view: int, seed: int) -
 
     All items' tokens stand in one row, one item after the other; the first ones do not depend on how many follow.
     """
-    check_draw(num_tokens, view, seed)
     draws = np.random.default_rng([seed, view, 3]).random(num_tokens, np.float32)
     return np.asarray(draws < np.float32(augmentation.token_dropout))

@@ -182,14 +182,27 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
     Raises:
         RecipeError: Neither exists; names the packaged ones.
     """
-    path = Path(recipe)
+    return _find("recipe", recipe, packaged_recipes())
+
+
+def find_fleet(fleet: str | os.PathLike[str]) -> Path:
+    """The path of a fleet given as a file or as the name of a packaged one (`ten_raspberry_pi_4b`).
+
+    Raises:
+        RecipeError: Neither exists; names the packaged ones.
+    """
+    return _find("fleet", fleet, packaged_recipes() / "fleets")
+
+
+def _find(what: str, given: str | os.PathLike[str], folder: Path) -> Path:
+    path = Path(given)
+    packaged = folder / f"{path.stem}.yaml"
     if path.is_file():
         return path
-    packaged = packaged_recipes() / f"{path.stem}.yaml"
     if path.parent == Path() and packaged.is_file():
         return packaged
-    known = sorted(p.stem for p in packaged_recipes().glob("*.yaml"))
-    raise RecipeError(f"recipe {str(recipe)!r} does not exist. Give a YAML file or one of the packaged names: {known}.")
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    raise RecipeError(f"{what} {str(given)!r} does not exist. Give a YAML file or one of the packaged names: {known}.")
 
 
 def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:

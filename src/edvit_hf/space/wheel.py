@@ -11,7 +11,7 @@ import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
-from edvit_hf._version import __version__
+from edvit_hf import __version__
 from edvit_hf.errors import EDViTError
 from edvit_hf.space.page import PACKAGE, checkout
 

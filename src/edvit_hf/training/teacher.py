@@ -52,14 +52,8 @@ def teacher_outputs(
         `TeacherOutputs`: Logits (V, N, C) and features (V, N, D), float32.
 
     Raises:
-        ValueError: If `views` or `batch_size` is below 1, or there are no items.
         TrainingError: If an output is not finite: every sub-model would learn from it.
     """
-    if views < 1 or batch_size < 1 or len(split) == 0:
-        raise ValueError(
-            f"`views`, `batch_size` and the number of items must be at least 1, got {views}, {batch_size} and "
-            f"{len(split)}."
-        )
     use_all_cores()
     distinct_views = 1 if split.augmentation.is_off else views
     order = np.arange(len(split)) if split.lengths is None else np.argsort(-split.lengths, kind="stable")

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edvit_hf.data.augmentation.config import Augmentation, check_draw
+from edvit_hf.data.augmentation.config import Augmentation
 
 OPERATIONS = ("nothing", "brightness", "contrast", "saturation", "sharpness", "posterize", "solarize")
 """What is drawn from, each with the same probability."""
@@ -26,7 +26,6 @@ def operations(augmentation: Augmentation, num_items: int, view: int, seed: int)
         `np.ndarray`: (num_items, `rand_augment_ops`) int64: the operation's number, negative or `~` of it where an
             enhancement weakens instead of strengthening.
     """
-    check_draw(num_items, view, seed)
     draws = np.random.default_rng([seed, view, 1]).random((num_items, augmentation.rand_augment_ops, 2))
     chosen = (draws[..., 0] * len(OPERATIONS)).astype(np.int64)
     return np.where(draws[..., 1] < 0.5, ~chosen, chosen)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edvit_hf.errors import DataError
+from edvit_hf.strict import number, whole_number
 from edvit_hf.tasks import Task
 
 _RANGES = {
@@ -16,6 +17,8 @@ _RANGES = {
     "gain_db": 60.0,
     "token_dropout": 0.9,
 }
+_MOVES = ("shift", "rotate_degrees", "scale", "flip")
+_SWITCHES = (*_MOVES, "rand_augment_ops", "time_shift", "time_masks", "frequency_masks", "gain_db", "token_dropout")
 _COUNTS = ("rand_augment_ops", "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_bins")
 _PAIRS = (
     ("rand_augment_ops", "rand_augment_magnitude"),
@@ -23,25 +26,10 @@ _PAIRS = (
     ("frequency_masks", "frequency_mask_bins"),
 )
 _CHOICES = {"padding": ("black", "border", "reflection"), "token_dropout_by": ("unknown", "removal")}
+_SOUND_KEYS = ("time_shift", "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_bins", "gain_db")
 _KEYS: dict[Task, tuple[str, ...]] = {
-    "image-classification": (
-        "shift",
-        "rotate_degrees",
-        "scale",
-        "flip",
-        "padding",
-        "whole_pixels",
-        "rand_augment_ops",
-        "rand_augment_magnitude",
-    ),
-    "audio-classification": (
-        "time_shift",
-        "time_masks",
-        "time_mask_frames",
-        "frequency_masks",
-        "frequency_mask_bins",
-        "gain_db",
-    ),
+    "image-classification": (*_MOVES, "padding", "whole_pixels", "rand_augment_ops", "rand_augment_magnitude"),
+    "audio-classification": _SOUND_KEYS,
     "text-classification": ("token_dropout", "token_dropout_by"),
 }
 
@@ -94,13 +82,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name, upper in _RANGES.items():
-            value = getattr(self, name)
-            if not 0 <= value <= upper:
-                raise DataError(f"`{name}` must lie in [0, {upper:g}], got {value}. 0 turns it off.")
+            number(name, getattr(self, name), f"[0, {upper:g}]", "0 turns it off", DataError)
         for name in _COUNTS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise DataError(f"`{name}` must be a whole number of at least 0, got {value!r}. 0 turns it off.")
+            whole_number(name, getattr(self, name), 0, "0 turns it off", DataError)
         for first, second in _PAIRS:
             if bool(getattr(self, first)) != bool(getattr(self, second)):
                 raise DataError(
@@ -119,20 +103,21 @@ class Augmentation:
     @property
     def is_off(self) -> bool:
         """Whether every view equals the plain input."""
-        return not (
-            self.moves_pixels
-            or self.rand_augment_ops
-            or self.time_shift
-            or self.time_masks
-            or self.frequency_masks
-            or self.gain_db
-            or self.token_dropout
+        switches = (
+            *_MOVES,
+            "rand_augment_ops",
+            "time_shift",
+            "time_masks",
+            "frequency_masks",
+            "gain_db",
+            "token_dropout",
         )
+        return not any(getattr(self, name) for name in switches)
 
     @property
     def moves_pixels(self) -> bool:
         """Whether images are shifted, rotated, scaled or mirrored."""
-        return bool(self.shift or self.rotate_degrees or self.scale or self.flip)
+        return any(getattr(self, name) for name in _MOVES)
 
     def check_task(self, task: Task) -> None:
         """Refuse a key that changes nothing in this task.
@@ -148,9 +133,3 @@ class Augmentation:
                     f"`augmentation.{changed[0]}` is read by the task {owner} only, got it with {task}. It would be "
                     f"ignored silently. Remove it; keys of {task}: {', '.join(_KEYS[task])}."
                 )
-
-
-def check_draw(num_items: int, view: int, seed: int) -> None:
-    """Refuse numbers that no random generator takes."""
-    if view < 0 or seed < 0 or num_items < 0:
-        raise ValueError(f"`view`, `seed` and `num_items` must not be negative, got {view}, {seed} and {num_items}.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edvit_hf.data.augmentation.config import Augmentation, check_draw
+from edvit_hf.data.augmentation.config import Augmentation
 
 _GRID_PADDING = {"black": "zeros", "border": "border", "reflection": "reflection"}
 
@@ -20,7 +20,6 @@ def movements(augmentation: Augmentation, num_items: int, view: int, seed: int) 
         `np.ndarray`: (num_items, 5) float32: rotation in radians, zoom factor, shift right and shift down
             as shares of the side, and -1 where mirrored, else 1.
     """
-    check_draw(num_items, view, seed)
     # Filled row by row, so that the first rows do not depend on how many follow.
     draws = np.random.default_rng([seed, view]).random((num_items, 5))
     spread = 2 * draws[:, :4] - 1

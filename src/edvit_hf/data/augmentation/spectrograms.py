@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edvit_hf.data.augmentation.config import Augmentation, check_draw
+from edvit_hf.data.augmentation.config import Augmentation
 
 _NEPER_PER_DB = float(np.log(10) / 10)  # the features are natural logarithms of power
 
@@ -17,7 +17,6 @@ def draws(augmentation: Augmentation, num_items: int, view: int, seed: int) -> n
         `np.ndarray`: (num_items, 2 + 2 * masks) float32 in [0, 1): shift, gain, then width and place of each time
             mask and each frequency mask.
     """
-    check_draw(num_items, view, seed)
     count = 2 + 2 * (augmentation.time_masks + augmentation.frequency_masks)
     return np.random.default_rng([seed, view, 2]).random((num_items, count), np.float32)
 

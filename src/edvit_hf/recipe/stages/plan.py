@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from edvit_hf.planning.figure import save_plan_figure
 from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
-from edvit_hf.recipe.schema import Recipe, packaged_recipes
+from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages.split import groups_before_training
 
 if TYPE_CHECKING:
@@ -102,23 +101,6 @@ def plan_groups(
     )
     check_rounds(shape, result, prune.rounds)
     return result
-
-
-def find_fleet(fleet: str | os.PathLike[str]) -> Path:
-    """The path of a fleet given as a file or as the name of a packaged one (`ten_raspberry_pi_4b`).
-
-    Raises:
-        RecipeError: Neither exists; names the packaged ones.
-    """
-    path = Path(fleet)
-    if path.is_file():
-        return path
-    folder = packaged_recipes() / "fleets"
-    packaged = folder / f"{path.stem}.yaml"
-    if path.parent == Path() and packaged.is_file():
-        return packaged
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    raise RecipeError(f"fleet {str(fleet)!r} does not exist. Give a YAML file or one of the packaged names: {known}.")
 
 
 def _given_classes(recipe: Recipe) -> int | None:
