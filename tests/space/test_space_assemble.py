@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edvit_hf._version import __version__
+from edvit_hf import __version__
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError, ManifestError, WorkDirError
 from edvit_hf.hub import pull

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from test_space_wheel import write_wheel
 from typer.testing import CliRunner
 
-from edvit_hf._version import __version__
+from edvit_hf import __version__
 from edvit_hf.cli import app
 from edvit_hf.errors import HubError
 from edvit_hf.hub.client import UnreachableError

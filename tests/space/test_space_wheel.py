@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edvit_hf._version import __version__
+from edvit_hf import __version__
 from edvit_hf.cli import app
 from edvit_hf.errors import EDViTError
 from edvit_hf.hub.checks import list_files
