@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.data import TaskData, iterate_batches
-from edvit_hf.evaluation.measure import evaluate, torch_predict
+from edvit_hf.evaluation.evaluator import evaluate, torch_predict
 from edvit_hf.recipe import STAGES
 from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.schema import Recipe

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.evaluation.measure import paired_interval, torch_predict
+from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.compared import fair_budget, measured, plain_model

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError
-from edvit_hf.evaluation.measure import confusion_counts, group_accuracy, macro_f1
+from edvit_hf.evaluation.evaluator import confusion_counts, group_accuracy, macro_f1
 from edvit_hf.evaluation.metrics import Accuracy, ClassGroupAccuracy, ExpectedCalibrationError, MacroF1
 from edvit_hf.probabilities import expected_calibration_error
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from edvit_hf.data import Augmentation, TaskData, class_group_labels, iterate_batches, load_task
 from edvit_hf.errors import EDViTError, RecipeError, named_extra
-from edvit_hf.evaluation.measure import evaluate
+from edvit_hf.evaluation.evaluator import evaluate
 from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, SplitMeasure, export_ensemble
 from edvit_hf.export.config import Kind
 from edvit_hf.hardware.profiles import shipped_kind

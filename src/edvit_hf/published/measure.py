@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, iterate_batches, load_task
 from edvit_hf.data.config import dataset_from_values
 from edvit_hf.errors import DataError, ManifestError, RecipeError
-from edvit_hf.evaluation.config import EvaluateConfig
-from edvit_hf.evaluation.measure import Evaluation, absent_subsets, evaluate
+from edvit_hf.evaluation.evaluator import EvaluateConfig, Evaluation, absent_subsets, evaluate
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder

@@ -12,7 +12,7 @@ import yaml
 from edvit_hf.data import Augmentation, DatasetConfig
 from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import RecipeError
-from edvit_hf.evaluation.config import EvaluateConfig
+from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig

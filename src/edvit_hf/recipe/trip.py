@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.data import TaskData, iterate_batches, load_task
 from edvit_hf.errors import CheckpointError, DataError, HubError, RecipeError
-from edvit_hf.evaluation.measure import evaluate, torch_predict
+from edvit_hf.evaluation.evaluator import evaluate, torch_predict
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.planning.plan import Plan

@@ -18,8 +18,8 @@ import torch
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import TextSplit, class_group_indices, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
-from edvit_hf.evaluation.measure import Evaluation, Predict, torch_predict
-from edvit_hf.evaluation.measure import evaluate as measure
+from edvit_hf.evaluation.evaluator import Evaluation, Predict, torch_predict
+from edvit_hf.evaluation.evaluator import evaluate as measure
 from edvit_hf.recipe.stages.cut import distill_into, prune_for
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import whole_folder

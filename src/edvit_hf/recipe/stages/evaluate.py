@@ -9,7 +9,7 @@ import torch
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import class_group_labels, iterate_batches
-from edvit_hf.evaluation.measure import absent_subsets, paired_interval, torch_predict
+from edvit_hf.evaluation.evaluator import absent_subsets, paired_interval, torch_predict
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import Candidate, baselines, measured
 from edvit_hf.recipe.trip import Trip, load_array, save_array

@@ -1,4 +1,7 @@
-"""One way to measure: `evaluate(predict, batches)` serves torch, ONNX and a live runtime alike."""
+"""One way to measure: `evaluate(predict, batches)` serves torch, ONNX and a live runtime alike. Light: no torch.
+
+Beside it what the figures are made of, paired intervals, and which sub-models are taken away.
+"""
 
 import itertools
 import math
@@ -10,13 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edvit_hf.errors import DataError
 from edvit_hf.probabilities import expected_calibration_error, softmax
+from edvit_hf.strict import number, whole_number
 
 if TYPE_CHECKING:
     import torch
 
+
 # model inputs by name, rows first, as numpy arrays -> (B, L) logits
 Predict = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What stands beside the ensemble in the results.
+
+    Attributes:
+        baselines: Train the honest baselines (plain models of per-device and of total size; a small CNN, or TF-IDF with
+            a linear classifier for text).
+        baseline_epochs: Epochs of the plain model of one device's size over all items; larger ones get at most twice
+            its compute. None: as many item passes as the sub-models together, which differs with their number.
+        max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
+        batch_size: Test items per forward pass.
+    """
+
+    baselines: bool = True
+    baseline_epochs: int | None = None
+    max_subsets: int = 20
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("baseline_epochs", "max_subsets", "batch_size"):
+            value = getattr(self, name)
+            if value is not None:
+                whole_number(f"evaluate.{name}", value, 1, "nothing would be measured")
 
 
 @dataclass(frozen=True)
@@ -176,8 +207,8 @@ def paired_interval(
             f"`correct_a` and `correct_b` must be vectors over the same items, got {correct_a.shape} and "
             f"{correct_b.shape}: a paired interval compares item by item."
         )
-    if not 0 < level < 1 or num_resamples < 1:
-        raise ValueError(f"`level` must lie in (0, 1) and `num_resamples` be at least 1, got {level}, {num_resamples}.")
+    number("level", level, "(0, 1)", "it is the share of draws inside the interval", DataError)
+    whole_number("num_resamples", num_resamples, 1, "quantiles need draws", DataError)
     num_items = len(correct_a)
     better, worse = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
     shares = [better / num_items, worse / num_items, (num_items - better - worse) / num_items]
@@ -198,8 +229,7 @@ def absent_subsets(num_sub_models: int, num_absent: int, limit: int = 20, seed: 
             f"`num_absent` must lie in 0..{num_sub_models - 1} for {num_sub_models} sub-models, got "
             f"{num_absent}: at least one sub-model has to answer."
         )
-    if limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    whole_number("limit", limit, 1, "nothing would be taken away", DataError)
     if math.comb(num_sub_models, num_absent) <= limit:
         return list(itertools.combinations(range(num_sub_models), num_absent))
     generator = random.Random(seed)
