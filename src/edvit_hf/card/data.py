@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 LIBRARY_NAME = "transformers"
 TAGS = ("edvit", "edge", "ensemble", "pruning", "distillation", "onnx")
 RESULTS_NAME = "results.json"
-_RECIPE_TEXTS = {
-    "title": "model_name",
-    "license": "license",
-    "repo_id": "repo_id",
-    "language": "language",
-    "intended_use": "intended_use",
-}
+_RECIPE_TEXTS = {"title": "model_name", **{name: name for name in ("license", "repo_id", "language", "intended_use")}}
 _is_repository = partial(is_hub_id, with_owner=True)
 _FORMS: dict[str, tuple[Callable[[str], Any], str]] = {
     # What the Hub's own check of a card's metadata asks for; only the Hub has the lists of valid names.
@@ -44,17 +38,16 @@ class CardText:
     """What the user may give: words and identifiers that no run can know.
 
     Args:
-        model_name (`str`): Title of the card.
-        repo_id (`str`, *optional*): Hub id the folder will be pushed to; without it the code blocks load a local
-            folder.
-        license (`str`): Hub licence identifier of the weights.
-        dataset_name (`str`, *optional*): Readable name of the dataset. Default: its path.
-        dataset_id (`str`, *optional*): Hub id of the dataset when the run read it from a local folder.
-        dataset_license (`str`, *optional*): Licence and origin of the data, in words.
-        intended_use (`str`, *optional*): A sentence or two on what the ensemble is meant for.
-        limits (`str`, *optional*): Further limits that only the owner knows.
-        language (`str`, *optional*): ISO 639-1 code, for text.
-        extra_tags (`Sequence[str]`): Further Hub tags.
+        model_name: Title of the card.
+        repo_id: Hub id the folder will be pushed to; without it the code blocks load a local folder.
+        license: Hub licence identifier of the weights.
+        dataset_name: Readable name of the dataset. Default: its path.
+        dataset_id: Hub id of the dataset when the run read it from a local folder.
+        dataset_license: Licence and origin of the data, in words.
+        intended_use: A sentence or two on what the ensemble is meant for.
+        limits: Further limits that only the owner knows.
+        language: ISO 639-1 code, for text.
+        extra_tags: Further Hub tags.
     """
 
     model_name: str

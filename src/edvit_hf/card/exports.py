@@ -167,7 +167,8 @@ def own_vote_finding(manifest: Manifest | None) -> str:
     """On what the own votes in the table of exported files were measured."""
     files = [file for files in variants_by_name(manifest).values() for file in files]
     rows = [file.accuracy for file in files if file.accuracy]
-    items = sorted({f"{row['num_items']} items" + _of_split(row) for row in rows if row.get("num_items")})
+    counted = [(row["num_items"], row.get("split")) for row in rows if row.get("num_items")]
+    items = sorted({f"{number} items" + (f" of the {split} split" if split else "") for number, split in counted})
     measured = f"on {' or '.join(items)}" if items else NOT_MEASURED
     return f"*Own vote*: accuracy of a sub-model by itself, `other` included, {measured}."
 
@@ -190,12 +191,8 @@ def accuracy_by_name(manifest: Manifest | None) -> Mapping[str, Mapping[str, Any
 
 def numbers(variant: Variant) -> str:
     """What a file calculates in and takes: "int8, dynamic, raw input"."""
-    parts: list[str] = [variant.precision]
-    if variant.quantization:
-        parts.append(variant.quantization.mode)
-    if variant.inputs == "raw":
-        parts.append("raw input")
-    return ", ".join(parts)
+    mode = variant.quantization.mode if variant.quantization else None
+    return ", ".join(filter(None, [variant.precision, mode, "raw input" if variant.inputs == "raw" else None]))
 
 
 def latency_ms(variant: Variant) -> float | None:
@@ -273,10 +270,6 @@ def _losses(
     return [overall, f"{100 * lost[worst]:.2f} points ({shortened(names[worst])})"]
 
 
-def _of_split(row: Mapping[str, Any]) -> str:
-    return f" of the {row['split']} split" if row.get("split") else ""
-
-
 def latency_protocols(manifest: Manifest | None) -> list[Mapping[str, Any]]:
     """How the latencies were measured, each way once."""
     return [manifest.latency_protocols[number] for number in protocol_numbers(manifest.variants)] if manifest else []
@@ -304,15 +297,11 @@ def absent_entries(results: Mapping[str, Any], manifest: Manifest | None) -> Seq
 def absent_table(results: Mapping[str, Any], manifest: Manifest | None) -> str:
     """Mean accuracy with k sub-models absent, and from the lowest to the highest subset, for each measured variant."""
     variants = runtime_variants(results, manifest) or {"torch": list(results.get("absent") or [])}
-    first = next(iter(variants.values()))
+    by_number = [{entry["num_absent"]: entry for entry in entries} for entries in variants.values()]
     header = ["sub-models absent", "subsets measured", *(f"`{name}`" if name != "torch" else name for name in variants)]
     lines = [
-        [
-            str(entry["num_absent"]),
-            text_or_not(entry.get("num_subsets")),
-            *(_spread(_with(entry["num_absent"], each)) for each in variants.values()),
-        ]
-        for entry in first
+        [str(number), text_or_not(entry.get("num_subsets")), *(_spread(each.get(number, {})) for each in by_number)]
+        for number, entry in by_number[0].items()
     ]
     return markdown_table(header, lines)
 
@@ -342,10 +331,6 @@ def _measured_by(results: Mapping[str, Any], manifest: Manifest | None) -> str:
         f"Each column is a variant of the exported files, answered by the runtime that devices use{where}, on "
         f"{record['num_items']:,} test items: the mean over the subsets, in brackets the lowest and the highest."
     )
-
-
-def _with(num_absent: int, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return next((entry for entry in entries if entry["num_absent"] == num_absent), {})
 
 
 def _spread(entry: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ shapes and labels carry the same distinction. A figure without any measured valu
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +44,20 @@ def draw_figures(results: Mapping[str, Any], assets_dir: Path, manifest: Manifes
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    drawings: dict[str, tuple[str, Callable[[], Figure | None]]] = {
-        "size": ("accuracy_size.png", lambda: accuracy_against_size(results)),
-        "latency": ("accuracy_latency.png", lambda: accuracy_against_latency(manifest)),
-        "absent": ("accuracy_absent.png", lambda: accuracy_with_absent(results, manifest)),
-        "groups": ("accuracy_groups.png", lambda: accuracy_per_group(results)),
+    drawings = {
+        "size": accuracy_against_size(results),
+        "latency": accuracy_against_latency(manifest),
+        "absent": accuracy_with_absent(results, manifest),
+        "groups": accuracy_per_group(results),
     }
     paths = {}
-    for name, (file_name, draw) in drawings.items():
-        path = assets_dir / file_name
-        figure = draw()
+    for name, figure in drawings.items():
+        path = assets_dir / f"accuracy_{name}.png"
         if figure is None:
             path.unlink(missing_ok=True)
-            continue
-        _save(figure, path)
-        paths[name] = path
+        else:
+            _save(figure, path)
+            paths[name] = path
     return paths
 
 

@@ -104,9 +104,9 @@ def javascript(task: Task, manifest: Manifest | None, index: int) -> str:
     """The code: one input, the whole ensemble where it is one graph, and sub-model `index`.
 
     Args:
-        task (`str`): What the ensemble classifies.
-        manifest (`Manifest`, *optional*): What was exported. Without one, the usual names.
-        index (`int`): The sub-model to show.
+        task: What the ensemble classifies.
+        manifest: What was exported. Without one, the usual names.
+        index: The sub-model to show.
     """
     kind, sub_model, whole = _files(manifest, index)
     folder = f"sub_models/{index:02d}"

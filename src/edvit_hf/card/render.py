@@ -28,9 +28,9 @@ def render_card(card: CardData, *, figures: Mapping[str, str] | None = None) -> 
     """Render the whole README.md.
 
     Args:
-        card (`CardData`): What to say.
-        figures (`Mapping[str, str]`, *optional*): Figure name (`size`, `latency`, `absent`, `groups`) -> path relative
-            to the card. A figure that is not named is left out of the text.
+        card: What to say.
+        figures: Figure name (`size`, `latency`, `absent`, `groups`) -> path relative to the card. A figure that is not
+            named is left out of the text.
 
     Returns:
         `str`: YAML block and markdown, ending in one newline; it parses as a `huggingface_hub.ModelCard`.

@@ -109,9 +109,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 def cost_table(results: Mapping[str, Any], ensemble_ms: float | None = None) -> str:
     """What each model costs, in brackets on one device, and below it the notes of the rows.
 
-    Args:
-        results: Of the run.
-        ensemble_ms: The slowest sub-model and the fusion head, timed together with the models beside the ensemble.
+    `ensemble_ms` is the slowest sub-model and the fusion head, timed together with the models beside the ensemble.
     """
     forms = (("parameters", count), ("bytes", mebibytes), ("macs", count))
     header = ["model", "parameters", "size, float32", "multiply-accumulates per input"]
@@ -222,19 +220,13 @@ def _short_verdict(results: Mapping[str, Any]) -> str:
     return "yes, in this run: every baseline of one device's size falls short" if verdict == "yes" else NOT_MEASURED
 
 
-def glance_table(
-    results: Mapping[str, Any], dataset_name: str, absent_entries: Sequence[Mapping[str, Any]] | None = None
-) -> str:
+def glance_table(results: Mapping[str, Any], dataset_name: str, absent: Sequence[Mapping[str, Any]]) -> str:
     """What a reader wants to know first: task, accuracy, what a device holds, what an absence costs, the verdict.
 
-    Args:
-        results: Of the run.
-        dataset_name: In words.
-        absent_entries: What was measured with 0, 1, ... sub-models absent; None: what `results` says.
+    `absent` is what was measured with 0, 1, ... sub-models absent.
     """
     teacher, ensemble = result_row(results, "teacher"), result_row(results, "ensemble")
     items = (results.get("dataset") or {}).get("num_test_items")
-    absent = results.get("absent") or [] if absent_entries is None else absent_entries
     one: Mapping[str, Any] = next((entry for entry in absent if entry["num_absent"] == 1), {})
     held, whole = (row.get("bytes_per_device", row.get("bytes")) for row in (ensemble, teacher))
     lines = [

@@ -58,22 +58,15 @@ class ZooRow:
     place: str = ""
 
 
-def zoo_row(
-    manifest: Manifest | Mapping[str, Any], results: Mapping[str, Any] | None, name: str, *, place: str = ""
-) -> ZooRow:
+def zoo_row(manifest: Manifest, results: Mapping[str, Any] | None, name: str, *, place: str = "") -> ZooRow:
     """One ensemble's row.
 
     Args:
-        manifest (`Manifest | Mapping`): Or its parsed JSON.
-        results (`Mapping`, *optional*): Parsed results.json: dataset, and the accuracy where the export measured none.
-        name (`str`): Shown in the first column.
-        place (`str`): Repository or folder, shown in the last.
-
-    Raises:
-        ManifestError: The manifest is invalid.
+        manifest: Of what was exported.
+        results: Parsed results.json: dataset, and the accuracy where the export measured none.
+        name: Shown in the first column.
+        place: Repository or folder, shown in the last.
     """
-    if not isinstance(manifest, Manifest):
-        manifest = Manifest.from_json(json.dumps(manifest), source=f"{name}/{MANIFEST_NAME}")
     accuracy, accuracy_of, num_items = _accuracy(manifest, results or {})
     ms, ms_of = _milliseconds(manifest)
     return ZooRow(

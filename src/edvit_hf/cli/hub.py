@@ -113,17 +113,9 @@ def pull(
 
 
 def _pulled_json(done: "Pulled") -> dict[str, object]:
-    return {
-        "folder": str(done.folder),
-        "source": done.source,
-        "revision": done.revision,
-        "content_hash": done.content_hash,
-        "unchanged": done.unchanged,
-        "bytes_on_disk": done.bytes_on_disk,
-        "bytes_fetched": done.bytes_fetched,
-        "graph_bytes": done.selection.graph_bytes,
-        "files": [asdict(needed) for needed in done.selection.files],
-    }
+    told = ("source", "revision", "content_hash", "unchanged", "bytes_on_disk", "bytes_fetched")
+    data = {"folder": str(done.folder), **{name: getattr(done, name) for name in told}}
+    return data | {"graph_bytes": done.selection.graph_bytes, "files": [asdict(each) for each in done.selection.files]}
 
 
 @command()

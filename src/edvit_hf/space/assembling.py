@@ -35,12 +35,12 @@ def assemble(
     """Write a complete Space into `target`, whole or not at all.
 
     Args:
-        target (`str | Path`): The new folder. An older Space of ours there is replaced.
-        ensembles (`Mapping[str, str | Path]`, *optional*): Name -> folder of a finished ensemble. Default: those that
-            ship with the page. Examples come along for the names that the page has examples of.
-        library (`str | Path`): A wheel of this version; "released" to name the version alone; "auto" for a wheel built
-            from the checkout that this runs from, and the released version where it is none.
-        address (`str`, *optional*): Where the Space's files will be served, see `wheel.name_library`.
+        target: The new folder. An older Space of ours there is replaced.
+        ensembles: Name -> folder of a finished ensemble. Default: those that ship with the page. Examples come along
+            for the names that the page has examples of.
+        library: A wheel of this version; "released" to name the version alone; "auto" for a wheel built from the
+            checkout that this runs from, and the released version where it is none.
+        address: Where the Space's files will be served, see `wheel.name_library`.
 
     Returns:
         `Path`: `target`.

@@ -5,10 +5,11 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.hub.selection import NeededFile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, verify_file
 from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
 from edvit_hf.space.writing import replaced_folder
@@ -24,15 +25,6 @@ _MAY_BE_LEFT_OUT = "vocab.txt"  # tokenizer.json holds it
 _NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """A file that the manifest's content vouches for."""
-
-    file: str
-    sha256: str
-    bytes: int
-
-
 def bundle(ensemble: str | Path, target: str | Path) -> Path:
     """Write what the page needs of a finished ensemble into `target`, whole or not at all.
 
@@ -42,8 +34,8 @@ def bundle(ensemble: str | Path, target: str | Path) -> Path:
     vouches for is checked before it is copied and again afterwards.
 
     Args:
-        ensemble (`str | Path`): Folder with a manifest, as `edvit run` names it at its end, or another bundle.
-        target (`str | Path`): The new folder. An older bundle there is replaced.
+        ensemble: Folder with a manifest, as `edvit run` names it at its end, or another bundle.
+        target: The new folder. An older bundle there is replaced.
 
     Returns:
         `Path`: `target`.
@@ -74,7 +66,7 @@ def _is_bundle(folder: Path) -> bool:
 def write_bundle(source: Path, folder: Path) -> Manifest:
     """`bundle` into an empty folder that its caller makes whole."""
     manifest = slim_manifest(Manifest.load(source))
-    checked: list[Variant | _Listed] = [*manifest.variants, *_beside_graphs(manifest)]
+    checked: list[Variant | NeededFile] = [*manifest.variants, *_beside_graphs(manifest)]
     if not (source / manifest.preprocessing).is_file():
         raise ManifestError(
             f"Expected {manifest.preprocessing} in {source}, found none. The page could not bring an input into the "
@@ -210,10 +202,10 @@ def _configs(manifest: Manifest) -> list[str]:
     return [f"{entry.path}/config.json" for entry in manifest.sub_models]
 
 
-def _beside_graphs(manifest: Manifest) -> list[_Listed]:
+def _beside_graphs(manifest: Manifest) -> list[NeededFile]:
     """Configs and what prepares inputs, as far as the manifest vouches for it (`preprocessing` itself it need not)."""
     return [
-        _Listed(name, listed.sha256, listed.bytes)
+        NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes)
         for name in [*PROCESSOR_FILES, *_configs(manifest)]
         if name != _MAY_BE_LEFT_OUT and (listed := manifest.content.get(name)) is not None
     ]

@@ -26,8 +26,8 @@ def check_space(root: Path, files: Sequence[LocalFile]) -> None:
     """Refuse a folder that would make no working, honest Space.
 
     Args:
-        root (`Path`): A folder that `assemble` wrote.
-        files (`Sequence[LocalFile]`): What is in it.
+        root: A folder that `assemble` wrote.
+        files: What is in it.
 
     Raises:
         HubError: With everything that has to be put right, not just the first.

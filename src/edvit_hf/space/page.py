@@ -64,8 +64,8 @@ def run_page(source: str | Path | None = None, *, port: int | None = None) -> No
     The page runs in this process, as `python app.py` would: what it prints names its address.
 
     Args:
-        source (`str | Path`, *optional*): A folder with an exported ensemble, or a Hub id; default: the bundled ones.
-        port (`int`, *optional*): Default: 7860, or the next one that is free.
+        source: A folder with an exported ensemble, or a Hub id; default: the bundled ones.
+        port: Default: 7860, or the next one that is free.
 
     Raises:
         EDViTError: Neither a folder nor a Hub id, a port that is taken, or no bundled ensemble.

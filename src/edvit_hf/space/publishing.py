@@ -83,13 +83,13 @@ def publish(
     commit. Other files stay. A Space that was not made here is refused.
 
     Args:
-        root (`str | Path`): A folder that `assemble` wrote, with the `address` of this repository if it holds a wheel.
-        repo (`str`): OWNER/NAME. Made if it does not exist.
-        dry_run (`bool`): Check the folder only; no network.
-        private (`bool`): Make a new Space private. One that is public already is refused.
-        api (`HfApi`, *optional*): From `permitted`, whose token then is not asked for again.
-        token (`str`, *optional*): Default: HF_TOKEN, or the stored one.
-        endpoint (`str`, *optional*): Default: HF_ENDPOINT, or the Hub.
+        root: A folder that `assemble` wrote, with the `address` of this repository if it holds a wheel.
+        repo: OWNER/NAME. Made if it does not exist.
+        dry_run: Check the folder only; no network.
+        private: Make a new Space private. One that is public already is refused.
+        api: From `permitted`, whose token then is not asked for again.
+        token: Default: HF_TOKEN, or the stored one.
+        endpoint: Default: HF_ENDPOINT, or the Hub.
 
     Raises:
         HubError: The folder has faults (all are named), the token lacks rights, another Space has that name, or the

@@ -25,7 +25,7 @@ def build_wheel(folder: Path) -> Path:
     """Build the wheel of the checkout that this package runs from.
 
     Args:
-        folder (`Path`): Where to.
+        folder: Where to.
 
     Raises:
         EDViTError: This is no checkout, or the build failed.
@@ -87,11 +87,11 @@ def name_library(requirements: Path, wheel: Path | None, address: str | None = N
     """Write how the library is installed into `requirements.txt`, in place of its line there.
 
     Args:
-        requirements (`Path`): The file.
-        wheel (`Path`, *optional*): The wheel that lies beside it; None names the released version.
-        address (`str`, *optional*): Where the Space's files will be served, without "/" at its end. A Space installs
-            what `requirements.txt` names before its own files are there, so a path would lead nowhere; the hash makes
-            a rebuilt wheel of the same version another requirement, which the builder does not take from its cache.
+        requirements: The file.
+        wheel: The wheel that lies beside it; None names the released version.
+        address: Where the Space's files will be served, without "/" at its end. A Space installs what
+            `requirements.txt` names before its own files are there, so a path would lead nowhere; the hash makes a
+            rebuilt wheel of the same version another requirement, which the builder does not take from its cache.
 
     Raises:
         EDViTError: The file does not name the library on exactly one line.

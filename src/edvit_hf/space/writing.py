@@ -16,8 +16,8 @@ def replaced_folder(target: Path, is_older: Callable[[Path], bool]) -> Iterator[
     """Yield an empty folder that becomes `target` if the block ends well; else `target` is as before.
 
     Args:
-        target (`Path`): May not exist, or be empty, or be an older one of the same kind.
-        is_older (`Callable[[Path], bool]`): Whether a folder is that: all in it can be written again.
+        target: May not exist, or be empty, or be an older one of the same kind.
+        is_older: Whether a folder is that: all in it can be written again.
 
     Raises:
         EDViTError: `target` is a file, a link, or a folder with other things in it.
