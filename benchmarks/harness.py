@@ -1,13 +1,112 @@
-"""What every benchmark shares: where its results go.
+"""What every benchmark shares: its command line, its results file, where its figures come from, and fresh processes.
 
-A script puts the folder above its own on the path and imports from here; this file is not run by itself.
+A script puts this folder on the path and imports from here; this file is not run by itself.
 """
 
+import argparse
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from edvit_hf.hardware.provenance import environment
+from edvit_hf.storage import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 for folder in ("tests", "space_app"):  # doubles of tests/support, and what the Space answers with
     if str(ROOT / folder) not in sys.path:
         sys.path.append(str(ROOT / folder))
+
+
+def sizes_of(width: int, *, heads: int, layers: int, ffn: int | None = None, **image: int) -> dict[str, int]:
+    """The sizes of a ViT as its config names them; the FFN is four times as wide as the model unless given."""
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers}
+    return {**sizes, "intermediate_size": ffn or 4 * width, **image}
+
+
+BASE = sizes_of(768, heads=12, layers=12)
+TINY = sizes_of(96, heads=12, layers=2, ffn=192)
+
+
+def command_line(doc: str | None) -> tuple[argparse.ArgumentParser, Callable[..., argparse.Action]]:
+    """A parser that a script's docstring describes, with --results-dir, and the method that adds an option to it."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results-dir", type=Path, default=RESULTS, help="default: benchmarks/results")
+    return parser, parser.add_argument
+
+
+def command(
+    script: str, options: argparse.Namespace | Mapping[str, Any], *names: str, places: str = "", **instead: Any
+) -> str:
+    """The command that makes a results file again.
+
+    Args:
+        script: `__file__` of the script.
+        options: Holds the values.
+        names: Options that are named, in this order; those that are None, False or an empty list are left out.
+        instead: Values to write in place of those in `options`.
+        places: What comes first, such as words that stand for the reader's own folders.
+    """
+    values = {**(options if isinstance(options, Mapping) else vars(options)), **instead}
+    words = ["python", Path(script).resolve().relative_to(ROOT).as_posix(), *places.split()]
+    for name in names:
+        value = values[name]
+        if value is None or value is False or value == []:
+            continue
+        given = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in given)]
+    return " ".join(words)
+
+
+def write_results(folder: Path, name: str, command: str, content: Mapping[str, Any], *, version: int = 1) -> Path:
+    """Write `folder/name.json` with its command, machine, versions, commit and date; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    head = {"schema_version": version, "command": command, "environment": environment()}
+    write_json(path, {**head, **content})
+    print(f"written: {path}")
+    return path
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What the file of a cell holds; made and written first if it is missing, so that a benchmark goes on."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    return read_json(path)
+
+
+def judged(found: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Every figure with the limit that it must not pass."""
+    return {name: {"at_most": limits[name], "found": v, "reached": v <= limits[name]} for name, v in found.items()}
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def fresh(code: str, *arguments: Any, env: Mapping[str, str] | None = None, **options: Any) -> str:
+    """What `code` prints in a process of its own; `env` replaces the environment."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env, **options)
+    return done.stdout.strip()
+
+
+def threads(count: int) -> dict[str, str]:
+    """The environment of a process whose libraries use so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "EDVIT_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(count))}
+
+
+def memory_mib(process_id: int) -> dict[str, float]:
+    """Resident memory of a process, now and at most."""
+    lines = Path(f"/proc/{process_id}/status").read_text(encoding="ascii").splitlines()
+    found = {line.split(":")[0]: float(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
+    return {"resident": found["VmRSS"], "peak": found["VmHWM"]}

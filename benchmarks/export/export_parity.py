@@ -25,6 +25,8 @@ from tqdm import tqdm
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import NUM_FEATURE_TOKENS, TASK_OF
 from edvit_hf.errors import ExportGateError
@@ -33,12 +35,9 @@ from edvit_hf.export.graphs.derived import join_graphs
 from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.graphs.preprocessing import check_raw_graph, prepend_preprocessing
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config, task_of
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.parts_edvit import STOCK_AUTO_CLASSES
-from edvit_hf.storage import write_json
 from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
-from harness import RESULTS
 
 GOAL, OPSET = 1e-4, 20
 BATCHES, ITEMS = (1, 2, 5), 10
@@ -60,12 +59,10 @@ SPREAD = 0.02  # of biases, and of LayerNorm's weights around one
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and inputs")
     add("--threads", type=int, default=1, help="of torch")
     add("--tiny", action="store_true", help="two layers and small inputs, to try the script")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -111,8 +108,8 @@ def make_inputs(model: PreTrainedModel, items: int, tokens: int, seed: int) -> d
     if task == "text-classification":
         lengths = torch.randint(2, tokens + 1, (items, 1), generator=generator)
         mask = (torch.arange(tokens) < lengths).long()
-        return {"input_ids": torch.randint(1, config.vocab_size, mask.shape, generator=generator) * mask,
-                "attention_mask": mask}  # fmt: skip
+        tokens_of_all = torch.randint(1, config.vocab_size, mask.shape, generator=generator) * mask
+        return {"input_ids": tokens_of_all, "attention_mask": mask}
     if task == "audio-classification":
         frames = config.num_frames if config.model_type == "edvit" else config.max_length
         return {"input_values": torch.randn(items, frames, config.num_mel_bins, generator=generator)}
@@ -153,11 +150,15 @@ def rows_of(model: PreTrainedModel, path: Path, seed: int) -> Iterator[dict[str,
                 "items": ITEMS,
                 "largest_logit": round(float(np.abs(reference["logits"]).max()), 4),
                 "answers": len(set(reference["logits"].argmax(axis=1).tolist())),
-                "max_abs": parity.max_abs,
-                "relative": parity.relative_to_largest_logit,
-                "argmax_agreement": parity.argmax_agreement,
+                **figures_of(parity),
                 "is_within_goal": is_within_goal,
             }
+
+
+def figures_of(parity: Any) -> dict[str, float]:
+    """What a row says of a parity."""
+    relative = parity.relative_to_largest_logit
+    return {"max_abs": parity.max_abs, "relative": relative, "argmax_agreement": parity.argmax_agreement}
 
 
 def transform_of(model: PreTrainedModel) -> Transform | None:
@@ -189,10 +190,7 @@ def measure(
         if (transform := transform_of(sub_model)) is not None:
             save_graph(prepend_preprocessing(graph, transform), folder / "raw.onnx")
             parity = check_raw_graph(folder / "raw.onnx", file, transform, what=name, seed=seed)
-            found["raw"].append(about | {
-                "max_abs": parity.max_abs, "relative": parity.relative_to_largest_logit,
-                "argmax_agreement": parity.argmax_agreement, "items": parity.num_items,
-            })  # fmt: skip
+            found["raw"].append({**about, **figures_of(parity), "items": parity.num_items})
         bar.update()
     fusion_config = resolve_onnx_config(ensemble.config, model_type=FUSION_MODEL_TYPE)
     save_graph(draw_graph(FusionGraph(ensemble.fusion).eval(), fusion_config, opset=OPSET), folder / "fusion.onnx")
@@ -233,19 +231,9 @@ def main() -> None:
             for names in ENSEMBLES:
                 for kind, rows in measure(names, seed, Path(folder), bar, tiny=arguments.tiny).items():
                     found[kind] += rows
-    seeds = " ".join(map(str, arguments.seeds))
-    flags = f"--seeds {seeds} --threads {arguments.threads}" + (" --tiny" if arguments.tiny else "")
-    results = {
-        "schema_version": 1,
-        "command": f"python benchmarks/export/export_parity.py {flags}",
-        "goal": GOAL,
-        "opset": OPSET,
-        "torch_threads": arguments.threads,
-        "environment": environment(),
-        "summary": summarise(found),
-        **found,
-    }
-    write_json(arguments.results_dir / "export_parity.json", results)
+    results = {"goal": GOAL, "opset": OPSET, "torch_threads": arguments.threads, "summary": summarise(found), **found}
+    made_by = command(__file__, arguments, "seeds", "threads", "tiny")
+    write_results(arguments.results_dir, "export_parity", made_by, results)
     for row in results["summary"]:
         verdict = {True: "within", False: "MISSED", None: "no goal"}[row.get("is_within_goal")]
         print(

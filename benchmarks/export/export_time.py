@@ -21,22 +21,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS
+from harness import command, command_line, sizes_of, write_results
 
 NUM_SUB_MODELS = 10
 LIMIT_SECONDS = 300  # for ten sub-models in three variants, on two cores
-SIZES: dict[str, dict[str, int]] = {  # of a sub-model
-    "caltech101_small": {
-        "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 4, "intermediate_size": 128,
-        "image_size": 64, "patch_size": 16,
-    },
-    "cifar10_vit_base": {
-        "hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 12, "intermediate_size": 512,
-        "image_size": 224, "patch_size": 16,
-    },
-}  # fmt: skip
+SIZES = {  # of a sub-model
+    "caltech101_small": sizes_of(32, heads=2, layers=4, image_size=64, patch_size=16),
+    "cifar10_vit_base": sizes_of(128, heads=2, layers=12, image_size=224, patch_size=16),
+}
 
 
 def build_ensemble(folder: Path, sizes: dict[str, int]) -> None:
@@ -50,17 +42,13 @@ def build_ensemble(folder: Path, sizes: dict[str, int]) -> None:
     sub_models = [
         ViTForImageClassification(ViTConfig(**sizes, id2label={0: str(i), 1: "other"})) for i in range(NUM_SUB_MODELS)
     ]
-    model = ensemble_class("image-classification").from_sub_models(
-        sub_models, [[i] for i in range(NUM_SUB_MODELS)], id2label={i: str(i) for i in range(NUM_SUB_MODELS)},
-        fusion_hidden_size=256,
-    )  # fmt: skip
-    model.save_pretrained(folder)
+    groups, names = [[i] for i in range(NUM_SUB_MODELS)], {i: str(i) for i in range(NUM_SUB_MODELS)}
+    whole = ensemble_class("image-classification").from_sub_models
+    whole(sub_models, groups, id2label=names, fusion_hidden_size=256).save_pretrained(folder)
     size = sizes["image_size"]
-    processor = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": size, "width": size},
-        "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }  # fmt: skip
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size}, "resample": 2}
+    processor |= {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
+    processor |= {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
@@ -78,12 +66,16 @@ def export_once(folder: Path) -> None:
     processor = time.process_time()
     files = manifest.variants
     row = {
-        "seconds": done - started, "seconds_importing": imported - started, "processor_seconds": processor,
-        "num_sub_models": len(manifest.sub_models), "variants": [v.name for v in manifest.sub_models[0].variants],
-        "num_files": len(files), "mebibytes": sum(v.bytes for v in files) / 2**20,
+        "seconds": done - started,
+        "seconds_importing": imported - started,
+        "processor_seconds": processor,
+        "num_sub_models": len(manifest.sub_models),
+        "variants": [v.name for v in manifest.sub_models[0].variants],
+        "num_files": len(files),
+        "mebibytes": sum(v.bytes for v in files) / 2**20,
         "worst_parity_fp32": max(v.parity.relative_to_largest_logit for v in files if v.precision == "fp32"),
         "load_average_after": os.getloadavg()[0],
-    }  # fmt: skip
+    }
     print(json.dumps(row))
 
 
@@ -101,36 +93,34 @@ def measure(name: str, source: Path | None, repeats: int) -> dict[str, Any]:
             copy = Path(scratch) / "copy"
             shutil.copytree(ensemble, copy)
             before = os.getloadavg()[0]
-            command = [sys.executable, __file__, "--one", str(copy)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            words = [sys.executable, __file__, "--one", str(copy)]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
             rows.append({"load_average_before": before, **json.loads(done.stdout.splitlines()[-1])})
             shutil.rmtree(copy)
             print(f"{name}: {rows[-1]['seconds']:.1f} s", flush=True)
-    return {
-        "ensemble": name, "sizes": SIZES[name] if source is None else None, "limit_seconds": LIMIT_SECONDS,
-        "median_seconds": statistics.median(row["seconds"] for row in rows), "rows": rows,
-    }  # fmt: skip
+    seconds, sizes = statistics.median(row["seconds"] for row in rows), SIZES[name] if source is None else None
+    found = {"ensemble": name, "sizes": sizes, "limit_seconds": LIMIT_SECONDS}
+    return {**found, "median_seconds": seconds, "rows": rows}
 
 
 def main() -> None:
     """Measure and write `results/export_time.json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ensembles", nargs="*", default=list(SIZES), help=f"folders, or {', '.join(SIZES)} (default)")
-    parser.add_argument("--repeats", type=int, default=1, help="fresh processes (default: 1)")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser, add = command_line(__doc__)
+    add("ensembles", nargs="*", default=list(SIZES), help=f"folders, or {', '.join(SIZES)} (default)")
+    add("--repeats", type=int, default=1, help="fresh processes (default: 1)")
+    add("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
         export_once(arguments.one)
         return
     given = {Path(each).name: None if each in SIZES else Path(each) for each in arguments.ensembles}
     result = {
-        "command": f"python benchmarks/export/export_time.py {' '.join(given)} --repeats {arguments.repeats}",
         "seed": 0,
-        **environment(),
         "note": "a load average above the number of cores says that other work shared the machine: an upper bound",
         "ensembles": [measure(name, path, arguments.repeats) for name, path in given.items()],
-    }  # fmt: skip
-    write_json(RESULTS / "export_time.json", result)
+    }
+    made_by = command(__file__, arguments, "repeats", places=" ".join(given))
+    write_results(arguments.results_dir, "export_time", made_by, result)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
+from harness import command, command_line, write_results
+
 from edvit_hf.hub import pull
 from edvit_hf.manifest import Manifest
-from edvit_hf.storage import write_json
-from harness import RESULTS
 
 MAX_WEIGHT_RATIO = 0.27
 MAX_BESIDE_KIB = 128
@@ -29,9 +28,8 @@ PROFILE = "raspberry-pi-5"
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--results-dir", type=Path, default=RESULTS)
+    parser, add = command_line(__doc__)
+    add("folders", type=Path, nargs="+")
     return parser.parse_args()
 
 
@@ -80,14 +78,9 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    data = {
-        "schema_version": 1,
-        "command": "python benchmarks/export/exported_ensembles.py FOLDER...",
-        "environment": environment(),
-        "goals": {"weight_ratio": MAX_WEIGHT_RATIO, "beside_kib": MAX_BESIDE_KIB},
-        "ensembles": rows,
-    }
-    write_json(arguments.results_dir / "exported_ensembles.json", data)
+    goals = {"weight_ratio": MAX_WEIGHT_RATIO, "beside_kib": MAX_BESIDE_KIB}
+    made_by = command(__file__, arguments, places="FOLDER...")
+    write_results(arguments.results_dir, "exported_ensembles", made_by, {"goals": goals, "ensembles": rows})
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ Writes results/latency_prediction.json: predicted and measured milliseconds, spr
 """
 
 import argparse
-import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,26 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ASTConfig, ASTForAudioClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import ASTConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import BASE, command, command_line, sizes_of, write_results
+
 from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.export.graphs.draw import draw_graph, draw_sub_model, plain_attention, save_graph
-from edvit_hf.export.optimum_config import resolve_onnx_config
+from edvit_hf.export.graphs.draw import draw_graph, plain_attention, save_graph
 from edvit_hf.hardware.latency import predicted_ms
 from edvit_hf.hardware.profiles import DeviceProfile
 from edvit_hf.hardware.profiling import profile_machine
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import summary
-from edvit_hf.storage import write_json
-from harness import RESULTS
+from speed.vit_base_models import ONNX_TIMER, OPSET, draw, stock_model, timed
 
-OPSET, LABELS, TARGET = 20, 11, 0.10
-BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
-TINY_32 = {"image_size": 32, "patch_size": 4, "num_hidden_layers": 12}
-TINY_32 |= {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-SMALL_32 = TINY_32 | {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 6, "intermediate_size": 192}
+LABELS, TARGET = 11, 0.10
+TINY_32 = sizes_of(192, heads=3, layers=12, image_size=32, patch_size=4)
+SMALL_32 = sizes_of(96, heads=4, layers=6, ffn=192, image_size=32, patch_size=4)
 # name -> (model type, teacher's sizes, heads' worth kept, whole or thin heads)
 SIZES: dict[str, tuple[str, dict[str, int], int, AttentionKind]] = {
     **{f"ViT-Base, {heads} of 12 heads": ("vit", BASE, heads, "whole") for heads in range(1, 9)},
@@ -51,22 +46,15 @@ SIZES: dict[str, tuple[str, dict[str, int], int, AttentionKind]] = {
     "AST, 2 of 12 heads": ("audio-spectrogram-transformer", BASE, 2, "whole"),
 }
 TINY = ("ViT 192 wide, 32 px, 1 of 3 heads", "ViT 96 wide, 32 px, 2 of 4 heads")
-TIMER = (
-    "import json, sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
-    "samples = time_rounds([open_session(Path(sys.argv[1]), 1)], rounds=int(sys.argv[2])); "
-    "print(json.dumps(samples[0].milliseconds))"
-)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--rounds", type=int, default=5, help="fresh processes per size, in shuffled rounds")
     add("--repeats", type=int, default=9, help="timed runs per process")
     add("--seed", type=int, default=0, help="of weights, inputs and orders")
     add("--quick", action="store_true", help="a quick profile and the two smallest sizes, to try the script")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -104,30 +92,13 @@ def sub_model_shape(model_type: str, sizes: dict[str, int], keep_heads: int, att
 
 def export(shape: ModelShape, path: Path, seed: int) -> None:
     """A stock classifier of this shape with random weights, through our exporter."""
-    torch.manual_seed(seed)
-    classes = {"vit": (ViTConfig, ViTForImageClassification)}
-    classes["audio-spectrogram-transformer"] = (ASTConfig, ASTForAudioClassification)
-    config_class, model_class = classes[shape.architecture.model_type]
-    values = {key: value for key, value in shape.config.items() if key != "model_type"}
-    config = config_class(**values, num_labels=LABELS)
-    shape.architecture.set_widths(config, shape.widths)
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):  # all zero in a new model: the exporter would store them once
-                parameter.normal_(std=0.02)
+    model = stock_model(shape, seed)
     if shape.architecture.model_type == "vit":
-        graph = draw_sub_model(model, resolve_onnx_config(config), opset=OPSET)
+        graph = draw(model, early=True)
     else:
         with plain_attention(model):
-            graph = draw_graph(SpectrogramGraph(model).eval(), SpectrogramAxes(config), opset=OPSET)
+            graph = draw_graph(SpectrogramGraph(model).eval(), SpectrogramAxes(model.config), opset=OPSET)
     save_graph(graph, path)
-
-
-def time_fresh(path: Path, repeats: int) -> list[float]:
-    """Milliseconds on one thread in a process of its own."""
-    command = [sys.executable, "-c", TIMER, str(path), str(repeats)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def measure(folder: Path, names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -138,7 +109,7 @@ def measure(folder: Path, names: list[str], arguments: argparse.Namespace) -> di
     for _ in range(arguments.rounds):
         shuffler.shuffle(names)
         for name in names:
-            found = time_fresh(folder / f"{list(SIZES).index(name)}.onnx", arguments.repeats)
+            found, _ = timed(ONNX_TIMER, folder / f"{list(SIZES).index(name)}.onnx", arguments.repeats)
             samples[name] += found
             medians[name].append(round(statistics.median(found), 4))
     return {name: {**summary(samples[name]), "process_medians_ms": medians[name]} for name in sorted(names)}
@@ -173,11 +144,7 @@ def main() -> None:
         rows = rows_of(profile, measure(folder, names, arguments))
     errors = [abs(row["relative_error"]) for row in rows]
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/planning/latency_prediction.py --rounds {arguments.rounds} "
-        f"--repeats {arguments.repeats} --seed {arguments.seed}" + (" --quick" if arguments.quick else ""),
         "seed": arguments.seed,
-        "environment": environment(),
         "what": "onnxruntime fp32, one thread, one input; real exports of stock models, random weights",
         "median_relative_error": round(statistics.median(errors), 4),
         "max_relative_error": round(max(errors), 4),
@@ -190,13 +157,12 @@ def main() -> None:
             "fits": profile.provenance["fits"],
         },
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "latency_prediction.json"
-    write_json(path, result)
     for row in rows:
-        print(f"{row['name']:36} {row['median_ms']:9.3f} ms, predicted {row['predicted_ms']:9.3f} ms "
-              f"({row['relative_error']:+.1%})")  # fmt: skip
-    print(f"median error {result['median_relative_error']:.1%}, profile took {seconds} s; written: {path}")
+        measured, predicted = row["median_ms"], row["predicted_ms"]
+        print(f"{row['name']:36} {measured:9.3f} ms, predicted {predicted:9.3f} ms ({row['relative_error']:+.1%})")
+    print(f"median error {result['median_relative_error']:.1%}, profile took {seconds} s")
+    made_by = command(__file__, arguments, "rounds", "repeats", "seed", "quick")
+    write_results(arguments.results_dir, "latency_prediction", made_by, result)
 
 
 if __name__ == "__main__":

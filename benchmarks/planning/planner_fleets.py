@@ -7,7 +7,6 @@ Plans a ViT-Base split into 2 to 20 sub-models on each fleet, checks every plan 
 own, and compares the exact placement with the greedy one at the same keep: results/planner_fleets.json.
 """
 
-import argparse
 import platform
 import random
 import sys
@@ -18,21 +17,19 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError
 from edvit_hf.hardware.profiles import load_profiles
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import plan
 from edvit_hf.planning.plan import Plan
-from edvit_hf.storage import write_json
-from harness import RESULTS
 
 NUM_CLASSES, FUSION_HIDDEN = 100, 256
 TEACHER = ModelShape.from_config({"model_type": "vit"}, num_labels=NUM_CLASSES)
 SPEEDS = ("raspberry-pi-4b", "raspberry-pi-5", "intel-n100")  # the profiles with a known speed
 UNKNOWN = ("jetson-nano", "jetson-orin-nano", "x86-avx2")
-SCHEMA_VERSION = 1
 
 
 def random_fleet(rng: random.Random) -> tuple[Fleet, list[list[int]]]:
@@ -53,20 +50,16 @@ def random_fleet(rng: random.Random) -> tuple[Fleet, list[list[int]]]:
         size, energy = scale * share * rng.uniform(0.4, 2.5), None
         if profile in SPEEDS and rng.random() < 0.3:
             energy = known.watts * 2 * middle.macs / known.sustained_gflops / 1e6 * share * rng.uniform(0.8, 3)
-        devices.append(
-            Device(
-                name=f"device-{number}", profile=profile,
-                memory_mib=round(size * middle.bytes / 2**20, 2) if rng.random() < 0.9 else None,
-                macs=int(share * rng.uniform(0.8, 3) * middle.macs) if rng.random() < 0.3 else None,
-                energy_mj=energy, link_mbit_per_s=rng.choice([None, 20, 100]), link_ms=rng.choice([None, 1, 5]),
-            )
-        )  # fmt: skip
-    fleet = Fleet(
-        devices=tuple(devices), name="random",
-        total_mib=round(num_sub_models * middle.bytes / 2**20 * rng.uniform(0.7, 2), 1) if rng.random() < 0.5 else None,
-        uplink_mbit_per_s=rng.choice([None, 20, 100]),
-        coordinator=devices[0].name if rng.random() < 0.5 else None,
-    )  # fmt: skip
+        memory = round(size * middle.bytes / 2**20, 2) if rng.random() < 0.9 else None
+        macs = int(share * rng.uniform(0.8, 3) * middle.macs) if rng.random() < 0.3 else None
+        budgets = {"memory_mib": memory, "macs": macs, "energy_mj": energy}
+        links = {"link_mbit_per_s": rng.choice([None, 20, 100]), "link_ms": rng.choice([None, 1, 5])}
+        devices.append(Device(name=f"device-{number}", profile=profile, **budgets, **links))
+    mib = num_sub_models * middle.bytes / 2**20
+    total = round(mib * rng.uniform(0.7, 2), 1) if rng.random() < 0.5 else None
+    uplink, hub = rng.choice([None, 20, 100]), devices[0].name if rng.random() < 0.5 else None
+    whole = {"total_mib": total, "uplink_mbit_per_s": uplink, "coordinator": hub}
+    fleet = Fleet(devices=tuple(devices), name="random", **whole)
     parts = np.array_split(np.random.default_rng(rng.randint(0, 10**9)).permutation(NUM_CLASSES), num_sub_models)
     return fleet, [sorted(int(c) for c in part) for part in parts]
 
@@ -185,16 +178,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Plan all fleets and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-fleets", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results-dir", type=Path, default=RESULTS)
+    parser, add = command_line(__doc__)
+    add("--num-fleets", type=int, default=200)
+    add("--seed", type=int, default=0)
     options = parser.parse_args()
     result = measure(options.num_fleets, options.seed)
-    command = f"python benchmarks/planning/planner_fleets.py --num-fleets {options.num_fleets} --seed {options.seed}"
-    head = {"schema_version": SCHEMA_VERSION, "command": command, "seed": options.seed, "teacher": "ViT-Base, 224 px"}
-    where = {"environment": environment(), "machine": platform.machine()}
-    write_json(options.results_dir / "planner_fleets.json", {**head, **where, **result})
+    head = {"seed": options.seed, "teacher": "ViT-Base, 224 px", "machine": platform.machine()}
+    made_by = command(__file__, options, "num_fleets", "seed")
+    write_results(options.results_dir, "planner_fleets", made_by, {**head, **result})
     for key, value in result["summary"].items():
         print(f"{key:36s} {value}")
 

@@ -21,11 +21,11 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads
-from edvit_hf.hardware.provenance import environment, peak_memory_mib, reset_peak_memory
+from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, make_plan, prune
-from edvit_hf.storage import write_json
-from harness import RESULTS
 
 NUM_CLASSES = 10
 KINDS: tuple[AttentionKind, ...] = ("whole", "thin", "merged")
@@ -34,12 +34,10 @@ TINY = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96, "ima
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--keep-heads", type=int, nargs="+", default=[2, 6, 9], help="of 12")
     add("--seed", type=int, default=0, help="of the weights and scores")
     add("--tiny", action="store_true", help="a toy model of 12 heads, to try the script")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -105,19 +103,9 @@ def main() -> None:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     rows.append(pool.apply(measure, (config, keep_heads, attention, arguments.seed)))
                 print(json.dumps(rows[-1]))
-    keeps = " ".join(map(str, arguments.keep_heads))
-    command = f"python benchmarks/pruning/cut_vit_base.py --keep-heads {keeps} --seed {arguments.seed}"
-    result = {
-        "schema_version": 1,
-        "command": command + (" --tiny" if arguments.tiny else ""),
-        "seed": arguments.seed,
-        "torch_threads": 1,
-        "num_sub_models": NUM_CLASSES,
-        "environment": environment(),
-        "rows": rows,
-    }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.results_dir / "cut_vit_base.json", result)
+    made_by = command(__file__, arguments, "keep_heads", "seed", "tiny")
+    result = {"seed": arguments.seed, "torch_threads": 1, "num_sub_models": NUM_CLASSES, "rows": rows}
+    write_results(arguments.results_dir, "cut_vit_base", made_by, result)
 
 
 if __name__ == "__main__":

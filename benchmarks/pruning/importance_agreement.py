@@ -22,6 +22,8 @@ from scipy.stats import kendalltau
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.auto import stock_auto_class
 from edvit_hf.pruning import UnitScores, architecture_of, make_plan, unit_scores
@@ -29,8 +31,6 @@ from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
-from edvit_hf.storage import write_json
-from harness import RESULTS
 
 APPROXIMATIONS: tuple[ImportanceMethod, ...] = ("fisher", "linear", "hybrid")
 OTHERS = [method for method in get_args(ImportanceMethod) if method != "kl"]
@@ -39,8 +39,7 @@ TEACHER_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "int
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("teacher", type=Path, help="folder of a saved stock classifier")
     add("--recipe", required=True, help="name or path; gives the dataset, groups and keep")
     add("--work-dir", type=Path, help="folder of a recipe run, whose class groups are then used")
@@ -50,7 +49,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--num-groups", type=int, help="score only the first so many class groups")
     add("--batch-size", type=int, help="rows per forward; default: the recipe's")
     add("--seed", type=int, default=0, help="of the drawn samples")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -134,16 +132,13 @@ def summary(rows: list[dict[str, Any]], methods: Sequence[str]) -> dict[str, dic
     return result
 
 
-def command_line(arguments: argparse.Namespace) -> str:
+def made_by(arguments: argparse.Namespace) -> str:
     """What reproduces the result; the folders are the reader's own."""
-    options = [f"--recipe {Path(arguments.recipe).name}"]
-    options += ["--work-dir WORK_DIR"] if arguments.work_dir else []
-    if tuple(arguments.methods) != APPROXIMATIONS:
-        options += [f"--methods {' '.join(arguments.methods)}"]
-    for name in ("keep_heads", "samples_per_class", "num_groups", "batch_size", "seed"):
-        value = getattr(arguments, name)
-        options += [] if value is None else [f"--{name.replace('_', '-')} {value}"]
-    return " ".join(["python benchmarks/pruning/importance_agreement.py TEACHER_DIR", *options])
+    options = {**vars(arguments), "recipe": Path(arguments.recipe).name}
+    options["work_dir"] = "WORK_DIR" if arguments.work_dir else None
+    options["methods"] = None if tuple(arguments.methods) == APPROXIMATIONS else arguments.methods
+    names = ("recipe", "work_dir", "methods", "keep_heads", "samples_per_class", "num_groups", "batch_size", "seed")
+    return command(__file__, options, *names, places="TEACHER_DIR")
 
 
 def main() -> None:
@@ -167,24 +162,18 @@ def main() -> None:
         rows.append(score_group(model, inputs, group, after, arguments.methods, batch_size))
         print(json.dumps(rows[-1]))
     result = {
-        "schema_version": 1,
         "recipe": recipe.name,
-        "command": command_line(arguments),
         "seed": arguments.seed,
         "samples_per_class": samples_per_class,
         "batch_size": batch_size,
         "keep": {"keep_residual": after.residual, "keep_heads": after.heads, "keep_ffn": after.ffn},
         "torch_threads": torch.get_num_threads(),
         "teacher": {name: getattr(model.config, name) for name in TEACHER_SIZES},
-        "environment": trip.environment,
         "summary": summary(rows, arguments.methods),
         "groups": rows,
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / f"importance_agreement_{recipe.name}.json"
-    write_json(path, result)
+    write_results(arguments.results_dir, f"importance_agreement_{recipe.name}", made_by(arguments), result)
     print(json.dumps(result["summary"], indent=2))
-    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Writes results/importance_distilled_<recipe>.json: difference to exact KL in sta
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -19,33 +20,29 @@ from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, once, write_results
+
 from edvit_hf.data import TaskData
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
-from trips.reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
+from edvit_hf.storage import read_json
+from trips.reduced_trip import REDUCED, add_options, pruned_row, reduced_trip, reduction
 
 REFERENCE = "kl"
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("work_dirs", type=Path, nargs="+", help="finished runs, one per seed; only read")
     add("--recipe", required=True, help="the recipe of those runs, name or path")
     add("--out", type=Path, required=True, help="folder for the models of every cell")
-    add(
-        "--methods", nargs="+", default=["kl", "hybrid", "fisher", "linear"], choices=get_args(ImportanceMethod),
-        help="exact kl must be among them",
-    )  # fmt: skip
+    methods, usual = get_args(ImportanceMethod), ["kl", "hybrid", "fisher", "linear"]
+    add("--methods", nargs="+", default=usual, choices=methods, help="exact kl must be among them")
     add("--samples-per-class", type=int, default=16, help="items per class that are scored")
     add("--keep-heads", type=int, help="default: the recipe's")
-    add("--results-dir", type=Path, default=RESULTS)
     add_options(add)
     return parser.parse_args()
 
@@ -98,34 +95,25 @@ def main() -> None:
     seeds = [read_json(stage_dir(work, "teacher") / "done.json")["seeds"]["teacher"] for work in arguments.work_dirs]
     if len(set(seeds)) < len(seeds):
         raise SystemExit(f"the runs have the seeds {seeds}: the same run twice says nothing about the spread.")
+    names = ("recipe", "out", "methods", "samples_per_class", *REDUCED)
+    made_by = command(__file__, arguments, *names, places="WORK_DIR...", recipe=recipe.name, out="FOLDER")
     data, rows = Trip(recipe, {}).data, []
     result = {
-        "schema_version": 1,
         "recipe": recipe.name,
-        "command": f"python benchmarks/pruning/importance_distilled.py WORK_DIR... --recipe {recipe.name} --out FOLDER "
-        f"--methods {' '.join(arguments.methods)} --samples-per-class {arguments.samples_per_class} "
-        f"--train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs} "
-        f"--fuse-epochs {arguments.fuse_epochs} --views {arguments.views}",
         "seeds": seeds,
         "samples_per_class": arguments.samples_per_class,
         "keep_heads": arguments.keep_heads or recipe.prune.keep_heads,
         "reduced": dataclasses.asdict(reduction(arguments)),
         "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
-        "environment": environment(),
     }
     for source, seed in zip(arguments.work_dirs, seeds, strict=True):
         for method in arguments.methods:
             done = arguments.out / f"{method}_seed{seed}" / "row.json"
             trip = cell_trip(arguments, recipe, source, method, seed, data)
-            if not done.is_file():
-                seconds = run_stages(trip, ("plan", "prune", "distill", "fuse"))
-                accuracy = accuracies(trip.ensemble, trip)
-                write_json(done, {"method": method, "seed": seed, "accuracy": accuracy, "seconds": seconds})
-            rows.append(read_json(done))
+            rows.append(once(done, functools.partial(pruned_row, trip, method=method, seed=seed)))
             print(json.dumps(rows[-1]))
-            arguments.results_dir.mkdir(parents=True, exist_ok=True)
-            path = arguments.results_dir / f"importance_distilled_{recipe.name}.json"
-            write_json(path, {**result, "summary": summary(rows), "rows": rows})
+            found = {**result, "summary": summary(rows), "rows": rows}
+            write_results(arguments.results_dir, f"importance_distilled_{recipe.name}", made_by, found)
     print(json.dumps(summary(rows), indent=2))
 
 

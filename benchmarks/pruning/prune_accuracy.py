@@ -11,10 +11,12 @@ when started again with the same options; prints the tables as markdown.
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.architectures.axes import AttentionKind, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
 from edvit_hf.pruning import UnitScores, architecture_of, compensate, make_plan, prune, unit_scores
@@ -33,8 +37,9 @@ from edvit_hf.pruning.score_kl import group_log_probabilities
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
-from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
+from edvit_hf.storage import read_json
+from report.figures import table
+from report.pruning import accuracies, pair
 
 METHODS = get_args(ImportanceMethod)
 KINDS = get_args(AttentionKind)
@@ -46,8 +51,7 @@ SETTINGS = ("samples_per_class", "compensation_samples", "evaluation_items", "nu
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("teachers", type=Path, nargs="+", help="folders of saved stock classifiers of one shape, one per seed")
     add("--recipe", required=True, help="name or path; gives the dataset, groups and batch size")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -59,7 +63,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--evaluation-items", type=int, default=1000, help="per split, half of them from the group")
     add("--seed", type=int, default=0, help="of the drawn items and of the random scores")
     add("--figure", action="store_true", help="also write results/prune_accuracy_<recipe>.png")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -121,7 +124,7 @@ def cells(
     return found
 
 
-def measure(result: dict[str, Any], trip: Trip, arguments: argparse.Namespace, path: Path) -> None:
+def measure(result: dict[str, Any], trip: Trip, arguments: argparse.Namespace, write: Callable[[], Any]) -> None:
     """Add the rows that `result` lacks, writing the file after each."""
     done = {(row["teacher"], row["method"], tuple(row["class_group"])) for row in result["rows"]}
     for index, folder in enumerate(arguments.teachers):
@@ -133,15 +136,13 @@ def measure(result: dict[str, Any], trip: Trip, arguments: argparse.Namespace, p
             task = Task(trip, group, arguments)
             for method in missing:
                 start = time.perf_counter()
-                scores = unit_scores(
-                    teacher, task.scored, group, method=method, batch_size=trip.recipe.prune.batch_size,
-                    seed=arguments.seed, progress=False,
-                )  # fmt: skip
+                how = {"batch_size": trip.recipe.prune.batch_size, "seed": arguments.seed, "progress": False}
+                scores = unit_scores(teacher, task.scored, group, method=method, **how)
                 seconds = round(time.perf_counter() - start, 3)
                 row = {"teacher": index, "method": method, "class_group": group, "score_seconds": seconds}
                 row |= {"teacher_accuracy": task.accuracy(teacher, is_teacher=True)}
                 result["rows"].append(row | {"cells": cells(teacher, scores, task, arguments)})
-                write_json(path, result)
+                write()
                 print(f"teacher {index}, group {group}, {method}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
@@ -182,20 +183,14 @@ def winners(summary: list[dict[str, Any]]) -> dict[str, Any]:
     return best
 
 
-def tables(summary: list[dict[str, Any]], methods: list[str], kinds: list[str], keeps: list[str]) -> str:
-    """Markdown: one table per split, percent, "without -> with" compensation."""
-    found = {(e["method"], e["attention"], e["keep"], e["compensated"]): e for e in summary}
+def tables(result: dict[str, Any], columns: list[tuple[str, str]]) -> str:
+    """Markdown: one table per split, percent, without → with compensation; a column for each kind and keep."""
     lines = []
     for split in SPLITS:
-        heads = [f"{kind} {keep}" for kind in kinds for keep in keeps]
-        lines += ["", f"**{split}**, % (without -> with compensation)", "", "| scores | " + " | ".join(heads) + " |"]
-        lines.append("|---|" + "---:|" * len(heads))
-        for method in methods:
-            texts = []
-            for kind, keep in itertools.product(kinds, keeps):
-                pair = [found[method, kind, keep, flag][split] for flag in (False, True)]
-                texts.append(f"{100 * pair[0]:.1f} -> {100 * pair[1]:.1f}")
-            lines.append(f"| {method} | " + " | ".join(texts) + " |")
+        cells = accuracies(result, split)
+        rows = [[method, *(pair(cells, method, *column) for column in columns)] for method in result["methods"]]
+        lines += ["", f"**{split}**, % (without → with compensation)", ""]
+        lines += table(["scores", *(" ".join(column) for column in columns)], rows)
     return "\n".join(lines)
 
 
@@ -205,21 +200,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     kinds, keeps, methods = result["kinds"], result["settings"]["keep"], result["methods"]
     colours = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+    shares = accuracies(result, "test")
     figure = Figure(figsize=(4.2 * len(kinds), 4.2), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for panel, kind in zip(panels, kinds, strict=True):
         for index, method in enumerate(methods):
             for flag, style in ((False, ":"), (True, "-")):
-                values = [
-                    100 * next(
-                        e["test"] for e in result["summary"]
-                        if (e["method"], e["attention"], e["keep"], e["compensated"]) == (method, kind, keep, flag)
-                    )
-                    for keep in keeps
-                ]  # fmt: skip
-                label = method if flag else None
-                marker = "osD^v<>Px"[index]
-                panel.plot(keeps, values, style, color=colours[index], marker=marker, markersize=4, label=label)
+                values = [100 * shares[method, kind, keep, flag] for keep in keeps]
+                look = {"color": colours[index], "marker": "osD^v<>Px"[index], "markersize": 4}
+                panel.plot(keeps, values, style, label=method if flag else None, **look)
         panel.set_title(f"{kind} heads", fontsize=10)
         panel.set_xlabel("share of the heads kept")
         panel.grid(axis="y", color="#d9d9d9", linewidth=0.6)
@@ -235,21 +224,18 @@ def main() -> None:
     arguments = parse_arguments()
     recipe = load_recipe(arguments.recipe)
     trip = Trip(recipe, {})
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / f"prune_accuracy_{recipe.name}.json"
+    name = f"prune_accuracy_{recipe.name}"
+    path = arguments.results_dir / f"{name}.json"
     settings = {name: getattr(arguments, name) for name in SETTINGS} | {"num_teachers": len(arguments.teachers)}
     config = trip.load(Path(arguments.teachers[0])).config
     result: dict[str, Any] = {
-        "schema_version": 1,
         "recipe": recipe.name,
-        "command": command_line(arguments),
         "seed": arguments.seed,
         "settings": settings,
         "kinds": arguments.kinds,
         "torch_threads": torch.get_num_threads(),
         "teacher": {name: getattr(config, name) for name in TEACHER_SIZES},
         "teacher_sha256": [fingerprint(folder) for folder in arguments.teachers],
-        "environment": trip.environment,
         "rows": [],
     }
     if path.is_file():
@@ -257,18 +243,18 @@ def main() -> None:
         if any(stored.get(key) != result[key] for key in ("settings", "kinds", "teacher_sha256")):
             raise SystemExit(f"{path} holds other settings or teachers. Move it away, or give its options again.")
         result["rows"] = stored["rows"]
-    measure(result, trip, arguments, path)
+    write = functools.partial(write_results, arguments.results_dir, name, made_by(arguments), result)
+    measure(result, trip, arguments, write)
     present = {row["method"] for row in result["rows"]}
     result["methods"] = [method for method in METHODS if method in present]
     result["summary"] = summarise(result["rows"])
     result["winners"] = winners(result["summary"])
-    write_json(path, result)
+    write()
     if arguments.figure:
         draw(result, path.with_suffix(".png"))
-    print(tables(result["summary"], result["methods"], arguments.kinds, arguments.keep))
+    print(tables(result, list(itertools.product(arguments.kinds, arguments.keep))))
     for entry in result["winners"]["ranking_over_keeps"][:5]:
         print(entry)
-    print(f"written: {path}")
 
 
 def fingerprint(folder: Path) -> str:
@@ -276,17 +262,12 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def command_line(arguments: argparse.Namespace) -> str:
+def made_by(arguments: argparse.Namespace) -> str:
     """What reproduces the result; the folders are the reader's own."""
-    options = [f"--recipe {Path(arguments.recipe).name}"]
-    if arguments.kinds != list(KINDS):
-        options.append(f"--kinds {' '.join(arguments.kinds)}")
-    options += [
-        f"--{name.replace('_', '-')} {' '.join(value) if isinstance(value, list) else value}"
-        for name, value in ((name, getattr(arguments, name)) for name in SETTINGS)
-    ]
     teachers = " ".join(f"TEACHER_DIR_{i}" for i in range(len(arguments.teachers)))
-    return " ".join(["python benchmarks/pruning/prune_accuracy.py", teachers, *options])
+    kinds = ["kinds"] if arguments.kinds != list(KINDS) else []
+    recipe = Path(arguments.recipe).name
+    return command(__file__, arguments, "recipe", *kinds, *SETTINGS, places=teachers, recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
@@ -36,22 +38,19 @@ from edvit_hf.pruning import architecture_of, compensate, make_plan, prune, unit
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
-from edvit_hf.storage import write_json
 from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_outputs, train
-from harness import RESULTS
+from pruning.prune_accuracy import SPLITS, balanced_items
+from report.figures import percent, table
 
 try:
     import torch_pruning
 except ImportError:
     torch_pruning = None
 
-SPLITS = ("validation", "test")
-
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("teacher", type=Path, help="folder of a saved stock ViT classifier")
     add("--recipe", required=True, help="name or path; gives the dataset, groups, importance and retraining")
     add("--keep-heads", type=int, default=2, help="heads kept per layer")
@@ -59,7 +58,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--epochs", type=int, default=4, help="of retraining")
     add("--samples", type=int, default=512, help="fitted on by the compensation, and shown to Taylor")
     add("--seed", type=int, default=0)
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -73,20 +71,13 @@ class Task:
         train_split = trip.data.train
         scored = trip.training_sample(self.classes, trip.recipe.prune.samples_per_class, self.seed)
         self.scored = train_split.inputs(scored)
-        items = self._balanced(train_split.labels, arguments.samples)
+        items = balanced_items(train_split.labels, self.classes, arguments.samples, self.seed)
         self.fitted = train_split.inputs(items)["pixel_values"]
         self.fitted_labels = self.labels(train_split.labels[items])
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
         """The labels of this task."""
         return labels if self.group is None else class_group_labels(labels, self.group)
-
-    def _balanced(self, labels: np.ndarray, count: int) -> np.ndarray:
-        generator = np.random.default_rng([self.seed, *self.classes])
-        inside = np.isin(labels, self.classes)
-        parts = [generator.permutation(np.flatnonzero(mask)) for mask in (inside, ~inside) if mask.any()]
-        size = min(count // len(parts), *map(len, parts))
-        return np.sort(np.concatenate([part[:size] for part in parts]))
 
     def accuracy(self, model: PreTrainedModel) -> dict[str, float]:
         """Share of right answers; of a group: over as many items from outside as from it."""
@@ -95,7 +86,7 @@ class Task:
         with torch.inference_mode():
             for name in SPLITS:
                 split = getattr(self.trip.data, name)
-                items = self._balanced(split.labels, len(split))
+                items = balanced_items(split.labels, self.classes, len(split), self.seed)
                 parts = np.array_split(items, max(1, len(items) // 512))
                 answers = torch.cat([model(**split.inputs(part)).logits.argmax(dim=-1) for part in parts])
                 result[name] = round(float((answers.numpy() == self.labels(split.labels[items])).mean()), 5)
@@ -105,10 +96,8 @@ class Task:
 def ours(teacher: PreTrainedModel, task: Task, after: Widths, *, is_compensated: bool) -> PreTrainedModel:
     """This library's cut."""
     config = task.trip.recipe.prune
-    scores = unit_scores(
-        teacher, task.scored, task.classes, method=config.importance, batch_size=config.batch_size, seed=task.seed,
-        progress=False,
-    )  # fmt: skip
+    how = {"batch_size": config.batch_size, "seed": task.seed, "progress": False}
+    scores = unit_scores(teacher, task.scored, task.classes, method=config.importance, **how)
     plan = make_plan(scores, teacher.config, after)
     pruned = prune(teacher, plan, task.classes)
     if is_compensated:
@@ -122,11 +111,12 @@ def theirs(start: PreTrainedModel, task: Task, after: Widths, importance: Any, *
     attentions = [m for m in model.modules() if hasattr(m, "q_proj")]
     heads = {getattr(m, f"{part}_proj"): before.heads for m in attentions for part in "qkv"}
     ratio = 1 - after.heads / before.heads
+    whole_heads = {"num_heads": heads, "prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": ratio}
+    rest = {"ignored_layers": [model.classifier], "output_transform": lambda output: output.logits.sum()}
+    example = {"pixel_values": task.fitted[:2]}
     pruner = torch_pruning.pruner.BasePruner(
-        model, {"pixel_values": task.fitted[:2]}, importance=importance, pruning_ratio=ratio, num_heads=heads,
-        prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=ratio, ignored_layers=[model.classifier],
-        output_transform=lambda output: output.logits.sum(),
-    )  # fmt: skip
+        model, example, importance=importance, pruning_ratio=ratio, **whole_heads, **rest
+    )
     if needs_gradient:
         model.zero_grad()
         for pixels, labels in zip(task.fitted.split(64), torch.as_tensor(task.fitted_labels).split(64), strict=True):
@@ -169,10 +159,8 @@ def methods(teacher: PreTrainedModel, task: Task, after: Widths) -> dict[str, Ca
 def retrain(model: PreTrainedModel, task: Task, stored: np.ndarray, config: DistillConfig) -> float:
     """Distil into the model as the recipe does; returns seconds."""
     start = time.perf_counter()
-    data = DistillData(
-        task.trip.data.train, stored, class_group=task.group, negatives_per_positive=config.negatives_per_positive,
-        seed=config.seed,
-    )  # fmt: skip
+    drawn = {"negatives_per_positive": config.negatives_per_positive, "seed": config.seed}
+    data = DistillData(task.trip.data.train, stored, class_group=task.group, **drawn)
     objective = distill_objective(
         task.group, config.temperature, config.distillation_weight, label_smoothing=config.label_smoothing
     )
@@ -201,17 +189,14 @@ def measure(teacher: PreTrainedModel, task: Task, stored: np.ndarray, arguments:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| classes | method | before % | after % | cut s | cut MiB |", "|---|---|---:|---:|---:|---:|"]
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table of all tasks and methods."""
+    lines = []
     for row in rows:
         classes = "all" if row["class_group"] is None else ", ".join(map(str, row["class_group"]))
-        before, after = (100 * row[when]["test"] for when in ("before", "after"))
-        lines.append(
-            f"| {classes} | {row['method']} | {before:.2f} | {after:.2f} | {row['seconds']:.2f} | "
-            f"{row['memory_mib']:.0f} |"
-        )
-    return "\n".join(lines)
+        accuracy = [percent(row[when]["test"]) for when in ("before", "after")]
+        lines.append([classes, row["method"], *accuracy, f"{row['seconds']:.2f}", f"{row['memory_mib']:.0f}"])
+    return "\n".join(table(["classes", "method", "before %", "after %", "cut s", "cut MiB"], lines, num_texts=2))
 
 
 def main() -> None:
@@ -230,23 +215,17 @@ def main() -> None:
         rows += measure(teacher, Task(trip, group, num_classes, arguments), stored, arguments)
     options = ("keep_heads", "num_groups", "epochs", "samples", "seed")
     settings = {name: getattr(arguments, name) for name in options}
-    text = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+    made_by = command(__file__, arguments, "recipe", *options, places="TEACHER_DIR", recipe=recipe.name)
     result = {
-        "schema_version": 1,
         "recipe": recipe.name,
-        "command": f"python benchmarks/pruning/torch_pruning_comparison.py TEACHER_DIR --recipe {recipe.name} {text}",
         "seed": arguments.seed,
         "settings": settings,
         "torch_pruning": importlib.metadata.version("torch-pruning"),
         "torch_threads": torch.get_num_threads(),
-        "environment": trip.environment,
         "rows": rows,
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / f"torch_pruning_{recipe.name}.json"
-    write_json(path, result)
-    print(table(rows))
-    print(f"written: {path}")
+    print(markdown(rows))
+    write_results(arguments.results_dir, f"torch_pruning_{recipe.name}", made_by, result)
 
 
 if __name__ == "__main__":

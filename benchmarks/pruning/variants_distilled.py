@@ -11,6 +11,7 @@ same command resumes. Writes results/variants_distilled_<recipe>.json; the winne
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -19,28 +20,26 @@ from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, once, write_results
+
 from edvit_hf.architectures.axes import AttentionKind
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
-from trips.reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
+from edvit_hf.storage import read_json
+from trips.reduced_trip import REDUCED, add_options, pruned_row, reduced_trip, reduction
 
 VARIANTS = list(itertools.product(get_args(AttentionKind), (False, True)))
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("work_dirs", type=Path, nargs="+", help="finished runs, one per seed; only read")
     add("--recipe", required=True, help="the recipe of those runs, name or path")
     add("--out", type=Path, required=True, help="folder for the models of every cell")
     add("--importance", default="fisher", help="scores of every variant")
     add("--compensation-samples", type=int, default=1024)
-    add("--results-dir", type=Path, default=RESULTS)
     add_options(add)
     return parser.parse_args()
 
@@ -62,20 +61,16 @@ def main() -> None:
     arguments = parse_arguments()
     recipe = load_recipe(arguments.recipe)
     seeds = [read_json(stage_dir(work, "teacher") / "done.json")["seeds"]["teacher"] for work in arguments.work_dirs]
+    names = ("recipe", "out", "importance", "compensation_samples", *REDUCED)
+    made_by = command(__file__, arguments, *names, places="WORK_DIR...", recipe=recipe.name, out="FOLDER")
     data, rows = Trip(recipe, {}).data, []
     result = {
-        "schema_version": 1,
         "recipe": recipe.name,
-        "command": f"python benchmarks/pruning/variants_distilled.py WORK_DIR... --recipe {recipe.name} --out FOLDER "
-        f"--importance {arguments.importance} --compensation-samples {arguments.compensation_samples} "
-        f"--train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs} "
-        f"--fuse-epochs {arguments.fuse_epochs} --views {arguments.views}",
         "seeds": seeds,
         "importance": arguments.importance,
         "keep_heads": recipe.prune.keep_heads,
         "reduced": dataclasses.asdict(reduction(arguments)),
         "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
-        "environment": environment(),
     }
     for (source, seed), (kind, compensated) in itertools.product(
         zip(arguments.work_dirs, seeds, strict=True), VARIANTS
@@ -83,23 +78,16 @@ def main() -> None:
         variant = f"{kind}{', compensated' if compensated else ''}"
         cell = arguments.out / f"{kind}_{'compensated' if compensated else 'plain'}_seed{seed}"
         own = recipe.with_seed(seed)
-        prune = dataclasses.replace(
-            own.prune, importance=arguments.importance, attention=kind, compensate=compensated,
-            compensation_samples=arguments.compensation_samples,
-        )  # fmt: skip
+        given = {"importance": arguments.importance, "compensation_samples": arguments.compensation_samples}
+        prune = dataclasses.replace(own.prune, attention=kind, compensate=compensated, **given)
         own = dataclasses.replace(own, prune=prune)
         trip = reduced_trip(source, own, cell, reduction(arguments), data, own_split=False)
-        if not (cell / "row.json").is_file():
-            seconds = run_stages(trip, ("plan", "prune", "distill", "fuse"))
-            row = {"variant": variant, "seed": seed, "accuracy": accuracies(trip.ensemble, trip), "seconds": seconds}
-            write_json(cell / "row.json", row)
-        rows.append(read_json(cell / "row.json"))
+        rows.append(once(cell / "row.json", functools.partial(pruned_row, trip, variant=variant, seed=seed)))
         print(json.dumps(rows[-1]))
-        found = summary(rows)
-        arguments.results_dir.mkdir(parents=True, exist_ok=True)
-        path = arguments.results_dir / f"variants_distilled_{recipe.name}.json"
-        winner = max(found, key=lambda name: found[name]["validation"])
-        write_json(path, {**result, "summary": found, "winner_on_validation": winner, "rows": rows})
+        means = summary(rows)
+        best = max(means, key=lambda name: means[name]["validation"])
+        found = {**result, "summary": means, "winner_on_validation": best, "rows": rows}
+        write_results(arguments.results_dir, f"variants_distilled_{recipe.name}", made_by, found)
     print(json.dumps(summary(rows), indent=2))
 
 

@@ -13,8 +13,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +21,25 @@ from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment, peak_memory_mib, reset_peak_memory
+from harness import command, command_line, seconds_of, write_results
+
+from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, unit_scores
 from edvit_hf.pruning.masks import Masks, layer_input, masked, resumed_at
-from edvit_hf.storage import write_json
-from harness import RESULTS
 
 MOST_FORWARDS, MOST_GIB, LEAST_TIMES_EXACT = 40, 8, 1000
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--images", type=int, default=64)
     add("--labels", type=int, default=100, help="of the teacher")
     add("--group-size", type=int, default=10, help="classes of the group")
     add("--batch-size", type=int, default=8, help="rows per forward, of everything measured")
     add("--repeats", type=int, default=5, help="plain forwards over all images; the median counts")
     add("--seed", type=int, default=0)
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -62,7 +51,7 @@ def forward_seconds(model: PreTrainedModel, images: Tensor, batch_size: int, rep
             model(batch)
 
     model(images[:batch_size])
-    return [round(seconds(forward), 3) for _ in range(repeats)]
+    return [round(seconds_of(forward), 3) for _ in range(repeats)]
 
 
 @torch.no_grad()
@@ -78,10 +67,10 @@ def exact_seconds(model: PreTrainedModel, images: Tensor, batch_size: int) -> di
     def per_row(masks: Masks, layer: int | None = None) -> float:
         with masked(model, architecture, masks):
             if layer is None:
-                return seconds(lambda: model(rows)) / len(rows)
+                return seconds_of(lambda: model(rows)) / len(rows)
             hidden = layer_input(model, architecture, layer, {architecture.main_input: rows})
             with resumed_at(model, architecture, layer, hidden):
-                return seconds(lambda: model(rows)) / len(rows)
+                return seconds_of(lambda: model(rows)) / len(rows)
 
     attention, ffn = (torch.ones(len(rows), size) for size in (widths.attention, widths.ffn))
     layers = range(widths.layers)
@@ -106,7 +95,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         found.append(unit_scores(model, images, group, method="fisher", batch_size=arguments.batch_size))
 
     reset_peak_memory()
-    fisher, peak = seconds(score), peak_memory_mib()
+    fisher, peak = seconds_of(score), peak_memory_mib()
     scores = found[0]
     num_units = scores.residual.size + scores.attention.size + scores.ffn.size
     exact = exact_seconds(model, images, arguments.batch_size)
@@ -137,20 +126,10 @@ def main() -> None:
     """Measure, write, print."""
     arguments = parse_arguments()
     options = ("images", "labels", "group_size", "batch_size", "repeats", "seed")
-    command = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in options)
-    result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/pruning/vit_base_scores.py {command}",
-        "seed": arguments.seed,
-        "torch_threads": torch.get_num_threads(),
-        "environment": environment(),
-        **measure(arguments),
-    }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "vit_base_scores.json"
-    write_json(path, result)
+    made_by = command(__file__, arguments, *options)
+    result = {"seed": arguments.seed, "torch_threads": torch.get_num_threads(), **measure(arguments)}
     print(json.dumps(result, indent=2))
-    print(f"written: {path}")
+    write_results(arguments.results_dir, "vit_base_scores", made_by, result)
 
 
 if __name__ == "__main__":

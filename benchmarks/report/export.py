@@ -28,14 +28,10 @@ def parity(results: Results, full: bool) -> list[str]:
     )
     if not full:
         return [text]
-    head = ["graph", "architectures", "inputs", "largest difference / largest logit", "same answer %"]
-    every = [
-        [
-            at(row, "graph") or ABSENT, ", ".join(at(row, "architectures") or []), at(row, "inputs") or ABSENT,
-            figure(at(row, "relative"), ".1e"), percent(at(row, "argmax_agreement"), 1),
-        ]
-        for row in at(data, "summary") or []
-    ]  # fmt: skip
+    head, every = "graph | architectures | inputs | largest difference / largest logit | same answer %", []
+    for row in at(data, "summary") or []:
+        texts = [at(row, "graph") or ABSENT, ", ".join(at(row, "architectures") or []), at(row, "inputs") or ABSENT]
+        every.append([*texts, figure(at(row, "relative"), ".1e"), percent(at(row, "argmax_agreement"), 1)])
     return [text, "", *table(head, every, 3), ""]
 
 
@@ -48,10 +44,8 @@ def ensembles(results: Results, full: bool) -> list[str]:
     rows = [line for one in found for line in variant_lines(one, full)]
     ratios = [ratio for one in found for ratio in each(at(one, "variants"), "weight_ratio")]
     beside = reduce(max, [value / 1024 for value in each(found, "pull", "beside_bytes")])
-    head = [
-        "exported", "variant", "test %", "points to fp32", "int8 weights / fp32", "KiB per device", "ms",
-        "flips (allowed)", "worst group: flips (allowed)", "nodes kept float",
-    ]  # fmt: skip
+    head = "exported | variant | test % | points to fp32 | int8 weights / fp32 | KiB per device | ms | "
+    head += "flips (allowed) | worst group: flips (allowed) | nodes kept float"
     return [
         f"- int8 weights take at most {figure(reduce(max, ratios), '.3f')} of their fp32 bytes "
         f"{goal(reduce(max, ratios), at(data, 'goals', 'weight_ratio') or 0.27, '≤')}; one device's share is its graph "
@@ -98,7 +92,7 @@ def flips(figures: Any) -> str:
 def seconds(results: Results, full: bool) -> list[str]:
     """How long ten sub-models in three variants take."""
     data = results.get("export_time")
-    made = source("export_time", {**(data or {}), "environment": data}, full)  # it has no block of its own for that
+    made = source("export_time", {"environment": data, **(data or {})}, full)  # older files have no block for that
     lines = []
     for one in at(data, "ensembles") or []:
         row = next(iter(at(one, "rows") or []), None)

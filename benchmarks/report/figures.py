@@ -92,8 +92,9 @@ def goal(value: Any, limit: float, sign: str, unit: str = "") -> str:
     return f"(target {text}{unit}{': missed' if is_missed else ''})"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], num_texts: int = 1) -> list[str]:
-    """Markdown; the first columns are texts, all others numbers."""
+def table(head: str | Sequence[str], rows: Iterable[Sequence[str]], num_texts: int = 1) -> list[str]:
+    """Markdown; the first columns are texts, all others numbers. A head may be one text, its columns between bars."""
+    head = head.split(" | ") if isinstance(head, str) else head
     marks = ["---"] * num_texts + ["---:"] * (len(head) - num_texts)
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(marks) + "|"]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
@@ -131,6 +132,34 @@ def source(name: str, data: Any, full: bool) -> str:
         return f"`{name}.json`, {commit(data)}{trial}"
     date = at(data, "environment", "date") or "date unknown"
     return f"Command: `{command(data)}`; file `results/{name}.json`; {commit(data)}; {machine(data)}; {date}{trial}"
+
+
+def points(intervals: Sequence[dict[str, float]]) -> str:
+    """Differences; one seed's with its paired 95 % interval, several seeds' as mean and range; empty without any."""
+    values = each(intervals, "difference")
+    if len(values) != 1:
+        return spread(values, "+.2f") if values else ""
+    low, high = (percent(at(intervals[0], end), sign="+") for end in ("low", "high"))
+    return f"{percent(values[0], sign='+')} [{low}, {high}]"
+
+
+def variants_of(exports: Sequence[Any]) -> tuple[str, str]:
+    """Accuracy of every exported variant, and the worst difference of fp32 from torch."""
+    names = at(exports[0], "accuracy") or {}
+    texts = [f"{name} {spread(each(exports, 'accuracy', name, 'accuracy'))} %" for name in names]
+    return ", ".join(texts), figure(reduce(max, each(exports, "parity", "relative_to_largest_logit")), ".1e")
+
+
+def seeds_text(seeds: Sequence[Any]) -> str:
+    """How many seeds, and which."""
+    return f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'} ({', '.join(map(str, seeds))})"
+
+
+def finding(name: str, data: Any, text: str, behind: Sequence[str], full: bool, note: str = "") -> list[str]:
+    """A line of a list with its source; in full what lies behind it, and the source (after a note) below that."""
+    if not full:
+        return [f"- {text} ({source(name, data, full)})"]
+    return [f"- {text}", "", *behind, "", f"{note}{source(name, data, full)}.", ""]
 
 
 def section(title: str, lines: Sequence[str], full: bool) -> list[str]:

@@ -4,13 +4,25 @@
 import re
 from typing import Any
 
-from report.figures import NAMES, at, command, commit, each, figure, machine, percent, reduce, spread, table
+from report.figures import (
+    NAMES,
+    at,
+    command,
+    commit,
+    each,
+    figure,
+    machine,
+    points,
+    reduce,
+    seeds_text,
+    spread,
+    table,
+    variants_of,
+)
 
 MARGIN = 0.005  # half a point
-COLUMNS = [
-    "", "accuracy %", "macro-F1 %", "points to the teacher", "parameters per device", "times smaller",
-    "KiB per device", "MMACs per device",
-]  # fmt: skip
+COLUMNS = " | accuracy % | macro-F1 % | points to the teacher | parameters per device | times smaller | "
+COLUMNS += "KiB per device | MMACs per device"
 RIVALS = ("small CNN", "TF-IDF + linear, per-device size")
 SHARED = ("teacher", "plain model, per-device size", "small CNN", "TF-IDF + linear, per-device size", "TF-IDF + linear")
 
@@ -31,10 +43,8 @@ def grid(name: str, data: Any, full: bool) -> list[str]:
         lines.append(row("plain model, total size", chosen, f"plain model, total size of {count}"))
     lines += [row(shared, of_own) for shared in SHARED[1:]]
     items = at(of_own[0], "num_test_items")
-    title = NAMES.get(name, name)
     return [
-        f"**{title}**, {figure(items)} test items, {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
-        f"({', '.join(map(str, seeds))})",
+        f"**{NAMES.get(name, name)}**, {figure(items)} test items, {seeds_text(seeds)}",
         "",
         *table(COLUMNS, [line for line in lines if line]),
         "",
@@ -57,23 +67,17 @@ def overview(found: dict[str, Any]) -> list[str]:
             size = at(named(cells[0], "ensemble"), "parameters_per_device")
             absent_one = [cell["absent"][1]["accuracy_mean"] for cell in cells if len(cell["absent"]) > 1]
             names = ("teacher", "ensemble", "plain model, per-device size", "plain model, total size")
-            rows.append(
-                [
-                    NAMES.get(name, name), str(count), str(len(cells)),
-                    *(spread(each([named(cell, one) for cell in cells], "accuracy"), ".1f") for one in names),
-                    spread(each([rival for rival in rivals if rival], "accuracy"), ".1f"),
-                    figure(at(named(cells[0], "teacher"), "parameters") / size, ".1f"),
-                    figure(size * 4 / 1024, ",.0f"), spread(absent_one, ".1f"),
-                ]
-            )  # fmt: skip
+            found_of = [[named(cell, one) for cell in cells] for one in names] + [[r for r in rivals if r]]
+            accuracies = [spread(each(rows_of, "accuracy"), ".1f") for rows_of in found_of]
+            smaller = figure(at(named(cells[0], "teacher"), "parameters") / size, ".1f")
+            sizes = [smaller, figure(size * 4 / 1024, ",.0f"), spread(absent_one, ".1f")]
+            rows.append([NAMES.get(name, name), str(count), str(len(cells)), *accuracies, *sizes])
         sources.append(f"`{name}.json` ({', '.join(dict.fromkeys(commit(cell) for cell in data['cells']))})")
     if not rows:
         return []
-    head = [
-        "accuracy % (range over seeds)", "sub-models", "seeds", "teacher", "ensemble", "plain, per-device size",
-        "plain, total size", "small CNN or TF-IDF of per-device size", "times smaller", "KiB per device",
-        "ensemble, one absent",
-    ]  # fmt: skip
+    head = "accuracy % (range over seeds) | sub-models | seeds | teacher | ensemble | plain, per-device size | "
+    head += "plain, total size | small CNN or TF-IDF of per-device size | times smaller | KiB per device | "
+    head += "ensemble, one absent"
     return [
         "**Images, sounds and texts, one recipe shape**",
         "",
@@ -96,7 +100,7 @@ def row(name: str, cells: list[Any], shown: str | None = None) -> list[str]:
         shown or name,
         spread(each(rows, "accuracy")),
         spread(each(rows, "macro_f1")),
-        differences(each(rows, "against_teacher")),
+        points(each(rows, "against_teacher")),
         figure(size, ","),
         figure(teacher / size if teacher and size else None, ".1f"),
         figure(size * 4 / 1024 if size else None, ",.0f"),
@@ -107,17 +111,6 @@ def row(name: str, cells: list[Any], shown: str | None = None) -> list[str]:
 def named(cell: Any, name: str) -> Any:
     """The row of this name, or None."""
     return next((found for found in at(cell, "rows") or [] if found["name"] == name), None)
-
-
-def differences(intervals: list[dict[str, float]]) -> str:
-    """Points; one seed with its paired 95 % interval, several as mean and range of the seeds."""
-    values = each(intervals, "difference")
-    if not values:
-        return ""
-    if len(values) > 1:
-        return spread(values, "+.2f")
-    low, high = (percent(at(intervals[0], end), sign="+") for end in ("low", "high"))
-    return f"{percent(values[0], sign='+')} [{low}, {high}]"
 
 
 def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
@@ -139,13 +132,13 @@ def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
         "Ensemble at most max(0.5 point, its one-sided 95 % interval) below the teacher, in so many seeds, by number "
         f"of sub-models: {'; '.join(near)}."
     )
+    gain = "nowhere three points below the teacher: there is little to gain."
+    if any(asked):
+        gain = f"three points or more below the teacher in {sum(asked)} of {len(cells)} cases."
     lines.append(
-        f"Ensemble against the plain model of one device's size (95 % interval excludes zero): {'; '.join(pays)}."
-        + (
-            f" The plain model is three points or more below the teacher in {sum(asked)} of {len(cells)} cases."
-            if any(asked) else " The plain model is nowhere three points below the teacher: there is little to gain."
-        )
-    )  # fmt: skip
+        f"Ensemble against the plain model of one device's size (95 % interval excludes zero): {'; '.join(pays)}. The "
+        f"plain model is {gain}"
+    )
     return [*lines, ""]
 
 
@@ -185,15 +178,8 @@ def exported(cells: list[Any]) -> list[str]:
     exports = each(cells, "export")
     if not exports:
         return []
-    variants = ", ".join(
-        f"{variant} {spread(each(exports, 'accuracy', variant, 'accuracy'))} %"
-        for variant in at(exports[0], "accuracy") or {}
-    )
-    parity = reduce(max, each(exports, "parity", "relative_to_largest_logit"))
-    return [
-        f"On onnxruntime: {variants}; fp32 at most {figure(parity, '.1e')} of the largest logit away from torch.",
-        "",
-    ]
+    variants, parity = variants_of(exports)
+    return [f"On onnxruntime: {variants}; fp32 at most {parity} of the largest logit away from torch.", ""]
 
 
 def cost(name: str, data: Any, cells: list[Any], full: bool) -> str:

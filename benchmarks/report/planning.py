@@ -10,13 +10,14 @@ from report.figures import (
     deviation,
     each,
     figure,
+    finding,
     goal,
     percent,
     reduce,
     section,
     source,
     table,
-)  # fmt: skip
+)
 from report.pruning import reduced
 from report.speed import engines, operators
 
@@ -25,13 +26,11 @@ def splitting(results: Results, full: bool) -> list[str]:
     """Balanced splits next to those by the teacher's confusions."""
     lines = []
     for name, data in results.starting_with("split_strategies_").items():
-        head, rows = ["split", "runs", "confusions within a group %", "validation %", "test %"], []
+        head, rows = "split | runs | confusions within a group % | validation % | test %", []
         for strategy, entry in (at(data, "summary") or {}).items():
             cells = at(entry, "cells")
-            pairs = [
-                (at(entry, s), at(entry, f"{s}_std") if (cells or 0) > 1 else None) for s in ("validation", "test")
-            ]
-            texts = [f"{percent(mean)}{deviation(sd)}" for mean, sd in pairs]
+            deviations = {s: at(entry, f"{s}_std") if (cells or 0) > 1 else None for s in ("validation", "test")}
+            texts = [f"{percent(at(entry, s))}{deviation(sd)}" for s, sd in deviations.items()]
             rows.append([strategy, figure(cells), percent(at(entry, "within"), 1), *texts])
         teacher = ", ".join(f"{s} {percent(at(data, 'teacher', 'accuracy', s))} %" for s in ("validation", "test"))
         best = at(data, "winner_on_validation") or ABSENT
@@ -54,7 +53,7 @@ def splitting_rows(rows: list[Any]) -> list[str]:
         groups = "; ".join(",".join(map(str, group)) for group in at(row, "class_groups") or []) or ABSENT
         cells = [percent(at(row, "within"), 1), *(percent(at(row, "accuracy", s)) for s in ("validation", "test"))]
         texts.append([at(row, "split") or ABSENT, groups, figure(at(row, "training_seed")), *cells])
-    head = ["split", "class groups", "training seed", "confusions within a group %", "validation %", "test %"]
+    head = "split | class groups | training seed | confusions within a group % | validation % | test %"
     return table(head, texts, num_texts=2)
 
 
@@ -69,23 +68,15 @@ def planner(results: Results, full: bool) -> list[str]:
     )
     fleets = len(at(data, "rows") or []) or None
     gain, proven = percent(at(found, "mean_reduction_where_faster"), 0), figure(at(found, "num_proven_optimal"))
-    lines = [
-        f"- planner on {figure(fleets)} random fleets of 2 to 20 devices {goal(fleets, 200, '≥')}, {figure(planned)} "
+    text = (
+        f"planner on {figure(fleets)} random fleets of 2 to 20 devices {goal(fleets, 200, '≥')}, {figure(planned)} "
         f"feasible: exact placement worse than greedy on {figure(worse)} {goal(worse, 0, '=')}, faster on "
         f"{figure(at(found, 'num_exact_faster'))} (there by {gain} % on average), proven best on {proven}, largest gap "
         f"{percent(at(found, 'max_gap'), 1)} %; budgets broken by independent arithmetic {figure(broken)} "
         f"{goal(broken, 0, '=')}; at most {figure(seconds, '.2f')} s a plan {goal(seconds, 1, '≤')}"
-        + ("" if full else f" ({source('planner_fleets', data, full)})")
-    ]
-    if not full:
-        return lines
-    rows = [[key.removeprefix("num_").replace("_", " "), plain(value)] for key, value in (found or {}).items()]
-    return [*lines, "", *table(["", ""], rows), "", f"{source('planner_fleets', data, full)}.", ""]
-
-
-def plain(value: Any) -> str:
-    """A number with as many digits as it has."""
-    return ABSENT if value is None else str(value)
+    )
+    rows = [[key.removeprefix("num_").replace("_", " "), figure(value, "")] for key, value in (found or {}).items()]
+    return finding("planner_fleets", data, text, table(["", ""], rows), full)
 
 
 def latency(results: Results, full: bool) -> list[str]:
@@ -96,15 +87,12 @@ def latency(results: Results, full: bool) -> list[str]:
     rows = at(data, "rows") or []
     error, limit = at(data, "median_relative_error"), at(data, "target_median_relative_error") or 0.1
     median = None if error is None else 100 * error
-    lines = [
-        f"- latency predicted after `edvit profile` ({figure(at(data, 'profile_seconds'), '.0f')} s) against measured, "
+    text = (
+        f"latency predicted after `edvit profile` ({figure(at(data, 'profile_seconds'), '.0f')} s) against measured, "
         f"onnxruntime, one thread, {len(rows)} sizes {goal(len(rows), 8, '≥')}: median error {figure(median, '.1f')} % "
         f"{goal(median, round(100 * limit), '≤', ' %')}, largest {percent(at(data, 'max_relative_error'), 1)} %"
-        + ("" if full else f" ({source('latency_prediction', data, full)})")
-    ]
-    if not full:
-        return lines
-    texts = [
+    )
+    cells = [
         [
             at(row, "name") or ABSENT,
             figure(at(row, "parameters"), ","),
@@ -114,8 +102,8 @@ def latency(results: Results, full: bool) -> list[str]:
         ]
         for row in rows
     ]
-    head = ["", "parameters", "MMACs", "measured ms", "lower quartile", "upper quartile", "predicted ms", "error %"]
-    return [*lines, "", *table(head, texts), "", f"{source('latency_prediction', data, full)}.", ""]
+    head = " | parameters | MMACs | measured ms | lower quartile | upper quartile | predicted ms | error %"
+    return finding("latency_prediction", data, text, table(head, cells), full)
 
 
 def onnx(results: Results, full: bool) -> list[str]:
@@ -126,54 +114,38 @@ def onnx(results: Results, full: bool) -> list[str]:
     ratio, shares = at(data, "latency_ratio"), at(data, "gap", "shares_of_excess") or {}
     largest = sorted(((v, part) for part, v in shares.items() if v is not None), reverse=True)[:3]
     eaters = ", ".join(f"{part} {percent(share, 0)} %" for share, part in largest) or ABSENT
-    lines = [
-        f"- one sub-model ({figure(at(data, 'keep_heads'))} of 12 heads) against ViT-Base, onnxruntime fp32, one "
+    text = (
+        f"one sub-model ({figure(at(data, 'keep_heads'))} of 12 heads) against ViT-Base, onnxruntime fp32, one "
         f"thread: {figure(ratio, '.1f')} times faster {goal(ratio, at(data, 'target_latency_ratio') or 20, '≥')}, "
         f"{figure(at(data, 'macs_ratio'), '.1f')} times fewer MACs; of the time beyond that share go to: {eaters}"
         + engines(data)
-        + ("" if full else f" ({source('vit_base_onnx', data, full)})")
-    ]
-    if not full:
-        return lines
+    )
     both = {"macs_ratio_of_parts": at(data, "macs_ratio_of_parts")}
     int8 = ["", "In int8:", "", *onnx_parts(both | at(data, "int8"))] if at(data, "int8") else []
-    return [*lines, "", *onnx_parts(data), *int8, "", f"{source('vit_base_onnx', data, full)}.", ""]
+    return finding("vit_base_onnx", data, text, [*onnx_parts(data), *int8], full)
 
 
 def onnx_parts(data: Any) -> list[str]:
     """Time by part of both models."""
     models = ("teacher", "sub_model")
     parts = at(data, "teacher", "profile", "parts_ms") or at(data, "gap", "excess_ms") or {}
-    rows = [
-        [
-            "whole model, not profiled",
-            *(figure(at(data, model, "median_ms"), ",.3f") for model in models),
-            figure(at(data, "latency_ratio"), ".1f"),
-            *[""] * 4,
-        ]
-    ]
+    medians = [figure(at(data, model, "median_ms"), ",.3f") for model in models]
+    rows = [["whole model, not profiled", *medians, figure(at(data, "latency_ratio"), ".1f"), *[""] * 4]]
     for part in parts:
-        milliseconds = [at(data, model, "profile", "parts_ms", part) for model in models]
-        whole, small = milliseconds
+        whole, small = milliseconds = [at(data, model, "profile", "parts_ms", part) for model in models]
+        cells = [part, *(figure(value, ",.3f") for value in milliseconds)]
+        cells.append(figure(whole / small, ".1f") if whole is not None and small else "")
         speeds = [at(data, model, "profile", "gflops", part) for model in models]
-        excess = (at(data, "gap", "excess_ms", part), at(data, "gap", "shares_of_excess", part))
-        rows.append(
-            [
-                part,
-                *(figure(value, ",.3f") for value in milliseconds),
-                figure(whole / small, ".1f") if whole is not None and small else "",
-                *("" if speed is None else f"{speed:.0f}" for speed in speeds),
-                figure(excess[0], ".3f"),
-                percent(excess[1], 0),
-            ]
-        )
+        cells += ["" if speed is None else f"{speed:.0f}" for speed in speeds]
+        cells.append(figure(at(data, "gap", "excess_ms", part), ".3f"))
+        rows.append([*cells, percent(at(data, "gap", "shares_of_excess", part), 0)])
     ratios = ", ".join(
         f"{part} {figure(value, '.1f')}" for part, value in (at(data, "macs_ratio_of_parts") or {}).items()
     )
     rounds = each(at(data, "latency_ratios_of_rounds"))
-    head = ["part", "ViT-Base ms", "sub-model ms", "ratio", "ViT-Base GFLOP/s", "sub-model GFLOP/s", "excess ms"]
+    head = "part | ViT-Base ms | sub-model ms | ratio | ViT-Base GFLOP/s | sub-model GFLOP/s | excess ms | "
     return [
-        *table([*head, "share of the excess %"], rows),
+        *table(f"{head}share of the excess %", rows),
         "",
         f"Excess: the sub-model's time beyond ViT-Base's divided by the ratio of all MACs. Ratio of the MACs by part: "
         f"{ratios or ABSENT}. Ratios of the single rounds: {figure(reduce(min, rounds), '.1f')} to "

@@ -13,13 +13,14 @@ from report.figures import (
     deviation,
     each,
     figure,
+    finding,
     goal,
     percent,
     reduce,
     section,
     source,
     table,
-)  # fmt: skip
+)
 
 CHEAP = ("fisher", "linear", "hybrid")
 DEFAULT = PruneConfig()
@@ -36,15 +37,12 @@ def scores_cost(results: Results, full: bool) -> list[str]:
     )
     gib = None if peak is None else peak / 1024
     images = re.search(r"--images (\d+)", at(data, "command") or "")
-    lines = [
-        f"- `fisher` scores of all {figure(at(data, 'units'), ',')} units of ViT-B/16, "
+    text = (
+        f"`fisher` scores of all {figure(at(data, 'units'), ',')} units of ViT-B/16, "
         f"{images.group(1) if images else 'unknown number of'} images of 224 px: {figure(forwards, '.1f')} forward "
         f"passes over the same images {goal(forwards, 40, '≤')}, {figure(gib, '.2f')} GiB {goal(gib, 8, '≤')}; the "
         f"exact KL, extrapolated, {figure(ratio, ',')} times as much {goal(ratio, 1000, '≥')}"
-        + ("" if full else f" ({source('vit_base_scores', data, full)})")
-    ]
-    if not full:
-        return lines
+    )
     exact = at(data, "exact_seconds_extrapolated") or {}
     rows = [
         ["plain forward over all images (median)", figure(at(data, "forward_seconds_median"), ",.2f"), "1"],
@@ -56,9 +54,8 @@ def scores_cost(results: Results, full: bool) -> list[str]:
             figure(at(data, "exact_in_forwards"), ","),
         ],
     ]
-    threads = figure(at(data, "torch_threads"))
-    lines += ["", *table(["", "seconds", "forward passes"], rows), ""]
-    return [*lines, f"torch threads: {threads}. {source('vit_base_scores', data, full)}.", ""]
+    threads = f"torch threads: {figure(at(data, 'torch_threads'))}. "
+    return finding("vit_base_scores", data, text, table(" | seconds | forward passes", rows), full, threads)
 
 
 def cutting(results: Results, full: bool) -> list[str]:
@@ -70,34 +67,27 @@ def cutting(results: Results, full: bool) -> list[str]:
     seconds, mib = (reduce(max, each(rows, key)) for key in ("seconds", "peak_mib_above_teacher"))
     gib = None if mib is None else mib / 1024
     keeps = ", ".join(map(str, dict.fromkeys(each(rows, "keep_heads")))) or ABSENT
-    lines = [
-        f"- cutting ViT-B/16 into {figure(at(data, 'num_sub_models'))} sub-models, scores given, keeping {keeps} of 12 "
+    text = (
+        f"cutting ViT-B/16 into {figure(at(data, 'num_sub_models'))} sub-models, scores given, keeping {keeps} of 12 "
         f"heads, every attention kind: at most {figure(seconds, '.1f')} s {goal(seconds, 10, '≤')} and "
         f"{figure(gib, '.2f')} GiB above the teacher {goal(gib, 3, '≤')}"
-        + ("" if full else f" ({source('cut_vit_base', data, full)})")
-    ]
-    if not full:
-        return lines
-    keys = (
-        ("seconds", ".2f"), ("seconds_of_which_plans", ".2f"), ("peak_mib_above_teacher", ",.0f"),
-        ("sub_models_mib", ",.0f"), ("parameters_after", ","),
-    )  # fmt: skip
-    head = ["attention", "heads kept", "s", "of which plans", "MiB above the teacher", "MiB of the sub-models"]
-    texts = [
-        [at(row, "attention") or ABSENT, figure(at(row, "keep_heads")), *(figure(at(row, k), form) for k, form in keys)]
+    )
+    keys = {"seconds": ".2f", "seconds_of_which_plans": ".2f", "peak_mib_above_teacher": ",.0f"}
+    keys |= {"sub_models_mib": ",.0f", "parameters_after": ","}
+    cells = [
+        [at(row, "attention") or ABSENT, figure(at(row, "keep_heads")), *(figure(at(row, k), keys[k]) for k in keys)]
         for row in rows
     ]
-    return [*lines, "", *table([*head, "parameters each"], texts), "", f"{source('cut_vit_base', data, full)}.", ""]
+    head = (
+        "attention | heads kept | s | of which plans | MiB above the teacher | MiB of the sub-models | parameters each"
+    )
+    return finding("cut_vit_base", data, text, table(head, cells), full)
 
 
-FIGURES = {
-    "residual_tau": "residual channels", "heads_tau_pooled": "heads", "attention_tau_pooled": "attention dimensions",
-    "ffn_tau_median": "FFN units",
-}  # fmt: skip
-OVERLAPS = {
-    "residual_overlap": "residual kept", "heads_overlap": "heads kept", "attention_overlap": "dimensions kept",
-    "ffn_overlap": "FFN kept",
-}  # fmt: skip
+FIGURES = {"residual_tau": "residual channels", "heads_tau_pooled": "heads"}
+FIGURES |= {"attention_tau_pooled": "attention dimensions", "ffn_tau_median": "FFN units"}
+OVERLAPS = {"residual_overlap": "residual kept", "heads_overlap": "heads kept"}
+OVERLAPS |= {"attention_overlap": "dimensions kept", "ffn_overlap": "FFN kept"}
 
 
 def agreement(results: Results, full: bool) -> list[str]:
@@ -164,21 +154,11 @@ def distilled(results: Results, full: bool) -> list[str]:
         rows = []
         for method, entry in (at(data, "summary") or {}).items():
             test = at(entry, "test")
-            rows.append([f"`{method}`", *(measured(at(entry, split)) for split in ("validation", "test"))])
-            is_reference = method == "kl"
-            rows[-1] += [
-                "" if is_reference else percent(at(test, "difference_to_kl"), sign="+"),
-                "" if is_reference else verdict(test),
-                figure(at(entry, "prune_seconds"), ".3g"),
-            ]
-        head = [
-            "scores",
-            "validation %",
-            "test %",
-            "points to kl",
-            "in seed deviations of kl (target for fisher, hybrid: within 1)",
-            "s to prune",
-        ]
+            cells = [f"`{method}`", *(measured(at(entry, split)) for split in ("validation", "test"))]
+            to_kl = ["", ""] if method == "kl" else [percent(at(test, "difference_to_kl"), sign="+"), verdict(test)]
+            rows.append([*cells, *to_kl, figure(at(entry, "prune_seconds"), ".3g")])
+        head = "scores | validation % | test % | points to kl | in seed deviations of kl (target for fisher, hybrid: "
+        head += "within 1) | s to prune"
         counts = {figure(at(entry, "test", "seeds")) for entry in (at(data, "summary") or {}).values()}
         lines += [
             *([] if full else [""]),
@@ -300,11 +280,8 @@ def after_pruning_of(name: str, data: Any) -> list[str]:
         cells = accuracies(data, split)
         rows = [[f"`{method}`", *(pair(cells, method, *column) for column in columns)] for method in methods]
         sd = reduce(max, each(at(data, "summary"), f"{split}_sd"))
-        lines += table([f"{split} %", *(f"{kind} {keep}" for kind, keep in columns)], rows)
-        lines += [
-            "",
-            *([] if sd is None else [f"Largest standard deviation over the teachers: {percent(sd, 1)} points."]),
-        ]
+        lines += [*table([f"{split} %", *(f"{kind} {keep}" for kind, keep in columns)], rows), ""]
+        lines += [] if sd is None else [f"Largest standard deviation over the teachers: {percent(sd, 1)} points."]
         lines.append("")
     teacher = {split: each(at(data, "rows"), "teacher_accuracy", split) for split in ("validation", "test")}
     texts = [f"{split} {percent(reduce(statistics.mean, values), 1)} %" for split, values in teacher.items()]
@@ -368,21 +345,37 @@ def cost_of_cut(rows: list[Any], method: str) -> list[str]:
 
 def torch_pruning_rows(rows: list[Any]) -> list[str]:
     """Every task and method."""
-    head = [
-        "classes",
-        "method",
-        "parameters",
-        *(f"{s} % {w}" for s in ("validation", "test") for w in ("before", "after")),
-    ]
-    texts = []
+    moments = [(split, when) for split in ("validation", "test") for when in ("before", "after")]
+    costs = {"seconds": ".2f", "memory_mib": ",.0f", "retraining_seconds": ",.0f"}
+    cells = []
     for row in rows:
         group = at(row, "class_group")
-        texts.append(["all" if group is None else ", ".join(map(str, group)), at(row, "method") or ABSENT])
-        texts[-1].append(figure(at(row, "parameters"), ","))
-        texts[-1] += [percent(at(row, when, split)) for split in ("validation", "test") for when in ("before", "after")]
-        texts[-1] += [figure(at(row, "seconds"), ".2f"), figure(at(row, "memory_mib"), ",.0f")]
-        texts[-1].append(figure(at(row, "retraining_seconds"), ",.0f"))
-    return table([*head, "s to cut", "MiB to cut", "s to retrain"], texts, num_texts=2)
+        cells.append(["all" if group is None else ", ".join(map(str, group)), at(row, "method") or ABSENT])
+        cells[-1].append(figure(at(row, "parameters"), ","))
+        cells[-1] += [percent(at(row, when, split)) for split, when in moments]
+        cells[-1] += [figure(at(row, key), form) for key, form in costs.items()]
+    head = ["classes", "method", "parameters", *(f"{split} % {when}" for split, when in moments)]
+    return table([*head, "s to cut", "MiB to cut", "s to retrain"], cells, num_texts=2)
+
+
+def variants(results: Results, full: bool) -> list[str]:
+    """One table per recipe: every variant, with and without compensation."""
+    lines = []
+    for name, data in results.starting_with("variants_distilled_").items():
+        rows = [
+            [variant, *(percent(at(entry, split)) for split in ("validation", "test"))]
+            for variant, entry in (at(data, "summary") or {}).items()
+        ]
+        seeds = at(data, "seeds")
+        lines += [
+            f"**{name}: kinds of attention and compensation, pruned, distilled and fused**, "
+            f"{ABSENT if seeds is None else len(seeds)} seed(s), {reduced(data)}; winner on validation: "
+            f"{at(data, 'winner_on_validation') or ABSENT} ({source(f'variants_distilled_{name}', data, full)}):",
+            "",
+            *table(["variant", "validation %", "test %"], rows),
+            "",
+        ]
+    return lines
 
 
 def pruning(results: Results, full: bool) -> list[str]:

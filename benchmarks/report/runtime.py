@@ -37,7 +37,7 @@ def local(results: Results, full: bool) -> list[str]:
         f"{goal(resident, 90, '≤')}, {figure(start, '.2f')} s from the start of the process to its first answer "
         f"{goal(start, 0.8, '≤')}",
         *agreement(data, full),
-    ]  # fmt: skip
+    ]
 
 
 def count(schedules_: Any) -> str:
@@ -53,8 +53,7 @@ def schedules(data: Any) -> list[str]:
         [name, *(figure(at(found, key, name), ".1f") for found in (idle, busy) for key in ("median_ms", "p95_ms"))]
         for name in at(idle, "median_ms") or {}
     ]
-    head = ["schedule", "idle: median ms", "p95", "one core busy: median ms", "p95"]
-    return ["", *table(head, rows), ""]
+    return ["", *table("schedule | idle: median ms | p95 | one core busy: median ms | p95", rows), ""]
 
 
 def agreement(data: Any, full: bool) -> list[str]:
@@ -71,9 +70,10 @@ def agreement(data: Any, full: bool) -> list[str]:
         f"{figure(largest, '.1e')}"
     ]
     if full:
-        cells = [[NAMES.get(at(row, "ensemble"), at(row, "ensemble") or ABSENT), figure(at(row, "items")),
-                  figure(at(row, "differ"))] for row in rows]  # fmt: skip
-        lines += ["", *table(["ensemble", "items", "other label"], cells), ""]
+        names = [NAMES.get(at(row, "ensemble"), at(row, "ensemble") or ABSENT) for row in rows]
+        counts = [[figure(at(row, key)) for key in ("items", "differ")] for row in rows]
+        cells = [[name, *figures] for name, figures in zip(names, counts, strict=True)]
+        lines += ["", *table("ensemble | items | other label", cells), ""]
     return lines
 
 
@@ -101,14 +101,13 @@ def faults(results: Results, full: bool) -> list[str]:
 
 def outcomes(data: Any) -> list[str]:
     """What became of the requests on each clock."""
-    rows = [
-        [words, *(figure(at(data, part, "results", name) or 0) for name in OUTCOMES),
-         figure(at(data, part, "p50_ms"), ".1f"), figure(at(data, part, "p99_9_ms"), ".1f"),
-         figure(reduce(sum, [count for count in (at(data, part, "faults_done") or {}).values() if count]))]
-        for part, words in CLOCKS.items()
-    ]  # fmt: skip
-    head = ["on", *OUTCOMES, "median ms", "p99.9 ms", "faults injected"]
-    return ["", *table(head, rows), ""]
+    rows = []
+    for part, words in CLOCKS.items():
+        counts = [figure(at(data, part, "results", name) or 0) for name in OUTCOMES]
+        times = [figure(at(data, part, key), ".1f") for key in ("p50_ms", "p99_9_ms")]
+        injected = reduce(sum, [count for count in (at(data, part, "faults_done") or {}).values() if count])
+        rows.append([words, *counts, *times, figure(injected)])
+    return ["", *table(["on", *OUTCOMES, "median ms", "p99.9 ms", "faults injected"], rows), ""]
 
 
 def served(results: Results, full: bool) -> list[str]:
@@ -120,7 +119,7 @@ def served(results: Results, full: bool) -> list[str]:
     ratio, memory = at(load, "accepted_p95_over_unloaded"), at(load, "memory_at_end_over_at_start")
     without, share = at(load, "rejected_without_retry_after"), at(load, "rejected_share")
     accepted = at(load, "accepted", "p95_ms")
-    line = (
+    return [
         f"- `edvit serve` at {figure(at(load, 'offered_per_s'), '.0f')} requests a second, "
         f"{figure(at(data, 'capacity_per_s'), '.1f')} of which it can answer, for {figure(at(load, 'seconds'))} s: p95 "
         f"of the accepted {figure(accepted, '.0f')} ms, unloaded {figure(alone, '.0f')} ms, ratio "
@@ -128,8 +127,7 @@ def served(results: Results, full: bool) -> list[str]:
         f"{goal(memory, 1.05, '≤')}; {percent(share, 0)} % turned away, half of them within "
         f"{figure(at(load, 'rejected', 'p50_ms'), '.1f')} ms, {figure(without)} without a retry hint "
         f"{goal(without, 0, '=')} ({source('serve_load', data, full)})"
-    )
-    return [line]
+    ]
 
 
 def space(results: Results, full: bool) -> list[str]:
@@ -141,10 +139,9 @@ def space(results: Results, full: bool) -> list[str]:
     inside = at(data, "reached", "inside_ms", "found")
     timed = dict.fromkeys(name.partition(",")[0] for name in at(data, "inside_the_app") or {})
     names = ", ".join(name.replace("_", " ") for name in timed) or ABSENT
-    line = (
+    return [
         f"- the Space, `python app.py`: {figure(first, '.1f')} s to the first answer {goal(first, 6, '≤', ' s')}, "
         f"{figure(resident, '.0f')} MiB resident {goal(resident, 400, '≤')}; an answer inside the app takes at most "
         f"{figure(inside, '.1f')} ms at the 95th percentile {goal(inside, 50, '≤')} ({names}, whole and with a device "
         f"unplugged; {source('space_start', data, full)})"
-    )
-    return [line]
+    ]

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from report.figures import Results, at, each, figure, goal, reduce, source, table
+from report.figures import Results, at, each, figure, finding, goal, reduce, source, table
 
 DRAWN, EARLY, OPERATOR = "as first drawn", "read early", "Attention operator of opset 23"
 
@@ -31,16 +31,13 @@ def operators(results: Results, full: bool) -> list[str]:
     gains = [at(data, "ways", precision, EARLY, "gain") for precision in ("fp32", "int8")]
     shallow = [at(data, "shallow", "ways", precision, EARLY, "gain") for precision in ("fp32", "int8")]
     on_top = [at(data, "ways", precision, OPERATOR, "gain_on_top") for precision in ("fp32", "int8")]
-    lines = [
-        f"- graph read early (the last layer computes only the token that is read): {figure(gains[0], '.3f')} times "
+    text = (
+        f"graph read early (the last layer computes only the token that is read): {figure(gains[0], '.3f')} times "
         f"faster in fp32, {figure(gains[1], '.3f')} in int8; of {figure(at(data, 'shallow', 'layers'))} layers "
         f"{figure(shallow[0], '.3f')} and {figure(shallow[1], '.3f')}. Attention as one operator on top of it (opset "
         f"23): {figure(on_top[0], '.3f')} and {figure(on_top[1], '.3f')}"
-        + ("" if full else f" ({source('vit_base_operators', data, full)})")
-    ]
-    return (
-        lines if not full else [*lines, "", *ways_table(data), "", f"{source('vit_base_operators', data, full)}.", ""]
     )
+    return finding("vit_base_operators", data, text, ways_table(data), full)
 
 
 def ways_table(data: Any) -> list[str]:
@@ -58,22 +55,16 @@ def ways_table(data: Any) -> list[str]:
             own += [figure(at(row, "gain_on_top"), ".3f") + ends, figure(at(row, "difference"), ".1e")]
             cells += [""] * len(own) if row is None else own
         rows.append([name, *cells])
-    head = [
-        "",
-        *(f"{p} {what}" for p in precisions for what in ("ms", "gain", "on top of reading early", "difference")),
-    ]
-    return table(head, rows)
+    columns = ("ms", "gain", "on top of reading early", "difference")
+    return table(["", *(f"{p} {what}" for p in precisions for what in columns)], rows)
 
 
 def ratios_table(data: Any) -> list[str]:
     """All ratios of the main benchmark, with the range of the rounds."""
+    latency = ("latency_ratio", "latency_ratios_of_rounds")
     listed = [
-        ("ViT-Base / sub-model, fp32 ONNX", at(data, "latency_ratio"), at(data, "latency_ratios_of_rounds"), "≥ 20"),
-        (
-            "ViT-Base / sub-model, int8 ONNX",
-            *pair(at(data, "int8"), "latency_ratio", "latency_ratios_of_rounds"),
-            "≥ 10",
-        ),
+        ("ViT-Base / sub-model, fp32 ONNX", *pair(data, *latency), "≥ 20"),
+        ("ViT-Base / sub-model, int8 ONNX", *pair(at(data, "int8"), *latency), "≥ 10"),
         ("sub-model, fp32 / int8", *pair(at(data, "int8_against_fp32", "sub_model")), "≥ 1.3"),
         ("ViT-Base, fp32 / int8", *pair(at(data, "int8_against_fp32", "teacher")), ""),
         ("ViT-Base, torch fp32 / fp32 ONNX", *pair(at(data, "torch", "engine")), ""),
@@ -103,11 +94,9 @@ def parts_table(data: Any) -> list[str]:
         rate = [at(graph, "profile", "gflops", part) for graph in graphs]
         cells = []
         for index in range(2):
-            cells += [figure(value, ",.3f") for value in ms[2 * index : 2 * index + 2]]
-            cells += [
-                "" if rate[2 * index + 1] is None else " / ".join(f"{r:.0f}" for r in rate[2 * index : 2 * index + 2])
-            ]
-            cells += [figure(at(excess[index], part), ".3f")]
+            own = slice(2 * index, 2 * index + 2)
+            rates = "" if rate[own][1] is None else " / ".join(f"{r:.0f}" for r in rate[own])
+            cells += [*(figure(value, ",.3f") for value in ms[own]), rates, figure(at(excess[index], part), ".3f")]
         rows.append([part, *cells])
     columns = ("ViT-Base ms", "sub-model ms", "G(FL)OP/s", "excess ms")
     return table(["", *(f"{p} {what}" for p in ("fp32", "int8") for what in columns)], rows)

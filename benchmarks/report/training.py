@@ -5,7 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from report.figures import NAMES, Results, at, deviation, each, figure, goal, percent, section, source, spread, table
+from report.figures import (
+    NAMES,
+    Results,
+    at,
+    deviation,
+    each,
+    figure,
+    goal,
+    percent,
+    reduce,
+    section,
+    source,
+    spread,
+    table,
+)
 
 
 def training(results: Results, full: bool) -> list[str]:
@@ -25,14 +39,10 @@ def ablations(results: Results, full: bool) -> list[str]:
                 continue  # nothing to compare yet
             for answer, row in found["answers"].items():
                 wins = " (best)" if answer == found["winner_on_validation"] else ""
-                rows.append(
-                    [
-                        question, answer + (", as in the recipe" if row["is_recipe"] else ""),
-                        f"{percent(row['validation_mean'])}{wins}",
-                        f"{percent(row['validation_min'])} to {percent(row['validation_max'])}",
-                        percent(row["test_mean"]), f"{row['minutes']:.1f}",
-                    ]
-                )  # fmt: skip
+                shown = answer + (", as in the recipe" if row["is_recipe"] else "")
+                middle = f"{percent(row['validation_mean'])}{wins}"
+                ends = f"{percent(row['validation_min'])} to {percent(row['validation_max'])}"
+                rows.append([question, shown, middle, ends, percent(row["test_mean"]), f"{row['minutes']:.1f}"])
         seeds = max((row["num_seeds"] for q in data["questions"].values() for row in q["answers"].values()), default=0)
         lines += [
             f"{NAMES.get(name, name)}: one value of the recipe changed at a time, {seeds} seeds of distillation and "
@@ -52,18 +62,12 @@ def smaller_devices(results: Results, full: bool) -> list[str]:
         for keep, count in sorted({(row["keep_heads"], row["num_sub_models"]) for row in data["rows"]}):
             own = [row for row in data["rows"] if (row["keep_heads"], row["num_sub_models"]) == (keep, count)]
             sizes = own[0]["parameters"]
-            rows.append(
-                [
-                    f"{keep} of the heads, {count} sub-models", str(len(own)), f"{sizes['sub_model']:,}",
-                    f"{sizes['teacher'] / sizes['sub_model']:.0f}",
-                    *(spread(each(own, "accuracy", kind)) for kind in ("teacher", "plain", "ensemble")),
-                    pooled(own),
-                ]
-            )  # fmt: skip
-        head = [
-            "kept", "seeds", "parameters per device", "times smaller", "teacher %", "plain, per-device size %",
-            "ensemble %", "ensemble - plain, points",
-        ]  # fmt: skip
+            cells = [f"{keep} of the heads, {count} sub-models", str(len(own)), f"{sizes['sub_model']:,}"]
+            cells.append(f"{sizes['teacher'] / sizes['sub_model']:.0f}")
+            cells += [spread(each(own, "accuracy", kind)) for kind in ("teacher", "plain", "ensemble")]
+            rows.append([*cells, pooled(own)])
+        head = "kept | seeds | parameters per device | times smaller | teacher % | plain, per-device size % | "
+        head += "ensemble % | ensemble - plain, points"
         where = source(f"smaller_devices_{name}", data, full)
         lines += [f"{NAMES.get(name, name)} ({where})", "", *table(head, rows), ""]
     return section("When does splitting pay? Smaller devices", lines, full)
@@ -110,15 +114,17 @@ def preprocessing(results: Results, full: bool) -> list[str]:
     data = results.get("preprocessing_share")
     if data is None:
         return []
+    kinds = ("teacher", "sub-model")
     rows = [
-        [at(row, "recipe"), percent(at(row, "teacher", "share"), 1), percent(at(row, "sub-model", "share"), 1),
-         figure(at(row, "decoding_seconds"), ".1f")]
+        [
+            at(row, "recipe"),
+            *(percent(at(row, k, "share"), 1) for k in kinds),
+            figure(at(row, "decoding_seconds"), ".1f"),
+        ]
         for row in at(data, "rows") or []
-    ]  # fmt: skip
-    worst = max(
-        each([at(row, kind) for row in data["rows"] for kind in ("teacher", "sub-model")], "share"), default=None
-    )
-    head = ["recipe", "% of a teacher's step", "% of a sub-model's step", "s to decode the data once"]
+    ]
+    worst = reduce(max, each([at(row, kind) for row in data["rows"] for kind in kinds], "share"))
+    head = "recipe | % of a teacher's step | % of a sub-model's step | s to decode the data once"
     limit = goal(None if worst is None else 100 * worst, 10, "≤", " %")
     return [
         *table(head, rows),
@@ -132,13 +138,11 @@ def folds(results: Results, full: bool) -> list[str]:
     data: Any = results.get("esc10_folds")
     if data is None:
         return []
-    rows = [
-        [
-            row["name"], f"{percent(at(row, 'accuracy', 'mean'))}{deviation(at(row, 'accuracy', 'sd'))}",
-            percent(at(row, "macro_f1", "mean")), figure(row["parameters_per_device"], ","),
-            ", ".join(at(row, "accuracy", "by_fold") or {}),
-        ]
-        for row in at(data, "summary") or []
-    ]  # fmt: skip
-    head = ["", "accuracy %, mean and deviation over folds", "macro-F1 %", "parameters per device", "folds measured"]
+    rows = []
+    for row in at(data, "summary") or []:
+        accuracy, size = at(row, "accuracy"), figure(row["parameters_per_device"], ",")
+        cells = [row["name"], f"{percent(at(accuracy, 'mean'))}{deviation(at(accuracy, 'sd'))}"]
+        cells += [percent(at(row, "macro_f1", "mean")), size, ", ".join(at(accuracy, "by_fold") or {})]
+        rows.append(cells)
+    head = " | accuracy %, mean and deviation over folds | macro-F1 % | parameters per device | folds measured"
     return section("ESC-10", [*table(head, rows), "", f"({source('esc10_folds', data, full)})"], full)

@@ -14,12 +14,15 @@ from report.figures import (
     figure,
     machine,
     percent,
+    points,
     reduce,
     section,
+    seeds_text,
     source,
     spread,
     table,
-)  # fmt: skip
+    variants_of,
+)
 from report.grids import grid, overview
 
 
@@ -40,7 +43,6 @@ def trips(results: Results, full: bool) -> list[str]:
 def trip(name: str, data: Any, full: bool) -> list[str]:
     """One recipe: accuracy, difference to the teacher and size of every row."""
     runs = data["runs"]
-    seeds = [str(seed) for seed in each(runs, "seed")]
     teacher = at((at(runs[0], "rows") or [None])[0], "parameters")
     rows = []
     for index, row in enumerate(at(runs[0], "rows") or []):
@@ -50,17 +52,15 @@ def trip(name: str, data: Any, full: bool) -> list[str]:
             [
                 at(row, "name") or "unnamed",
                 spread(each(values, "accuracy")),
-                differences(each(values, "against_teacher"), is_teacher=index == 0),
+                points(each(values, "against_teacher")) or ("" if index == 0 else ABSENT),
                 figure(size, ","),
                 figure(teacher / size if teacher and size else None, ".1f"),
                 figure(macs / 1e6 if macs is not None else None, ".2f"),
             ]
         )
-    head = [
-        "", "accuracy %", "points to the teacher", "parameters per device", "times smaller", "MMACs per device",
-    ]  # fmt: skip
+    head = " | accuracy % | points to the teacher | parameters per device | times smaller | MMACs per device"
     return [
-        f"**{NAMES.get(name, name)}**, {len(seeds)} seed{'' if len(seeds) == 1 else 's'} ({', '.join(seeds)})",
+        f"**{NAMES.get(name, name)}**, {seeds_text(each(runs, 'seed'))}",
         "",
         *table(head, rows),
         "",
@@ -75,17 +75,6 @@ def trip_source(name: str, data: Any, full: bool) -> str:
     commits = ", ".join(dict.fromkeys(commit(run) for run in data["runs"]))
     place = f" File `results/{name}.json`." if full else ""
     return f"Command: `{command(data)}`; {commits}.{place}"
-
-
-def differences(intervals: list[dict[str, float]], *, is_teacher: bool) -> str:
-    """Points; one seed with its paired 95 % interval, several as mean and range."""
-    values = each(intervals, "difference")
-    if not values:
-        return "" if is_teacher else ABSENT
-    if len(values) > 1:
-        return spread(values, "+.2f")
-    low, high = (percent(at(intervals[0], end), sign="+") for end in ("low", "high"))
-    return f"{percent(values[0], sign='+')} [{low}, {high}]"
 
 
 def absent(runs: list[Any]) -> str:
@@ -118,15 +107,9 @@ def exported(results: Results, full: bool) -> list[str]:
         exports = each(at(data, "runs"), "export")
         if not exports:
             continue
-        variants = ", ".join(
-            f"{variant} {spread(each(exports, 'accuracy', variant, 'accuracy'))} %"
-            for variant in at(exports[0], "accuracy") or {}
-        )
-        parity = reduce(max, each(exports, "parity", "relative_to_largest_logit"))
-        lines.append(
-            f"- {name}: {variants or ABSENT}; fp32 against torch at most {figure(parity, '.1e')} of the largest "
-            f"logit (`{name}.json`)"
-        )
+        variants, parity = variants_of(exports)
+        text = f"fp32 against torch at most {parity} of the largest logit (`{name}.json`)"
+        lines.append(f"- {name}: {variants or ABSENT}; {text}")
     return section("Exported ensembles on onnxruntime, sub-model dropout", lines + dropout(results, full), full)
 
 
@@ -141,9 +124,8 @@ def dropout(results: Results, full: bool) -> list[str]:
             for rate, m in values
         ]
         where = source(f"sub_model_dropout_{name}", data, full)
-        lines.append(
-            f"- {name}, sub-model dropout (mean over the seeds of the head), {'; '.join(texts) or ABSENT} ({where})"
-        )
+        what = "sub-model dropout (mean over the seeds of the head)"
+        lines.append(f"- {name}, {what}, {'; '.join(texts) or ABSENT} ({where})")
     return lines
 
 

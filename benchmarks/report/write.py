@@ -17,12 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from report.export import export
 from report.figures import Results
 from report.planning import planning, splitting
-from report.pruning import pruning
+from report.pruning import pruning, variants
 from report.runtime import runtime
 from report.speed import speed
 from report.training import training
 from report.trips import exported, start_up, trips
-from report.variants import variants
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEED = "docs/guides/speed.md"

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
-TINY = {"hidden_size": 96, "num_attention_heads": 12, "num_hidden_layers": 2, "intermediate_size": 192}
 KEPT_HEADS = (2, 2, 3)
 GROUPS = [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
@@ -19,6 +17,7 @@ def export_fleet(root: Path, sizes: dict[str, int], image_size: int, seed: int) 
     from edvit_hf import EDViTForImageClassification
     from edvit_hf.architectures.costs import ModelShape
     from edvit_hf.export import ExportConfig, export_ensemble
+    from speed.vit_base_models import with_biases
 
     torch.manual_seed(seed)
     values = {"model_type": "vit", **sizes, "image_size": image_size, "patch_size": 16}
@@ -30,12 +29,7 @@ def export_fleet(root: Path, sizes: dict[str, int], image_size: int, seed: int) 
         config.num_labels = shape.widths.labels
         shape.architecture.set_widths(config, shape.widths)
         config.id2label = {**{i: f"c{c}" for i, c in enumerate(group)}, len(group): "other"}
-        model = ViTForImageClassification(config).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("bias"):  # all zero in a new model: the exporter would store them once
-                    parameter.normal_(std=0.02)
-        sub_models.append(model)
+        sub_models.append(with_biases(ViTForImageClassification(config).eval()))
     ensemble = EDViTForImageClassification.from_sub_models(
         sub_models, GROUPS, id2label={i: f"c{i}" for i in range(10)}, fusion_hidden_size=256
     )

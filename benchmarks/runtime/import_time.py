@@ -8,40 +8,29 @@ subtracted by measuring inside the process.
 
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS
+from harness import command, command_line, fresh, write_results
 
 REPEATS = 10
 CODE = "import time; begin = time.perf_counter(); import {module}; print(time.perf_counter() - begin)"
 
 
-def seconds(module: str) -> float:
-    """One fresh process."""
-    command = [sys.executable, "-c", CODE.format(module=module)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
 def main() -> None:
     """Measure in turn and write the results."""
+    arguments = command_line(__doc__)[0].parse_args()
     modules = ("edvit_hf", "edvit_hf.runtime", "edvit_hf.auto")
     samples: dict[str, list[float]] = {module: [] for module in modules}
     for _ in range(REPEATS):
         for module in modules:
-            samples[module].append(seconds(module))
+            samples[module].append(float(fresh(CODE.format(module=module))))
     rows = {
         module: {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": REPEATS}
         for module, values in samples.items()
     }
-    path = RESULTS / "import_time.json"
-    write_json(
-        path, {"command": "python benchmarks/runtime/import_time.py", "environment": environment(), "seconds": rows}
-    )
+    write_results(arguments.results_dir, "import_time", command(__file__, arguments), {"seconds": rows})
     print(json.dumps(rows, indent=2))
 
 

@@ -30,8 +30,9 @@ import numpy as np
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.errors import OverloadedError, QuorumError
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import (
     ContentFile,
     EnsembleEntry,
@@ -44,8 +45,6 @@ from edvit_hf.manifest import (
 )
 from edvit_hf.runtime import Clock, Coordinator, CoordinatorConfig, Gathered, MonotonicClock, SubModelRequest
 from edvit_hf.runtime.answers import Fusion
-from edvit_hf.storage import write_json
-from harness import RESULTS
 from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 
 NUM_SUB_MODELS, CLASSES_EACH, FEATURES = 5, 2, 16
@@ -59,14 +58,12 @@ LOST, TWICE = 0.004, 0.05
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--requests", type=int, default=10_000, help="in each of the first two parts")
     add("--deadline-ms", type=float, default=25.0)
     add("--callers", type=int, default=4, help="at once, on the machine's clock")
     add("--rounds", type=int, default=300, help="answers timed for the breaker, with and without the hung sub-model")
     add("--seed", type=int, default=0)
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -77,25 +74,24 @@ def toy_manifest() -> Manifest:
     groups = [list(range(CLASSES_EACH * i, CLASSES_EACH * (i + 1))) for i in range(NUM_SUB_MODELS)]
 
     def variant(file: str) -> Variant:
-        return Variant(
-            file=file, sha256="0" * 64, bytes=1, precision="fp32", opset=20, parity=parity, accuracy_note="toy",
-            latency_note="toy",
-        )  # fmt: skip
+        notes = {"accuracy_note": "toy", "latency_note": "toy"}
+        return Variant(file=file, sha256="0" * 64, bytes=1, precision="fp32", opset=20, parity=parity, **notes)
+
+    def sub_model(index: int) -> SubModelEntry:
+        path = f"sub_models/{index:02d}"
+        files = {"path": path, "variants": [variant(f"{path}/onnx/model.onnx")]}
+        statistics_ = {"feature_mean": [0.1 * index] * FEATURES, "feature_std": [1.0] * FEATURES}
+        return SubModelEntry(index=index, class_group=groups[index], feature_size=FEATURES, **statistics_, **files)
 
     return Manifest(
         ensemble=EnsembleEntry(id="toy", task="image-classification", content_hash=hash_of_content(content)),
         label_names=[f"class_{i}" for i in range(NUM_SUB_MODELS * CLASSES_EACH)],
-        class_groups=groups, preprocessing="preprocessor_config.json",
-        sub_models=[
-            SubModelEntry(
-                index=i, class_group=group, feature_size=FEATURES, feature_mean=[0.1 * i] * FEATURES,
-                feature_std=[1.0] * FEATURES, path=f"sub_models/{i:02d}",
-                variants=[variant(f"sub_models/{i:02d}/onnx/model.onnx")],
-            )
-            for i, group in enumerate(groups)
-        ],
-        fusion=FusionEntry(variants=[variant("onnx/fusion.onnx")]), content=content,
-    )  # fmt: skip
+        class_groups=groups,
+        preprocessing="preprocessor_config.json",
+        sub_models=[sub_model(index) for index in range(NUM_SUB_MODELS)],
+        fusion=FusionEntry(variants=[variant("onnx/fusion.onnx")]),
+        content=content,
+    )
 
 
 def toy_fusion(manifest: Manifest, seed: int) -> Fusion:
@@ -103,17 +99,17 @@ def toy_fusion(manifest: Manifest, seed: int) -> Fusion:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    rows = NUM_SUB_MODELS * (FEATURES + 1)
-    weight = np.random.default_rng(seed).normal(size=(rows, len(manifest.label_names))).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Concat", ["features", "mask"], ["joined"], axis=1),
-         helper.make_node("MatMul", ["joined", "weight"], ["logits"])],
-        "fusion",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", NUM_SUB_MODELS * FEATURES]),
-         helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", NUM_SUB_MODELS])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(manifest.label_names)])],
-        [numpy_helper.from_array(weight, "weight")],
-    )  # fmt: skip
+    rows, labels = NUM_SUB_MODELS * (FEATURES + 1), len(manifest.label_names)
+    weight = np.random.default_rng(seed).normal(size=(rows, labels)).astype(np.float32)
+    joined = helper.make_node("Concat", ["features", "mask"], ["joined"], axis=1)
+    product = helper.make_node("MatMul", ["joined", "weight"], ["logits"])
+
+    def values(name: str, size: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+
+    inputs = [values("features", NUM_SUB_MODELS * FEATURES), values("mask", NUM_SUB_MODELS)]
+    stored = [numpy_helper.from_array(weight, "weight")]
+    graph = helper.make_graph([joined, product], "fusion", inputs, [values("logits", labels)], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -154,18 +150,14 @@ class Witness:
 
 def fleet(clock: Clock, arguments: argparse.Namespace, manifest: Manifest, in_flight: int) -> tuple[Any, Any]:
     """A coordinator over devices of which each fails in several ways now and then."""
-    faults = {
-        index: Faults(
-            latency_ms=LATENCY_MS, jitter_ms=LATENCY_MS, loss=LOST, duplicate=TWICE,
-            **{name: share for place, (name, share) in enumerate(SPOILT.items()) if place % 2 == index % 2},
-        )
-        for index in range(NUM_SUB_MODELS)
-    }  # fmt: skip
+    faults = {}
+    for index in range(NUM_SUB_MODELS):
+        spoilt = {name: share for place, (name, share) in enumerate(SPOILT.items()) if place % 2 == index % 2}
+        faults[index] = Faults(latency_ms=LATENCY_MS, jitter_ms=LATENCY_MS, loss=LOST, duplicate=TWICE, **spoilt)
     engine = FaultyEngine(StubEngine(manifest), clock, faults, seed=arguments.seed)
-    config = CoordinatorConfig(
-        deadline_ms=arguments.deadline_ms, probe_pause_s=0.2, longest_probe_pause_s=1.0, probe_timeout_s=0.2,
-        max_in_flight=in_flight, max_queued=4 * in_flight,
-    )  # fmt: skip
+    probes = {"probe_pause_s": 0.2, "longest_probe_pause_s": 1.0, "probe_timeout_s": 0.2}
+    line = {"max_in_flight": in_flight, "max_queued": 4 * in_flight}
+    config = CoordinatorConfig(deadline_ms=arguments.deadline_ms, **probes, **line)
     return Coordinator(manifest, engine, config, clock=clock), engine
 
 
@@ -191,8 +183,13 @@ def ask(coordinator: Coordinator, witness: Witness, clock: Clock) -> tuple[str, 
     return result, 1e3 * (clock.now() - begin)
 
 
-def row(results: list[tuple[str, float]], coordinator: Coordinator, engine: FaultyEngine, witness: Witness,
-        deadline_ms: float) -> dict[str, Any]:  # fmt: skip
+def row(
+    results: list[tuple[str, float]],
+    coordinator: Coordinator,
+    engine: FaultyEngine,
+    witness: Witness,
+    deadline_ms: float,
+) -> dict[str, Any]:
     """What a part found."""
     taken = [ms for _, ms in results]
     return {
@@ -244,11 +241,12 @@ def real(arguments: argparse.Namespace, manifest: Manifest, fusion: Fusion) -> d
         results = [each for found in pool.map(caller, range(arguments.callers)) for each in found]
     found = row(results, coordinator, engine, witness, arguments.deadline_ms)
     return {
-        **found, "callers": arguments.callers,
+        **found,
+        "callers": arguments.callers,
         "beyond_deadline_p99_9_ms": round(found["p99_9_ms"] - arguments.deadline_ms, 3),
         "plain_wait_beyond_p99_9_ms": round(float(np.percentile(sleeper.late_ms, 99.9)), 3),
         "plain_waits": len(sleeper.late_ms),
-    }  # fmt: skip
+    }
 
 
 class Sleeper:
@@ -297,12 +295,15 @@ def breaker(arguments: argparse.Namespace, manifest: Manifest, fusion: Fusion) -
     whole, degraded = (statistics.median(each) for each in times)
     assert fleets[1].status()["breakers"][0] == "open"
     return {
-        "slowest_live_ms": slowest_ms, "rounds": arguments.rounds,
-        "answers_until_open_ms": [round(ms, 2) for ms in opening], "whole_median_ms": round(whole, 3),
-        "degraded_median_ms": round(degraded, 3), "degraded_p95_ms": round(float(np.percentile(times[1], 95)), 3),
+        "slowest_live_ms": slowest_ms,
+        "rounds": arguments.rounds,
+        "answers_until_open_ms": [round(ms, 2) for ms in opening],
+        "whole_median_ms": round(whole, 3),
+        "degraded_median_ms": round(degraded, 3),
+        "degraded_p95_ms": round(float(np.percentile(times[1], 95)), 3),
         "degraded_over_slowest_live": round(degraded / slowest_ms, 4),
         "degraded_over_whole": round(degraded / whole, 4),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -321,25 +322,19 @@ def main() -> None:
         <= ALLOWED_RATIO,
     }
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/runtime/runtime_faults.py --requests {arguments.requests} --deadline-ms "
-        f"{arguments.deadline_ms:g} --callers {arguments.callers} --rounds {arguments.rounds} --seed {arguments.seed}",
         "seed": arguments.seed,
-        "environment": environment(),
         "what": f"{NUM_SUB_MODELS} stub sub-models of {LATENCY_MS:g} to {2 * LATENCY_MS:g} ms, seeded faults, a real "
         "fusion head on onnxruntime",
         "deadline_ms": arguments.deadline_ms,
         "reached": reached,
         **parts,
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "runtime_faults.json"
-    write_json(path, result)
     for part in (parts["simulated"], parts["real"]):
         print({key: value for key, value in part.items() if key not in ("missing", "faults_done")})
     print(parts["breaker"])
     print(json.dumps(reached, indent=1))
-    print(f"written: {path}")
+    made_by = command(__file__, arguments, "requests", "deadline_ms", "callers", "rounds", "seed")
+    write_results(arguments.results_dir, "runtime_faults", made_by, result)
 
 
 if __name__ == "__main__":

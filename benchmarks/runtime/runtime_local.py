@@ -31,17 +31,14 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS
-from runtime.cut_fleet import BASE, TINY, export_fleet
+from harness import BASE, TINY, command, command_line, fresh, judged, seconds_of, threads, write_results
+
+from runtime.cut_fleet import export_fleet
 
 STUB_MS = (20.0, 25.0, 30.0)
 CORES = 2
-LIMITS = {
-    "overhead": 1.02, "against_defaults": 0.6, "against_best": 1.05, "against_best_busy": 1.1, "resident_mib": 90.0,
-    "cold_start_s": 0.8, "differs": 1e-3,
-}  # fmt: skip
+LIMITS = {"overhead": 1.02, "against_defaults": 0.6, "against_best": 1.05, "against_best_busy": 1.1}
+LIMITS |= {"resident_mib": 90.0, "cold_start_s": 0.8, "differs": 1e-3}
 
 # Hand-tuned candidates: how sessions are opened, and whether they run at once. "global" is onnxruntime's own shared
 # pool, which a process can only have for all of its sessions.
@@ -127,8 +124,7 @@ print(time.process_time())
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--ensemble", type=Path, action="append", default=[], help="exported ensemble for the agreement; repeatable")
     add("--rounds", type=int, default=5, help="fresh processes of every schedule, in shuffled order")
     add("--repeats", type=int, default=40, help="timed requests per process")
@@ -137,7 +133,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights and orders")
     add("--tiny", action="store_true", help="toy sizes, to try the script")
     add("--parts", default="overhead,schedules,device,agreement", help="which of them, separated by commas")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -158,39 +153,33 @@ def overhead(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
             time.sleep(self.seconds)
             return [self.features, self.logits]
 
-    manifest = Manifest.load(root)
-    engine = LocalEngine(
-        {i: Stub(i) for i in (2, 1, 0)}, content_hash=manifest.ensemble.content_hash, schedule="workers",
-        probe=probe_inputs(manifest.ensemble.task, (3, 8, 8)),
-    )  # fmt: skip
+    about, stubs = Manifest.load(root).ensemble, {i: Stub(i) for i in (2, 1, 0)}
+    probe = probe_inputs(about.task, (3, 8, 8))
+    engine = LocalEngine(stubs, content_hash=about.content_hash, schedule="workers", probe=probe)
     runtime = EDViTRuntime.from_pretrained(root, engine=engine)
     feed = {"pixel_values": np.zeros((1, *(size or 8 for size in runtime.input_shape)), np.float32)}
     slowest, found = Stub(2), {"runtime": [], "slowest": []}  # type: ignore[var-annotated]
     for _ in range(arguments.stub_requests):
         for name, call in (("slowest", slowest.run), ("runtime", lambda: runtime.predict(feed))):
             feed["pixel_values"] = feed["pixel_values"].copy()  # just made, as the transform leaves it
-            begin = time.perf_counter()
-            call()
-            found[name].append(1e3 * (time.perf_counter() - begin))
+            found[name].append(1e3 * seconds_of(call))
     medians = {name: statistics.median(times) for name, times in found.items()}
     return {
-        "stub_ms": STUB_MS, "requests": arguments.stub_requests,
+        "stub_ms": STUB_MS,
+        "requests": arguments.stub_requests,
         **{f"{name}_median_ms": round(value, 4) for name, value in medians.items()},
         "ratio": round(medians["runtime"] / medians["slowest"], 4),
         "ratio_of_p95": round(float(np.percentile(found["runtime"], 95) / np.percentile(found["slowest"], 95)), 4),
-    }  # fmt: skip
+    }
 
 
-def fresh(code: str, *arguments: str) -> str:
-    """What `code` prints in a process of its own, on two cores."""
+def on_two_cores(code: str, *arguments: str) -> str:
+    """What `code` prints in a process of its own, whose libraries choose their threads themselves."""
     pinned = "import os\nif hasattr(os, 'sched_setaffinity'):\n    " + (
         f"os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{CORES}])\n"
     )
-    environment_ = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    return subprocess.run(
-        [sys.executable, "-c", pinned + code, *arguments], check=True, stdout=subprocess.PIPE, text=True,
-        env=environment_, stderr=subprocess.DEVNULL,
-    ).stdout.strip()  # fmt: skip
+    own = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    return fresh(pinned + code, *arguments, env=own, stderr=subprocess.DEVNULL)
 
 
 def steal() -> float:
@@ -218,7 +207,7 @@ def time_schedules(arguments: argparse.Namespace, root: Path, image_size: int, *
             row: dict[str, Any] = {"free_share": None if busy else steal()}
             for name in order:
                 code, what = (RUNTIME, str(root)) if name == "runtime" else (CLIENT, json.dumps(clients[name]))
-                printed = fresh(code + TIMED, what, files, str(arguments.repeats), shape)
+                printed = on_two_cores(code + TIMED, what, files, str(arguments.repeats), shape)
                 times, schedule = json.loads(printed.splitlines()[-1])
                 row[name] = round(statistics.median(times), 3)
                 row[f"{name}, p95"] = round(float(np.percentile(times, 95)), 3)
@@ -231,27 +220,29 @@ def time_schedules(arguments: argparse.Namespace, root: Path, image_size: int, *
             hog.wait()
     medians = {name: statistics.median(row[name] for row in rounds) for name in (*clients, "runtime")}
     best = min(HAND_TUNED, key=lambda name: medians[name])
+
+    def over(name: str) -> float:
+        return round(statistics.median(row["runtime"] / row[name] for row in rounds), 4)
+
     return {
         "median_ms": {name: round(value, 3) for name, value in medians.items()},
         "p95_ms": {name: round(statistics.median(row[f"{name}, p95"] for row in rounds), 3) for name in medians},
-        "schedules_chosen": [row["schedule"] for row in rounds], "best_hand_tuned": best,
-        "runtime_over_defaults": round(
-            statistics.median(row["runtime"] / row["onnxruntime defaults"] for row in rounds), 4
-        ),
-        "runtime_over_best": round(statistics.median(row["runtime"] / row[best] for row in rounds), 4),
-        "free_share_of_cores": [row["free_share"] for row in rounds], "rounds": rounds,
-    }  # fmt: skip
+        "schedules_chosen": [row["schedule"] for row in rounds],
+        "best_hand_tuned": best,
+        "runtime_over_defaults": over("onnxruntime defaults"),
+        "runtime_over_best": over(best),
+        "free_share_of_cores": [row["free_share"] for row in rounds],
+        "rounds": rounds,
+    }
 
 
 def device(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Fresh processes that load one int8 sub-model and the fusion head and answer once."""
     seconds, own, resident, peak = [], [], [], []
-    environment_ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     for _ in range(arguments.device_rounds):
         begin = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-c", DEVICE, str(root)], stdout=subprocess.PIPE, text=True, env=environment_
-        )
+        words = [sys.executable, "-c", DEVICE, str(root)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=threads(1))
         assert process.stdout is not None
         answered = process.stdout.readline()
         seconds.append(time.perf_counter() - begin)
@@ -263,11 +254,14 @@ def device(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
         peak.append(int(rest[1]) / 1024)
     files = sorted(root.glob("sub_models/00/onnx/model_q*.onnx"))
     return {
-        "processes": arguments.device_rounds, "int8_files": {path.name: path.stat().st_size for path in files},
-        "resident_mib": round(statistics.median(resident), 1), "peak_resident_mib": round(statistics.median(peak), 1),
-        "cold_start_s": round(statistics.median(seconds), 3), "cold_start_s_each": [round(s, 3) for s in seconds],
+        "processes": arguments.device_rounds,
+        "int8_files": {path.name: path.stat().st_size for path in files},
+        "resident_mib": round(statistics.median(resident), 1),
+        "peak_resident_mib": round(statistics.median(peak), 1),
+        "cold_start_s": round(statistics.median(seconds), 3),
+        "cold_start_s_each": [round(s, 3) for s in seconds],
         "cold_start_processor_s": round(statistics.median(own), 3),
-    }  # fmt: skip
+    }
 
 
 def agreement(folder: Path) -> dict[str, Any]:
@@ -293,13 +287,12 @@ def agreement(folder: Path) -> dict[str, Any]:
         differs += int((answer.probabilities.argmax(1) != expected.argmax(1)).sum())
         largest = max(largest, float(np.abs(answer.probabilities - expected).max()))
         count += len(expected)
-    return {
-        "ensemble": folder.name if folder.name != "ensemble" else folder.parent.parent.name, "task": runtime.task,
-        "items": count, "differ": differs, "largest_difference_of_a_probability": largest,
-    }  # fmt: skip
+    name = folder.name if folder.name != "ensemble" else folder.parent.parent.name
+    found = {"ensemble": name, "task": runtime.task, "items": count, "differ": differs}
+    return {**found, "largest_difference_of_a_probability": largest}
 
 
-def judged(found: dict[str, Any]) -> dict[str, Any]:
+def reached(found: dict[str, Any]) -> dict[str, Any]:
     """What was to be reached, and whether it was; only of the parts that ran."""
     values: dict[str, float] = {}
     if "overhead" in found:
@@ -312,7 +305,7 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
         values |= {name: found["device"][name] for name in ("resident_mib", "cold_start_s")}
     if found.get("agreement"):
         values["differs"] = max(row["differ"] / row["items"] for row in found["agreement"])
-    return {name: {"at_most": LIMITS[name], "found": v, "reached": v <= LIMITS[name]} for name, v in values.items()}
+    return judged(values, LIMITS)
 
 
 def main() -> None:
@@ -337,26 +330,15 @@ def main() -> None:
         shutil.rmtree(root, ignore_errors=True)
     if "agreement" in parts:
         found["agreement"] = [agreement(folder.resolve()) for folder in arguments.ensemble]
-    result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/runtime/runtime_local.py --rounds {arguments.rounds} --repeats "
-        f"{arguments.repeats} --device-rounds {arguments.device_rounds} --stub-requests {arguments.stub_requests} "
-        f"--seed {arguments.seed} --parts {arguments.parts}"
-        + " --ensemble DIR" * len(arguments.ensemble)
-        + " --tiny" * arguments.tiny,
-        "seed": arguments.seed,
-        "environment": environment(),
-        "reached": judged(found),
-        **found,
-    }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "runtime_local.json"
-    write_json(path, result)
+    result = {"seed": arguments.seed, "reached": reached(found), **found}
     for name in ("schedules", "schedules_busy"):
         if name in found:
             print(name, json.dumps(found[name]["median_ms"], indent=1), found[name]["schedules_chosen"])
     print(json.dumps(result["reached"], indent=1))
-    print(f"written: {path}")
+    names = ("rounds", "repeats", "device_rounds", "stub_requests", "seed", "parts", "tiny")
+    ensembles = " ".join(["--ensemble DIR"] * len(arguments.ensemble))
+    made_by = command(__file__, arguments, *names, places=ensembles)
+    write_results(arguments.results_dir, "runtime_local", made_by, result)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS
+from harness import BASE, TINY, command, command_line, judged, memory_mib, write_results
 
 LIMITS = {"accepted_p95_over_unloaded": 2.0, "memory_at_end_over_at_start": 1.05, "rejected_without_retry_after": 0.0}
 MEMORY_FROM_S = 10.0
@@ -77,8 +75,7 @@ class Client:
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--ensemble", type=Path, help="exported ensemble of images. Default: one with random weights")
     add("--seconds", type=float, default=60.0, help="of overload")
     add("--times", type=float, default=5.0, help="the capacity")
@@ -86,7 +83,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--capacity-seconds", type=float, default=10.0)
     add("--seed", type=int, default=0, help="of weights and arrivals")
     add("--tiny", action="store_true", help="toy sizes, to try the script")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -124,19 +120,15 @@ def server(ensemble: Path, cores: list[int]) -> Iterator[tuple[int, int]]:
 
 def resident_mib(pid: int) -> float:
     """Memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return round(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024, 1)  # type: ignore[index]
+    return round(memory_mib(pid)["resident"], 1)
 
 
 def percentiles(milliseconds: list[float]) -> dict[str, float | int]:
     """Of some latencies; nothing of none."""
     if not milliseconds:
         return {"count": 0}
-    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
-    return {
-        "count": len(milliseconds), "p50_ms": round(float(p50), 3), "p95_ms": round(float(p95), 3),
-        "p99_ms": round(float(p99), 3), "max_ms": round(max(milliseconds), 3),
-    }  # fmt: skip
+    shares = {f"p{p}_ms": round(float(np.percentile(milliseconds, p)), 3) for p in (50, 95, 99)}
+    return {"count": len(milliseconds), **shares, "max_ms": round(max(milliseconds), 3)}
 
 
 async def unloaded(client: Client, count: int) -> dict[str, Any]:
@@ -200,12 +192,18 @@ async def overload(client: Client, rate: float, seconds: float, pid: int, seed: 
     took = time.perf_counter() - begin
     memory.append((round(took, 1), resident_mib(pid)))
     return {
-        "offered_per_s": round(rate, 2), "seconds": seconds, "statuses": {str(k): v for k, v in statuses.items()},
-        "accepted": percentiles(accepted), "accepted_per_s": round(len(accepted) / took, 2),
-        "rejected": percentiles(rejected), "rejected_share": round(len(rejected) / (len(accepted) + len(rejected)), 4),
-        "rejected_without_retry_after": without_hint, "client_latest_ms": round(1e3 * late, 3),
-        "connections": client.connections, "resident_mib": memory,
-    }  # fmt: skip
+        "offered_per_s": round(rate, 2),
+        "seconds": seconds,
+        "statuses": {str(k): v for k, v in statuses.items()},
+        "accepted": percentiles(accepted),
+        "accepted_per_s": round(len(accepted) / took, 2),
+        "rejected": percentiles(rejected),
+        "rejected_share": round(len(rejected) / (len(accepted) + len(rejected)), 4),
+        "rejected_without_retry_after": without_hint,
+        "client_latest_ms": round(1e3 * late, 3),
+        "connections": client.connections,
+        "resident_mib": memory,
+    }
 
 
 async def measure(arguments: argparse.Namespace, port: int, pid: int) -> dict[str, Any]:
@@ -228,7 +226,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         ensemble = arguments.ensemble
         if ensemble is None:
-            from runtime.cut_fleet import BASE, TINY, export_fleet
+            from runtime.cut_fleet import export_fleet
 
             ensemble = Path(temporary) / "ensemble"
             export_fleet(ensemble, *((TINY, 32) if arguments.tiny else (BASE, 224)), arguments.seed)
@@ -236,25 +234,18 @@ def main() -> None:
         with server(ensemble.resolve(), cores[:1]) as (port, pid):
             found = asyncio.run(measure(arguments, port, pid))
         os.sched_setaffinity(0, cores)
-    values = {name: found["overload"][name] for name in LIMITS}
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/runtime/serve_load.py --seconds {arguments.seconds:g} --times "
-        f"{arguments.times:g} --unloaded-requests {arguments.unloaded_requests} "
-        f"--capacity-seconds {arguments.capacity_seconds:g} --seed {arguments.seed}"
-        + " --ensemble DIR" * (arguments.ensemble is not None) + " --tiny" * arguments.tiny,
         "seed": arguments.seed,
-        "environment": environment(),
-        "server_options": list(SERVER_OPTIONS), "cores": {"server": 1, "client": 1, "same": len(cores) == 1},
-        "reached": {n: {"at_most": LIMITS[n], "found": v, "reached": v <= LIMITS[n]} for n, v in values.items()},
+        "server_options": list(SERVER_OPTIONS),
+        "cores": {"server": 1, "client": 1, "same": len(cores) == 1},
+        "reached": judged({name: found["overload"][name] for name in LIMITS}, LIMITS),
         **found,
-    }  # fmt: skip
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "serve_load.json"
-    write_json(path, result)
+    }
     shown = {**found, "overload": {k: v for k, v in found["overload"].items() if k != "resident_mib"}}
     print(json.dumps({**shown, "reached": result["reached"]}, indent=1))
-    print(f"written: {path}")
+    names = ("seconds", "times", "unloaded_requests", "capacity_seconds", "seed", "ensemble", "tiny")
+    made_by = command(__file__, arguments, *names, ensemble="DIR" if arguments.ensemble else None)
+    write_results(arguments.results_dir, "serve_load", made_by, result)
 
 
 if __name__ == "__main__":

@@ -27,33 +27,31 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from answers.digit_form import BOX, FINE, FORM_SIDES, _thickness
 from answers.ensembles import Opened, open_other
 from answers.inputs import prepare_drawing
 from edvit_hf.data.sources import open_splits
 from edvit_hf.errors import DataError
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import Manifest
 from edvit_hf.recipe import load_recipe
-from edvit_hf.storage import write_json
 from edvit_hf.transforms import open_image
-from harness import RESULTS
 from page.scripts import DRAW, SIDE, read_drawing
 
 PEN = float(re.findall(r"lineWidth = (\d+)", DRAW)[0])  # px
 HEIGHTS = (240, 200, 150, 100, 80, 60, 40)  # px: of what is redrawn, the pen's width included
 ENLARGED = (4.0, 9.0)
 BATCH = 100
+NEIGHBOURS = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))  # north first, clockwise
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("ensemble", type=Path)
     add("--items", type=int, default=1000)
     add("--seed", type=int, default=0)
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -77,11 +75,9 @@ def form_of(images: list[np.ndarray]) -> dict[str, Any]:
     grey = np.stack(images) / 255
     centres = np.einsum("nyx,ayx->na", grey, np.indices(grey.shape[1:])) / grey.sum(axis=(1, 2))[:, None]
     ink = np.percentile(grey.mean(axis=(1, 2)), (1, 99))
+    middle, thick = (round(float(np.percentile(thickness, share)), 3) for share in (50, 95))
     return {
-        "stroke_px": {
-            "median": round(float(np.median(thickness)), 3),
-            "percentile_95": round(float(np.percentile(thickness, 95)), 3),
-        },
+        "stroke_px": {"median": middle, "percentile_95": thick},
         "largest_offset_of_the_centre_px": round(float(np.abs(centres - 14).max()), 3),
         "ink_share": {"percentile_1": round(float(ink[0]), 4), "percentile_99": round(float(ink[1]), 4)},
     }
@@ -93,13 +89,11 @@ def middle_line(mask: np.ndarray) -> np.ndarray:
     while True:
         before = line.sum()
         for first in (True, False):
-            around = [np.roll(line, move, (0, 1)) for move in
-                      ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))]  # fmt: skip
+            around = [np.roll(line, move, (0, 1)) for move in NEIGHBOURS]
             count = sum(around)
             turns = sum((around[i] == 0) & (around[(i + 1) % 8] == 1) for i in range(8))
             north, east, south, west = around[::2]
-            ends = (north & east & south) | (east & south & west) if first else (north & east & west) | (
-                north & south & west)  # fmt: skip
+            ends = (east & south) & (north | west) if first else (north & west) & (east | south)
             line[(line == 1) & (count >= 2) & (count <= 6) & (turns == 1) & (ends == 0)] = 0
         if line.sum() == before:
             return line[1:-1].astype(bool)
@@ -176,20 +170,15 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     images, labels = test_images(arguments.items, rng)
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/space/space_drawings.py ENSEMBLE --items {arguments.items} "
-        f"--seed {arguments.seed}",
         "seed": arguments.seed,
-        "environment": environment(),
         "ensemble": Manifest.load(arguments.ensemble).ensemble.content_hash,
         "pen_px": PEN,
         "form": form_of(images),
         "drawings": answered(open_other(str(arguments.ensemble)), images, labels, rng),
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.results_dir / "space_drawings.json", result)
     print(json.dumps({name: result[name] for name in ("form", "drawings")}, indent=1))
-    print(f"written: {arguments.results_dir / 'space_drawings.json'}")
+    made_by = command(__file__, arguments, "items", "seed", places="ENSEMBLE")
+    write_results(arguments.results_dir, "space_drawings", made_by, result)
 
 
 if __name__ == "__main__":

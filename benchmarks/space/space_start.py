@@ -27,9 +27,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS, ROOT
+from harness import ROOT, command, command_line, fresh, judged, memory_mib, write_results
 
 LIMITS = {"first_answer_s": 6.0, "resident_mib": 400.0, "inside_ms": 50.0}
 START_SECONDS = 60
@@ -62,11 +60,9 @@ print("FOUND", json.dumps(found))
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--rounds", type=int, default=7, help="fresh processes of the server")
     add("--repeats", type=int, default=50, help="further answers of each")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -85,13 +81,6 @@ def wait_for(address: str, server: "subprocess.Popen[bytes]") -> None:
     raise SystemExit("the Space did not start")
 
 
-def memory(process_id: int) -> dict[str, float]:
-    """Resident now and at most, MiB."""
-    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
-    values = {line.split(":")[0]: float(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
-    return {"resident": values["VmRSS"], "peak": values["VmHWM"]}
-
-
 def one_round(picture: Path, repeats: int, folder: Path) -> dict[str, Any]:
     """Start, answer, answer again, stop."""
     from gradio_client import Client, handle_file
@@ -101,10 +90,9 @@ def one_round(picture: Path, repeats: int, folder: Path) -> dict[str, Any]:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     begin = time.perf_counter()
-    server = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=ROOT / "space_app", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**settings(folder), "GRADIO_SERVER_PORT": str(port)},
-    )  # fmt: skip
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    env = {**settings(folder), "GRADIO_SERVER_PORT": str(port)}
+    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT / "space_app", env=env, **silent)
     try:
         wait_for(address, server)
         served = time.perf_counter() - begin
@@ -116,12 +104,11 @@ def one_round(picture: Path, repeats: int, folder: Path) -> dict[str, Any]:
                 raise SystemExit("the Space did not answer")
             times.append(1e3 * (time.perf_counter() - asked))
             if len(times) == 1:
-                first, then = time.perf_counter() - begin, memory(server.pid)
-        return {
-            "served_s": served, "first_answer_s": first, "resident_mib": then["resident"],
-            "resident_mib_at_the_end": memory(server.pid)["resident"], "peak_mib": memory(server.pid)["peak"],
-            "http_ms": statistics.median(times[1:]) if repeats else None,
-        }  # fmt: skip
+                first, then = time.perf_counter() - begin, memory_mib(server.pid)
+        end = memory_mib(server.pid)
+        found = {"served_s": served, "first_answer_s": first, "resident_mib": then["resident"]}
+        found |= {"resident_mib_at_the_end": end["resident"], "peak_mib": end["peak"]}
+        return {**found, "http_ms": statistics.median(times[1:]) if repeats else None}
     finally:
         server.terminate()
         server.wait()
@@ -130,10 +117,8 @@ def one_round(picture: Path, repeats: int, folder: Path) -> dict[str, Any]:
 def inside(repeats: int, folder: Path) -> dict[str, dict[str, float]]:
     """Milliseconds of one event's function, by ensemble."""
     kinds = [path.parent.name for path in sorted((ROOT / "space_app/model").glob("*/manifest.json"))]
-    printed = subprocess.run(
-        [sys.executable, "-c", INSIDE, json.dumps(kinds), str(repeats)], cwd=ROOT / "space_app", check=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=settings(folder),
-    ).stdout  # fmt: skip
+    where = {"cwd": ROOT / "space_app", "env": settings(folder), "stderr": subprocess.DEVNULL}
+    printed = fresh(INSIDE, json.dumps(kinds), repeats, **where)
     found = json.loads(next(line for line in printed.splitlines() if line.startswith("FOUND "))[6:])
     return {
         name: {"median_ms": round(statistics.median(times), 2), "p95_ms": round(float(np.percentile(times, 95)), 2)}
@@ -150,27 +135,17 @@ def main() -> None:
         rounds = [one_round(picture, arguments.repeats, folder) for _ in range(arguments.rounds)]
         in_app = inside(arguments.repeats, folder)
     middle = {name: round(statistics.median(row[name] for row in rounds), 3) for name in rounds[0]}
-    values = {
-        "first_answer_s": middle["first_answer_s"], "resident_mib": middle["resident_mib_at_the_end"],
-        "inside_ms": max(found["p95_ms"] for found in in_app.values()),
-    }  # fmt: skip
+    values = {"first_answer_s": middle["first_answer_s"], "resident_mib": middle["resident_mib_at_the_end"]}
+    values["inside_ms"] = max(found["p95_ms"] for found in in_app.values())
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/space/space_start.py --rounds {arguments.rounds} --repeats {arguments.repeats}",
         "seed": None,
-        "environment": environment(),
-        "reached": {
-            name: {"at_most": LIMITS[name], "found": value, "reached": value <= LIMITS[name]}
-            for name, value in values.items()
-        },
+        "reached": judged(values, LIMITS),
         "median": middle,
         "inside_the_app": in_app,
         "rounds": [{name: round(value, 3) for name, value in row.items()} for row in rounds],
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.results_dir / "space_start.json", result)
     print(json.dumps({name: result[name] for name in ("reached", "median", "inside_the_app")}, indent=1))
-    print(f"written: {arguments.results_dir / 'space_start.json'}")
+    write_results(arguments.results_dir, "space_start", command(__file__, arguments, "rounds", "repeats"), result)
 
 
 if __name__ == "__main__":

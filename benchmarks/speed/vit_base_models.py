@@ -2,30 +2,30 @@
 """What the ViT-Base benchmarks share: both models with random weights, their graphs, fresh processes that time them."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import fresh, threads
+
 from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.export.graphs.draw import draw_in_full, draw_sub_model
 from edvit_hf.export.int8.dynamic import PRESETS, quantize_graph
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.parts_edvit import STOCK_AUTO_CLASSES
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 20
 TEACHER_LABELS, SUB_MODEL_LABELS = 10, 2  # ten classes in groups of one: each sub-model votes its class or "other"
-BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
-TINY = {"hidden_size": 96, "num_attention_heads": 12, "num_hidden_layers": 2, "intermediate_size": 192}
 ONNX_TIMER = (
     "import json, sys; from pathlib import Path; from edvit_hf.hardware.timing import *; "
     "samples = time_rounds([open_session(Path(sys.argv[1]), 1)], rounds=int(sys.argv[2])); "
@@ -37,7 +37,8 @@ import json, sys, time
 import torch
 from edvit_hf.hardware.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, Sample, Samples
 sys.path.insert(0, sys.argv[3])
-from speed.vit_base_models import BASE, TINY, shapes, stock_model
+from harness import BASE, TINY
+from speed.vit_base_models import shapes, stock_model
 torch.set_num_threads(1)
 model = stock_model(shapes(TINY if sys.argv[1] == "tiny" else BASE)["teacher"], seed=0)
 pixels, samples = torch.randn(1, 3, 224, 224), Samples()
@@ -59,16 +60,21 @@ def shapes(sizes: dict[str, int], keep_heads: int = 2) -> dict[str, ModelShape]:
 
 
 def stock_model(shape: ModelShape, seed: int) -> PreTrainedModel:
-    """A stock ViT of this shape with random weights. Biases too: all zero, the exporter would store them once."""
+    """A stock classifier of this shape with random weights."""
     torch.manual_seed(seed)
+    model_type = shape.architecture.model_type
     values = {key: value for key, value in shape.config.items() if key != "model_type"}
-    config = ViTConfig(**values, num_labels=shape.widths.labels)
+    config = CONFIG_MAPPING[model_type](**values, num_labels=shape.widths.labels)
     shape.architecture.set_widths(config, shape.widths)
-    model = ViTForImageClassification(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.02)
+    return with_biases(STOCK_AUTO_CLASSES[TASK_OF[model_type]].from_config(config).eval())
+
+
+@torch.no_grad()
+def with_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with random biases: all zero, as they are in a new one, the exporter would store them once."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.02)
     return model
 
 
@@ -88,15 +94,12 @@ def quantize(source: Path, target: Path) -> None:
     quantize_graph(source, target, PRESETS[preset_of_this_machine()])
 
 
-def fresh(code: str, *arguments: Any) -> str:
+def on_one_thread(code: str, *arguments: Any) -> str:
     """What `code` prints last in a process of its own, on one thread."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | one)
-    return done.stdout.strip().splitlines()[-1]
+    return fresh(code, *arguments, env=threads(1)).splitlines()[-1]
 
 
 def timed(code: str, *arguments: Any) -> tuple[list[float], float]:
     """Milliseconds of the counted runs of a fresh process, and the share of its runs that were disturbed."""
-    milliseconds, disturbed = json.loads(fresh(code, *arguments))
+    milliseconds, disturbed = json.loads(on_one_thread(code, *arguments))
     return milliseconds, disturbed

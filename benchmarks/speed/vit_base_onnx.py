@@ -26,21 +26,18 @@ from typing import Any
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import BASE, TINY, command, command_line, write_results
+
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import load_profiles
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import summary
-from edvit_hf.storage import write_json
-from harness import RESULTS
 from speed.vit_base_models import (
-    BASE,
     ONNX_TIMER,
-    TINY,
     TORCH_TIMER,
     draw,
-    fresh,
+    on_one_thread,
     preset_of_this_machine,
     quantize,
     shapes,
@@ -71,14 +68,12 @@ KERNELS = (
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--keep-heads", type=int, default=2, help="heads that the sub-model keeps of 12")
     add("--rounds", type=int, default=7, help="fresh processes per variant, in shuffled order")
     add("--repeats", type=int, default=11, help="timed runs per process")
     add("--seed", type=int, default=0, help="of weights and orders")
     add("--tiny", action="store_true", help="a toy teacher instead of ViT-Base, to try the script")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -97,7 +92,7 @@ def breakdown(path: Path, repeats: int, shape: ModelShape) -> dict[str, Any]:
     Of a graph that is read early the last layer's products for the other tokens are not computed: its GFLOP/s, which
     are of all MACs of the shape, are a little too high, of both models alike.
     """
-    trace = Path(fresh(KERNELS, path, repeats))
+    trace = Path(on_one_thread(KERNELS, path, repeats))
     events = json.loads(trace.read_text(encoding="utf-8"))
     trace.unlink()
     calls: dict[str, list[list[int]]] = {}
@@ -176,7 +171,7 @@ def time_all(
     samples: dict[str, list[float]] = {name: [] for name in names}
     medians: dict[str, list[float]] = {name: [] for name in names}
     shares = []
-    size, here = "tiny" if arguments.tiny else "base", Path(__file__).parent
+    size, here = "tiny" if arguments.tiny else "base", Path(__file__).parents[1]
     order, shuffler = list(names), random.Random(arguments.seed)
     with tqdm(total=arguments.rounds * len(names), desc="vit_base_onnx", unit="process") as bar:
         for _ in range(arguments.rounds):
@@ -200,13 +195,6 @@ def ratios(medians: dict[str, list[float]], slow: str, fast: str) -> dict[str, A
     return {"ratio": round(statistics.median(found), 2), "ratios_of_rounds": [round(value, 2) for value in found]}
 
 
-def command_line(arguments: argparse.Namespace) -> str:
-    """What reproduces the result."""
-    keys = ("keep_heads", "rounds", "repeats", "seed")
-    options = " ".join(f"--{key.replace('_', '-')} {getattr(arguments, key)}" for key in keys)
-    return f"python benchmarks/speed/vit_base_onnx.py {options}" + (" --tiny" if arguments.tiny else "")
-
-
 def main() -> None:
     """Export, time, break down, write."""
     arguments = parse_arguments()
@@ -224,20 +212,16 @@ def main() -> None:
             name: breakdown(path, arguments.repeats, both[name.removesuffix("_int8")]) for name, path in paths.items()
         }
         bytes_of = {name: path.stat().st_size for name, path in paths.items()}
-    timings = {
-        name: {"parameters": both[name.removesuffix("_int8")].parameters, "macs": both[name.removesuffix("_int8")].macs,
-               "bytes": bytes_of[name], **summary(samples[name]), "process_medians_ms": medians[name],
-               "profile": profiles[name]}
-        for name in paths
-    }  # fmt: skip
+    timings = {}
+    for name in paths:
+        shape = both[name.removesuffix("_int8")]
+        timings[name] = {"parameters": shape.parameters, "macs": shape.macs, "bytes": bytes_of[name]}
+        timings[name] |= {**summary(samples[name]), "process_medians_ms": medians[name], "profile": profiles[name]}
     macs_ratio = both["teacher"].macs / both["sub_model"].macs
     fp32, int8 = ratios(medians, "teacher", "sub_model"), ratios(medians, "teacher_int8", "sub_model_int8")
     kind = load_profiles()[detect_profile()]
     result = {
-        "schema_version": 2,
-        "command": command_line(arguments),
         "seed": arguments.seed,
-        "environment": environment(),
         **{"profile": kind.name, "isa": kind.isa, "preset": preset_of_this_machine()},
         "what": "onnxruntime, one thread, one 224 px image, all graph optimisations, last layer read early in both "
         "models; random weights",
@@ -276,12 +260,10 @@ def main() -> None:
             "against_int8_sub_model": ratios(medians, "teacher_torch", "sub_model_int8"),
         },
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "vit_base_onnx.json"
-    write_json(path, result)
     keys = ("latency_ratio", "latency_ratios_of_rounds", "macs_ratio", "gap", "int8_against_fp32")
     print(json.dumps({key: result[key] for key in keys}, indent=2))
-    print(f"written: {path}")
+    made_by = command(__file__, arguments, "keep_heads", "rounds", "repeats", "seed", "tiny")
+    write_results(arguments.results_dir, "vit_base_onnx", made_by, result, version=2)
 
 
 if __name__ == "__main__":

@@ -26,15 +26,14 @@ from onnx import ModelProto
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import BASE, TINY, command, command_line, write_results
+
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import load_profiles
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS
 from speed import vit_base_rewrites as rewrites
-from speed.vit_base_models import BASE, TINY, draw, fresh, preset_of_this_machine, quantize, shapes, stock_model
+from speed.vit_base_models import draw, on_one_thread, preset_of_this_machine, quantize, shapes, stock_model
 
 DRAWN, EARLY = "as first drawn", "read early"
 WORTH = 1.03  # a gain that counts
@@ -75,14 +74,12 @@ print(json.dumps([[statistics.median(s.milliseconds), s.disturbed_share] for s i
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--keep-heads", type=int, default=2, help="heads that the sub-model keeps of 12")
     add("--processes", type=int, default=7, help="fresh processes, each with sessions of all ways")
     add("--rounds", type=int, default=21, help="timed runs of every way per process, in shuffled order")
     add("--seed", type=int, default=0, help="of weights and orders")
     add("--tiny", action="store_true", help="a toy teacher instead of ViT-Base, to try the script")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -144,7 +141,9 @@ def race(files: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> dic
         for process in range(arguments.processes):
             for precision, ways in files.items():
                 listed = json.dumps(list(ways.values()))
-                found[precision].append(json.loads(fresh(RACE, listed, arguments.rounds, arguments.seed + process)))
+                found[precision].append(
+                    json.loads(on_one_thread(RACE, listed, arguments.rounds, arguments.seed + process))
+                )
                 bar.update()
     return found
 
@@ -189,12 +188,7 @@ def main() -> None:
         two_differs = {precision: dict(differences(ways, size)) for precision, ways in two.items()}
     kind = load_profiles()[detect_profile()]
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/speed/vit_base_operators.py --keep-heads {arguments.keep_heads} --processes "
-        f"{arguments.processes} --rounds {arguments.rounds} --seed {arguments.seed}"
-        + (" --tiny" if arguments.tiny else ""),
         "seed": arguments.seed,
-        "environment": environment(),
         **{"profile": kind.name, "isa": kind.isa, "preset": preset_of_this_machine()},
         "what": "one sub-model of ViT-Base, onnxruntime, one thread, one 224 px image; random weights. All ways but "
         "the first read early. gain: of the first's time over this one's; gain_on_top: of the one that reads early",
@@ -205,15 +199,13 @@ def main() -> None:
         "ways": {precision: summed_up(files[precision], found[precision], differs[precision]) for precision in files},
         "shallow": {"layers": SHALLOW, "ways": {p: summed_up(two[p], two_found[p], two_differs[p]) for p in two}},
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    path = arguments.results_dir / "vit_base_operators.json"
-    write_json(path, result)
     listed = [(p, name, row) for p, ways in result["ways"].items() for name, row in ways.items()]
     listed += [(f"{p} {SHALLOW} layers", EARLY, ways[EARLY]) for p, ways in result["shallow"]["ways"].items()]
     for precision, name, row in listed:
         gains = f"x{row['gain']:.3f}  x{row['gain_on_top']:.3f} on top"
         print(f"{precision} {name:36s} {row['median_ms']:8.3f} ms  {gains}  {row['difference']:.1e}")
-    print(f"written: {path}")
+    made_by = command(__file__, arguments, "keep_heads", "processes", "rounds", "seed", "tiny")
+    write_results(arguments.results_dir, "vit_base_operators", made_by, result)
 
 
 if __name__ == "__main__":

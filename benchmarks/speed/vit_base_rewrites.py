@@ -232,10 +232,9 @@ def use_multi_head_attention(model: ModelProto) -> None:
     """One MultiHeadAttention, an operator of onnxruntime alone, instead of eleven."""
     editor = Editor(model)
     for attention in list(editor.attentions()):
-        node = helper.make_node(
-            "MultiHeadAttention", list(attention.inputs), [attention.output], domain=MICROSOFT, scale=attention.scale,
-            num_heads=attention.heads, name=f"node_{attention.output}",
-        )  # fmt: skip
+        values = {"scale": attention.scale, "num_heads": attention.heads, "name": f"node_{attention.output}"}
+        ends = list(attention.inputs), [attention.output]
+        node = helper.make_node("MultiHeadAttention", *ends, domain=MICROSOFT, **values)
         editor.replace(attention.inner, [node])
     model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 

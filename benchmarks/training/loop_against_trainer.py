@@ -24,31 +24,25 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, sizes_of, write_results
+
 from edvit_hf.data import ArrayStore, ImageSplit
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
 from edvit_hf.training import ClassifyData, TrainConfig, classify_objective, train
-from harness import RESULTS
 
 # The teacher of mnist_small, and one as wide as those that are fine-tuned.
 MODELS: dict[str, dict[str, int]] = {
-    "mnist_small": {
-        "hidden_size": 72, "num_attention_heads": 9, "num_hidden_layers": 4, "intermediate_size": 288,
-        "image_size": 28, "patch_size": 7,
-    },
-    "vit_small_32": {
-        "hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 6, "intermediate_size": 1536,
-        "image_size": 32, "patch_size": 4,
-    },
-}  # fmt: skip
+    "mnist_small": sizes_of(72, heads=9, layers=4, image_size=28, patch_size=7),
+    "vit_small_32": sizes_of(384, heads=6, layers=6, image_size=32, patch_size=4),
+}
 PRECISIONS = ("no", "bf16")
 NUM_LABELS = 10
+AS_OURS = {"save_strategy": "no", "report_to": "none", "logging_steps": 20, "disable_tqdm": True}
+AS_OURS |= {"remove_unused_columns": False, "optim": "adamw_torch_fused"}
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--models", nargs="+", default=["mnist_small"], choices=MODELS)
     add("--precisions", nargs="+", default=["no"], choices=PRECISIONS)
     add("--num-items", type=int, default=6400, help="per epoch; rounded to whole batches")
@@ -56,7 +50,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, default=128)
     add("--repeats", type=int, default=5)
     add("--device", choices=("cpu", "gpu"), default="cpu")
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -108,18 +101,12 @@ class EpochClock(TrainerCallback):
 
 def run_ours(name: str, precision: str, options: argparse.Namespace) -> list[float]:
     """Seconds of every epoch of our loop."""
-    config = TrainConfig(
-        epochs=options.epochs + 1,
-        batch_size=options.batch_size,
-        mixed_precision=precision,
-        checkpoint_every_steps=10**9,
-    )
+    sizes = {"epochs": options.epochs + 1, "batch_size": options.batch_size}
+    config = TrainConfig(**sizes, mixed_precision=precision, checkpoint_every_steps=10**9)
     with tempfile.TemporaryDirectory() as folder:
-        data = ClassifyData(make_split(name, options.num_items))
-        log = train(
-            make_model(name), data, classify_objective(), config, checkpoint_dir=Path(folder), description="ours",
-            progress=False,
-        )  # fmt: skip
+        data, place = ClassifyData(make_split(name, options.num_items)), {"checkpoint_dir": Path(folder)}
+        objective = classify_objective()
+        log = train(make_model(name), data, objective, config, **place, description="ours", progress=False)
     return [epoch["seconds"] for epoch in log.epochs]
 
 
@@ -128,18 +115,21 @@ def run_trainer(name: str, precision: str, options: argparse.Namespace) -> list[
     values, clock = TrainConfig(epochs=options.epochs + 1), EpochClock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, num_train_epochs=values.epochs, per_device_train_batch_size=options.batch_size,
-            learning_rate=values.learning_rate, weight_decay=values.weight_decay, lr_scheduler_type="cosine",
-            warmup_steps=values.warmup_fraction, max_grad_norm=values.max_grad_norm, bf16=precision == "bf16",
-            use_cpu=options.device == "cpu", save_strategy="no", report_to="none", logging_steps=20, disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=options.device == "gpu", optim="adamw_torch_fused",
-        )  # fmt: skip
-        trainer = Trainer(
-            make_model(name), arguments, train_dataset=Items(make_split(name, options.num_items)),
-            data_collator=lambda batch: batch, callbacks=[clock],
-        )  # fmt: skip
-        trainer.train()
+            output_dir=folder,
+            num_train_epochs=values.epochs,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=values.learning_rate,
+            weight_decay=values.weight_decay,
+            lr_scheduler_type="cosine",
+            warmup_steps=values.warmup_fraction,
+            max_grad_norm=values.max_grad_norm,
+            bf16=precision == "bf16",
+            use_cpu=options.device == "cpu",
+            dataloader_pin_memory=options.device == "gpu",
+            **AS_OURS,
+        )
+        data = {"train_dataset": Items(make_split(name, options.num_items)), "data_collator": lambda batch: batch}
+        Trainer(make_model(name), arguments, **data, callbacks=[clock]).train()
     return clock.seconds
 
 
@@ -178,17 +168,12 @@ def main() -> None:
             )
             print(json.dumps(rows[-1]))
     result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/training/loop_against_trainer.py --models {' '.join(arguments.models)} "
-        f"--precisions {' '.join(arguments.precisions)} --num-items {arguments.num_items} --epochs {arguments.epochs} "
-        f"--repeats {arguments.repeats} --device {arguments.device}",
         "torch_threads": 1,
         "device": arguments.device if arguments.device == "cpu" else torch.cuda.get_device_name(),
-        "environment": environment(),
         "rows": rows,
     }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.results_dir / "loop_against_trainer.json", result)
+    names = ("models", "precisions", "num_items", "epochs", "repeats", "device")
+    write_results(arguments.results_dir, "loop_against_trainer", command(__file__, arguments, *names), result)
 
 
 if __name__ == "__main__":

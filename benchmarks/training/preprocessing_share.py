@@ -9,7 +9,6 @@ turns, one thread, medians. The random numbers of a view are drawn once for all 
 the steps of an epoch. Decoding happens once, before training. Writes results/preprocessing_share.json.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -25,21 +24,20 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import ROOT, command, command_line, write_results
+
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import DataError
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.pruning import make_plan, prune, unit_scores
 from edvit_hf.recipe import Recipe, load_recipe
 from edvit_hf.recipe.stages.plan import plan_groups
 from edvit_hf.recipe.stages.split import groups_before_training
 from edvit_hf.recipe.stages.teacher import base_model
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import write_json
 from edvit_hf.training import ClassifyData, DistillData, EpochData, TrainConfig, classify_objective, distill_objective
 from edvit_hf.training.loading import epoch_batches
 from edvit_hf.training.objectives import Objective
 from edvit_hf.training.optimizer import clip_gradients, clip_groups, make_optimizer
-from harness import RESULTS, ROOT
 
 RECIPES = ROOT / "recipes"
 GOAL = 0.10
@@ -117,20 +115,14 @@ def trainings(trip: Trip) -> dict[str, Training]:
     logits = np.zeros((2, len(data.train), num_labels), np.float32)
     distill, values = recipe.distill, recipe.teacher
     ratio = distill.negatives_per_positive
+    mixing = {"mixup_alpha": values.mixup_alpha, "cutmix_alpha": values.cutmix_alpha, "num_labels": num_labels}
+    whole = ClassifyData(data.train, **mixing, seed=values.seed)
+    own = DistillData(data.train, logits, group, negatives_per_positive=ratio, seed=distill.seed)
+    distilled = distill_objective(group, distill.temperature, distill.distillation_weight)
     return {
-        "teacher": Training(
-            teacher,
-            ClassifyData(
-                data.train, mixup_alpha=values.mixup_alpha, cutmix_alpha=values.cutmix_alpha, num_labels=num_labels,
-                seed=values.seed,
-            ),
-            classify_objective(values.label_smoothing), values,
-        ),
-        "sub-model": Training(
-            sub_model, DistillData(data.train, logits, group, negatives_per_positive=ratio, seed=distill.seed),
-            distill_objective(group, distill.temperature, distill.distillation_weight), distill,
-        ),
-    }  # fmt: skip
+        "teacher": Training(teacher, whole, classify_objective(values.label_smoothing), values),
+        "sub-model": Training(sub_model, own, distilled, distill),
+    }
 
 
 def measure(recipe: Recipe, steps: int) -> dict[str, Any]:
@@ -162,12 +154,10 @@ def small_recipes() -> list[str]:
 
 def main() -> None:
     """Measure every recipe, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--recipes", nargs="+", default=small_recipes())
     add("--steps", type=int, default=30)
     add("--threads", type=int, default=1)
-    add("--results-dir", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     os.environ["EDVIT_NUM_THREADS"] = str(arguments.threads)
     torch.set_num_threads(arguments.threads)
@@ -179,22 +169,10 @@ def main() -> None:
             print(f"{name}: left out, {error}")
             continue
         print(json.dumps(rows[-1]))
-    command = f"python benchmarks/training/preprocessing_share.py --steps {arguments.steps}"
-    command += f" --threads {arguments.threads}"
-    if arguments.recipes != small_recipes():
-        command += f" --recipes {' '.join(arguments.recipes)}"
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(
-        arguments.results_dir / "preprocessing_share.json",
-        {
-            "schema_version": 1,
-            "command": command,
-            "goal": GOAL,
-            "torch_threads": arguments.threads,
-            "environment": environment(),
-            "rows": rows,
-        },
-    )
+    recipes = None if arguments.recipes == small_recipes() else arguments.recipes
+    made_by = command(__file__, arguments, "steps", "threads", "recipes", recipes=recipes)
+    result = {"goal": GOAL, "torch_threads": arguments.threads, "rows": rows}
+    write_results(arguments.results_dir, "preprocessing_share", made_by, result)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, seconds_of, write_results
+
 from edvit_hf.data import ArrayStore, ImageSplit
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
 from edvit_hf.training import (
     DistillConfig,
     DistillData,
@@ -47,7 +47,6 @@ from edvit_hf.training import (
     train,
 )
 from edvit_hf.training.relations import queries_keys_values, relation_source
-from harness import RESULTS
 
 NUM_CLASSES = 10
 TEACHER = {"hidden_size": 96, "num_attention_heads": 8, "num_hidden_layers": 4, "intermediate_size": 384}
@@ -57,13 +56,11 @@ IMAGE = {"image_size": 28, "patch_size": 7}
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--num-sub-models", type=int, nargs="+", default=[2, 5])
     add("--num-items", type=int, default=2560)
     add("--batch-size", type=int, default=128)
     add("--repeats", type=int, default=3)
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -103,13 +100,11 @@ class Epochs:
 
     def stored_logits(self) -> float:
         """Each by itself, from stored logits."""
-        return sum(
-            self.run(
-                model, DistillData(self.split, self.stored, group),
-                distill_objective(group, self.kd.temperature, self.kd.distillation_weight), self.kd,
-            )
-            for model, group in zip(self.sub_models(), self.groups, strict=True)
-        )  # fmt: skip
+        total = 0.0
+        for model, group in zip(self.sub_models(), self.groups, strict=True):
+            objective = distill_objective(group, self.kd.temperature, self.kd.distillation_weight)
+            total += self.run(model, DistillData(self.split, self.stored, group), objective, self.kd)
+        return total
 
     def lockstep(self, config: DistillConfig) -> float:
         """All in one loop."""
@@ -160,12 +155,7 @@ class Epochs:
 def timed(call: Callable[[], Any], repeats: int) -> float:
     """Median seconds."""
     call()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - start)
-    return round(statistics.median(found), 5)
+    return round(statistics.median(seconds_of(call) for _ in range(repeats)), 5)
 
 
 def measure(num_sub_models: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -201,17 +191,8 @@ def main() -> None:
     for count in arguments.num_sub_models:
         rows.append(measure(count, arguments))
         print(json.dumps(rows[-1]))
-    counts = " ".join(map(str, arguments.num_sub_models))
-    result = {
-        "schema_version": 1,
-        "command": f"python benchmarks/training/teacher_passes.py --num-sub-models {counts} "
-        f"--num-items {arguments.num_items} --batch-size {arguments.batch_size} --repeats {arguments.repeats}",
-        "torch_threads": 1,
-        "environment": environment(),
-        "rows": rows,
-    }
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.results_dir / "teacher_passes.json", result)
+    made_by = command(__file__, arguments, "num_sub_models", "num_items", "batch_size", "repeats")
+    write_results(arguments.results_dir, "teacher_passes", made_by, {"torch_threads": 1, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
+from harness import command, command_line, write_results
+
 from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
-from trips.reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
+from edvit_hf.storage import read_json
+from trips.reduced_trip import REDUCED, accuracies, add_options, reduced_trip, reduction, run_stages
 
 STAGES = ("split", "plan", "prune", "distill", "fuse")
 # Question -> name of the answer -> the recipe values that make it.
@@ -48,15 +48,13 @@ CHOICES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("source", type=Path, help="work directory with a finished teacher of the recipe")
     add("--recipe", required=True)
     add("--seeds", type=int, nargs="+", default=[0], help="of distillation and fusion")
     add("--questions", nargs="+", choices=list(CHOICES), default=list(CHOICES))
     add("--frozen", action="store_true", help="compare all but `fusion` without joint tuning")
     add("--out", type=Path, default=Path("work/ablation"))
-    add("--results-dir", type=Path, default=RESULTS)
     add_options(add)
     return parser.parse_args()
 
@@ -97,25 +95,17 @@ def main() -> None:
                 variant = changed(recipe, change)
                 variant = changed(variant, {"distill": {"seed": seed}, "fuse": {"seed": seed}})
                 cell = arguments.out / recipe.name / name.replace(": ", "_").replace(", ", "_") / f"seed{seed}"
-                trip = reduced_trip(
-                    arguments.source, variant, cell, reduction(arguments), data, own_split=True
-                )  # fmt: skip
+                trip = reduced_trip(arguments.source, variant, cell, reduction(arguments), data, own_split=True)
                 seconds = run_stages(trip, STAGES)
                 accuracy = accuracies(trip.ensemble, trip)
                 runs.append({"variant": name, "seed": seed, "accuracy": accuracy, "seconds": seconds})
-                write_json(path, document(arguments, recipe, runs, settings))
+                write(arguments, recipe, runs, settings)
                 print(name, seed, accuracy, seconds)
-    write_json(path, document(arguments, recipe, runs, settings))
+    write(arguments, recipe, runs, settings)
 
 
-def document(
-    arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str, Any]], settings: str
-) -> dict[str, Any]:
-    """The results file."""
-    seeds = " ".join(map(str, arguments.seeds))
-    options = f"--seeds {seeds} --train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs}"
-    options += f" --fuse-epochs {arguments.fuse_epochs} --views {arguments.views}"
-    options += " --frozen" if arguments.frozen else ""
+def write(arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str, Any]], settings: str) -> None:
+    """Every answer of every question beside the others, as far as they have been measured."""
     questions = {}
     for question, answers in CHOICES.items():
         rows = {}
@@ -127,13 +117,10 @@ def document(
         if rows:
             winner = max(rows, key=lambda answer: rows[answer]["validation_mean"])
             questions[question] = {"answers": rows, "winner_on_validation": winner}
-    return {
-        "command": f"python benchmarks/trips/ablation.py WORK --recipe {recipe.name} {options}",
-        "environment": environment(),
-        "settings": settings,
-        "questions": questions,
-        "runs": runs,
-    }
+    names = ("recipe", "seeds", *REDUCED, "frozen")
+    made_by = command(__file__, arguments, *names, places="WORK", recipe=recipe.name)
+    result = {"settings": settings, "questions": questions, "runs": runs}
+    write_results(arguments.results_dir, f"ablation_{recipe.name}", made_by, result)
 
 
 def summary(runs: list[dict[str, Any]], *, is_default: bool) -> dict[str, Any]:

@@ -19,27 +19,25 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.recipe import STAGES, Recipe, load_recipe, run
+from harness import command, command_line, write_results
+
+from edvit_hf.recipe import Recipe, load_recipe, run
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
+from trips.grid import UP_TO_RESULTS, is_finished
 
-UP_TO_RESULTS = [stage.name for stage in STAGES if stage.name not in ("export", "card")]
 FOLDS = (1, 2, 3, 4, 5)
 FIGURES = ("accuracy", "macro_f1")
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("--recipe", default="esc10_small")
     add("--folds", type=int, nargs="+", default=list(FOLDS), choices=FOLDS)
     add("--quick", action="store_true", help="toy epochs")
     add("--work-dir", type=Path, default=Path("work/esc10_folds"))
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -64,9 +62,7 @@ def run_fold(recipe: Recipe, fold: int, folder: Path) -> None:
     """What is missing of one fold; leaves a file when it is finished."""
     recipe, cell = of_fold(recipe, fold), folder / "fold.json"
     values = json.loads(json.dumps(recipe_values(recipe), default=str))
-    if cell.is_file():
-        if read_json(cell)["recipe_values"] != values:
-            raise SystemExit(f"{cell} was measured with other values of the recipe. Delete {folder}, or move it.")
+    if is_finished(cell, values):
         return
     run(recipe, folder, stages=UP_TO_RESULTS, command=f"edvit run {recipe.name} (test_groups [{fold}])")
     results = read_json(stage_dir(folder, "evaluate") / "results.json")
@@ -105,23 +101,16 @@ def main() -> None:
     for fold in arguments.folds:
         run_fold(quickened(recipe) if arguments.quick else recipe, fold, work / f"fold{fold}")
     folds = [read_json(path) for fold in FOLDS if (path := work / f"fold{fold}" / "fold.json").is_file()]
-    numbers = " ".join(str(fold["fold"]) for fold in folds)
     rows = summary(folds)
-    command = f"python benchmarks/trips/esc10_folds.py --recipe {recipe.name} --folds {numbers}"
-    arguments.results_dir.mkdir(parents=True, exist_ok=True)
-    write_json(
-        arguments.results_dir / "esc10_folds.json",
-        {
-            "schema_version": 1,
-            "command": command + (" --quick" if arguments.quick else ""),
-            "is_quick": arguments.quick,
-            "environment": environment(),
-            "num_folds": len(folds),
-            "num_test_items": sum(fold["dataset"]["num_test_items"] for fold in folds),
-            "summary": rows,
-            "folds": [{key: value for key, value in fold.items() if key != "recipe_values"} for fold in folds],
-        },
-    )
+    options = {"recipe": recipe.name, "folds": [fold["fold"] for fold in folds], "quick": arguments.quick}
+    result = {
+        "is_quick": arguments.quick,
+        "num_folds": len(folds),
+        "num_test_items": sum(fold["dataset"]["num_test_items"] for fold in folds),
+        "summary": rows,
+        "folds": [{key: value for key, value in fold.items() if key != "recipe_values"} for fold in folds],
+    }
+    write_results(arguments.results_dir, "esc10_folds", command(__file__, options, *options), result)
     for row in rows:
         mean, sd = (row["accuracy"][name] for name in ("mean", "sd"))
         print(f"{row['name']}: {100 * mean:.2f} %" + (f" (sd {100 * sd:.2f})" if sd is not None else ""))

@@ -13,28 +13,27 @@ Writes `benchmarks/results/<recipe>.json`: a cell per seed and number of sub-mod
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
+from harness import command, command_line, write_results
+
 from edvit_hf.recipe import Recipe, load_recipe, run
 from edvit_hf.recipe.running import STAGES, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
 
 UP_TO_RESULTS = [stage.name for stage in STAGES if stage.name not in ("export", "card")]
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("recipe")
     add("--num-sub-models", type=int, nargs="+", help="default: the recipe's own")
     add("--seeds", type=int, nargs="+", default=[0])
@@ -66,26 +65,39 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> None:
         recipe = dataclasses.replace(base, split=dataclasses.replace(base.split, num_sub_models=count))
         cell = folder / f"cell_{count}.json"
         values = json.loads(json.dumps(recipe_values(recipe), default=str))
-        if cell.is_file():
-            if read_json(cell).get("recipe_values", values) != values:
-                raise SystemExit(f"{cell} was measured with other values of the recipe. Delete {folder}, or move it.")
+        if is_finished(cell, values):
             continue
         begin = time.perf_counter()
-        command = f"python benchmarks/trips/grid.py {arguments.recipe} --num-sub-models {count} --seeds {seed}"
-        command = f"edvit run {arguments.recipe} --seed {seed}" if is_own else command
-        run(recipe, folder, stages=None if is_own else UP_TO_RESULTS, command=command)
+        one = {"num_sub_models": count, "seeds": seed}
+        made_by = command(__file__, one, "num_sub_models", "seeds", places=arguments.recipe)
+        made_by = f"edvit run {arguments.recipe} --seed {seed}" if is_own else made_by
+        run(recipe, folder, stages=None if is_own else UP_TO_RESULTS, command=made_by)
         seconds = round(time.perf_counter() - begin, 1)
         write_json(cell, {**describe(folder, is_own=is_own), "recipe_values": values, "wall_seconds": seconds})
+
+
+def is_finished(cell: Path, values: Any) -> bool:
+    """Whether a cell has been measured.
+
+    Raises:
+        SystemExit: It was, with other values of the recipe.
+    """
+    if cell.is_file() and read_json(cell).get("recipe_values", values) != values:
+        raise SystemExit(f"{cell} was measured with other values of the recipe. Delete {cell.parent}, or move it.")
+    return cell.is_file()
+
+
+def stage_costs(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Seconds, memory and commit of every finished stage of a run, or of these."""
+    records = [read_json(path) for path in sorted(folder.glob("*/done.json"))]
+    keys = ("seconds", "resumed", "peak_memory_mib", "commit")
+    return {r["stage"]: {key: r[key] for key in keys} for r in records if names is None or r["stage"] in names}
 
 
 def describe(folder: Path, *, is_own: bool) -> dict[str, Any]:
     """What the report needs of a finished cell."""
     results = read_json(stage_dir(folder, "evaluate") / "results.json")
-    stages = {}
-    for path in sorted(folder.glob("*/done.json")):
-        record = read_json(path)
-        if is_own or record["stage"] in UP_TO_RESULTS:
-            stages[record["stage"]] = {k: record[k] for k in ("seconds", "resumed", "peak_memory_mib", "commit")}
+    stages = stage_costs(folder, None if is_own else UP_TO_RESULTS)
     validation = {n: read_json(stage_dir(folder, n) / "validation.json") for n in ("teacher", "fuse")}
     cell = {
         "seed": results["seed"],
@@ -116,9 +128,9 @@ def main() -> None:
         while waiting and len(running) < arguments.processes:
             seed = waiting.pop(0)
             counts = [str(n) for n in numbers(arguments, load_recipe(arguments.recipe))]
-            command = [sys.executable, __file__, arguments.recipe, "--in-process", "--seeds", str(seed)]
-            command += ["--work-dir", str(arguments.work_dir), "--num-sub-models", *counts]
-            running.append(subprocess.Popen(command, env=os.environ.copy()))
+            words = [sys.executable, __file__, arguments.recipe, "--in-process", "--seeds", str(seed)]
+            words += ["--work-dir", str(arguments.work_dir), "--num-sub-models", *counts]
+            running.append(subprocess.Popen(words))
         for process in list(running):
             if process.poll() is not None:
                 running.remove(process)
@@ -132,20 +144,16 @@ def main() -> None:
     cells.sort(key=lambda cell: (cell["num_sub_models"], cell["seed"]))
     if not cells:
         raise SystemExit("no finished cell to write")
-    name = Path(arguments.recipe).stem
-    found = sorted({cell["num_sub_models"] for cell in cells})
-    counts = " ".join(map(str, found))
-    seeds = " ".join(map(str, sorted({cell["seed"] for cell in cells})))
-    write_json(
-        RESULTS / f"{name}.json",
-        {
-            "command": f"python benchmarks/trips/grid.py recipes/{name}.yaml --num-sub-models {counts} --seeds {seeds}",
-            "own_num_sub_models": load_recipe(arguments.recipe).split.num_sub_models,
-            "item_passes_of_sub_models": {count: passes(load_recipe(arguments.recipe), count) for count in found},
-            "environment": environment(),
-            "cells": [{key: value for key, value in cell.items() if key != "recipe_values"} for cell in cells],
-        },
-    )
+    name, recipe = Path(arguments.recipe).stem, load_recipe(arguments.recipe)
+    found = {"num_sub_models": sorted({cell["num_sub_models"] for cell in cells})}
+    found["seeds"] = sorted({cell["seed"] for cell in cells})
+    result = {
+        "own_num_sub_models": recipe.split.num_sub_models,
+        "item_passes_of_sub_models": {count: passes(recipe, count) for count in found["num_sub_models"]},
+        "cells": [{key: value for key, value in cell.items() if key != "recipe_values"} for cell in cells],
+    }
+    made_by = command(__file__, found, *found, places=f"recipes/{name}.yaml")
+    write_results(arguments.results_dir, name, made_by, result)
     if failed:
         raise SystemExit(1)
 

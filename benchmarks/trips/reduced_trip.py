@@ -60,6 +60,9 @@ class Reduction:
         return np.sort(np.argsort(rank, kind="stable")[: self.train_items])
 
 
+REDUCED = [field.name for field in dataclasses.fields(Reduction)]
+
+
 def add_options(add: Any) -> None:
     """The command line options that make a `Reduction`."""
     add("--train-items", type=int, default=10_000, help="training items (0: all)")
@@ -70,8 +73,7 @@ def add_options(add: Any) -> None:
 
 def reduction(arguments: Any) -> Reduction:
     """From the options of `add_options`."""
-    names = [field.name for field in dataclasses.fields(Reduction)]
-    return Reduction(**{name: getattr(arguments, name) or None for name in names})
+    return Reduction(**{name: getattr(arguments, name) or None for name in REDUCED})
 
 
 def reduced_trip(
@@ -131,3 +133,9 @@ def accuracies(model: Any, trip: Trip) -> dict[str, float]:
         batches = iterate_batches(getattr(trip.data, name), trip.recipe.evaluate.batch_size)
         found[name] = evaluate(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
     return found
+
+
+def pruned_row(trip: Trip, **about: Any) -> dict[str, Any]:
+    """A row of what is left after the sub-models were pruned, distilled and fused."""
+    seconds = run_stages(trip, ("plan", "prune", "distill", "fuse"))
+    return {**about, "accuracy": accuracies(trip.ensemble, trip), "seconds": seconds}

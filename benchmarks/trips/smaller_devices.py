@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.compared import fair_budget, measured, plain_model
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
+from edvit_hf.storage import read_json
 from trips.reduced_trip import Reduction, reduced_trip, run_stages
 
 STAGES = ("split", "plan", "prune", "distill", "fuse")
@@ -30,15 +30,13 @@ STAGES = ("split", "plan", "prune", "distill", "fuse")
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("source", type=Path, help="work directory with a finished teacher of the recipe")
     add("--recipe", required=True)
     add("--keep-heads", type=int, nargs="+", required=True)
     add("--num-sub-models", type=int, nargs="+", required=True)
     add("--seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
     add("--out", type=Path, default=Path("work/smaller_devices"))
-    add("--results-dir", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -96,21 +94,17 @@ def main() -> None:
                 seconds = run_stages(trip, STAGES)
                 rows.append({**key, **compare(trip, keep), "seconds": seconds})
                 print(rows[-1])
-                write_json(path, document(arguments, recipe, rows))
-    write_json(path, document(arguments, recipe, rows))
+                write(arguments.results_dir, recipe, rows)
+    write(arguments.results_dir, recipe, rows)
 
 
-def document(arguments: argparse.Namespace, recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The results file."""
-    options = " ".join(
-        f"--{name.replace('_', '-')} {' '.join(str(value) for value in sorted({row[key] for row in rows}))}"
-        for name, key in (("keep_heads", "keep_heads"), ("num_sub_models", "num_sub_models"), ("seeds", "seed"))
-    )
-    return {
-        "command": f"python benchmarks/trips/smaller_devices.py WORK --recipe {recipe.name} {options}",
-        "environment": environment(),
-        "rows": sorted(rows, key=lambda row: (row["keep_heads"], row["num_sub_models"], row["seed"])),
-    }
+def write(folder: Path, recipe: Recipe, rows: list[dict[str, Any]]) -> None:
+    """Everything that has been measured so far."""
+    keys = {"keep_heads": "keep_heads", "num_sub_models": "num_sub_models", "seeds": "seed"}
+    options = {"recipe": recipe.name} | {name: sorted({row[key] for row in rows}) for name, key in keys.items()}
+    rows = sorted(rows, key=lambda row: [row[key] for key in keys.values()])
+    made_by = command(__file__, options, *options, places="WORK")
+    write_results(folder, f"smaller_devices_{recipe.name}", made_by, {"rows": rows})
 
 
 if __name__ == "__main__":

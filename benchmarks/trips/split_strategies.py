@@ -20,29 +20,26 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, once, write_results
+
 from edvit_hf.data import TaskData
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.split import teacher_confusions
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import SplitConfig, check_similarity, similarity_within
-from edvit_hf.storage import read_json, write_json
-from harness import RESULTS
-from trips.reduced_trip import accuracies, add_options, reduced_trip, reduction, run_stages
+from trips.reduced_trip import REDUCED, accuracies, add_options, reduced_trip, reduction, run_stages
 
 SPLITTING = ("split", "plan", "prune", "distill", "fuse")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser, add = command_line(__doc__)
     add("work_dir", type=Path, help="a run with a finished teacher; only read")
     add("--recipe", required=True, help="the recipe of that run, name or path")
     add("--out", type=Path, required=True, help="folder for the models of every cell")
     add("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="of the balanced splits")
     add("--training-seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
-    add("--results-dir", type=Path, default=RESULTS)
     add_options(add)
     return parser.parse_args()
 
@@ -103,17 +100,14 @@ def main() -> None:
     data = Trip(recipe, {}).data
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {
-        "schema_version": 1,
         "recipe": recipe.name,
-        "command": f"python benchmarks/trips/split_strategies.py WORK_DIR --recipe {recipe.name} --out FOLDER "
-        f"--train-items {arguments.train_items} --distill-epochs {arguments.distill_epochs} "
-        f"--fuse-epochs {arguments.fuse_epochs} --views {arguments.views}",
         "split_seeds": arguments.split_seeds,
         "training_seeds": arguments.training_seeds,
         "reduced": dataclasses.asdict(reduction(arguments)),
         "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
-        "environment": environment(),
     }
+    names = ("recipe", "out", *REDUCED)
+    made_by = command(__file__, arguments, *names, places="WORK_DIR", recipe=recipe.name, out="FOLDER")
     for seed in arguments.training_seeds:
         for name, split in variants(recipe, arguments.split_seeds).items():
             trip = cell_trip(arguments, recipe, split, seed, name, data)
@@ -122,15 +116,12 @@ def main() -> None:
                 result["teacher"] = {"accuracy": accuracies(trip.teacher, trip)}
                 result["confusions"] = confusions.tolist()
             done = arguments.out / f"{name.replace(' ', '_')}_seed{seed}" / "row.json"
-            if not done.is_file():
-                write_json(done, measure(trip, name, seed, confusions))
-            rows.append(read_json(done))
+            rows.append(once(done, lambda: measure(trip, name, seed, confusions)))  # noqa: B023
             print(json.dumps(rows[-1]))
-            arguments.results_dir.mkdir(parents=True, exist_ok=True)
             means = summary(rows)
             best = max(means, key=lambda strategy: means[strategy]["validation"])
-            path = arguments.results_dir / f"split_strategies_{recipe.name}.json"
-            write_json(path, {**result, "summary": means, "winner_on_validation": best, "rows": rows})
+            found = {**result, "summary": means, "winner_on_validation": best, "rows": rows}
+            write_results(arguments.results_dir, f"split_strategies_{recipe.name}", made_by, found)
     print(json.dumps(means, indent=2))
 
 

@@ -6,7 +6,6 @@ Needs a finished `fuse` stage in WORK_DIR; only the fusion head is trained again
 Writes `benchmarks/results/sub_model_dropout_<recipe>.json` with accuracies on the test split, in fractions.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -19,16 +18,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import command, command_line, write_results
+
 from edvit_hf.auto import ensemble_class
 from edvit_hf.data import Split, iterate_batches
-from edvit_hf.hardware.provenance import environment
 from edvit_hf.modeling_edvit import FusionHead
 from edvit_hf.recipe import STAGES, load_recipe
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.trip import Trip, load_array
-from edvit_hf.storage import write_json
 from edvit_hf.training import FuseConfig, FuseData, fuse_objective, train
-from harness import RESULTS
 
 
 def fusion_head(trip: Trip, features: np.ndarray, dropout: float, seed: int) -> FusionHead:
@@ -79,10 +77,10 @@ def features_of(trip: Trip, split: Split) -> torch.Tensor:
 
 def main() -> None:
     """Train heads with and without dropout over the seeds and write the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work_dir", type=Path)
-    parser.add_argument("recipe")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser, add = command_line(__doc__)
+    add("work_dir", type=Path)
+    add("recipe")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
     trip = Trip(recipe, {stage.name: stage_dir(arguments.work_dir, stage.name) for stage in STAGES})
@@ -106,16 +104,9 @@ def main() -> None:
         str(d): {k: statistics.mean(r[k] for r in rows if r["sub_model_dropout"] == d) for k in list(rows[0])[2:]}
         for d in (0.0, recipe.fuse.sub_model_dropout)
     }
-    RESULTS.mkdir(exist_ok=True)
-    command = f"python benchmarks/trips/sub_model_dropout.py WORK_DIR recipes/{recipe.name}.yaml"
-    content = {
-        "command": command,
-        "environment": environment(),
-        "num_test_items": len(labels),
-        "mean": means,
-        "rows": rows,
-    }
-    write_json(RESULTS / f"sub_model_dropout_{recipe.name}.json", content)
+    made_by = command(__file__, arguments, places=f"WORK_DIR recipes/{recipe.name}.yaml")
+    result = {"num_test_items": len(labels), "mean": means, "rows": rows}
+    write_results(arguments.results_dir, f"sub_model_dropout_{recipe.name}", made_by, result)
     print(json.dumps(means, indent=2))
 
 

@@ -7,7 +7,6 @@ Each seed is one fresh process in its own work directory; a finished one is not 
 Writes `benchmarks/results/<recipe>.json`: one entry a seed, then mean and standard deviation over seeds.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -17,27 +16,25 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from edvit_hf.hardware.provenance import environment
-from edvit_hf.storage import write_json
-from harness import RESULTS
+from harness import command, command_line, write_results
+
+from edvit_hf.storage import read_json
+from trips.grid import stage_costs
 
 
 def run_seed(recipe: str, seed: int, work_dir: Path) -> dict[str, Any]:
     """One process of `edvit run`; returns its results with seconds and peak memory of the stages."""
-    command = [sys.executable, "-c", "from edvit_hf.cli import main; main()", "run", recipe]
-    command += ["--seed", str(seed), "--work-dir", str(work_dir), "--format", "json"]
+    words = [sys.executable, "-c", "from edvit_hf.cli import main; main()", "run", recipe]
+    words += ["--seed", str(seed), "--work-dir", str(work_dir), "--format", "json"]
     begin = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     wall = time.perf_counter() - begin
     document = json.loads(done.stdout)
-    stages = {}
-    for path in sorted(work_dir.glob("*/done.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        stages[record["stage"]] = {k: record[k] for k in ("seconds", "resumed", "peak_memory_mib", "commit")}
+    stages = stage_costs(work_dir)
     was_fresh = not any(stage["skipped"] for stage in document["stages"])
     was_fresh = was_fresh and not any(stage["resumed"] for stage in stages.values())
     results = document["results"]
-    manifest = json.loads((Path(document["ensemble"]) / "manifest.json").read_text(encoding="utf-8"))
+    exported = read_json(Path(document["ensemble"]) / "manifest.json")["ensemble"]
     return {
         "seed": seed,
         "wall_seconds": round(wall, 1) if was_fresh else None,
@@ -45,20 +42,16 @@ def run_seed(recipe: str, seed: int, work_dir: Path) -> dict[str, Any]:
         "stage_seconds_total": round(sum(s["seconds"] for s in stages.values()), 1),
         "peak_memory_mib": max(s["peak_memory_mib"] for s in stages.values()),
         "stages": stages,
-        "environment": results["environment"],
-        "class_groups": results["class_groups"],
-        "rows": results["rows"],
-        "absent": results["absent"],
-        "sub_models": results["sub_models"],
-        "export": {"parity": manifest["ensemble"]["parity"], "accuracy": manifest["ensemble"]["accuracy"]},
-        "second_run_seconds": second_run(command),
+        **{key: results[key] for key in ("environment", "class_groups", "rows", "absent", "sub_models")},
+        "export": {key: exported[key] for key in ("parity", "accuracy")},
+        "second_run_seconds": second_run(words),
     }
 
 
-def second_run(command: list[str]) -> float:
+def second_run(words: list[str]) -> float:
     """Wall time of the same command when every stage is up to date."""
     begin = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     assert all(stage["skipped"] for stage in json.loads(done.stdout)["stages"])
     return round(time.perf_counter() - begin, 1)
 
@@ -80,19 +73,15 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the seeds asked for and write the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--work-dir", type=Path, default=Path("work/benchmarks"))
+    parser, add = command_line(__doc__)
+    add("recipe")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--work-dir", type=Path, default=Path("work/benchmarks"))
     arguments = parser.parse_args()
     name = Path(arguments.recipe).stem
     runs = [run_seed(arguments.recipe, s, arguments.work_dir / f"{name}_seed{s}") for s in arguments.seeds]
-    RESULTS.mkdir(exist_ok=True)
-    command = f"python benchmarks/trips/trip.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))}"
-    write_json(
-        RESULTS / f"{name}.json",
-        {"command": command, "environment": environment(), "summary": summary(runs), "runs": runs},
-    )
+    made_by = command(__file__, arguments, "seeds", places=arguments.recipe)
+    write_results(arguments.results_dir, name, made_by, {"summary": summary(runs), "runs": runs})
     print(json.dumps(summary(runs), indent=2))
 
 

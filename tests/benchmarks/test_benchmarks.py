@@ -1,6 +1,7 @@
 """The benchmarks measure what the trip does: the same start of the fusion head, the same samples and sizes."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -9,13 +10,32 @@ import torch
 from edvit_hf.recipe import STAGES, load_recipe
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.trip import Trip, load_array
-from support.benchmarks import benchmark
+from support.benchmarks import BENCHMARKS, benchmark
+
+SHARED = ("reduced_trip", "cut_fleet", "vit_base_models", "vit_base_rewrites")  # read by scripts, not run
+SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*/*.py")) if p.parent.name != "report" and p.stem not in SHARED]
+HELP = """
+import contextlib, io, runpy, sys
+path = list(sys.path)
+for script in sys.argv[1:]:
+    sys.argv, sys.path = [script, "--help"], [script.rpartition("/")[0], *path[1:]]  # as `python SCRIPT --help` has it
+    sys.modules.pop("harness", None)
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    words = f"python {script.partition('/benchmarks/')[1][1:]}{script.partition('/benchmarks/')[2]}"
+    assert "usage: " in shown.getvalue() and words in shown.getvalue(), script
+"""
 
 
 @pytest.fixture
 def trip(finished_trip):
     path, work = finished_trip
     return Trip(load_recipe(path), {stage.name: stage_dir(work, stage.name) for stage in STAGES})
+
+
+def test_every_script_starts_by_itself_and_its_help_names_the_command_that_runs_it():
+    done = subprocess.run([sys.executable, "-c", HELP, *map(str, SCRIPTS)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_dropout_benchmark_trains_the_head_that_the_trip_trains(trip):

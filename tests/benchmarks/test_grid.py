@@ -18,13 +18,11 @@ SMALL = ["--train-items", "60", "--distill-epochs", "1", "--fuse-epochs", "1", "
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
     """Run benchmarks/trips/grid.py on a recipe of `tmp_path` in this process."""
-    module = benchmark("trips.grid")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    (tmp_path / "results").mkdir()
+    places = ["--work-dir", str(tmp_path / "work"), "--results-dir", str(tmp_path / "results")]
 
     def run(recipe, *options):
-        monkeypatch.setattr(sys, "argv", ["grid.py", str(recipe), "--work-dir", str(tmp_path / "work"), *options])
-        module.main()
+        monkeypatch.setattr(sys, "argv", ["grid.py", str(recipe), *places, *options])
+        benchmark("trips.grid").main()
 
     return run
 
@@ -81,7 +79,7 @@ def test_finished_cells_of_another_recipe_are_not_taken_over(grid, tmp_path):
 def test_a_grid_without_a_finished_cell_writes_nothing(grid, tmp_path):
     with pytest.raises(SystemExit, match="no finished cell"):
         grid(write_tiny_recipe(tmp_path), "--collect")
-    assert not list((tmp_path / "results").iterdir())
+    assert not (tmp_path / "results").exists()
 
 
 def test_an_ablation_compares_the_answers_of_one_question_and_resumes(finished_trip, tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from support.benchmarks import benchmark
+from support.benchmarks import BENCHMARKS, benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMING = ROOT / "src/edvit_hf/hardware/timing.py"
 COMMITTED = (
     "digits",
     "import_time",
@@ -359,10 +360,8 @@ def test_a_page_without_markers_is_refused(script):
 def test_the_invented_samples_have_the_keys_that_the_scripts_write(samples):
     for name in (*vit_base_samples(), "torch_pruning_mnist_small"):
         file = "torch_pruning_comparison" if name.startswith("torch_pruning") else name
-        code = (
-            next((ROOT / "benchmarks").rglob(f"{file}.py")).read_text()
-            + (ROOT / "src/edvit_hf/hardware/timing.py").read_text()
-        )
+        script = next(BENCHMARKS.rglob(f"{file}.py"))
+        code = "".join(path.read_text() for path in (script, BENCHMARKS / "harness.py", TIMING))
         paths = [path for path in paths_in(samples[name]) if path[0] != "environment"]
         for key in {key for path in paths for key in path if isinstance(key, str)}:
             assert key in code, (name, key)
