@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -173,3 +173,9 @@ def whole_number(name: str, value: Any, low: int, why: str, error: type[EDViTErr
     """Raise `error` unless `value` is an integer of at least `low`; `why` tells what it breaks."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise error(f"`{name}` must be a whole number of at least {low}, got {value!r}: {why}.")
+
+
+def one_of(name: str, value: Any, options: Collection[str], why: str, error: type[EDViTError] = RecipeError) -> None:
+    """Raise `error` unless `value` is one of `options`; `why` tells what it decides."""
+    if value not in options:
+        raise error(f"`{name}` must be one of {', '.join(options)}, got {value!r}: {why}.")

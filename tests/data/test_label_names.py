@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.data import DatasetConfig, load_task
-from edvit_hf.data.columns import ArrayItems, RawSplit
+from edvit_hf.data.columns import RawSplit
 from edvit_hf.data.config import dataset_from_values
 from edvit_hf.data.labels import class_ids, with_label_names
+from edvit_hf.data.split import ArrayStore
 from edvit_hf.errors import DataError
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.plan import plan_recipe
@@ -27,7 +28,7 @@ def load(folder, names, **options):
 def test_a_row_keeps_its_class_whether_labels_are_ids_or_strings(order, labels):
     expected = [order[label] for label in labels]
     for values in (labels, expected):
-        named = with_label_names(RawSplit("train", values, None, ArrayItems(None)), order)
+        named = with_label_names(RawSplit("train", values, None, ArrayStore(None)), order)
         assert named.class_names == list(order)
         assert [order[index] for index in class_ids(named, list(order))] == expected
 

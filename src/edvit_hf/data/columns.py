@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ KINDS: dict[Task, str] = {
 class RawItems(Protocol):
     """Items of a split as they came: encoded bytes, paths, arrays or texts."""
 
-    def read(self, rows: np.ndarray) -> list[Any]:
+    def read(self, rows: np.ndarray) -> Iterable[Any]:
         """Return what the task's transform takes, one per row; None for an empty cell."""
         ...
 
@@ -259,14 +259,3 @@ class _ConcatenatedItems:
             for place, value in zip(places, items.read(rows[places] - self._starts[owner]), strict=True):
                 result[place] = value
         return result
-
-
-class ArrayItems:
-    """`RawItems` over arrays in RAM."""
-
-    def __init__(self, arrays: np.ndarray) -> None:
-        self._arrays = arrays
-
-    def read(self, rows: np.ndarray) -> list[Any]:
-        """Return the arrays of these rows."""
-        return list(self._arrays[rows])

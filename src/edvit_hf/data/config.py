@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.errors import DataError
-from edvit_hf.strict import RECIPE, number, read_strictly, whole_number
+from edvit_hf.strict import RECIPE, number, one_of, read_strictly, whole_number
 from edvit_hf.tasks import Task
 
 EMBEDDED_DATASET = "digits"
@@ -105,8 +105,7 @@ class DatasetConfig:
             whole_number("num_labels", self.num_labels, 2, "one class leaves no choice", DataError)
         whole_number("image_size", self.image_size, 2, "it is the side of an image in pixels", DataError)
         whole_number("seed", self.seed, 0, "random generators take no other", DataError)
-        if self.on_error not in ("raise", "skip"):
-            raise DataError(f"`on_error` must be 'raise' or 'skip', got {self.on_error!r}.")
+        one_of("on_error", self.on_error, ("raise", "skip"), "it is what a damaged row does", DataError)
         _check_label_names(self)
         _check_normalisation(self.mean, self.std)
         _check_source(self)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.data.columns import KINDS, ArrayItems, RawSplit, input_column, raw_split
+from edvit_hf.data.columns import KINDS, RawSplit, input_column, raw_split
 from edvit_hf.data.config import EMBEDDED_DATASET, DatasetConfig
 from edvit_hf.data.sound_folder import open_sound_folder
+from edvit_hf.data.split import ArrayStore
 from edvit_hf.data.subsets import stratified_split
 from edvit_hf.errors import DataError, MissingExtraError
 from edvit_hf.tasks import Task
@@ -193,5 +194,5 @@ def _open_digits(config: DatasetConfig, task: Task) -> dict[str, RawSplit]:
         parts = {config.train_split: train, config.test_split: test}
     names = [str(digit) for digit in range(10)]
     return {
-        name: RawSplit(name, labels[rows].tolist(), names, ArrayItems(pixels[rows])) for name, rows in parts.items()
+        name: RawSplit(name, labels[rows].tolist(), names, ArrayStore(pixels[rows])) for name, rows in parts.items()
     }

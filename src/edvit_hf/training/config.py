@@ -1,10 +1,10 @@
 """Values of a training run, checked at birth. Imports neither torch nor accelerate."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from edvit_hf.errors import RecipeError
-from edvit_hf.strict import number, whole_number
+from edvit_hf.strict import number, one_of, whole_number
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DistillKind = Literal["kd", "dekd", "none"]
@@ -56,11 +56,8 @@ class TrainConfig:
         number("label_smoothing", self.label_smoothing, "[0, 1)", "it is the share of the target spread evenly")
         number("max_grad_norm", self.max_grad_norm, "(0, inf]", "zero would stop every step; use .inf not to clip")
         whole_number("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "1 means no accumulation")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise RecipeError(
-                f"`mixed_precision` must be one of no, bf16, fp16, got {self.mixed_precision!r}. "
-                f'In YAML write "no" with quotes: a bare no means false.'
-            )
+        why = 'in YAML write "no" with quotes: a bare no means false'
+        one_of("mixed_precision", self.mixed_precision, get_args(MixedPrecision), why)
         if self.checkpoint_every_steps is not None:
             why = "leave it out to save after every epoch"
             whole_number("checkpoint_every_steps", self.checkpoint_every_steps, 1, why)
@@ -108,11 +105,7 @@ class DistillConfig(TrainConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         super().__post_init__()
-        if self.objective not in ("kd", "dekd", "none"):
-            raise RecipeError(
-                f"`objective` must be one of kd, dekd, none, got {self.objective!r}: it chooses what a sub-model "
-                'learns from the teacher. In YAML write "none" as the word none.'
-            )
+        one_of("objective", self.objective, get_args(DistillKind), "it chooses what is learnt from the teacher")
         number("temperature", self.temperature, "(0, inf)", "logits are divided by it")
         number("distillation_weight", self.distillation_weight, "[0, 1]", "the labels get the rest of the loss")
         if not isinstance(self.hard, bool):

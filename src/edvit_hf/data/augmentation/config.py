@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edvit_hf.errors import DataError
-from edvit_hf.strict import number, whole_number
+from edvit_hf.strict import number, one_of, whole_number
 from edvit_hf.tasks import Task
 
 _RANGES = {
@@ -92,8 +92,7 @@ class Augmentation:
                     f"{getattr(self, second)}: one of them at 0 turns both off. Set both or neither."
                 )
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise DataError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+            one_of(name, getattr(self, name), choices, "it says how an input is changed", DataError)
         if self.whole_pixels and (self.rotate_degrees or self.scale):
             raise DataError(
                 "`whole_pixels` moves pixels without interpolation, but `rotate_degrees` or `scale` needs it. Remove "
