@@ -266,11 +266,11 @@ def test_sounds_and_texts_are_timed_too(tmp_path, here, task):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"repeats": 0}, "`repeats` must be at least 1, got 0"),
-        ({"threads": 0}, "`threads` must be between 1"),
-        ({"threads": 10**6}, "`threads` must be between 1"),
-        ({"batch": -1}, "`batch` must be at least 1"),
-        ({"tokens": 0}, "`tokens` must be at least 1"),
+        ({"repeats": 0}, "`repeats` must be a whole number of at least 1, got 0"),
+        ({"threads": 0}, "`threads` must lie between 1"),
+        ({"threads": 10**6}, "`threads` must lie between 1"),
+        ({"batch": -1}, "`batch` must be a whole number of at least 1"),
+        ({"tokens": 0}, "`tokens` must be a whole number of at least 1"),
         ({"tokens": 5}, "for texts only"),
         ({"sub_models": [2]}, "from 0 to 1"),
         ({"sub_models": []}, "got none"),

@@ -18,9 +18,10 @@ from rich.progress import Progress
 from edvit_hf.bench.report import BenchReport, BenchRow
 from edvit_hf.bench.selection import Candidate, Hardware, choose, input_sizes, vocabulary_size
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.hardware.machine import usable_cores
+from edvit_hf.hardware.machine import check_threads
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256, verify_file
+from edvit_hf.strict import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def bench_ensemble(
         EDViTError: If a number is out of its range or nothing is left to be timed.
     """
     root = Path(root)
-    _check_numbers(threads=threads, repeats=repeats, batch=batch, tokens=tokens)
+    check_threads(threads)
+    _check_numbers(repeats, batch, tokens)
     manifest, hardware = Manifest.load(root), Hardware.here()
     candidates, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
     for one in candidates:
@@ -120,19 +122,12 @@ def _beside(name: str, path: Path) -> Candidate:
     return Candidate(name, variant, path)
 
 
-def _check_numbers(**numbers: int | None) -> None:
-    reasons = {
-        "threads": "It is a number of cores, and more threads than cores only wait for each other",
-        "repeats": f"It is the number of fresh processes per file; {REPEATS} or more give a median that one slow spell "
-        "does not move",
-        "batch": "It is the number of inputs per call",
-        "tokens": "It is the length of a text",
-    }
-    for name, value in numbers.items():
-        limit = usable_cores() if name == "threads" else None
-        if value is not None and (value < 1 or (limit is not None and value > limit)):
-            expected = "at least 1" if limit is None else f"between 1 and the {limit} cores that this process may use"
-            raise EDViTError(f"`{name}` must be {expected}, got {value}. {reasons[name]}. Correct it.")
+def _check_numbers(repeats: int, batch: int, tokens: int | None) -> None:
+    why = f"it is the number of fresh processes per file; {REPEATS} or more give a median that no slow spell moves"
+    whole_number("repeats", repeats, 1, why, EDViTError)
+    whole_number("batch", batch, 1, "it is the number of inputs per call", EDViTError)
+    if tokens is not None:
+        whole_number("tokens", tokens, 1, "it is the length of a text", EDViTError)
 
 
 def _run_rounds(

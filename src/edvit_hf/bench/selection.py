@@ -73,13 +73,7 @@ def choose(
     sub_models: Sequence[int] | None = None,
     precisions: Sequence[str] | None = None,
 ) -> tuple[list[Candidate], list[LeftOut]]:
-    """The files to time in the order of the manifest, and those for other instruction sets.
-
-    Args:
-        manifest: Of the ensemble.
-        hardware: This machine.
-        sub_models: Only these, without fusion head and whole graphs; default: everything.
-        precisions: Only these; default: all.
+    """The files to time in the order of the manifest, and those for other instruction sets (see `bench_ensemble`).
 
     Raises:
         EDViTError: For an index or precision that there is not, or if nothing is left to be timed.

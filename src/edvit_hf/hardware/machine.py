@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path, PurePosixPath
 
-from edvit_hf.errors import ManifestError
+from edvit_hf.errors import EDViTError, ManifestError
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,16 @@ def usable_cores() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([cores, *_quotas()])))
+
+
+def check_threads(threads: int) -> None:
+    """Raise an EDViTError unless this process has a core for each of the threads that something is timed on."""
+    usable = usable_cores()
+    if not 1 <= threads <= usable:
+        raise EDViTError(
+            f"`threads` must lie between 1 and the {usable} cores that this process may use, got {threads}. More "
+            "threads than cores only wait for each other. Correct it, or leave it out."
+        )
 
 
 def _quotas() -> list[float]:

@@ -13,13 +13,13 @@ from rich.progress import Progress
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hardware.latency import fit, fit_quality, total_ms
-from edvit_hf.hardware.machine import detect_profile, usable_cores
+from edvit_hf.hardware.machine import check_threads, detect_profile, usable_cores
 from edvit_hf.hardware.profiles import DeviceProfile, load_profiles
 from edvit_hf.hardware.profiling_graphs import encoder_graph, matmul_graph, shapes_to_measure
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import open_session, summary, time_rounds
 from edvit_hf.storage import MIB
-from edvit_hf.strict import is_finite, number, whole_number
+from edvit_hf.strict import is_finite, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def profile_machine(
     usable = usable_cores()
     threads = usable if threads is None else threads
     repeats = (QUICK_REPEATS if quick else REPEATS) if repeats is None else repeats
-    _check(name, threads, repeats, usable, watts)
+    _check(name, threads, repeats, watts)
     with named_extra("Profiling a machine", "profile"):
         import onnx  # noqa: F401  (before any work; the graphs are built with it)
     chosen = list(shapes_to_measure(quick=quick) if shapes is None else shapes)
@@ -127,12 +127,10 @@ def _power(given: float | None, kind: DeviceProfile) -> tuple[float | None, str]
     return None, "null: not measured; this machine has no power meter"
 
 
-def _check(name: str, threads: int, repeats: int, usable: int, watts: float | None) -> None:
+def _check(name: str, threads: int, repeats: int, watts: float | None) -> None:
     if not name:
         raise EDViTError("Expected a name for the profile, got an empty one. Fleets name devices by it. Pass `--name`.")
-    number(
-        "threads", threads, f"[1, {usable}]", "more than usable cores only wait; leave it out to use all", EDViTError
-    )
+    check_threads(threads)
     whole_number("repeats", repeats, 1, "it is the number of timed runs of every encoder; 5 or more", EDViTError)
     if watts is not None and not (is_finite(watts) and watts > 0):
         raise EDViTError(

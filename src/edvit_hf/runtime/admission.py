@@ -25,10 +25,7 @@ class Admission:
 
     @contextlib.contextmanager
     def enter(self, deadline: float | None) -> Iterator[None]:
-        """Hold a place while the block runs.
-
-        Args:
-            deadline: On the clock; None waits as long as it takes.
+        """Hold a place while the block runs; `deadline` is on the clock, None waits as long as it takes.
 
         Raises:
             OverloadedError: The line is full, or is so long that this request would not be served by its deadline, or

@@ -35,14 +35,9 @@ class Breakers:
         longest_pause: float,
         on_open: Callable[[int, float], None],
     ) -> None:
-        """Start with all closed.
+        """Start with all closed; pauses are in seconds, and with `misses_to_open` None no breaker ever opens.
 
-        Args:
-            indices: Of the sub-models.
-            misses_to_open: None: they never open.
-            first_pause: Seconds from opening to the first probe.
-            longest_pause: Seconds between probes at most.
-            on_open: Called with the index and the seconds until a probe is due, after a bad probe too; not locked.
+        `on_open` is called with the index and the pause until a probe is due, after a bad probe too; without the lock.
         """
         self._states = {index: _State(pause=first_pause) for index in indices}
         self._misses_to_open = misses_to_open
@@ -115,12 +110,8 @@ class Patience:
 
         The request must not have waited in line for more than half of its deadline. A deadline shorter than the
         runtime's own, or where that has none, must leave three times what the sub-model usually takes; before it has
-        ever answered, any will do, or one that hangs from the start would never be left alone.
-
-        Args:
-            index: The sub-model.
-            request: Its budget is what was left when it was asked.
-            limit_ms: The request's whole deadline.
+        ever answered, any will do, or one that hangs from the start would never be left alone. The request's budget is
+        what was left of its whole deadline `limit_ms` when the sub-model was asked.
         """
         budget_ms = request.budget_ms
         if budget_ms is None or limit_ms is None:

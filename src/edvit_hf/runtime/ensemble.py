@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -242,14 +241,8 @@ class EDViTRuntime:
         for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
             without = self._without(answer, features, (int(index),))
             winners = without.argmax(axis=1)
-            changes.append(
-                AbsentAnswer(
-                    index=int(index),
-                    probabilities=without,
-                    labels=[self.label_names[winner] for winner in winners],
-                    changed=[bool(change) for change in winners != whole],
-                )
-            )
+            labels, changed = [self.label_names[winner] for winner in winners], (winners != whole).tolist()
+            changes.append(AbsentAnswer(index=int(index), probabilities=without, labels=labels, changed=changed))
         return answer, changes
 
     def predict_without(
@@ -297,9 +290,7 @@ class EDViTRuntime:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _batcher(self, sources: Iterable[Any], absent: Sequence[int], deadline_ms: float | None) -> Batcher:

@@ -33,13 +33,7 @@ class ResponseCheck:
         self._bounds = [None if max_deviations is None else _bounds(e, max_deviations) for e in manifest.sub_models]
 
     def reason_against(self, index: int, request: SubModelRequest, response: SubModelResponse) -> Reason | None:
-        """Why this response must not be fused; None: it may be.
-
-        Args:
-            index: The sub-model that was asked.
-            request: What it was asked; the response is known to be to this one.
-            response: What came.
-        """
+        """Why the response of sub-model `index` to this request must not be fused; None: it may be."""
         if response.sub_model != index:
             return "identity"
         if response.content_hash != self._content_hash:
@@ -89,13 +83,12 @@ class Exchange:
 
         Args:
             request: Goes to every sub-model.
-            check: Judges what comes.
+            check: Judges each response.
             num_sub_models: Of the ensemble.
             quorum: Fewest in an answer; None: half of those asked, rounded up.
             on_dropped: Called for each message that is a copy, late, or of another request.
-            clock: Tells how late it is.
-            deadline: On the clock; None waits for everybody. What comes later is not taken, even if the thread that
-                waits has not woken yet.
+            clock: Of the coordinator.
+            deadline: On the clock; None waits for everybody. A later response is not taken, even before `wait` ends.
         """
         self.request = request
         self.responses: dict[int, SubModelResponse] = {}

@@ -132,9 +132,7 @@ def _tiny_source(transform: Transform) -> bytes | str:
 def probe_inputs(task: Task, shape: Sequence[int | None]) -> dict[str, np.ndarray]:
     """Inputs of one empty item that every graph of the task can run: for probes and for timing.
 
-    Args:
-        task: What the ensemble classifies.
-        shape: Of one item of the main input; where any size goes, a usual one is taken.
+    `shape` is that of one item of the main input; where any size goes (None), a usual one is taken.
     """
     sizes = tuple(_USUAL_SIZE[task] if size is None else size for size in shape)
     if task == "text-classification":

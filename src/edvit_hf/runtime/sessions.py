@@ -84,18 +84,13 @@ def _this_machine() -> str | None:
 
 
 def check_share(root: Path, manifest: Manifest, indices: Sequence[int], precision: str, profile: str | None) -> None:
-    """Refuse a folder that lacks graphs, by what it holds: it may be one device's share of an ensemble.
+    """Refuse a folder that lacks the graphs of the sub-models `indices`, or the fusion head.
 
-    Args:
-        root: The folder.
-        manifest: Of the ensemble.
-        indices: Sub-models that are to be opened; the fusion head always is.
-        precision: See `chosen_variants`.
-        profile: See `chosen_variants`.
+    It may be one device's share of an ensemble: the message tells what it holds and how to use that. What else is wrong
+    with files is found when they are opened.
 
     Raises:
-        ManifestError: A file is missing, or none is listed that suits. What else is wrong with files is found when they
-            are opened.
+        ManifestError: A file is missing, or none is listed that suits.
     """
     head = manifest.fusion.variant("fp32")
     chosen = {index: _suited(manifest.sub_models[index], precision, profile)[0] for index in indices}

@@ -38,9 +38,7 @@ _BEHIND_THE_TOKEN = (401, 429, *_OF_EVERY_PATH)
 def create_app(service: Service, *, is_local: bool = True) -> ASGIApp:
     """The application that serves an ensemble, limits and token included; connections are the server's.
 
-    Args:
-        service: Answers.
-        is_local: Whether only this machine can reach the server: then it answers to no other name.
+    With `is_local` only this machine can reach the server: then it answers to no other name.
     """
     about = "One ensemble of small Vision-Transformer sub-models."
     no_pages: dict[str, Any] = {"docs_url": None, "redoc_url": None}

@@ -74,10 +74,7 @@ class RefusedError(EDViTError):
 def refusal_of(error: Exception, task: Task, retry_quorum_ms: float = 1000.0) -> RefusedError:
     """What a caller is told about an error of the library; anything unexpected is an internal one.
 
-    Args:
-        error: Raised while the input was prepared or answered.
-        task: What the ensemble classifies.
-        retry_quorum_ms: After a lost quorum: when a device may be back.
+    `retry_quorum_ms` tells when a device may be back after a lost quorum.
     """
     if isinstance(error, RefusedError):
         return error
