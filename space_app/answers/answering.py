@@ -7,13 +7,14 @@ ensemble in memory. A `Prepared` is one visitor's, and small.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from answers.ensembles import Opened
 from answers.inputs import Prepared
 from answers.timelines import measured, predicted
-from answers.views import Device, Timeline, View, percent
+from answers.views import Device, DeviceState, Timeline, View, percent
 from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
 from edvit_hf.runtime import Answer
 from edvit_hf.runtime.messages import Reason
@@ -123,12 +124,7 @@ def _answers(opened: Opened, prepared: Prepared, out: tuple[int, ...]) -> tuple[
 
 
 def _waiting(device: Device, is_out: bool) -> Device:
-    return Device(
-        index=device.index,
-        classes=device.classes,
-        state="unplugged" if is_out else "waiting",
-        reason=_REASONS["absent"] if is_out else None,
-    )
+    return replace(device, state="unplugged", reason=_REASONS["absent"]) if is_out else device
 
 
 def _device(device: Device, answer: Answer, others: dict[int, str]) -> Device:
@@ -136,16 +132,11 @@ def _device(device: Device, answer: Answer, others: dict[int, str]) -> Device:
     vote = answer.votes[index]
     if vote is None:
         reason = answer.missing[index]
-        return Device(
-            index=index,
-            classes=device.classes,
-            state="unplugged" if reason == "absent" else "failed",
-            reason=_REASONS.get(reason, _UNUSABLE),
-        )
+        state: DeviceState = "unplugged" if reason == "absent" else "failed"
+        return replace(device, state=state, reason=_REASONS.get(reason, _UNUSABLE))
     names, winner, without = [*device.classes, "other"], int(vote[0].argmax()), others.get(index)
-    return Device(
-        index=index,
-        classes=device.classes,
+    return replace(
+        device,
         state="answered",
         vote=names[winner] if winner < len(names) else "other",
         vote_share=float(vote[0, winner]),

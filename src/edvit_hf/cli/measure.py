@@ -43,31 +43,26 @@ def evaluate(
 
     The runtime answers, as on a device. With --save all variants and the whole split, whatever --precision says.
     """
+    from edvit_hf.cli.tables import absent_table, evaluation_table
     from edvit_hf.published.measure import measure_exported, save_measured
     from edvit_hf.recipe import load_recipe
 
+    if save and max_items is not None:
+        raise DataError(
+            f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
+            "figures of a part as if they were of all. Leave one of the two out."
+        )
+    values = load_recipe(recipe) if recipe else None
     if save:
-        if max_items is not None:
-            raise DataError(
-                f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
-                "figures of a part as if they were of all. Leave one of the two out."
-            )
-        measured = save_measured(folder, load_recipe(recipe) if recipe else None)
-        if output == "json":
-            print_json(measured)
-            return
-        from edvit_hf.cli.tables import absent_table
-
-        console.print(absent_table(measured["variants"]))
-        return
-    result = measure_exported(folder, load_recipe(recipe) if recipe else None, precision=precision, max_items=max_items)
+        result = save_measured(folder, values)
+    else:
+        result = measure_exported(folder, values, precision=precision, max_items=max_items)
     if output == "json":
         print_json(result)
         return
-    from edvit_hf.cli.tables import absent_table, evaluation_table
-
-    console.print(evaluation_table(result))
-    console.print(absent_table({result["variant"]: result}))
+    if not save:
+        console.print(evaluation_table(result))
+    console.print(absent_table(result["variants"] if save else {result["variant"]: result}))
 
 
 @command()
