@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -17,6 +17,7 @@ import numpy as np
 from edvit_hf.errors import EDViTError, ManifestError, QuorumError
 from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.hub.pulling import ensemble_folder
+from edvit_hf.hub.selection import NeededFile
 from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Fusion, Outcome
 from edvit_hf.runtime.arguments import (
@@ -335,13 +336,6 @@ class EDViTRuntime:
         return answer, features
 
 
-@dataclass(frozen=True)
-class _ListedFile:
-    file: str
-    sha256: str
-    bytes: int
-
-
 def _transform_of(manifest: Manifest, root: Path) -> Transform:
     """What prepares inputs, from files whose hashes are those that the ensemble's content hash is over."""
     task = manifest.ensemble.task
@@ -353,7 +347,7 @@ def _transform_of(manifest: Manifest, root: Path) -> Transform:
     for name in PROCESSOR_FILES:
         listed = manifest.content.get(name)
         if listed is not None and (name != _MAY_BE_LEFT_OUT or (root / name).exists()):
-            verify_file(root, _ListedFile(name, listed.sha256, listed.bytes))
+            verify_file(root, NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes))
     return load_transform(root, task)
 
 

@@ -20,6 +20,7 @@ from edvit_hf.runtime.engines.schedules import AT_ONCE, SCHEDULES, Schedule
 from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
 from edvit_hf.runtime.sessions import check_share, check_sub_model, chosen_variants, open_session
+from edvit_hf.strict import one_of
 from edvit_hf.tasks import MAIN_INPUT
 
 WARM_UP_SECONDS = 10.0  # more than any first run that is worth waiting for
@@ -83,11 +84,7 @@ class LocalEngine:
         The arguments and errors are those of `EDViTRuntime.from_pretrained`. While "auto" times the schedules, every
         sub-model is in memory once per schedule; with one thread there is nothing to choose: they run in turn.
         """
-        if schedule != "auto" and schedule not in SCHEDULES:
-            raise EDViTError(
-                f"Expected a `schedule` out of auto, {', '.join(SCHEDULES)}, got {schedule!r}. How sub-models share "
-                "the cores is unknown. Correct it."
-            )
+        one_of("schedule", schedule, ("auto", *SCHEDULES), "it is how sub-models share the cores", EDViTError)
         chosen = range(len(manifest.sub_models)) if sub_models is None else sorted(set(sub_models))
         check_indices(chosen, len(manifest.sub_models), "sub_models")
         if not chosen:
