@@ -57,7 +57,7 @@ def export_once(folder: Path) -> None:
     started = time.perf_counter()
     from edvit_hf.export import ExportConfig, export_ensemble
     from edvit_hf.export.ensemble import load_config
-    from edvit_hf.export.inputs import random_inputs
+    from edvit_hf.export.reference import random_inputs
 
     imported = time.perf_counter()
     config = ExportConfig(precisions=("fp16", "int8"))

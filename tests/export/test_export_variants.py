@@ -21,15 +21,6 @@ INT8 = VariantRequest(kind="int8", preset="avx2", profiles=(PROFILE,))
 LABELS = np.repeat([0, 1, 2, 3], 5)
 
 
-class Bar:
-    """A progress bar that shows nothing."""
-
-    disable = True
-
-    def set_postfix_str(self, *_, **__): ...
-    def update(self): ...
-
-
 def test_profiles_with_the_same_instructions_share_their_int8_files():
     wanted = requested_variants(ExportConfig(), ["raspberry-pi-5", "x86-avx2", "raspberry-pi-4b", "jetson-nano"])
     assert [(w.kind, w.preset, w.profiles) for w in wanted] == [
@@ -192,7 +183,7 @@ def maker(exported, tmp_path):
         build = GraphBuilder(model, tmp_path / "copy", config=config, inputs={"pixel_values": PIXELS})
         fp32 = build.open_ensemble([entry.variants[0] for entry in manifest.sub_models])
         calibration = CalibrationItems(split="train", inputs={"pixel_values": PIXELS})
-        return VariantMaker(build, fp32, gate=gate, calibration=calibration, bar=Bar())
+        return VariantMaker(build, fp32, gate=gate, calibration=calibration)
 
     return make
 

@@ -1,13 +1,12 @@
 """Draws, checks and describes the files of one export, in a staging folder."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from edvit_hf.export.config import ExportConfig
@@ -20,17 +19,16 @@ from edvit_hf.export.gates import (
     as_feeds,
     check_parity,
     measure_parity,
-    parity_rounds,
     run_batches,
     run_rounds,
 )
 from edvit_hf.export.graphs.derived import join_graphs
 from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, draw_sub_model, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
+from edvit_hf.export.reference import run_torch
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.manifest import Parity, Quantization, Variant, file_sha256
-from edvit_hf.manifest.entries import Precision
+from edvit_hf.manifest import Parity, Variant, file_sha256
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.transforms import Transform
 
@@ -39,41 +37,6 @@ LATENCY_NOTE = "not measured by the export: measure it on the device itself"
 NO_LABELS_NOTE = "no labelled data was given to the export"
 _FUSION_NOTE = "the head alone has none: see `ensemble.accuracy`"
 _WHOLE_NOTE = "not measured on this graph: it computes what `ensemble.accuracy` was measured on"
-_BATCH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchReference:
-    """What torch answers for all items of all rounds: features (N, d'), votes, and logits (N, L) by who is absent."""
-
-    rounds: list[Arrays]
-    features: list[np.ndarray]
-    votes: list[np.ndarray]
-    logits: dict[tuple[int, ...], np.ndarray]
-
-
-@torch.no_grad()
-def run_torch(model: EDViTPreTrainedModel, inputs: Arrays) -> TorchReference:
-    """Run the ensemble with everybody present and with each sub-model absent (unless it is the only one).
-
-    Sub-models are asked through their stock interface, so that an error in what we trace cannot hide.
-    """
-    num_sub_models, rounds = model.config.num_sub_models, parity_rounds(inputs)
-    batches = [batch for each in rounds for batch in _tensor_batches(each)]
-    votes = [torch.cat([sub_model(**b).logits for b in batches]).numpy() for sub_model in model.sub_models]
-    features = torch.cat([model.features(**b) for b in batches])
-    logits: dict[tuple[int, ...], np.ndarray] = {(): torch.cat([model(**b).logits for b in batches]).numpy()}
-    for absent in range(num_sub_models) if num_sub_models > 1 else ():
-        mask = torch.tensor([i != absent for i in range(num_sub_models)]).expand(len(features), -1)
-        logits[(absent,)] = model.fusion(features, mask).numpy()
-    parts = [part.numpy() for part in features.split(model.config.feature_sizes, dim=1)]
-    return TorchReference(rounds=rounds, features=parts, votes=votes, logits=logits)
-
-
-def _tensor_batches(inputs: Arrays) -> list[dict[str, torch.Tensor]]:
-    tensors = {name: torch.from_numpy(values) for name, values in as_feeds(inputs).items()}
-    parts = {name: values.split(_BATCH) for name, values in tensors.items()}
-    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
 
 def measured_row(measure: SplitMeasure, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
@@ -98,25 +61,6 @@ def _count_linear_maps(sub_model: nn.Module) -> int:
     return sum(isinstance(module, nn.Linear) for module in sub_model.modules()) - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """How a file was made, as the manifest says it.
-
-    Attributes:
-        precision: "fp32", "fp16" or "int8".
-        quantization: Of an int8 file.
-        op_types: What was quantized.
-        num_nodes: How many nodes were.
-        profiles: Kinds of hardware it is for; none: any.
-    """
-
-    precision: Precision = "fp32"
-    quantization: Quantization | None = None
-    op_types: Sequence[str] = ()
-    num_nodes: int = 0
-    profiles: Sequence[str] = ()
-
-
 class GraphBuilder:
     """One export under way. Every method writes into the staging folder and refuses what misses its gate.
 
@@ -127,7 +71,12 @@ class GraphBuilder:
         inputs: What parity is measured on, prepared, rows first.
         transform: What prepares inputs; for files with the preprocessing inside.
         no_accuracy: Why a file has no accuracy, until it has one.
+
+    Attributes:
+        bar: Shows progress, one step for each file; None shows none.
     """
+
+    bar: Any = None
 
     def __init__(
         self,
@@ -145,14 +94,17 @@ class GraphBuilder:
         self.groups = self.model.config.class_groups
         self.fp32_files = [sub_model_file(index) for index in range(len(self.groups))]
 
-    def draw_sub_models(self) -> Iterator[Variant]:
-        """Write and check the fp32 graph of one sub-model after the other."""
+    def draw_sub_models(self) -> list[Variant]:
+        """Write and check the fp32 graphs of the sub-models."""
+        variants = []
         for index, file in enumerate(self.fp32_files):
             sub_model = self.model.sub_models[index]
             onnx_config = resolve_onnx_config(sub_model.config)
             graph = draw_sub_model(sub_model, onnx_config, opset=self.config.opset)
             save_graph(graph, self.staging / file)
-            yield self.describe(file, self.check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION), Made())
+            parity = self.check_sub_model(index, file, atol=onnx_config.ATOL_FOR_VALIDATION)
+            variants.append(self.describe(file, parity))
+        return variants
 
     def num_linear_maps(self, index: int) -> int:
         """Linear maps of a sub-model that int8 must cover."""
@@ -189,7 +141,7 @@ class GraphBuilder:
             mask[:, list(absent)] = 0.0
             parts.append(run_batches(session, {"features": features, "mask": mask})["logits"])
         parity = self._compare_logits(parts, what=FUSION_FILE)
-        return self.describe(FUSION_FILE, parity, Made(), accuracy_note=_FUSION_NOTE)
+        return self.describe(FUSION_FILE, parity, accuracy_note=_FUSION_NOTE)
 
     def join_whole(self, variants: Sequence[Variant], file: str, *, is_gated: bool = False) -> Variant:
         """Write the graph of the whole ensemble that runs these accepted files of its sub-models."""
@@ -198,7 +150,7 @@ class GraphBuilder:
         save_graph(graph, self.staging / file)
         got = [run_rounds(GraphSession(self.staging / file), self.reference.rounds)["logits"]]
         parity = self._compare_logits(got, what=file, everybody_only=True, is_gated=is_gated)
-        return self.describe(file, parity, joined_from(variants), accuracy_note=_WHOLE_NOTE)
+        return self.describe(file, parity, accuracy_note=_WHOLE_NOTE, **_joined_from(variants))
 
     def prepend_preprocessing(self, variant: Variant) -> Variant:
         """Write a file a second time with the preprocessing inside; its parity is against the file without."""
@@ -211,11 +163,10 @@ class GraphBuilder:
         file = f"{folder}/model_raw{name.removeprefix('model')}"
         save_graph(prepend_preprocessing(onnx.load(self.staging / variant.file), self.transform), self.staging / file)
         parity = check_raw_graph(self.staging / file, self.staging / variant.file, self.transform, what=file)
-        path, note = self.staging / file, f"that of {name}, whose graph stands behind the preprocessing"
-        return replace(
-            variant, file=file, sha256=file_sha256(path), bytes=path.stat().st_size, inputs="raw", parity=parity,
-            accuracy=None, accuracy_note=note,
-        )  # fmt: skip
+        self._step(file)
+        written = {"file": file, "inputs": "raw", "parity": parity, **self._hashed(file)}
+        note = f"that of {name}, whose graph stands behind the preprocessing"
+        return replace(variant, **written, accuracy=None, accuracy_note=note)
 
     def open_ensemble(self, variants: Sequence[Variant]) -> OnnxEnsemble:
         """The staged files of these sub-model variants and the fusion head, ready to run."""
@@ -240,23 +191,23 @@ class GraphBuilder:
             check_parity(parity, reference, got, tolerance=tolerance, atol=atol, what=what)
         return parity
 
-    def describe(self, file: str, parity: Parity, made: Made, *, accuracy_note: str | None = None) -> Variant:
-        """What the manifest says of a staged file."""
-        path = self.staging / file
+    def describe(self, file: str, parity: Parity, **fields: Any) -> Variant:
+        """What the manifest says of a staged file; `fields` of the `Variant` beyond those of a plain fp32 file."""
+        self._step(file)
+        common = {"opset": self.config.opset, "accuracy_note": self.no_accuracy, "latency_note": LATENCY_NOTE}
         return Variant(
-            file=file,
-            sha256=file_sha256(path),
-            bytes=path.stat().st_size,
-            precision=made.precision,
-            op_types_quantized=list(made.op_types),
-            num_quantized_nodes=made.num_nodes,
-            quantization=made.quantization,
-            profiles=list(made.profiles),
-            opset=self.config.opset,
-            parity=parity,
-            accuracy_note=accuracy_note or self.no_accuracy,
-            latency_note=LATENCY_NOTE,
+            **{"file": file, "precision": "fp32", "parity": parity, **self._hashed(file), **common, **fields}
         )
+
+    def _hashed(self, file: str) -> dict[str, Any]:
+        path = self.staging / file
+        return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+
+    def _step(self, file: str) -> None:
+        """Move the bar on by one file."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(file, refresh=False)
+            self.bar.update()
 
 
 def sub_model_file(index: int, suffix: str = "") -> str:
@@ -264,12 +215,13 @@ def sub_model_file(index: int, suffix: str = "") -> str:
     return f"sub_models/{index:02d}/onnx/model{'_' if suffix else ''}{suffix}.onnx"
 
 
-def joined_from(variants: Sequence[Variant]) -> Made:
-    """How a graph was made that joins these files of all sub-models."""
+def _joined_from(variants: Sequence[Variant]) -> dict[str, Any]:
+    """What the manifest says of a graph that joins these files of all sub-models."""
     first, found = variants[0], [variant.quantization for variant in variants]
+    fields = {"precision": first.precision, "profiles": first.profiles}
     quantized = [quantization for quantization in found if quantization is not None]
     if not quantized:
-        return Made(precision=first.precision, profiles=first.profiles)
+        return fields
     kept = [f"sub_models.{i}.{name}" for i, each in enumerate(quantized) for name in each.kept_float]
     total = replace(
         quantized[0],
@@ -278,10 +230,8 @@ def joined_from(variants: Sequence[Variant]) -> Made:
         weight_bytes_fp32=sum(each.weight_bytes_fp32 for each in quantized),
         kept_float=kept,
     )
-    return Made(
-        precision=first.precision,
-        quantization=total,
-        op_types=sorted({op_type for variant in variants for op_type in variant.op_types_quantized}),
-        num_nodes=sum(variant.num_quantized_nodes for variant in variants),
-        profiles=first.profiles,
-    )
+    return fields | {
+        "quantization": total,
+        "op_types_quantized": sorted({op_type for variant in variants for op_type in variant.op_types_quantized}),
+        "num_quantized_nodes": sum(variant.num_quantized_nodes for variant in variants),
+    }

@@ -1,14 +1,13 @@
 """The export stage: a saved ensemble -> ONNX files and a manifest that vouches for each of them."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import EDViTConfig
@@ -17,8 +16,8 @@ from edvit_hf.export.build import NO_LABELS_NOTE, GraphBuilder, measured_row
 from edvit_hf.export.commit import ExportedFiles, keep_former, publish, staging_folder
 from edvit_hf.export.config import WHOLE_FILES, ExportConfig
 from edvit_hf.export.gates import FiguresByVariant, SplitMeasure
-from edvit_hf.export.inputs import check_inputs
 from edvit_hf.export.optimum_config import task_of
+from edvit_hf.export.reference import check_inputs
 from edvit_hf.export.variants import CalibrationItems, VariantMaker, VariantRequest, requested_variants
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.manifest import (
@@ -87,18 +86,17 @@ def export_ensemble(
     transform = _transform(root, model, config)
     with held_folder(root), staging_folder(root) as staging:  # two exports at once would mix their files
         build = GraphBuilder(model, staging, config=config, inputs=inputs, transform=transform, no_accuracy=no_accuracy)
-        with _progress_bar(_num_files(build, requests), progress) as bar:
-            exported, parity = _write_files(build, requests, gate, report, calibration, bar)
+        with tqdm(total=_num_files(build, requests), desc="export", unit="file", disable=not progress) as build.bar:
+            exported, parity = _write_files(build, requests, gate, report, calibration)
         content = content_files(root)
         identity = hash_of_content(content)
         keep_former(root, identity, exported)
         entry = _describe_ensemble(model, identity, parity, exported, no_accuracy)
         manifest = _make_manifest(model, entry, exported, content)
         publish(staging, root, manifest)
-    logger.info(
-        "export: %d files, %.1e of the largest logit away from torch, in %.1f s",
-        len(manifest.variants), parity.relative_to_largest_logit, time.perf_counter() - started,
-    )  # fmt: skip
+    seconds, distance = time.perf_counter() - started, parity.relative_to_largest_logit
+    number = len(manifest.variants)
+    logger.info("export: %d files, %.1e of the largest logit away from torch, in %.1f s", number, distance, seconds)
     return manifest
 
 
@@ -204,23 +202,22 @@ def _write_files(
     gate: SplitMeasure | None,
     report: SplitMeasure | None,
     calibration: CalibrationItems | None,
-    bar: Any,
 ) -> tuple[ExportedFiles, Parity]:
     """Draw, gate and report everything; also the parity of the whole trip in fp32."""
-    fp32 = list(_each(build.draw_sub_models(), bar))
-    fusion = next(_each(iter([build.draw_fusion()]), bar))
+    fp32 = build.draw_sub_models()
+    fusion = build.draw_fusion()
     ensemble = build.open_ensemble(fp32)
     parity = build.check_ensemble(ensemble)
-    maker = VariantMaker(build, ensemble, gate=gate if requests else None, calibration=calibration, bar=bar)
+    maker = VariantMaker(build, ensemble, gate=gate if requests else None, calibration=calibration)
     chosen = [fp32, *(maker.make(each) for each in requests)]
-    whole = list(_each(_join_whole(build, requests, chosen), bar)) if build.config.whole else []
+    whole = list(_join_whole(build, requests, chosen)) if build.config.whole else []
     accuracy: FiguresByVariant = {}
     if report is not None:
         accuracy = {variants[0].name: measured_row(report, build.open_ensemble(variants)) for variants in chosen}
         chosen = [build.report_votes(variants, report) for variants in chosen]
     if build.config.with_preprocessing:
-        chosen += [list(_each(map(build.prepend_preprocessing, variants), bar)) for variants in list(chosen)]
-        whole += list(_each(map(build.prepend_preprocessing, list(whole)), bar))
+        chosen += [list(map(build.prepend_preprocessing, variants)) for variants in list(chosen)]
+        whole += list(map(build.prepend_preprocessing, whole))
     per_sub_model = [list(files) for files in zip(*chosen, strict=True)]
     exported = ExportedFiles(sub_models=per_sub_model, fusion=fusion, whole=whole, accuracy=accuracy, gates=maker.gates)
     return exported, parity
@@ -283,19 +280,3 @@ def _make_manifest(
         content=content,
     )
     return Manifest.from_json(manifest.to_json())
-
-
-@contextlib.contextmanager
-def _progress_bar(num_steps: int, progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(total=num_steps, desc="export", unit="file", disable=not progress) as bar:
-        yield bar
-
-
-def _each(variants: Iterator[Variant], bar: Any) -> Iterator[Variant]:
-    """Pass files on, one step of the bar each."""
-    for variant in variants:
-        bar.set_postfix_str(variant.file, refresh=False)
-        bar.update()
-        yield variant

@@ -85,17 +85,6 @@ def as_feeds(inputs: Arrays) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(values, dtype=dtypes[name]) for name, values in inputs.items()}
 
 
-def parity_rounds(inputs: Arrays) -> list[Arrays]:
-    """The inputs that parity is measured on: as they are and, of texts, cut to half their length as well.
-
-    A graph that froze its number of tokens shows only at another one.
-    """
-    if "input_ids" not in inputs:
-        return [inputs]
-    num_tokens = inputs["input_ids"].shape[1]
-    return [inputs, {name: values[:, : (num_tokens + 1) // 2] for name, values in inputs.items()}]
-
-
 def run_batches(run: Callable[..., Arrays], inputs: Arrays) -> dict[str, np.ndarray]:
     """Run all items in batches of 1, 2, 5 and then 64, and join the outputs."""
     num_items = len(next(iter(inputs.values())))

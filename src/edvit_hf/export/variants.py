@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.errors import ExportGateError
-from edvit_hf.export.build import FUSION_FILE, GraphBuilder, Made, sub_model_file
+from edvit_hf.export.build import FUSION_FILE, GraphBuilder, sub_model_file
 from edvit_hf.export.config import ExportConfig
 from edvit_hf.export.gates import (
     FiguresByVariant,
@@ -76,7 +76,6 @@ class VariantMaker:
         fp32: Those files, running.
         gate: On the split that decides; None accepts every set ungated, and says so.
         calibration: For static int8.
-        bar: Progress, one step for each file.
 
     Attributes:
         gates: What accepted each set, by variant name.
@@ -89,9 +88,8 @@ class VariantMaker:
         *,
         gate: SplitMeasure | None,
         calibration: CalibrationItems | None,
-        bar: Any,
     ) -> None:
-        self.build, self.gate, self.calibration, self.bar = build, gate, calibration, bar
+        self.build, self.gate, self.calibration = build, gate, calibration
         self.reference: SplitAnswers | None = None if gate is None else gate(fp32)
         self.gates: FiguresByVariant = {}
         self._ranges: list[Ranges] = []
@@ -109,7 +107,7 @@ class VariantMaker:
             return self._sweep(preset, request)
         message = ""
         for attempt in preset.attempts():
-            variants = list(self._each(self._quantize(attempt, request)))
+            variants = self._quantize(attempt, request)
             refusal = self._refusal(variants)
             if refusal is None:
                 return variants
@@ -125,41 +123,51 @@ class VariantMaker:
         inputs = build.reference.rounds[0] if self.calibration is None else self.calibration.inputs
         with tempfile.TemporaryDirectory(dir=build.staging) as scratch:
             found = auto_quantize(
-                sources, build.staging / FUSION_FILE, preset, write=self._write_int8,
-                gate=lambda ensemble: self._gate(gate(ensemble), "int8"), inputs=inputs, scratch=Path(scratch),
-                progress=not self.bar.disable,
-            )  # fmt: skip
-        variants = list(self._each(self._quantize(found.preset, request, found.kept_float)))
-        self.gates[variants[0].name] = {
-            **found.record, **_weights_of(variants), "tried": [_tried(row) for row in found.tried]
-        }  # fmt: skip
+                sources,
+                build.staging / FUSION_FILE,
+                preset,
+                write=self._write_int8,
+                gate=lambda ensemble: self._gate(gate(ensemble), "int8"),
+                inputs=inputs,
+                scratch=Path(scratch),
+                progress=build.bar is not None and not build.bar.disable,
+            )
+        variants = self._quantize(found.preset, request, found.kept_float)
+        tried = [_tried(row) for row in found.tried]
+        self.gates[variants[0].name] = {**found.record, **_weights_of(variants), "tried": tried}
         return variants
 
     def _halve(self, request: VariantRequest) -> list[Variant]:
         """float16 files, which any engine can run."""
-        variants = list(self._each(self._write_halves(request)))
+        build, variants = self.build, []
+        for index, source in enumerate(build.fp32_files):
+            file = sub_model_file(index, "fp16")
+            halve_graph(build.staging / source, build.staging / file)
+            fields = {"precision": "fp16", "profiles": list(request.profiles)}
+            variants.append(build.describe(file, build.check_sub_model(index, file), **fields))
         refusal = self._refusal(variants)
         if refusal is not None:
             raise ExportGateError(refusal)
         return variants
 
-    def _write_halves(self, request: VariantRequest) -> Iterator[Variant]:
-        build = self.build
-        for index, source in enumerate(build.fp32_files):
-            file = sub_model_file(index, "fp16")
-            halve_graph(build.staging / source, build.staging / file)
-            made = Made(precision="fp16", profiles=request.profiles)
-            yield build.describe(file, build.check_sub_model(index, file), made)
-
     def _quantize(
         self, preset: QuantizationPreset, request: VariantRequest, kept_float: Sequence[Collection[str]] | None = None
-    ) -> Iterator[Variant]:
-        """Write the int8 file of one sub-model after the other; their joint accuracy is gated by the caller."""
-        for index in range(len(self.build.fp32_files)):
+    ) -> list[Variant]:
+        """Write the int8 files of the sub-models; their joint accuracy is gated by the caller."""
+        build, variants = self.build, []
+        for index in range(len(build.fp32_files)):
             file = sub_model_file(index, preset.suffix)
             kept = () if kept_float is None else kept_float[index]
-            nodes = self._write_int8(index, self.build.staging / file, preset, kept)
-            yield self._describe(index, file, preset, nodes, request)
+            nodes = self._write_int8(index, build.staging / file, preset, kept)
+            fields = {
+                "precision": "int8",
+                "quantization": preset.describe(nodes, self._calibration_of(index, preset)),
+                "op_types_quantized": list(nodes.op_types),
+                "num_quantized_nodes": nodes.num_nodes,
+                "profiles": list(request.profiles),
+            }
+            variants.append(build.describe(file, build.check_sub_model(index, file), **fields))
+        return variants
 
     def _write_int8(
         self, index: int, target: Path, preset: QuantizationPreset, kept_float: Collection[str]
@@ -181,21 +189,13 @@ class VariantMaker:
             self._ranges = [calibrate(source, inputs, method=method) for source in sources]
         return self._ranges
 
-    def _describe(
-        self, index: int, file: str, preset: QuantizationPreset, nodes: QuantizedNodes, request: VariantRequest
-    ) -> Variant:
-        calibration = None
-        if preset.mode == "static":
-            assert self.calibration is not None
-            num_items = self._activation_ranges()[index].num_items
-            calibration = Calibration(
-                method=self.build.config.calibration, split=self.calibration.split, num_items=num_items
-            )
-        made = Made(
-            precision="int8", quantization=preset.describe(nodes, calibration), op_types=nodes.op_types,
-            num_nodes=nodes.num_nodes, profiles=request.profiles,
-        )  # fmt: skip
-        return self.build.describe(file, self.build.check_sub_model(index, file), made)
+    def _calibration_of(self, index: int, preset: QuantizationPreset) -> Calibration | None:
+        """What the manifest says of a static file's calibration."""
+        if preset.mode != "static":
+            return None
+        assert self.calibration is not None
+        num_items = self._activation_ranges()[index].num_items
+        return Calibration(method=self.build.config.calibration, split=self.calibration.split, num_items=num_items)
 
     def _refusal(self, variants: Sequence[Variant]) -> str | None:
         """Why a set of files is refused; None if it is accepted, with its figures in `gates`."""
@@ -213,21 +213,12 @@ class VariantMaker:
     def _gate(self, answers: SplitAnswers, precision: str) -> dict[str, Any]:
         assert self.reference is not None
         config = self.build.config
-        return accuracy_gate(
-            self.reference, answers, precision=precision, class_groups=self.build.groups,
-            max_loss=config.max_accuracy_loss, max_group_loss=config.max_group_accuracy_loss,
-        )  # fmt: skip
+        limits = {"max_loss": config.max_accuracy_loss, "max_group_loss": config.max_group_accuracy_loss}
+        return accuracy_gate(self.reference, answers, precision=precision, class_groups=self.build.groups, **limits)
 
     def _group_names(self) -> list[str]:
         names = self.build.model.config.id2label
         return [", ".join(names[label] for label in group) for group in self.build.groups]
-
-    def _each(self, variants: Iterator[Variant]) -> Iterator[Variant]:
-        """Pass files on, one step of the bar each."""
-        for variant in variants:
-            self.bar.set_postfix_str(variant.file, refresh=False)
-            self.bar.update()
-            yield variant
 
 
 def _tried(row: Mapping[str, Any]) -> dict[str, Any]:

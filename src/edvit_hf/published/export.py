@@ -120,7 +120,7 @@ def export_folder(
     """
     with named_extra("Exporting", "train,export"):
         from edvit_hf.export.ensemble import load_config
-        from edvit_hf.export.inputs import random_inputs
+        from edvit_hf.export.reference import random_inputs
     ensemble = load_config(folder)
     try:
         measures = _data_of(folder, ensemble, config, recipe)

@@ -1,16 +1,20 @@
-"""The inputs that an export is checked on: what an ensemble takes, and random ones where no data is at hand."""
+"""What exported files are held against: inputs that an ensemble takes (or random ones) and torch's answers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import DataError
-from edvit_hf.export.gates import MIN_ITEMS, as_feeds
+from edvit_hf.export.gates import MIN_ITEMS, Arrays, as_feeds
 from edvit_hf.export.optimum_config import INPUT_AXES, task_of
+from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.tasks import MAIN_INPUT
 
 _RANDOM_TOKENS = 32
+_BATCH = 64
 _TEXT = "text-classification"
 
 
@@ -57,3 +61,48 @@ def random_inputs(config: EDViTConfig, num_items: int, *, seed: int = 0) -> dict
     lengths = rng.integers(1, num_tokens, num_items, endpoint=True)
     mask = (np.arange(num_tokens) < lengths[:, None]).astype(np.int64)
     return {main: rng.integers(0, config.vocab_size, mask.shape) * mask, "attention_mask": mask}
+
+
+def parity_rounds(inputs: Arrays) -> list[Arrays]:
+    """The inputs that parity is measured on: as they are and, of texts, cut to half their length as well.
+
+    A graph that froze its number of tokens shows only at another one.
+    """
+    if "input_ids" not in inputs:
+        return [inputs]
+    num_tokens = inputs["input_ids"].shape[1]
+    return [inputs, {name: values[:, : (num_tokens + 1) // 2] for name, values in inputs.items()}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchReference:
+    """What torch answers for all items of all rounds: features (N, d'), votes, and logits (N, L) by who is absent."""
+
+    rounds: list[Arrays]
+    features: list[np.ndarray]
+    votes: list[np.ndarray]
+    logits: dict[tuple[int, ...], np.ndarray]
+
+
+@torch.no_grad()
+def run_torch(model: EDViTPreTrainedModel, inputs: Arrays) -> TorchReference:
+    """Run the ensemble with everybody present and with each sub-model absent (unless it is the only one).
+
+    Sub-models are asked through their stock interface, so that an error in what we trace cannot hide.
+    """
+    num_sub_models, rounds = model.config.num_sub_models, parity_rounds(inputs)
+    batches = [batch for each in rounds for batch in _tensor_batches(each)]
+    votes = [torch.cat([sub_model(**b).logits for b in batches]).numpy() for sub_model in model.sub_models]
+    features = torch.cat([model.features(**b) for b in batches])
+    logits: dict[tuple[int, ...], np.ndarray] = {(): torch.cat([model(**b).logits for b in batches]).numpy()}
+    for absent in range(num_sub_models) if num_sub_models > 1 else ():
+        mask = torch.tensor([i != absent for i in range(num_sub_models)]).expand(len(features), -1)
+        logits[(absent,)] = model.fusion(features, mask).numpy()
+    parts = [part.numpy() for part in features.split(model.config.feature_sizes, dim=1)]
+    return TorchReference(rounds=rounds, features=parts, votes=votes, logits=logits)
+
+
+def _tensor_batches(inputs: Arrays) -> list[dict[str, torch.Tensor]]:
+    tensors = {name: torch.from_numpy(values) for name, values in as_feeds(inputs).items()}
+    parts = {name: values.split(_BATCH) for name, values in tensors.items()}
+    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
