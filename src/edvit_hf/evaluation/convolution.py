@@ -132,9 +132,8 @@ def small_cnn(
     smallest = read.shape(1).num_parameters()
     if target_parameters < smallest:
         raise ValueError(
-            f"The smallest network for inputs of {shape} and {num_labels} labels has {smallest} parameters, "
-            f"the target is {target_parameters}: no comparison at equal size is possible. Raise the target "
-            "or leave it out."
+            f"The smallest network for inputs of {shape} and {num_labels} labels has {smallest} parameters, the target "
+            f"is {target_parameters}: no comparison at equal size is possible. Raise the target or leave it out."
         )
     found = _closest_shape(read, target_parameters)
     with torch.random.fork_rng(enabled=seed is not None):

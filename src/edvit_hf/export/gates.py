@@ -121,9 +121,8 @@ def measure_parity(reference: Arrays, got: Arrays, *, what: str) -> Parity:
         if found.shape != expected.shape or not np.isfinite(found).all():
             raise ExportGateError(
                 f"{what}: expected finite {name} of shape {expected.shape}, got shape {found.shape} with "
-                f"{int((~np.isfinite(found)).sum())} values that are not finite. Such a file answers "
-                f"nonsense; the "
-                f"export is at fault, or the torch model itself overflows."
+                f"{int((~np.isfinite(found)).sum())} values that are not finite. Such a file answers nonsense; the "
+                "export is at fault, or the torch model itself overflows."
             )
         difference = float(np.abs(found - expected).max())
         worst_abs = max(worst_abs, difference)
@@ -154,10 +153,9 @@ def check_parity(parity: Parity, reference: Arrays, got: Arrays, *, tolerance: f
     if parity.relative_to_largest_logit > tolerance and parity.max_abs > atol:
         raise ExportGateError(
             f"{what}: expected a difference from torch of at most {tolerance:.1e} of the largest value, got "
-            f"{parity.relative_to_largest_logit:.1e} (absolute {parity.max_abs:.1e}) over "
-            f"{parity.num_items} items. "
-            f"The file is not the trained model. Export with the versions in constraints.txt, or raise "
-            f"`max_relative_difference`."
+            f"{parity.relative_to_largest_logit:.1e} (absolute {parity.max_abs:.1e}) over {parity.num_items} items. "
+            "The file is not the trained model. Export with the versions in constraints.txt, or raise "
+            "`max_relative_difference`."
         )
     logits = reference["logits"]
     changed = logits.argmax(axis=1) != got["logits"].argmax(axis=1)
@@ -168,11 +166,9 @@ def check_parity(parity: Parity, reference: Arrays, got: Arrays, *, tolerance: f
     allowed = max(atol, tolerance * float(np.abs(logits).max()))
     if (margin > allowed).any():
         raise ExportGateError(
-            f"{what}: {int((margin > allowed).sum())} of {parity.num_items} answers differ from torch "
-            f"where its two "
-            f"best labels are more than {allowed:.1e} apart (up to {margin.max():.1e}). The file is not "
-            f"the trained "
-            f"model. Export with the versions in constraints.txt."
+            f"{what}: {int((margin > allowed).sum())} of {parity.num_items} answers differ from torch where its two "
+            f"best labels are more than {allowed:.1e} apart (up to {margin.max():.1e}). The file is not the trained "
+            "model. Export with the versions in constraints.txt."
         )
 
 

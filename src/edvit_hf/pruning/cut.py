@@ -95,9 +95,8 @@ def label_names(config: PreTrainedConfig, group: list[int]) -> list[str]:
         return names
     if OTHER_LABEL in names:
         raise PruningError(
-            f"The teacher's class {names.index(OTHER_LABEL)} of the group {group} is itself named "
-            f"{OTHER_LABEL!r}, the name of the label for all classes outside the group. Rename it in the "
-            f"teacher's id2label and label2id."
+            f"The teacher's class {names.index(OTHER_LABEL)} of the group {group} is itself named {OTHER_LABEL!r}, the "
+            "name of the label for all classes outside the group. Rename it in the teacher's id2label and label2id."
         )
     return [*names, OTHER_LABEL]
 
@@ -167,9 +166,8 @@ def _check_shapes(
         if name not in built or tuple(built[name].shape) != promised or tuple(tensor.shape) != promised:
             got = tuple(built[name].shape) if name in built else "nothing"
             raise PruningError(
-                f"{name!r} should have shape {promised} after the cut, but {type(pruned).__name__} built "
-                f"{got} and the cut gave {tuple(tensor.shape)}. The model ignores a width that its table "
-                f"lists; correct the table."
+                f"{name!r} should have shape {promised} after the cut, but {type(pruned).__name__} built {got} and the "
+                f"cut gave {tuple(tensor.shape)}. The model ignores a width that its table lists; correct the table."
             )
 
 

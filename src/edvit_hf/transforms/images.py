@@ -131,9 +131,8 @@ class ImageTransform:
         extra = sorted(k for k, v in preprocessor.items() if k.startswith("do_") and v and k not in known)
         if extra:
             raise DataError(
-                f"Expected a preprocessor that resizes, rescales and normalises, got one with "
-                f"{', '.join(extra)}. Leaving that step out would change what the model sees. Use a plain "
-                "`ViTImageProcessor` config."
+                f"Expected a preprocessor that resizes, rescales and normalises, got one with {', '.join(extra)}. "
+                "Leaving that step out would change what the model sees. Use a plain `ViTImageProcessor` config."
             )
         normalises = preprocessor.get("do_normalize", True)
         return cls(

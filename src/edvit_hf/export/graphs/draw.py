@@ -264,9 +264,8 @@ def _check_graph(model: "ModelProto", onnx_config: EDViTOnnxConfig, opset: int) 
     }
     if got != expected:
         raise ExportGateError(
-            f"The exported graph should have {expected}, got {got}. Devices feed and read it by these. The "
-            f"exporter's "
-            f"behaviour changed: use the versions in constraints.txt."
+            f"The exported graph should have {expected}, got {got}. Devices feed and read it by these. The exporter's "
+            "behaviour changed: use the versions in constraints.txt."
         )
 
 
@@ -279,9 +278,8 @@ def save_graph(model: "ModelProto", path: Path) -> None:
     size = model.ByteSize()
     if size > _MAX_BYTES:
         raise ExportGateError(
-            f"The graph has {size / 2**30:.1f} GiB; one file holds 2 GiB, and a side-car file is lost on "
-            f"the way to a "
-            f"device. Prune the sub-model further."
+            f"The graph has {size / 2**30:.1f} GiB; one file holds 2 GiB, and a side-car file is lost on the way to a "
+            "device. Prune the sub-model further."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
