@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from edvit_hf.architectures.axes import Widths, resized, widths_of_ratios
+from edvit_hf.architectures.axes import Widths, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import ARCHITECTURES, check_keys
 from edvit_hf.errors import PruningError
@@ -67,7 +67,7 @@ def all_widths(name):
 
 def tied(name, **changes):
     """The widths with `changes`, and what the architecture ties to them."""
-    table, widths = ARCHITECTURES[name], resized(all_widths(name), **changes)
+    table, widths = ARCHITECTURES[name], replace(all_widths(name), **changes)
     if not table.honours_head_dim:
         widths = replace(widths, residual=widths.attention)
     if table.ffn_ratio_key is not None:

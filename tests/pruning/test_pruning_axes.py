@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from edvit_hf.architectures.axes import Widths, resized
+from edvit_hf.architectures.axes import Widths
 from edvit_hf.architectures.tables import VIT
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import ARCHITECTURES, PruneConfig, architecture_of
@@ -96,7 +96,7 @@ def counted(widths, config):
 
 @pytest.mark.parametrize(("residual", "heads", "ffn", "labels"), [(32, 4, 64, 4), (16, 2, 32, 3), (17, 1, 5, 2)])
 def test_counted_parameters_equal_those_of_a_built_model(teacher, residual, heads, ffn, labels):
-    widths = resized(VIT.widths(teacher.config), residual=residual, heads=heads, ffn=ffn, labels=labels)
+    widths = replace(VIT.widths(teacher.config), residual=residual, heads=heads, ffn=ffn, labels=labels)
     config = ViTConfig(**{**teacher.config.to_dict(), "id2label": {i: str(i) for i in range(labels)}})
     VIT.set_widths(config, widths)
     built = sum(p.numel() for p in ViTForImageClassification(config).parameters())
@@ -113,9 +113,9 @@ def test_counting_leaves_config_and_generator_alone(teacher):
 def test_tied_widths_may_not_be_parted(teacher):
     tied = replace(VIT, honours_head_dim=False)
     widths = tied.widths(teacher.config)
-    tied.check_ties(teacher.config, resized(widths, residual=16, heads=2, ffn=64, labels=4))
+    tied.check_ties(teacher.config, replace(widths, residual=16, heads=2, ffn=64, labels=4))
     with pytest.raises(PruningError, match="Keep 16 residual channels"):
-        tied.set_widths(teacher.config, resized(widths, residual=20, heads=2, ffn=64, labels=4))
+        tied.set_widths(teacher.config, replace(widths, residual=20, heads=2, ffn=64, labels=4))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edvit_hf.architectures.axes import resized, widths_of_heads, widths_of_ratios
+from edvit_hf.architectures.axes import widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.tables import BERT, VIT
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning import PruningPlan, UnitScores, make_plan
@@ -20,7 +20,7 @@ FULL = {"residual": 32, "heads": 4, "head_dim": 8, "ffn": 64, "labels": 4}
 
 
 def plan_of(model, attention="whole", **widths):
-    after = resized(VIT.widths(model.config), **({"residual": 16, "heads": 2, "ffn": 32} | widths))
+    after = replace(VIT.widths(model.config), **({"residual": 16, "heads": 2, "ffn": 32} | widths))
     return make_plan(random_scores(model), model.config, after, attention=attention)
 
 
@@ -30,7 +30,7 @@ def small_plan(*scores, kind="whole", **widths):
     names = ("residual", "heads", "attention", "ffn")
     arrays = {name: np.array(values, float) for name, values in zip(names, scores, strict=True)}
     unit_scores = UnitScores(**arrays, pooled=None, method="kl", num_samples=1)
-    return make_plan(unit_scores, model.config, resized(VIT.widths(model.config), **widths), attention=kind)
+    return make_plan(unit_scores, model.config, replace(VIT.widths(model.config), **widths), attention=kind)
 
 
 SCORES = ([0, 3, 1, 2], [[0, 1], [1, 0]], [[4, 3, 1, 2], [1, 2, 3, 4]], [[5, 1, 9], [1, 2, 3]])

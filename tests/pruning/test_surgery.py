@@ -2,12 +2,12 @@
 """What a cut model is beside its weights: class, labels, config, memory. Every architecture: test_architectures.py."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
-from edvit_hf.architectures.axes import resized
 from edvit_hf.architectures.tables import VIT
 from edvit_hf.configuration_edvit import OTHER_LABEL
 from edvit_hf.errors import PruningError
@@ -20,7 +20,7 @@ HALF = {"residual": 16, "heads": 2, "ffn": 32}
 
 
 def random_plan(model, **widths):
-    return make_plan(random_scores(model), model.config, resized(VIT.widths(model.config), **{**HALF, **widths}))
+    return make_plan(random_scores(model), model.config, replace(VIT.widths(model.config), **{**HALF, **widths}))
 
 
 def images(num=3):
@@ -138,7 +138,7 @@ def test_a_width_that_the_model_ignores_is_refused(teacher, monkeypatch):
 
 def test_the_masked_teacher_answers_without_dropout_in_any_mode():
     model = tiny_model("vit", hidden_dropout_prob=0.5)
-    plan = make_plan(random_scores(model), model.config, resized(VIT.widths(model.config), heads=2))
+    plan = make_plan(random_scores(model), model.config, replace(VIT.widths(model.config), heads=2))
     expected = masked_forward(model, plan, images())
     assert torch.equal(masked_forward(model.train(), plan, images()), expected)
     assert model.training

@@ -2,13 +2,14 @@
 """Iterative pruning: the sizes of each round, and a trip that goes through several."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit_hf.architectures.axes import Widths, resized, widths_of_heads
+from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import STAGES, run
 from edvit_hf.recipe.running import _key, stage_dir, stages_of
@@ -71,7 +72,7 @@ def test_thin_heads_shrink_in_their_dimensions():
 
 def test_rounds_of_ratios_that_leave_attention_whole_still_shrink():
     before = teacher_widths(4, 16)
-    widths = round_widths(before, resized(before, ffn=64, labels=3), 2)
+    widths = round_widths(before, replace(before, ffn=64, labels=3), 2)
     assert [(w.heads, w.residual, w.ffn) for w in widths] == [(4, 64, 128), (4, 64, 64)]
 
 

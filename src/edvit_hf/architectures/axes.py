@@ -314,20 +314,6 @@ def _count(key: str, value: Any) -> int:
     return value
 
 
-def resized(
-    widths: Widths,
-    *,
-    residual: int | None = None,
-    heads: int | None = None,
-    head_dim: int | None = None,
-    ffn: int | None = None,
-    labels: int | None = None,
-) -> Widths:
-    """The widths of the pruned model; what is None stays, and so does the number of layers."""
-    changes = {"residual": residual, "heads": heads, "head_dim": head_dim, "ffn": ffn, "labels": labels}
-    return replace(widths, **{name: value for name, value in changes.items() if value is not None})
-
-
 def widths_of_heads(widths: Widths, keep_heads: int, *, attention: AttentionKind = "whole", labels: int) -> Widths:
     """The widths that keep `keep_heads` heads' worth of attention, and the same share of everything else.
 
@@ -357,7 +343,7 @@ def widths_of_heads(widths: Widths, keep_heads: int, *, attention: AttentionKind
                 f"{widths.heads} thin heads. All heads of a stock model are of one size. Choose another `keep_heads`, "
                 "or `attention: whole` or `merged`."
             )
-    return resized(
+    return replace(
         widths,
         residual=round(widths.residual * share),
         heads=heads,
@@ -387,4 +373,4 @@ def widths_of_ratios(
                 f"`keep_ratios.{name}` rounds to zero of {total}{what if name == 'attention' else ''}. A layer without "
                 f"units cannot run. A ratio of {-(-501 // total) / 1000:g} is enough."  # one half would round to zero
             )
-    return resized(widths, residual=channels, heads=heads, head_dim=head_dim, ffn=units, labels=labels)
+    return replace(widths, residual=channels, heads=heads, head_dim=head_dim, ffn=units, labels=labels)

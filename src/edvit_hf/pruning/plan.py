@@ -1,7 +1,7 @@
 """The pruned shape as data: which units stay, readable and storable before any weight is cut."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from math import prod
 from typing import Any, get_args
@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from transformers import PreTrainedConfig
 
-from edvit_hf.architectures.axes import Architecture, AttentionKind, Widths, resized
+from edvit_hf.architectures.axes import Architecture, AttentionKind, Widths
 from edvit_hf.errors import PruningError
 from edvit_hf.pruning.models import architecture_of
 from edvit_hf.pruning.score import UnitScores
@@ -95,7 +95,7 @@ class PruningPlan:
     @property
     def widths_after(self) -> Widths:
         """Sizes of the pruned model."""
-        return resized(
+        return replace(
             self.widths_before,
             residual=len(self.kept_residual),
             heads=self.num_heads_after,

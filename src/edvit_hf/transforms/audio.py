@@ -26,7 +26,7 @@ from edvit_hf.transforms.audio_files import (
     mix,
 )
 from edvit_hf.transforms.log_mel import FRAME, log_mel, number_of_frames, samples_of
-from edvit_hf.transforms.preprocessor_file import read_preprocessor
+from edvit_hf.transforms.reading import not_finite, open_input, read_preprocessor
 
 AudioSource: TypeAlias = "bytes | str | Path | np.ndarray | tuple[np.ndarray, int] | Mapping[str, Any]"
 """An encoded file, its path, an array at the model's rate, (array, rate), or {"array" or "raw", "sampling_rate"}."""
@@ -74,7 +74,8 @@ def open_audio(
     seconds = None if max_samples is None else max_samples / sampling_rate + _EDGE_SECONDS
     if isinstance(source, (str, Path)):
         what = f"the file {str(source)[:200]}"
-        waveform, rate = _from_path(source, what, seconds, max_seconds)
+        with open_input(source, "audio", WHAT_TO_DO) as file:
+            waveform, rate = decode(file, what, seconds, max_seconds)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         what = f"the given {len(source)} bytes"
         waveform, rate = decode(io.BytesIO(source), what, seconds, max_seconds)
@@ -237,7 +238,7 @@ class AudioTransform:
             )
         waveform = waveform[: self.max_samples].astype(np.float32, copy=False)
         if not np.isfinite(waveform).all():
-            raise _not_finite(waveform, "the waveform")
+            raise not_finite(waveform, "samples", " in the waveform", "clip")
         if len(waveform) < FRAME:
             waveform = np.pad(waveform, (0, FRAME - len(waveform)))
         values = np.zeros((self.max_length, self.num_mel_bins), np.float32)
@@ -252,19 +253,6 @@ class AudioTransform:
         Raises what `open_audio` raises.
         """
         return {"input_values": self.features(self.waveform(source))[None]}
-
-
-def _from_path(path: str | Path, what: str, seconds: float | None, max_seconds: float) -> tuple[np.ndarray, int]:
-    try:
-        with Path(path).open("rb") as file:
-            return decode(file, what, seconds, max_seconds)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"Expected the path of a readable audio file, got {str(path)[:200]!r} "
-            f"({getattr(error, 'strerror', None) or error}). Check the path; download a URL first. {WHAT_TO_DO}"
-        ) from error
 
 
 def _array_and_rate(source: Any, sampling_rate: int) -> tuple[np.ndarray, int]:
@@ -320,16 +308,9 @@ def _from_array(array: np.ndarray, rate: int, seconds: float | None, max_seconds
 def _check_values(waveform: np.ndarray, what: str) -> None:
     peak = float(np.abs(waveform).max())
     if not math.isfinite(peak):
-        raise _not_finite(waveform, what)
+        raise not_finite(waveform, "samples", f" in {what}", "clip")
     if peak > MAX_PEAK:
         raise DataError(
             f"Expected samples in [-1, 1], got up to {peak:g} in {what}. Spectrograms would be shifted. "
             "Divide by the largest possible value (32768 for 16 bits), or pass integers."
         )
-
-
-def _not_finite(waveform: np.ndarray, what: str) -> DataError:
-    return DataError(
-        f"Expected finite samples, got {int((~np.isfinite(waveform)).sum())} NaN or infinite ones in {what}. "
-        "They would make every answer NaN. Repair or drop the clip."
-    )

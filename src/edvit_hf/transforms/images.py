@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.errors import DataError, named_extra
 from edvit_hf.tasks import Task
-from edvit_hf.transforms.preprocessor_file import read_preprocessor
+from edvit_hf.transforms.reading import not_finite, open_input, read_preprocessor
 
 if TYPE_CHECKING:
     from PIL import Image
+
+ImageSource: TypeAlias = "bytes | str | Path | Image.Image | np.ndarray"
+"""An encoded file, its path, a PIL image or an array."""
 
 MAX_PIXELS = 64_000_000
 """Largest accepted image, in pixels: 64 Mpx decode to 192 MB of RGB."""
@@ -30,7 +33,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000
 _WHAT_TO_DO = f"Give an image file ({', '.join(_FORMATS)}), its bytes, a PIL image or a numpy array."
 
 
-def open_image(source: "bytes | str | Path | Image.Image | np.ndarray", max_pixels: int = MAX_PIXELS) -> "Image.Image":
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> "Image.Image":
     """Read any supported image as an upright 8-bit RGB PIL image.
 
     What happens to each mode:
@@ -69,16 +72,8 @@ def open_image(source: "bytes | str | Path | Image.Image | np.ndarray", max_pixe
         return _upright_rgb(opened, "the given bytes", max_pixels)
     if not isinstance(source, (str, Path)):
         raise DataError(f"Expected an image, got {type(source).__name__}, which cannot be read. {_WHAT_TO_DO}")
-    try:
-        with Path(source).open("rb") as file:
-            return _upright_rgb(_open(file, f"the file {source}", max_pixels), f"the file {source}", max_pixels)
-    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"Expected the path of a readable image file, got {str(source)[:200]!r} "
-            f"({getattr(error, 'strerror', None) or error}). Check the path; download a URL first. {_WHAT_TO_DO}"
-        ) from error
+    with open_input(source, "image", _WHAT_TO_DO) as file:
+        return _upright_rgb(_open(file, f"the file {source}", max_pixels), f"the file {source}", max_pixels)
 
 
 @dataclass(frozen=True)
@@ -134,14 +129,12 @@ class ImageTransform:
                 f"Expected a preprocessor that resizes, rescales and normalises, got one with {', '.join(extra)}. "
                 "Leaving that step out would change what the model sees. Use a plain `ViTImageProcessor` config."
             )
-        normalises = preprocessor.get("do_normalize", True)
+        normalises, rescales = preprocessor.get("do_normalize", True), preprocessor.get("do_rescale", True)
         return cls(
             size=_size(preprocessor.get("size", 224)) if preprocessor.get("do_resize", True) else None,
             mean=_per_channel("image_mean", preprocessor) if normalises else None,
             std=_per_channel("image_std", preprocessor) if normalises else None,
-            rescale_factor=preprocessor.get("rescale_factor", 1 / 255)
-            if preprocessor.get("do_rescale", True)
-            else None,
+            rescale_factor=preprocessor.get("rescale_factor", 1 / 255) if rescales else None,
             resample=int(preprocessor.get("resample", 2)),
         )
 
@@ -152,14 +145,14 @@ class ImageTransform:
             read_preprocessor(path, "an image preprocessor", "Without it the model's pixel scale is unknown.")
         )
 
-    def pixels(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
+    def pixels(self, image: ImageSource) -> np.ndarray:
         """Read and resize: (H, W, 3) uint8, RGB. Raises what `open_image` raises."""
         opened = open_image(image, self.max_pixels)
         if self.size is not None and opened.size != (self.size[1], self.size[0]):
             opened = opened.resize((self.size[1], self.size[0]), resample=self.resample)
         return np.asarray(opened)
 
-    def __call__(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> np.ndarray:
+    def __call__(self, image: ImageSource) -> np.ndarray:
         """Return the model's input: (1, 3, H, W) float32. Raises what `open_image` raises."""
         values = self.pixels(image)
         # The stock order of types: rescale in float64, round to float32, normalise in float32.
@@ -171,16 +164,14 @@ class ImageTransform:
             scaled = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
-    def inputs(self, image: "bytes | str | Path | Image.Image | np.ndarray") -> dict[str, np.ndarray]:
+    def inputs(self, image: ImageSource) -> dict[str, np.ndarray]:
         """Return the model's input by name: {"pixel_values": (1, 3, H, W) float32}. Raises what `open_image` raises."""
         return {"pixel_values": self(image)}
 
 
 def _pillow() -> Any:
-    try:
+    with named_extra("Reading an image", "device"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("Reading an image", "device", "pillow") from error
     return Image
 
 
@@ -255,11 +246,8 @@ def _rgb(image: "Image.Image") -> "Image.Image":
 def _from_array(array: np.ndarray) -> "Image.Image":
     has_image_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not has_image_shape or array.size == 0:
-        hint = (
-            "Move the channels last: array.transpose(1, 2, 0). "
-            if array.ndim == 3 and array.shape[0] in (1, 3, 4)
-            else ""
-        )
+        is_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "Move the channels last: array.transpose(1, 2, 0). " if is_first else ""
         raise DataError(
             f"Expected an image array shaped (H, W), (H, W, 3) or (H, W, 4), got {array.shape}. {hint}"
             "Pass one image at a time."
@@ -276,10 +264,7 @@ def _from_array(array: np.ndarray) -> "Image.Image":
 
 def _bytes_from_floats(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise DataError(
-            f"Expected finite pixel values, got {int((~np.isfinite(values)).sum())} NaN or infinite ones. "
-            "They would make every answer NaN. Repair or drop the image."
-        )
+        raise not_finite(values, "pixel values", "", "image")
     if values.min() < 0 or values.max() > 1:
         raise DataError(
             f"Expected float pixels in [0, 1], got {values.min():g}..{values.max():g}. "

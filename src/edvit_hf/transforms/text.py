@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.errors import DataError, named_extra
 from edvit_hf.tasks import Task
-from edvit_hf.transforms.preprocessor_file import read_json_object
+from edvit_hf.transforms.reading import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -218,10 +218,8 @@ def _valid(text: Any, row: int) -> str:
 
 
 def _tokenizer(path: Path) -> "Tokenizer":
-    try:
+    with named_extra("Reading a text", "device"):
         from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError("Reading a text", "device", "tokenizers") from error
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare exceptions

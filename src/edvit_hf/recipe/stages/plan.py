@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edvit_hf.architectures.axes import Widths, resized
+from edvit_hf.architectures.axes import Widths
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import architecture_of_config, check_keys
 from edvit_hf.errors import MissingExtraError, RecipeError
@@ -181,7 +181,7 @@ def round_widths(before: Widths, after: Widths, rounds: int) -> list[Widths]:
         pace = max(last + rounds - number, min(pace, previous - 1))
         share = math.log(pace / first) / math.log(last / first)
         sizes = {a: round(getattr(before, a) * (getattr(after, a) / getattr(before, a)) ** share) for a in _FOLLOW}
-        result.append(resized(before, **{**sizes, axis: pace}, labels=after.labels))
+        result.append(dataclasses.replace(before, **{**sizes, axis: pace}, labels=after.labels))
     return [*result, after]
 
 
