@@ -9,9 +9,8 @@ from optimum.exporters.tasks import TasksManager
 
 from edvit_hf.errors import DataError, ExportGateError
 from edvit_hf.export import ExportConfig, export_ensemble
-from edvit_hf.export.gates import parity_rounds
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, SubModelOnnxConfig, resolve_onnx_config, task_of
-from edvit_hf.export.reference import check_inputs, random_inputs
+from edvit_hf.export.reference import check_inputs, parity_rounds, random_inputs
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, TASKS
