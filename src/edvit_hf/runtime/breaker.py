@@ -12,7 +12,7 @@ _SHARE_OF_THE_DEADLINE = 0.5
 
 
 @dataclass
-class _State:
+class _Breaker:
     misses: int = 0  # in a row
     is_open: bool = False
     pause: float = 0.0  # seconds until the next probe
@@ -39,7 +39,7 @@ class Breakers:
 
         `on_open` is called with the index and the pause until a probe is due, after a bad probe too; without the lock.
         """
-        self._states = {index: _State(pause=first_pause) for index in indices}
+        self._states = {index: _Breaker(pause=first_pause) for index in indices}
         self._misses_to_open = misses_to_open
         self._first, self._longest = first_pause, longest_pause
         self._on_open = on_open
@@ -89,7 +89,7 @@ class Breakers:
         return {index: "open" if state.is_open else "closed" for index, state in self._states.items()}
 
 
-class Patience:
+class UsualTimes:
     """Knows how long each sub-model usually takes, and whether a budget that it missed was enough.
 
     Deadlines may come from anybody: those of one caller that no device can meet must not open breakers for all others.

@@ -20,7 +20,7 @@ import numpy as np
 from edvit_hf.errors import DataError, EDViTError, QuorumError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.admission import Admission
-from edvit_hf.runtime.breaker import Breakers, Patience
+from edvit_hf.runtime.breaker import Breakers, UsualTimes
 from edvit_hf.runtime.clock import Clock, MonotonicClock
 from edvit_hf.runtime.exchange import DEFAULT_MAX_DEVIATIONS, Exchange, ResponseCheck, reason_of, too_few
 from edvit_hf.runtime.messages import (
@@ -114,7 +114,7 @@ class Coordinator:
             longest_pause=self.config.longest_probe_pause_s,
             on_open=partial(_if_alive, weakref.ref(self), Coordinator._schedule_probe),
         )
-        self._patience = Patience(self.config.deadline_ms)
+        self._usual = UsualTimes(self.config.deadline_ms)
         self._name, self._numbers = uuid.uuid4().hex, itertools.count()  # of requests
         self._counts: Counter[str] = Counter()
         self._missing: Counter[tuple[int, Reason]] = Counter()
@@ -211,25 +211,25 @@ class Coordinator:
     def _judge(self, exchange: Exchange, limit_ms: float | None) -> None:
         """Tell the breakers what came of it; raise what the input or too few answers call for.
 
-        A sub-model that had no fair time (see `Patience`), or that its engine had not begun, is missing from the answer
-        but does not count as failing.
+        A sub-model that had too little time (see `UsualTimes`), or that its engine had not begun, is missing from the
+        answer but does not count as failing.
         """
         if exchange.error is not None:
             raise exchange.error
         for index in exchange.responses:
             self._breakers.success(index)
-            self._patience.note(index, exchange.milliseconds[index] / exchange.request.batch_size)
+            self._usual.note(index, exchange.milliseconds[index] / exchange.request.batch_size)
         for index, reason in exchange.missing.items():
             if reason in (*ON_REQUEST, "breaker"):
                 continue
             logger.warning("sub-model %d is missing from an answer: %s", index, reason)
-            had_time = index not in exchange.never_started and self._patience.is_fair(index, exchange.request, limit_ms)
+            had_time = index not in exchange.never_started and self._usual.is_fair(index, exchange.request, limit_ms)
             is_fault = reason != "deadline" or had_time
             if is_fault and self._breakers.miss(index, at_once=reason == "unavailable"):
                 logger.warning("sub-model %d is left alone until it answers a probe", index)
         with self._counting:
             self._missing.update(exchange.missing.items())
-        if not exchange.has_quorum:
+        if len(exchange.responses) < exchange.needed:
             raise QuorumError(too_few(exchange), exchange.missing)
 
     def _schedule_probe(self, index: int, pause: float) -> None:

@@ -48,6 +48,14 @@ class EDViTRuntime:
     Calling it answers one image, sound or text. `batch` and `stream` answer several, and go on where one cannot be
     read. `predict` takes inputs that are prepared already. What a missing sub-model costs tell `Answer.missing` and
     `explain`.
+
+    Attributes:
+        manifest: Of the ensemble.
+        label_names: Names of the L labels.
+        task: What it classifies.
+        transform: Prepares images, sounds or texts.
+        coordinator: Asks the sub-models.
+        input_shape: Of one item of the main input; None where any size goes.
     """
 
     def __init__(
@@ -60,6 +68,8 @@ class EDViTRuntime:
         input_shape: tuple[int | None, ...] | None = None,
     ) -> None:
         self.manifest = manifest
+        self.label_names = tuple(manifest.label_names)
+        self.task: Task = manifest.ensemble.task
         self.transform = transform
         self.coordinator = coordinator
         self.input_shape = prepared_shape(transform) if input_shape is None else input_shape
@@ -147,19 +157,9 @@ class EDViTRuntime:
         return f"<{type(self).__name__} {entry.id}: {entry.task}, {part}, {how}{closed}>"
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the L labels."""
-        return tuple(self.manifest.label_names)
-
-    @property
     def loaded(self) -> tuple[int, ...]:
         """Indices of the sub-models that the engine reaches."""
         return tuple(sorted(self.coordinator.engine.sub_models))
-
-    @property
-    def task(self) -> Task:
-        """What the ensemble classifies."""
-        return self.manifest.ensemble.task
 
     def feature_bytes(self, index: int) -> int:
         """Bytes that sub-model `index` sends to the fusion head for one input (float32 features)."""

@@ -110,11 +110,6 @@ class Exchange:
         """Sub-models that have answered or still may."""
         return len(self.responses) + len(self._outstanding)
 
-    @property
-    def has_quorum(self) -> bool:
-        """Whether enough sub-models have answered."""
-        return len(self.responses) >= self.needed
-
     def expect(self, asked: Collection[int]) -> None:
         """Note which sub-models may take part: the quorum is counted over them."""
         self._outstanding = set(asked)

@@ -20,16 +20,16 @@ class Budget:
         self.limit, self.held = limit, 0
 
     @contextlib.contextmanager
-    def share(self) -> Iterator["Share"]:
+    def share(self) -> Iterator["BudgetShare"]:
         """What one request takes, given back at the end of the block."""
-        share = Share(self)
+        share = BudgetShare(self)
         try:
             yield share
         finally:
             share.release()
 
 
-class Share:
+class BudgetShare:
     """What one request holds of a budget."""
 
     def __init__(self, budget: Budget) -> None:
@@ -52,7 +52,7 @@ class DisconnectedError(Exception):
     """The client has gone: nobody waits for an answer."""
 
 
-async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
+async def read_body(request: Request, limits: Limits, share: BudgetShare) -> bytes:
     """The whole body.
 
     Raises:
@@ -78,7 +78,7 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
         raise
 
 
-async def _collected(request: Request, limits: Limits, share: Share) -> bytes:
+async def _collected(request: Request, limits: Limits, share: BudgetShare) -> bytes:
     parts: list[bytes] = []
     size, more = 0, True
     while more:
