@@ -13,7 +13,7 @@ configuration_edvit
 parts_edvit
 modeling_edvit
 errors
-lazy tasks
+tasks
 strict
 storage probabilities splitting
 architectures

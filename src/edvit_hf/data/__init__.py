@@ -5,7 +5,7 @@ Names load lazily: `DatasetConfig` and `Augmentation`, which a recipe is made of
 
 from typing import TYPE_CHECKING
 
-from edvit_hf.lazy import lazy
+from edvit_hf import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.data.audio_split import AudioSplit

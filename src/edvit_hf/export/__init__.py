@@ -5,7 +5,7 @@ Importing this package loads neither torch nor onnx; names other than `ExportCon
 
 from typing import TYPE_CHECKING
 
-from edvit_hf.lazy import lazy
+from edvit_hf import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.export.config import ExportConfig

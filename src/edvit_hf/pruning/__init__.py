@@ -6,7 +6,7 @@ Names resolve when first touched, so that `edvit_hf.pruning.config` can be read 
 
 from typing import TYPE_CHECKING
 
-from edvit_hf.lazy import lazy
+from edvit_hf import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.pruning.compensation import compensate

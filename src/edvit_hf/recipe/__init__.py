@@ -5,7 +5,7 @@ Names load lazily: reading a recipe and planning from it need neither torch nor 
 
 from typing import TYPE_CHECKING
 
-from edvit_hf.lazy import lazy
+from edvit_hf import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.recipe.running import STAGES, StageRecord, run

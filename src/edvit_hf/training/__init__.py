@@ -5,7 +5,7 @@ Names load lazily, so that a recipe can be checked with `edvit_hf.training.confi
 
 from typing import TYPE_CHECKING
 
-from edvit_hf.lazy import lazy
+from edvit_hf import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.training.checkpoints import TrainLog
