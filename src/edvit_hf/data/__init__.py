@@ -1,6 +1,8 @@
 """Datasets of images, sounds and texts: loading, splits in RAM, class-group views, replayable augmentation.
 
-Names load lazily: `DatasetConfig` and `Augmentation`, which a recipe is made of, need no torch.
+Comes in: the `dataset` and `augmentation` sections of a recipe. Goes out: train, validation and test splits that read
+alike whatever the task. Training, `published` and the recipe call it. Names load lazily: `DatasetConfig` and
+`Augmentation` need no torch.
 """
 
 from typing import TYPE_CHECKING

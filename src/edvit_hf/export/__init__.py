@@ -1,6 +1,8 @@
 """Export: a trained ensemble -> ONNX files of its sub-models, of the fusion head and of the whole, and the manifest.
 
-Importing this package loads neither torch nor onnx; names other than `ExportConfig` do when first touched.
+Comes in: a saved ensemble, what to write, and judges of its accuracy. Goes out: files that passed their gates, all of
+them or none. The recipe, `published` and Optimum's command call it. Names but `ExportConfig` load torch when first
+touched.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,8 @@
 """The Hub: publish an ensemble in one commit, fetch one device's share of it.
 
-Pulling needs neither torch nor transformers, and from a local folder no package beyond the base install.
+Comes in: an ensemble's folder, or a repository's id with what a device needs. Goes out: one commit, or a verified
+folder. Anybody may call it: pulling needs neither torch nor transformers, and from a local folder only the base
+install.
 """
 
 from edvit_hf.hub.pulling import Pulled, pull

@@ -1,6 +1,7 @@
 """The manifest: the JSON contract between export, the Hub and the devices, checked whenever it is read.
 
-Light by design: standard library and yaml only, so that a device can read and verify what it downloaded.
+Comes in: what an export wrote, or a `manifest.json` from anywhere. Goes out: entries that can be relied on, hashes, the
+file that suits a device, a placement. Anybody may call it: a device reads it with the standard library and yaml alone.
 """
 
 from edvit_hf.manifest.document import MANIFEST_NAME, SCHEMA_VERSION, Manifest

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class-wise structured pruning: score the units of a teacher, plan which stay, cut a smaller stock model.
 
-Names resolve when first touched, so that `edvit_hf.pruning.config` can be read without loading torch.
+Comes in: a stock model, samples of a class group, and widths. Goes out: scores, a plan that prints, a smaller model of
+the same class, compensated. The recipe calls it. Names load lazily: `PruneConfig` needs no torch.
 """
 
 from typing import TYPE_CHECKING

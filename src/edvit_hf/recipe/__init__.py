@@ -1,6 +1,7 @@
 """The trip: a recipe's values, and `run`, which takes them through every stage in order.
 
-Names load lazily: reading a recipe and planning from it need neither torch nor transformers, running it does.
+Comes in: a YAML file. Goes out: a work directory with a folder for each stage, the last one ready to push. The command
+line calls it. Names load lazily: reading a recipe and planning from it need no torch, running it does.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,8 @@
 """The Space: the page that shows ensembles, run here, written as a folder, or published on the Hub.
 
-The page itself is `space_app/` (in an installed package `edvit_hf/space_app/`) and runs without torch.
+Comes in: finished ensembles. Goes out: a page on this machine, a folder that is a whole Space, or one commit. The
+command line calls it. The page itself is `space_app/` (in an installed package `edvit_hf/space_app/`) and runs without
+torch.
 """
 
 from edvit_hf.space.assembling import assemble

@@ -1,6 +1,7 @@
 """Training: one Accelerate loop, five objectives (classify, distil, lockstep, fuse, joint), the data each reads.
 
-Names load lazily, so that a recipe can be checked with `edvit_hf.training.config` without importing torch.
+Comes in: a model, items of one epoch at a time, an objective and a `TrainConfig`. Goes out: the trained model and a
+log; an interrupted run resumes to the same bits. The recipe calls it. Names load lazily: configs need no torch.
 """
 
 from typing import TYPE_CHECKING

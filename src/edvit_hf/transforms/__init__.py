@@ -1,6 +1,7 @@
 """Raw inputs become a model's inputs: images, sounds and texts, as the stock processors do it, in numpy.
 
-Light: importing this loads numpy only. Pillow, soundfile, soxr and tokenizers are loaded when an input needs them.
+Comes in: a file, bytes, pixels, a waveform or a text, and the processor files beside a model. Goes out: the arrays of
+its forward, by name. Anybody may call it: Pillow, soundfile, soxr and tokenizers load when an input needs them.
 """
 
 from pathlib import Path
