@@ -183,23 +183,23 @@ _TOLD = ("comparison", "code", "card", "card_box", "license", "credits", "shown"
 INPUTS = (*_GIVEN, *_TOLD)
 
 
-def for_ensemble(opened: ensembles.Opened | None) -> tuple[dict[str, Any], ...]:
+def for_ensemble(opened: ensembles.OpenEnsemble | None) -> tuple[dict[str, Any], ...]:
     """Settings of the components that depend on the ensemble, in the order of `INPUTS`."""
     task = None if opened is None else opened.task
-    fleets: Sequence[str] = () if opened is None else opened.fleets
+    fleets = [] if opened is None else list(opened.plans)
     said = {} if opened is None else _texts(opened)
     values: dict[str, dict[str, Any]] = {
         "pad": {"value": scripts.pad(next(OPENINGS)), "visible": opened is not None and opened.can_draw},
         "microphone": {"value": None, "visible": task == "audio-classification"},
         "file": {"value": None, "visible": task in FILE_LABELS, "label": FILE_LABELS.get(task or "", "Upload a file")},
         "text": {"value": "", "visible": task == "text-classification"},
-        "fleet": {"choices": list(fleets), "value": next(iter(fleets), None), "visible": len(fleets) > 0},
+        "fleet": {"choices": fleets, "value": next(iter(fleets), None), "visible": len(fleets) > 0},
         "card_box": {"visible": bool(said.get("card"))},
     }
     return tuple(values.get(name, {"value": said.get(name, "")}) for name in INPUTS)
 
 
-def _texts(opened: ensembles.Opened) -> dict[str, str]:
+def _texts(opened: ensembles.OpenEnsemble) -> dict[str, str]:
     """What the components say of an ensemble that only say something."""
     return {
         "shown": opened.name,

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import command, command_line, write_results
 
 from answers.digit_form import BOX, FINE, FORM_SIDES, _thickness
-from answers.ensembles import Opened, open_other
+from answers.ensembles import OpenEnsemble, open_other
 from answers.inputs import prepare_drawing
 from edvit_hf.data.sources import open_splits
 from edvit_hf.errors import DataError
@@ -128,7 +128,7 @@ def as_sent(mask: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def share_right(opened: Opened, inputs: Sequence[np.ndarray | None], labels: np.ndarray) -> dict[str, Any]:
+def share_right(opened: OpenEnsemble, inputs: Sequence[np.ndarray | None], labels: np.ndarray) -> dict[str, Any]:
     """Of all; what the page refuses is not right."""
     kept = [row for row, each in enumerate(inputs) if each is not None]
     given = np.concatenate([each for each in inputs if each is not None])
@@ -140,7 +140,7 @@ def share_right(opened: Opened, inputs: Sequence[np.ndarray | None], labels: np.
     return {"share_right": num_right / len(labels), "num_refused": len(labels) - len(kept)}
 
 
-def prepared(opened: Opened, mask: np.ndarray) -> np.ndarray | None:
+def prepared(opened: OpenEnsemble, mask: np.ndarray) -> np.ndarray | None:
     """What the page gives the sub-models of a drawing; None if it refuses it."""
     try:
         return prepare_drawing(opened, read_drawing(as_sent(mask))).inputs["pixel_values"]
@@ -148,7 +148,9 @@ def prepared(opened: Opened, mask: np.ndarray) -> np.ndarray | None:
         return None
 
 
-def answered(opened: Opened, images: list[np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def answered(
+    opened: OpenEnsemble, images: list[np.ndarray], labels: np.ndarray, rng: np.random.Generator
+) -> dict[str, Any]:
     """Share right by what is given."""
     transform = opened.runtime.transform
     as_they_are = [transform.inputs(np.repeat(image[:, :, None], 3, axis=2))["pixel_values"] for image in images]

@@ -1,8 +1,7 @@
-"""What the Space computes: what a visitor gives becomes an answer, as plain data. No gradio here, and no torch.
+"""One answer as the page shows it: an ensemble, a prepared input and the unplugged devices become a `View`.
 
-The page is a function of `(opened, prepared, unplugged)`: `view` says all that it shows. An `Opened` is shared between
-visitors; a page keeps its `name` for each of them and asks `open_named` for it, so that nobody's forgotten tab holds an
-ensemble in memory. A `Prepared` is one visitor's, and small.
+An `OpenEnsemble` is shared between visitors; a page keeps its `name` for each of them and asks `open_named` for it, so
+that nobody's forgotten tab holds an ensemble in memory. A `PreparedInput` is one visitor's, and small.
 """
 
 import logging
@@ -11,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from answers.ensembles import Opened
-from answers.inputs import Prepared
+from answers.ensembles import OpenEnsemble
+from answers.inputs import PreparedInput
 from answers.timelines import measured, predicted
 from answers.views import Device, DeviceState, Timeline, View, percent
 from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
@@ -44,7 +43,9 @@ _REASONS: dict[Reason, str] = {
 _UNUSABLE = "sent values that cannot be used"
 
 
-def view(opened: Opened, prepared: Prepared | None, unplugged: Sequence[int], fleet: str | None = None) -> View:
+def view(
+    opened: OpenEnsemble, prepared: PreparedInput | None, unplugged: Sequence[int], fleet: str | None = None
+) -> View:
     """The page for one input and one set of unplugged devices. Raises no `EDViTError`: it becomes a "refused" view.
 
     The sub-models that are plugged in run once; the fusion head is asked again for each device that might go missing
@@ -54,7 +55,7 @@ def view(opened: Opened, prepared: Prepared | None, unplugged: Sequence[int], fl
         opened: The ensemble.
         prepared: The input; None, or one that was prepared for another ensemble, gives the empty page.
         unplugged: Indices of devices; those that the ensemble has not are ignored.
-        fleet: Name out of `opened.fleets` for the predicted timeline; None: the first of them.
+        fleet: Name out of `opened.plans` for the predicted timeline; None: the first of them.
     """
     count = len(opened.devices)
     out = tuple(sorted({int(index) for index in unplugged if 0 <= int(index) < count}))
@@ -73,7 +74,7 @@ def view(opened: Opened, prepared: Prepared | None, unplugged: Sequence[int], fl
         return _refused(_said(error), prepared, waiting)
     order = np.argsort(-answer.probabilities[0], kind="stable")
     timelines: list[Timeline] = [measured(answer, opened.schedule)]
-    name = fleet if fleet in opened.fleets else next(iter(opened.fleets), None)
+    name = fleet if fleet in opened.plans else next(iter(opened.plans), None)
     if name is not None:
         timelines.append(predicted(name, opened.plans[name], answer.present))
     missing = count - sum(answer.present)
@@ -90,12 +91,12 @@ def view(opened: Opened, prepared: Prepared | None, unplugged: Sequence[int], fl
     )
 
 
-def first_step(opened: Opened) -> str:
+def first_step(opened: OpenEnsemble) -> str:
     """What to do before there is an input."""
     return DRAW_FIRST if opened.can_draw else FIRST_STEP[opened.task]
 
 
-def card_note(opened: Opened, num_absent: int) -> str:
+def card_note(opened: OpenEnsemble, num_absent: int) -> str:
     """The accuracy that the card reports with so many devices absent; empty if it does not."""
     rows = {row.num_absent: row for row in opened.absent}
     found, whole, count = rows.get(num_absent), rows.get(0), len(opened.devices)
@@ -111,7 +112,7 @@ def card_note(opened: Opened, num_absent: int) -> str:
     )
 
 
-def _answers(opened: Opened, prepared: Prepared, out: tuple[int, ...]) -> tuple[Answer, dict[int, str]]:
+def _answers(opened: OpenEnsemble, prepared: PreparedInput, out: tuple[int, ...]) -> tuple[Answer, dict[int, str]]:
     """The answer without `out`, and by device the label if that one were missing too."""
     left = [index for index in range(len(opened.devices)) if index not in out]
     subsets = [(index,) for index in left] if len(left) > 1 else []
@@ -171,7 +172,7 @@ def _said(error: EDViTError) -> str:
     return TOO_FEW if isinstance(error, QuorumError) else UNREADABLE
 
 
-def _refused(sentence: str, prepared: Prepared | None, devices: tuple[Device, ...]) -> View:
+def _refused(sentence: str, prepared: PreparedInput | None, devices: tuple[Device, ...]) -> View:
     seen, tokens = (None, ()) if prepared is None else (prepared.seen, prepared.tokens)
     return View(state="refused", sentence=sentence, devices=devices, seen=seen, tokens=tokens)
 

@@ -1,4 +1,4 @@
-"""A drawn or photographed digit in the form of the data that an ensemble was trained on, white on black.
+"""Brings a drawn or photographed digit into the form of the data that an ensemble was trained on, white on black.
 
 UCI optical digits, 8 by 8 pixels: bitmaps of 32 by 32, the digit as high as the bitmap and at most 24 wide, pen strokes
 thickened so that about 30 % of the pixels are ink; then the mean of blocks of 4 by 4 pixels.

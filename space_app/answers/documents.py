@@ -1,4 +1,4 @@
-"""What lies beside an ensemble's graphs: its card and license, its measured results, and examples to try.
+"""Reads what lies beside an ensemble's graphs: card and license, measured results, and examples to try.
 
 Card and results may come from a stranger's repository: what is not of the right kind counts as absent.
 """
@@ -48,7 +48,7 @@ _LAST = frozenset({"0_george_0.wav"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Absent:
+class AbsentAccuracy:
     """Accuracy with so many sub-models absent, 0..1: mean, lowest and highest over subsets of them."""
 
     num_absent: int
@@ -126,7 +126,7 @@ def read_results(folder: Path) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def absent_rows(results: Mapping[str, Any], num_sub_models: int) -> tuple[Absent, ...]:
+def absent_rows(results: Mapping[str, Any], num_sub_models: int) -> tuple[AbsentAccuracy, ...]:
     """The `absent` table, rows that make no sense left out."""
     found = []
     for row in _rows(results, "absent"):
@@ -135,7 +135,7 @@ def absent_rows(results: Mapping[str, Any], num_sub_models: int) -> tuple[Absent
         if number is None or number >= num_sub_models or None in shares:
             continue
         mean, low, high = (float(share or 0.0) for share in shares)
-        found.append(Absent(num_absent=number, mean=mean, low=low, high=high, num_subsets=subsets or 1))
+        found.append(AbsentAccuracy(num_absent=number, mean=mean, low=low, high=high, num_subsets=subsets or 1))
     return tuple(found)
 
 

@@ -13,11 +13,12 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from answers.digit_form import FORM_SIDES
 from answers.documents import (
-    Absent,
+    AbsentAccuracy,
     Example,
     absent_rows,
     credits_of,
@@ -26,8 +27,8 @@ from answers.documents import (
     read_card,
     read_results,
 )
-from answers.opening import SaidError, Shelf, fetch_ensemble, hub_id_of
-from answers.snippets import Place, code_for, place_in_space
+from answers.opening import OpenedOnce, VisitorError, fetch_ensemble, hub_id_of
+from answers.snippets import EnsembleSource, code_for, place_in_space
 from answers.timelines import FleetPlan, fleet_plans
 from answers.views import Device, Model
 from edvit_hf.errors import EDViTError, MissingExtraError, QuorumError
@@ -52,7 +53,7 @@ SPACE_VARIABLE = "SPACE_ID"
 """Set where the page runs as a Space of the Hub: there visitors name no folders."""
 
 OPEN_SECONDS, MAX_OPENING, MAX_NAMED = 90.0, 2, 4
-"""See `Shelf`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
+"""See `OpenedOnce`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
 MAX_INPUT_VALUES = 4_000_000
 """Of one prepared input: more would let one visitor fill the memory."""
 # Nobody waits for a stuck sub-model for ever, and a line that is longer than this deadline is not joined.
@@ -95,7 +96,7 @@ class Bundle:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Opened:
+class OpenEnsemble:
     """An ensemble that answers, and what the page says of it. Shared between visitors, never changed.
 
     Attributes:
@@ -112,9 +113,8 @@ class Opened:
         card: As markdown; empty without one.
         license: As the card states it; empty where it states none that can be read.
         credits: As markdown, of the examples.
-        fleets: Names for predictions, the first is the default.
         absent: Accuracy by the number of devices absent.
-        plans: Predictions by the name of the fleet.
+        plans: Predictions by the name of the fleet; the first is the default.
         runtime: What answers.
         schedule: How it runs the sub-models: "in_turn" or "workers".
     """
@@ -132,14 +132,13 @@ class Opened:
     card: str
     license: str
     credits: str
-    fleets: tuple[str, ...]
-    absent: tuple[Absent, ...] = field(repr=False)
+    absent: tuple[AbsentAccuracy, ...] = field(repr=False)
     plans: Mapping[str, FleetPlan] = field(repr=False)
     runtime: EDViTRuntime = field(repr=False)
     schedule: str = "in_turn"
 
 
-shelf: Shelf[Opened] = Shelf(max_named=MAX_NAMED, max_opening=MAX_OPENING, seconds=OPEN_SECONDS)
+openings: OpenedOnce[OpenEnsemble] = OpenedOnce(max_named=MAX_NAMED, max_opening=MAX_OPENING, seconds=OPEN_SECONDS)
 
 
 def bundles(model_dir: Path | None = None) -> tuple[Bundle, ...]:
@@ -163,7 +162,7 @@ def bundles(model_dir: Path | None = None) -> tuple[Bundle, ...]:
     return tuple(found)
 
 
-def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
+def open_bundle(name: str, model_dir: Path | None = None) -> OpenEnsemble:
     """One of `bundles()`, ready to answer: loaded and warmed up the first time, the same object after that.
 
     Raises:
@@ -172,11 +171,12 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
     if name == OWN:
         source = os.environ.get(OWN_VARIABLE, "")
         if not source:
-            raise SaidError("There is no ensemble of that name here. Choose one from the list.")
-        return shelf.get(f"{OWN}:{source}", lambda: _open_source(source, name=OWN, may_be_folder=True), is_bundle=True)
+            raise VisitorError("There is no ensemble of that name here. Choose one from the list.")
+        load = partial(_open_source, source, name=OWN, may_be_folder=True)
+        return openings.get(f"{OWN}:{source}", load, is_bundle=True)
     folder = (MODEL_DIR if model_dir is None else model_dir) / name
     if not _is_bundled(name, folder):
-        raise SaidError(
+        raise VisitorError(
             "This ensemble is not here. Choose another one; in a checkout, `make space` makes those that are missing."
         )
     if name in _TEXTS:
@@ -184,13 +184,11 @@ def open_bundle(name: str, model_dir: Path | None = None) -> Opened:
         said: str | None = f"{hint} {_LABELS.get(name, '')}".strip()
     else:
         title, said = _title_of(folder), None
-    examples = EXAMPLES_DIR / name
-    return shelf.get(
-        str(folder), lambda: _load(folder, name=name, title=title, hint=said, examples_dir=examples), is_bundle=True
-    )
+    load = partial(_load, folder, name=name, title=title, hint=said, examples_dir=EXAMPLES_DIR / name)
+    return openings.get(str(folder), load, is_bundle=True)
 
 
-def open_other(source: str) -> Opened:
+def open_other(source: str) -> OpenEnsemble:
     """Any ensemble of edvit_hf: a public repository of the Hub, or where the page runs locally a folder.
 
     Raises:
@@ -202,20 +200,21 @@ def open_other(source: str) -> Opened:
         text = str(Path(text).resolve())  # so that no folder shares its name with a bundle
     elif _is_bundled(text, MODEL_DIR / text):
         return open_bundle(text)
-    return shelf.get(f"named:{text}", lambda: _open_source(text, name=text, may_be_folder=is_local), is_bundle=False)
+    load = partial(_open_source, text, name=text, may_be_folder=is_local)
+    return openings.get(f"named:{text}", load, is_bundle=False)
 
 
-def open_named(name: str) -> Opened:
-    """What `Opened.name` names: a bundle, or what a visitor named while it is open, for fetching it anew takes long.
+def open_named(name: str) -> OpenEnsemble:
+    """The ensemble of that `name`: a bundle, or what a visitor named while it is open, for fetching it anew takes long.
 
     Raises:
         EDViTError: A sentence for the visitor.
     """
     if name == OWN or name in _TEXTS or _is_bundled(name, MODEL_DIR / name):
         return open_bundle(name)
-    found = shelf.find(f"named:{name}")
+    found = openings.find(f"named:{name}")
     if found is None:
-        raise SaidError("This ensemble was closed, because others were opened since. Open it again by its name.")
+        raise VisitorError("This ensemble was closed, because others were opened since. Open it again by its name.")
     return found
 
 
@@ -250,25 +249,27 @@ def _own_title() -> str:
     return Path(source).name or source
 
 
-def _open_source(text: str, *, name: str, may_be_folder: bool) -> Opened:
+def _open_source(text: str, *, name: str, may_be_folder: bool) -> OpenEnsemble:
     """A folder where that is allowed, else a repository of the Hub."""
     example = "Name an ensemble as OWNER/NAME, as it stands on the Hub" + (", or a folder." if may_be_folder else ".")
     if not text or len(text) > 1000 or not text.isprintable():
-        raise SaidError(f"There is no name to look for. {example}")
+        raise VisitorError(f"There is no name to look for. {example}")
     if may_be_folder and os.path.isdir(text):  # noqa: PTH112  (which does not mind a text longer than any name)
         return _open_folder(Path(text), name=name)
     repo = hub_id_of(text)
     if repo is None:
-        raise SaidError(f"That is neither a name on the Hub{' nor a folder here' if may_be_folder else ''}. {example}")
+        raise VisitorError(
+            f"That is neither a name on the Hub{' nor a folder here' if may_be_folder else ''}. {example}"
+        )
     with tempfile.TemporaryDirectory(prefix="edvit_space_") as temporary:
         folder = Path(temporary) / "ensemble"
         is_for_transformers = fetch_ensemble(repo, folder)
         return _load(folder, name=name, title=repo, hint=None, repo=repo, is_for_transformers=is_for_transformers)
 
 
-def _open_folder(folder: Path, *, name: str) -> Opened:
+def _open_folder(folder: Path, *, name: str) -> OpenEnsemble:
     if not (folder / MANIFEST_NAME).is_file():
-        raise SaidError(
+        raise VisitorError(
             f"The folder {folder.name} holds no ensemble: there is no {MANIFEST_NAME} in it. Name the folder that "
             "`edvit run` or `edvit export` made."
         )
@@ -285,7 +286,7 @@ def _load(
     repo: str | None = None,
     examples_dir: Path | None = None,
     is_for_transformers: bool = False,
-) -> Opened:
+) -> OpenEnsemble:
     """Open the files of a folder; afterwards it is not needed any more. Bundles alone have `examples_dir`."""
     runtime = _runtime(folder, title)
     manifest = runtime.manifest
@@ -298,7 +299,7 @@ def _load(
     size = runtime.transform.size if isinstance(runtime.transform, ImageTransform) else None
     can_draw = is_digits and size in {(side, side) for side in FORM_SIDES}
     engine = runtime.coordinator.engine
-    return Opened(
+    return OpenEnsemble(
         name=name,
         title=title,
         task=task,
@@ -322,7 +323,6 @@ def _load(
             can_pull=_can_pull(folder, manifest),
         ),
         credits=credits_of(examples_dir) if examples_dir is not None and examples else "",
-        fleets=tuple(plans),
         plans=plans,
         runtime=runtime,
         schedule=engine.schedule if isinstance(engine, LocalEngine) else "in_turn",
@@ -331,14 +331,14 @@ def _load(
 
 def _place(
     folder: Path, name: str, task: Task, examples: tuple[Example, ...], *, repo: str | None, is_bundle: bool
-) -> Place:
+) -> EnsembleSource:
     """Where a visitor's own machine finds the ensemble: on the Hub, in this Space, or here, where the page runs."""
     example, space = examples[0].value if examples else None, os.environ.get(SPACE_VARIABLE)
     if repo is not None:
-        return Place(source=repo)
+        return EnsembleSource(source=repo)
     if is_bundle and space:
         return place_in_space(space, name, task, example)
-    return Place(source=str(folder.resolve()), example=example)
+    return EnsembleSource(source=str(folder.resolve()), example=example)
 
 
 def _can_pull(folder: Path, manifest: Manifest) -> bool:
@@ -360,7 +360,7 @@ def _runtime(folder: Path, title: str) -> EDViTRuntime:
             entry for entry in manifest.sub_models if not any((folder / v.file).exists() for v in entry.variants)
         ]
         if missing or not any((folder / variant.file).exists() for variant in manifest.fusion.variants):
-            raise SaidError(
+            raise VisitorError(
                 f"{title} holds no ONNX files for all of its sub-models, so nothing here can run it. "
                 "Export it with `edvit export`, or name another one."
             )
@@ -370,18 +370,20 @@ def _runtime(folder: Path, title: str) -> EDViTRuntime:
         shape = runtime.input_shape
         inputs = probe_inputs(runtime.task, shape)
         if sum(values.size for values in inputs.values()) > MAX_INPUT_VALUES:
-            raise SaidError(f"{title} takes inputs that are too large for this page. Name another ensemble.")
+            raise VisitorError(f"{title} takes inputs that are too large for this page. Name another ensemble.")
         runtime.predict(inputs)
         with contextlib.suppress(QuorumError):  # as every answer on the page is asked for
             runtime.predict_without(inputs, [(entry.index,) for entry in manifest.sub_models])
     except MissingExtraError as error:
         logger.error("%s", error)
-        raise SaidError(f"{title} needs a package that this page was set up without. Name another ensemble.") from error
-    except SaidError:
+        raise VisitorError(
+            f"{title} needs a package that this page was set up without. Name another ensemble."
+        ) from error
+    except VisitorError:
         raise
     except EDViTError as error:
         logger.warning("could not open %s: %s", title, error)
-        raise SaidError(
+        raise VisitorError(
             f"{title} is damaged, incomplete, or made by another version of edvit_hf. Export it again, or name another "
             "ensemble."
         ) from error

@@ -1,4 +1,4 @@
-"""What a visitor gives, checked and brought into the form that sub-models take: drawing, picture, sound, text.
+"""Checks what a visitor gives (drawing, picture, sound, text) and brings it into the form that sub-models take.
 
 Every refusal is a `DataError` with one sentence that a visitor understands; what went wrong in detail is logged.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from answers.digit_form import EMPTY_DRAWING, digit_from_drawing, digit_from_picture
-from answers.ensembles import Opened
+from answers.ensembles import OpenEnsemble
 from answers.sounds import read_sound, spectrogram_picture
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.transforms import AudioTransform, ImageTransform, TextTransform, open_image
@@ -39,11 +39,11 @@ _KINDS = {"image-classification": "pictures", "audio-classification": "sounds", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedInput:
     """One visitor's input, ready for the sub-models of one ensemble.
 
     Attributes:
-        ensemble: `Opened.name` of the ensemble that it was prepared for.
+        ensemble: `OpenEnsemble.name` of the ensemble that it was prepared for.
         inputs: What the graphs take, by name; one item.
         seen: (H, W, 3) uint8, what the sub-models see of an image or sound; None for a text.
         tokens: What they see of a text.
@@ -59,7 +59,7 @@ class Prepared:
     caution: str = ""
 
 
-def prepare_drawing(opened: Opened, drawing: Mapping[str, Any] | None) -> Prepared:
+def prepare_drawing(opened: OpenEnsemble, drawing: Mapping[str, Any] | None) -> PreparedInput:
     """What the sketchpad holds: a mapping with RGBA arrays under "layers" and "composite".
 
     Raises:
@@ -77,7 +77,7 @@ def prepare_drawing(opened: Opened, drawing: Mapping[str, Any] | None) -> Prepar
     return _of_picture(opened, transform, picture, _NOT_MEASURED.format("drawings"))
 
 
-def prepare_image(opened: Opened, path: str | Path | None) -> Prepared:
+def prepare_image(opened: OpenEnsemble, path: str | Path | None) -> PreparedInput:
     """An uploaded picture, or an example.
 
     Raises:
@@ -97,7 +97,7 @@ def prepare_image(opened: Opened, path: str | Path | None) -> Prepared:
     return _of_picture(opened, transform, picture, caution)
 
 
-def prepare_sound(opened: Opened, path: str | Path | None) -> Prepared:
+def prepare_sound(opened: OpenEnsemble, path: str | Path | None) -> PreparedInput:
     """An uploaded sound, a recording, or an example.
 
     Raises:
@@ -113,7 +113,7 @@ def prepare_sound(opened: Opened, path: str | Path | None) -> Prepared:
         logger.info("refused a sound: %s", error)
         raise DataError("This sound is damaged: its samples cannot be used. Record or choose another one.") from error
     caution = "" if _is_example(opened, file) else _NOT_MEASURED.format("recordings of other speakers and microphones")
-    return Prepared(
+    return PreparedInput(
         ensemble=opened.name,
         inputs=inputs,
         seen=spectrogram_picture(inputs["input_values"][0]),
@@ -122,7 +122,7 @@ def prepare_sound(opened: Opened, path: str | Path | None) -> Prepared:
     )
 
 
-def prepare_text(opened: Opened, text: str | None) -> Prepared:
+def prepare_text(opened: OpenEnsemble, text: str | None) -> PreparedInput:
     """A typed text.
 
     Raises:
@@ -144,7 +144,7 @@ def prepare_text(opened: Opened, text: str | None) -> Prepared:
         raise DataError("The ensemble knows none of these words or signs, so it would only guess. Type other words.")
     remark = f"Only the first {len(ids)} tokens of this text are looked at; the rest was cut off." if is_cut else ""
     is_example = any(example.value == given for example in opened.examples)
-    return Prepared(
+    return PreparedInput(
         ensemble=opened.name,
         inputs=transform.pad([ids]),
         tokens=tokens,
@@ -153,10 +153,10 @@ def prepare_text(opened: Opened, text: str | None) -> Prepared:
     )
 
 
-def _of_picture(opened: Opened, transform: ImageTransform, picture: Any, caution: str) -> Prepared:
+def _of_picture(opened: OpenEnsemble, transform: ImageTransform, picture: Any, caution: str) -> PreparedInput:
     try:
         seen = transform.pixels(picture)  # in the size that is taken: scaled once
-        return Prepared(ensemble=opened.name, inputs=transform.inputs(seen), seen=seen, caution=caution)
+        return PreparedInput(ensemble=opened.name, inputs=transform.inputs(seen), seen=seen, caution=caution)
     except (EDViTError, MemoryError) as error:
         raise _no_picture(error) from error
 
@@ -166,7 +166,7 @@ def _side(transform: ImageTransform) -> int:
     return 0 if transform.size is None else transform.size[0]
 
 
-def _transform(opened: Opened, kind: type) -> Any:
+def _transform(opened: OpenEnsemble, kind: type) -> Any:
     """What prepares the ensemble's inputs, if it is of that kind."""
     transform: Transform = opened.runtime.transform
     if not isinstance(transform, kind):
@@ -230,5 +230,5 @@ def _is_cut(transform: TextTransform, text: str, ids: np.ndarray) -> bool:
     return bool(np.array_equal(transform.encode([words[0] if len(words) > 1 else text[:-1]])[0], ids))
 
 
-def _is_example(opened: Opened, file: Path) -> bool:
+def _is_example(opened: OpenEnsemble, file: Path) -> bool:
     return any(Path(example.value) == file for example in opened.examples)

@@ -1,4 +1,4 @@
-"""How an ensemble is opened: once for all visitors who ask, and from the Hub within bounds and never with code.
+"""Opens an ensemble once for all visitors who ask, and fetches one from the Hub within bounds, never its code.
 
 The Hub is asked without any token: what only the owner of this Space may read must not be shown to its visitors.
 """
@@ -37,11 +37,11 @@ _HIDDEN = (401, 403, 404)
 _ANONYMOUS: Any = False  # what the client takes for "no token, not even a stored one"
 
 
-class SaidError(EDViTError):
+class VisitorError(EDViTError):
     """What went wrong, in a visitor's words: nothing has to be translated any more."""
 
 
-class Shelf(Generic[Item]):
+class OpenedOnce(Generic[Item]):
     """What is open, by name, and what is being opened; safe to call from several threads."""
 
     def __init__(self, *, max_named: int, max_opening: int, seconds: float) -> None:
@@ -68,7 +68,7 @@ class Shelf(Generic[Item]):
             opening = self._opening.get(key)
             if opening is None:
                 if not is_bundle and self._num_named >= self._max_opening:
-                    raise SaidError("Others open ensembles at this moment. Try again in a minute.")
+                    raise VisitorError("Others open ensembles at this moment. Try again in a minute.")
                 self._num_named += not is_bundle
                 opening = self._opening[key] = Future()
                 threading.Thread(
@@ -79,7 +79,7 @@ class Shelf(Generic[Item]):
         except TimeoutError as error:
             if opening.done():
                 raise  # not the wait, but the loading says so
-            raise SaidError(
+            raise VisitorError(
                 f"Opening this ensemble takes longer than {self._seconds:.0f} s. It goes on: try again in a minute."
             ) from error
 
@@ -105,7 +105,7 @@ class Shelf(Generic[Item]):
         except BaseException as error:  # whoever waits gets a sentence; the page must live on
             logger.exception("could not open %s", key)
             self._end(key, is_bundle=is_bundle)
-            failed = SaidError("This ensemble cannot be opened here. Choose another one.")
+            failed = VisitorError("This ensemble cannot be opened here. Choose another one.")
             failed.__cause__ = error
             opening.set_exception(failed)
         else:
@@ -139,15 +139,15 @@ def fetch_ensemble(repo: str, folder: Path) -> bool:
         `bool`: Whether the repository also holds weights and a config, so that Transformers can load it.
 
     Raises:
-        SaidError: A sentence for the visitor.
+        VisitorError: A sentence for the visitor.
     """
     try:
         return _fetch(repo, folder)
-    except SaidError:
+    except VisitorError:
         raise
     except EDViTError as error:
         logger.info("could not open %s: %s", repo, error)
-        raise SaidError(_said(repo, error)) from error
+        raise VisitorError(_said(repo, error)) from error
 
 
 def _fetch(repo: str, folder: Path) -> bool:
@@ -160,7 +160,7 @@ def _fetch(repo: str, folder: Path) -> bool:
         info = ask("reading the repository", repo, lambda: api.model_info(repo), tries=TRIES)
     except HubError as error:
         if error.status in _HIDDEN:
-            raise SaidError(
+            raise VisitorError(
                 f"The Hub has no public repository named {repo}. Check the spelling; private ones cannot be opened "
                 "here."
             ) from error
@@ -168,7 +168,7 @@ def _fetch(repo: str, folder: Path) -> bool:
     commit = str(info.sha)
     sizes = _sizes(api, repo, commit, [MANIFEST_NAME, *BESIDE, WEIGHTS])
     if MANIFEST_NAME not in sizes:
-        raise SaidError(
+        raise VisitorError(
             f"{repo} is on the Hub, but it is no ensemble of edvit_hf: it has no {MANIFEST_NAME}. Name one that was "
             "made with edvit_hf."
         )
@@ -204,7 +204,7 @@ def _sizes(api: "HfApi", repo: str, commit: str, files: Sequence[str]) -> dict[s
 
 def _check_size(repo: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise SaidError(
+        raise VisitorError(
             f"{repo} needs {size / MIB:.0f} MiB, more than the {MAX_BYTES // MIB} MiB that this page fetches. Run "
             "it on a machine of your own: edvit space run."
         )

@@ -23,7 +23,7 @@ _PROCESSOR: dict[Task, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class EnsembleSource:
     """Where copied lines find an ensemble.
 
     Attributes:
@@ -37,7 +37,7 @@ class Place:
     fetch: str | None = None
 
 
-def place_in_space(space: str, name: str, task: Task, example: str | None) -> Place:
+def place_in_space(space: str, name: str, task: Task, example: str | None) -> EnsembleSource:
     """A bundle of the Space with that id, which the visitor's machine has to fetch: `model/NAME`, and the example.
 
     Args:
@@ -53,11 +53,11 @@ def place_in_space(space: str, name: str, task: Task, example: str | None) -> Pl
         example = f"{folder}/{file}"
     included = " ".join(f"--include {shlex.quote(pattern)}" for pattern in wanted)
     fetch = f"hf download {shlex.quote(space)} --repo-type space {included} --local-dir {shlex.quote(folder)}"
-    return Place(source=f"{folder}/model/{name}", example=example, fetch=fetch)
+    return EnsembleSource(source=f"{folder}/model/{name}", example=example, fetch=fetch)
 
 
 def code_for(
-    place: Place, task: Task, *, sub_models: Sequence[int], is_for_transformers: bool, can_pull: bool
+    place: EnsembleSource, task: Task, *, sub_models: Sequence[int], is_for_transformers: bool, can_pull: bool
 ) -> Mapping[str, str]:
     """Heading -> code.
 

@@ -1,4 +1,4 @@
-"""A sound of a visitor: read within limits, the silence around a word cut off, and what sub-models see of it."""
+"""Reads a visitor's sound within limits, cuts off the silence around a word, and draws what sub-models see of it."""
 
 import io
 import logging

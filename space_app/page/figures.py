@@ -1,4 +1,4 @@
-"""What the page shows, as HTML: pure functions of the data of answers/views.py.
+"""Writes what the page shows as HTML: pure functions of the data of answers/views.py.
 
 Every text that a visitor, a card or an ensemble supplies is escaped here, for the page inserts the result as it is.
 Elements keep their order whatever the state, so that the page changes them in place: the keyboard's focus stays.

@@ -1,4 +1,4 @@
-"""What keeps the page to itself: a folder of its own, bounded requests and log, nothing loaded from elsewhere.
+"""Keeps the page to itself: a temporary folder of its own, bounded requests and log, nothing loaded from elsewhere.
 
 `private_folder` must run before gradio is imported, which reads its settings then.
 """

@@ -186,7 +186,7 @@ def test_a_device_that_fails_is_shown_as_failed_and_the_others_answer(tmp_path, 
     runtime = EDViTRuntime.from_pretrained(tmp_path, num_threads=1)
     like = ensembles.open_bundle("digits")
     broken = dataclasses.replace(
-        like, name="broken", runtime=runtime, devices=like.devices[:3], fleets=(), plans={}, can_draw=False
+        like, name="broken", runtime=runtime, devices=like.devices[:3], plans={}, can_draw=False
     )
     given_input = inputs.prepare_image(broken, file)
     view = answering.view(broken, given_input, [])

@@ -12,7 +12,7 @@ import pytest
 
 from answers import answering, ensembles, inputs
 from answers.documents import read_card
-from answers.opening import SaidError, Shelf
+from answers.opening import OpenedOnce, VisitorError
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 from support.space_ensembles import write_digits, write_each
@@ -33,7 +33,7 @@ def _plain_environment(monkeypatch):
 
 
 def refusal(source):
-    with pytest.raises(SaidError) as caught:
+    with pytest.raises(VisitorError) as caught:
         ensembles.open_other(source)
     sentence = str(caught.value)
     assert "Expected" not in sentence
@@ -56,7 +56,7 @@ def test_every_bundle_opens_and_says_what_it_takes():
         assert opened.card.startswith("# ED-ViT ensemble")
         assert "licensed" in opened.credits or "Apache-2.0" in opened.credits
         assert opened.license == "apache-2.0"
-        assert opened.fleets
+        assert opened.plans
         assert [model.name for model in opened.models][:2] == ["teacher", "ensemble"]
         assert answering.card_note(opened, 0)
         assert ensembles.open_named(opened.name) is opened
@@ -225,7 +225,7 @@ def test_visitors_who_ask_at_once_open_an_ensemble_once():
         go.wait(60)
         return object()
 
-    shelf = Shelf(max_named=2, max_opening=2, seconds=60)
+    shelf = OpenedOnce(max_named=2, max_opening=2, seconds=60)
     found = []
     askers = [threading.Thread(target=lambda: found.append(shelf.get("a", load, is_bundle=False))) for _ in range(6)]
     for asker in askers:
@@ -243,7 +243,7 @@ def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
         go.wait(60)
         return loaded
 
-    shelf = Shelf(max_named=4, max_opening=1, seconds=0.05)
+    shelf = OpenedOnce(max_named=4, max_opening=1, seconds=0.05)
     with pytest.raises(EDViTError, match="goes on: try again"):
         shelf.get("slow", slow, is_bundle=False)
     with pytest.raises(EDViTError, match="Others open ensembles"):
@@ -261,20 +261,20 @@ def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
 
 
 def test_whatever_breaks_while_opening_is_a_sentence_and_the_next_try_is_free():
-    shelf = Shelf(max_named=1, max_opening=1, seconds=60)
+    shelf = OpenedOnce(max_named=1, max_opening=1, seconds=60)
 
     def fail():
         raise ZeroDivisionError("inside")
 
     for _ in range(3):
-        with pytest.raises(SaidError, match="cannot be opened here") as caught:
+        with pytest.raises(VisitorError, match="cannot be opened here") as caught:
             shelf.get("x", fail, is_bundle=False)
         assert "inside" not in str(caught.value)
 
 
 def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_threads(tmp_path_factory):
     before = set(threading.enumerate())  # not their numbers: those of ended threads are given again
-    shelf = Shelf(max_named=1, max_opening=1, seconds=60)
+    shelf = OpenedOnce(max_named=1, max_opening=1, seconds=60)
     first, second = (str(folder) for folder in list(write_each(tmp_path_factory).values())[:2])
 
     def load(source):
@@ -295,7 +295,7 @@ def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_thread
 
 
 def test_of_those_that_visitors_named_the_one_asked_for_longest_ago_goes_first():
-    shelf = Shelf(max_named=2, max_opening=1, seconds=60)
+    shelf = OpenedOnce(max_named=2, max_opening=1, seconds=60)
     shelf.get("bundle", lambda: 7, is_bundle=True)
     for key in ("a", "b", "a", "c"):
         shelf.get(key, lambda key=key: key.upper(), is_bundle=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from answers import ensembles, opening, snippets
-from answers.opening import SaidError
+from answers.opening import VisitorError
 from support.hub_ensemble import files_of, write_publishable
 from support.hub_server import Fault
 
@@ -18,12 +18,12 @@ pytest_plugins = ["support.hub_fixtures"]
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     """Nothing open yet, as in a Space, and all temporary folders where the test sees them."""
-    ensembles.shelf.clear()
+    ensembles.openings.clear()
     monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/space")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     yield
-    ensembles.shelf.clear()
+    ensembles.openings.clear()
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def files(tmp_path):
 
 
 def refusal(source):
-    with pytest.raises(SaidError) as caught:
+    with pytest.raises(VisitorError) as caught:
         ensembles.open_other(source)
     sentence = str(caught.value)
     assert "Expected" not in sentence

@@ -114,9 +114,9 @@ def test_every_line_that_a_bundle_of_a_space_offers_runs_on_the_visitors_machine
     monkeypatch.setenv(ensembles.SPACE_VARIABLE, "ada/page")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.chdir(tmp_path)
-    ensembles.shelf.clear()
+    ensembles.openings.clear()
     opened = ensembles.open_bundle(name)
-    ensembles.shelf.clear()
+    ensembles.openings.clear()
     assert str(ensembles.HERE) not in "".join(opened.code.values()), "no visitor has the Space's own folders"
     run_all(opened.code, opened)
     assert not Path("page/app.py").exists(), "only what is needed is fetched"

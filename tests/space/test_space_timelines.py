@@ -86,16 +86,17 @@ def test_fewer_devices_share_the_link_and_have_no_lane(folder):
 def test_the_page_shows_the_fleet_that_was_chosen(folder):
     opened = ensembles.open_other(str(folder))
     prepared = inputs.prepare_image(opened, ensembles.open_bundle("digits").examples[0].value)
-    assert len(opened.fleets) == len(FLEETS)
-    assert answering.view(opened, prepared, []).timelines[1].title.endswith(opened.fleets[0])
-    assert answering.view(opened, prepared, [], opened.fleets[2]).timelines[1].title.endswith(opened.fleets[2])
+    names = list(opened.plans)
+    assert len(names) == len(FLEETS)
+    assert answering.view(opened, prepared, []).timelines[1].title.endswith(names[0])
+    assert answering.view(opened, prepared, [], names[2]).timelines[1].title.endswith(names[2])
     assert len(answering.view(opened, prepared, [], "no such fleet").timelines) == 2
 
 
 def test_where_nothing_tells_the_sizes_nothing_is_predicted(tmp_path):
     write_tiny_ensemble(tmp_path, [[0, 1], [2]])
     opened = ensembles.open_other(str(tmp_path))
-    assert opened.fleets == ()
+    assert opened.plans == {}
     assert fleet_plans(None) == {}
 
 

@@ -42,7 +42,7 @@ def test_an_ensemble_that_was_closed_meanwhile_is_a_sentence_and_is_not_fetched_
     write_tiny_ensemble(tmp_path, [[0, 1], [2]])
     visit = visits.start("digits")
     assert visits.choose_other(visit, str(tmp_path)).opened
-    ensembles.shelf.clear()
+    ensembles.openings.clear()
     monkeypatch.setattr(ensembles, "_open_source", lambda *_, **__: pytest.fail("it was opened again"))
     for panels in (
         visits.show(visit),

@@ -1,4 +1,4 @@
-"""Where the figures of a card come from: command, seed, commit, machine and date, beside each of them."""
+"""Says where the figures of a card come from: command, seed, commit, machine and date of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""`edvit push`, `edvit pull` and `edvit zoo`."""
+"""`edvit push`, `edvit pull` and `edvit zoo`: publish an ensemble, fetch a device's share, compare several."""
 
 from dataclasses import asdict
 from pathlib import Path

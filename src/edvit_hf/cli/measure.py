@@ -1,4 +1,4 @@
-"""`edvit evaluate` and `edvit predict`."""
+"""`edvit evaluate` and `edvit predict`: measure an exported ensemble, and ask it for one answer."""
 
 import io
 import os

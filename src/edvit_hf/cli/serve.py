@@ -1,4 +1,4 @@
-"""`edvit serve`."""
+"""`edvit serve`: its options become the server's limits and configuration."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""`edvit run` and `edvit plan`."""
+"""`edvit run` and `edvit plan`: take a recipe through its stages, and show what each device would carry."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A whole Space folder: the page, the ensembles it bundles, their examples, and how the library is installed."""
+"""Writes a whole Space folder: the page, the ensembles it bundles, their examples, and the library to install."""
 
 import shutil
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the page needs of an exported ensemble: its graphs for this task, its card and figures, nothing else."""
+"""Copies what the page needs of an exported ensemble: its fp32 and int8 graphs, its card and figures, nothing else."""
 
 import json
 import logging

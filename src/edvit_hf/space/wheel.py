@@ -1,4 +1,4 @@
-"""How the Space gets the library: as a wheel beside the page, or by its released version."""
+"""How a Space installs the library: from a wheel that is built and checked here, or by its released version."""
 
 import hashlib
 import importlib.util

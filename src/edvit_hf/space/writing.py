@@ -1,4 +1,4 @@
-"""A folder that takes another's place only when it is whole, and only where nothing of somebody else's is lost."""
+"""Writes a folder beside the one it replaces and renames it when it is whole, never over other people's files."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
