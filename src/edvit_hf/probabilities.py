@@ -20,16 +20,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = DEFAULT_NUM_BINS) -> float:
     """Mean gap between confidence and accuracy over bins of equal width (Guo et al. 2017, arXiv 1706.04599).
 
-    The confidence of an item is its largest probability; bin m of M holds confidences in ((m - 1) / M, m / M].
-    The gap of each bin counts by its number of items; empty bins count nothing.
+    The confidence of an item is its largest probability; bin m of M holds confidences in ((m - 1) / M, m / M]. The gap
+    of each bin counts by its number of items. More bins hold fewer items each and raise the value by chance.
 
     Args:
-        probabilities (`np.ndarray`): (N, C), each row sums to 1: softmax outputs, not logits.
-        labels (`np.ndarray`): (N,) whole numbers in 0..C - 1.
-        num_bins (`int`): Number of bins M. More bins hold fewer items each and raise the value by chance.
+        probabilities: (N, C), each row sums to 1: softmax outputs, not logits.
+        labels: (N,) whole numbers in 0..C - 1.
+        num_bins: Number of bins M.
 
     Returns:
-        `float`: In 0..1; 0 is perfectly calibrated.
+        In 0..1; 0 is perfectly calibrated.
 
     Raises:
         DataError: No items, shapes that do not belong together, values that are no probabilities or no labels.

@@ -26,8 +26,7 @@ class SplitConfig:
         num_sub_models: Number of class groups, one sub-model each.
         strategy: `balanced` cuts a seeded shuffle of the classes; `similarity` looks at what the teacher confuses;
             `given` takes `class_groups` as written.
-        seed: Seed of the shuffle, of the starts of the similarity search and of the items it looks at; at
-            least 0.
+        seed: Seed of the shuffle, of the starts of the similarity search and of the items it looks at; at least 0.
         class_groups: Only with `given`: a list of class indices for each sub-model.
         similarity: Only with `similarity`: "group" puts classes that the teacher confuses into one sub-model, which
             then learns to part them; "separate" puts them into different ones.

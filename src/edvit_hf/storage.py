@@ -24,12 +24,9 @@ DPI = 150  # of pictures
 def check_writable(path: Path, suffixes: Sequence[str] = ()) -> None:
     """Refuse, before any work, a file that could not be written after it.
 
-    Args:
-        path: Of the file.
-        suffixes: The only endings that whoever reads the file takes; none given: any.
-
     Raises:
-        WorkDirError: The folder does not exist or cannot be written, the path is a folder, or the ending is another.
+        WorkDirError: The folder does not exist or cannot be written, the path is a folder, or the file ends in none of
+            `suffixes` (none given: any).
     """
     folder = path.resolve().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -9,15 +9,7 @@ from edvit_hf.tasks import check_class_group
 
 
 def class_group_labels(labels: np.ndarray, class_group: Sequence[int]) -> np.ndarray:
-    """Translate global labels to a sub-model's own.
-
-    Args:
-        labels (`np.ndarray`): (N,) integers, global class ids.
-        class_group (`Sequence[int]`): Global ids of the group, in the order of the sub-model's outputs.
-
-    Returns:
-        `np.ndarray`: (N,) int64, the index in the group, or len(group) for "other".
-    """
+    """Translate global labels (N,) to a sub-model's own: int64 index in its class group, or len(group) for "other"."""
     group = check_class_group(class_group)
     labels = _checked_labels(labels)
     table = np.full(max(int(labels.max(initial=0)), max(group)) + 1, len(group), np.int64)
@@ -30,19 +22,11 @@ def class_group_indices(
 ) -> np.ndarray:
     """Choose the items of one epoch of a sub-model: every item of its group and a fresh sample of the others.
 
-    The sample is spread evenly over the other classes: their counts differ by one at most, but for classes
-        that have
-    no items left to give. A pure function of its arguments.
-
-    Args:
-        labels (`np.ndarray`): (N,) integers, global class ids.
-        class_group (`Sequence[int]`): Global ids of the group.
-        negatives_per_positive (`float`): Sampled others per item of the group; at most all of them are used.
-        seed (`int`): Of the sample and the order.
-        epoch (`int`): Each epoch draws another sample and another order.
+    The sample is spread evenly over the other classes: their counts differ by one at most, but for classes that have no
+    items left to give. At most all others are used. A pure function of its arguments.
 
     Returns:
-        `np.ndarray`: (M,) int64 indices into `labels`, shuffled, without repeats.
+        `np.ndarray`: (M,) int64 indices into `labels` (N,), shuffled, without repeats.
 
     Raises:
         DataError: No item has a label of the group: there would be nothing to learn.

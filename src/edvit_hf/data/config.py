@@ -40,8 +40,7 @@ class DatasetConfig:
         train_split: Name of the training split.
         test_split: Name of the test split; None holds out `test_fraction` of the training split.
         validation_split: Name of the validation split; None carves one from the training split.
-        validation_fraction: Share of the training rows carved out (stratified, seeded) without a validation
-            split.
+        validation_fraction: Share of the training rows carved out (stratified, seeded) without a validation split.
         test_fraction: Share held out as test rows of a set that ships no test split.
         group_column: Column that says what rows must stay together (speaker, song, fold): no group then lies in both
             the training and the validation rows.
@@ -55,8 +54,7 @@ class DatasetConfig:
         std: Per RGB channel, of pixels scaled to 0..1.
         audio: Spectrograms of an audio task; None there takes the defaults.
         text: Tokens of a text task; None there takes the defaults.
-        max_train_samples: Upper limit on training rows (stratified, seeded), before validation rows are
-            carved out.
+        max_train_samples: Upper limit on training rows (stratified, seeded), before validation rows are carved out.
         max_test_samples: Upper limit on test rows (stratified, seeded).
         seed: Of all splits and subsets, and of the replayable augmentation.
         on_error: What to do with a row that cannot be decoded or has no label: raise, or skip it and log how many

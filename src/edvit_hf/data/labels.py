@@ -64,9 +64,7 @@ def with_label_names(split: RawSplit, names: Sequence[str]) -> RawSplit:
 def refuse_surplus_names(train: RawSplit, names: Sequence[str]) -> None:
     """Refuse more names than integer labels: a list for another dataset would go unnoticed.
 
-    Args:
-        train (`RawSplit`): As it came. A class without rows among the others is only warned of later.
-        names (`Sequence[str]`): The names.
+    A class without rows among the others is only warned of later.
 
     Raises:
         DataError: The last names have no training row.

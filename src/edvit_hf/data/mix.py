@@ -28,19 +28,18 @@ def mix_batch(
     """Mix every item of a batch with another one. A pure function of its arguments.
 
     Args:
-        inputs (`Mapping[str, Tensor]`): One float tensor, images (B, C, H, W) or spectrograms (B, T, F).
-        labels (`Tensor`): (B,) int64 class ids.
-        num_labels (`int`): Number of classes C.
-        mixup_alpha (`float`): Of the Beta distribution of Mixup's share; 0 turns Mixup off.
-        cutmix_alpha (`float`): Of the Beta distribution of CutMix's area; 0 turns CutMix off. Where both are on, each
-            batch takes one of them with probability one half.
-        seed (`int`): Of the draws, with the next two.
-        epoch (`int`): From 0.
-        position (`int`): Of the batch in its epoch, from 0.
+        inputs: One float tensor, images (B, C, H, W) or spectrograms (B, T, F).
+        labels: (B,) int64 class ids.
+        num_labels: Number of classes C.
+        mixup_alpha: Of the Beta distribution of Mixup's share; 0 turns Mixup off.
+        cutmix_alpha: Of the Beta distribution of CutMix's area; 0 turns CutMix off. Where both are on, each batch takes
+            one of them with probability one half.
+        seed: Of the draws, with the next two.
+        epoch: From 0.
+        position: Of the batch in its epoch, from 0.
 
     Returns:
-        `tuple[dict[str, Tensor], Tensor]`: New inputs of the same shapes, and soft targets (B, C) float32 whose rows
-            sum to 1.
+        New inputs of the same shapes, and soft targets (B, C) float32 whose rows sum to 1.
 
     Raises:
         DataError: Token ids: the mean of two ids is another word.

@@ -71,14 +71,10 @@ class TextConfig:
 
 
 def input_sizes(task: Task, dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a stock config that follow from the `dataset` section of a recipe.
+    """Values of a stock config that follow from the `dataset` section of a recipe, as plain data.
 
     Images have three channels whatever the files hold. A text model has a row for every token that the tokenizer may
     have, used or not, so that sizes are known before a tokenizer is trained.
-
-    Args:
-        task: Of the recipe.
-        dataset: The section as plain data; a missing `audio` or `text` part takes the defaults.
     """
     if task == "image-classification":
         return {"image_size": dataset["image_size"], "num_channels": 3}

@@ -15,11 +15,9 @@ _LAYOUTS = {2: "CLASS/FILE", 3: "SPLIT/CLASS/FILE"}
 def open_sound_folder(folder: Path) -> dict[str, Any]:
     """List the files of SPLIT/CLASS/FILE, or of CLASS/FILE, which is one split called train; all lie at one depth.
 
-    `datasets` itself encodes every file of an audiofolder through torchcodec, which these bytes do not need.
-
-    Returns:
-        `dict[str, datasets.Dataset]`: Split name -> columns `audio` (struct of `bytes`, None, and `path`) and `label`
-            (ClassLabel of the sorted folder names of all splits).
+    Each split has the columns `audio` (struct of `bytes`, None, and `path`) and `label` (ClassLabel of the sorted
+    folder names of all splits). `datasets` itself encodes every file of an audiofolder through torchcodec, which these
+    bytes do not need.
 
     Raises:
         DataError: No sound files, or one that lies higher or deeper, so that its label is not known.

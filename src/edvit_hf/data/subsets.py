@@ -28,8 +28,7 @@ def stratified_split(labels: np.ndarray, fraction: float, *, seed: tuple[int, ..
     """Split the rows in two, every class in its share; no class loses its last row to the second part.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: What stays and what is carved out (about `fraction` of the rows);
-            int64
+        `tuple[np.ndarray, np.ndarray]`: What stays and what is carved out (about `fraction` of the rows); int64
         indices into `labels`, ascending.
     """
     carved = _first_by_rank(labels, round(len(labels) * fraction), seed=seed, spares_last=True)
@@ -69,13 +68,13 @@ def group_split(
     change sides while that still helps. No class loses its last row to the second part.
 
     Args:
-        labels (`np.ndarray`): (N,) int64 class ids.
-        groups (`np.ndarray`): (N,) int64, equal for rows that stay together.
-        fraction (`float`): Share of the rows of the second part, in (0, 1).
-        seed (`tuple[int, ...]`): Of the order.
+        labels: (N,) int64 class ids.
+        groups: (N,) int64, equal for rows that stay together.
+        fraction: Share of the rows of the second part, in (0, 1).
+        seed: Of the order.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: What stays and what is carved out, neither empty; int64 indices, ascending.
+        What stays and what is carved out, neither empty; int64 indices, ascending.
 
     Raises:
         DataError: Whole groups cannot be carved out without emptying a class or one of the parts.

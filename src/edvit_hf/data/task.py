@@ -66,20 +66,17 @@ def load_task(
     task: Task = "image-classification",
     processor_dir: Path | None = None,
 ) -> TaskData:
-    """Load, check and (where it fits in RAM) decode a dataset.
+    """Load, check and (where it fits in RAM) decode a dataset; equal for equal arguments and data.
 
     Args:
-        config (`DatasetConfig`): Where it is and how it is split.
-        augmentation (`Augmentation`): Of the training split's numbered views.
-        task (`Task`): What the inputs are.
-        processor_dir (`Path`): Texts: a folder whose tokenizer is used (a teacher's); None trains one.
-
-    Returns:
-        `TaskData`: Equal for equal arguments and data.
+        config: Where it is and how it is split.
+        augmentation: Of the training split's numbered views.
+        task: What the inputs are.
+        processor_dir: Texts: a folder whose tokenizer is used (a teacher's); None trains one.
 
     Raises:
-        DataError: Whatever is not as described: a missing dataset, split or column, a label that is no class,
-            training rows of a single class (damaged ones not counted), an item that cannot be decoded, a section or an
+        DataError: Whatever is not as described: a missing dataset, split or column, a label that is no class, training
+            rows of a single class (damaged ones not counted), an item that cannot be decoded, a section or an
             augmentation of another task.
         MissingExtraError: An optional package is not installed.
     """
@@ -117,15 +114,7 @@ def _warn_of_empty_classes(config: DatasetConfig, train_ids: np.ndarray, label_n
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What is to be built.
-
-    Attributes:
-        config: The dataset.
-        task: What the inputs are.
-        roles: Rows by role.
-        augmentation: Of the training rows; the others have none.
-        processor_dir: Folder of a tokenizer to use; None trains one.
-    """
+    """What the splits of a task are built from; `augmentation` is of the training rows, the others have none."""
 
     config: DatasetConfig
     task: Task

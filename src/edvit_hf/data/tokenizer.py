@@ -27,9 +27,7 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> dict[str, str]:
     The stock trainer numbers the continuing characters ("##a") in the order of a hash table, which is another one in
     every process, and breaks ties between merges by these numbers. So they are handed to it in a fixed order first.
 
-    Args:
-        texts (`Sequence[str]`): Training rows only: a vocabulary tells something of what it was learnt from.
-        config (`TextConfig`): Sizes.
+    `texts` are training rows only: a vocabulary tells something of what it was learnt from.
 
     Returns:
         `dict[str, str]`: Text of `tokenizer.json` and `tokenizer_config.json`, as `AutoTokenizer` reads them.
@@ -52,14 +50,14 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> dict[str, str]:
             f"Expected texts to learn a tokenizer from, got {len(texts)} without a single character. Check "
             "`input_column`."
         )
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=[*SPECIAL_TOKENS, *first, *continuing],
-        initial_alphabet=first,
-        limit_alphabet=len(first),
-        show_progress=False,
+    alphabet: dict[str, Any] = {"initial_alphabet": first, "limit_alphabet": len(first)}
+    special = [*SPECIAL_TOKENS, *first, *continuing]
+    learner.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=config.vocab_size, special_tokens=special, show_progress=False, **alphabet
+        ),
     )
-    learner.train_from_iterator(texts, trainer)
     # A fresh one, in which the characters above are pieces and not special.
     trained = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token=unknown, continuing_subword_prefix=_PREFIX))
     trained.normalizer, trained.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
@@ -74,9 +72,7 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> dict[str, str]:
 def read_tokenizer(folder: Path, config: TextConfig | None) -> tuple[TextTransform, dict[str, str]]:
     """Read a teacher's own tokenizer; `model_max_length` in the returned files is the length that is used.
 
-    Args:
-        folder (`Path`): Holds `tokenizer.json` and what belongs to it.
-        config (`TextConfig`): Its `max_length` cuts rows shorter than the files say; None leaves them.
+    `config.max_length` cuts rows shorter than the files say.
 
     Raises:
         DataError: Damaged files, padding on the left, or a `max_length` above what the teacher can read.

@@ -201,10 +201,10 @@ def load_model(folder: Path, task: Task = "image-classification") -> "PreTrained
 
 
 def stock_model(recipe: Recipe, config: Mapping[str, Any], names: list[str], where: str) -> "PreTrainedModel":
-    """A stock classifier with random weights.
+    """A stock classifier of the recipe's task with random weights.
 
     Args:
-        recipe (`Recipe`): Its task names the class.
+        recipe: Its task names the class.
         config: Values of the stock config, with the `model_type`.
         names: Of its labels, in order.
         where: Dotted path of the config in the recipe, for the message.

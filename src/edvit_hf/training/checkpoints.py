@@ -25,8 +25,7 @@ NUM_KEPT = 2  # the newest, and one before it in case the newest turns out unrea
 class TrainLog:
     """What a run did, one dict per epoch.
 
-    Each has `epoch` (from 1), `loss`, the objective's figures, `learning_rate`, `seconds` and
-    `samples_per_second`.
+    Each has `epoch` (from 1), `loss`, the objective's figures, `learning_rate`, `seconds` and `samples_per_second`.
     """
 
     epochs: list[dict[str, float]]

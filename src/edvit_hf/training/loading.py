@@ -27,15 +27,10 @@ def epoch_order(num_items: int, seed: int, epoch: int) -> np.ndarray:
 def epoch_batches(
     num_items: int, batch_size: int, seed: int, epoch: int, lengths: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """The batches of one epoch, as positions 0..num_items-1; each item is in exactly one.
+    """The batches of one epoch, as positions 0..num_items-1; each item is in exactly one, the remainder in one batch.
 
-    Args:
-        num_items (`int`): Items of the epoch.
-        batch_size (`int`): Items of a batch; one batch has the remainder.
-        seed (`int`): Of the run.
-        epoch (`int`): From 0.
-        lengths (`np.ndarray`, *optional*): (num_items,) lengths, for items that are padded to the longest of their
-            batch. The permutation is then sorted by length within chunks of 50 batches, and the batches are shuffled.
+    With `lengths` (num_items,), for items that are padded to the longest of their batch, the permutation is then sorted
+    by length within chunks of 50 batches, and the batches are shuffled.
     """
     order = epoch_order(num_items, seed, epoch)
     if lengths is None:

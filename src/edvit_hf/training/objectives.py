@@ -18,19 +18,13 @@ Objective = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, dict[str, Tensor
 def group_distribution(logits: Tensor, class_group: Sequence[int] | None, *, temperature: float = 1.0) -> Tensor:
     """Log-probabilities over a class group and one pooled "other" class.
 
-    The other classes are pooled by logsumexp *before* the temperature divides: then the sub-model logits that
-    match at temperature T also match the teacher's true posterior at T = 1. Softening first would hand
-    "other" the sum of many softened tails, up to T * log(C - G) nats too much, and the sub-model would vote
-    "other" too often.
-
-    Args:
-        logits (`torch.Tensor`): (B, C) over all classes.
-        class_group (`Sequence[int]`, *optional*): Class indices; None or all classes means no "other".
-        temperature (`float`): Divides the logits after pooling.
+    The other classes are pooled by logsumexp *before* the temperature divides: then the sub-model logits that match at
+    temperature T also match the teacher's true posterior at T = 1. Softening first would hand "other" the sum of many
+    softened tails, up to T * log(C - G) nats too much, and the sub-model would vote "other" too often.
 
     Returns:
-        `torch.Tensor`: (B, G + 1) log-probabilities in the order of the group, "other" last; (B, C) without
-            "other".
+        From logits (B, C): (B, G + 1) in the order of the group, "other" last; (B, C) where the group is None or holds
+        every class.
     """
     num_classes = logits.shape[-1]
     if class_group is None or len(class_group) == num_classes:
@@ -59,9 +53,8 @@ def distill_objective(
 ) -> Objective:
     """From stored teacher logits: weight * T^2 * KL(teacher || sub-model) + (1 - weight) * cross-entropy.
 
-    A batch holds `inputs`, global `labels` (B,) and `teacher_logits` (B, C). Both terms live on the
-    class group plus "other"; `class_group` None or all classes is distillation into a plain model; weight 0 is
-    plain cross-entropy.
+    A batch holds `inputs`, global `labels` (B,) and `teacher_logits` (B, C). Both terms live on the class group plus
+    "other"; `class_group` None or all classes is distillation into a plain model; weight 0 is plain cross-entropy.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; T^2 keeps the two gradients on one scale.
     """
@@ -98,9 +91,8 @@ def fuse_objective(
 ) -> Objective:
     """Cross-entropy and divergence from the teacher for a `FusionHead`, sub-models absent at random.
 
-    The model is a `FusionHead`; a batch holds `features` (B, D), `labels` (B,), `teacher_logits` (B, C). The
-    masks come from torch's global generator, whose state travels with the checkpoints, so a resumed run sees
-    the same absences.
+    The model is a `FusionHead`; a batch holds `features` (B, D), `labels` (B,), `teacher_logits` (B, C). The masks come
+    from torch's global generator, whose state travels with the checkpoints, so a resumed run sees the same absences.
     """
 
     def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

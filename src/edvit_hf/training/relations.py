@@ -141,11 +141,8 @@ def log_relations(
 ) -> Tensor:
     """Logarithms of how strongly each token is related to each, (B, T, T) float32; rows sum to 1 after exp.
 
-    Args:
-        features_BTD (`torch.Tensor`): Queries, keys or values of all heads side by side.
-        head_dim (`int`): Dimensions per head; scores are divided by its root.
-        mask_BT (`torch.Tensor`, *optional*): Non-zero where a token is no padding; padding gets no weight.
-        num_dropped (`int`): Tokens in front to leave out.
+    The features are queries, keys or values of all heads side by side; scores are divided by the root of `head_dim`.
+    Padding (mask 0) gets no weight; `num_dropped` tokens in front are left out.
     """
     features = features_BTD[:, num_dropped:].float()
     scores_BTT = torch.matmul(features, features.transpose(1, 2)) / math.sqrt(head_dim)

@@ -36,20 +36,17 @@ def teacher_outputs(
 ) -> TeacherOutputs:
     """Logits and features of `model` in eval mode for every item and every replayed augmented view.
 
-    Runs on the accelerator if there is one; the model returns to its device and mode. A split that is not
-    augmented looks the same in every view, so then one view is computed and repeated. Items that are padded are
-    taken in the order of their lengths, longest first, so that little padding is computed and a batch that does not
-    fit into memory fails at once.
+    Runs on the accelerator if there is one; the model returns to its device and mode. A split that is not augmented
+    looks the same in every view, so then one view is computed and repeated. Items that are padded are taken in the
+    order of their lengths, longest first, so that little padding is computed and a batch that does not fit into memory
+    fails at once.
 
     Args:
-        model (`PreTrainedModel`): A stock classifier.
-        split (`Split`): N items; view v is `split.inputs(indices, view=v)`.
-        views (`int`): Number of views V, at least 1.
-        batch_size (`int`): Items per forward pass; changes memory and speed only.
-        progress (`bool`): Show a progress bar on the main process.
-
-    Returns:
-        `TeacherOutputs`: Logits (V, N, C) and features (V, N, D), float32.
+        model: A stock classifier.
+        split: N items; view v is `split.inputs(indices, view=v)`.
+        views: Number of views V, at least 1.
+        batch_size: Items per forward pass; changes memory and speed only.
+        progress: Show a progress bar on the main process.
 
     Raises:
         TrainingError: If an output is not finite: every sub-model would learn from it.

@@ -15,11 +15,10 @@ THREADS_VARIABLE = "EDVIT_NUM_THREADS"
 def use_all_cores() -> int:
     """Let torch use every physical core this process may use; returns the number of threads set.
 
-    `accelerate launch` exports OMP_NUM_THREADS=1 unless its config says `use_cpu: true` (there is no config
-    key for threads), and torchrun does so for several processes: training on a CPU then runs on one core
-    without a word. In order: EDVIT_NUM_THREADS; OMP_NUM_THREADS, except a 1 that a launcher may have set;
-    otherwise the physical cores within the CPU affinity and the cgroup quota, divided by the number of
-    processes on this machine.
+    `accelerate launch` exports OMP_NUM_THREADS=1 unless its config says `use_cpu: true` (there is no config key for
+    threads), and torchrun does so for several processes: training on a CPU then runs on one core without a word. In
+    order: EDVIT_NUM_THREADS; OMP_NUM_THREADS, except a 1 that a launcher may have set; otherwise the physical cores
+    within the CPU affinity and the cgroup quota, divided by the number of processes on this machine.
 
     Raises:
         RecipeError: If EDVIT_NUM_THREADS is not a whole number of at least 1.

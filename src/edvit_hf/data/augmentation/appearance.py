@@ -32,15 +32,9 @@ def operations(augmentation: Augmentation, num_items: int, view: int, seed: int)
 
 
 def change(pixels: np.ndarray, drawn: np.ndarray, magnitude: float) -> np.ndarray:
-    """Apply to each image its row of `operations`, in turn.
+    """Apply to each image (B, 3 or 1, H, W) uint8 its row (B, K) of `operations`, in turn, with a strength in [0, 1].
 
-    Args:
-        pixels (`np.ndarray`): (B, C, H, W) uint8 with C = 3 (RGB) or 1 (grey). May be overwritten.
-        drawn (`np.ndarray`): (B, K) int64.
-        magnitude (`float`): Strength in [0, 1].
-
-    Returns:
-        `np.ndarray`: (B, C, H, W) uint8.
+    `pixels` may be overwritten.
     """
     values = np.ascontiguousarray(pixels)
     for column in drawn.T:

@@ -102,16 +102,7 @@ class Augmentation:
     @property
     def is_off(self) -> bool:
         """Whether every view equals the plain input."""
-        switches = (
-            *_MOVES,
-            "rand_augment_ops",
-            "time_shift",
-            "time_masks",
-            "frequency_masks",
-            "gain_db",
-            "token_dropout",
-        )
-        return not any(getattr(self, name) for name in switches)
+        return not any(getattr(self, name) for name in _SWITCHES)
 
     @property
     def moves_pixels(self) -> bool:

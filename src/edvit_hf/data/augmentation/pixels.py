@@ -32,33 +32,23 @@ def movements(augmentation: Augmentation, num_items: int, view: int, seed: int) 
 
 
 def move(pixels: np.ndarray, parameters: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-    """Move each image by its row of `movements`.
+    """Move each image (B, C, H, W), uint8 or float32, by its row (B, 5) of `movements`.
 
-    Args:
-        pixels (`np.ndarray`): (B, C, H, W) uint8 or float32, not normalised: with padding "black" what enters is 0.
-        parameters (`np.ndarray`): (B, 5) float32.
-        augmentation (`Augmentation`): Says what enters, and whether whole pixels move.
+    Images are not normalised yet: with padding "black" what enters is 0.
 
     Returns:
-        `np.ndarray`: (B, C, H, W): uint8 if the input is and whole pixels move, else float32 (bilinear); the input
-            itself when nothing moves.
+        (B, C, H, W): uint8 if the input is and whole pixels move, else float32 (bilinear); the input itself when
+            nothing
+        moves.
     """
-    if parameters.shape != (len(pixels), 5):
-        raise ValueError(f"Expected parameters shaped ({len(pixels)}, 5), got {parameters.shape}.")
     if not augmentation.moves_pixels or not len(pixels):
         return pixels
     if augmentation.whole_pixels or not (augmentation.shift or augmentation.rotate_degrees or augmentation.scale):
         return _move_whole_pixels(pixels, parameters, augmentation)
     height, width = pixels.shape[-2:]
     grid = _sampling_grid(torch.from_numpy(parameters), height, width)
-    moved = F.grid_sample(
-        torch.from_numpy(pixels).to(torch.float32),
-        grid,
-        mode="bilinear",
-        padding_mode=_GRID_PADDING[augmentation.padding],
-        align_corners=False,
-    )
-    return moved.numpy()
+    images, padding = torch.from_numpy(pixels).to(torch.float32), _GRID_PADDING[augmentation.padding]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False).numpy()
 
 
 def _move_whole_pixels(pixels: np.ndarray, parameters: np.ndarray, augmentation: Augmentation) -> np.ndarray:
@@ -117,8 +107,7 @@ def _pixel_centres(length: int) -> Tensor:
 def _sampling_grid(parameters: Tensor, height: int, width: int) -> Tensor:
     """Where each output pixel is read from: (B, H, W, 2), x then y in -1..1.
 
-    Written out instead of `affine_grid`: separate elementwise products give an item the same bits in any
-        batch.
+    Written out instead of `affine_grid`: separate elementwise products give an item the same bits in any batch.
     """
     angle, zoom, right, down, mirror = (column.view(-1, 1, 1) for column in parameters.unbind(1))
     x = _pixel_centres(width).view(1, 1, -1) - 2 * right

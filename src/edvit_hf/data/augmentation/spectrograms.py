@@ -27,15 +27,11 @@ def change(
     """Change each spectrogram by its row of `draws`.
 
     Args:
-        features (`np.ndarray`): (B, T, F) float32, normalised: (log mel - mean) / (2 std). May be overwritten.
-        drawn (`np.ndarray`): (B, K) float32.
-        augmentation (`Augmentation`): What is on.
-        std (`float`): Of the normalisation, for the gain.
-        sounding (`np.ndarray`): (B,) int64, frames before the padding: the gain leaves silence that was padded as
-            it is.
-
-    Returns:
-        `np.ndarray`: (B, T, F) float32.
+        features: (B, T, F) float32, normalised: (log mel - mean) / (2 std). May be overwritten.
+        drawn: (B, K) float32.
+        augmentation: What is on.
+        std: Of the normalisation, for the gain.
+        sounding: (B,) int64, frames before the padding: the gain leaves silence that was padded as it is.
     """
     frames, bins = features.shape[1:]
     if augmentation.gain_db:

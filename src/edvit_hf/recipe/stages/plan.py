@@ -46,13 +46,10 @@ def plan(trip: "Trip") -> None:
 def plan_recipe(
     recipe: Recipe, *, num_classes: int | None = None, fleet: Path | None = None, placement: PlacementMethod = "auto"
 ) -> Plan:
-    """The plan of a recipe before any of it has run.
+    """The plan of a recipe before any of it has run, on its own or another fleet file.
 
-    Args:
-        recipe (`Recipe`): Its teacher's sizes come from `from_scratch`, a local checkpoint folder or `config`.
-        num_classes: Number of classes, at least 2; None where the recipe tells it.
-        fleet: Another fleet file than the recipe's.
-        placement: See `keep_search.plan`.
+    The teacher's sizes come from `from_scratch`, a local checkpoint folder or `config`; `num_classes` is None where the
+    recipe tells it.
 
     Raises:
         RecipeError: The number of classes or the teacher's sizes are not known, or cannot be.
@@ -146,16 +143,11 @@ def _stored_config(path: Path) -> dict[str, Any]:
 
 
 def round_widths(before: Widths, after: Widths, rounds: int) -> list[Widths]:
-    """The sizes after each of `rounds` rounds, shrinking geometrically from `before` to `after`.
+    """The sizes after each of `rounds` rounds, shrinking geometrically from `before` (the teacher's) to `after`.
 
     Heads set the pace: each round removes about the same share of what is left, in whole heads and at least one, and
     residual channels and FFN units follow at the same pace. Where heads stay and shrink (thin heads), their dimensions
     set it; where attention stays whole, the widest cut does.
-
-    Args:
-        before: Of the teacher.
-        after: Of the finished sub-model.
-        rounds: How many cuts, at least 1.
 
     Returns:
         One entry per round, the last one equal to `after`; all but the last with the labels of `after`.

@@ -74,17 +74,13 @@ def capability(recipe: Recipe) -> list[float] | None:
 def teacher_confusions(trip: "Trip", samples_per_class: int, seed: int) -> np.ndarray:
     """How much probability the teacher gives to one class on items of another.
 
-    Mean softmax over a seeded sample of training items, both directions averaged. Soft probabilities, because a good
-    teacher errs on too few items for counts of errors to say anything.
-
-    Args:
-        trip (`Trip`): With a trained teacher.
-        samples_per_class: Training items of every class, without augmentation.
-        seed: Of the sample.
+    Mean softmax over a seeded sample of training items without augmentation, both directions averaged. Soft
+    probabilities, because a good teacher errs on too few items for counts of errors to say anything.
 
     Returns:
-        `np.ndarray`: (C, C) float64, symmetric, zero diagonal. A class without training items counts in one
-            direction, what the others' items give it; two of them have 0.
+        `np.ndarray`: (C, C) float64, symmetric, zero diagonal. A class without training items counts in one direction,
+            what
+        the others' items give it; two of them have 0.
 
     Assumption: no paper says how to measure the likeness of classes. Training items, so that neither validation nor
     test items decide anything; their confusions are smaller than on unseen items, but only their ratios count.

@@ -130,14 +130,9 @@ def _listed(value: Any) -> Any:
 def load_teacher(
     checkpoint: str | None, revision: str | None, names: list[str], *, task: Task, is_final: bool
 ) -> "PreTrainedModel":
-    """A teacher from a folder or a Hub id, its head fitted to the dataset's labels.
+    """A teacher from a folder or a Hub id (at a revision), its head fitted to the dataset's label names, in order.
 
-    Args:
-        checkpoint: Folder or Hub id.
-        revision: Of a Hub id.
-        names: Label names of the dataset, in order.
-        task: What it classifies.
-        is_final: The model is used as it is, so its head must already be that of the dataset.
+    With `is_final` the model is used as it is, so its head must already be that of the dataset.
 
     Raises:
         RecipeError: It cannot be loaded, or it is to be used as it is and its head or labels do not fit.
