@@ -73,9 +73,8 @@ def raw_split(
     is_class_label = isinstance(feature, datasets.ClassLabel)
     if not is_class_label and not is_value(feature, r"u?int\d+|float\d+|(large_)?string|bool|null"):
         raise DataError(
-            f"Expected one class per row in column {config.label_column!r} (class ids, integers or strings), "
-            f"got {feature}. Multi-label and regression targets cannot be split by classes. Set "
-            "`label_column`."
+            f"Expected one class per row in column {config.label_column!r} (class ids, integers or strings), got "
+            f"{feature}. Multi-label and regression targets cannot be split by classes. Set `label_column`."
         )
     labels = _values(dataset, config.label_column)
     if is_value(feature, r"float\d+"):

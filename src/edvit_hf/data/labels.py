@@ -22,9 +22,8 @@ def label_names_of(train: RawSplit) -> list[str]:
     distinct = {label for label in train.labels if not _is_hidden(label)}
     if len(distinct) < 2:
         raise DataError(
-            f"Expected at least two classes in split {train.name!r}, got {len(distinct)}: "
-            f"{sorted(distinct)[:1]}. There is nothing to classify or to split. Check `label_column` and "
-            "`train_split`."
+            f"Expected at least two classes in split {train.name!r}, got {len(distinct)}: {sorted(distinct)[:1]}. "
+            "There is nothing to classify or to split. Check `label_column` and `train_split`."
         )
     return train.class_names or [str(label) for label in sorted(distinct)]
 

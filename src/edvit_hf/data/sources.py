@@ -69,9 +69,8 @@ def _local_folder(config: DatasetConfig) -> Path | None:
     if config.data_dir is None:
         if config.path in _BUILDERS:
             raise DataError(
-                f"Expected `data_dir` beside path {config.path!r}, got none: the builder has nothing to "
-                "read. Set `data_dir` to a local folder, or `local_name` and the environment variable "
-                "EDVIT_DATA_DIR."
+                f"Expected `data_dir` beside path {config.path!r}, got none: the builder has nothing to read. Set "
+                "`data_dir` to a local folder, or `local_name` and the environment variable EDVIT_DATA_DIR."
             )
         return None
     folder = Path(config.data_dir).expanduser()
@@ -142,11 +141,10 @@ def _load_error(config: DatasetConfig, folder: Path | None, error: Exception) ->
         )
     local_name = config.local_name or "<local_name>"
     return DataError(
-        f"Expected the dataset {config.path!r} from the Hub, got: {reason}. "
-        f"If this machine is offline, put the parquet files into a folder and either set `data_dir` to it or "
-        f"call it {local_name} (`local_name`) and set the environment variable EDVIT_DATA_DIR to its parent. "
-        "If not, check the id, `name` and `revision`, and whether the dataset asks for a login or runs a "
-        "loading script (no longer supported)."
+        f"Expected the dataset {config.path!r} from the Hub, got: {reason}. If this machine is offline, put the "
+        f"parquet files into a folder and either set `data_dir` to it or call it {local_name} (`local_name`) and set "
+        "the environment variable EDVIT_DATA_DIR to its parent. If not, check the id, `name` and `revision`, and "
+        "whether the dataset asks for a login or runs a loading script (no longer supported)."
     )
 
 
