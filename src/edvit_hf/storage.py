@@ -41,19 +41,24 @@ def check_writable(path: Path, suffixes: Sequence[str] = ()) -> None:
         )
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a sibling path that becomes `path` (replacing it) only if the block ends without an error."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    yield partial
+    partial.replace(path)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON; the file appears complete or not at all."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def write_figure(path: Path, figure: Any) -> Path:
     """Write a matplotlib figure as PNG; the file appears complete or not at all. Returns `path`."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    # No software tag: the same figures give the same bytes whatever matplotlib release drew them.
-    figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-    partial.replace(path)
+    with whole_file(path) as partial:  # no software tag: the same bytes whatever matplotlib release drew them
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
 

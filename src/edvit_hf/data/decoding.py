@@ -91,22 +91,19 @@ class RowsToDecode:
         logger.info("data: %s: %d rows decoded in %.1f s", self.role, whole, time.perf_counter() - start)
 
 
+@dataclass(frozen=True)
 class DecodedOnAccess:
-    """A store for splits that do not fit into RAM."""
+    """A `Store` for splits that do not fit into RAM."""
 
-    def __init__(
-        self,
-        wanted: RowsToDecode,
-        rows: np.ndarray,
-        shape: tuple[int, ...],
-        dtype: type[np.generic],
-        decode: Callable[[Any], np.ndarray],
-    ) -> None:
-        self._wanted, self._rows, self._shape, self._dtype, self._decode = wanted, rows, shape, dtype, decode
+    wanted: RowsToDecode
+    rows: np.ndarray
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+    decode: Callable[[Any], np.ndarray]
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self._rows)
+        return len(self.rows)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return (B, *shape), a new array.
@@ -114,11 +111,11 @@ class DecodedOnAccess:
         Raises:
             DataError: A row is damaged.
         """
-        source_rows, split = self._rows[rows], self._wanted.split
-        result = np.empty((len(rows), *self._shape), self._dtype)
+        source_rows, split = self.rows[rows], self.wanted.split
+        result = np.empty((len(rows), *self.shape), self.dtype)
         for index, source in enumerate(split.items.read(source_rows)):
             row = int(source_rows[index])
-            result[index] = decode_row(self._decode, source, self._wanted.kind, split.name, row)
+            result[index] = decode_row(self.decode, source, self.wanted.kind, split.name, row)
         return result
 
 

@@ -1,7 +1,5 @@
 """Decide which rows are for training, for validation and for testing."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from edvit_hf.data.columns import RawSplit, concatenated
@@ -13,25 +11,14 @@ from edvit_hf.errors import DataError
 ROLES = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
 class Role:
-    """The rows of one role.
+    """The rows of one role, or of a split that is still to be divided.
 
-    Attributes:
+    Args:
         split: Where they come from.
-        rows: (N,) int64, in the numbering of that split.
-        labels: (N,) int64 class ids.
-        unlabelled: Rows that were left out because they carry no label.
+        ids: Class id of every row of that split.
+        rows: (N,) int64, in its numbering; those without a label are left out and counted in `unlabelled`.
     """
-
-    split: RawSplit
-    rows: np.ndarray
-    labels: np.ndarray
-    unlabelled: int = 0
-
-
-class _Part:
-    """Labelled rows of one split, and how to divide them."""
 
     def __init__(self, split: RawSplit, ids: np.ndarray, rows: np.ndarray) -> None:
         self.split, self.ids = split, ids
@@ -40,25 +27,24 @@ class _Part:
 
     @property
     def labels(self) -> np.ndarray:
+        """(N,) int64 class ids."""
         return np.asarray(self.ids[self.rows])
 
     def limit(self, size: int | None, seed: tuple[int, ...]) -> None:
+        """Keep so many rows (None: all), every class in its share."""
         if size is not None:
             self.rows = self.rows[stratified_subset(self.labels, size, seed=seed)]
 
-    def carve(self, fraction: float, seed: tuple[int, ...]) -> "_Part":
-        """Move a share of the rows to a new part: along the groups where there are some."""
+    def carve(self, fraction: float, seed: tuple[int, ...]) -> "Role":
+        """Move a share of the rows to another role: along the groups where there are some."""
         if self.split.groups is None:
             stays, carved = stratified_split(self.labels, fraction, seed=seed)
         else:
             codes = group_codes(self.split.groups)[self.rows]
             stays, carved = group_split(self.labels, codes, fraction, seed=seed)
-        part = _Part(self.split, self.ids, self.rows[carved])
+        other = Role(self.split, self.ids, self.rows[carved])
         self.rows = self.rows[stays]
-        return part
-
-    def role(self) -> Role:
-        return Role(self.split, self.rows, self.labels, self.unlabelled)
+        return other
 
 
 def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[str], dict[str, Role]]:
@@ -76,22 +62,22 @@ def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[
         raw = {name: with_label_names(split, config.label_names) for name, split in raw.items()}
     label_names = label_names_of(raw[config.train_split])
 
-    def part(name: str) -> _Part:
+    def role_of(name: str) -> Role:
         ids = class_ids(raw[name], label_names, config.on_error)
-        return _Part(raw[name], ids, np.arange(len(ids)))
+        return Role(raw[name], ids, np.arange(len(ids)))
 
-    train = part(config.train_split)
+    train = role_of(config.train_split)
     if config.test_groups:
         train, test = _fold(train, config)
     elif config.test_split is None:
         test = train.carve(config.test_fraction, (config.seed, 0))
     else:
-        test = part(config.test_split)
+        test = role_of(config.test_split)
         _warn_of_leak(train, test, "test")
     train.limit(config.max_train_samples, (config.seed, 1))
     test.limit(config.max_test_samples, (config.seed, 2))
     if config.validation_split is not None:
-        validation = part(config.validation_split)
+        validation = role_of(config.validation_split)
         _warn_of_leak(train, validation, "validation")
     else:
         validation = train.carve(config.validation_fraction, (config.seed, 3))
@@ -102,10 +88,10 @@ def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[
                 f"Expected rows for {role}, got none ({parts[role].unlabelled} without a label). Check the split's "
                 "name, `validation_fraction` and the limits on the number of samples."
             )
-    return label_names, {role: parts[role].role() for role in ROLES}
+    return label_names, parts
 
 
-def _fold(pool: _Part, config: DatasetConfig) -> tuple[_Part, _Part]:
+def _fold(pool: Role, config: DatasetConfig) -> tuple[Role, Role]:
     """Divide the pooled rows into those outside and those inside `test_groups`."""
     wanted = {str(group) for group in config.test_groups}
     groups = pool.split.groups or []
@@ -117,9 +103,9 @@ def _fold(pool: _Part, config: DatasetConfig) -> tuple[_Part, _Part]:
             f"tested. Known groups: {', '.join(shown[:20])}{' and more' if len(shown) > 20 else ''}."
         )
     inside = np.fromiter((group in wanted for group in groups), bool, len(groups))
-    return tuple(_Part(pool.split, pool.ids, np.flatnonzero(side)) for side in (~inside, inside))  # type: ignore[return-value]
+    return tuple(Role(pool.split, pool.ids, np.flatnonzero(side)) for side in (~inside, inside))  # type: ignore[return-value]
 
 
-def _warn_of_leak(train: _Part, other: _Part, what: str) -> None:
+def _warn_of_leak(train: Role, other: Role, what: str) -> None:
     if train.split.groups is not None and other.split.groups is not None:
         warn_of_shared_groups(train.split.groups, other.split.groups, what)

@@ -38,7 +38,54 @@ class EpochData(Protocol):
         """The items at these positions, on the CPU."""
 
 
-class ClassifyData:
+class _SplitItems:
+    """Items of a split in fresh views, or with what the teacher said of them in V stored views, replayed in turn.
+
+    Args:
+        split (`Split`): The training split, N items.
+        stored: Name in a batch -> (V, N, D) float32, of the same V views; none: every epoch is a view of its own.
+    """
+
+    def __init__(self, split: "Split", **stored: np.ndarray) -> None:
+        for name, array in stored.items():
+            last = "classes" if name == "teacher_logits" else "features"
+            if array.ndim != 3 or array.shape[1] != len(split):
+                raise DataError(
+                    f"{name.replace('_', ' ').capitalize()} must have the shape (views, {len(split)}, {last}), got "
+                    f"{array.shape}. They are looked up by item, so they must come from this very split."
+                )
+        self.split, self.stored = split, stored
+        self.set_epoch(0)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of this epoch's items, or None."""
+        lengths = self.split.lengths
+        return None if lengths is None else lengths[self.items]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view and the items of this epoch."""
+        self.view = epoch % len(next(iter(self.stored.values()))) if self.stored else epoch
+        self.items = self.items_of(epoch)
+
+    def items_of(self, epoch: int) -> np.ndarray:
+        """The items of an epoch, as positions in the split: all of them, in order."""
+        return np.arange(len(self.split))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """`inputs`, global `labels` (B,) and what is stored of the same view, (B, D) each."""
+        items = self.items[indices]
+        return {
+            "inputs": self.split.inputs(items, view=self.view),
+            "labels": torch.from_numpy(self.split.labels[items]),
+            **{name: torch.from_numpy(array[self.view, items]) for name, array in self.stored.items()},
+        }
+
+
+class ClassifyData(_SplitItems):
     """All items with their labels; every epoch is a fresh augmented view.
 
     Args:
@@ -67,95 +114,27 @@ class ClassifyData:
                 f"Mixing items (mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}) needs `num_labels`, got None: "
                 "mixed labels are shares of every class. Pass the number of classes, or set both to 0."
             )
-        self.split = split
-        self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
-        self.num_labels = num_labels or 0
+        self.mixup_alpha, self.cutmix_alpha, self.num_labels = mixup_alpha, cutmix_alpha, num_labels or 0
         self.seed = seed
-        self.epoch = 0
-
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Lengths of the items, or None."""
-        return self.split.lengths
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the view of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.split)
+        super().__init__(split)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """`inputs` and `labels` (B,); mixed ones also have `targets` (B, C), the labels' shares."""
-        inputs = self.split.inputs(indices, view=self.epoch)
-        labels = torch.from_numpy(self.split.labels[indices])
+        batch = super().batch(indices)
         if not self.mixes:
-            return {"inputs": inputs, "labels": labels}
+            return batch
         from edvit_hf.data.mix import mix_batch
 
         # A batch is known by its first item, so that each process of several mixes its share in its own way.
-        inputs, targets = mix_batch(
-            inputs,
-            labels,
-            self.num_labels,
-            mixup_alpha=self.mixup_alpha,
-            cutmix_alpha=self.cutmix_alpha,
-            seed=self.seed,
-            epoch=self.epoch,
-            position=int(indices[0]),
+        alphas, position = {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}, int(indices[0])
+        inputs, labels = batch["inputs"], batch["labels"]
+        batch["inputs"], batch["targets"] = mix_batch(
+            inputs, labels, self.num_labels, **alphas, seed=self.seed, epoch=self.view, position=position
         )
-        return {"inputs": inputs, "labels": labels, "targets": targets}
+        return batch
 
 
-class _StoredViews:
-    """Items of a split with what the teacher said of them; epochs replay the stored views in turn.
-
-    Args:
-        split (`Split`): The training split, N items.
-        stored: Name in a batch -> (V, N, D) float32, of the same V views.
-    """
-
-    def __init__(self, split: "Split", **stored: np.ndarray) -> None:
-        for name, array in stored.items():
-            last = "classes" if name == "teacher_logits" else "features"
-            if array.ndim != 3 or array.shape[1] != len(split):
-                raise DataError(
-                    f"{name.replace('_', ' ').capitalize()} must have the shape (views, {len(split)}, {last}), got "
-                    f"{array.shape}. They are looked up by item, so they must come from this very split."
-                )
-        self.split, self.stored = split, stored
-        self.num_views = len(next(iter(stored.values())))
-        self.set_epoch(0)
-
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Lengths of this epoch's items, or None."""
-        lengths = self.split.lengths
-        return None if lengths is None else lengths[self.items]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the view and the items of this epoch."""
-        self.view = epoch % self.num_views
-        self.items = self.items_of(epoch)
-
-    def items_of(self, epoch: int) -> np.ndarray:
-        """The items of an epoch, as positions in the split: all of them, in order."""
-        return np.arange(len(self.split))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """`inputs`, global `labels` (B,) and what is stored of the same view, (B, D) each."""
-        items = self.items[indices]
-        return {
-            "inputs": self.split.inputs(items, view=self.view),
-            "labels": torch.from_numpy(self.split.labels[items]),
-            **{name: torch.from_numpy(array[self.view, items]) for name, array in self.stored.items()},
-        }
-
-
-class DistillData(_StoredViews):
+class DistillData(_SplitItems):
     """Items for one class group with the teacher's stored logits.
 
     Args:
@@ -186,7 +165,7 @@ class DistillData(_StoredViews):
         return class_group_indices(self.split.labels, group, negatives_per_positive=ratio, seed=self.seed, epoch=epoch)
 
 
-class LockstepData(_StoredViews):
+class LockstepData(_SplitItems):
     """The items that any of several sub-models needs in an epoch, each marked with those who need it.
 
     Every sub-model gets the very items that `DistillData` would give it; an item that several need comes once. A batch
@@ -259,7 +238,7 @@ class FuseData:
         }
 
 
-class JointData(_StoredViews):
+class JointData(_SplitItems):
     """All items with the teacher's stored logits and features.
 
     Args:

@@ -89,8 +89,11 @@ def relation_source(model: "PreTrainedModel") -> RelationSource:
 
 
 @contextlib.contextmanager
-def captured(source: RelationSource) -> Iterator[list[Tensor]]:
-    """Within the block, a forward pass fills the list with q, k and v of the middle layer, (B, T, D) each."""
+def captured(source: RelationSource, *, stops: bool = False) -> Iterator[list[Tensor]]:
+    """Within the block, a forward pass fills the list with q, k and v of the middle layer, (B, T, D) each.
+
+    With `stops`, the pass ends there.
+    """
     found: list[Tensor] = []
     parts: dict[int, Tensor] = {}
 
@@ -99,8 +102,14 @@ def captured(source: RelationSource) -> Iterator[list[Tensor]]:
         if len(parts) == 3:
             found[:] = [parts[i] for i in range(3)]
             parts.clear()
+            if stops:
+                raise _Reached
 
-    with _hooks(source, keep):
+    with contextlib.ExitStack() as stack:
+        for index, linear in enumerate(source.linears):
+            handle = linear.register_forward_hook(lambda _module, _inputs, output, index=index: keep(index, output))
+            stack.callback(handle.remove)
+        stack.enter_context(contextlib.suppress(_Reached))
         yield found
 
 
@@ -111,29 +120,9 @@ class _Reached(Exception):  # noqa: N818 (no error)
 @torch.no_grad()
 def queries_keys_values(model: "PreTrainedModel", source: RelationSource, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Run a model as far as its middle layer: q, k and v, (B, T, D) each, without gradients."""
-    parts: dict[int, Tensor] = {}
-
-    def keep(index: int, output: Tensor) -> None:
-        parts[index] = output
-        if len(parts) == 3:
-            raise _Reached
-
-    with _hooks(source, keep), contextlib.suppress(_Reached):
+    with captured(source, stops=True) as found:
         model.base_model(**inputs)
-    return [parts[index] for index in range(3)]
-
-
-@contextlib.contextmanager
-def _hooks(source: RelationSource, keep) -> Iterator[None]:  # type: ignore[no-untyped-def]
-    handles = [
-        linear.register_forward_hook(lambda _module, _inputs, output, index=index: keep(index, output))
-        for index, linear in enumerate(source.linears)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return found
 
 
 def log_relations(

@@ -57,7 +57,6 @@ def evaluate(trip: Trip) -> None:
 
 def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) -> dict[str, Any]:
     teacher, ensemble = candidates[0], candidates[1]
-    evaluation = candidate.evaluation
 
     def against(other: Candidate) -> dict[str, float] | None:
         if other is candidate:
@@ -68,19 +67,14 @@ def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) 
         one_sided = paired_interval(*correct, level=0.9)
         return {"difference": both.difference, "low": both.low, "high": both.high, "low_one_sided": one_sided.low}
 
+    shown = ("accuracy", "macro_f1", "calibration_error", "per_group_accuracy")
     return {
-        "name": candidate.name,
-        "kind": candidate.kind,
-        "parameters": candidate.parameters,
-        "parameters_per_device": candidate.parameters_per_device,
+        **{name: getattr(candidate, name) for name in ("name", "kind", "parameters", "parameters_per_device")},
         "bytes": candidate.parameters * BYTES_PER_PARAMETER,
         "bytes_per_device": candidate.parameters_per_device * BYTES_PER_PARAMETER,
         "macs": candidate.macs,
         "macs_per_device": candidate.macs_per_device,
-        "accuracy": evaluation.accuracy,
-        "macro_f1": evaluation.macro_f1,
-        "calibration_error": evaluation.calibration_error,
-        "per_group_accuracy": evaluation.per_group_accuracy,
+        **{name: getattr(candidate.evaluation, name) for name in shown},
         "against_teacher": against(teacher),
         "against_ensemble": against(ensemble),
         "note": candidate.note,
