@@ -17,6 +17,7 @@ from edvit_hf.storage import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SPLITS = ("validation", "test")
 for folder in ("tests", "space_app"):  # doubles of tests/support, and what the Space answers with
     if str(ROOT / folder) not in sys.path:
         sys.path.append(str(ROOT / folder))
@@ -32,11 +33,11 @@ BASE = sizes_of(768, heads=12, layers=12)
 TINY = sizes_of(96, heads=12, layers=2, ffn=192)
 
 
-def command_line(doc: str | None) -> tuple[argparse.ArgumentParser, Callable[..., argparse.Action]]:
-    """A parser that a script's docstring describes, with --results-dir, and the method that adds an option to it."""
+def command_line(doc: str | None) -> tuple[Callable[..., argparse.Action], Callable[[], argparse.Namespace]]:
+    """What adds an option to a command line that a script's docstring describes, and what reads it."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results-dir", type=Path, default=RESULTS, help="default: benchmarks/results")
-    return parser, parser.add_argument
+    return parser.add_argument, parser.parse_args
 
 
 def command(

@@ -12,7 +12,6 @@ than that. The graphs with the preprocessing inside are measured too, against th
 a grey level apart, so the goal is not theirs. Writes results/export_parity.json.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -55,15 +54,6 @@ SIZES = {
 TINY = {"vit": {"image_size": 32}, "deit": {"image_size": 32}, AST: {"max_length": 60}, "bert": {}, "distilbert": {}}
 LENGTHS = (128, 16)  # tokens
 SPREAD = 0.02  # of biases, and of LayerNorm's weights around one
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and inputs")
-    add("--threads", type=int, default=1, help="of torch")
-    add("--tiny", action="store_true", help="two layers and small inputs, to try the script")
-    return parser.parse_args()
 
 
 def stock_model(name: str, seed: int, *, tiny: bool) -> PreTrainedModel:
@@ -222,7 +212,11 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and write."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and inputs")
+    add("--threads", type=int, default=1, help="of torch")
+    add("--tiny", action="store_true", help="two layers and small inputs, to try the script")
+    arguments = parse()
     torch.set_num_threads(arguments.threads)
     found: dict[str, list[dict[str, Any]]] = {"rows": [], "raw": []}
     num_graphs = len(arguments.seeds) * sum(len(set(names)) + 1 for names in ENSEMBLES)

@@ -105,11 +105,11 @@ def measure(name: str, source: Path | None, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write `results/export_time.json`."""
-    parser, add = command_line(__doc__)
+    add, parse = command_line(__doc__)
     add("ensembles", nargs="*", default=list(SIZES), help=f"folders, or {', '.join(SIZES)} (default)")
     add("--repeats", type=int, default=1, help="fresh processes (default: 1)")
     add("--one", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse()
     if arguments.one is not None:
         export_once(arguments.one)
         return

@@ -9,7 +9,6 @@ device's share is pulled from the folder into a temporary one, and what lies bes
 results/exported_ensembles.json.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -24,13 +23,6 @@ from edvit_hf.manifest import Manifest
 MAX_WEIGHT_RATIO = 0.27
 MAX_BESIDE_KIB = 128
 PROFILE = "raspberry-pi-5"
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser, add = command_line(__doc__)
-    add("folders", type=Path, nargs="+")
-    return parser.parse_args()
 
 
 def variant_row(manifest: Manifest, name: str) -> dict[str, Any]:
@@ -65,6 +57,8 @@ def pulled_row(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Gather, write, print."""
+    add, parse = command_line(__doc__)
+    add("folders", type=Path, nargs="+")
     arguments, rows = parse(), []
     for folder in arguments.folders:
         manifest = Manifest.load(folder)

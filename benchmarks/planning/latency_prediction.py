@@ -48,16 +48,6 @@ SIZES: dict[str, tuple[str, dict[str, int], int, AttentionKind]] = {
 TINY = ("ViT 192 wide, 32 px, 1 of 3 heads", "ViT 96 wide, 32 px, 2 of 4 heads")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--rounds", type=int, default=5, help="fresh processes per size, in shuffled rounds")
-    add("--repeats", type=int, default=9, help="timed runs per process")
-    add("--seed", type=int, default=0, help="of weights, inputs and orders")
-    add("--quick", action="store_true", help="a quick profile and the two smallest sizes, to try the script")
-    return parser.parse_args()
-
-
 class SpectrogramAxes:
     """What `draw_graph` needs to know of an AST, whose input is a spectrogram (batch, frames, bins)."""
 
@@ -131,7 +121,12 @@ def rows_of(profile: DeviceProfile, measured: dict[str, dict[str, Any]]) -> list
 
 def main() -> None:
     """Profile, export, time, compare, write."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--rounds", type=int, default=5, help="fresh processes per size, in shuffled rounds")
+    add("--repeats", type=int, default=9, help="timed runs per process")
+    add("--seed", type=int, default=0, help="of weights, inputs and orders")
+    add("--quick", action="store_true", help="a quick profile and the two smallest sizes, to try the script")
+    arguments = parse()
     names = list(TINY if arguments.quick else SIZES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

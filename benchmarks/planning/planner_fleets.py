@@ -178,10 +178,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Plan all fleets and write the results."""
-    parser, add = command_line(__doc__)
+    add, parse = command_line(__doc__)
     add("--num-fleets", type=int, default=200)
     add("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parse()
     result = measure(options.num_fleets, options.seed)
     head = {"seed": options.seed, "teacher": "ViT-Base, 224 px", "machine": platform.machine()}
     made_by = command(__file__, options, "num_fleets", "seed")

@@ -7,7 +7,6 @@ Random weights and scores: which units stay does not change the cost. One thread
 process per row. Writes results/cut_vit_base.json.
 """
 
-import argparse
 import gc
 import json
 import multiprocessing
@@ -30,15 +29,6 @@ from edvit_hf.pruning import UnitScores, architecture_of, make_plan, prune
 NUM_CLASSES = 10
 KINDS: tuple[AttentionKind, ...] = ("whole", "thin", "merged")
 TINY = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96, "image_size": 32}
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--keep-heads", type=int, nargs="+", default=[2, 6, 9], help="of 12")
-    add("--seed", type=int, default=0, help="of the weights and scores")
-    add("--tiny", action="store_true", help="a toy model of 12 heads, to try the script")
-    return parser.parse_args()
 
 
 def random_scores(widths: Widths, seed: int) -> UnitScores:
@@ -92,7 +82,11 @@ def divides(widths: Widths, keep_heads: int, attention: AttentionKind) -> bool:
 
 def main() -> None:
     """Measure every keep with every kind of attention that divides, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--keep-heads", type=int, nargs="+", default=[2, 6, 9], help="of 12")
+    add("--seed", type=int, default=0, help="of the weights and scores")
+    add("--tiny", action="store_true", help="a toy model of 12 heads, to try the script")
+    arguments = parse()
     labels = {i: str(i) for i in range(NUM_CLASSES)}
     config = ViTConfig(**(TINY if arguments.tiny else {}), id2label=labels)
     widths = architecture_of(config).widths(config)

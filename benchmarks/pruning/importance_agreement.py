@@ -31,25 +31,10 @@ from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
+from pruning.prune_accuracy import TEACHER_SIZES
 
 APPROXIMATIONS: tuple[ImportanceMethod, ...] = ("fisher", "linear", "hybrid")
 OTHERS = [method for method in get_args(ImportanceMethod) if method != "kl"]
-TEACHER_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("teacher", type=Path, help="folder of a saved stock classifier")
-    add("--recipe", required=True, help="name or path; gives the dataset, groups and keep")
-    add("--work-dir", type=Path, help="folder of a recipe run, whose class groups are then used")
-    add("--methods", nargs="+", choices=OTHERS, default=list(APPROXIMATIONS), help="compared with the exact KL")
-    add("--keep-heads", type=int, help="heads kept per layer; default: the recipe's")
-    add("--samples-per-class", type=int, help="default: the recipe's")
-    add("--num-groups", type=int, help="score only the first so many class groups")
-    add("--batch-size", type=int, help="rows per forward; default: the recipe's")
-    add("--seed", type=int, default=0, help="of the drawn samples")
-    return parser.parse_args()
 
 
 def tau(exact: np.ndarray, other: np.ndarray) -> float | None:
@@ -143,7 +128,17 @@ def made_by(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     """Score, compare, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("teacher", type=Path, help="folder of a saved stock classifier")
+    add("--recipe", required=True, help="name or path; gives the dataset, groups and keep")
+    add("--work-dir", type=Path, help="folder of a recipe run, whose class groups are then used")
+    add("--methods", nargs="+", choices=OTHERS, default=list(APPROXIMATIONS), help="compared with the exact KL")
+    add("--keep-heads", type=int, help="heads kept per layer; default: the recipe's")
+    add("--samples-per-class", type=int, help="default: the recipe's")
+    add("--num-groups", type=int, help="score only the first so many class groups")
+    add("--batch-size", type=int, help="rows per forward; default: the recipe's")
+    add("--seed", type=int, default=0, help="of the drawn samples")
+    arguments = parse()
     recipe = load_recipe(arguments.recipe)
     keep_heads = arguments.keep_heads or recipe.prune.keep_heads
     if not isinstance(keep_heads, int):

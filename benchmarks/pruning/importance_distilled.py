@@ -10,55 +10,19 @@ validation and test splits. Interrupted, the same command resumes.
 Writes results/importance_distilled_<recipe>.json: difference to exact KL in standard deviations over the seeds.
 """
 
-import argparse
-import dataclasses
-import functools
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, once, write_results
+from harness import SPLITS, command, command_line, write_results
 
-from edvit_hf.data import TaskData
 from edvit_hf.pruning.config import ImportanceMethod
-from edvit_hf.recipe.running import stage_dir
-from edvit_hf.recipe.schema import Recipe, load_recipe
-from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import read_json
-from trips.reduced_trip import REDUCED, add_options, pruned_row, reduced_trip, reduction
+from edvit_hf.recipe.schema import load_recipe
+from trips.reduced_trip import REDUCED, add_options, prune_on_runs, seeds_of
 
 REFERENCE = "kl"
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("work_dirs", type=Path, nargs="+", help="finished runs, one per seed; only read")
-    add("--recipe", required=True, help="the recipe of those runs, name or path")
-    add("--out", type=Path, required=True, help="folder for the models of every cell")
-    methods, usual = get_args(ImportanceMethod), ["kl", "hybrid", "fisher", "linear"]
-    add("--methods", nargs="+", default=usual, choices=methods, help="exact kl must be among them")
-    add("--samples-per-class", type=int, default=16, help="items per class that are scored")
-    add("--keep-heads", type=int, help="default: the recipe's")
-    add_options(add)
-    return parser.parse_args()
-
-
-def cell_trip(
-    arguments: argparse.Namespace, recipe: Recipe, source: Path, method: str, seed: int, data: TaskData
-) -> Trip:
-    """The trip of one method on one run, with that run's seed."""
-    keep = arguments.keep_heads or recipe.prune.keep_heads
-    own = recipe.with_seed(seed)
-    prune = dataclasses.replace(
-        own.prune, importance=method, samples_per_class=arguments.samples_per_class, keep_heads=keep, compensate=False
-    )
-    own = dataclasses.replace(own, prune=prune)
-    cell = arguments.out / f"{method}_seed{seed}"
-    return reduced_trip(source, own, cell, reduction(arguments), data, own_split=False)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -67,7 +31,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     by_cell = {(row["method"], row["seed"]): row for row in rows}
     for method in dict.fromkeys(row["method"] for row in rows):
         found[method] = {}
-        for split in ("validation", "test"):
+        for split in SPLITS:
             own = {seed: row["accuracy"][split] for (name, seed), row in by_cell.items() if name == method}
             exact = {s: by_cell[REFERENCE, s]["accuracy"][split] for s in own if (REFERENCE, s) in by_cell}
             entry: dict[str, Any] = {"mean": statistics.mean(own.values()), "std": None, "seeds": len(own)}
@@ -88,33 +52,35 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Every method on every run; the results are written after each cell."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("work_dirs", type=Path, nargs="+", help="finished runs, one per seed; only read")
+    add("--recipe", required=True, help="the recipe of those runs, name or path")
+    add("--out", type=Path, required=True, help="folder for the models of every cell")
+    methods, usual = get_args(ImportanceMethod), ["kl", "hybrid", "fisher", "linear"]
+    add("--methods", nargs="+", default=usual, choices=methods, help="exact kl must be among them")
+    add("--samples-per-class", type=int, default=16, help="items per class that are scored")
+    add("--keep-heads", type=int, help="default: the recipe's")
+    add_options(add)
+    arguments = parse()
     recipe = load_recipe(arguments.recipe)
     if REFERENCE not in arguments.methods:
         raise SystemExit("--methods must hold kl: the others are compared with it.")
-    seeds = [read_json(stage_dir(work, "teacher") / "done.json")["seeds"]["teacher"] for work in arguments.work_dirs]
+    seeds = seeds_of(arguments.work_dirs)
     if len(set(seeds)) < len(seeds):
         raise SystemExit(f"the runs have the seeds {seeds}: the same run twice says nothing about the spread.")
+    keep = arguments.keep_heads or recipe.prune.keep_heads
+    same = {"samples_per_class": arguments.samples_per_class, "keep_heads": keep}
+    variants = {
+        name: ({"method": name}, {"importance": name, "compensate": False, **same}) for name in arguments.methods
+    }
     names = ("recipe", "out", "methods", "samples_per_class", *REDUCED)
     made_by = command(__file__, arguments, *names, places="WORK_DIR...", recipe=recipe.name, out="FOLDER")
-    data, rows = Trip(recipe, {}).data, []
-    result = {
-        "recipe": recipe.name,
-        "seeds": seeds,
-        "samples_per_class": arguments.samples_per_class,
-        "keep_heads": arguments.keep_heads or recipe.prune.keep_heads,
-        "reduced": dataclasses.asdict(reduction(arguments)),
-        "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
-    }
-    for source, seed in zip(arguments.work_dirs, seeds, strict=True):
-        for method in arguments.methods:
-            done = arguments.out / f"{method}_seed{seed}" / "row.json"
-            trip = cell_trip(arguments, recipe, source, method, seed, data)
-            rows.append(once(done, functools.partial(pruned_row, trip, method=method, seed=seed)))
-            print(json.dumps(rows[-1]))
-            found = {**result, "summary": summary(rows), "rows": rows}
-            write_results(arguments.results_dir, f"importance_distilled_{recipe.name}", made_by, found)
-    print(json.dumps(summary(rows), indent=2))
+
+    def write(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+        found = {**about, **same, "summary": summary(rows), "rows": rows}
+        write_results(arguments.results_dir, f"importance_distilled_{recipe.name}", made_by, found)
+
+    prune_on_runs(arguments, recipe, variants, write)
 
 
 if __name__ == "__main__":

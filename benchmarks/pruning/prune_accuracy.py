@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import SPLITS, command, command_line, write_results
 
 from edvit_hf.architectures.axes import AttentionKind, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
@@ -44,26 +44,8 @@ from report.pruning import accuracies, pair
 METHODS = get_args(ImportanceMethod)
 KINDS = get_args(AttentionKind)
 KEEPS = {"3/4": 0.75, "1/2": 0.5, "1/4": 0.25}
-SPLITS = ("validation", "test")
 TEACHER_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
 SETTINGS = ("samples_per_class", "compensation_samples", "evaluation_items", "num_groups", "keep", "seed")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("teachers", type=Path, nargs="+", help="folders of saved stock classifiers of one shape, one per seed")
-    add("--recipe", required=True, help="name or path; gives the dataset, groups and batch size")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    add("--keep", nargs="+", choices=list(KEEPS), default=list(KEEPS), help="shares of the heads")
-    add("--num-groups", type=int, default=2, help="class groups per teacher")
-    add("--samples-per-class", type=int, default=16, help="scored, per class of the group")
-    add("--compensation-samples", type=int, default=512, help="fitted on, half of them from the group")
-    add("--evaluation-items", type=int, default=1000, help="per split, half of them from the group")
-    add("--seed", type=int, default=0, help="of the drawn items and of the random scores")
-    add("--figure", action="store_true", help="also write results/prune_accuracy_<recipe>.png")
-    return parser.parse_args()
 
 
 def balanced_items(labels: np.ndarray, group: list[int], count: int, seed: int) -> np.ndarray:
@@ -221,7 +203,19 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Measure what is missing, then summarise, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("teachers", type=Path, nargs="+", help="folders of saved stock classifiers of one shape, one per seed")
+    add("--recipe", required=True, help="name or path; gives the dataset, groups and batch size")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    add("--keep", nargs="+", choices=list(KEEPS), default=list(KEEPS), help="shares of the heads")
+    add("--num-groups", type=int, default=2, help="class groups per teacher")
+    add("--samples-per-class", type=int, default=16, help="scored, per class of the group")
+    add("--compensation-samples", type=int, default=512, help="fitted on, half of them from the group")
+    add("--evaluation-items", type=int, default=1000, help="per split, half of them from the group")
+    add("--seed", type=int, default=0, help="of the drawn items and of the random scores")
+    add("--figure", action="store_true", help="also write results/prune_accuracy_<recipe>.png")
+    arguments = parse()
     recipe = load_recipe(arguments.recipe)
     trip = Trip(recipe, {})
     name = f"prune_accuracy_{recipe.name}"

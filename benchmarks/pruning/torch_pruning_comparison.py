@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import SPLITS, command, command_line, write_results
 
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
@@ -39,26 +39,13 @@ from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import split_classes
 from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_outputs, train
-from pruning.prune_accuracy import SPLITS, balanced_items
+from pruning.prune_accuracy import balanced_items
 from report.figures import percent, table
 
 try:
     import torch_pruning
 except ImportError:
     torch_pruning = None
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("teacher", type=Path, help="folder of a saved stock ViT classifier")
-    add("--recipe", required=True, help="name or path; gives the dataset, groups, importance and retraining")
-    add("--keep-heads", type=int, default=2, help="heads kept per layer")
-    add("--num-groups", type=int, default=2, help="class groups, beside the plain model of all classes")
-    add("--epochs", type=int, default=4, help="of retraining")
-    add("--samples", type=int, default=512, help="fitted on by the compensation, and shown to Taylor")
-    add("--seed", type=int, default=0)
-    return parser.parse_args()
 
 
 class Task:
@@ -201,7 +188,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure all tasks, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("teacher", type=Path, help="folder of a saved stock ViT classifier")
+    add("--recipe", required=True, help="name or path; gives the dataset, groups, importance and retraining")
+    add("--keep-heads", type=int, default=2, help="heads kept per layer")
+    add("--num-groups", type=int, default=2, help="class groups, beside the plain model of all classes")
+    add("--epochs", type=int, default=4, help="of retraining")
+    add("--samples", type=int, default=512, help="fitted on by the compensation, and shown to Taylor")
+    add("--seed", type=int, default=0)
+    arguments = parse()
     if torch_pruning is None:
         raise SystemExit("This benchmark compares with Torch-Pruning: pip install torch-pruning==1.6.1")
     recipe = load_recipe(arguments.recipe)

@@ -30,18 +30,6 @@ from edvit_hf.pruning.masks import Masks, layer_input, masked, resumed_at
 MOST_FORWARDS, MOST_GIB, LEAST_TIMES_EXACT = 40, 8, 1000
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--images", type=int, default=64)
-    add("--labels", type=int, default=100, help="of the teacher")
-    add("--group-size", type=int, default=10, help="classes of the group")
-    add("--batch-size", type=int, default=8, help="rows per forward, of everything measured")
-    add("--repeats", type=int, default=5, help="plain forwards over all images; the median counts")
-    add("--seed", type=int, default=0)
-    return parser.parse_args()
-
-
 @torch.no_grad()
 def forward_seconds(model: PreTrainedModel, images: Tensor, batch_size: int, repeats: int) -> list[float]:
     """Each of several plain forwards over all images, after one to warm up."""
@@ -124,7 +112,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--images", type=int, default=64)
+    add("--labels", type=int, default=100, help="of the teacher")
+    add("--group-size", type=int, default=10, help="classes of the group")
+    add("--batch-size", type=int, default=8, help="rows per forward, of everything measured")
+    add("--repeats", type=int, default=5, help="plain forwards over all images; the median counts")
+    add("--seed", type=int, default=0)
+    arguments = parse()
     options = ("images", "labels", "group_size", "batch_size", "repeats", "seed")
     made_by = command(__file__, arguments, *options)
     result = {"seed": arguments.seed, "torch_threads": torch.get_num_threads(), **measure(arguments)}

@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from report.figures import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, source, table
+from report.figures import ABSENT, figure, goal, percent, source, table
+from report.results import NAMES, Results, at, each, of_file, reduce
 
 
 def export(results: Results, full: bool) -> list[str]:
@@ -12,11 +13,9 @@ def export(results: Results, full: bool) -> list[str]:
     return ["**Export**", "", *lines, ""] if lines else []
 
 
-def parity(results: Results, full: bool) -> list[str]:
+@of_file("export_parity")
+def parity(data: Any, full: bool) -> list[str]:
     """The worst difference from torch, over architectures, batches and lengths."""
-    data = results.get("export_parity")
-    if data is None:
-        return []
     rows = [row for row in at(data, "summary") or [] if at(row, "inputs") == "prepared"]
     worst = reduce(max, each(rows, "relative"))
     names = sorted({name for row in rows for name in at(row, "architectures") or []})
@@ -35,11 +34,9 @@ def parity(results: Results, full: bool) -> list[str]:
     return [text, "", *table(head, every, 3), ""]
 
 
-def ensembles(results: Results, full: bool) -> list[str]:
+@of_file("exported_ensembles")
+def ensembles(data: Any, full: bool) -> list[str]:
     """Every int8 and fp16 variant beside fp32, on the same test items."""
-    data = results.get("exported_ensembles")
-    if data is None:
-        return []
     found = at(data, "ensembles") or []
     rows = [line for one in found for line in variant_lines(one, full)]
     ratios = [ratio for one in found for ratio in each(at(one, "variants"), "weight_ratio")]

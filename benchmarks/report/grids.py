@@ -4,21 +4,8 @@
 import re
 from typing import Any
 
-from report.figures import (
-    NAMES,
-    at,
-    command,
-    commit,
-    each,
-    figure,
-    machine,
-    points,
-    reduce,
-    seeds_text,
-    spread,
-    table,
-    variants_of,
-)
+from report.figures import figure, machine, points, seeds_text, spread, table, variants_of
+from report.results import NAMES, at, command, commit, each, reduce
 
 MARGIN = 0.005  # half a point
 COLUMNS = " | accuracy % | macro-F1 % | points to the teacher | parameters per device | times smaller | "

@@ -3,22 +3,9 @@
 
 from typing import Any
 
-from report.figures import (
-    ABSENT,
-    Results,
-    at,
-    deviation,
-    each,
-    figure,
-    finding,
-    goal,
-    percent,
-    reduce,
-    section,
-    source,
-    table,
-)
+from report.figures import ABSENT, deviation, figure, finding, goal, percent, section, source, table
 from report.pruning import reduced
+from report.results import Results, at, each, of_file, reduce
 from report.speed import engines, operators
 
 
@@ -57,11 +44,9 @@ def splitting_rows(rows: list[Any]) -> list[str]:
     return table(head, texts, num_texts=2)
 
 
-def planner(results: Results, full: bool) -> list[str]:
+@of_file("planner_fleets")
+def planner(data: Any, full: bool) -> list[str]:
     """Exact and greedy placement on random fleets."""
-    data = results.get("planner_fleets")
-    if data is None:
-        return []
     found = at(data, "summary")
     planned, worse, broken, seconds = (
         at(found, key) for key in ("num_planned", "num_exact_worse_than_greedy", "num_broken_budgets", "max_seconds")
@@ -79,11 +64,9 @@ def planner(results: Results, full: bool) -> list[str]:
     return finding("planner_fleets", data, text, table(["", ""], rows), full)
 
 
-def latency(results: Results, full: bool) -> list[str]:
+@of_file("latency_prediction")
+def latency(data: Any, full: bool) -> list[str]:
     """Predicted against measured."""
-    data = results.get("latency_prediction")
-    if data is None:
-        return []
     rows = at(data, "rows") or []
     error, limit = at(data, "median_relative_error"), at(data, "target_median_relative_error") or 0.1
     median = None if error is None else 100 * error
@@ -106,11 +89,9 @@ def latency(results: Results, full: bool) -> list[str]:
     return finding("latency_prediction", data, text, table(head, cells), full)
 
 
-def onnx(results: Results, full: bool) -> list[str]:
+@of_file("vit_base_onnx")
+def onnx(data: Any, full: bool) -> list[str]:
     """One sub-model against ViT-Base, and what eats the difference to the ratio of the MACs."""
-    data = results.get("vit_base_onnx")
-    if data is None:
-        return []
     ratio, shares = at(data, "latency_ratio"), at(data, "gap", "shares_of_excess") or {}
     largest = sorted(((v, part) for part, v in shares.items() if v is not None), reverse=True)[:3]
     eaters = ", ".join(f"{part} {percent(share, 0)} %" for share, part in largest) or ABSENT

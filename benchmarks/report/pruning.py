@@ -6,32 +6,17 @@ import statistics
 from typing import Any
 
 from edvit_hf.pruning.config import PruneConfig
-from report.figures import (
-    ABSENT,
-    Results,
-    at,
-    deviation,
-    each,
-    figure,
-    finding,
-    goal,
-    percent,
-    reduce,
-    section,
-    source,
-    table,
-)
+from report.figures import ABSENT, deviation, figure, finding, goal, percent, section, source, table
+from report.results import Results, at, each, of_file, reduce
 
 CHEAP = ("fisher", "linear", "hybrid")
 DEFAULT = PruneConfig()
 FLAGS = (False, True)  # without and with compensation
 
 
-def scores_cost(results: Results, full: bool) -> list[str]:
+@of_file("vit_base_scores")
+def scores_cost(data: Any, full: bool) -> list[str]:
     """All units of ViT-B/16 by fisher, next to plain forwards and the exact KL."""
-    data = results.get("vit_base_scores")
-    if data is None:
-        return []
     forwards, peak, ratio = (
         at(data, key) for key in ("fisher_in_forwards", "fisher_peak_memory_mib", "exact_over_fisher")
     )
@@ -58,11 +43,9 @@ def scores_cost(results: Results, full: bool) -> list[str]:
     return finding("vit_base_scores", data, text, table(" | seconds | forward passes", rows), full, threads)
 
 
-def cutting(results: Results, full: bool) -> list[str]:
+@of_file("cut_vit_base")
+def cutting(data: Any, full: bool) -> list[str]:
     """Ten sub-models out of ViT-B/16."""
-    data = results.get("cut_vit_base")
-    if data is None:
-        return []
     rows = at(data, "rows") or []
     seconds, mib = (reduce(max, each(rows, key)) for key in ("seconds", "peak_mib_above_teacher"))
     gib = None if mib is None else mib / 1024

@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from report.figures import ABSENT, NAMES, Results, at, each, figure, goal, percent, reduce, section, source, table
+from report.figures import ABSENT, figure, goal, percent, section, source, table
+from report.results import NAMES, Results, at, each, of_file, reduce
 
 OUTCOMES = ("whole", "degraded", "no quorum", "turned away")
 CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
@@ -15,11 +16,9 @@ def runtime(results: Results, full: bool) -> list[str]:
     return section("Runtime", lines, full)
 
 
-def local(results: Results, full: bool) -> list[str]:
+@of_file("runtime_local")
+def local(data: Any, full: bool) -> list[str]:
     """What the local engine costs and how well it uses the cores."""
-    data = results.get("runtime_local")
-    if data is None:
-        return []
     idle, busy, device = (at(data, key) for key in ("schedules", "schedules_busy", "device"))
     overhead, defaults = at(data, "overhead", "ratio"), at(idle, "runtime_over_defaults")
     small = at(data, "overhead", "small_input", "ratio")
@@ -77,11 +76,9 @@ def agreement(data: Any, full: bool) -> list[str]:
     return lines
 
 
-def faults(results: Results, full: bool) -> list[str]:
+@of_file("runtime_faults")
+def faults(data: Any, full: bool) -> list[str]:
     """Deadlines kept, nothing wrong fused, and the price of a degraded answer."""
-    data = results.get("runtime_faults")
-    if data is None:
-        return []
     limit, simulated, real, breaker = (at(data, key) for key in ("deadline_ms", "simulated", "real", "breaker"))
     late, tail = at(simulated, "beyond_deadline"), at(real, "beyond_deadline_p99_9_ms")
     plain, ratio = at(real, "plain_wait_beyond_p99_9_ms"), at(breaker, "degraded_over_slowest_live")
@@ -110,11 +107,9 @@ def outcomes(data: Any) -> list[str]:
     return ["", *table(["on", *OUTCOMES, "median ms", "p99.9 ms", "faults injected"], rows), ""]
 
 
-def served(results: Results, full: bool) -> list[str]:
+@of_file("serve_load")
+def served(data: Any, full: bool) -> list[str]:
     """`edvit serve` under more than it can answer."""
-    data = results.get("serve_load")
-    if data is None:
-        return []
     load, alone = at(data, "overload"), at(data, "unloaded", "p95_ms")
     ratio, memory = at(load, "accepted_p95_over_unloaded"), at(load, "memory_at_end_over_at_start")
     without, share = at(load, "rejected_without_retry_after"), at(load, "rejected_share")
@@ -130,11 +125,9 @@ def served(results: Results, full: bool) -> list[str]:
     ]
 
 
-def space(results: Results, full: bool) -> list[str]:
+@of_file("space_start")
+def space(data: Any, full: bool) -> list[str]:
     """How soon the Space answers, and how large it is."""
-    data = results.get("space_start")
-    if data is None:
-        return []
     first, resident = at(data, "median", "first_answer_s"), at(data, "median", "resident_mib_at_the_end")
     inside = at(data, "reached", "inside_ms", "found")
     timed = dict.fromkeys(name.partition(",")[0] for name in at(data, "inside_the_app") or {})

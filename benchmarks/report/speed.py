@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from report.figures import Results, at, each, figure, finding, goal, reduce, source, table
+from report.figures import figure, finding, goal, source, table
+from report.results import Results, at, each, of_file, reduce
 
 DRAWN, EARLY, OPERATOR = "as first drawn", "read early", "Attention operator of opset 23"
 
@@ -23,11 +24,9 @@ def engines(data: Any) -> str:
     )
 
 
-def operators(results: Results, full: bool) -> list[str]:
+@of_file("vit_base_operators")
+def operators(data: Any, full: bool) -> list[str]:
     """What reading early gains; in full every other way to write the graph."""
-    data = results.get("vit_base_operators")
-    if data is None:
-        return []
     gains = [at(data, "ways", precision, EARLY, "gain") for precision in ("fp32", "int8")]
     shallow = [at(data, "shallow", "ways", precision, EARLY, "gain") for precision in ("fp32", "int8")]
     on_top = [at(data, "ways", precision, OPERATOR, "gain_on_top") for precision in ("fp32", "int8")]

@@ -5,21 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from report.figures import (
-    NAMES,
-    Results,
-    at,
-    deviation,
-    each,
-    figure,
-    goal,
-    percent,
-    reduce,
-    section,
-    source,
-    spread,
-    table,
-)
+from report.figures import deviation, figure, goal, percent, section, source, spread, table
+from report.results import NAMES, Results, at, each, of_file, reduce
 
 
 def training(results: Results, full: bool) -> list[str]:
@@ -82,11 +69,9 @@ def pooled(rows: list[Any]) -> str:
     return f"{percent((won - lost) / items, sign='+')} [{percent(low, sign='+')}, {percent(high, sign='+')}]"
 
 
-def loop(results: Results, full: bool) -> list[str]:
+@of_file("loop_against_trainer")
+def loop(data: Any, full: bool) -> list[str]:
     """Our loop against transformers' Trainer."""
-    data = results.get("loop_against_trainer")
-    if data is None:
-        return []
     return [
         f"- samples/s of our loop over those of transformers' `Trainer`, {at(row, 'model')}, mixed precision "
         f"{at(row, 'mixed_precision')}: {figure(at(row, 'ratio'), '.2f')} {goal(at(row, 'ratio'), 0.97, '≥')} "
@@ -109,11 +94,9 @@ def teacher_passes(results: Results, full: bool) -> list[str]:
     return lines
 
 
-def preprocessing(results: Results, full: bool) -> list[str]:
+@of_file("preprocessing_share")
+def preprocessing(data: Any, full: bool) -> list[str]:
     """Share of a training step that makes the batch."""
-    data = results.get("preprocessing_share")
-    if data is None:
-        return []
     kinds = ("teacher", "sub-model")
     rows = [
         [
@@ -133,11 +116,9 @@ def preprocessing(results: Results, full: bool) -> list[str]:
     ]
 
 
-def folds(results: Results, full: bool) -> list[str]:
+@of_file("esc10_folds")
+def folds(data: Any, full: bool) -> list[str]:
     """ESC-10 over its five folds."""
-    data: Any = results.get("esc10_folds")
-    if data is None:
-        return []
     rows = []
     for row in at(data, "summary") or []:
         accuracy, size = at(row, "accuracy"), figure(row["parameters_per_device"], ",")

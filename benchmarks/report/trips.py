@@ -5,17 +5,10 @@ from typing import Any
 
 from report.figures import (
     ABSENT,
-    NAMES,
-    Results,
-    at,
-    command,
-    commit,
-    each,
     figure,
     machine,
     percent,
     points,
-    reduce,
     section,
     seeds_text,
     source,
@@ -24,6 +17,7 @@ from report.figures import (
     variants_of,
 )
 from report.grids import grid, overview
+from report.results import NAMES, Results, at, command, commit, each, reduce
 
 
 def trips(results: Results, full: bool) -> list[str]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from report.export import export
-from report.figures import Results
 from report.planning import planning, splitting
 from report.pruning import pruning, variants
+from report.results import Results
 from report.runtime import runtime
 from report.speed import speed
 from report.training import training

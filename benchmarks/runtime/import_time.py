@@ -20,7 +20,7 @@ CODE = "import time; begin = time.perf_counter(); import {module}; print(time.pe
 
 def main() -> None:
     """Measure in turn and write the results."""
-    arguments = command_line(__doc__)[0].parse_args()
+    arguments = command_line(__doc__)[1]()
     modules = ("edvit_hf", "edvit_hf.runtime", "edvit_hf.auto")
     samples: dict[str, list[float]] = {module: [] for module in modules}
     for _ in range(REPEATS):

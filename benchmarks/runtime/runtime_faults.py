@@ -56,17 +56,6 @@ SPOILT = {"not_finite": 0.004, "wrong_shape": 0.002, "wrong_scale": 0.002, "stal
 LOST, TWICE = 0.004, 0.05
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--requests", type=int, default=10_000, help="in each of the first two parts")
-    add("--deadline-ms", type=float, default=25.0)
-    add("--callers", type=int, default=4, help="at once, on the machine's clock")
-    add("--rounds", type=int, default=300, help="answers timed for the breaker, with and without the hung sub-model")
-    add("--seed", type=int, default=0)
-    return parser.parse_args()
-
-
 def toy_manifest() -> Manifest:
     """Five sub-models of two classes; nothing is on disk but what the fusion head needs."""
     parity = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
@@ -308,7 +297,13 @@ def breaker(arguments: argparse.Namespace, manifest: Manifest, fusion: Fusion) -
 
 def main() -> None:
     """Run the three parts, judge, write."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--requests", type=int, default=10_000, help="in each of the first two parts")
+    add("--deadline-ms", type=float, default=25.0)
+    add("--callers", type=int, default=4, help="at once, on the machine's clock")
+    add("--rounds", type=int, default=300, help="answers timed for the breaker, with and without the hung sub-model")
+    add("--seed", type=int, default=0)
+    arguments = parse()
     logging.getLogger("edvit_hf").setLevel(logging.ERROR)  # thousands of faults on purpose
     manifest = toy_manifest()
     fusion = toy_fusion(manifest, arguments.seed)

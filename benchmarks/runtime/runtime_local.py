@@ -122,20 +122,6 @@ print(time.process_time())
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--ensemble", type=Path, action="append", default=[], help="exported ensemble for the agreement; repeatable")
-    add("--rounds", type=int, default=5, help="fresh processes of every schedule, in shuffled order")
-    add("--repeats", type=int, default=40, help="timed requests per process")
-    add("--device-rounds", type=int, default=7, help="fresh processes of the device")
-    add("--stub-requests", type=int, default=100)
-    add("--seed", type=int, default=0, help="of weights and orders")
-    add("--tiny", action="store_true", help="toy sizes, to try the script")
-    add("--parts", default="overhead,schedules,device,agreement", help="which of them, separated by commas")
-    return parser.parse_args()
-
-
 def overhead(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     """Answers over sleeping stubs, each on its worker, in turns with the slowest stub alone."""
     from edvit_hf.manifest import Manifest
@@ -310,7 +296,16 @@ def reached(found: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Export, time, compare, write."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--ensemble", type=Path, action="append", default=[], help="exported ensemble for the agreement; repeatable")
+    add("--rounds", type=int, default=5, help="fresh processes of every schedule, in shuffled order")
+    add("--repeats", type=int, default=40, help="timed requests per process")
+    add("--device-rounds", type=int, default=7, help="fresh processes of the device")
+    add("--stub-requests", type=int, default=100)
+    add("--seed", type=int, default=0, help="of weights and orders")
+    add("--tiny", action="store_true", help="toy sizes, to try the script")
+    add("--parts", default="overhead,schedules,device,agreement", help="which of them, separated by commas")
+    arguments = parse()
     parts = arguments.parts.split(",")
     sizes, image_size = (TINY, 32) if arguments.tiny else (BASE, 224)
     found: dict[str, Any] = {}

@@ -73,19 +73,6 @@ class Client:
         return await reader.readuntil(b"\r\n\r\n")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--ensemble", type=Path, help="exported ensemble of images. Default: one with random weights")
-    add("--seconds", type=float, default=60.0, help="of overload")
-    add("--times", type=float, default=5.0, help="the capacity")
-    add("--unloaded-requests", type=int, default=200)
-    add("--capacity-seconds", type=float, default=10.0)
-    add("--seed", type=int, default=0, help="of weights and arrivals")
-    add("--tiny", action="store_true", help="toy sizes, to try the script")
-    return parser.parse_args()
-
-
 def picture(seed: int) -> bytes:
     """A smooth 224 x 224 picture as JPEG."""
     from PIL import Image
@@ -221,7 +208,15 @@ async def measure(arguments: argparse.Namespace, port: int, pid: int) -> dict[st
 
 def main() -> None:
     """Export, serve, flood, write."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--ensemble", type=Path, help="exported ensemble of images. Default: one with random weights")
+    add("--seconds", type=float, default=60.0, help="of overload")
+    add("--times", type=float, default=5.0, help="the capacity")
+    add("--unloaded-requests", type=int, default=200)
+    add("--capacity-seconds", type=float, default=10.0)
+    add("--seed", type=int, default=0, help="of weights and arrivals")
+    add("--tiny", action="store_true", help="toy sizes, to try the script")
+    arguments = parse()
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         ensemble = arguments.ensemble

@@ -12,7 +12,6 @@ page's pen, the larger side so many px of the field, which holds 280. Thick pens
 Writes results/space_drawings.json.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -44,15 +43,6 @@ HEIGHTS = (240, 200, 150, 100, 80, 60, 40)  # px: of what is redrawn, the pen's 
 ENLARGED = (4.0, 9.0)
 BATCH = 100
 NEIGHBOURS = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))  # north first, clockwise
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("ensemble", type=Path)
-    add("--items", type=int, default=1000)
-    add("--seed", type=int, default=0)
-    return parser.parse_args()
 
 
 def test_images(num_items: int, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
@@ -167,7 +157,11 @@ def answered(
 
 def main() -> None:
     """Measure, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("ensemble", type=Path)
+    add("--items", type=int, default=1000)
+    add("--seed", type=int, default=0)
+    arguments = parse()
     assert BOX * FINE == 80 and 28 in FORM_SIDES, "the docstring above says so"  # noqa: PT018
     rng = np.random.default_rng(arguments.seed)
     images, labels = test_images(arguments.items, rng)

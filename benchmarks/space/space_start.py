@@ -10,7 +10,6 @@ the server then and after further answers, milliseconds of these (upload, queue,
 has loaded the app. Writes results/space_start.json.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -56,14 +55,6 @@ for name in kinds:
     found[name + ", one device unplugged"] = times
 print("FOUND", json.dumps(found))
 """
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--rounds", type=int, default=7, help="fresh processes of the server")
-    add("--repeats", type=int, default=50, help="further answers of each")
-    return parser.parse_args()
 
 
 def settings(folder: Path) -> dict[str, str]:
@@ -128,7 +119,10 @@ def inside(repeats: int, folder: Path) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Start, time, write."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--rounds", type=int, default=7, help="fresh processes of the server")
+    add("--repeats", type=int, default=50, help="further answers of each")
+    arguments = parse()
     picture = sorted((ROOT / "space_app/examples/digits").glob("*.png"))[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -37,10 +37,10 @@ import json, sys, time
 import torch
 from edvit_hf.hardware.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, Sample, Samples
 sys.path.insert(0, sys.argv[3])
-from harness import BASE, TINY
+import harness
 from speed.vit_base_models import shapes, stock_model
 torch.set_num_threads(1)
-model = stock_model(shapes(TINY if sys.argv[1] == "tiny" else BASE)["teacher"], seed=0)
+model = stock_model(shapes(harness.TINY if sys.argv[1] == "tiny" else harness.BASE)["teacher"], seed=0)
 pixels, samples = torch.randn(1, 3, 224, 224), Samples()
 with torch.inference_mode():
     while len(samples.undisturbed) < int(sys.argv[2]) and len(samples.runs) < MAX_ROUNDS_FACTOR * int(sys.argv[2]):
@@ -84,14 +84,15 @@ def draw(model: PreTrainedModel, *, early: bool) -> "ModelProto":
     return draw_one(model, resolve_onnx_config(model.config), opset=OPSET)
 
 
-def preset_of_this_machine() -> str:
-    """Instruction set that int8 files are made for here."""
-    return load_profiles()[detect_profile()].quantization
+def instructions_of_this_machine() -> dict[str, str | None]:
+    """Kind of hardware, its instruction set, and the preset that int8 files are made with here."""
+    kind = load_profiles()[detect_profile()]
+    return {"profile": kind.name, "isa": kind.isa, "preset": kind.quantization}
 
 
 def quantize(source: Path, target: Path) -> None:
     """The export's dynamic int8 file for this machine."""
-    quantize_graph(source, target, PRESETS[preset_of_this_machine()])
+    quantize_graph(source, target, PRESETS[instructions_of_this_machine()["preset"]])
 
 
 def on_one_thread(code: str, *arguments: Any) -> str:

@@ -30,15 +30,13 @@ from harness import BASE, TINY, command, command_line, write_results
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.graphs.draw import save_graph
-from edvit_hf.hardware.machine import detect_profile
-from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.hardware.timing import summary
 from speed.vit_base_models import (
     ONNX_TIMER,
     TORCH_TIMER,
     draw,
+    instructions_of_this_machine,
     on_one_thread,
-    preset_of_this_machine,
     quantize,
     shapes,
     stock_model,
@@ -46,6 +44,7 @@ from speed.vit_base_models import (
 )
 
 TARGETS = {"fp32": 20, "int8": 10, "int8_against_fp32": 1.3}
+SUFFIXES = {"fp32": "", "int8": "_int8"}  # of the names of graphs
 # Kernels of onnxruntime after its fusions -> what they are.
 PARTS = {
     "linear maps": ("linear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger"),
@@ -68,13 +67,13 @@ KERNELS = (
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser, add = command_line(__doc__)
+    add, parse = command_line(__doc__)
     add("--keep-heads", type=int, default=2, help="heads that the sub-model keeps of 12")
     add("--rounds", type=int, default=7, help="fresh processes per variant, in shuffled order")
     add("--repeats", type=int, default=11, help="timed runs per process")
     add("--seed", type=int, default=0, help="of weights and orders")
     add("--tiny", action="store_true", help="a toy teacher instead of ViT-Base, to try the script")
-    return parser.parse_args()
+    return parse()
 
 
 def kernel_name(event: dict[str, Any]) -> str:
@@ -195,6 +194,22 @@ def ratios(medians: dict[str, list[float]], slow: str, fast: str) -> dict[str, A
     return {"ratio": round(statistics.median(found), 2), "ratios_of_rounds": [round(value, 2) for value in found]}
 
 
+def compared(
+    timings: dict[str, dict[str, Any]], medians: dict[str, list[float]], macs_ratio: float, precision: str
+) -> dict[str, Any]:
+    """The sub-model against ViT-Base in one precision."""
+    teacher, sub_model = (name + SUFFIXES[precision] for name in ("teacher", "sub_model"))
+    found = ratios(medians, teacher, sub_model)
+    return {
+        "latency_ratio": found["ratio"],
+        "latency_ratios_of_rounds": found["ratios_of_rounds"],
+        "target_latency_ratio": TARGETS[precision],
+        "gap": gap(timings[teacher]["profile"], timings[sub_model]["profile"], macs_ratio),
+        "teacher": timings[teacher],
+        "sub_model": timings[sub_model],
+    }
+
+
 def main() -> None:
     """Export, time, break down, write."""
     arguments = parse_arguments()
@@ -207,46 +222,26 @@ def main() -> None:
             paths[f"{name}_int8"] = Path(temporary) / f"{name}_int8.onnx"
             quantize(paths[name], paths[f"{name}_int8"])
         samples, medians, disturbed = time_all(paths, arguments)
-        load = os.getloadavg()[0]
-        profiles = {
-            name: breakdown(path, arguments.repeats, both[name.removesuffix("_int8")]) for name, path in paths.items()
-        }
-        bytes_of = {name: path.stat().st_size for name, path in paths.items()}
-    timings = {}
-    for name in paths:
-        shape = both[name.removesuffix("_int8")]
-        timings[name] = {"parameters": shape.parameters, "macs": shape.macs, "bytes": bytes_of[name]}
-        timings[name] |= {**summary(samples[name]), "process_medians_ms": medians[name], "profile": profiles[name]}
+        load, timings = os.getloadavg()[0], {}
+        for name, path in paths.items():
+            shape = both[name.removesuffix("_int8")]
+            about = {"parameters": shape.parameters, "macs": shape.macs, "bytes": path.stat().st_size}
+            times = {**summary(samples[name]), "process_medians_ms": medians[name]}
+            timings[name] = {**about, **times, "profile": breakdown(path, arguments.repeats, shape)}
     macs_ratio = both["teacher"].macs / both["sub_model"].macs
-    fp32, int8 = ratios(medians, "teacher", "sub_model"), ratios(medians, "teacher_int8", "sub_model_int8")
-    kind = load_profiles()[detect_profile()]
+    teacher_macs, sub_model_macs = (macs_of_parts(both[name]) for name in ("teacher", "sub_model"))
     result = {
         "seed": arguments.seed,
-        **{"profile": kind.name, "isa": kind.isa, "preset": preset_of_this_machine()},
+        **instructions_of_this_machine(),
         "what": "onnxruntime, one thread, one 224 px image, all graph optimisations, last layer read early in both "
         "models; random weights",
         **{"disturbed_share": disturbed, "load_average": round(load, 2)},
         "teacher_sizes": sizes,
         "keep_heads": arguments.keep_heads,
-        "latency_ratio": fp32["ratio"],
-        "latency_ratios_of_rounds": fp32["ratios_of_rounds"],
         "macs_ratio": round(macs_ratio, 2),
-        "macs_ratio_of_parts": {
-            part: round(macs / macs_of_parts(both["sub_model"])[part], 2)
-            for part, macs in macs_of_parts(both["teacher"]).items()
-        },
-        "target_latency_ratio": TARGETS["fp32"],
-        "gap": gap(profiles["teacher"], profiles["sub_model"], macs_ratio),
-        "teacher": timings["teacher"],
-        "sub_model": timings["sub_model"],
-        "int8": {
-            "latency_ratio": int8["ratio"],
-            "latency_ratios_of_rounds": int8["ratios_of_rounds"],
-            "target_latency_ratio": TARGETS["int8"],
-            "gap": gap(profiles["teacher_int8"], profiles["sub_model_int8"], macs_ratio),
-            "teacher": timings["teacher_int8"],
-            "sub_model": timings["sub_model_int8"],
-        },
+        "macs_ratio_of_parts": {part: round(macs / sub_model_macs[part], 2) for part, macs in teacher_macs.items()},
+        **compared(timings, medians, macs_ratio, "fp32"),
+        "int8": compared(timings, medians, macs_ratio, "int8"),
         "int8_against_fp32": {
             "sub_model": ratios(medians, "sub_model", "sub_model_int8"),
             "teacher": ratios(medians, "teacher", "teacher_int8"),

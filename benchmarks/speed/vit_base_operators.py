@@ -30,10 +30,8 @@ from harness import BASE, TINY, command, command_line, write_results
 
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.export.graphs.read_early import read_early
-from edvit_hf.hardware.machine import detect_profile
-from edvit_hf.hardware.profiles import load_profiles
 from speed import vit_base_rewrites as rewrites
-from speed.vit_base_models import draw, on_one_thread, preset_of_this_machine, quantize, shapes, stock_model
+from speed.vit_base_models import draw, instructions_of_this_machine, on_one_thread, quantize, shapes, stock_model
 
 DRAWN, EARLY = "as first drawn", "read early"
 WORTH = 1.03  # a gain that counts
@@ -70,17 +68,6 @@ for file, level in json.loads(sys.argv[1]):
 samples = time_rounds(sessions, rounds=int(sys.argv[2]), seed=int(sys.argv[3]))
 print(json.dumps([[statistics.median(s.milliseconds), s.disturbed_share] for s in samples]))
 """
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--keep-heads", type=int, default=2, help="heads that the sub-model keeps of 12")
-    add("--processes", type=int, default=7, help="fresh processes, each with sessions of all ways")
-    add("--rounds", type=int, default=21, help="timed runs of every way per process, in shuffled order")
-    add("--seed", type=int, default=0, help="of weights and orders")
-    add("--tiny", action="store_true", help="a toy teacher instead of ViT-Base, to try the script")
-    return parser.parse_args()
 
 
 def optimised_by_onnxruntime(path: Path, target: Path, heads: int, width: int) -> dict[str, int]:
@@ -169,7 +156,13 @@ def summed_up(
 
 def main() -> None:
     """Write every way, race them, sum up."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--keep-heads", type=int, default=2, help="heads that the sub-model keeps of 12")
+    add("--processes", type=int, default=7, help="fresh processes, each with sessions of all ways")
+    add("--rounds", type=int, default=21, help="timed runs of every way per process, in shuffled order")
+    add("--seed", type=int, default=0, help="of weights and orders")
+    add("--tiny", action="store_true", help="a toy teacher instead of ViT-Base, to try the script")
+    arguments = parse()
     sizes = TINY if arguments.tiny else BASE
     shape, shallow = (
         shapes(each, arguments.keep_heads)["sub_model"] for each in (sizes, {**sizes, "num_hidden_layers": SHALLOW})
@@ -186,10 +179,9 @@ def main() -> None:
         two = write_ways(folders[1], drawn, {name: WAYS[name] for name in (DRAWN, EARLY)})
         two_found = race(two, arguments)
         two_differs = {precision: dict(differences(ways, size)) for precision, ways in two.items()}
-    kind = load_profiles()[detect_profile()]
     result = {
         "seed": arguments.seed,
-        **{"profile": kind.name, "isa": kind.isa, "preset": preset_of_this_machine()},
+        **instructions_of_this_machine(),
         "what": "one sub-model of ViT-Base, onnxruntime, one thread, one 224 px image; random weights. All ways but "
         "the first read early. gain: of the first's time over this one's; gain_on_top: of the one that reads early",
         "keep_heads": arguments.keep_heads,

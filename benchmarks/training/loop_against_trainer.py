@@ -40,19 +40,6 @@ AS_OURS = {"save_strategy": "no", "report_to": "none", "logging_steps": 20, "dis
 AS_OURS |= {"remove_unused_columns": False, "optim": "adamw_torch_fused"}
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--models", nargs="+", default=["mnist_small"], choices=MODELS)
-    add("--precisions", nargs="+", default=["no"], choices=PRECISIONS)
-    add("--num-items", type=int, default=6400, help="per epoch; rounded to whole batches")
-    add("--epochs", type=int, default=3, help="counted, beside the one that warms up")
-    add("--batch-size", type=int, default=128)
-    add("--repeats", type=int, default=5)
-    add("--device", choices=("cpu", "gpu"), default="cpu")
-    return parser.parse_args()
-
-
 def make_model(name: str) -> ViTForImageClassification:
     """The model from scratch, seeded."""
     torch.manual_seed(0)
@@ -143,7 +130,15 @@ def measure(loop: str, name: str, precision: str, options: argparse.Namespace) -
 
 def main() -> None:
     """Measure every model and precision, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--models", nargs="+", default=["mnist_small"], choices=MODELS)
+    add("--precisions", nargs="+", default=["no"], choices=PRECISIONS)
+    add("--num-items", type=int, default=6400, help="per epoch; rounded to whole batches")
+    add("--epochs", type=int, default=3, help="counted, beside the one that warms up")
+    add("--batch-size", type=int, default=128)
+    add("--repeats", type=int, default=5)
+    add("--device", choices=("cpu", "gpu"), default="cpu")
+    arguments = parse()
     arguments.num_items -= arguments.num_items % arguments.batch_size
     context, rows = multiprocessing.get_context("spawn"), []
     for name in arguments.models:

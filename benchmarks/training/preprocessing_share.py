@@ -154,11 +154,11 @@ def small_recipes() -> list[str]:
 
 def main() -> None:
     """Measure every recipe, write, print."""
-    parser, add = command_line(__doc__)
+    add, parse = command_line(__doc__)
     add("--recipes", nargs="+", default=small_recipes())
     add("--steps", type=int, default=30)
     add("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parse()
     os.environ["EDVIT_NUM_THREADS"] = str(arguments.threads)
     torch.set_num_threads(arguments.threads)
     rows = []

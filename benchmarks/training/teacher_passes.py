@@ -54,16 +54,6 @@ SUB_MODEL = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 4
 IMAGE = {"image_size": 28, "patch_size": 7}
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("--num-sub-models", type=int, nargs="+", default=[2, 5])
-    add("--num-items", type=int, default=2560)
-    add("--batch-size", type=int, default=128)
-    add("--repeats", type=int, default=3)
-    return parser.parse_args()
-
-
 def vit(sizes: dict[str, int], num_labels: int) -> ViTForImageClassification:
     """A model from scratch."""
     labels = {i: str(i) for i in range(num_labels)}
@@ -185,7 +175,12 @@ def measure(num_sub_models: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure every number of sub-models, write, print."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("--num-sub-models", type=int, nargs="+", default=[2, 5])
+    add("--num-items", type=int, default=2560)
+    add("--batch-size", type=int, default=128)
+    add("--repeats", type=int, default=3)
+    arguments = parse()
     os.environ["EDVIT_NUM_THREADS"] = "1"
     rows = []
     for count in arguments.num_sub_models:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import SPLITS, command, command_line, write_results
 
 from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.trip import Trip
@@ -46,19 +46,6 @@ CHOICES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 }
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser, add = command_line(__doc__)
-    add("source", type=Path, help="work directory with a finished teacher of the recipe")
-    add("--recipe", required=True)
-    add("--seeds", type=int, nargs="+", default=[0], help="of distillation and fusion")
-    add("--questions", nargs="+", choices=list(CHOICES), default=list(CHOICES))
-    add("--frozen", action="store_true", help="compare all but `fusion` without joint tuning")
-    add("--out", type=Path, default=Path("work/ablation"))
-    add_options(add)
-    return parser.parse_args()
-
-
 def changed(recipe: Recipe, change: dict[str, dict[str, Any]]) -> Recipe:
     """The recipe with these values."""
     sections = {name: dataclasses.replace(getattr(recipe, name), **values) for name, values in change.items()}
@@ -72,6 +59,14 @@ def as_it_is(recipe: Recipe, change: dict[str, dict[str, Any]]) -> bool:
 
 def main() -> None:
     """Run what is missing, write, print."""
+    add, parse = command_line(__doc__)
+    add("source", type=Path, help="work directory with a finished teacher of the recipe")
+    add("--recipe", required=True)
+    add("--seeds", type=int, nargs="+", default=[0], help="of distillation and fusion")
+    add("--questions", nargs="+", choices=list(CHOICES), default=list(CHOICES))
+    add("--frozen", action="store_true", help="compare all but `fusion` without joint tuning")
+    add("--out", type=Path, default=Path("work/ablation"))
+    add_options(add)
     arguments = parse()
     recipe = load_recipe(arguments.recipe)
     if arguments.frozen:
@@ -126,7 +121,7 @@ def write(arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str, An
 def summary(runs: list[dict[str, Any]], *, is_default: bool) -> dict[str, Any]:
     """Means over the seeds, in fractions and minutes."""
     found: dict[str, Any] = {"num_seeds": len(runs), "is_recipe": is_default}
-    for name in ("validation", "test"):
+    for name in SPLITS:
         values = [run["accuracy"][name] for run in runs]
         found[f"{name}_mean"] = statistics.mean(values)
         found[f"{name}_min"], found[f"{name}_max"] = min(values), max(values)

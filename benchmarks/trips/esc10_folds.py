@@ -10,7 +10,6 @@ trains for an epoch or two, to see that all of it runs. Writes results/esc10_fol
 row in every fold, mean and standard deviation over the folds.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -29,16 +28,6 @@ from trips.grid import UP_TO_RESULTS, is_finished
 
 FOLDS = (1, 2, 3, 4, 5)
 FIGURES = ("accuracy", "macro_f1")
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser, add = command_line(__doc__)
-    add("--recipe", default="esc10_small")
-    add("--folds", type=int, nargs="+", default=list(FOLDS), choices=FOLDS)
-    add("--quick", action="store_true", help="toy epochs")
-    add("--work-dir", type=Path, default=Path("work/esc10_folds"))
-    return parser.parse_args()
 
 
 def of_fold(recipe: Recipe, fold: int) -> Recipe:
@@ -95,6 +84,11 @@ def summary(folds: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run the folds asked for, then gather all that are finished."""
+    add, parse = command_line(__doc__)
+    add("--recipe", default="esc10_small")
+    add("--folds", type=int, nargs="+", default=list(FOLDS), choices=FOLDS)
+    add("--quick", action="store_true", help="toy epochs")
+    add("--work-dir", type=Path, default=Path("work/esc10_folds"))
     arguments = parse()
     recipe = load_recipe(arguments.recipe)
     work = arguments.work_dir / ("quick" if arguments.quick else "whole")

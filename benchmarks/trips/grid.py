@@ -31,19 +31,6 @@ from edvit_hf.storage import read_json, write_json
 UP_TO_RESULTS = [stage.name for stage in STAGES if stage.name not in ("export", "card")]
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser, add = command_line(__doc__)
-    add("recipe")
-    add("--num-sub-models", type=int, nargs="+", help="default: the recipe's own")
-    add("--seeds", type=int, nargs="+", default=[0])
-    add("--processes", type=int, default=1, help="seeds side by side; set EDVIT_NUM_THREADS to share the cores")
-    add("--work-dir", type=Path, default=Path("work/grid"))
-    add("--collect", action="store_true", help="only gather finished cells")
-    add("--in-process", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 def folder_of(arguments: argparse.Namespace, seed: int) -> Path:
     """Work directory of a seed."""
     folder: Path = arguments.work_dir / f"{Path(arguments.recipe).stem}_seed{seed}"
@@ -117,6 +104,14 @@ def describe(folder: Path, *, is_own: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run the cells that are missing, then gather all of them."""
+    add, parse = command_line(__doc__)
+    add("recipe")
+    add("--num-sub-models", type=int, nargs="+", help="default: the recipe's own")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--processes", type=int, default=1, help="seeds side by side; set EDVIT_NUM_THREADS to share the cores")
+    add("--work-dir", type=Path, default=Path("work/grid"))
+    add("--collect", action="store_true", help="only gather finished cells")
+    add("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parse()
     if arguments.in_process:
         run_seed(arguments, arguments.seeds[0])

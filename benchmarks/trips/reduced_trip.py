@@ -4,12 +4,20 @@
 Validation and test splits stay whole. Every number that is reduced stands in the results (`Reduction`).
 """
 
+import argparse
 import dataclasses
+import json
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import SPLITS, once
 
 from edvit_hf.data import TaskData, iterate_batches
 from edvit_hf.evaluation.evaluator import evaluate, torch_predict
@@ -129,10 +137,48 @@ def run_stages(trip: Trip, names: tuple[str, ...]) -> dict[str, float]:
 def accuracies(model: Any, trip: Trip) -> dict[str, float]:
     """Accuracy on the whole validation and test splits, in fractions."""
     found = {}
-    for name in ("validation", "test"):
+    for name in SPLITS:
         batches = iterate_batches(getattr(trip.data, name), trip.recipe.evaluate.batch_size)
         found[name] = evaluate(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
     return found
+
+
+def seeds_of(work_dirs: Sequence[Path]) -> list[int]:
+    """The seed of each finished run, that of its teacher."""
+    return [read_json(stage_dir(work, "teacher") / "done.json")["seeds"]["teacher"] for work in work_dirs]
+
+
+def prune_on_runs(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    variants: Mapping[str, tuple[dict[str, Any], dict[str, Any]]],
+    write: Callable[[list[dict[str, Any]], dict[str, Any]], Any],
+) -> None:
+    """Every variant of pruning on every finished run: pruned, distilled and fused; what was interrupted goes on.
+
+    Args:
+        arguments: Hold `work_dirs`, `out` and the options of `add_options`.
+        recipe: The recipe of those runs.
+        variants: Name of a cell's folder -> what its row says of it, the values of `prune` that make it.
+        write: Takes all rows so far, and what is known of the runs; called after each cell.
+    """
+    data, rows, seeds = Trip(recipe, {}).data, [], seeds_of(arguments.work_dirs)
+    about = {"recipe": recipe.name, "seeds": seeds, **reduction_of(arguments, data)}
+    for source, seed in zip(arguments.work_dirs, seeds, strict=True):
+        for name, (labels, values) in variants.items():
+            own = recipe.with_seed(seed)
+            own = dataclasses.replace(own, prune=dataclasses.replace(own.prune, **values))
+            cell = arguments.out / f"{name}_seed{seed}"
+            trip = reduced_trip(source, own, cell, reduction(arguments), data, own_split=False)
+            rows.append(once(cell / "row.json", partial(pruned_row, trip, **labels, seed=seed)))
+            print(json.dumps(rows[-1]))
+            write(rows, about)
+
+
+def reduction_of(arguments: argparse.Namespace, data: TaskData) -> dict[str, Any]:
+    """What a results file says of what was reduced, and of the items that there are."""
+    num_items = {name: len(getattr(data, name)) for name in ("train", *SPLITS)}
+    return {"reduced": dataclasses.asdict(reduction(arguments)), "num_items": num_items}
 
 
 def pruned_row(trip: Trip, **about: Any) -> dict[str, Any]:

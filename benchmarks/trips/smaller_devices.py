@@ -9,7 +9,6 @@ same size for all classes, with as many item passes as the ensemble's sub-models
 95 % interval over the test items. Writes results/smaller_devices_<recipe>.json after every run and goes on from there.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -26,18 +25,6 @@ from edvit_hf.storage import read_json
 from trips.reduced_trip import Reduction, reduced_trip, run_stages
 
 STAGES = ("split", "plan", "prune", "distill", "fuse")
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser, add = command_line(__doc__)
-    add("source", type=Path, help="work directory with a finished teacher of the recipe")
-    add("--recipe", required=True)
-    add("--keep-heads", type=int, nargs="+", required=True)
-    add("--num-sub-models", type=int, nargs="+", required=True)
-    add("--seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
-    add("--out", type=Path, default=Path("work/smaller_devices"))
-    return parser.parse_args()
 
 
 def variant(recipe: Recipe, keep: int, count: int, seed: int) -> Recipe:
@@ -77,6 +64,13 @@ def compare(trip: Trip, keep: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, write, print."""
+    add, parse = command_line(__doc__)
+    add("source", type=Path, help="work directory with a finished teacher of the recipe")
+    add("--recipe", required=True)
+    add("--keep-heads", type=int, nargs="+", required=True)
+    add("--num-sub-models", type=int, nargs="+", required=True)
+    add("--seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
+    add("--out", type=Path, default=Path("work/smaller_devices"))
     arguments = parse()
     recipe = load_recipe(arguments.recipe)
     data = Trip(recipe, {"teacher": arguments.source / "01_teacher"}).data

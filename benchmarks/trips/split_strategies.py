@@ -9,8 +9,8 @@ the whole validation and test splits. Interrupted, the same command resumes. Wri
 results/split_strategies_<recipe>.json; the winner is chosen on validation data.
 """
 
-import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -20,28 +20,15 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, once, write_results
+from harness import SPLITS, command, command_line, once, write_results
 
-from edvit_hf.data import TaskData
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.split import teacher_confusions
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.splitting import SplitConfig, check_similarity, similarity_within
-from trips.reduced_trip import REDUCED, accuracies, add_options, reduced_trip, reduction, run_stages
+from trips.reduced_trip import REDUCED, accuracies, add_options, reduced_trip, reduction, reduction_of, run_stages
 
 SPLITTING = ("split", "plan", "prune", "distill", "fuse")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser, add = command_line(__doc__)
-    add("work_dir", type=Path, help="a run with a finished teacher; only read")
-    add("--recipe", required=True, help="the recipe of that run, name or path")
-    add("--out", type=Path, required=True, help="folder for the models of every cell")
-    add("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="of the balanced splits")
-    add("--training-seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
-    add_options(add)
-    return parser.parse_args()
 
 
 def variants(recipe: Recipe, seeds: list[int]) -> dict[str, SplitConfig]:
@@ -77,25 +64,23 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         own = [row for row in rows if row["strategy"] == strategy]
         found[strategy] = {"cells": len(own), "within": statistics.mean(row["within"] for row in own)}
-        for split in ("validation", "test"):
+        for split in SPLITS:
             values = [row["accuracy"][split] for row in own]
             found[strategy][split] = statistics.mean(values)
             found[strategy][f"{split}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
     return found
 
 
-def cell_trip(
-    arguments: argparse.Namespace, recipe: Recipe, split: SplitConfig, seed: int, name: str, data: TaskData
-) -> Trip:
-    """The trip of one cell."""
-    own = dataclasses.replace(recipe.with_seed(seed), split=split)
-    cell = arguments.out / f"{name.replace(' ', '_')}_seed{seed}"
-    return reduced_trip(arguments.work_dir, own, cell, reduction(arguments), data, own_split=True)
-
-
 def main() -> None:
     """Every split with every training seed; the results are written after each cell."""
-    arguments = parse_arguments()
+    add, parse = command_line(__doc__)
+    add("work_dir", type=Path, help="a run with a finished teacher; only read")
+    add("--recipe", required=True, help="the recipe of that run, name or path")
+    add("--out", type=Path, required=True, help="folder for the models of every cell")
+    add("--split-seeds", type=int, nargs="+", default=[0, 1, 2], help="of the balanced splits")
+    add("--training-seeds", type=int, nargs="+", default=[0], help="of pruning, distillation and fusion")
+    add_options(add)
+    arguments = parse()
     recipe = load_recipe(arguments.recipe)
     data = Trip(recipe, {}).data
     rows: list[dict[str, Any]] = []
@@ -103,20 +88,20 @@ def main() -> None:
         "recipe": recipe.name,
         "split_seeds": arguments.split_seeds,
         "training_seeds": arguments.training_seeds,
-        "reduced": dataclasses.asdict(reduction(arguments)),
-        "num_items": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        **reduction_of(arguments, data),
     }
     names = ("recipe", "out", *REDUCED)
     made_by = command(__file__, arguments, *names, places="WORK_DIR", recipe=recipe.name, out="FOLDER")
     for seed in arguments.training_seeds:
         for name, split in variants(recipe, arguments.split_seeds).items():
-            trip = cell_trip(arguments, recipe, split, seed, name, data)
+            own = dataclasses.replace(recipe.with_seed(seed), split=split)
+            cell = arguments.out / f"{name.replace(' ', '_')}_seed{seed}"
+            trip = reduced_trip(arguments.work_dir, own, cell, reduction(arguments), data, own_split=True)
             if "confusions" not in result:
                 confusions = teacher_confusions(trip, recipe.split.samples_per_class, 0)
                 result["teacher"] = {"accuracy": accuracies(trip.teacher, trip)}
                 result["confusions"] = confusions.tolist()
-            done = arguments.out / f"{name.replace(' ', '_')}_seed{seed}" / "row.json"
-            rows.append(once(done, lambda: measure(trip, name, seed, confusions)))  # noqa: B023
+            rows.append(once(cell / "row.json", functools.partial(measure, trip, name, seed, confusions)))
             print(json.dumps(rows[-1]))
             means = summary(rows)
             best = max(means, key=lambda strategy: means[strategy]["validation"])

@@ -77,11 +77,11 @@ def features_of(trip: Trip, split: Split) -> torch.Tensor:
 
 def main() -> None:
     """Train heads with and without dropout over the seeds and write the comparison."""
-    parser, add = command_line(__doc__)
+    add, parse = command_line(__doc__)
     add("work_dir", type=Path)
     add("recipe")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    arguments = parse()
     recipe = load_recipe(arguments.recipe)
     trip = Trip(recipe, {stage.name: stage_dir(arguments.work_dir, stage.name) for stage in STAGES})
     stored = load_array(trip.folders["fuse"] / "features.safetensors")

@@ -73,11 +73,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the seeds asked for and write the results file."""
-    parser, add = command_line(__doc__)
+    add, parse = command_line(__doc__)
     add("recipe")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--work-dir", type=Path, default=Path("work/benchmarks"))
-    arguments = parser.parse_args()
+    arguments = parse()
     name = Path(arguments.recipe).stem
     runs = [run_seed(arguments.recipe, s, arguments.work_dir / f"{name}_seed{s}") for s in arguments.seeds]
     made_by = command(__file__, arguments, "seeds", places=arguments.recipe)

@@ -190,7 +190,7 @@ def written(script, samples, tmp_path, monkeypatch):
 def rendered(script, found, *, full):
     """The report of these results, without any file."""
 
-    class Given(script("report.figures").Results):
+    class Given(script("report.results").Results):
         def get(self, name):
             return found.get(name)
 
@@ -215,7 +215,7 @@ def test_every_kind_of_result_is_shown_in_both_files_and_the_short_one_stays_rea
     assert short.startswith("# Measured results\n\nEvery figure")
     assert short.split("\n\n")[2].startswith("**digits")
     for name, data in samples.items():
-        command = f"`{script('report.figures').command(data)}`"
+        command = f"`{script('report.results').command(data)}`"
         assert f"`{name}.json`" in short or command in short, name
         assert f"results/{name}.json" in full, name
         assert command in full, name
@@ -325,12 +325,12 @@ def test_older_agreement_files_without_attention_dimensions_are_shown(script, sa
 
 
 def test_without_results_there_is_no_section(script, tmp_path):
-    assert script("report.write").measured(script("report.figures").Results(tmp_path), full=True).strip() == ""
+    assert script("report.write").measured(script("report.results").Results(tmp_path), full=True).strip() == ""
 
 
 @pytest.mark.parametrize("old", ["benchmarks/grid.py", "benchmarks/speed/grid.py", "benchmarks/trips/grid.py"])
 def test_a_command_names_its_script_where_it_stands_now(script, old):
-    command = script("report.figures").command
+    command = script("report.results").command
     assert command({"command": f"python {old} RECIPE --seeds 0"}) == "python benchmarks/trips/grid.py RECIPE --seeds 0"
     assert command({"command": "python benchmarks/gone.py"}) == "python benchmarks/gone.py"
     assert command({}) == "unknown"
