@@ -47,10 +47,6 @@ def feature_matrix(shapes: Sequence[ModelShape]) -> np.ndarray:
 def fit(shapes: Sequence[ModelShape], milliseconds: Sequence[float]) -> dict[str, float]:
     """Coefficients in ms per unit of each feature, none negative, that minimise the squared relative error.
 
-    Args:
-        shapes: What was measured, N of them.
-        milliseconds: Latency of each, positive.
-
     Raises:
         ManifestError: If there is nothing to fit, or a latency is not positive and finite.
     """
@@ -113,11 +109,8 @@ def _feasible(matrix: np.ndarray, targets: np.ndarray, x: np.ndarray, active: np
 def predicted_ms(shape: ModelShape, profile: DeviceProfile, *, all_cores: bool = False) -> float | None:
     """Milliseconds of one fp32 input on a device: by its coefficients, else from its GFLOP/s, else None.
 
-    Args:
-        shape: The model.
-        profile: The device. Those of `devices.yaml` have no coefficients; `edvit profile` fits some.
-        all_cores: Use the coefficients for all cores where the profile has them, not those for one thread.
-            Without any coefficients it makes no difference: `sustained_gflops` is a figure of all cores.
+    Only what `edvit profile` wrote has coefficients. `all_cores` takes those for all cores where there are some, not
+    those for one thread; `sustained_gflops` is a figure of all cores anyway.
     """
     coefficients = profile.latency_all_cores if all_cores and profile.latency_all_cores else profile.latency
     if coefficients is not None:

@@ -25,13 +25,8 @@ def detect_profile(
 ) -> str:
     """Name the profile of this machine.
 
-    x86-64 is told by the CPU flags the kernel lists; where it lists none (macOS, Windows), or lists no AVX2,
-    the answer is "x86-avx2" with a warning. arm64 is told by the board's name, "arm64" for an unknown board.
-
-    Args:
-        machine (`str`): Architecture as `platform.machine()` gives it, which is the default.
-        cpuinfo (`Path`): The kernel's CPU description.
-        board (`Path`): The kernel's board name, on ARM boards.
+    x86-64 is told by the CPU flags the kernel lists; where it lists none (macOS, Windows), or lists no AVX2, the
+    answer is "x86-avx2" with a warning. arm64 is told by the board's name, "arm64" for an unknown board.
 
     Raises:
         ManifestError: On any other architecture: there is no int8 preset for it.

@@ -91,10 +91,7 @@ class DeviceProfile:
 
 @cache
 def load_profiles(path: Path | None = None) -> Mapping[str, DeviceProfile]:
-    """Read the device profiles, by name.
-
-    Args:
-        path (`Path`): Another profiles file; by default the one that ships with the library.
+    """Read the device profiles, by name; those that ship with the library, unless another file is given.
 
     Raises:
         ManifestError: If the file breaks its format.
@@ -110,9 +107,7 @@ def load_profiles(path: Path | None = None) -> Mapping[str, DeviceProfile]:
 def unknown_profile(name: str, also: Iterable[str] = ()) -> str | None:
     """What to say of a kind of hardware that nobody knows, for the caller's own error; None if it is known.
 
-    Args:
-        name (`str`): What somebody asked for.
-        also (`Iterable[str]`): Names beside those of devices.yaml: an ensemble may be of a later version's.
+    `also` are names beside those of devices.yaml: an ensemble may be of a later version's.
     """
     known = sorted({*load_profiles(), *also})
     if name in known:
@@ -125,9 +120,6 @@ def unknown_profile(name: str, also: Iterable[str] = ()) -> str | None:
 
 def load_profile(path: str | Path) -> DeviceProfile:
     """Read the profile of one machine, as `edvit profile` writes it.
-
-    Args:
-        path (`str` or `Path`): A YAML file with the fields of `DeviceProfile` and `schema_version`.
 
     Raises:
         ManifestError: If the file is absent, damaged, of another format, or holds a figure that cannot be.

@@ -111,10 +111,6 @@ class _Writer:
 def encoder_graph(shape: ModelShape, *, seed: int = 0) -> "ModelProto":
     """A ViT classifier of this shape as the export would draw it: pixels (batch, C, H, W) -> features and logits.
 
-    Args:
-        shape: Of `encoder_shape`; its tokens, patches and widths decide the graph.
-        seed: Of the weights.
-
     Raises:
         MissingExtraError: If onnx is not installed.
     """

@@ -75,10 +75,7 @@ def list_files(root: Path) -> list[LocalFile]:
 def check_folder(root: Path, files: Sequence[LocalFile], *, needs_card: bool = True) -> tuple[Manifest, list[str]]:
     """The folder's manifest, and remarks on what nobody measured.
 
-    Args:
-        root (`Path`): The ensemble folder.
-        files (`Sequence[LocalFile]`): What is in it.
-        needs_card (`bool`): Whether a missing README.md is a fault; one that is there is checked anyway.
+    A card that is there is checked; a missing one is a fault only with `needs_card`.
 
     Raises:
         HubError: With everything that has to be put right, not just the first.
@@ -282,12 +279,7 @@ def filled_card(text: str, repo: str) -> str:
 
 
 def card_faults(text: str | None, files: Set[str]) -> Iterator[str]:
-    """Blanks of a card, one sentence each.
-
-    Args:
-        text (`str`): README.md; None if there is none.
-        files (`Set[str]`): Paths of what is published with it.
-    """
+    """Blanks of a card (None: there is none), one sentence each; `files` are the paths of what is published with it."""
     if text is None:
         yield "README.md is missing: nobody could tell what the ensemble is. Run the `card` stage."
         return

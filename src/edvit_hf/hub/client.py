@@ -33,9 +33,8 @@ class UnreachableError(HubError):
 def connect(token: str | None = None, endpoint: str | None = None) -> "HfApi":
     """The Hub's client.
 
-    Args:
-        token (`str`, *optional*): Default: HF_TOKEN, or the one that `hf auth login` stored.
-        endpoint (`str`, *optional*): Default: HF_ENDPOINT, or the Hub itself.
+    Without `token` it takes HF_TOKEN, or the one that `hf auth login` stored; without `endpoint` HF_ENDPOINT, or the
+    Hub.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -60,13 +59,8 @@ def connect(token: str | None = None, endpoint: str | None = None) -> "HfApi":
 def ask(doing: str, repo: str, call: Callable[[], _Value], *, tries: int = MAX_TRIES) -> _Value:
     """Call the Hub; tries again after a fault that passes, as long as the server asks to wait (`Retry-After`).
 
-    The client itself does this for uploads and downloads only, not for reading or writing a repository's state.
-
-    Args:
-        doing (`str`): What is tried, after "while", for messages.
-        repo (`str`): Repository, for messages.
-        call (`Callable`): May be called several times.
-        tries (`int`): How often at most.
+    The client itself does this for uploads and downloads only, not for reading or writing a repository's state. `doing`
+    and `repo` say in messages what is tried, after "while", and where.
 
     Raises:
         HubError: For any fault of the Hub or of the connection that stays.

@@ -90,16 +90,8 @@ def commit_changes(
 ) -> tuple[str, list[str], Any]:
     """Send in one commit what differs from the repository, on top of the state that was read and no other.
 
-    Where another commit comes first, the repository is read again.
-
-    Args:
-        api (`HfApi`): The client.
-        repo (`str`): Repository.
-        changes (`Callable`): From a repository's state: files to send, and paths to remove. May be called again.
-        message (`str`): Of the commit.
-        repo_type (`str`): "model" or "space".
-        revision (`str`, *optional*): Branch.
-        create_pr (`bool`): Propose it as a pull request.
+    `changes` tells from a repository's state which files to send and which paths to remove; where another commit comes
+    first, it is asked again.
 
     Returns:
         The commit, what it removed, and the client's description of it: None where nothing differed, and the commit is

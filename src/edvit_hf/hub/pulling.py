@@ -134,15 +134,9 @@ def ensemble_folder(
 ) -> Path:
     """The folder `source` itself, or what is needed of the Hub repository of that name, fetched into a cache.
 
-    The cache is `EDVIT_CACHE_DIR`, by default ~/.cache/edvit_hf. Without a connection, what an earlier call fetched
-    for the same revision is used, with a warning.
-
-    Args:
-        source (`str | Path`): Folder, or Hub id.
-        revision (`str`, *optional*): Branch, tag or commit of the repository.
-        precision (`str`): Of the files wanted.
-        profile (`str`, *optional*): Kind of hardware whose files are wanted; None: this one.
-        sub_models (`Sequence[int]`, *optional*): Which ones; None: all.
+    The cache is `EDVIT_CACHE_DIR`, by default ~/.cache/edvit_hf. Without a connection, what an earlier call fetched for
+    the same revision is used, with a warning. Of a repository only the files of one precision and kind of hardware
+    (None: this machine's) are fetched, and only of some sub-models if they are named.
 
     Raises:
         EDViTError: Neither a folder nor a Hub id, or a folder with a revision.

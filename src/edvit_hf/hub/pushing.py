@@ -214,14 +214,12 @@ def variants_for(manifest: Manifest, profile: str) -> list[Variant]:
     """
     found = [variant for variant in manifest.variants if profile in variant.profiles]
     if not found:
-        known = sorted({name for variant in manifest.variants for name in variant.profiles})
-        refusal = unknown_profile(profile)
-        if refusal is not None:
+        if refusal := unknown_profile(profile):
             raise HubError(refusal)
         raise HubError(
             f"Expected files made for {profile!r}, but the folder holds such files only for: "
-            f"{', '.join(known) or 'no kind of hardware'}. There is nothing to add. Export them: `edvit export DIR "
-            f"--profile {profile}`."
+            f"{', '.join(manifest.profiles) or 'no kind of hardware'}. There is nothing to add. Export them: `edvit "
+            f"export DIR --profile {profile}`."
         )
     return found
 

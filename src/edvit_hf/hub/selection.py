@@ -9,7 +9,7 @@ from typing import Literal
 from edvit_hf.errors import HubError, ManifestError, did_you_mean
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
-from edvit_hf.manifest.entries import suited_variants
+from edvit_hf.manifest.entries import offered, suited_variants
 from edvit_hf.manifest.placement import PlacedDevice, PlacementFile
 from edvit_hf.tasks import PROCESSOR_FILES
 
@@ -51,16 +51,10 @@ def select_by_profile(
     raw_inputs: bool = False,
     fusion: bool = False,
 ) -> Selection:
-    """What a device of one kind of hardware needs to run some sub-models.
+    """What a device of one kind of hardware needs to run some sub-models (none: it fuses only).
 
-    Args:
-        manifest (`Manifest`): Of the ensemble.
-        sub_models (`Sequence[int]`): Which ones; may be empty for a device that fuses only.
-        profile (`str`, *optional*): Kind of hardware. May be left out where `precision` is not "int8".
-        precision (`str`, *optional*): Default: "int8", and an error that says what there is where none suits the
-            profile: a device never falls back to larger files unasked.
-        raw_inputs (`bool`): Take the files that prepare their inputs themselves.
-        fusion (`bool`): The fusion head too.
+    The default precision is "int8", with an error that says what there is where none suits the profile: a device never
+    falls back to larger files unasked. Only where the precision is another one may the profile be left out.
 
     Raises:
         HubError: An index, a profile or a file that does not exist; the message names those that do.
@@ -77,11 +71,12 @@ def select_by_profile(
             "them. Name --sub-model INDEX, --placement FILE with --device NAME, or --fusion."
         )
     if profile is not None:
-        _check_profile(manifest, profile)
+        if refusal := unknown_profile(profile, manifest.profiles):
+            raise HubError(refusal)
     elif sub_models and precision in (None, "int8"):
         raise HubError(
             f"Expected a kind of hardware, got none. int8 files are made for one instruction set and may be slow or "
-            f"wrong on another. Name one with --profile ({', '.join(_profiles(manifest))}), or --precision fp32."
+            f"wrong on another. Name one with --profile ({', '.join(manifest.profiles)}), or --precision fp32."
         )
     inputs = "raw" if raw_inputs else "prepared"
     chosen = {
@@ -142,7 +137,7 @@ def _placed_variants(manifest: Manifest, placed: PlacedDevice, device: str) -> d
         found = next((v for v in sub_model.variants if v.file == entry.file), None)
         if found is None:
             raise HubError(
-                f"Expected for {device!r} a file of sub-model {entry.index} ({_offers(sub_model)}), got "
+                f"Expected for {device!r} a file of sub-model {entry.index} ({offered(sub_model.variants)}), got "
                 f"{entry.file!r}, which this ensemble lacks. The placement was made for other exports. Make it anew: "
                 "`edvit plan REPO --fleet FLEET`."
             )
@@ -161,7 +156,7 @@ def _variant_for(entry: SubModelEntry, profile: str | None, precision: str, inpu
     where, raw = profile or "any hardware", " and raw inputs" if inputs == "raw" else ""
     raise HubError(
         f"Expected a file of sub-model {entry.index} for {where} with precision {precision}{raw}, got only: "
-        f"{_offers(entry)}. One made for other instructions may be slow or wrong there. "
+        f"{offered(entry.variants)}. One made for other instructions may be slow or wrong there. "
         f"{f'Take one that fits any hardware ({ways}), or export' if ways else 'Export'} one: "
         f"`edvit export DIR --profile {profile or 'NAME'}`, `edvit push DIR REPO --profile {profile or 'NAME'}`."
     )
@@ -195,21 +190,6 @@ def _selection(manifest: Manifest, chosen: Mapping[int, Variant], fuses: bool) -
 def _plain(path: str) -> str:
     """Without "." and doubled slashes, which a manifest may hold and no listing of a folder does."""
     return PurePosixPath(path).as_posix()
-
-
-def _check_profile(manifest: Manifest, profile: str) -> None:
-    refusal = unknown_profile(profile, _profiles(manifest))
-    if refusal is not None:
-        raise HubError(refusal)
-
-
-def _profiles(manifest: Manifest) -> list[str]:
-    """Kinds of hardware that files were made for."""
-    return sorted({p for entry in manifest.sub_models for v in entry.variants for p in v.profiles})
-
-
-def _offers(entry: SubModelEntry) -> str:
-    return "; ".join(f"{v.name} for {', '.join(v.profiles) or 'any hardware'}" for v in entry.variants)
 
 
 def _groups(manifest: Manifest) -> str:

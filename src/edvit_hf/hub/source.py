@@ -19,9 +19,7 @@ _HUB_ID = re.compile(r"(?!.*(\.\.|--))([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.
 def is_hub_id(text: str, *, with_owner: bool = False) -> bool:
     """Whether `text` could be the id of a Hub repository: no path that leads anywhere, no address, no option.
 
-    Args:
-        text (`str`): NAME or OWNER/NAME.
-        with_owner (`bool`): Only OWNER/NAME counts, which alone can be written to.
+    NAME and OWNER/NAME both can; `with_owner` takes only the latter, which alone can be written to.
     """
     return _HUB_ID.fullmatch(text) is not None and ("/" in text or not with_owner)
 

@@ -75,6 +75,11 @@ class Manifest:
         """Every graph: the sub-models' in order, then the fusion head's and those of the whole ensemble."""
         return [v for entry in self.sub_models for v in entry.variants] + self.fusion.variants + self.whole
 
+    @property
+    def profiles(self) -> list[str]:
+        """The kinds of hardware that files were made for."""
+        return sorted({name for variant in self.variants for name in variant.profiles})
+
     def to_json(self) -> str:
         """The manifest as JSON text, keys in the order of the fields; numbers of a list share a line."""
         text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
@@ -163,13 +168,10 @@ class Manifest:
     def verify_files(
         self, root: Path | str, *, sub_models: Sequence[int] | None = None, precision: str | None = None
     ) -> None:
-        """Check size and hash of every listed file.
+        """Check size and hash of every listed file, or only of those of some sub-models or of one precision.
 
-        Args:
-            root (`Path`): Ensemble folder.
-            sub_models (`Sequence[int]`): Only these, without whole graphs (a device holds its own). The fusion head
-                always is.
-            precision (`str`): Only files of this precision, where the owner has one.
+        With `sub_models` whole graphs are left out (a device holds its own); the fusion head never is. Where an owner
+        has no file of `precision`, all of its files are checked.
 
         Raises:
             ManifestError: If a file is missing, truncated or altered; the message names it.

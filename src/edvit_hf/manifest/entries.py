@@ -127,9 +127,7 @@ class Variant:
     def suits(self, profile: str, preset: str | None = None) -> bool:
         """Whether it was made for that kind of hardware, or for another one with the same instructions.
 
-        Args:
-            profile (`str`): Name of the kind.
-            preset (`str`, *optional*): Its int8 preset; None: the one of devices.yaml.
+        `preset` is the kind's int8 preset; None: the one of devices.yaml.
         """
         if preset is None and (known := load_profiles().get(profile)) is not None:
             preset = known.quantization
@@ -147,17 +145,11 @@ def suited_variants(
 ) -> list[Variant]:
     """The variants of `precision` made for `profile`, else those that suit it, else those for any hardware.
 
-    This is the one answer to which files suit a device. Callers add what they do where there is none, or several.
+    This is the one answer to which files suit a device; callers add what they do where there is none, or several.
+    Without a profile it is every file of that precision. For `preset` see `Variant.suits`.
 
     Dynamic int8 comes before static, in whatever order they were exported: who asks runs it on a processor, where
     static int8 is slower, and a Jetson's static file is for its GPU.
-
-    Args:
-        variants (`Sequence[Variant]`): Of one sub-model, the fusion head or the whole ensemble.
-        precision (`str`): "fp32", "fp16" or "int8".
-        profile (`str`, *optional*): Kind of hardware; None: every file of that precision.
-        preset (`str`, *optional*): See `Variant.suits`.
-        inputs (`str`): "prepared" or "raw".
     """
     matching = [v for v in variants if v.precision == precision and v.inputs == inputs]
     matching.sort(key=lambda v: v.kind == "int8_static")  # keeps other order
@@ -165,6 +157,11 @@ def suited_variants(
         return matching
     named = [v for v in matching if profile in v.profiles]
     return named or [v for v in matching if v.suits(profile, preset)] or [v for v in matching if not v.profiles]
+
+
+def offered(variants: Sequence[Variant]) -> str:
+    """The names of some variants and what each is made for, for messages."""
+    return "; ".join(f"{v.name} for {', '.join(v.profiles) or 'any hardware'}" for v in variants)
 
 
 def select_variant(
@@ -177,9 +174,8 @@ def select_variant(
     """
     suited = suited_variants(variants, precision, profile, inputs=inputs)
     if not suited:
-        offered = [f"{v.name} for {', '.join(v.profiles) or 'any hardware'}" for v in variants]
         raise ManifestError(
-            f"{owner} has no {precision} file for {profile or 'any profile'}; it has: {', '.join(offered)}. "
+            f"{owner} has no {precision} file for {profile or 'any profile'}; it has: {offered(variants)}. "
             f"Choose one of those, or export again with that profile."
         )
     return suited[0]

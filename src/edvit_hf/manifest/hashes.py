@@ -102,7 +102,7 @@ def file_sha256(path: Path) -> str:
 def content_files(root: Path | str) -> dict[str, ContentFile]:
     """The files that make up an ensemble's identity, by relative path in order.
 
-    config.json, the processor's files (`PROCESSOR_FILES`) and *.safetensors of the root and of every sub-model
+    They are config.json, the processor's files (`PROCESSOR_FILES`) and *.safetensors of the root and of every sub-model
     folder. Cards, code, placements and exported graphs are left out: none changes an answer.
 
     Raises:

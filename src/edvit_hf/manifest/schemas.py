@@ -27,12 +27,6 @@ def schemas() -> dict[str, str]:
     return {name: json.dumps(schema, indent=2) + "\n" for name, schema in found.items()}
 
 
-def write_schemas(folder: Path = FOLDER) -> None:
-    """Write the files."""
-    for name, text in schemas().items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
@@ -87,4 +81,5 @@ def _object_schema(expected: Any, definitions: dict[str, Any]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    write_schemas()
+    for file, text in schemas().items():
+        (FOLDER / file).write_text(text, encoding="utf-8")

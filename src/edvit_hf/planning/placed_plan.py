@@ -39,10 +39,6 @@ def search_method(placement: PlacementMethod) -> tuple[bool, list[str]]:
 def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Plan:
     """Place finished sub-models: no keep is chosen, and what only a teacher tells stays empty.
 
-    Args:
-        costs (`FleetCosts`): Of the sub-models on the fleet.
-        placement: As in `plan`.
-
     Raises:
         BudgetError: They do not fit.
         MissingExtraError: "exact" was asked for and scipy is not installed.
@@ -54,11 +50,7 @@ def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Pl
 def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: Sequence[int] | None = None) -> Plan:
     """Place given sub-models: the fastest placement that holds every budget, replicas on spare devices, all figures.
 
-    Args:
-        costs (`FleetCosts`): Of the sub-models on the fleet.
-        exact: Search on from the greedy placement.
-        notes: What is known already.
-        start: A placement that fits, where one was found before.
+    With `exact` the search goes on from the greedy placement; `start` is one that fits, where one was found before.
 
     Raises:
         BudgetError: Nothing fits.
@@ -212,10 +204,8 @@ def nearest_budgets(costs: FleetCosts, *, exact: bool) -> tuple[str, dict[str, f
     """Which budget binds, and the nearest value of it that makes room, all else unchanged.
 
     Budgets are tried one kind at a time; where no single kind makes room, all are raised together, each as little as
-    will do.
-
-    Returns:
-        A sentence, and dotted budget name -> value (see `BudgetError.nearest`), both empty where none was found.
+    will do. Returns a sentence, and dotted budget name -> value (see `BudgetError.nearest`), both empty where none was
+    found.
     """
     problem, clock = costs.problem(), Clock(NEAREST_SECONDS)
     kinds = [kind for kind in BUDGETS if np.isfinite(problem.limits[kind]).any()]

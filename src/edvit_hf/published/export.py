@@ -46,14 +46,7 @@ class Measures:
 def measured_on(
     data: TaskData, class_groups: Sequence[Sequence[int]], config: ExportConfig, batch_size: int
 ) -> Measures:
-    """The validation split gates, the test split reports, and static int8 is calibrated on training items.
-
-    Args:
-        data: The loaded task.
-        class_groups: Of the ensemble.
-        config: Says how many items to calibrate on.
-        batch_size: Items per pass.
-    """
+    """The validation split gates, the test split reports, and static int8 is calibrated on training items."""
     chosen = np.random.default_rng(0).permutation(len(data.train))[: config.calibration_items]
     return Measures(
         inputs=_arrays(data.test.inputs(np.arange(min(len(data.test), _PARITY_ITEMS)))),
@@ -64,14 +57,7 @@ def measured_on(
 
 
 def split_measure(data: TaskData, name: str, class_groups: Sequence[Sequence[int]], batch_size: int) -> SplitMeasure:
-    """Measures anything that predicts on one split: the ensemble's logits, or a sub-model's vote.
-
-    Args:
-        data: The loaded task.
-        name: "validation" or "test".
-        class_groups: Of the ensemble.
-        batch_size: Items per pass.
-    """
+    """Measures what predicts on one split ("validation" or "test"): the ensemble's logits, or a sub-model's vote."""
     split, num_labels = getattr(data, name), len(data.label_names)
 
     def measure(predict: Any, class_group: Sequence[int] | None = None) -> SplitAnswers:
@@ -103,15 +89,9 @@ def export_folder(
 ) -> Manifest:
     """Export a finished ensemble in place: new variants are added, intact ones of the same weights kept.
 
-    int8 and fp16 are gated on the validation split of the dataset that `results.json` in the folder records. Where
-    that cannot be had, parity alone is measured, on seeded random inputs, and accuracy is recorded as null with the
-    reason.
-
-    Args:
-        folder: A saved ensemble.
-        config: What to write.
-        recipe: Names the dataset; it must then be there.
-        progress: Whether to show a progress bar.
+    int8 and fp16 are gated on the validation split of the dataset that `recipe` names, which must then be there, or
+    else `results.json` in the folder. Where the recorded one cannot be had, parity alone is measured, on seeded random
+    inputs, and accuracy is recorded as null with the reason.
 
     Raises:
         RecipeError: The dataset of `recipe` does not belong to the ensemble.
@@ -135,14 +115,7 @@ def export_folder(
         )
     report = measures.report and _naming(measures.report, export_command(config, recipe))
     return export_ensemble(
-        folder,
-        config=config,
-        inputs=measures.inputs,
-        gate=measures.gate,
-        report=report,
-        calibration=measures.calibration,
-        no_accuracy=measures.no_accuracy,
-        progress=progress,
+        folder, config=config, progress=progress, **vars(dataclasses.replace(measures, report=report))
     )
 
 
@@ -200,13 +173,7 @@ def fleet_profiles(path: Path) -> tuple[str, ...]:
 def make_config(
     *, fleet: Path | None, profiles: Sequence[str], precisions: Sequence[Kind] | None, **values: Any
 ) -> ExportConfig:
-    """The export's settings from a command line.
-
-    Args:
-        fleet: A fleet file, whose kinds of hardware come behind `profiles`.
-        profiles: Kinds of hardware.
-        precisions: What to write; None is what each profile asks for.
-        values: Other fields of `ExportConfig`.
+    """The export's settings from a command line; the kinds of hardware of a fleet file come behind `profiles`.
 
     Raises:
         EDViTError: A value that cannot be, a broken fleet.
@@ -221,12 +188,7 @@ def make_config(
 
 
 def export_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """What an export left, JSON-able: a row for each variant over all sub-models, then the graphs of the whole.
-
-    Args:
-        folder: The ensemble's.
-        manifest: Of the export.
-    """
+    """What an export left, JSON-able: a row for each variant over all sub-models, then the graphs of the whole."""
     entry = manifest.ensemble
     first = manifest.sub_models[0].variants
     rows = []

@@ -110,8 +110,9 @@ def read_published(target: str) -> Published:
         return _parsed(folder / name, f"{target}/{name}", parse) if (folder / name).is_file() else None
 
     config = read("config.json", _config)
-    data = read(MANIFEST_NAME, lambda found: found)
-    manifest = None if data is None else Manifest.from_json(json.dumps(data), source=f"{target}/{MANIFEST_NAME}")
+    path, manifest = folder / MANIFEST_NAME, None
+    if path.is_file():
+        manifest = Manifest.from_json(path.read_bytes(), source=f"{target}/{MANIFEST_NAME}")
     if config is None and manifest is None:
         raise ManifestError(
             f"{target}: expected a published ensemble with config.json or manifest.json, got neither. Give the folder "
@@ -133,7 +134,7 @@ def read_published(target: str) -> Published:
         parses = [partial(_own_shape, group=entry.class_group, num_classes=num) for entry in manifest.sub_models]
         names = [f"{entry.path}/config.json" for entry in manifest.sub_models]
         shapes = [read(name, parse) for name, parse in zip(names, parses, strict=True)]
-    known = {} if results is None else _stated(results.teacher)
+    teacher = Size() if results is None else results.teacher
     return Published(
         source=target,
         class_groups=groups,
@@ -142,12 +143,8 @@ def read_published(target: str) -> Published:
         results=results,
         image_size=image_size,
         fusion_hidden_size=None if values is None else values.fusion_hidden_size,
-        teacher=Size(**{**known, **_stated(parent)}),
+        teacher=Size(parameters=parent.parameters or teacher.parameters, macs=parent.macs or teacher.macs),
     )
-
-
-def _stated(size: Size) -> dict[str, int]:
-    return {name: value for name, value in dataclasses.asdict(size).items() if value is not None}
 
 
 def _parsed(path: Path, source: str, parse: Callable[[dict[str, Any]], Any]) -> Any:

@@ -56,8 +56,8 @@ def measure_exported(
         max_items: Use only the first items of the test split.
 
     Returns:
-        `dict`: JSON-able; fractions in 0..1. `rows`: the whole ensemble, then each sub-model absent alone; `absent`:
-            over subsets of k absent, as in `results.json`.
+        JSON-able; fractions in 0..1. `rows`: the whole ensemble, then each sub-model absent alone; `absent`: over
+        subsets of k absent, as in `results.json`.
 
     Raises:
         DataError: `max_items` is below 1.
@@ -83,17 +83,11 @@ def measured_by_runtime(
 ) -> dict[str, Any]:
     """Every published variant with prepared inputs, on the whole test split: what the card says of them.
 
-    Args:
-        folder: A finished ensemble with `manifest.json`.
-        data: Its dataset; None loads the one that `results.json` in the folder records.
-        config: Batch size and number of subsets.
-        command: What measures, for the record.
-        progress: Show a bar.
+    Without `data` the dataset is loaded that `results.json` in the folder records.
 
     Returns:
-        `dict`: JSON-able: `command`, `num_items`, `measured_on` (kind of hardware), `environment`, and `variants` by
-            name, each with `files_hash`, `macro_f1` and `absent` as in `results.json`: `num_absent`, `accuracy_mean`,
-            `accuracy_min`, `accuracy_max`, `num_subsets`.
+        JSON-able: `command` (what measures), `num_items`, `measured_on` (kind of hardware), `environment`, and
+        `variants` by name, each with `files_hash`, `macro_f1` and `absent` as in `results.json`.
 
     Raises:
         RecipeError, ManifestError: See `measure_exported`.

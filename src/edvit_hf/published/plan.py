@@ -29,14 +29,9 @@ def is_published(target: str) -> bool:
 def plan_published(target: str, fleet_path: Path, *, placement: PlacementMethod = "auto") -> tuple[Plan, PlacementFile]:
     """Place a finished ensemble on a fleet.
 
-    Args:
-        target: An ensemble folder, or a Hub id (then only config.json and manifest.json are fetched).
-        fleet_path: The fleet file.
-        placement: See `planning.plan`.
-
-    Returns:
-        The plan for reading, and the placement for the devices. Each device gets the int8 file that was exported for
-        its kind of instructions where there is one, else the fp32 file; its memory budget counts that file's bytes.
+    `target` is an ensemble folder, or a Hub id (then only config.json and manifest.json are fetched). Each device gets
+    the int8 file that was exported for its kind of instructions where there is one, else the fp32 file; its memory
+    budget counts that file's bytes.
 
     Raises:
         ManifestError: `target` is no published ensemble, or cannot be fetched.
@@ -97,11 +92,7 @@ def planned_variant(entry: SubModelEntry, profile: str, quantization: str) -> Va
     """The file that a device runs best: int8 for its kind or its instructions, in the order of its profile, else fp32.
 
     fp16 only where the profile names it first: on a processor without half precision it is slower than fp32.
-
-    Args:
-        entry: The sub-model.
-        profile: Name of the device's profile, a kind of hardware or a measured one.
-        quantization: Its int8 preset.
+    `quantization` is the int8 preset of the profile, which may be of one measured machine.
     """
     known = load_profiles().get(profile)
     kinds = ("int8",) if known is None else tuple(known.export)

@@ -23,9 +23,7 @@ _LOCATION = b"\x0a\x08location"
 
 def check_profile(manifest: Manifest, profile: str | None) -> None:
     """Refuse a kind of hardware that neither this library nor the ensemble knows."""
-    named = (name for variant in manifest.variants for name in variant.profiles)
-    refusal = None if profile is None else unknown_profile(profile, named)
-    if refusal is not None:
+    if profile is not None and (refusal := unknown_profile(profile, manifest.profiles)):
         raise EDViTError(refusal)
 
 
