@@ -19,10 +19,8 @@ storage probabilities splitting
 architectures
 auto hardware
 manifest transforms
-data
-planning pruning training evaluation
-hub
-export bench card
+data hub
+planning pruning training evaluation export bench card
 runtime
 published
 recipe

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edvit_hf.data.augmentation.config import Augmentation
+from edvit_hf.data.augmentation import Augmentation
 
 OPERATIONS = ("nothing", "brightness", "contrast", "saturation", "sharpness", "posterize", "solarize")
 """What is drawn from, each with the same probability."""

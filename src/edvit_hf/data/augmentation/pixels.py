@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edvit_hf.data.augmentation.config import Augmentation
+from edvit_hf.data.augmentation import Augmentation
 
 _GRID_PADDING = {"black": "zeros", "border": "border", "reflection": "reflection"}
 

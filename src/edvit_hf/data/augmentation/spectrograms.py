@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edvit_hf.data.augmentation.config import Augmentation
+from edvit_hf.data.augmentation import Augmentation
 
 _NEPER_PER_DB = float(np.log(10) / 10)  # the features are natural logarithms of power
 
