@@ -225,9 +225,9 @@ def test_visitors_who_ask_at_once_open_an_ensemble_once():
         go.wait(60)
         return object()
 
-    shelf = OpenedOnce(max_named=2, max_opening=2, seconds=60)
+    openings = OpenedOnce(max_named=2, max_opening=2, seconds=60)
     found = []
-    askers = [threading.Thread(target=lambda: found.append(shelf.get("a", load, is_bundle=False))) for _ in range(6)]
+    askers = [threading.Thread(target=lambda: found.append(openings.get("a", load, is_bundle=False))) for _ in range(6)]
     for asker in askers:
         asker.start()
     go.set()
@@ -243,45 +243,45 @@ def test_opening_is_bounded_in_time_and_number_and_goes_on_behind_the_visitor():
         go.wait(60)
         return loaded
 
-    shelf = OpenedOnce(max_named=4, max_opening=1, seconds=0.05)
+    openings = OpenedOnce(max_named=4, max_opening=1, seconds=0.05)
     with pytest.raises(EDViTError, match="goes on: try again"):
-        shelf.get("slow", slow, is_bundle=False)
+        openings.get("slow", slow, is_bundle=False)
     with pytest.raises(EDViTError, match="Others open ensembles"):
-        shelf.get("another", object, is_bundle=False)
-    shelf._seconds = 60  # what is quick takes long on a busy machine
-    assert shelf.get("bundle", lambda: 7, is_bundle=True) == 7, "what the page came with is always there"
+        openings.get("another", object, is_bundle=False)
+    openings._seconds = 60  # what is quick takes long on a busy machine
+    assert openings.get("bundle", lambda: 7, is_bundle=True) == 7, "what the page came with is always there"
     go.set()
-    assert shelf.get("slow", pytest.fail, is_bundle=False) is loaded
+    assert openings.get("slow", pytest.fail, is_bundle=False) is loaded
     end = time.monotonic() + 60
     while time.monotonic() < end:
         with contextlib.suppress(EDViTError):  # the thread that opened the first one may not have ended
-            assert shelf.get("another", lambda: 3, is_bundle=False) == 3
+            assert openings.get("another", lambda: 3, is_bundle=False) == 3
             break
-    assert shelf.find("another") == 3
+    assert openings.find("another") == 3
 
 
 def test_whatever_breaks_while_opening_is_a_sentence_and_the_next_try_is_free():
-    shelf = OpenedOnce(max_named=1, max_opening=1, seconds=60)
+    openings = OpenedOnce(max_named=1, max_opening=1, seconds=60)
 
     def fail():
         raise ZeroDivisionError("inside")
 
     for _ in range(3):
         with pytest.raises(VisitorError, match="cannot be opened here") as caught:
-            shelf.get("x", fail, is_bundle=False)
+            openings.get("x", fail, is_bundle=False)
         assert "inside" not in str(caught.value)
 
 
 def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_threads(tmp_path_factory):
     before = set(threading.enumerate())  # not their numbers: those of ended threads are given again
-    shelf = OpenedOnce(max_named=1, max_opening=1, seconds=60)
+    openings = OpenedOnce(max_named=1, max_opening=1, seconds=60)
     first, second = (str(folder) for folder in list(write_each(tmp_path_factory).values())[:2])
 
     def load(source):
         return lambda: ensembles._open_source(source, name=source, may_be_folder=True)
 
-    held = shelf.get(first, load(first), is_bundle=False)
-    shelf.get(second, load(second), is_bundle=False)
+    held = openings.get(first, load(first), is_bundle=False)
+    openings.get(second, load(second), is_bundle=False)
     assert held.runtime.predict({"pixel_values": np.zeros((1, 3, 8, 8), "float32")}).labels, "in use: it lives"
     del held
     gc.collect()
@@ -295,14 +295,14 @@ def test_the_last_few_stay_open_and_an_ensemble_that_nobody_uses_ends_its_thread
 
 
 def test_of_those_that_visitors_named_the_one_asked_for_longest_ago_goes_first():
-    shelf = OpenedOnce(max_named=2, max_opening=1, seconds=60)
-    shelf.get("bundle", lambda: 7, is_bundle=True)
+    openings = OpenedOnce(max_named=2, max_opening=1, seconds=60)
+    openings.get("bundle", lambda: 7, is_bundle=True)
     for key in ("a", "b", "a", "c"):
-        shelf.get(key, lambda key=key: key.upper(), is_bundle=False)
-    assert [shelf.find(key) for key in ("bundle", "a", "b", "c", "absent")] == [7, "A", None, "C", None]
-    shelf.find("a")
-    shelf.get("d", lambda: "D", is_bundle=False)
-    assert [shelf.find(key) for key in ("a", "c", "d")] == ["A", None, "D"]
+        openings.get(key, lambda key=key: key.upper(), is_bundle=False)
+    assert [openings.find(key) for key in ("bundle", "a", "b", "c", "absent")] == [7, "A", None, "C", None]
+    openings.find("a")
+    openings.get("d", lambda: "D", is_bundle=False)
+    assert [openings.find(key) for key in ("a", "c", "d")] == ["A", None, "D"]
 
 
 def test_an_ensemble_of_giant_inputs_is_refused(monkeypatch, tmp_path):

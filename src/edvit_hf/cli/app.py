@@ -3,8 +3,7 @@
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,37 +53,29 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command whose errors are told in plain words; its option `verbose` sets what is logged."""
+    """Make a function a command.
+
+    Errors a user can act on become one message and exit code 1, an interruption becomes 130. Warnings go to standard
+    error; with the option `verbose` also what each step does.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> None:
-            start_logging(bool(options.get("verbose")))
-            with plain_errors():
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            logging.getLogger("edvit_hf").setLevel(logging.INFO if options.get("verbose") else logging.WARNING)
+            try:
                 function(*arguments, **options)
+            except EDViTError as error:
+                log_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                raise typer.Exit(1) from error
+            except KeyboardInterrupt as error:
+                log_console.print("interrupted: finished work is kept, the same command resumes", markup=False)
+                raise typer.Exit(130) from error
 
         return group.command()(run)
 
     return register
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors a user can act on become one message and exit code 1; an interruption becomes 130."""
-    try:
-        yield
-    except EDViTError as error:
-        log_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        log_console.print("interrupted: finished work is kept, the same command resumes", markup=False)
-        raise typer.Exit(130) from error
-
-
-def start_logging(verbose: bool = False) -> None:
-    """Warnings to standard error; with `verbose` also what each step does."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("edvit_hf").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def quiet_transformers() -> None:
