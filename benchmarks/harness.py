@@ -1,4 +1,4 @@
-"""What every benchmark shares: its command line, its results file, where its figures come from, and fresh processes.
+"""Give benchmarks what they share: a command line, a results file, provenance, cells done once, fresh processes.
 
 A script puts this folder on the path and imports from here; this file is not run by itself.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far is an fp32 ONNX graph from torch? Five architectures, three kinds of input, every batch size and length.
+"""Measure how far fp32 ONNX graphs are from torch: five architectures, three kinds of input, all batch sizes, lengths.
 
     python benchmarks/export/export_parity.py
 

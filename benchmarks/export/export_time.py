@@ -1,4 +1,4 @@
-"""How long an export takes: ten sub-models in three variants (fp32, fp16, dynamic int8), with parity of every file.
+"""Measure how long an export takes: ten sub-models in three variants (fp32, fp16, dynamic int8), parity included.
 
     python benchmarks/export/export_time.py [ENSEMBLE ...]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What exported ensembles keep and weigh: accuracy by variant, the gate's worst class group, int8 weights, one pull.
+"""Gather what exported ensembles keep and weigh: accuracy by variant, flips of the gate, int8 weights, one pull.
 
     python benchmarks/export/exported_ensembles.py FOLDER...
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the latency that `edvit profile` lets us predict agree with what real exports take?
+"""Compare the latency that `edvit profile` predicts with what real exports take.
 
     python benchmarks/planning/latency_prediction.py
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the exact placement worth it, and do plans keep every budget? 200 random fleets of 2 to 20 unequal devices.
+"""Plan 200 random fleets of 2 to 20 unequal devices: exact against greedy placement, every budget checked.
 
     python benchmarks/planning/planner_fleets.py
 

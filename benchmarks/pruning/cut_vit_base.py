@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long does cutting ViT-B/16 into ten sub-models take, scores given, and how much memory beside the teacher?
+"""Measure time and memory of cutting ViT-B/16 into ten sub-models, scores given.
 
     python benchmarks/pruning/cut_vit_base.py
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the cheap importance scores rank units as the exact class-wise KL does, and at what cost?
+"""Compare how the cheap importance scores and the exact class-wise KL rank units, and what each costs.
 
     python benchmarks/pruning/importance_agreement.py WORK/01_teacher/model --recipe digits --work-dir WORK
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the cheap importance scores cost accuracy once the sub-models are distilled and fused?
+"""Compare importance scores by the accuracy once the sub-models are distilled and fused.
 
     python benchmarks/pruning/importance_distilled.py WORK0 WORK1 WORK2 --recipe mnist_small --out FOLDER
 

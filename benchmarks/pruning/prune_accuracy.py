@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy right after pruning, before any retraining: scores x attention kinds x keep, with and without compensation.
+"""Measure accuracy right after pruning, before any retraining, by scores, kind of attention, keep and compensation.
 
     python benchmarks/pruning/prune_accuracy.py WORK/01_teacher/model ... --recipe mnist_small --figure
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Side by side with Torch-Pruning: same trained model, same sizes, same retraining, its own importance and groups.
+"""Compare with Torch-Pruning: same trained model, sizes and retraining, its own importance and groups.
 
     pip install torch-pruning==1.6.1
     python benchmarks/pruning/torch_pruning_comparison.py WORK/01_teacher/model --recipe mnist_small

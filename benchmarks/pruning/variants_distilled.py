@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of attention kind and compensation once the sub-models are distilled and fused?
+"""Compare kinds of attention, with and without compensation, once the sub-models are distilled and fused.
 
     python benchmarks/pruning/variants_distilled.py WORK ... --recipe mnist_small --out FOLDER
 

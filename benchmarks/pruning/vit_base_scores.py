@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do scores of all 46,848 units of ViT-B/16 cost, next to the exact KL?
+"""Measure what scores of all 46,848 units of ViT-B/16 cost, next to the exact KL.
 
     python benchmarks/pruning/vit_base_scores.py
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: parity of the graphs, what int8 costs on every recipe, and how long an export takes."""
+"""Write the section on exports: parity of the graphs, what int8 costs on every recipe, and how long an export takes."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: recipes measured for several numbers of sub-models and seeds, with one teacher per seed."""
+"""Write the tables of recipes that were measured for several numbers of sub-models and seeds."""
 
 import re
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: which classes go together, plans for fleets, latency predicted and measured."""
+"""Write the sections on splitting, and on planning and latency: plans for fleets, latency predicted and measured."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: what scores cost, what they are worth, and what is left right after pruning."""
+"""Write the section on pruning: what scores cost and are worth, and what is left after pruning and distillation."""
 
 import re
 import statistics

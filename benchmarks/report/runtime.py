@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: the runtime on one machine: its price, its answers beside torch's, failing devices, HTTP, and the Space."""
+"""Write the section on the runtime: its price, its answers beside torch's, failing devices, HTTP, and the Space."""
 
 from typing import Any
 

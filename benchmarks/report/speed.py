@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: int8 and torch beside the fp32 ratio, what each way to write the graph gains, and docs/guides/speed.md."""
+"""Write the tables of docs/guides/speed.md, and the lines on int8, torch and other ways to write the graph."""
 
 from typing import Any
 

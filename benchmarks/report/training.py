@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: what the choices of training are worth, smaller devices, the loop's speed, the cost of preprocessing."""
+"""Write the sections on choices of training, smaller devices, the training loop, preprocessing, and ESC-10."""
 
 from typing import Any
 

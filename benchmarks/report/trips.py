@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: whole trips, their exports, absent sub-models, start-up times."""
+"""Write the sections on whole trips, their exports and absent sub-models, and start-up times."""
 
 from typing import Any
 

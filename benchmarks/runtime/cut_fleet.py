@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three sub-models of a ViT-Base with random weights, exported: what the benchmarks of the runtime run."""
+"""Export three sub-models of a ViT-Base with random weights, for the benchmarks of the runtime."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How long `import edvit_hf` and `import edvit_hf.runtime` take in a fresh interpreter.
+"""Measure how long `import edvit_hf`, `edvit_hf.runtime` and `edvit_hf.auto` take in a fresh interpreter.
 
     python benchmarks/runtime/import_time.py
 

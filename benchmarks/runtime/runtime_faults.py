@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the coordinator does with devices that lose, hang, repeat, damage and outdate their answers.
+"""Run the coordinator over devices that lose, hang, repeat, damage and outdate answers, and check every answer.
 
     python benchmarks/runtime/runtime_faults.py
 

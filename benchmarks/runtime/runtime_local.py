@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the local runtime costs beside its sub-models, and how well it uses the cores.
+"""Measure what the local runtime costs beside its sub-models, and how well it uses the cores.
 
     python benchmarks/runtime/runtime_local.py [--ensemble DIR ...]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a real `edvit serve` process does when five times as much comes as it can answer.
+"""Measure a real `edvit serve` process while five times as much comes as it can answer.
 
     python benchmarks/runtime/serve_load.py [--ensemble DIR]
 

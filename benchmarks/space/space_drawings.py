@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Space makes of a drawn digit: how thick MNIST's strokes are, and how often drawings are answered right.
+"""Measure how thick MNIST's strokes are, and how often the Space answers drawings of them right.
 
     EDVIT_DATA_DIR=... python benchmarks/space/space_drawings.py ENSEMBLE [--items N] [--seed N]
 

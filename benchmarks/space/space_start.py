@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon the Space answers, how much memory it holds, and how long one answer takes.
+"""Measure how soon the Space answers, how much memory it holds, and how long one answer takes.
 
     python benchmarks/space/space_start.py [--rounds N] [--repeats N]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ViT-Base benchmarks share: both models with random weights, their graphs, fresh processes that time them."""
+"""Build ViT-Base and its sub-model with random weights, draw their graphs, and time them in fresh processes."""
 
 import json
 import sys

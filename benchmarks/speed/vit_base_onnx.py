@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much faster is one sub-model (2 of 12 heads) than ViT-Base in ONNX Runtime, and what eats the rest?
+"""Measure how much faster one sub-model (2 of 12 heads) is than ViT-Base in ONNX Runtime, and where the rest goes.
 
     python benchmarks/speed/vit_base_onnx.py
 

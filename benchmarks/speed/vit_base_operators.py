@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can the export do about the time that a small sub-model does not spend on products? Measured, one by one.
+"""Measure what other ways to write or run the graph of a small sub-model gain, one by one.
 
     python benchmarks/speed/vit_base_operators.py
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other ways to write an exported ViT, as rewrites of the graph that the export draws; what each gains is measured.
+"""Rewrite the graph that the export draws of a ViT in other ways, for `vit_base_operators.py` to time.
 
 Each takes an ONNX model and changes it in place. They know this one graph: they are for `vit_base_operators.py`, and
 what proved worth it is in `edvit_hf.export.graphs.read_early`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,23 +68,17 @@ class Editor:
         del self.graph.node[:]
         self.graph.node.extend(nodes)
 
-    def attentions(self) -> Iterator[Attention]:
-        """Every layer's, first to last."""
-        for softmax in [node for node in self.graph.node if node.op_type == "Softmax"]:
-            scaled = self.maker(softmax.input[0])
-            scores = self.maker(scaled.input[0])
-            mixed = next(node for node in self.graph.node if softmax.output[0] in node.input)
-            turned = next(node for node in self.graph.node if mixed.output[0] in node.input)
-            joined = next(node for node in self.graph.node if turned.output[0] in node.input)
-            inner, inputs = [softmax, scaled, scores, mixed, turned, joined], []
-            for name in (scores.input[0], scores.input[1], mixed.input[1]):
-                transposed = self.maker(name)
-                split = self.maker(transposed.input[0])
-                inner += [transposed, split]
-                inputs.append(split.input[0])
-            heads = int(self.array(self.maker(self.maker(scores.input[1]).input[0]).input[1])[2])
-            scale = float(self.array(scaled.input[1]))
-            yield Attention((inputs[0], inputs[1], inputs[2]), joined.output[0], heads, scale, inner)
+    def replace_attention(self, attention: Attention, operator: str, **values: Any) -> None:
+        """Put one operator where an attention was."""
+        output = attention.output
+        node = helper.make_node(operator, list(attention.inputs), [output], name=f"node_{output}", **values)
+        self.replace(attention.inner, [node])
+
+    def attentions(self) -> list[Attention]:
+        """Every layer's without a mask, first to last."""
+        graph = ReadGraph(self.model)
+        found = [_attention_around(graph, node) for node in graph.nodes if node.op_type == "Softmax"]
+        return [attention for attention in found if attention is not None]
 
 
 def fix_batch(model: ModelProto) -> None:
@@ -102,7 +95,7 @@ def fold_attention(model: ModelProto) -> None:
     Softmax weights sum to one, and a number added to a whole row of scores does not change them.
     """
     editor = Editor(model)
-    for attention in list(editor.attentions()):
+    for attention in editor.attentions():
         query, key, value = (editor.linear(name) for name in attention.inputs)
         for node, position in ((query[0], 1), (query[1], 1)):
             scaled = editor.array(node.input[position]) * np.float32(attention.scale)
@@ -128,7 +121,7 @@ def _bypass(graph: GraphProto, gone: NodeProto) -> None:
 def merge_projections(model: ModelProto) -> None:
     """One product of three times the width instead of three, where all three read the same tokens."""
     editor = Editor(model)
-    for index, attention in enumerate(list(editor.attentions())):
+    for index, attention in enumerate(editor.attentions()):
         pairs = [editor.linear(name) for name in attention.inputs]
         if len({product.input[0] for product, _ in pairs}) > 1:
             continue
@@ -165,26 +158,18 @@ def fuse_attention(model: ModelProto) -> int:
     """
     if next(entry.version for entry in model.opset_import if entry.domain == "") < _ATTENTION_SINCE:
         return 0
-    graph = ReadGraph(model)
-    made: dict[str, NodeProto] = {}
-    gone: set[str] = set()
-    for softmax in graph.nodes:
-        found = _attention_around(graph, softmax) if softmax.op_type == "Softmax" else None
-        if found is not None:
-            inputs, inner, attributes = found
-            output = inner[-1].output[0]
-            made[output] = helper.make_node("Attention", inputs, [output], name=f"node_{output}", **attributes)
-            gone |= {node.output[0] for node in inner}
-    nodes = [made.get(node.output[0], node) for node in graph.nodes if node.output[0] not in gone - set(made)]
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.graph.node[:]
-    graph.graph.node.extend(copies)
-    drop_unread(graph.graph)
-    return len(made)
+    editor = Editor(model)
+    found = editor.attentions()
+    for attention in found:
+        heads = {"q_num_heads": attention.heads, "kv_num_heads": attention.heads}
+        editor.replace_attention(attention, "Attention", scale=attention.scale, **heads)
+    if found:
+        drop_unread(model.graph)
+    return len(found)
 
 
-def _attention_around(graph: ReadGraph, softmax: NodeProto) -> tuple[list[str], list[NodeProto], dict[str, Any]] | None:
-    """Queries, keys and values (B, T, d), the nodes from them to the output in order, and the operator's attributes."""
+def _attention_around(graph: ReadGraph, softmax: NodeProto) -> Attention | None:
+    """The attention whose weights a softmax makes; None where it is masked or its weights are read elsewhere too."""
     scaled = _maker(graph, softmax.input[0], "Mul")
     scores = scaled and _maker(graph, scaled.input[0], "MatMul")
     mixed = _reader(graph, softmax.output[0], "MatMul")
@@ -209,9 +194,8 @@ def _attention_around(graph: ReadGraph, softmax: NodeProto) -> tuple[list[str], 
     width, size = widths.pop()
     if not isinstance(width, int) or size < 1 or width % size or softmax.input[0] == mixed.input[1]:
         return None
-    heads = width // size
-    attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": float(scale.reshape(()))}
-    return inputs, [*inner, scores, scaled, softmax, mixed, turned, joined], attributes
+    inner += [scores, scaled, softmax, mixed, turned, joined]
+    return Attention(tuple(inputs), joined.output[0], width // size, float(scale.reshape(())), inner)
 
 
 def _maker(graph: ReadGraph, name: str, op_type: str) -> NodeProto | None:
@@ -231,11 +215,9 @@ def _reader(graph: ReadGraph, name: str, op_type: str) -> NodeProto | None:
 def use_multi_head_attention(model: ModelProto) -> None:
     """One MultiHeadAttention, an operator of onnxruntime alone, instead of eleven."""
     editor = Editor(model)
-    for attention in list(editor.attentions()):
-        values = {"scale": attention.scale, "num_heads": attention.heads, "name": f"node_{attention.output}"}
-        ends = list(attention.inputs), [attention.output]
-        node = helper.make_node("MultiHeadAttention", *ends, domain=MICROSOFT, **values)
-        editor.replace(attention.inner, [node])
+    for attention in editor.attentions():
+        values = {"scale": attention.scale, "num_heads": attention.heads}
+        editor.replace_attention(attention, "MultiHeadAttention", domain=MICROSOFT, **values)
     model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 

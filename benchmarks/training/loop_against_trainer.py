@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples per second of our training loop and of transformers' `Trainer`: same model, data, batch, precision.
+"""Compare samples per second of our training loop and of transformers' `Trainer`: same model, data, batch, precision.
 
     python benchmarks/training/loop_against_trainer.py
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The share of a training step that goes into making its batch, in every small recipe whose data are there.
+"""Measure the share of a training step that goes into making its batch, in every small recipe whose data are there.
 
     EDVIT_DATA_DIR=... python benchmarks/training/preprocessing_share.py
 

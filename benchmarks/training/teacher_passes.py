@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the teacher costs while N sub-models learn from it: stored logits, lockstep, or a pass for every sub-model.
+"""Measure what the teacher costs while N sub-models learn from it: stored logits, lockstep, or a pass for each.
 
     python benchmarks/training/teacher_passes.py
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each choice of a recipe is worth: one value changed at a time, behind one finished teacher.
+"""Compare choices of a recipe: one value changed at a time, behind one finished teacher.
 
     EDVIT_DATA_DIR=... python benchmarks/trips/ablation.py WORK --recipe fsdd_small --seeds 0 1 2 --train-items 0
 

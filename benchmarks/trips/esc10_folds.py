@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ESC-10 tested on each of its five folds in turn: 80 clips are too few for a finding, 400 are not quite.
+"""Test ESC-10 on each of its five folds in turn: the 80 clips of one are too few for a finding.
 
     EDVIT_DATA_DIR=... python benchmarks/trips/esc10_folds.py
     EDVIT_DATA_DIR=... python benchmarks/trips/esc10_folds.py --folds 1 --quick --results-dir /tmp/folds

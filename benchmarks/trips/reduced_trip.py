@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks of single stages share: a trip behind a finished teacher, on fewer items, views and epochs.
+"""Run single stages behind a finished teacher, on fewer items, views and epochs, for benchmarks that compare them.
 
 Validation and test splits stay whole. Every number that is reduced stands in the results (`Reduction`).
 """

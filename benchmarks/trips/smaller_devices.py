@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When does splitting pay? The ensemble against one plain model of a device's size, while devices get smaller.
+"""Compare the ensemble with one plain model of a device's size, while devices get smaller.
 
     python benchmarks/trips/smaller_devices.py WORK --recipe fsdd_small --keep-heads 1 2 --num-sub-models 5
 

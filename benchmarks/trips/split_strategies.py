@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes belong into one sub-model: a seeded shuffle, those that the teacher confuses, or those it does not?
+"""Compare class groups: a seeded shuffle, classes that the teacher confuses together, or apart.
 
     python benchmarks/trips/split_strategies.py WORK_DIR --recipe mnist_small --out FOLDER
 

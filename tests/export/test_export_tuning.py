@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading early: the last layer computes the tokens that are read, and nothing else changes."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,6 +11,7 @@ from edvit_hf.export.graphs.draw import draw_in_full
 from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import resolve_onnx_config
 from edvit_hf.parts_edvit import NUM_FEATURE_TOKENS
+from support.benchmarks import benchmark
 from support.tiny_architectures import TEXT, tiny_inputs, tiny_model
 
 ARCHITECTURES = ("vit", "audio-spectrogram-transformer", "bert")  # the export tests draw the others with it
@@ -111,11 +109,7 @@ def test_a_graph_without_tokens_stays_as_it_is():
 @pytest.fixture(scope="module")
 def fuse_attention():
     """The benchmark's rewrite, which the export does not make."""
-    benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
-    spec = importlib.util.spec_from_file_location("rewrites", next(benchmarks.rglob("vit_base_rewrites.py")))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fuse_attention
+    return benchmark("speed.vit_base_rewrites").fuse_attention
 
 
 @pytest.mark.parametrize("name", ["vit", "audio-spectrogram-transformer"])
