@@ -20,13 +20,13 @@ from edvit_hf.bench.selection import Candidate, Hardware, choose, input_sizes, v
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.hardware.machine import check_threads
 from edvit_hf.hardware.provenance import environment
+from edvit_hf.hardware.timing import disturbance
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256, verify_file
 from edvit_hf.strict import whole_number
 
 logger = logging.getLogger(__name__)
 
 REPEATS = 5
-DISTURBED_LIMIT = 0.2
 _SCRIPT = Path(__file__).with_name("timed_process.py")
 _METHOD = (
     "a fresh process for each file and repeat, all files once a round in shuffled order, warm-up runs not counted; "
@@ -73,11 +73,10 @@ def bench_ensemble(
     check_threads(threads)
     _check_numbers(repeats, batch, tokens)
     manifest, hardware = Manifest.load(root), Hardware.here()
-    candidates, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
-    for one in candidates:
+    own, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
+    for one in own:
         verify_file(root, one.variant)
-    num_own, others = len(candidates), [_beside(name, path) for name, path in (beside or {}).items()]
-    candidates = [*candidates, *others]
+    candidates = [*own, *(_beside(name, path) for name, path in (beside or {}).items())]
     sizes = input_sizes(root, manifest, batch=batch, tokens=tokens)
     asked = {"threads": threads, "sizes": sizes, "vocabulary": vocabulary_size(root), "seed": seed}
     with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
@@ -86,9 +85,10 @@ def bench_ensemble(
         def advance(label: str) -> None:
             bar.update(task, advance=1, description=label, refresh=True)  # between processes: it must not disturb them
 
-        results = _run_rounds(root, candidates, asked, repeats=repeats, seed=seed, after_each=advance)
+        results = _run_rounds(root, candidates, asked, repeats, advance)
     rows = [_row(one, found) for one, found in zip(candidates, results, strict=True)]
-    _warn_of_disturbance(rows)
+    if (warning := disturbance("bench", statistics.mean(row.disturbed_share for row in rows))) is not None:
+        logger.warning(warning)
     protocol = {
         "engine": f"onnxruntime {onnxruntime.__version__}",
         **{"threads": threads, "batch": batch, "repeats": repeats, "seed": seed},
@@ -101,9 +101,9 @@ def bench_ensemble(
         ensemble=entry.id,
         content_hash=entry.content_hash,
         protocol=protocol,
-        rows=rows[:num_own],
+        rows=rows[: len(own)],
         left_out=left_out,
-        beside=rows[num_own:],
+        beside=rows[len(own) :],
     )
 
 
@@ -131,16 +131,10 @@ def _check_numbers(repeats: int, batch: int, tokens: int | None) -> None:
 
 
 def _run_rounds(
-    root: Path,
-    candidates: Sequence[Candidate],
-    asked: dict[str, Any],
-    *,
-    repeats: int,
-    seed: int,
-    after_each: Callable[[str], None],
+    root: Path, candidates: Sequence[Candidate], asked: dict[str, Any], repeats: int, after_each: Callable[[str], None]
 ) -> list[list[dict[str, Any]]]:
     """What each process found, by candidate. Every file once a round: a slow spell falls on all of them."""
-    shuffler, order = random.Random(seed), list(range(len(candidates)))
+    shuffler, order = random.Random(asked["seed"]), list(range(len(candidates)))
     results: list[list[dict[str, Any]]] = [[] for _ in candidates]
     for _ in range(repeats):
         shuffler.shuffle(order)
@@ -195,13 +189,3 @@ def _row(candidate: Candidate, found: Sequence[dict[str, Any]]) -> BenchRow:
         peak_memory_mib=middle("peak_memory_mib"),
         idle_memory_mib=middle("idle_memory_mib"),
     )
-
-
-def _warn_of_disturbance(rows: Sequence[BenchRow]) -> None:
-    share = statistics.mean(row.disturbed_share for row in rows)
-    if share > DISTURBED_LIMIT:
-        logger.warning(
-            "bench: other programs had the core in %.0f %% of the runs; their waiting is left out, but shared caches "
-            "make latencies too long. Measure again when nothing else runs.",
-            100 * share,
-        )

@@ -17,7 +17,7 @@ from edvit_hf.hardware.machine import check_threads, detect_profile, usable_core
 from edvit_hf.hardware.profiles import DeviceProfile, load_profiles
 from edvit_hf.hardware.profiling_graphs import encoder_graph, matmul_graph, shapes_to_measure
 from edvit_hf.hardware.provenance import environment
-from edvit_hf.hardware.timing import open_session, summary, time_rounds
+from edvit_hf.hardware.timing import disturbance, open_session, summary, time_rounds
 from edvit_hf.storage import MIB
 from edvit_hf.strict import is_finite, whole_number
 
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 REPEATS, QUICK_REPEATS = 15, 7
 _MATMUL_SIZE, _QUICK_MATMUL_SIZE = 1024, 512
-_DISTURBED_LIMIT = 0.2
 _SOURCES = {
     "memory_mib": "measured: physical memory as the operating system reports it",
     "cores": "measured: cores that this process may use",
@@ -148,12 +147,8 @@ def _fitted(
     samples = time_rounds(sessions, rounds=repeats, threads=threads, seed=seed, after_each=after_each)
     results = [summary(one.milliseconds) for one in samples]
     disturbed = sum(one.disturbed_share for one in samples) / len(samples)
-    if disturbed > _DISTURBED_LIMIT:
-        logger.warning(
-            "profile: other programs had the core in %.0f %% of the timed runs; their waiting is left out, but shared "
-            "caches make latencies too long. Measure again when nothing else runs.",
-            100 * disturbed,
-        )
+    if (warning := disturbance("profile", disturbed)) is not None:
+        logger.warning(warning)
     medians = [result["median_ms"] for result in results]
     coefficients = {key: float(f"{value:.6g}") for key, value in fit(shapes, medians).items()}
     rows = []

@@ -17,6 +17,7 @@ import onnxruntime
 WARM_UP_SECONDS, MAX_WARM_UPS = 0.005, 20  # what ran before has filled the caches: bring this one's weights back
 UNDISTURBED_SHARE = 0.95  # processor time over passed time of a run that had its core to itself
 MIN_UNDISTURBED, MAX_ROUNDS_FACTOR = 3, 3
+DISTURBED_LIMIT = 0.2
 
 
 def quiet_options(threads: int, *, spin: bool = False) -> onnxruntime.SessionOptions:
@@ -166,6 +167,16 @@ def time_rounds(
             if not samples[index].runs[-1].is_disturbed:
                 after_each()
     return samples
+
+
+def disturbance(what: str, share: float) -> str | None:
+    """What to warn of after timing `what`, if other programs disturbed more than a fifth of its runs; else None."""
+    if share <= DISTURBED_LIMIT:
+        return None
+    return (
+        f"{what}: other programs had the core in {100 * share:.0f} % of the timed runs; their waiting is left out, but "
+        "shared caches make latencies too long. Measure again when nothing else runs."
+    )
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:

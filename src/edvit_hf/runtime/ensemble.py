@@ -96,26 +96,26 @@ class EDViTRuntime:
         It has then run once, so that the first answer is as quick as later ones; an engine of your own is not asked.
 
         Args:
-            source (`str | Path`): Folder with manifest.json, or the id of a Hub repository.
-            revision (`str`, *optional*): Branch, tag or commit of the repository.
-            engine (`str | Engine`): "local" runs the sub-models in this process; or an engine of your own.
-            deadline_ms (`float`, *optional*): Answer without whoever is later than this, counted from the prepared
-                input. Default: that of `config`, which waits for every sub-model.
-            precision (`str`): "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32.
-            sub_models (`Sequence[int]`, *optional*): Load only these (default: all); the others are missing.
-            num_threads (`int`, *optional*): Threads of one sub-model's run in turn, or of all workers together.
-                Default: the cores this process may use, at most 4 for one run.
-            profile (`str`, *optional*): Kind of hardware whose files are preferred. Default: this one.
-            schedule (`str`): How sub-models share the cores: "in_turn" (threads sleep between operators' work),
+            source: Folder with manifest.json, or the id of a Hub repository.
+            revision: Branch, tag or commit of the repository.
+            engine: "local" runs the sub-models in this process; or an engine of your own.
+            deadline_ms: Answer without whoever is later than this, counted from the prepared input. Default: that of
+                `config`, which waits for every sub-model.
+            precision: "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32.
+            sub_models: Load only these (default: all); the others are missing.
+            num_threads: Threads of one sub-model's run in turn, or of all workers together. Default: the cores this
+                process may use, at most 4 for one run.
+            profile: Kind of hardware whose files are preferred. Default: this one.
+            schedule: How sub-models share the cores: "in_turn" (threads sleep between operators' work),
                 "in_turn_spinning" (they spin while a run lasts), "per_core" (as many at once as there are cores),
                 "workers" (all at once). "auto" times all of them for up to a second and takes the one with the lowest
                 95th percentile. onnxruntime's own default, a spinning pool for each session, is never used.
-            config (`CoordinatorConfig`, *optional*): Quorum, breakers, line, probes.
+            config: Quorum, breakers, line, probes.
 
         Raises:
-            ManifestError: If the manifest is invalid, a file is missing or altered, `precision` was not
-                exported (the message names what there is), a graph does not have the promised inputs,
-                outputs and sizes, or `preprocessing` is not the file of the task.
+            ManifestError: If the manifest is invalid, a file is missing or altered, `precision` was not exported (the
+                message names what there is), a graph does not have the promised inputs, outputs and sizes, or
+                `preprocessing` is not the file of the task.
             HubError: If the repository cannot be fetched.
             EDViTError: If there is no such folder, or an index or a profile is unknown.
         """
@@ -180,11 +180,10 @@ class EDViTRuntime:
         """Answer for a batch of prepared inputs.
 
         Args:
-            inputs (`Mapping[str, np.ndarray] | np.ndarray`): `pixel_values` (B, 3, H, W), `input_values`
-                (B, frames, mel bins), or `input_ids` and `attention_mask` (B, T); an array alone is the first
-                of these, of texts without padding.
-            absent (`Sequence[int]`): Sub-models to leave out. They are not run.
-            deadline_ms (`float`, *optional*): Instead of the runtime's own, counted from this call.
+            inputs: `pixel_values` (B, 3, H, W), `input_values` (B, frames, mel bins), or `input_ids` and
+                `attention_mask` (B, T); an array alone is the first of these, of texts without padding.
+            absent: Sub-models to leave out. They are not run.
+            deadline_ms: Instead of the runtime's own, counted from this call.
 
         Raises:
             DataError: For an input of the wrong shape, an empty one, or one with values that are not finite.
@@ -234,8 +233,8 @@ class EDViTRuntime:
         list is empty: without it there is no answer. Raises what `__call__` raises.
 
         Args:
-            source (`Any`): What `transform.inputs` takes.
-            absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
+            source: What `transform.inputs` takes.
+            absent: Sub-models to leave out of all these answers. They are not run.
         """
         answer, features = self._answer(source_inputs(self.transform, source), absent, None)
         whole, changes = answer.probabilities.argmax(axis=1), []
@@ -255,13 +254,12 @@ class EDViTRuntime:
         absent is measured.
 
         Args:
-            inputs (`Mapping[str, np.ndarray] | np.ndarray`): See `predict`.
-            subsets (`Iterable[Sequence[int]]`): Sub-models to take away, for one answer each.
-            absent (`Sequence[int]`): Sub-models to leave out of all these answers. They are not run.
+            inputs: See `predict`.
+            subsets: Sub-models to take away, for one answer each.
+            absent: Sub-models to leave out of all these answers. They are not run.
 
         Returns:
-            `tuple[Answer, list[np.ndarray]]`: The answer without `absent` alone, and (B, L) float32 probabilities for
-                each set.
+            The answer without `absent` alone, and (B, L) float32 probabilities for each set.
 
         Raises:
             QuorumError: A set leaves nobody. And what `predict` raises.

@@ -29,9 +29,9 @@ def check_inputs(task: Task, shape: Sequence[int | None], inputs: Inputs | np.nd
     """The inputs as graphs take them, contiguous: float32, or int64 for texts.
 
     Args:
-        task (`Task`): What the ensemble classifies.
-        shape (`Sequence[int | None]`): Of one item of the main input; None where any size goes.
-        inputs (`Mapping[str, np.ndarray] | np.ndarray`): By name, or the main input alone.
+        task: What the ensemble classifies.
+        shape: Of one item of the main input; None where any size goes.
+        inputs: By name, or the main input alone.
 
     Raises:
         DataError: For a missing or unknown name, another shape or type, no items, values that are not finite,

@@ -173,11 +173,9 @@ def allowed_hosts(config: ServeConfig, is_local: bool) -> frozenset[str] | None:
 
 
 def callable_name(host: str, names: Sequence[str]) -> str:
-    """What a client writes in a URL to reach a server that listens on `host`.
+    """What a client writes in a URL to reach a server that listens on `host`; with `names` it answers to no other.
 
-    Args:
-        host: The address of its socket. 0.0.0.0 and ::, all addresses of this machine, are none that can be called.
-        names: Names by which clients may call it: then it answers to no other.
+    0.0.0.0 and ::, all addresses of this machine, are none that can be called.
     """
     if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
         host = names[0].strip("[]") if names else socket.gethostname()

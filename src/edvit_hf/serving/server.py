@@ -38,8 +38,7 @@ def serve(
         on_listening: Called with the address once requests are answered.
 
     Returns:
-        `bool`: Whether everything has ended. False: threads are still at work, and an ordinary exit would wait for
-            them.
+        Whether everything has ended. False: threads are still at work, and an ordinary exit would wait for them.
 
     Raises:
         EDViTError: See `open_socket`, `check_tls`, `Service`, and what `load` raises.

@@ -44,13 +44,9 @@ def num_lanes(schedule: Schedule, num_sub_models: int, num_threads: int | None) 
 
 
 def shared_out(sizes: Mapping[int, int], lanes: int) -> dict[int, int]:
-    """Sub-model -> lane: each in its turn to the lane with the least to do. With the largest first, as good as sorted.
+    """Sub-model -> lane: each in its turn to the lane with the least to do, by `sizes` in any unit.
 
-    (Longest processing time first: at most 4/3 of the best makespan, Graham 1969.)
-
-    Args:
-        sizes: What each has to do, in any unit, in the order in which they are asked.
-        lanes: How many there are.
+    With the largest first (longest processing time first) at most 4/3 of the best makespan (Graham 1969).
     """
     load, lane_of = [0] * lanes, {}
     for index, size in sizes.items():
@@ -62,11 +58,8 @@ def shared_out(sizes: Mapping[int, int], lanes: int) -> dict[int, int]:
 def threads_for(schedule: Schedule, num_sub_models: int, num_threads: int | None) -> int:
     """Threads of one sub-model's run.
 
-    Args:
-        schedule: How sub-models share the cores.
-        num_sub_models: That run here.
-        num_threads: Of the caller's choice for a run in turn, or for all workers together; None: the cores, with at
-            most 4 for one run: small matrices gain nothing from more.
+    `num_threads` is the caller's choice for a run in turn, or for all workers together; None: the cores, with at most 4
+    for one run: small matrices gain nothing from more.
     """
     if schedule in AT_ONCE:
         return max(1, min(_MAX_DEFAULT_THREADS, (num_threads or usable_cores()) // num_sub_models))
@@ -83,9 +76,7 @@ def measure_schedules(
 ) -> dict[Schedule, list[float]]:
     """Milliseconds of whole requests under each schedule, in turns, so that a slow spell falls on all of them.
 
-    Args:
-        runs: For each schedule, what runs every sub-model once.
-        seconds: Stop then, if not after 40 rounds before; two runs of each are not counted, one always is.
+    Each of `runs` runs every sub-model once. It stops after `seconds` or 40 rounds; two runs of each are not counted.
     """
     for run in runs.values():
         for _ in range(_WARM_UPS):
