@@ -64,14 +64,6 @@ def _count_linear_maps(sub_model: nn.Module) -> int:
 class GraphBuilder:
     """One export under way. Every method writes into the staging folder and refuses what misses its gate.
 
-    Args:
-        model: The ensemble, in eval mode.
-        staging: Folder that the files go to.
-        config: What they must satisfy.
-        inputs: What parity is measured on, prepared, rows first.
-        transform: What prepares inputs; for files with the preprocessing inside.
-        no_accuracy: Why a file has no accuracy, until it has one.
-
     Attributes:
         bar: Shows progress, one step for each file; None shows none.
     """

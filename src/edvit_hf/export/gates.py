@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 
-from edvit_hf.errors import DataError, ExportGateError, MissingExtraError
+from edvit_hf.errors import DataError, ExportGateError
 from edvit_hf.manifest import Parity
 
 Arrays = Mapping[str, np.ndarray]
@@ -30,14 +31,9 @@ class GraphSession:
 
     Raises:
         ExportGateError: If onnxruntime cannot open it.
-        MissingExtraError: If onnxruntime is not installed.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("Checking an export", "export", "onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -91,23 +87,20 @@ def run_batches(run: Callable[..., Arrays], inputs: Arrays) -> dict[str, np.ndar
     starts = [0, *np.cumsum(_TRIAL_BATCHES)]
     starts = [s for s in [*starts, *range(MIN_ITEMS + _BATCH, num_items, _BATCH)] if s < num_items]
     stops = [*starts[1:], num_items]
-    parts = [run(**{k: v[a:b] for k, v in inputs.items()}) for a, b in zip(starts, stops, strict=True)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return _joined([run(**{k: v[a:b] for k, v in inputs.items()}) for a, b in zip(starts, stops, strict=True)])
 
 
 def run_rounds(run: Callable[..., Arrays], rounds: Sequence[Arrays]) -> dict[str, np.ndarray]:
     """Run every round in the batches of `run_batches`, and join the outputs."""
-    parts = [run_batches(run, inputs) for inputs in rounds]
+    return _joined([run_batches(run, inputs) for inputs in rounds])
+
+
+def _joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def measure_parity(reference: Arrays, got: Arrays, *, what: str) -> Parity:
-    """Compare outputs with torch's on the same inputs.
-
-    Args:
-        reference: torch's outputs; "logits" (N, L) among them.
-        got: The exported graph's.
-        what: Named in errors.
+    """Compare outputs with torch's on the same inputs; "logits" (N, L) are among them.
 
     Returns:
         `Parity`: The worst output counts; each is measured against its own largest absolute value.
@@ -137,15 +130,7 @@ def measure_parity(reference: Arrays, got: Arrays, *, what: str) -> Parity:
 
 
 def check_parity(parity: Parity, reference: Arrays, got: Arrays, *, tolerance: float, atol: float, what: str) -> None:
-    """Refuse an fp32 graph that differs from torch.
-
-    Args:
-        parity: Of these arrays.
-        reference: torch's outputs.
-        got: The exported graph's.
-        tolerance: Allowed difference over the largest value.
-        atol: Difference that is always allowed.
-        what: Named in errors.
+    """Refuse an fp32 graph that differs from torch by more than `tolerance` of the largest value, and more than `atol`.
 
     Raises:
         ExportGateError: If the difference is larger, or an answer changed that torch was sure of.
@@ -238,15 +223,8 @@ def accuracy_gate(
 
     A loss counts only if at least three items, on balance, turned from right to wrong: with few items a single
     flip can exceed any percentage. `tolerance` is the loss that this allows on so many items; with few of them
-    it is larger than the loss that was set.
-
-    Args:
-        fp32: Of the fp32 ensemble.
-        other: Of the variant, on the same items.
-        precision: "int8" or "fp16", which names its figure.
-        class_groups: Classes of each sub-model; an item counts for its label's group.
-        max_loss: Allowed loss overall, a fraction.
-        max_group_loss: Allowed loss in any one class group.
+    it is larger than the loss that was set. An item counts for the class group of its label. `precision` names the
+    figure of the variant; losses are fractions.
 
     Returns:
         `dict`: For the manifest, JSON-able; "passed" is the verdict, "groups" holds the same for each class group.
@@ -297,14 +275,7 @@ def worst_group(gate: Mapping[str, Any]) -> int:
 
 
 def loss_message(name: str, precision: str, gate: Mapping[str, Any], group_names: Sequence[str]) -> str:
-    """Why a variant's accuracy is not acceptable, and what to do.
-
-    Args:
-        name: Of the variant, "qint8_arm64".
-        precision: "int8" or "fp16".
-        gate: From `accuracy_gate`.
-        group_names: What each class group is called, for people.
-    """
+    """Why a variant's accuracy is not acceptable, and what to do."""
     index = worst_group(gate)
     group, before, after = gate["groups"][index], gate["accuracy_fp32"], gate[f"accuracy_{precision}"]
     remedy = "Leave it out (`precisions`), or allow a larger loss."

@@ -15,10 +15,10 @@ import random
 from typing import TYPE_CHECKING, Any, cast
 
 from edvit_hf.configuration_edvit import TASK_OF
-from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.tasks import GRAPH_INPUTS, TASKS, Task
 
-try:
+with named_extra("Exporting", "export"):
     from optimum.exporters.base import ExporterConfig
     from optimum.exporters.tasks import TasksManager
     from optimum.utils import (
@@ -28,8 +28,6 @@ try:
         DummyVisionInputGenerator,
     )
     from optimum.utils.normalized_config import NormalizedConfig
-except ImportError as error:
-    raise MissingExtraError("Exporting", "export", "optimum") from error
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -71,12 +71,6 @@ def requested_variants(config: ExportConfig, profiles: Sequence[str]) -> list[Va
 class VariantMaker:
     """Makes the int8 and fp16 files of all sub-models, one set after the other, and gates each set.
 
-    Args:
-        build: Whose fp32 files are drawn.
-        fp32: Those files, running.
-        gate: On the split that decides; None accepts every set ungated, and says so.
-        calibration: For static int8.
-
     Attributes:
         gates: What accepted each set, by variant name.
     """

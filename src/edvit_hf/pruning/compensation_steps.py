@@ -96,10 +96,7 @@ def values_at(
 ) -> dict[Probe, Tensor]:
     """What one forward shows at the probes; it ends with the last of them.
 
-    Args:
-        model: Runs the forward.
-        inputs: Of B rows.
-        probes: Probe -> what to keep of the value there. Called at once, so that whole values are not held together.
+    `probes` says what to keep of the value there, at once, so that whole values are not held together.
     """
     found: dict[Probe, Tensor] = {}
 

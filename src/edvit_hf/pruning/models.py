@@ -104,12 +104,7 @@ def _module_at(model: nn.Module, path: str, kind: type[Module]) -> Module:
 
 
 def named_inputs(model: PreTrainedModel, architecture: Architecture, inputs: AnyInputs) -> Inputs:
-    """The inputs by name, on the model's device, floats in its precision.
-
-    Args:
-        model: Who is going to read them.
-        architecture: Its axis table; names the main input.
-        inputs: n rows, e.g. (n, 3, H, W) pixel values, or {"input_ids": (n, T), "attention_mask": (n, T)}.
+    """The inputs by name, on the model's device, floats in its precision; a bare array is the main input.
 
     Raises:
         PruningError: There are no rows, the main input is missing, or entries have different numbers of rows.

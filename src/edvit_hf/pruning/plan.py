@@ -356,16 +356,9 @@ def kept_dimensions(
 ) -> list[int]:
     """Attention dimensions of one layer that stay, sorted; new head i owns the i-th run of `after.head_dim` of them.
 
-    - "whole": all dimensions of the heads with the highest scores.
-    - "thin": of every head its best dimensions.
+    - "whole": all dimensions of the heads with the highest scores, `heads` (H,).
+    - "thin": of every head its best dimensions, by `dimensions` (H * head_dim,).
     - "merged": of every group of neighbouring old heads (`head_groups`) its best dimensions.
-
-    Args:
-        heads: (heads,) scores of the layer's heads; read for "whole" only.
-        dimensions: (heads * head_dim,) scores of the layer's attention dimensions; read for the other two.
-        before: The teacher's widths.
-        after: The pruned model's widths.
-        kind: How attention shrinks.
 
     Source: "merged" is how UP-ViTs (arXiv 2111.15127) keeps heads balanced: contiguous groups of the dimensions,
     equally many kept in each.

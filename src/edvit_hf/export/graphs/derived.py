@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.export.graphs.draw import clean_graph, save_graph
 from edvit_hf.export.optimum_config import EDViTOnnxConfig
 
@@ -31,12 +31,9 @@ def load_graph(path: Path) -> "ModelProto":
 
     Raises:
         ExportGateError: If there is none, or it is no intact ONNX file.
-        MissingExtraError: If onnx is not installed.
     """
-    try:
+    with named_extra("Quantizing", "export"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError("Quantizing", "export", "onnx") from error
     if not path.is_file():
         raise ExportGateError(
             f"Expected an ONNX file at {path.name}, found none. There is nothing to convert. Name the fp32 graph of an "
@@ -104,11 +101,6 @@ def sort_nodes(graph: "GraphProto") -> None:
 
 def join_graphs(sub_models: Sequence[Path], fusion: Path, onnx_config: EDViTOnnxConfig) -> "ModelProto":
     """Join the graphs of all sub-models (inputs -> features) and of the fusion head, with everybody present.
-
-    Args:
-        sub_models: Prepared-input graphs in order; their votes are left out.
-        fusion: The fusion head's graph.
-        onnx_config: Of the ensemble.
 
     Returns:
         `onnx.ModelProto`: One clean graph.
@@ -183,25 +175,15 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def halve_graph(source: Path, target: Path, *, kept_float: Collection[str] = ()) -> None:
-    """Write the float16 variant of an fp32 graph.
-
-    Args:
-        source: fp32 ONNX file.
-        target: Where the float16 file goes.
-        kept_float: Names of nodes that stay float32, with their weights.
+    """Write the float16 variant of an fp32 graph; nodes in `kept_float` stay float32, with their weights.
 
     Raises:
         ExportGateError: If `source` is no intact ONNX file or holds no float32 weights, or if a weight exceeds what
             float16 can hold (65504).
-        MissingExtraError: If onnx or onnxruntime is not installed.
     """
-    try:
+    with named_extra("Converting to float16", "export"), _search_path_kept():
         import onnx
-
-        with _search_path_kept():
-            from onnxruntime.transformers import float16
-    except ImportError as error:
-        raise MissingExtraError("Converting to float16", "export", "onnx and onnxruntime") from error
+        from onnxruntime.transformers import float16
     original = load_graph(source)
     model = onnx.ModelProto()
     model.CopyFrom(original)

@@ -8,7 +8,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
 from edvit_hf.modeling_edvit import FusionHead, forward_sub_model
@@ -151,23 +151,15 @@ def draw_in_full(sub_model: PreTrainedModel, onnx_config: EDViTOnnxConfig, *, op
 def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":
     """Trace `module` into an ONNX model with the inputs, outputs and axis names of `onnx_config`.
 
-    Args:
-        module: In eval mode; takes and returns tensors by the names in `onnx_config`.
-        onnx_config: Axes and dummy inputs.
-        opset: ONNX operator set.
-
     Returns:
         `onnx.ModelProto`: Weights inside; without stack traces, local paths or other metadata.
 
     Raises:
         ExportGateError: If the graph differs from what was asked for.
-        MissingExtraError: If onnx or onnxscript is not installed.
     """
-    try:
+    with named_extra("Exporting", "export"):
         import onnx
         import onnxscript  # noqa: F401  (torch's exporter needs it; naming it here makes the error ours)
-    except ImportError as error:
-        raise MissingExtraError("Exporting", "export", "onnx and onnxscript") from error
     symbols = {symbol for axes in onnx_config.inputs.values() for symbol in axes.values()}
     largest = onnx_config.largest_axes
     dims = {symbol: torch.export.Dim(symbol, min=1, max=largest.get(symbol)) for symbol in sorted(symbols)}
@@ -285,27 +277,15 @@ def save_graph(model: "ModelProto", path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-class _Collector(logging.Handler):
-    """Keeps records for later."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one record."""
-        self.records.append(record)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Collect what the exporters print, warn and log, and repeat it at DEBUG level under our own name."""
-    collector, printed = _Collector(), io.StringIO()
+    collector, printed = logging.Handler(), io.StringIO()
+    records: list[logging.LogRecord] = []
+    collector.emit = records.append  # type: ignore[assignment, method-assign]
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in _NOISY]
     loggers = [logging.getLogger(name) for name in names]
-    saved: Sequence[tuple[logging.Logger, list[logging.Handler], bool]] = [
-        (each, each.handlers, each.propagate) for each in loggers
-    ]
+    saved = [(each, each.handlers, each.propagate) for each in loggers]
     try:
         for each in loggers:
             each.handlers, each.propagate = [collector], False
@@ -316,5 +296,5 @@ def _quiet() -> Iterator[None]:
             each.handlers, each.propagate = handlers, propagate
     for message in [*printed.getvalue().splitlines(), *(str(w.message) for w in caught)]:
         logger.debug("exporter: %s", message)
-    for record in collector.records:
+    for record in records:
         logger.debug("exporter: %s: %s", record.name, record.getMessage())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.export.gates import GraphSession, measure_parity
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.manifest import Parity
@@ -55,12 +55,9 @@ def prepend_preprocessing(graph: "ModelProto", transform: Transform) -> "ModelPr
 
     Raises:
         ExportGateError: If the inputs are texts, the two do not belong together, or the filter has no operator.
-        MissingExtraError: If onnx is not installed.
     """
-    try:
+    with named_extra("Exporting", "export"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError("Exporting", "export", "onnx") from error
     refuse_texts(transform)
     name = MAIN_INPUT[transform.task]
     opset = next(entry.version for entry in graph.opset_import if entry.domain == "")
@@ -94,13 +91,6 @@ def _input_shape(graph: "ModelProto", name: str) -> tuple[int, ...]:
 def check_raw_graph(raw: Path, prepared: Path, transform: Transform, *, what: str, seed: int = 0) -> Parity:
     """Measure how far preprocessing in the graph is from preprocessing in numpy, on made-up inputs of several sizes.
 
-    Args:
-        raw: The file with the preprocessing inside.
-        prepared: The same model in the same precision without.
-        transform: What prepares the inputs of `prepared`.
-        what: Named in errors.
-        seed: Of the inputs.
-
     Returns:
         `Parity`: Of the outputs of the two files: what the difference in the inputs comes to. For sounds it is that of
         two engines (1e-6), for images that of some pixels one grey level apart: about 1e-3 of the largest logit in
@@ -126,14 +116,9 @@ def check_raw_graph(raw: Path, prepared: Path, transform: Transform, *, what: st
 
 
 def raw_examples(transform: Transform, shape: tuple[int, ...], *, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Made-up raw inputs in batches of 1, 2 and 5, each batch of another size or length.
+    """Made-up raw inputs in batches of 1, 2 and 5, each of another size or length, for a model that reads `shape`.
 
     Images have edges and noise, sounds a rising tone over noise that fades out.
-
-    Args:
-        transform: Of images or sounds.
-        shape: What the model reads: (3, H, W), or (frames, mel bins).
-        seed: Of the noise.
     """
     rng = np.random.default_rng(seed)
     if isinstance(transform, AudioTransform):
@@ -207,7 +192,7 @@ _DFT_TAKES_AXIS_AS_INPUT = 20  # since this operator set
 
 
 def draw_preprocessing(transform: Transform, shape: tuple[int, ...], *, opset: int) -> "ModelProto":
-    """Return the graph of a transform: one raw input -> the model's main input.
+    """Return the graph of a transform of images or sounds: one raw input -> the model's main input, of `shape`.
 
     * Images: `image` uint8 (batch, height, width, 3), RGB -> `pixel_values` float32 (batch, 3, H, W). Of any size; the
       images of a batch have one size. Resized values are those of Pillow or one grey level beside, rarely two: engines
@@ -217,11 +202,6 @@ def draw_preprocessing(transform: Transform, shape: tuple[int, ...], *, opset: i
     * Sounds: `waveform` float32 (batch, samples), mono, in [-1, 1], at the model's rate -> `input_values` float32
       (batch, frames, mel bins). Of any length; the sounds of a batch have one length: zeros behind a short one are
       silence, not padding. Equal to numpy up to the last digit of float32.
-
-    Args:
-        transform: An `ImageTransform` or `AudioTransform`.
-        shape: What the model reads: (3, H, W), or (frames, mel bins).
-        opset: ONNX operator set, 18 or more.
 
     Raises:
         ExportGateError: If the transform takes texts, makes another shape, or resizes by another filter than the

@@ -84,9 +84,6 @@ def read_early(model: "ModelProto") -> int:
 
     Differs from an exact proof: a reshape is taken to split or join heads where its ranks and known sizes say so;
     of texts, inference does not know all sizes. The export measures the parity of every file in any case.
-
-    Raises:
-        MissingExtraError: If onnx is not installed.
     """
     with named_extra("Exporting", "export"):
         import onnx  # noqa: F401
@@ -136,7 +133,8 @@ def _pass_on(graph: ReadGraph, node: "NodeProto", axis: int, count: int) -> dict
     if rank is None:
         return None
     rules: dict[str, Callable[[], dict[int, int] | None]] = {
-        "MatMul": lambda: _through_product(graph, node, axis, rank),
+        # Rows of the first factor make the rows of the product.
+        "MatMul": lambda: {0: axis} if graph.rank(node.input[0]) == rank and axis == rank - 2 else None,
         "Transpose": lambda: {0: list(graph.attribute(node, "perm", []))[axis]},
         "Reshape": lambda: {0: axis} if _keeps_tokens(graph, node, axis) else None,
     }
@@ -156,12 +154,6 @@ def _pass_on(graph: ReadGraph, node: "NodeProto", axis: int, count: int) -> dict
         if size != 1:
             passed[position] = own
     return passed
-
-
-def _through_product(graph: ReadGraph, node: "NodeProto", axis: int, rank: int) -> dict[int, int] | None:
-    """Rows of the first factor make the rows of the product."""
-    same_rank = graph.rank(node.input[0]) == rank
-    return {0: axis} if same_rank and axis == rank - 2 else None
 
 
 def _keeps_tokens(graph: ReadGraph, node: "NodeProto", axis: int) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edvit_hf.errors import ExportGateError, MissingExtraError
+from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.export.graphs.derived import clean_like, load_graph, sort_nodes
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.export.int8.nodes import (
@@ -145,26 +145,18 @@ def quantize_graph(
     num_expected: int | None = None,
     kept_float: Collection[str] = (),
 ) -> QuantizedNodes:
-    """Write the dynamic int8 variant of an fp32 graph and count what was quantized.
+    """Write the dynamic int8 variant of an fp32 graph (of a sub-model or the whole) and count what was quantized.
 
-    Args:
-        source: fp32 ONNX file, of a sub-model or of the whole ensemble.
-        target: Where the int8 file goes.
-        preset: One of `PRESETS`, an attempt or a setting of it, in "dynamic" mode.
-        num_expected: Linear maps of the torch model without its vote head: the graph must hold so many products with
-            constant weights. None trusts the graph.
-        kept_float: Names of nodes that stay float.
+    The graph must hold at least `num_expected` products with constant weights, the linear maps of the torch model
+    without its vote head; None trusts it. Nodes in `kept_float` stay float.
 
     Raises:
         ExportGateError: If `source` is no intact ONNX file, holds nothing to quantize or fewer products than expected,
             or if onnxruntime left a node float that was not to be: an upgrade may skip layers in silence.
-        MissingExtraError: If onnx or onnxruntime is not installed.
     """
-    try:
+    with named_extra("Quantizing", "export"):
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise MissingExtraError("Quantizing", "export", "onnx and onnxruntime") from error
     model = load_graph(source)
     nodes = chosen_nodes(model, (*PRODUCTS, TABLE), num_expected=num_expected, kept_float=kept_float, what=source.name)
     products = [node for node in nodes.values() if node.op_type != TABLE]

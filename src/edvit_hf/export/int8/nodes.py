@@ -49,10 +49,7 @@ class QuantizableNode:
     @property
     def num_values(self) -> int:
         """Values of the weight."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def float_cost(self) -> int:
@@ -139,10 +136,7 @@ def _picks_rows(node: "NodeProto", shape: tuple[int, ...]) -> bool:
 
 def _num_inputs(node: "NodeProto", shape: tuple[int, ...]) -> int:
     if node.op_type == CONVOLUTION:  # (out, in / groups, ...)
-        count = 1
-        for size in shape[1:]:
-            count *= size
-        return count
+        return math.prod(shape[1:])
     transposed = node.op_type == "Gemm" and _attribute(node, "transB", 0) == 1
     return shape[-1] if transposed else shape[-2]
 

@@ -9,14 +9,14 @@ computes them in float from their 8-bit weights, and only bytes are gained.
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.errors import DataError, named_extra
 from edvit_hf.export.config import CalibrationMethod
 from edvit_hf.export.gates import as_feeds
 from edvit_hf.export.graphs.derived import load_graph
@@ -51,12 +51,7 @@ class Ranges:
 
 
 def calibrate(
-    source: Path,
-    inputs: Mapping[str, np.ndarray],
-    *,
-    method: CalibrationMethod = "minmax",
-    batch_size: int = _BATCH,
-    progress: bool = False,
+    source: Path, inputs: Mapping[str, np.ndarray], *, method: CalibrationMethod = "minmax", batch_size: int = _BATCH
 ) -> Ranges:
     """Run an fp32 graph on calibration data and find the ranges of its activations.
 
@@ -67,17 +62,13 @@ def calibrate(
         method: "minmax" takes the extremes, "percentile" all but the outermost 0.001 %, "entropy" the range whose 8-bit
             histogram loses the least information.
         batch_size: Items at a time. Histograms hold a batch's activations in memory.
-        progress: Whether to show a progress bar.
 
     Raises:
         DataError: If there are no items, the names differ from the graph's, or a value is not finite.
         ExportGateError: If `source` is no intact ONNX file.
-        MissingExtraError: If onnx or onnxruntime is not installed.
     """
-    try:
+    with named_extra("Calibrating", "export"):
         from onnxruntime.quantization import calibrate as ort
-    except ImportError as error:
-        raise MissingExtraError("Calibrating", "export", "onnx and onnxruntime") from error
     if method not in get_args(CalibrationMethod):
         raise DataError(
             f"Expected a calibration method among {', '.join(get_args(CalibrationMethod))}, got {method!r}. Ranges "
@@ -93,16 +84,18 @@ def calibrate(
         "percentile": (ort.PercentileCalibrater, {"percentile": _PERCENTILE}),
     }
     kind, options = kinds[method]
+    num_items = len(next(iter(feeds.values())))
     with tempfile.TemporaryDirectory() as folder, root_logger_diverted():
         calibrator = kind(source, _OP_TYPES, str(Path(folder) / "calibration.onnx"), **options)
         select = calibrator.select_tensors_to_calibrate  # would take attention's products and all answers as well
         calibrator.select_tensors_to_calibrate = lambda model: (wanted, select(model)[1])
         calibrator.augment_graph()
         calibrator.create_inference_session()
-        for batch in _batches(feeds, batch_size, progress):
+        for start in range(0, num_items, batch_size):
+            batch = {name: values[start : start + batch_size] for name, values in feeds.items()}
             calibrator.collect_data(_OneBatch(batch))  # one at a time: it holds every activation of what it is given
         tensors = calibrator.compute_data()
-    return Ranges(method=method, num_items=len(next(iter(feeds.values()))), tensors=tensors)
+    return Ranges(method=method, num_items=num_items, tensors=tensors)
 
 
 def quantize_graph_static(
@@ -116,25 +109,15 @@ def quantize_graph_static(
 ) -> QuantizedNodes:
     """Write the static int8 variant of an fp32 graph and count what was quantized.
 
-    Tables of embeddings become int8 as in a dynamic file.
-
-    Args:
-        source: fp32 ONNX file, of a sub-model or of the whole ensemble.
-        target: Where the int8 file goes.
-        preset: An attempt or a setting of one of `PRESETS`, in "static" mode.
-        ranges: What `calibrate` found on the same file.
-        num_expected: As for `quantize_graph`; convolutions are not counted.
-        kept_float: Names of nodes that stay float.
+    Tables of embeddings become int8 as in a dynamic file, and `num_expected` and `kept_float` mean what they do there;
+    convolutions are not counted. `ranges` is what `calibrate` found on the same file.
 
     Raises:
         ExportGateError: As `quantize_graph` does.
         DataError: If the ranges belong to another graph.
-        MissingExtraError: If onnx or onnxruntime is not installed.
     """
-    try:
+    with named_extra("Quantizing", "export"):
         from onnxruntime.quantization import QDQQuantizer, QuantType
-    except ImportError as error:
-        raise MissingExtraError("Quantizing", "export", "onnx and onnxruntime") from error
     graph = load_graph(source)
     nodes = chosen_nodes(graph, (*_OP_TYPES, TABLE), num_expected=num_expected, kept_float=kept_float, what=source.name)
     wanted = {name: node for name, node in nodes.items() if node.op_type != TABLE}
@@ -205,14 +188,6 @@ def _check_calibration(inputs: Mapping[str, np.ndarray], names: list[str]) -> di
                 "items that are broken and leave them out."
             )
     return feeds
-
-
-def _batches(feeds: dict[str, np.ndarray], size: int, progress: bool) -> Iterator[dict[str, np.ndarray]]:
-    from tqdm import tqdm
-
-    num_items = len(next(iter(feeds.values())))
-    for start in tqdm(range(0, num_items, size), desc="calibrate", unit="batch", disable=not progress):
-        yield {name: values[start : start + size] for name, values in feeds.items()}
 
 
 class _OneBatch:
