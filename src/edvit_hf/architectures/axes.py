@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from edvit_hf.errors import PruningError
 
-# Axes along which a model is cut. Every other name in a table is a size that stays, read by its `fixed_sizes`.
-CUT_AXES = ("residual", "attention", "ffn", "pooled", "label")
 AttentionKind = Literal["whole", "thin", "merged"]  # see `PruneConfig.attention`
-Axes = tuple[str, ...]  # one name per dimension; "residual*2" is the residual twice over, side by side
+# One name per dimension; "residual*2" is the residual twice over, side by side. A model is cut along residual,
+# attention, ffn, pooled and label; every other name is a size that stays, read by the table's `fixed_sizes`.
+Axes = tuple[str, ...]
 Config = Any  # a stock config or its `to_dict()`
 
 

@@ -11,6 +11,9 @@ Read = Callable[[str], Any]  # config key -> value
 
 _BASE_SIZES = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072}
 _IMAGE_DEFAULTS = {**_BASE_SIZES, "image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True}
+_PATCHES = {"patch_size": 16, "qkv_bias": True, "frequency_stride": 10, "time_stride": 10}
+_SPECTROGRAM_DEFAULTS = {**_PATCHES, "max_length": 1024, "num_mel_bins": 128}
+_WORDS = {"vocab_size": 30522, "max_position_embeddings": 512}
 # Keys that every stock config takes, whatever its architecture.
 _COMMON_KEYS = frozenset({
     "model_type", "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict",
@@ -24,6 +27,15 @@ _IMAGE_KEYS = (*_ENCODER_KEYS, "image_size", "patch_size", "num_channels", "qkv_
                "pooler_output_size", "pooler_act")  # fmt: skip
 _TEXT_KEYS = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
               "tie_word_embeddings")  # fmt: skip
+_SPECTROGRAM_KEYS = (
+    "patch_size",
+    "qkv_bias",
+    "head_dim",
+    "frequency_stride",
+    "time_stride",
+    "max_length",
+    "num_mel_bins",
+)
 
 
 def linear(path: str, out_axis: str, in_axis: str) -> dict[str, Axes]:
@@ -111,7 +123,7 @@ def _pre_norm_layers(path: str) -> dict[str, Axes]:
 
 
 def _pre_norm_encoder(base: str, *, model_type: str, model_class: str, **options: Any) -> Architecture:
-    layer = f"{base}.layers.{{layer}}"
+    layer, projection = f"{base}.layers.{{layer}}", f"{base}.embeddings.patch_embeddings.projection"
     tokens = ("cls_token", "distillation_token")[: options.pop("special_tokens")]
     embeddings: dict[str, Axes] = {f"{base}.embeddings.{token}": ("one", "one", "residual") for token in tokens}
     channels = options.pop("channels", "channels")
@@ -122,13 +134,8 @@ def _pre_norm_encoder(base: str, *, model_type: str, model_class: str, **options
         parameters={
             **embeddings,
             f"{base}.embeddings.position_embeddings": ("one", "tokens", "residual"),
-            f"{base}.embeddings.patch_embeddings.projection.weight": (
-                "residual",
-                channels,
-                "patch_height",
-                "patch_width",
-            ),
-            f"{base}.embeddings.patch_embeddings.projection.bias": ("residual",),
+            f"{projection}.weight": ("residual", channels, "patch_height", "patch_width"),
+            f"{projection}.bias": ("residual",),
             **_pre_norm_layers(layer),
             **norm(f"{base}.layernorm"),
             **options.pop("extra", {}),
@@ -142,7 +149,7 @@ def _pre_norm_encoder(base: str, *, model_type: str, model_class: str, **options
         attention_output=f"{layer}.attention.o_proj",
         ffn_output=f"{layer}.mlp.fc2",
         feature_norm=f"{base}.layernorm",
-        patch_projection=f"{base}.embeddings.patch_embeddings.projection",
+        patch_projection=projection,
         head=(classifier,),
         file_names={
             f"{base}.layers.": f"{base}.encoder.layer.",
@@ -193,14 +200,11 @@ AST = _pre_norm_encoder(
     extra=norm("classifier.layernorm"),
     norms=("classifier.layernorm",),
     feature_tokens=(0, 1),
-    defaults={
-        **_BASE_SIZES, "patch_size": 16, "qkv_bias": True, "frequency_stride": 10, "time_stride": 10,
-        "max_length": 1024, "num_mel_bins": 128,
-    },
-    keys=(*_ENCODER_KEYS, "patch_size", "qkv_bias", "head_dim", "frequency_stride", "time_stride", "max_length",
-          "num_mel_bins"),
-)  # fmt: skip
+    defaults={**_BASE_SIZES, **_SPECTROGRAM_DEFAULTS},
+    keys=(*_ENCODER_KEYS, *_SPECTROGRAM_KEYS),
+)
 
+_ENCODER_ONLY = {"is_decoder": False, "add_cross_attention": False}
 _BERT_LAYER = "bert.encoder.layer.{layer}"
 BERT = Architecture(
     model_type="bert",
@@ -234,15 +238,14 @@ BERT = Architecture(
     main_input="input_ids",
     has_pooler=True,
     head=("bert.pooler.dense", "classifier"),
-    required={"is_decoder": False, "add_cross_attention": False},
-    defaults={
-        **_BASE_SIZES, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2, "is_decoder": False,
-        "add_cross_attention": False,
-    },
-    keys=(*_ENCODER_KEYS, *_TEXT_KEYS, "type_vocab_size", "use_cache", "classifier_dropout", "is_decoder",
-          "add_cross_attention"),
-)  # fmt: skip
+    required=_ENCODER_ONLY,
+    defaults={**_BASE_SIZES, **_WORDS, "type_vocab_size": 2, **_ENCODER_ONLY},
+    keys=(*_ENCODER_KEYS, *_TEXT_KEYS, "type_vocab_size", "use_cache", "classifier_dropout", *_ENCODER_ONLY),
+)
 
+_DISTILBERT_SIZES = {"n_layers": 6, "n_heads": 12, "dim": 768, "hidden_dim": 3072}
+_DISTILBERT_KEYS = ("sinusoidal_pos_embds", "dropout", "attention_dropout", "activation", "initializer_range",
+                    "qa_dropout", "seq_classif_dropout")  # fmt: skip
 _DISTILBERT_LAYER = "distilbert.transformer.layer.{layer}"
 DISTILBERT = Architecture(
     model_type="distilbert",
@@ -279,15 +282,13 @@ DISTILBERT = Architecture(
     main_input="input_ids",
     has_pooler=True,
     head=("pre_classifier", "classifier"),
-    defaults={"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072, "vocab_size": 30522,
-              "max_position_embeddings": 512},
-    keys=(*_TEXT_KEYS, "n_layers", "n_heads", "dim", "hidden_dim", "sinusoidal_pos_embds", "dropout",
-          "attention_dropout", "activation", "initializer_range", "qa_dropout", "seq_classif_dropout"),
+    defaults={**_DISTILBERT_SIZES, **_WORDS},
+    keys=(*_TEXT_KEYS, *_DISTILBERT_SIZES, *_DISTILBERT_KEYS),
     residual_keys=("dim",),
     heads_key="n_heads",
     ffn_key="hidden_dim",
     layers_key="n_layers",
-)  # fmt: skip
+)
 
 ARCHITECTURES: dict[str, Architecture] = {table.model_type: table for table in (VIT, DEIT, AST, BERT, DISTILBERT)}
 

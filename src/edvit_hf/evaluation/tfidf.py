@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -121,9 +121,7 @@ class TfidfBaseline:
         losses = [_cross_entropy(scale * logits[known], labels[known]) for scale in _SCALES]
         scale = np.float32(_SCALES[int(np.argmin(losses))])
         bias = np.where(self.bias == _UNSEEN_LOGIT, self.bias, scale * self.bias)
-        return type(self)(
-            self.terms, self.max_ngram, self.idf, scale * self.weights, bias, self.cost, self.validation_accuracy
-        )  # fmt: skip
+        return replace(self, weights=scale * self.weights, bias=bias)
 
     def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
         """(N, C) float32; a text without a known term gets the bias alone."""
@@ -193,9 +191,8 @@ class TfidfBaseline:
             for name, array in (("idf", idf), ("weights", weights), ("bias", bias)):
                 if not np.isfinite(array).all():
                     raise ValueError(f"`{name}` holds values that are not finite")
-            return cls(
-                terms, int(values["max_ngram"]), idf, weights, bias, values["cost"], values["validation_accuracy"]
-            )  # fmt: skip
+            ngram, accuracy = int(values["max_ngram"]), values["validation_accuracy"]
+            return cls(terms, ngram, idf, weights, bias, values["cost"], accuracy)
         except Exception as error:
             raise CheckpointError(
                 f"Expected a saved TF-IDF baseline in {folder}, got: {error}. Its answers would be wrong. Fit and save "

@@ -166,9 +166,9 @@ def _tell_of_other_hardware(former: Manifest, exported: ExportedFiles) -> None:
         was, now = old and old.quantization, variant.quantization
         if old and was and now and was.preset != now.preset:
             logger.warning(
-                "export: %s is for %s now, it was for %s: there is one such graph, that of the latest export's first "
-                "profile", variant.file, ", ".join(variant.profiles), ", ".join(old.profiles),
-            )  # fmt: skip
+                f"export: {variant.file} is for {', '.join(variant.profiles)} now, it was for "
+                f"{', '.join(old.profiles)}: there is one such graph, that of the latest export's first profile"
+            )
 
 
 def _made_of_files_now(former: Manifest, exported: ExportedFiles, variant: Variant) -> bool:

@@ -21,10 +21,8 @@ _NOT_COPIED = ("onnx", STAGING_NAME, COMMITTED_NAME, ".git", ".cache", MANIFEST_
 _CODE = ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py")  # what travels with a saved ensemble
 # Data only: neither code nor anything pickled is fetched.
 _NAMES = ("config.json", *PROCESSOR_FILES)
-_FETCHED = (
-    *_NAMES, *(f"*/{name}" for name in _NAMES), "*.safetensors", "results.json", "README.md", "placement.json",
-    "assets/*.png",
-)  # fmt: skip
+_OF_THE_WHOLE = ("*.safetensors", "results.json", "README.md", "placement.json", "assets/*.png")
+_FETCHED = (*_NAMES, *(f"*/{name}" for name in _NAMES), *_OF_THE_WHOLE)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from edvit_hf.export.graphs.draw import clean_graph, save_graph
 from edvit_hf.export.optimum_config import EDViTOnnxConfig
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 
 def load_graph(path: Path) -> "ModelProto":
@@ -122,20 +122,8 @@ def join_graphs(sub_models: Sequence[Path], fusion: Path, onnx_config: EDViTOnnx
         graph.node.extend(node for node in renamed.node if set(node.output) & {prefix + name for name in features})
         graph.initializer.extend(tensor for tensor in renamed.initializer if tensor.name in _inputs_of(graph))
     graph.input.extend(parts[0].graph.input)
-    names = [f"sub_model_{index:02d}/features" for index in range(len(parts))]
-    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    graph.node.extend(_nodes_between(len(parts), head))
     graph.initializer.append(helper.make_tensor("joined/num_sub_models", TensorProto.INT64, [1], [len(parts)]))
-    graph.node.extend(
-        [
-            helper.make_node("Concat", names, ["fusion/features"], name="joined/features", axis=1),
-            helper.make_node("Shape", names[:1], ["joined/batch"], name="joined/batch", start=0, end=1),
-            helper.make_node("Concat", ["joined/batch", "joined/num_sub_models"], ["joined/mask_shape"],
-                             name="joined/mask_shape", axis=0),
-            helper.make_node("ConstantOfShape", ["joined/mask_shape"], ["fusion/mask"], name="joined/mask", value=one),
-            *head.graph.node,
-            helper.make_node("Identity", ["fusion/logits"], ["logits"], name="joined/logits"),
-        ]
-    )  # fmt: skip
     graph.initializer.extend(head.graph.initializer)
     (logits,) = head.graph.output
     graph.output.add().CopyFrom(logits)
@@ -144,6 +132,22 @@ def join_graphs(sub_models: Sequence[Path], fusion: Path, onnx_config: EDViTOnnx
     clean_graph(joined, onnx_config)
     onnx.checker.check_model(joined, full_check=True)
     return joined
+
+
+def _nodes_between(num_sub_models: int, head: "ModelProto") -> "list[NodeProto]":
+    """From the features of all sub-models, with everybody present, through the fusion head to the logits."""
+    from onnx import TensorProto, helper
+
+    names = [f"sub_model_{index:02d}/features" for index in range(num_sub_models)]
+    one, shape = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]), ["joined/mask_shape"]
+    return [
+        helper.make_node("Concat", names, ["fusion/features"], name="joined/features", axis=1),
+        helper.make_node("Shape", names[:1], ["joined/batch"], name="joined/batch", start=0, end=1),
+        helper.make_node("Concat", ["joined/batch", "joined/num_sub_models"], shape, name=shape[0], axis=0),
+        helper.make_node("ConstantOfShape", shape, ["fusion/mask"], name="joined/mask", value=one),
+        *head.graph.node,
+        helper.make_node("Identity", ["fusion/logits"], ["logits"], name="joined/logits"),
+    ]
 
 
 def _without_vote(graph: "GraphProto") -> set[str]:

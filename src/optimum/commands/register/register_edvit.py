@@ -28,11 +28,11 @@ class EDViTExportCommand(BaseOptimumCLICommand):
         add = parser.add_argument
         add("-m", "--model", required=True, help="Folder of a saved ensemble, or a Hub id.")
         add("--revision", help="Branch, tag or commit of a Hub repository.")
-        add("--profile", action="append", default=[], help="Hardware the files are for; may be repeated; default: this "
-            "machine's kind.")  # fmt: skip
+        profile = "Hardware the files are for; may be repeated; default: this machine's kind."
+        precision = "What to write besides fp32; may be repeated; default: what each profile asks for."
+        add("--profile", action="append", default=[], help=profile)
         add("--fleet", type=Path, help="Fleet file: export for every kind of its devices.")
-        add("--precision", action="append", choices=_PRECISIONS, help="What to write besides fp32; may be repeated; "
-            "default: what each profile asks for.")  # fmt: skip
+        add("--precision", action="append", choices=_PRECISIONS, help=precision)
         add("--calibration", choices=_CALIBRATION, default="minmax", help="How static int8 finds its ranges.")
         add("--auto", action="store_true", help="Where int8 misses its gate, search for what must stay float.")
         add("--with-preprocessing", action="store_true", help="Write each file again with the preprocessing inside.")
@@ -52,11 +52,9 @@ class EDViTExportCommand(BaseOptimumCLICommand):
         args = self.args
         assert args is not None  # Optimum builds the command that runs from parsed arguments
         try:
-            config = make_config(
-                profiles=args.profile, fleet=args.fleet, precisions=args.precision, opset=args.opset,
-                calibration=args.calibration, auto=args.auto, with_preprocessing=args.with_preprocessing,
-                whole=not args.no_whole,
-            )  # fmt: skip
+            names = ("fleet", "opset", "calibration", "auto", "with_preprocessing")
+            given = {name: getattr(args, name) for name in names}
+            config = make_config(profiles=args.profile, precisions=args.precision, whole=not args.no_whole, **given)
             recipe = load_recipe(args.recipe) if args.recipe else None
             with copied_ensemble(args.model, args.output, revision=args.revision) as folder:
                 export_folder(folder, config, recipe=recipe)
