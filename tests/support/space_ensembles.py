@@ -17,15 +17,27 @@ ABSENT = [
 ]
 ROWS = [
     {
-        "name": "teacher", "kind": "teacher", "parameters": 1000, "bytes": 4000, "bytes_per_device": 4000,
-        "macs": 5000, "accuracy": 0.97, "note": "",
+        "name": "teacher",
+        "kind": "teacher",
+        "parameters": 1000,
+        "bytes": 4000,
+        "bytes_per_device": 4000,
+        "macs": 5000,
+        "accuracy": 0.97,
+        "note": "",
     },
     {
-        "name": "ensemble", "kind": "ensemble", "parameters": 600, "bytes": 2400, "bytes_per_device": 400,
-        "macs": 900, "accuracy": 0.958, "note": "five of them",
+        "name": "ensemble",
+        "kind": "ensemble",
+        "parameters": 600,
+        "bytes": 2400,
+        "bytes_per_device": 400,
+        "macs": 900,
+        "accuracy": 0.958,
+        "note": "five of them",
         "against_teacher": {"difference": -0.013, "low": -0.031, "high": 0.004},
     },
-]  # fmt: skip
+]
 STROKES = {  # one pen path for each digit, in shares of the canvas
     0: [(0.5, 0.1), (0.3, 0.2), (0.22, 0.5), (0.3, 0.8), (0.5, 0.9), (0.7, 0.8), (0.78, 0.5), (0.7, 0.2), (0.5, 0.1)],
     1: [(0.4, 0.25), (0.55, 0.1), (0.55, 0.9)],
