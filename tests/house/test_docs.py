@@ -207,3 +207,14 @@ def test_accelerate_launch_does_the_same_as_edvit_run(finished_trip):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("up to date, skipped") == 9
     assert str(ensemble_dir(work)) in done.stdout.replace("\n", "")
+
+
+FRONT_DOORS = [path for path in (ROOT / "src/edvit_hf").rglob("__init__.py") if "```python" in path.read_text()]
+
+
+def test_the_examples_in_front_doors_run_as_written(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(FRONT_DOORS) > 5
+    for path in FRONT_DOORS:
+        exec(path.read_text().split("```python\n")[1].split("```")[0], {})
+        assert capsys.readouterr().out, path

@@ -2,6 +2,15 @@
 
 Comes in: what an export wrote, or a `manifest.json` from anywhere. Goes out: entries that can be relied on, hashes, the
 file that suits a device, a placement. Anybody may call it: a device reads it with the standard library and yaml alone.
+
+```python
+from pathlib import Path
+from edvit_hf.manifest import Manifest, verify_file
+
+folder = Path("space_app/model/digits")
+for part in Manifest.load(folder).sub_models:
+    print(part.index, part.class_group, verify_file(folder, part.variant("fp32")))
+```
 """
 
 from edvit_hf.manifest.document import MANIFEST_NAME, SCHEMA_VERSION, Manifest

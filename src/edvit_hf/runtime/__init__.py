@@ -4,6 +4,15 @@ Comes in: an ensemble's folder or Hub id, then images, sounds, texts or prepared
 was missing and why. `EDViTRuntime` answers; its `Coordinator` decides whom to ask, how long to wait and what may be
 fused; an `Engine` carries the requests (`LocalEngine` in this process). Applications, the server and the stages after
 an export may call it.
+
+```python
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
+
+config = CoordinatorConfig(deadline_ms=500.0)
+with EDViTRuntime.from_pretrained("space_app/model/digits", config=config) as runtime:  # or a Hub id
+    answer = runtime("space_app/examples/digits/3_0023.png", absent=[2])
+    print(answer.label, answer.probabilities.max(), answer.missing, answer.missing_classes)
+```
 """
 
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
