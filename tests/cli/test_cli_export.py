@@ -100,7 +100,7 @@ def test_where_the_data_are_not_at_hand_parity_alone_is_measured_and_the_reason_
     if is_damaged:
         (folder / "results.json").unlink()
     else:
-        monkeypatch.setattr(exporting, "load_task", _no_data)
+        monkeypatch.setattr("edvit_hf.published.measure.load_task", _no_data)
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
         export_folder(folder, ExportConfig(), progress=False)
     assert given["gate"] is given["report"] is given["calibration"] is None
@@ -122,7 +122,7 @@ def test_a_dataset_that_is_named_must_be_there_and_belong_to_the_ensemble(finish
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match="Expected a dataset with the 10 classes"):
         export_folder(folder, ExportConfig(), recipe=recipe)
-    monkeypatch.setattr(exporting, "load_task", _no_data)
+    monkeypatch.setattr("edvit_hf.published.measure.load_task", _no_data)
     with pytest.raises(DataError, match="found none"):
         export_folder(folder, ExportConfig(), recipe=recipe)
 

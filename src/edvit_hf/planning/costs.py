@@ -168,10 +168,15 @@ class FleetCosts:
             return 0.0
         return (entry.link_ms or 0.0) + sum(_transfer_ms(load.feature_bytes, entry.link_mbit_per_s) for load in own)
 
+    def predicted_ms(self, item: int, device: int) -> float | None:
+        """Milliseconds of a sub-model on a device, None where nothing tells them."""
+        ms = float(self.known_ms[item, device])
+        return None if np.isnan(ms) else ms
+
     def energy_mj(self, item: int, device: int) -> float | None:
         """Watts times predicted milliseconds, None where either is not known."""
-        watts, ms = self.fleet.devices[device].hardware.watts, float(self.known_ms[item, device])
-        return None if watts is None or np.isnan(ms) else watts * ms
+        watts, ms = self.fleet.devices[device].hardware.watts, self.predicted_ms(item, device)
+        return None if watts is None or ms is None else watts * ms
 
     def problem(self) -> Problem:
         """The arrays that the placement searches work on."""

@@ -24,19 +24,14 @@ from edvit_hf.tasks import num_labels_of
 
 
 class Ratios(Protocol):
-    """Shares of the teacher that stay, each in (0, 1]: `edvit_hf.pruning.config.KeepRatios`."""
+    """Shares of the teacher that stay, each in (0, 1]: `edvit_hf.pruning.KeepRatios`."""
 
     @property
-    def residual(self) -> float:
-        """Of the residual channels."""
-
+    def residual(self) -> float: ...  # noqa: D102
     @property
-    def attention(self) -> float:
-        """Of the attention dimensions."""
-
+    def attention(self) -> float: ...  # noqa: D102
     @property
-    def ffn(self) -> float:
-        """Of the FFN units."""
+    def ffn(self) -> float: ...  # noqa: D102
 
 
 Keep = int | Sequence[int | None] | Literal["auto", "per-sub-model"] | Ratios

@@ -140,8 +140,7 @@ def _assemble(
 
 
 def _sub_model(costs: FleetCosts, index: int, device: int) -> SubModelPlan:
-    load, ms = costs.loads[index], float(costs.known_ms[index, device])
-    shape = load.shape
+    load, shape = costs.loads[index], costs.loads[index].shape
     return SubModelPlan(
         index=index,
         device=costs.fleet.devices[device].name,
@@ -149,7 +148,7 @@ def _sub_model(costs: FleetCosts, index: int, device: int) -> SubModelPlan:
         parameters=load.parameters,
         bytes=load.bytes,
         macs=load.macs,
-        predicted_ms=None if np.isnan(ms) else round(ms, 3),
+        predicted_ms=_rounded(costs.predicted_ms(index, device)),
         energy_mj=_rounded(costs.energy_mj(index, device)),
         keep_heads=load.keep_heads,
         widths=None if shape is None else shape.widths,
@@ -161,10 +160,8 @@ def _sub_model(costs: FleetCosts, index: int, device: int) -> SubModelPlan:
 
 
 def _replica(costs: FleetCosts, index: int, device: int) -> Replica:
-    ms = float(costs.known_ms[index, device])
-    entry = costs.fleet.devices[device]
-    held = costs.loads[index].bytes_at(entry)
-    return Replica(index=index, device=entry.name, held_bytes=held, predicted_ms=None if np.isnan(ms) else round(ms, 3))
+    entry, ms = costs.fleet.devices[device], _rounded(costs.predicted_ms(index, device))
+    return Replica(index=index, device=entry.name, held_bytes=costs.loads[index].bytes_at(entry), predicted_ms=ms)
 
 
 def _device(

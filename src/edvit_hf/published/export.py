@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.data import Augmentation, TaskData, class_group_labels, iterate_batches, load_task
+from edvit_hf.data import TaskData, class_group_labels, iterate_batches
 from edvit_hf.errors import EDViTError, RecipeError, named_extra
 from edvit_hf.evaluation.evaluator import evaluate
 from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, SplitMeasure, export_ensemble
@@ -21,7 +21,7 @@ from edvit_hf.export.config import Kind
 from edvit_hf.hardware.profiles import shipped_kind
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.planning.fleet import load_fleet
-from edvit_hf.published.measure import TEXT, Described, recorded_dataset
+from edvit_hf.published.measure import MeasuredBy, task_data
 from edvit_hf.tasks import num_labels_of
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _arrays(inputs: Any) -> dict[str, np.ndarray]:
 
 
 def export_folder(
-    folder: Path, config: ExportConfig, *, recipe: Described | None = None, progress: bool = True
+    folder: Path, config: ExportConfig, *, recipe: MeasuredBy | None = None, progress: bool = True
 ) -> Manifest:
     """Export a finished ensemble in place: new variants are added, intact ones of the same weights kept.
 
@@ -119,7 +119,7 @@ def export_folder(
     )
 
 
-def export_command(config: ExportConfig, recipe: Described | None = None) -> str:
+def export_command(config: ExportConfig, recipe: MeasuredBy | None = None) -> str:
     """The command line that exports with these settings; DIR stands for the ensemble's folder."""
     default = ExportConfig()
     words = ["edvit export DIR", *(f"--profile {name}" for name in config.profiles)]
@@ -145,12 +145,9 @@ def _naming(measure: SplitMeasure, command: str) -> SplitMeasure:
     return named
 
 
-def _data_of(folder: Path, ensemble: Any, config: ExportConfig, recipe: Described | None) -> Measures:
+def _data_of(folder: Path, ensemble: Any, config: ExportConfig, recipe: MeasuredBy | None) -> Measures:
     """What the dataset of a recipe, or the recorded one, gives to measure on."""
-    dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
-    data = load_task(
-        dataset, Augmentation(), task=ensemble.task, processor_dir=folder if ensemble.task == TEXT else None
-    )
+    data = task_data(folder, recipe, ensemble.task)
     names = [ensemble.id2label[label] for label in range(ensemble.num_labels)]
     if list(data.label_names) != names:
         raise RecipeError(

@@ -23,29 +23,25 @@ from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import chosen_variants
 from edvit_hf.storage import read_json, write_json
+from edvit_hf.tasks import Task
 
-TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
+_TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
 Precision = Literal["fp32", "fp16", "int8"]
 
 
-class Described(Protocol):
-    """What of a recipe tells how an ensemble is measured; `recipe.Recipe` is one."""
+class MeasuredBy(Protocol):
+    """What of a recipe tells how an ensemble is measured: where its items are, batch size and number of subsets."""
 
     @property
-    def name(self) -> str:
-        """Of the recipe, for the record."""
-
+    def name(self) -> str: ...  # noqa: D102
     @property
-    def dataset(self) -> DatasetConfig:
-        """Where its items are."""
-
+    def dataset(self) -> DatasetConfig: ...  # noqa: D102
     @property
-    def evaluate(self) -> EvaluateConfig:
-        """Batch size and number of subsets."""
+    def evaluate(self) -> EvaluateConfig: ...  # noqa: D102
 
 
 def measure_exported(
-    folder: Path, recipe: Described | None = None, *, precision: Precision = "fp32", max_items: int | None = None
+    folder: Path, recipe: MeasuredBy | None = None, *, precision: Precision = "fp32", max_items: int | None = None
 ) -> dict[str, Any]:
     """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with sub-models absent.
 
@@ -69,8 +65,8 @@ def measure_exported(
             f"Expected at least one item to measure with, got max_items={max_items}. Over none there is no accuracy. "
             "Leave it out for the whole test split."
         )
-    data = _test_data(folder, recipe)
-    return {"ensemble": str(folder), **_measure(folder, data, precision, max_items=max_items)}
+    data = task_data(folder, recipe, Manifest.load(ensemble_folder(folder)).ensemble.task)
+    return {"ensemble": str(folder), **_measure(folder, data, EvaluateConfig(), precision, None, max_items)}
 
 
 def measured_by_runtime(
@@ -92,19 +88,16 @@ def measured_by_runtime(
     Raises:
         RecipeError, ManifestError: See `measure_exported`.
     """
-    data = data if data is not None else _test_data(folder, None)
+    data = data if data is not None else task_data(folder, None, Manifest.load(folder).ensemble.task)
     config, manifest = config or EvaluateConfig(), Manifest.load(folder)
     variants: dict[str, Any] = {}
     with _without_advice():
         asked = tqdm(_ways_to_ask(manifest).items(), desc="runtime", unit="variant", disable=not progress)
         for name, (precision, profile) in asked:
-            found = _measure(folder, data, precision, profile=profile, config=config)
+            found = _measure(folder, data, config, precision, profile, None)
             files = [v for entry in manifest.sub_models for v in entry.variants if v.name == name]
-            variants[name] = {
-                "files_hash": hash_of_files(files),
-                "macro_f1": found["rows"][0]["macro_f1"],
-                "absent": found["absent"],
-            }
+            figures = {"macro_f1": found["rows"][0]["macro_f1"], "absent": found["absent"]}
+            variants[name] = {"files_hash": hash_of_files(files), **figures}
     return {
         "command": command,
         "num_items": len(data.test),
@@ -114,7 +107,7 @@ def measured_by_runtime(
     }
 
 
-def save_measured(folder: Path, recipe: Described | None = None, *, progress: bool = True) -> dict[str, Any]:
+def save_measured(folder: Path, recipe: MeasuredBy | None = None, *, progress: bool = True) -> dict[str, Any]:
     """Record in `results.json` of the folder what `measured_by_runtime` finds; returns it.
 
     Raises:
@@ -127,7 +120,7 @@ def save_measured(folder: Path, recipe: Described | None = None, *, progress: bo
             f"Expected {path} to record the figures in, found none. A card is made from it. Use the folder that "
             "`edvit run` ended with, or leave --save out."
         )
-    data = _test_data(folder, recipe)
+    data = task_data(folder, recipe, Manifest.load(folder).ensemble.task)
     config = None if recipe is None else recipe.evaluate
     measured = measured_by_runtime(folder, data, config, command="edvit evaluate DIR --save", progress=progress)
     write_json(path, {**read_json(path), "runtime": measured})
@@ -149,10 +142,10 @@ def recorded_dataset(folder: Path) -> DatasetConfig:
         ) from error
 
 
-def _test_data(folder: Path, recipe: Described | None) -> TaskData:
-    task = Manifest.load(ensemble_folder(folder)).ensemble.task
+def task_data(folder: Path, recipe: MeasuredBy | None, task: Task) -> TaskData:
+    """The dataset of a recipe, or the recorded one, for an ensemble in a folder."""
     dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
-    return load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == TEXT else None)
+    return load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == _TEXT else None)
 
 
 def _ways_to_ask(manifest: Manifest) -> dict[str, tuple[Precision, str | None]]:
@@ -172,16 +165,9 @@ def _ways_to_ask(manifest: Manifest) -> dict[str, tuple[Precision, str | None]]:
 
 
 def _measure(
-    folder: Path,
-    data: TaskData,
-    precision: Precision,
-    *,
-    profile: str | None = None,
-    max_items: int | None = None,
-    config: EvaluateConfig | None = None,
+    folder: Path, data: TaskData, config: EvaluateConfig, precision: Precision, profile: str | None, num: int | None
 ) -> dict[str, Any]:
-    """One variant: every sub-model runs once on every item, and the fusion head once for every subset."""
-    config = config or EvaluateConfig()
+    """One variant on the first `num` items: every sub-model runs once on each, the fusion head once for a subset."""
     # Without breakers: what one batch does to a sub-model must not decide about the next.
     settings = CoordinatorConfig(misses_to_open=None)
     with EDViTRuntime.from_pretrained(
@@ -192,7 +178,7 @@ def _measure(
         subsets = [absent_subsets(count, k, limit=config.max_subsets) for k in range(count)]
         single = [(i,) for i in range(count)] if count > 1 else []
         wanted = list(dict.fromkeys([(), *single, *(subset for each in subsets for subset in each)]))
-        logits, labels = _logits(runtime, data, wanted, max_items, config.batch_size)
+        logits, labels = _logits(runtime, data, wanted, num, config.batch_size)
     groups = [list(group) for group in manifest.class_groups]
     found: dict[tuple[int, ...], Evaluation] = {}
     for subset, values in zip(wanted, logits, strict=True):
@@ -207,7 +193,7 @@ def _measure(
         "precision": precision,
         "variant": chosen_variants(manifest.sub_models[:1], precision, profile)[0].name,
         "rows": rows,
-        "absent": [_over(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
+        "absent": [absence_row(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
     }
 
 
@@ -223,14 +209,11 @@ def _without_advice() -> Iterator[None]:
         loader.setLevel(level)
 
 
-def _over(num_absent: int, accuracies: Sequence[float]) -> dict[str, Any]:
-    return {
-        "num_absent": num_absent,
-        "accuracy_mean": float(np.mean(accuracies)),
-        "accuracy_min": min(accuracies),
-        "accuracy_max": max(accuracies),
-        "num_subsets": len(accuracies),
-    }
+def absence_row(num_absent: int, accuracies: Sequence[float]) -> dict[str, Any]:
+    """Accuracy with so many sub-models absent, over all subsets that were measured."""
+    ends = {"accuracy_min": min(accuracies), "accuracy_max": max(accuracies)}
+    mean = float(np.mean(accuracies))
+    return {"num_absent": num_absent, "accuracy_mean": mean, **ends, "num_subsets": len(accuracies)}
 
 
 def _logits(

@@ -10,6 +10,7 @@ from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.evaluator import absent_subsets, paired_interval, torch_predict
+from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import Candidate, baselines, measured
 from edvit_hf.recipe.trip import Trip, load_array, save_array
@@ -128,15 +129,7 @@ def _absent(trip: Trip) -> list[dict[str, Any]]:
             with torch.inference_mode():
                 predicted = trip.ensemble.fusion(features, mask).argmax(-1).numpy()
             accuracies.append(float((predicted == labels).mean()))
-        rows.append(
-            {
-                "num_absent": num_absent,
-                "accuracy_mean": float(np.mean(accuracies)),
-                "accuracy_min": min(accuracies),
-                "accuracy_max": max(accuracies),
-                "num_subsets": len(subsets),
-            }
-        )
+        rows.append(absence_row(num_absent, accuracies))
     return rows
 
 
