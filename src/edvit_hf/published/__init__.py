@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edvit_hf.published.compared import bench_compared, save_compared
     from edvit_hf.published.export import export_folder, export_report, make_config
     from edvit_hf.published.files import Published, read_published
-    from edvit_hf.published.measure import Described, measure_exported, measured_by_runtime, save_measured
+    from edvit_hf.published.measure import MeasuredBy, measure_exported, measured_by_runtime, save_measured
     from edvit_hf.published.plan import is_published, place_published, placement_file, plan_published
 
 __getattr__, __dir__, __all__ = lazy(
@@ -40,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy(
         "compared": ("bench_compared", "save_compared"),
         "export": ("export_folder", "export_report", "make_config"),
         "files": ("Published", "read_published"),
-        "measure": ("Described", "measure_exported", "measured_by_runtime", "save_measured"),
+        "measure": ("MeasuredBy", "measure_exported", "measured_by_runtime", "save_measured"),
         "plan": ("is_published", "place_published", "placement_file", "plan_published"),
     },
     needs=("Working on a finished ensemble", "train,export"),
