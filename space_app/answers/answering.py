@@ -16,7 +16,7 @@ from answers.timelines import measured, predicted
 from answers.views import Device, DeviceState, Timeline, View, percent
 from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
 from edvit_hf.runtime import Answer
-from edvit_hf.runtime.messages import Reason
+from edvit_hf.runtime.engines import Reason
 from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)

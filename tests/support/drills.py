@@ -19,14 +19,7 @@ import numpy as np
 from edvit_hf.errors import EDViTError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.clock import Clock
-from edvit_hf.runtime.messages import (
-    Engine,
-    Pending,
-    ProbeResponse,
-    SubModelRequest,
-    SubModelResponse,
-    UnavailableError,
-)
+from edvit_hf.runtime.engines import Engine, Pending, ProbeResponse, SubModelRequest, SubModelResponse, UnavailableError
 
 _OTHER_VERSION = "0" * 64
 

@@ -18,9 +18,7 @@ with EDViTRuntime.from_pretrained("space_app/model/digits", config=config) as ru
 from edvit_hf.runtime.answers import AbsentAnswer, Answer, Outcome
 from edvit_hf.runtime.clock import Clock, MonotonicClock
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig, Gathered
-from edvit_hf.runtime.engines.local import LocalEngine
-from edvit_hf.runtime.ensemble import EDViTRuntime
-from edvit_hf.runtime.messages import (
+from edvit_hf.runtime.engines import (
     Engine,
     Pending,
     ProbeResponse,
@@ -29,6 +27,8 @@ from edvit_hf.runtime.messages import (
     SubModelResponse,
     UnavailableError,
 )
+from edvit_hf.runtime.engines.local import LocalEngine
+from edvit_hf.runtime.ensemble import EDViTRuntime
 
 __all__ = [
     "AbsentAnswer",

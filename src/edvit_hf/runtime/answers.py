@@ -13,7 +13,7 @@ import numpy as np
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.manifest import Manifest
 from edvit_hf.probabilities import softmax
-from edvit_hf.runtime.messages import ON_REQUEST, Reason
+from edvit_hf.runtime.engines import ON_REQUEST, Reason
 
 
 class Fusion:

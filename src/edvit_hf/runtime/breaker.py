@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edvit_hf.runtime.messages import SubModelRequest
+from edvit_hf.runtime.engines import SubModelRequest
 
 _WEIGHT = 0.2  # of the newest time in the running mean
 _TIMES_THE_USUAL = 3.0

@@ -22,8 +22,7 @@ from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.admission import Admission
 from edvit_hf.runtime.breaker import Breakers, UsualTimes
 from edvit_hf.runtime.clock import Clock, MonotonicClock
-from edvit_hf.runtime.exchange import DEFAULT_MAX_DEVIATIONS, Exchange, ResponseCheck, reason_of, too_few
-from edvit_hf.runtime.messages import (
+from edvit_hf.runtime.engines import (
     ON_REQUEST,
     Engine,
     Pending,
@@ -32,6 +31,7 @@ from edvit_hf.runtime.messages import (
     SubModelRequest,
     SubModelResponse,
 )
+from edvit_hf.runtime.exchange import DEFAULT_MAX_DEVIATIONS, Exchange, ResponseCheck, reason_of, too_few
 
 logger = logging.getLogger(__name__)
 

@@ -30,10 +30,10 @@ from edvit_hf.runtime.arguments import (
 )
 from edvit_hf.runtime.batches import Batcher
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
+from edvit_hf.runtime.engines import Engine
 from edvit_hf.runtime.engines.local import LocalEngine, input_shape
 from edvit_hf.runtime.engines.schedules import Schedule
 from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
-from edvit_hf.runtime.messages import Engine
 from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
 from edvit_hf.transforms import Transform, load_transform

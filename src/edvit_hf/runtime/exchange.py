@@ -11,7 +11,7 @@ import numpy as np
 from edvit_hf.errors import DataError
 from edvit_hf.manifest import Manifest, SubModelEntry
 from edvit_hf.runtime.clock import Clock
-from edvit_hf.runtime.messages import ON_REQUEST, Pending, Reason, SubModelRequest, SubModelResponse, UnavailableError
+from edvit_hf.runtime.engines import ON_REQUEST, Pending, Reason, SubModelRequest, SubModelResponse, UnavailableError
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,10 @@ from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.arguments import check_indices, check_num_threads
-from edvit_hf.runtime.engines import schedules
+from edvit_hf.runtime.engines import ProbeResponse, SubModelRequest, SubModelResponse, schedules
 from edvit_hf.runtime.engines.lanes import Job, Lane, close_all
 from edvit_hf.runtime.engines.schedules import AT_ONCE, SCHEDULES, Schedule
 from edvit_hf.runtime.inputs import probe_inputs
-from edvit_hf.runtime.messages import ProbeResponse, SubModelRequest, SubModelResponse
 from edvit_hf.runtime.sessions import check_share, check_sub_model, chosen_variants, open_session
 from edvit_hf.strict import one_of
 from edvit_hf.tasks import MAIN_INPUT
