@@ -246,19 +246,15 @@ def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: An
     """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     fixed: dict[str, Any] = {
+        **dict.fromkeys(("share", "ssr_mode", "mcp_server", "enable_monitoring", "pwa"), False),
         "theme": theme,
         "css_paths": HERE / "page" / "style.css",
         "max_file_size": inputs.MAX_FILE_BYTES,
-        "share": False,
-        "ssr_mode": False,
-        "mcp_server": False,
         "footer_links": ["gradio", "settings"],
         "max_threads": 8,
         "state_session_capacity": 500,
         "quiet": True,
         "allowed_paths": [],
-        "enable_monitoring": False,
-        "pwa": False,
         "app_kwargs": {"middleware": [Middleware(Guard, max_bytes=MAX_BODY_BYTES)]},
     }
     _, address, _ = page.launch(prevent_thread_lock=True, **{**fixed, **settings})

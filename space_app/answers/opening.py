@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edvit_hf.errors import EDViTError, HubError, ManifestError, MissingExtraError
+from edvit_hf.hub.client import UnreachableError, ask, connect, fetch_file, read_file
+from edvit_hf.hub.pulling import pull
+from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.storage import MIB
@@ -151,10 +154,6 @@ def fetch_ensemble(repo: str, folder: Path) -> bool:
 
 
 def _fetch(repo: str, folder: Path) -> bool:
-    from edvit_hf.hub import pull
-    from edvit_hf.hub.client import ask, connect, fetch_file, read_file
-    from edvit_hf.hub.selection import select_by_profile
-
     api = connect(_ANONYMOUS)
     try:
         info = ask("reading the repository", repo, lambda: api.model_info(repo), tries=TRIES)
@@ -192,14 +191,8 @@ def _fetch(repo: str, folder: Path) -> bool:
 
 def _sizes(api: "HfApi", repo: str, commit: str, files: Sequence[str]) -> dict[str, int]:
     """Bytes of those of the files that the repository has."""
-    from edvit_hf.hub.client import ask
-
-    def infos() -> list[Any]:
-        return api.get_paths_info(repo, list(files), revision=commit)
-
-    return {
-        info.path: int(info.size) for info in ask("reading sizes", repo, infos, tries=TRIES) if hasattr(info, "size")
-    }
+    infos = ask("reading sizes", repo, lambda: api.get_paths_info(repo, list(files), revision=commit), tries=TRIES)
+    return {info.path: int(info.size) for info in infos if hasattr(info, "size")}
 
 
 def _check_size(repo: str, size: int) -> None:
@@ -212,8 +205,6 @@ def _check_size(repo: str, size: int) -> None:
 
 def _said(repo: str, error: EDViTError) -> str:
     """An error of the library in a visitor's words."""
-    from edvit_hf.hub.client import UnreachableError
-
     status = error.status if isinstance(error, HubError) else None
     if isinstance(error, MissingExtraError):
         return "This page was set up without the Hub's client, so it opens nothing from there. Choose another ensemble."
