@@ -135,7 +135,7 @@ def test_a_repository_is_fetched_without_its_code_and_exported(ensemble, tmp_pat
 def test_only_data_are_asked_of_the_hub(ensemble):
     from fnmatch import fnmatch
 
-    from edvit_hf.export.copy import _FETCHED
+    from edvit_hf.export.commit import _FETCHED
 
     files = {p.relative_to(ensemble).as_posix() for p in ensemble.rglob("*") if p.is_file() and p.suffix != ".py"}
     assert all(any(fnmatch(file, pattern) for pattern in _FETCHED) for file in files), files

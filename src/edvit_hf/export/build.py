@@ -48,17 +48,8 @@ def measured_row(measure: SplitMeasure, predict: Predict, class_group: Sequence[
     return row
 
 
-def vote_of(session: GraphSession) -> Predict:
-    """Inputs -> the vote of one exported sub-model."""
+def _vote_of(session: GraphSession) -> Predict:
     return lambda inputs: session(**as_feeds(inputs))["logits"]
-
-
-def _count_linear_maps(sub_model: nn.Module) -> int:
-    """Linear maps of a sub-model without the last, which makes the vote: what int8 must cover.
-
-    BERT's pooler and DistilBERT's `pre_classifier` count: each is as large as an attention's output map.
-    """
-    return sum(isinstance(module, nn.Linear) for module in sub_model.modules()) - 1
 
 
 class GraphBuilder:
@@ -99,8 +90,11 @@ class GraphBuilder:
         return variants
 
     def num_linear_maps(self, index: int) -> int:
-        """Linear maps of a sub-model that int8 must cover."""
-        return _count_linear_maps(self.model.sub_models[index])
+        """Linear maps of a sub-model without the last, which makes the vote: what int8 must cover.
+
+        BERT's pooler and DistilBERT's `pre_classifier` count: each is as large as an attention's output map.
+        """
+        return sum(isinstance(module, nn.Linear) for module in self.model.sub_models[index].modules()) - 1
 
     def check_sub_model(self, index: int, file: str, *, atol: float | None = None) -> Parity:
         """Parity of one file, refused beyond the tolerance if `atol` is given."""
@@ -116,7 +110,7 @@ class GraphBuilder:
         """The sub-models' variants with the accuracy of their own votes."""
         reported = []
         for variant, group in zip(variants, self.groups, strict=True):
-            row = measured_row(report, vote_of(GraphSession(self.staging / variant.file)), group)
+            row = measured_row(report, _vote_of(GraphSession(self.staging / variant.file)), group)
             reported.append(replace(variant, accuracy=row, accuracy_note=None))
         return reported
 

@@ -91,7 +91,15 @@ def export_ensemble(
         content = content_files(root)
         identity = hash_of_content(content)
         keep_former(root, identity, exported)
-        entry = _describe_ensemble(model, identity, parity, exported, no_accuracy)
+        entry = EnsembleEntry(
+            id=f"edvit-{identity[:12]}",
+            task=task_of(model.config),
+            content_hash=identity,
+            parity=parity,
+            accuracy=exported.accuracy or None,
+            accuracy_note=None if "fp32" in exported.accuracy else no_accuracy,
+            gates=exported.gates or None,
+        )
         manifest = _make_manifest(model, entry, exported, content)
         publish(staging, root, manifest)
     seconds, distance = time.perf_counter() - started, parity.relative_to_largest_logit
@@ -229,20 +237,6 @@ def _join_whole(
     """The graphs of the whole ensemble, made of the accepted files."""
     for position, file in _whole_files(requests).items():
         yield build.join_whole(chosen[position], file, is_gated=position == 0)
-
-
-def _describe_ensemble(
-    model: EDViTPreTrainedModel, identity: str, parity: Parity, exported: ExportedFiles, no_accuracy: str
-) -> EnsembleEntry:
-    return EnsembleEntry(
-        id=f"edvit-{identity[:12]}",
-        task=task_of(model.config),
-        content_hash=identity,
-        parity=parity,
-        accuracy=exported.accuracy or None,
-        accuracy_note=None if "fp32" in exported.accuracy else no_accuracy,
-        gates=exported.gates or None,
-    )
 
 
 def _shortest(values: torch.Tensor) -> list[float]:

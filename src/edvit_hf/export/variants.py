@@ -200,7 +200,9 @@ class VariantMaker:
         answers = self.gate(self.build.open_ensemble(variants))
         figures = self._gate(answers, precision)
         if not figures["passed"]:
-            return loss_message(name, precision, figures, self._group_names())
+            labels = self.build.model.config.id2label
+            group_names = [", ".join(labels[label] for label in group) for group in self.build.groups]
+            return loss_message(name, precision, figures, group_names)
         self.gates[name] = {**figures, **_weights_of(variants)}
         return None
 
@@ -209,10 +211,6 @@ class VariantMaker:
         config = self.build.config
         limits = {"max_loss": config.max_accuracy_loss, "max_group_loss": config.max_group_accuracy_loss}
         return accuracy_gate(self.reference, answers, precision=precision, class_groups=self.build.groups, **limits)
-
-    def _group_names(self) -> list[str]:
-        names = self.build.model.config.id2label
-        return [", ".join(names[label] for label in group) for group in self.build.groups]
 
 
 def _tried(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,8 @@ class PruningPlan:
             f"  parameters  {self.parameters_before:,} -> {self.parameters_after:,}"
             f"  ({self.parameters_before / self.parameters_after:.1f} times smaller)"
         )
-        lines.append(f"  float32     {_mib(self.parameters_before):.2f} -> {_mib(self.parameters_after):.2f} MiB")
+        mib = [count * _BYTES_PER_PARAMETER / 2**20 for count in (self.parameters_before, self.parameters_after)]
+        lines.append(f"  float32     {mib[0]:.2f} -> {mib[1]:.2f} MiB")
         return "\n".join(lines)
 
 
@@ -208,8 +209,8 @@ def make_plan(
         intermediate_size=before.ffn,
         num_labels_before=before.labels,
         num_labels=widths_after.labels,
-        parameters_before=_count(architecture.shapes(model_config, before)),
-        parameters_after=_count(architecture.shapes(model_config, widths_after)),
+        parameters_before=sum(map(prod, architecture.shapes(model_config, before).values())),
+        parameters_after=sum(map(prod, architecture.shapes(model_config, widths_after).values())),
     )
 
 
@@ -256,7 +257,7 @@ def _check_widths(before: Widths, after: Widths, attention: AttentionKind) -> No
     largest = {"residual": before.residual, "heads": before.heads, "head_dim": max(1, group) * before.head_dim}
     for name, total in {**largest, "ffn": before.ffn, "labels": before.labels, "layers": before.layers}.items():
         keep = getattr(after, name)
-        if not _is_int(keep) or not 1 <= keep <= total:
+        if type(keep) is not int or not 1 <= keep <= total:
             raise PruningError(
                 f"`{name}` of the pruned model must lie in 1..{total}, what the teacher has, got {keep!r}. A layer "
                 f"without units cannot run and a cut cannot add any; choose a number in the range, or a larger teacher."
@@ -315,7 +316,7 @@ def _check_layers(name: str, per_layer: object, size: int) -> None:
 
 
 def _check_indices(name: str, indices: Sequence[int], size: int) -> None:
-    is_list = isinstance(indices, list) and len(indices) > 0 and all(_is_int(i) for i in indices)
+    is_list = isinstance(indices, list) and len(indices) > 0 and all(type(i) is int for i in indices)
     if not is_list or any(a >= b for a, b in pairwise(indices)):
         raise PruningError(
             f"`{name}` must be a non-empty list of distinct whole numbers in rising order, got "
@@ -331,18 +332,6 @@ def _check_indices(name: str, indices: Sequence[int], size: int) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(prod(shape) for shape in shapes.values())
-
-
-def _mib(parameters: int) -> float:
-    return parameters * _BYTES_PER_PARAMETER / 2**20
 
 
 def highest(scores: np.ndarray, keep: int) -> list[int]:

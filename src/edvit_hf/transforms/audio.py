@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.strict import number
 from edvit_hf.tasks import Task
 from edvit_hf.transforms.audio_files import (
     HIGHEST_RATE,
@@ -154,12 +155,8 @@ class AudioTransform:
                 f"{self.num_mel_bins}. Every sound would take that much memory, however short. Correct the "
                 "preprocessor's config."
             )
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise DataError(f"`{name}` must be a finite number, got {value!r}: spectrograms are scaled by it.")
-        if self.std <= 0:
-            raise DataError(f"`std` must be positive, got {self.std}: spectrograms are divided by it.")
+        number("mean", self.mean, "(-inf, inf)", "spectrograms are shifted by it", DataError)
+        number("std", self.std, "(0, inf)", "spectrograms are divided by it", DataError)
 
     @property
     def task(self) -> Task:

@@ -44,7 +44,7 @@ class EDViTExportCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Copy the ensemble and export the copy; exits with status 1 and the reason if it is refused."""
         from edvit_hf.errors import EDViTError
-        from edvit_hf.export.copy import copied_ensemble
+        from edvit_hf.export.commit import copied_ensemble
         from edvit_hf.published.export import export_folder, make_config
         from edvit_hf.recipe import load_recipe
 
