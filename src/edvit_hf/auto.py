@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the model classes with the Transformers Auto classes; imported when one is first touched."""
+"""Registers the model classes with the Transformers Auto classes and finds those of a task; loaded at the first use."""
 
 from typing import Any
 

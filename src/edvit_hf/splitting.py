@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes -> class groups: which sub-model answers for which classes. Light: numpy only."""
+"""Divides the classes into class groups, one for each sub-model. Light: numpy only."""
 
 import logging
 from collections.abc import Sequence

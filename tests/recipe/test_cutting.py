@@ -17,6 +17,7 @@ from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.schema import TeacherConfig
 from edvit_hf.recipe.stages.split import teacher_confusions
 from edvit_hf.recipe.trip import Trip, load_model
+from edvit_hf.storage import read_json
 from support.tiny_recipe import tiny_recipe
 
 
@@ -32,8 +33,8 @@ def finished(finished_trip):
 
 def cut_again(trip, index, *, sample=None):
     """The stored plan of a sub-model, cut anew from the teacher; compensated on `sample`."""
-    stored = (trip.folders["prune"] / f"pruning_plan_{index:02d}.json").read_text()
-    plan, group = PruningPlan.from_json(stored), trip.class_groups[index]
+    stored = read_json(trip.folders["prune"] / f"pruning_plan_{index:02d}.json")
+    plan, group = PruningPlan.from_dict(stored), trip.class_groups[index]
     pruned = prune(trip.teacher, plan, group)
     if sample is not None:
         compensate(pruned, trip.teacher, plan, group, trip.data.train.inputs(sample), progress=False)

@@ -15,7 +15,7 @@ from edvit_hf.cli import app
 from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import STAGES, run, running
-from edvit_hf.recipe.running import _done, _key, ensemble_dir, stage_dir
+from edvit_hf.recipe.running import _key, _stored, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
 from edvit_hf.recipe.trip import load_array, load_model
 from edvit_hf.splitting import similarity_within
@@ -120,8 +120,10 @@ def test_a_second_run_skips_every_stage(finished_trip):
 def test_changing_a_value_re_runs_exactly_the_stages_it_touches(finished_trip, tmp_path, change, touched):
     path, work = finished_trip
     changed = keys(tiny_recipe(tmp_path, **change))
-    assert {name for name in NAMES if _done(stage_dir(work, name), changed[name]) is None} == touched
-    assert all(_done(stage_dir(work, n), k) is not None for n, k in keys(tiny_recipe(path.parent)).items())
+    assert {name for name in NAMES if _stored(stage_dir(work, name) / "done.json", changed[name]) is None} == touched
+    assert all(
+        _stored(stage_dir(work, n) / "done.json", k) is not None for n, k in keys(tiny_recipe(path.parent)).items()
+    )
 
 
 def test_a_stage_without_its_inputs_is_refused(tmp_path):
@@ -182,7 +184,7 @@ def test_an_interrupted_clean_up_does_not_leave_a_stage_that_counts_as_done(fini
     monkeypatch.setattr(running.shutil, "rmtree", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_recipe(tmp_path, card={"title": "Mine"}), work)
-    assert _done(stage_dir(work, "card"), keys(tiny_recipe(tmp_path))["card"]) is None
+    assert _stored(stage_dir(work, "card") / "done.json", keys(tiny_recipe(tmp_path))["card"]) is None
 
 
 def test_other_data_under_the_same_recipe_is_another_run(tmp_path, monkeypatch):

@@ -123,6 +123,10 @@ class StageRecord:
 Observer = Callable[[str, str], None]  # (stage, "skipped" | "started" | "finished")
 
 
+def _tell_nobody(stage: str, what: str) -> None:
+    pass
+
+
 def run(
     recipe: Recipe,
     work_dir: Path,
@@ -159,7 +163,7 @@ def run(
         for stage in trip_stages:
             stage_keys[stage.name] = _key(stage, recipe, stage_keys)
             folder = trip.folders[stage.name]
-            done = _done(folder, stage_keys[stage.name])
+            done = _stored(folder / "done.json", stage_keys[stage.name])
             if done is None and stage.name not in wanted:
                 if any(s.name in wanted for s in trip_stages[trip_stages.index(stage) + 1 :]):
                     raise RecipeError(
@@ -168,7 +172,7 @@ def run(
                     )
                 break
             if stage.name in wanted:
-                records.append(_run_stage(stage, trip, folder, stage_keys[stage.name], done, observer))
+                records.append(_run_stage(stage, trip, folder, stage_keys[stage.name], done, observer or _tell_nobody))
             stage_keys |= stage.parts(trip)
     return records
 
@@ -211,29 +215,27 @@ def _key(stage: Stage, recipe: Recipe, stage_keys: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _done(folder: Path, key: str) -> dict[str, Any] | None:
-    """The record of a finished stage with the same inputs, else None."""
+def _stored(path: Path, key: str) -> dict[str, Any] | None:
+    """What `done.json` or `inputs.json` holds, if it was written for the same inputs, else None."""
     try:
-        done = read_json(folder / "done.json")
+        stored = read_json(path)
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return done if done.get("key") == key else None
+    return stored if stored.get("key") == key else None
 
 
 def _run_stage(
-    stage: Stage, trip: Trip, folder: Path, key: str, done: dict[str, Any] | None, observer: Observer | None
+    stage: Stage, trip: Trip, folder: Path, key: str, done: dict[str, Any] | None, observer: Observer
 ) -> StageRecord:
     if done is not None:
         logger.info("%s: up to date, skipped", stage.name)
-        if observer:
-            observer(stage.name, "skipped")
+        observer(stage.name, "skipped")
         return StageRecord(stage.name, True, done["seconds"], done["peak_memory_mib"])
     wait_for_everyone()  # all have read what was done before anyone changes it
     resumed = _open_stage(folder, key) if is_main_process() else False
     wait_for_everyone()
     logger.info("%s: started", stage.name)
-    if observer:
-        observer(stage.name, "started")
+    observer(stage.name, "started")
     reset_peak_memory()
     begin = time.perf_counter()
     if stage.is_shared or is_main_process():
@@ -245,8 +247,7 @@ def _run_stage(
         _write_done(stage, trip, folder, key, record, resumed=resumed)
     wait_for_everyone()
     logger.info("%s: done in %.1f s, peak memory %.0f MiB", stage.name, seconds, record.peak_memory_mib)
-    if observer:
-        observer(stage.name, "finished")
+    observer(stage.name, "finished")
     return record
 
 
@@ -270,11 +271,7 @@ def _write_done(stage: Stage, trip: Trip, folder: Path, key: str, record: StageR
 def _open_stage(folder: Path, key: str) -> bool:
     """Keep what an interrupted run with the same inputs left (True), or empty the folder (False)."""
     inputs = folder / "inputs.json"
-    try:
-        same = read_json(inputs)["key"] == key
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        same = False
-    if same:
+    if _stored(inputs, key) is not None:
         (folder / "done.json").unlink(missing_ok=True)
         logger.info("%s: resuming an interrupted run", folder.name)
         return True

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent; a resumed run equals an uninterrupted one."""
+"""Writes and reads checkpoints, each whole or absent, so that a resumed run equals an uninterrupted one."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Values of a training run, checked at birth. Imports neither torch nor accelerate."""
+"""The values of a training run, checked when they are made. Light: neither torch nor accelerate."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args

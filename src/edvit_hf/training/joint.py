@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole ensemble tuned end to end: sub-models and fusion head together."""
+"""Joint tuning: the whole ensemble, sub-models and fusion head, is trained end to end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is minimised: plain classification, distillation for a class group, fusion under absent sub-models."""
+"""The losses: plain classification, distillation for a class group, fusion with sub-models absent at random."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast

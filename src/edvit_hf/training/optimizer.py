@@ -1,4 +1,4 @@
-"""AdamW with weight decay where it belongs; the learning rate as a function of the fraction done."""
+"""AdamW without weight decay of biases, norms and embeddings; the learning rate as a function of the fraction done."""
 
 import math
 from typing import Any
