@@ -1,4 +1,4 @@
-"""The Hub's client, through which every download goes: what passes is waited out, what stays is one clear message."""
+"""The Hub's client, through which every download goes: it retries faults that pass and explains those that stay."""
 
 import logging
 import tempfile

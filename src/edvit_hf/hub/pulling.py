@@ -16,7 +16,7 @@ from edvit_hf.errors import EDViTError, HubError, ManifestError, WorkDirError
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hub.client import UnreachableError
 from edvit_hf.hub.selection import NeededFile, Precision, Selection, select_by_placement, select_by_profile
-from edvit_hf.hub.source import Source, is_hub_id, open_source
+from edvit_hf.hub.source import Source, is_hub_id, open_source, refuse_revision
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
 from edvit_hf.manifest.placement import load_placement
 from edvit_hf.storage import MIB, held_folder
@@ -145,11 +145,7 @@ def ensemble_folder(
     """
     root = Path(source)
     if os.path.isdir(source):  # noqa: PTH112  (which does not mind a text longer than any name)
-        if revision is not None:
-            raise EDViTError(
-                f"Expected a Hub repository, since a revision ({revision}) was named, got the folder {source}. A folder"
-                " has one state only. Leave the revision out."
-            )
+        refuse_revision(root, revision)
         return root
     if not is_hub_id(str(source)):
         raise EDViTError(

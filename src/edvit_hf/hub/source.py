@@ -87,9 +87,14 @@ def open_source(repo: str, *, revision: str | None, token: str | None, endpoint:
     root = Path(repo)
     if not root.is_dir():
         return HubSource(connect(token, endpoint), repo, revision)
+    refuse_revision(root, revision)
+    return FolderSource(root)
+
+
+def refuse_revision(folder: Path, revision: str | None) -> None:
+    """Raise `HubError` if a revision was named of a folder."""
     if revision is not None:
         raise HubError(
-            f"Expected a Hub repository, since a revision ({revision}) was named, got the folder {repo}. A folder has "
-            "one state only. Leave the revision out."
+            f"Expected a Hub repository, since a revision ({revision}) was named, got the folder {folder}. A folder "
+            "has one state only. Leave the revision out."
         )
-    return FolderSource(root)

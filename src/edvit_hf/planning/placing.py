@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which device runs which sub-model: the paper's greedy, and an exact search (integer programming) that starts from it.
 
-Works on arrays alone: N sub-models x D devices. What they stand for is `fleet_costs`' business.
+Works on arrays alone, N sub-models x D devices, which `costs.py` fills.
 """
 
 import itertools
