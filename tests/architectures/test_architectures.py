@@ -260,10 +260,8 @@ def test_the_cells_that_differ_are_exact_against_the_built_model(model, keep, pa
     sizes = {"hidden_size": 64 * heads, "num_attention_heads": heads, "intermediate_size": 256 * heads}
     teacher = ModelShape.from_config({"model_type": "vit", **sizes, "num_hidden_layers": layers}, num_labels=10)
     kept = teacher.keep(keep, num_labels=10)
-    config = ViTConfig(
-        hidden_size=64 * keep, num_attention_heads=keep, num_hidden_layers=layers,
-        intermediate_size=256 * keep, num_labels=10, attn_implementation="eager",
-    )  # fmt: skip
+    sizes = {"hidden_size": 64 * keep, "num_attention_heads": keep, "intermediate_size": 256 * keep}
+    config = ViTConfig(**sizes, num_hidden_layers=layers, num_labels=10, attn_implementation="eager")
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         built = ViTForImageClassification(config)
         built(torch.zeros(1, 3, 224, 224))

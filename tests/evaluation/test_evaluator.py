@@ -100,10 +100,9 @@ def test_bootstrap_intervals_surround_the_score(folders):
     answers = [NAMES.index(classify(text)[0]["label"]) for text in texts]
     labels = [answer if i % 3 else (answer + 1) % len(NAMES) for i, answer in enumerate(answers)]
     model, processor = model_and_processor(folders[task], task)
-    measured = compute(
-        task, model, evaluate.combine([Accuracy(), MacroF1()]), Dataset.from_dict({"input": texts, "label": labels}),
-        strategy="bootstrap", n_resamples=20, random_state=0, **processor,
-    )  # fmt: skip
+    metric, data = evaluate.combine([Accuracy(), MacroF1()]), Dataset.from_dict({"input": texts, "label": labels})
+    options = {"strategy": "bootstrap", "n_resamples": 20, "random_state": 0, **processor}
+    measured = compute(task, model, metric, data, **options)
     assert measured["accuracy"]["score"] == pytest.approx(2 / 3)
     low, high = measured["accuracy"]["confidence_interval"]
     assert low < 2 / 3 < high

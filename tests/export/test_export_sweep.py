@@ -203,10 +203,8 @@ def test_tables_of_embeddings_are_swept_though_they_make_no_int8_file_alone(tmp_
         asked.append(ensemble)
         return {"passed": len(asked) > SETTINGS, "net_flips": 1}
 
-    found = auto_quantize(
-        sources, root / manifest.fusion.variants[0].file, ARM, write=write, gate=gate, inputs=inputs,
-        scratch=tmp_path, max_trials=6,
-    )  # fmt: skip
+    fusion, options = root / manifest.fusion.variants[0].file, {"scratch": tmp_path, "max_trials": 6}
+    found = auto_quantize(sources, fusion, ARM, write=write, gate=gate, inputs=inputs, **options)
     assert found.record["passed"]
     labels = {label for row in found.tried for label in row["kept_float"]}
     assert labels

@@ -64,10 +64,8 @@ def _order(kind):
 def test_one_export_writes_everything_for_several_kinds_of_hardware(tmp_path_factory):
     root, _, manifest = exported_everything(tmp_path_factory)
     assert Manifest.load(root) == manifest
-    names = [
-        "fp32", "qint8_arm64", "quint8_avx2", "qint8_arm64_static", "quint8_avx2_static", "fp16", "raw",
-        "raw_qint8_arm64", "raw_quint8_avx2", "raw_qint8_arm64_static", "raw_quint8_avx2_static", "raw_fp16",
-    ]  # fmt: skip
+    smaller = ["qint8_arm64", "quint8_avx2", "qint8_arm64_static", "quint8_avx2_static", "fp16"]
+    names = ["fp32", *smaller, "raw", *(f"raw_{name}" for name in smaller)]
     for entry in manifest.sub_models:
         assert [v.name for v in entry.variants] == names
         by_name = {v.name: v for v in entry.variants}
@@ -229,7 +227,7 @@ def test_reduced_range_is_tried_when_accuracy_falls_and_the_manifest_says_so(mak
     assert (made.gates["quint8_avx2"]["accuracy_int8"], made.gates["quint8_avx2"]["net_flips"]) == (0.9, 1)
 
 
-def test_int8_without_a_judge_is_written_and_said_to_be_ungated(maker, caplog):
+def test_int8_without_a_measure_is_written_and_said_to_be_ungated(maker, caplog):
     made = maker(None, auto=True)
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
         assert len(made.make(INT8)) == 2
@@ -295,9 +293,8 @@ def test_a_plan_gives_each_device_the_file_that_its_kind_runs_best(tmp_path_fact
         ("my-own-board", "arm64", "qint8_arm64"),  # a measured profile
     ]:
         assert chosen(name, quantization) == expected
-    for export, expected in [
-        (("fp16", "int8"), "fp16"), (("int8_static", "int8"), "qint8_arm64_static"), ((), "fp32")
-    ]:  # fmt: skip
+    orders = {("fp16", "int8"): "fp16", ("int8_static", "int8"): "qint8_arm64_static", (): "fp32"}
+    for export, expected in orders.items():
         other = {**profiles, "raspberry-pi-5": changed(profiles["raspberry-pi-5"], export=export)}
         monkeypatch.setattr(published_plan, "load_profiles", lambda other=other: other)
         assert chosen("raspberry-pi-5", "arm64") == expected

@@ -58,13 +58,12 @@ def test_static_int8_beside_the_dynamic_one_leaves_its_graph_as_it_was(root):
     way = replace(
         dynamic.quantization, mode="static", calibration=Calibration(method="minmax", split="train", num_items=20)
     )
-    exported = ExportedFiles(
-        sub_models=[
-            [files[0], replace(files[1], file=files[1].file.replace(".onnx", "_static.onnx"), quantization=way)]
-            for files in (entry.variants for entry in former.sub_models)
-        ],
-        fusion=former.fusion.variants[0], whole=[former.whole[0], replace(dynamic, file=STATIC, quantization=way)],
-    )  # fmt: skip
+    sub_models = [
+        [files[0], replace(files[1], file=files[1].file.replace(".onnx", "_static.onnx"), quantization=way)]
+        for files in (entry.variants for entry in former.sub_models)
+    ]
+    whole = [former.whole[0], replace(dynamic, file=STATIC, quantization=way)]
+    exported = ExportedFiles(sub_models=sub_models, fusion=former.fusion.variants[0], whole=whole)
     keep_former(root, content_hash(root), exported)
     assert exported.names == ["fp32", "quint8_avx2_static", "quint8_avx2"]
     assert exported.whole[-1] == dynamic
@@ -102,10 +101,8 @@ def test_a_graph_that_is_for_other_hardware_now_is_told(root, caplog):
     dynamic = next(v for v in former.whole if v.file == DYNAMIC)
     again = replace(dynamic, profiles=["raspberry-pi-5"], quantization=replace(dynamic.quantization, preset="arm64"))
     for whole, told in ((again, True), (dynamic, False)):
-        exported = ExportedFiles(
-            sub_models=[list(entry.variants) for entry in former.sub_models], fusion=former.fusion.variants[0],
-            whole=[former.whole[0], whole],
-        )  # fmt: skip
+        sub_models, fusion = [list(entry.variants) for entry in former.sub_models], former.fusion.variants[0]
+        exported = ExportedFiles(sub_models=sub_models, fusion=fusion, whole=[former.whole[0], whole])
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="edvit_hf"):
             keep_former(root, content_hash(root), exported)

@@ -79,23 +79,21 @@ def exported_everything(tmp_path_factory):
         root = tmp_path_factory.mktemp("everything") / "ensemble"
         model = save_tiny_ensemble(root, GROUPS)
         config = ExportConfig(profiles=EVERYTHING, precisions=("int8", "int8_static", "fp16"), with_preprocessing=True)
-        _EXPORTED["everything"] = root, model, _export_with_judges(root, model, config, [])
+        _EXPORTED["everything"] = root, model, _export_with_measures(root, model, config, [])
     return _EXPORTED["everything"]
 
 
 def _export_images(tmp_path_factory):
     root, asked = tmp_path_factory.mktemp("export") / "ensemble", []
     model = save_tiny_ensemble(root, GROUPS)
-    return root, model, asked, _export_with_judges(root, model, ExportConfig(profiles=(PROFILE,)), asked)
+    return root, model, asked, _export_with_measures(root, model, ExportConfig(profiles=(PROFILE,)), asked)
 
 
-def _export_with_judges(root, model, config, asked):
+def _export_with_measures(root, model, config, asked):
     measures = {split: tiny_measure(model, split, items, asked) for split, items in SPLITS.items()}
     calibration = CalibrationItems(split="train", inputs={"pixel_values": PIXELS})
-    return export_ensemble(
-        root, config=config, inputs={"pixel_values": PIXELS}, gate=measures["validation"], report=measures["test"],
-        calibration=calibration, progress=False,
-    )  # fmt: skip
+    given = {"gate": measures["validation"], "report": measures["test"], "calibration": calibration}
+    return export_ensemble(root, config=config, inputs={"pixel_values": PIXELS}, progress=False, **given)
 
 
 def tiny_measure(model, split, items, asked):

@@ -187,11 +187,11 @@ def test_the_empty_text_of_a_tokenizer_without_special_tokens_is_one_padding_tok
 @pytest.mark.parametrize(
     ("text", "says_nothing"),
     [
-        ("", True), (" \n\t", True), ("🙂", True), ("\ud800", True), ("[SEP] [PAD] [MASK]", True), ("[UNK]", True),
+        *((text, True) for text in ("", " \n\t", "🙂", "\ud800", "[SEP] [PAD] [MASK]", "[UNK]")),
         ("🙂 " * 100 + "Hello", True),  # beyond the tokens that are read
-        ("Hello", False), ("🙂 cat", False), (".", False), ("3", False),
+        *((text, False) for text in ("Hello", "🙂 cat", ".", "3")),
     ],
-)  # fmt: skip
+)
 def test_a_text_of_which_nothing_is_known_says_nothing(pairs, text, says_nothing):
     transform, _ = pairs["bert"]
     assert transform.says_nothing(text, transform.encode([text])[0]) is says_nothing
