@@ -147,6 +147,9 @@ def test_every_file_that_architecture_names_exists_and_every_room_is_named():
     names = set(re.findall(r"`([\w/]+(?:\.py|\.yaml|/))`", page)) - {"src/edvit_hf/"}
     assert {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")} <= names, "every room has its sentence"
     assert [name for name in sorted(names) if not (PACKAGE / name).exists()] == []
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    words = set(re.findall(r"`(\w+)`", page))
+    assert [word for word in sorted(words) if not re.search(rf"\b{word}\b", source)] == []
 
 
 def test_a_walk_goes_from_file_to_file_by_imports():
