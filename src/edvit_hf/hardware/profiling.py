@@ -29,6 +29,7 @@ _SOURCES = {
     "memory_mib": "measured: physical memory as the operating system reports it",
     "cores": "measured: cores that this process may use",
 }
+_MATMUL_SOURCE = "measured: fp32 MatMul, {size} x {size} twice, onnxruntime, {threads} threads"
 _METHOD = (
     "onnxruntime fp32, one input; median over shuffled rounds, each sample after uncounted ones; on one thread samples "
     "in which another program had the core are taken again, or else counted by processor time; non-negative least "
@@ -99,9 +100,7 @@ def profile_machine(
         cores=usable,
         sustained_gflops=gflops,
         watts=power,
-        sources=_SOURCES
-        | {"watts": source}
-        | {"sustained_gflops": f"measured: fp32 MatMul, {size} x {size} twice, onnxruntime, {threads} threads"},
+        sources={**_SOURCES, "watts": source, "sustained_gflops": _MATMUL_SOURCE.format(size=size, threads=threads)},
         latency=fits[0].coefficients,
         latency_all_cores=fits[1].coefficients if len(fits) > 1 else None,
         provenance={

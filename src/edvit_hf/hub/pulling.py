@@ -330,15 +330,12 @@ def _plain_disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, WorkDirError | HubError) or error.errno not in _NOT_WRITABLE:
             raise
-        free = f" ({_free_mib(folder.parent):.1f} MiB free)" if error.errno in _FULL else ""
+        free = ""
+        if error.errno in _FULL:
+            with contextlib.suppress(OSError):
+                free = f" ({shutil.disk_usage(folder.parent).free / MIB:.1f} MiB free)"
         raise WorkDirError(
             f"Expected room for the files of this device at {folder}, but they cannot be written: "
             f"{os.strerror(error.errno)}{free}. The folder is as it was before. Free space or correct the permissions, "
             "then pull again."
         ) from error
-
-
-def _free_mib(folder: Path) -> float:
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(folder).free / MIB
-    return 0.0

@@ -4,16 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 from edvit_hf.errors import HubError, ManifestError, did_you_mean
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
-from edvit_hf.manifest.entries import offered, suited_variants
+from edvit_hf.manifest.entries import Precision, offered, suited_variants
 from edvit_hf.manifest.placement import PlacedDevice, PlacementFile
 from edvit_hf.tasks import PROCESSOR_FILES
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 _GRAPH_SUFFIX = ".onnx"
 _PROCESSOR_FILES = tuple(name for name in PROCESSOR_FILES if name != "vocab.txt")  # tokenizer.json holds it already
@@ -23,7 +20,7 @@ _PROCESSOR_FILES = tuple(name for name in PROCESSOR_FILES if name != "vocab.txt"
 class NeededFile:
     """A file of the ensemble and what it must hold."""
 
-    file: str  # relative to the ensemble folder
+    file: str  # relative to the ensemble folder, without the "." and doubled slashes that a manifest may hold
     sha256: str
     bytes: int
 
@@ -171,25 +168,22 @@ def _selection(manifest: Manifest, chosen: Mapping[int, Variant], fuses: bool) -
                 f"Expected ONNX graphs, got {variant.file!r} in the manifest. A file of another kind could run code "
                 "when it is opened, so it is not fetched. Do not use this ensemble."
             )
-        needed.append(NeededFile(file=_plain(variant.file), sha256=variant.sha256, bytes=variant.bytes))
+        needed.append(
+            NeededFile(file=PurePosixPath(variant.file).as_posix(), sha256=variant.sha256, bytes=variant.bytes)
+        )
     names = [f"{manifest.sub_models[index].path}/config.json" for index in chosen]
     processor = [name for name in _PROCESSOR_FILES if name in manifest.content]
     for name in [*names, *processor]:
         if name not in manifest.content:
             raise ManifestError(f"The manifest vouches for no {name}, which a device needs. Export the ensemble again.")
         entry = manifest.content[name]
-        needed.append(NeededFile(file=_plain(name), sha256=entry.sha256, bytes=entry.bytes))
+        needed.append(NeededFile(file=PurePosixPath(name).as_posix(), sha256=entry.sha256, bytes=entry.bytes))
     if manifest.preprocessing not in processor:
         raise ManifestError(
             f"The manifest vouches for no {manifest.preprocessing}, without which no input can be prepared. Export the "
             "ensemble again."
         )
     return Selection(variants=dict(chosen), fusion=head, files=needed)
-
-
-def _plain(path: str) -> str:
-    """Without "." and doubled slashes, which a manifest may hold and no listing of a folder does."""
-    return PurePosixPath(path).as_posix()
 
 
 def _groups(manifest: Manifest) -> str:

@@ -112,9 +112,9 @@ def _assemble(
     summary: Mapping[str, object],
     notes: list[str],
 ) -> Plan:
-    devices, fleet = costs.fleet.devices, costs.fleet
+    fleet = costs.fleet
     sub_models = [_sub_model(costs, i, d) for i, d in enumerate(placement)]
-    rows = [_device(costs, problem, placement, replicas, d) for d in range(len(devices))]
+    rows = [_device(costs, problem, placement, replicas, d) for d in range(len(fleet.devices))]
     totals = [row.total_ms for row in rows if row.sub_models]
     uplink, fusion = problem.uplink_ms(placement), costs.fusion_ms
     known = [total for total in totals if total is not None]

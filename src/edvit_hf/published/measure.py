@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -20,13 +20,13 @@ from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, hash_of_files
+from edvit_hf.manifest.entries import Precision
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import chosen_variants
 from edvit_hf.storage import read_json, write_json
 from edvit_hf.tasks import Task
 
 _TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 class MeasuredBy(Protocol):

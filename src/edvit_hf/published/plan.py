@@ -54,9 +54,8 @@ def place_published(ensemble: Published, fleet: Fleet, *, placement: PlacementMe
 def _notes_on_int8(plan: Plan, manifest: Manifest | None) -> list[str]:
     precisions = {} if manifest is None else {v.file: v.precision for e in manifest.sub_models for v in e.variants}
     devices = [s.device for s in plan.sub_models if precisions.get(s.file or "") == "int8" and s.predicted_ms]
-    if not devices:
-        return []
-    return [f"int8 files run on {', '.join(dict.fromkeys(devices))}: their time is predicted as that of fp32 ones"]
+    note = f"int8 files run on {', '.join(dict.fromkeys(devices))}: their time is predicted as that of fp32 ones"
+    return [note] if devices else []
 
 
 def placement_file(plan: Plan, manifest: Manifest | None) -> PlacementFile:
@@ -71,11 +70,9 @@ def placement_file(plan: Plan, manifest: Manifest | None) -> PlacementFile:
         )
         for device in plan.devices
     }
-    identity = None
-    if manifest is not None:
-        identity = EnsembleIdentity(id=manifest.ensemble.id, content_hash=manifest.ensemble.content_hash)
+    own = None if manifest is None else manifest.ensemble
     return PlacementFile(
-        ensemble=identity,
+        ensemble=None if own is None else EnsembleIdentity(id=own.id, content_hash=own.content_hash),
         fleet=plan.fleet,
         coordinator=plan.coordinator,
         num_sub_models=len(plan.sub_models),
