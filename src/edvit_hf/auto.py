@@ -18,16 +18,6 @@ with named_extra("Using a model class", "torch"):
         EDViTModel,
     )
 
-__all__ = [
-    "EDViTConfig",
-    "EDViTForAudioClassification",
-    "EDViTForImageClassification",
-    "EDViTForSequenceClassification",
-    "EDViTModel",
-    "ensemble_class",
-    "stock_auto_class",
-]
-
 _ENSEMBLE_CLASSES: dict[Task, Any] = {
     "image-classification": EDViTForImageClassification,
     "audio-classification": EDViTForAudioClassification,

@@ -24,14 +24,11 @@ def fuse(trip: Trip) -> None:
         drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
-    names = {"hidden_size": "fusion_hidden_size", "dropout": "fusion_dropout", "sub_model_dropout": "sub_model_dropout"}
-    head = {name: getattr(config, own) for own, name in names.items()}
+    head = {"fusion_hidden_size": config.hidden_size, "fusion_dropout": config.dropout}
+    head |= {"sub_model_dropout": config.sub_model_dropout}
+    names, sub_models = trip.teacher.config.id2label, trip.sub_models("distill")
     ensemble = ensemble_class(trip.recipe.task).from_sub_models(
-        trip.sub_models("distill"),
-        trip.class_groups,
-        id2label=trip.teacher.config.id2label,
-        parent=_parent(trip),
-        **head,
+        sub_models, trip.class_groups, id2label=names, parent=_parent(trip), **head
     )
     ensemble.eval()
     logs = {"head": _train_head(trip, ensemble)}
