@@ -123,41 +123,34 @@ def report_cell(seed, count, ensemble, plain, *, plain_against=None):
     """A cell whose teacher is at 90 %, with the ensemble and the plain model so far from it."""
 
     def row(name, difference, parameters, **more):
-        compared = None if name == "teacher" else against(difference)
-        return {
-            "name": name, "accuracy": 0.9 + difference, "macro_f1": 0.8 + difference, "against_teacher": compared,
-            "parameters_per_device": parameters, "parameters": parameters, "macs_per_device": 2_000_000, **more,
-        }  # fmt: skip
+        figures = {"name": name, "accuracy": 0.9 + difference, "macro_f1": 0.8 + difference}
+        figures["against_teacher"] = None if name == "teacher" else against(difference)
+        sizes = {"parameters_per_device": parameters, "parameters": parameters, "macs_per_device": 2_000_000}
+        return {**figures, **sizes, **more}
 
-    return {
-        "seed": seed, "num_sub_models": count, "num_test_items": 1000, "wall_seconds": 60.0, "peak_memory_mib": 500,
-        "environment": {"commit": "0123456789abcdef", "machine": {"cpu": "Some CPU", "cores": 2}},
-        "rows": [
-            row("teacher", 0.0, 280_000),
-            row("ensemble", ensemble, 14_000),
-            row("plain model, total size", plain / 2, 70_000),
-            row("plain model, per-device size", plain, 14_000, against_ensemble=plain_against or against(plain)),
-        ],
-        "absent": [{"num_absent": k, "accuracy_mean": 0.9 - 0.1 * k} for k in range(count)],
-    }  # fmt: skip
+    rows = [
+        row("teacher", 0.0, 280_000),
+        row("ensemble", ensemble, 14_000),
+        row("plain model, total size", plain / 2, 70_000),
+        row("plain model, per-device size", plain, 14_000, against_ensemble=plain_against or against(plain)),
+    ]
+    environment = {"commit": "0123456789abcdef", "machine": {"cpu": "Some CPU", "cores": 2}}
+    absent = [{"num_absent": k, "accuracy_mean": 0.9 - 0.1 * k} for k in range(count)]
+    cost = {"wall_seconds": 60.0, "peak_memory_mib": 500, "environment": environment}
+    return {"seed": seed, "num_sub_models": count, "num_test_items": 1000, "rows": rows, "absent": absent, **cost}
 
 
 def report(cells):
-    return "\n".join(
-        benchmark("report.grids").grid(
-            "fsdd_small", {"own_num_sub_models": 2, "command": "python grid.py", "cells": cells}, full=True
-        )
-    )
+    data = {"own_num_sub_models": 2, "command": "python grid.py", "cells": cells}
+    return "\n".join(benchmark("report.grids").grid("fsdd_small", data, full=True))
 
 
 def test_the_table_of_a_grid_has_a_line_for_each_number_and_one_for_what_they_share():
     cells = [report_cell(seed, count, -0.01 * count, -0.02) for count in (2, 3) for seed in (0, 1)]
     text = report(cells)
     first = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")][1:]
-    assert first == [
-        "teacher", "ensemble of 2", "ensemble of 3", "plain model, total size of 2", "plain model, total size of 3",
-        "plain model, per-device size",
-    ]  # fmt: skip
+    of_each = [f"{row} of {count}" for row in ("ensemble", "plain model, total size") for count in (2, 3)]
+    assert first == ["teacher", *of_each, "plain model, per-device size"]
     line = next(line for line in text.splitlines() if line.startswith("| ensemble of 3"))
     values = [value.strip() for value in line.strip("| ").split(" | ")[1:]]
     assert values[0].startswith("87.00")
@@ -196,13 +189,11 @@ def test_the_verdicts_count_seeds_and_say_whether_there_was_anything_to_gain():
 
 
 def test_folds_are_averaged_row_by_row_and_compared_within_each_fold():
-    folds = [
-        {"fold": fold, "rows": [
-            {"name": name, "accuracy": value, "macro_f1": value / 2, "parameters_per_device": 10}
-            for name, value in (("teacher", teacher), ("ensemble", ensemble))
-        ]}
-        for fold, teacher, ensemble in ((1, 0.8, 0.7), (4, 0.6, 0.7))
-    ]  # fmt: skip
+    def row(name, value):
+        return {"name": name, "accuracy": value, "macro_f1": value / 2, "parameters_per_device": 10}
+
+    accuracies = {1: (0.8, 0.7), 4: (0.6, 0.7)}
+    folds = [{"fold": f, "rows": [row("teacher", t), row("ensemble", e)]} for f, (t, e) in accuracies.items()]
     teacher, ensemble = benchmark("trips.esc10_folds").summary(folds)
     assert teacher["accuracy"]["by_fold"] == {"1": 0.8, "4": 0.6}
     assert teacher["macro_f1"]["mean"] == pytest.approx(0.35)

@@ -37,9 +37,8 @@ def test_winners_are_chosen_on_validation(module):
     ]
     summary = module.summarise(rows)
     best = module.winners(summary)
-    assert best["ranking_over_keeps"][0] == {
-        "method": "fisher", "attention": "whole", "compensated": True, "validation": 0.8, "test": 0.1,
-    }  # fmt: skip
+    first = {"method": "fisher", "attention": "whole", "compensated": True, "validation": 0.8, "test": 0.1}
+    assert best["ranking_over_keeps"][0] == first
     assert best["per_keep"]["1/2 without compensation"]["method"] == "fisher"
     assert summary[0]["validation_sd"] == 0
 

@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from functools import reduce
+from itertools import product
 from operator import getitem
 from pathlib import Path
 
@@ -16,27 +17,19 @@ from support.benchmarks import BENCHMARKS, benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = ROOT / "src/edvit_hf/hardware/timing.py"
-COMMITTED = (
-    "digits",
-    "import_time",
-    "sub_model_dropout_mnist_small",
-    "export_parity",
-    "exported_ensembles",
-    "export_time",
-    "runtime_local",
-    "runtime_faults",
-    "serve_load",
-    "space_start",
-)
-HEAD = {
-    "schema_version": 1,
-    "environment": {
-        "commit": "0123456789abcdef+changes", "machine": {"cpu": "Some CPU", "cores": 2}, "date": "2026-11-21",
-    },
-}  # fmt: skip
+COMMITTED = ("digits", "import_time", "sub_model_dropout_mnist_small", "export_parity", "exported_ensembles")
+COMMITTED += ("export_time", "runtime_local", "runtime_faults", "serve_load", "space_start")
+MACHINE = {"cpu": "Some CPU", "cores": 2}
+ENVIRONMENT = {"commit": "0123456789abcdef+changes", "machine": MACHINE, "date": "2026-11-21"}
+HEAD = {"schema_version": 1, "environment": ENVIRONMENT}
 REDUCED = {"train_items": 10_000, "distill_epochs": 10, "fuse_epochs": None, "views": 2}
 PARTS = {"linear maps": 2.0, "attention products": 1.0, "moves": 0.5}
 METHODS = ("kl", "fisher", "linear", "hybrid", "taylor", "magnitude", "apoz", "hsic", "random")
+
+
+def named(names, *values):
+    """Values by name, the names between spaces."""
+    return dict(zip(names.split(), values, strict=True))
 
 
 def splits(value):
@@ -45,75 +38,66 @@ def splits(value):
 
 def vit_base_samples():
     """Those of ViT-B/16, as their scripts write them; the figures are invented and stay in the test's folder."""
-    scores = {
-        "units": 46848, "forward_seconds_median": 20.0, "fisher_seconds": 342.0, "fisher_in_forwards": 17.1,
-        "fisher_peak_memory_mib": 1536.0, "exact_over_fisher": 1914, "exact_in_forwards": 32667,
-        "exact_seconds_extrapolated": {"residual": 1.0, "attention": 2.0, "ffn": 3.0}, "torch_threads": 1,
-    }  # fmt: skip
+    scores = named("units forward_seconds_median fisher_seconds fisher_in_forwards", 46848, 20.0, 342.0, 17.1)
+    scores |= named("fisher_peak_memory_mib exact_over_fisher exact_in_forwards torch_threads", 1536.0, 1914, 32667, 1)
+    scores["exact_seconds_extrapolated"] = {"residual": 1.0, "attention": 2.0, "ffn": 3.0}
+    cut = {"seconds_of_which_plans": 0.1, "parameters_after": 2_500_000}
+    memory = "peak_mib_above_teacher sub_models_mib"
     cuts = [
-        {"keep_heads": heads, "attention": kind, "seconds": 4.0 + heads / 10, "seconds_of_which_plans": 0.1,
-         "peak_mib_above_teacher": 100.0 * heads, "sub_models_mib": 90.0 * heads, "parameters_after": 2_500_000}
-        for heads in (2, 6) for kind in ("whole", "thin", "merged")
-    ]  # fmt: skip
+        {"keep_heads": n, "attention": kind, "seconds": 4.0 + n / 10, **cut, **named(memory, 100.0 * n, 90.0 * n)}
+        for n, kind in product((2, 6), ("whole", "thin", "merged"))
+    ]
     profile = {"parts_ms": PARTS, "gflops": {"linear maps": 100.0}}
-    onnx = {
-        "keep_heads": 2, "latency_ratio": 21.5, "macs_ratio": 29.11, "target_latency_ratio": 20,
-        "latency_ratios_of_rounds": [21.0, 22.0], "macs_ratio_of_parts": {"linear maps": 36.0},
-        "gap": {"excess_ms": PARTS, "shares_of_excess": {"linear maps": 0.2, "attention products": 0.3, "moves": 0.5}},
-        "teacher": {"median_ms": 90.0, "profile": profile}, "sub_model": {"median_ms": 4.0, "profile": profile},
-        "isa": "avx512_vnni",
-    }  # fmt: skip
+    onnx = named("keep_heads latency_ratio macs_ratio target_latency_ratio isa", 2, 21.5, 29.11, 20, "avx512_vnni")
+    onnx |= {"latency_ratios_of_rounds": [21.0, 22.0], "macs_ratio_of_parts": {"linear maps": 36.0}}
+    shares = {"linear maps": 0.2, "attention products": 0.3, "moves": 0.5}
+    onnx["gap"] = {"excess_ms": PARTS, "shares_of_excess": shares}
+    onnx |= {name: {"median_ms": ms, "profile": profile} for name, ms in (("teacher", 90.0), ("sub_model", 4.0))}
     pair = {"ratio": 1.75, "ratios_of_rounds": [1.7, 1.8]}
     int8 = {key: onnx[key] for key in ("latency_ratios_of_rounds", "gap", "teacher", "sub_model")}
     onnx["int8"] = int8 | {"latency_ratio": 14.4, "target_latency_ratio": 10}
     onnx["int8_against_fp32"] = {"sub_model": pair, "teacher": pair, "target": 1.3}
     onnx["torch"] = {"engine": pair, "against_fp32_sub_model": pair, "against_int8_sub_model": pair | {"ratio": 55.6}}
-    way = {"median_ms": 4.0, "gain": 1.07, "gain_on_top": 1.031, "gain_on_top_of_processes": [1.02, 1.04],
-           "difference": 2e-7}  # fmt: skip
+    way = named("median_ms gain gain_on_top difference", 4.0, 1.07, 1.031, 2e-7)
+    way["gain_on_top_of_processes"] = [1.02, 1.04]
     ways = {p: dict.fromkeys(("read early", "Attention operator of opset 23"), way) for p in ("fp32", "int8")}
-    sizes = [
-        {"name": f"size {i}", "parameters": 10**6, "macs": 10**8, "median_ms": 2.0, "lower_ms": 1.9, "upper_ms": 2.1,
-         "predicted_ms": 2.1, "relative_error": 0.05}
-        for i in range(14)
-    ]  # fmt: skip
+    size = named("parameters macs median_ms lower_ms upper_ms predicted_ms", 10**6, 10**8, 2.0, 1.9, 2.1, 2.1)
+    sizes = [{"name": f"size {i}", **size, "relative_error": 0.05} for i in range(14)]
     errors = {"median_relative_error": 0.052, "max_relative_error": 0.2, "target_median_relative_error": 0.1}
+    errors |= {"profile_seconds": 60.0, "rows": sizes}
     return {
         "vit_base_scores": scores | {"command": "python benchmarks/pruning/vit_base_scores.py --images 64 --seed 0"},
-        "cut_vit_base": {"command": "python benchmarks/pruning/cut_vit_base.py", "num_sub_models": 10, "rows": cuts},
-        "vit_base_onnx": {"command": "python benchmarks/speed/vit_base_onnx.py", **onnx},
-        "vit_base_operators": {"command": "python benchmarks/speed/vit_base_operators.py", "ways": ways,
-                               "shallow": {"layers": 4, "ways": ways}},
-        "latency_prediction": errors | {"command": "python benchmarks/planning/latency_prediction.py",
-                                        "profile_seconds": 60.0, "rows": sizes},
-    }  # fmt: skip
+        "cut_vit_base": made_by("pruning/cut_vit_base") | {"num_sub_models": 10, "rows": cuts},
+        "vit_base_onnx": made_by("speed/vit_base_onnx") | onnx,
+        "vit_base_operators": made_by("speed/vit_base_operators")
+        | {"ways": ways, "shallow": {"layers": 4, "ways": ways}},
+        "latency_prediction": made_by("planning/latency_prediction") | errors,
+    }
+
+
+def made_by(script, *places):
+    return {"command": " ".join(["python", f"benchmarks/{script}.py", *places])}
 
 
 def torch_pruning_sample():
-    rows = [
-        {"method": method, "class_group": group, "parameters": 1000, "seconds": 1.0, "memory_mib": 3.0,
-         "before": splits(0.5), "retraining_seconds": 9.0, "after": splits(0.9)}
-        for group in (None, [4, 6], [2, 7]) for method in ("edvit_hf hybrid", "torch-pruning taylor")
-    ]  # fmt: skip
-    return {"command": "python benchmarks/pruning/torch_pruning_comparison.py TEACHER_DIR", "torch_pruning": "1.6.1",
-            "settings": {"keep_heads": 2, "epochs": 4}, "rows": rows}  # fmt: skip
+    row = named("parameters seconds memory_mib retraining_seconds", 1000, 1.0, 3.0, 9.0)
+    row |= {"before": splits(0.5), "after": splits(0.9)}
+    methods = ("edvit_hf hybrid", "torch-pruning taylor")
+    rows = [{"method": m, "class_group": group, **row} for group in (None, [4, 6], [2, 7]) for m in methods]
+    found = {"torch_pruning": "1.6.1", "settings": {"keep_heads": 2, "epochs": 4}, "rows": rows}
+    return made_by("pruning/torch_pruning_comparison", "TEACHER_DIR") | found
 
 
 def pruning_samples(script):
     """Their summaries are what the scripts themselves make of rows."""
     draw = random.Random(0).random
-    cells = [
-        {"attention": kind, "keep": keep, "compensated": flag, "validation": draw(), "test": draw()}
-        for kind in ("whole", "thin", "merged") for keep in ("3/4", "1/2", "1/4") for flag in (False, True)
-    ]  # fmt: skip
-    rows = [
-        {"teacher": teacher, "method": method, "class_group": [4, 6], "score_seconds": 1.0,
-         "teacher_accuracy": splits(0.99), "cells": cells}
-        for teacher in (0, 1) for method in METHODS
-    ]  # fmt: skip
-    summary = script("pruning.prune_accuracy").summarise(rows)
-    after = {"command": "python benchmarks/pruning/prune_accuracy.py TEACHER_DIR_0", "rows": rows, "summary": summary,
-             "settings": {"num_teachers": 2, "num_groups": 1},
-             "winners": script("pruning.prune_accuracy").winners(summary)}  # fmt: skip
+    kinds = product(("whole", "thin", "merged"), ("3/4", "1/2", "1/4"), (False, True))
+    cells = [named("attention keep compensated validation test", *key, draw(), draw()) for key in kinds]
+    row = {"class_group": [4, 6], "score_seconds": 1.0, "teacher_accuracy": splits(0.99), "cells": cells}
+    rows = [{"teacher": teacher, "method": method, **row} for teacher in (0, 1) for method in METHODS]
+    accuracy = script("pruning.prune_accuracy")
+    after = made_by("pruning/prune_accuracy", "TEACHER_DIR_0") | {"rows": rows, "summary": accuracy.summarise(rows)}
+    after |= {"settings": {"num_teachers": 2, "num_groups": 1}, "winners": accuracy.winners(after["summary"])}
     figures = {
         f"{axis}_{name}": 0.5 + draw() / 2
         for axis in ("residual", "heads", "attention", "ffn")
@@ -123,25 +107,21 @@ def pruning_samples(script):
         {"class_group": group, "seconds": dict.fromkeys(METHODS, 1.5), **dict.fromkeys(METHODS[1:], figures)}
         for group in ([4, 6], [2, 7])
     ]
-    agreement = {"command": "python benchmarks/pruning/importance_agreement.py TEACHER_DIR", "samples_per_class": 16,
-                 "groups": groups,
-                 "summary": script("pruning.importance_agreement").summary(groups, METHODS[1:])}  # fmt: skip
+    agreement = made_by("pruning/importance_agreement", "TEACHER_DIR") | {"samples_per_class": 16, "groups": groups}
+    agreement["summary"] = script("pruning.importance_agreement").summary(groups, METHODS[1:])
     runs = [
         {"method": method, "seed": seed, "accuracy": splits(0.9 + seed / 100 + shift), "seconds": {"prune": 2.0}}
-        for method, shift in (("kl", 0), ("fisher", 0.005), ("hybrid", -0.02)) for seed in (0, 1, 2)
-    ]  # fmt: skip
-    distilled = {"command": "python benchmarks/pruning/importance_distilled.py WORK_DIR...", "seeds": [0, 1, 2],
-                 "rows": runs, "reduced": REDUCED,
-                 "summary": script("pruning.importance_distilled").summary(runs)}  # fmt: skip
-    cells = [
-        {"split": name, "strategy": strategy, "training_seed": 0, "class_groups": [[0, 1], [2, 3]], "within": 0.25,
-         "accuracy": splits(0.7)}
-        for name, strategy in (("balanced 0", "balanced"), ("balanced 1", "balanced"), ("similarity group",) * 2,
-                               ("similarity separate",) * 2)
-    ]  # fmt: skip
-    split = {"command": "python benchmarks/trips/split_strategies.py WORK_DIR", "reduced": REDUCED, "rows": cells,
-             "teacher": {"accuracy": splits(0.8)}, "winner_on_validation": "similarity group",
-             "summary": script("trips.split_strategies").summary(cells)}  # fmt: skip
+        for method, shift in (("kl", 0), ("fisher", 0.005), ("hybrid", -0.02))
+        for seed in (0, 1, 2)
+    ]
+    distilled = made_by("pruning/importance_distilled", "WORK_DIR...") | {"seeds": [0, 1, 2], "rows": runs}
+    distilled |= {"reduced": REDUCED, "summary": script("pruning.importance_distilled").summary(runs)}
+    cell = {"training_seed": 0, "class_groups": [[0, 1], [2, 3]], "within": 0.25, "accuracy": splits(0.7)}
+    names = ("balanced 0", "balanced 1", "similarity group", "similarity separate")
+    cells = [{"split": name, "strategy": name.rstrip(" 01"), **cell} for name in names]
+    split = made_by("trips/split_strategies", "WORK_DIR") | {"reduced": REDUCED, "rows": cells}
+    split |= {"teacher": {"accuracy": splits(0.8)}, "winner_on_validation": "similarity group"}
+    split["summary"] = script("trips.split_strategies").summary(cells)
     return {
         **{f"prune_accuracy_{recipe}": after for recipe in ("mnist_small", "cifar10_small")},
         **{f"importance_agreement_{recipe}": agreement for recipe in ("digits", "mnist_small", "cifar10_small")},
@@ -272,7 +252,7 @@ def test_measured_figures_stand_beside_their_targets(written):
         ("serve_load", ("overload", "accepted_p95_over_unloaded"), 2.5, "ratio 2.50 (target ≤ 2: missed)"),
         ("space_start", ("median", "first_answer_s"), 7.0, "7.0 s to the first answer (target ≤ 6 s: missed)"),
     ],
-)  # fmt: skip
+)
 def test_a_missed_target_is_called_missed(script, samples, name, keys, value, text):
     data = copy.deepcopy(samples[name])
     place = data
@@ -301,9 +281,14 @@ def test_whatever_a_file_lacks_is_not_measured_and_nothing_fails(script, samples
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("vit_base_scores", "fisher_in_forwards"), ("vit_base_onnx", "latency_ratio"),
-                      ("latency_prediction", "median_relative_error"), ("planner_fleets", "summary")],
-)  # fmt: skip
+    ("name", "key"),
+    [
+        ("vit_base_scores", "fisher_in_forwards"),
+        ("vit_base_onnx", "latency_ratio"),
+        ("latency_prediction", "median_relative_error"),
+        ("planner_fleets", "summary"),
+    ],
+)
 def test_a_figure_that_is_absent_reads_not_measured(script, samples, name, key):
     for full in (False, True):
         assert "not measured" not in rendered(script, {name: samples[name]}, full=False)
@@ -316,8 +301,8 @@ def test_older_agreement_files_without_attention_dimensions_are_shown(script, sa
     for figures in older["summary"].values():
         for key in [key for key in figures if key.startswith("attention")]:
             del figures[key]
-    row = next(line for line in rendered(script, {"importance_agreement_digits": older}, full=False).splitlines()
-               if line.startswith("| digits"))  # fmt: skip
+    lines = rendered(script, {"importance_agreement_digits": older}, full=False).splitlines()
+    row = next(line for line in lines if line.startswith("| digits"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[0] == "digits (2 groups)"
     assert cells[3] == "not measured"
