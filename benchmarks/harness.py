@@ -49,8 +49,8 @@ def command(
         script: `__file__` of the script.
         options: Holds the values.
         names: Options that are named, in this order; those that are None, False or an empty list are left out.
-        instead: Values to write in place of those in `options`.
         places: What comes first, such as words that stand for the reader's own folders.
+        **instead: Values to write in place of those in `options`.
     """
     values = {**(options if isinstance(options, Mapping) else vars(options)), **instead}
     words = ["python", Path(script).resolve().relative_to(ROOT).as_posix(), *places.split()]
@@ -63,14 +63,31 @@ def command(
     return " ".join(words)
 
 
-def write_results(folder: Path, name: str, command: str, content: Mapping[str, Any], *, version: int = 1) -> Path:
-    """Write `folder/name.json` with its command, machine, versions, commit and date; whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    head = {"schema_version": version, "command": command, "environment": environment()}
-    write_json(path, {**head, **content})
+def write_results(
+    script: str,
+    arguments: argparse.Namespace,
+    content: Mapping[str, Any],
+    *names: str,
+    name: str | None = None,
+    version: int = 1,
+    **instead: Any,
+) -> None:
+    """Write a results file with its command, machine, versions, commit and date; whole or not at all.
+
+    Args:
+        script: `__file__` of the script.
+        arguments: The command line; the file goes into its `results_dir`.
+        content: What was found.
+        names: Options that the command names.
+        name: Of the file, without .json; default: that of the script.
+        version: Of the file's schema.
+        **instead: Values to write in place of those in `arguments`, and `places`: as `command` takes them.
+    """
+    arguments.results_dir.mkdir(parents=True, exist_ok=True)
+    path = arguments.results_dir / f"{name or Path(script).stem}.json"
+    made_by = command(script, arguments, *names, **instead)
+    write_json(path, {"schema_version": version, "command": made_by, "environment": environment(), **content})
     print(f"written: {path}")
-    return path
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import NUM_FEATURE_TOKENS, TASK_OF
@@ -226,8 +226,7 @@ def main() -> None:
                 for kind, rows in measure(names, seed, Path(folder), bar, tiny=arguments.tiny).items():
                     found[kind] += rows
     results = {"goal": GOAL, "opset": OPSET, "torch_threads": arguments.threads, "summary": summarise(found), **found}
-    made_by = command(__file__, arguments, "seeds", "threads", "tiny")
-    write_results(arguments.results_dir, "export_parity", made_by, results)
+    write_results(__file__, arguments, results, "seeds", "threads", "tiny")
     for row in results["summary"]:
         verdict = {True: "within", False: "MISSED", None: "no goal"}[row.get("is_within_goal")]
         print(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, sizes_of, write_results
+from harness import command_line, sizes_of, write_results
 
 NUM_SUB_MODELS = 10
 LIMIT_SECONDS = 300  # for ten sub-models in three variants, on two cores
@@ -119,8 +119,7 @@ def main() -> None:
         "note": "a load average above the number of cores says that other work shared the machine: an upper bound",
         "ensembles": [measure(name, path, arguments.repeats) for name, path in given.items()],
     }
-    made_by = command(__file__, arguments, "repeats", places=" ".join(given))
-    write_results(arguments.results_dir, "export_time", made_by, result)
+    write_results(__file__, arguments, result, "repeats", places=" ".join(given))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.hub import pull
 from edvit_hf.manifest import Manifest
@@ -73,8 +73,7 @@ def main() -> None:
         )
         print(rows[-1])
     goals = {"weight_ratio": MAX_WEIGHT_RATIO, "beside_kib": MAX_BESIDE_KIB}
-    made_by = command(__file__, arguments, places="FOLDER...")
-    write_results(arguments.results_dir, "exported_ensembles", made_by, {"goals": goals, "ensembles": rows})
+    write_results(__file__, arguments, {"goals": goals, "ensembles": rows}, places="FOLDER...")
 
 
 if __name__ == "__main__":

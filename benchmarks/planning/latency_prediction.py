@@ -22,7 +22,7 @@ import torch
 from transformers import ASTConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import BASE, command, command_line, sizes_of, write_results
+from harness import BASE, command_line, sizes_of, write_results
 
 from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.architectures.costs import ModelShape
@@ -156,8 +156,7 @@ def main() -> None:
         measured, predicted = row["median_ms"], row["predicted_ms"]
         print(f"{row['name']:36} {measured:9.3f} ms, predicted {predicted:9.3f} ms ({row['relative_error']:+.1%})")
     print(f"median error {result['median_relative_error']:.1%}, profile took {seconds} s")
-    made_by = command(__file__, arguments, "rounds", "repeats", "seed", "quick")
-    write_results(arguments.results_dir, "latency_prediction", made_by, result)
+    write_results(__file__, arguments, result, "rounds", "repeats", "seed", "quick")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError
@@ -184,8 +184,7 @@ def main() -> None:
     options = parse()
     result = measure(options.num_fleets, options.seed)
     head = {"seed": options.seed, "teacher": "ViT-Base, 224 px", "machine": platform.machine()}
-    made_by = command(__file__, options, "num_fleets", "seed")
-    write_results(options.results_dir, "planner_fleets", made_by, {**head, **result})
+    write_results(__file__, options, {**head, **result}, "num_fleets", "seed")
     for key, value in result["summary"].items():
         print(f"{key:36s} {value}")
 

@@ -20,7 +20,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
@@ -97,9 +97,8 @@ def main() -> None:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     rows.append(pool.apply(measure, (config, keep_heads, attention, arguments.seed)))
                 print(json.dumps(rows[-1]))
-    made_by = command(__file__, arguments, "keep_heads", "seed", "tiny")
     result = {"seed": arguments.seed, "torch_threads": 1, "num_sub_models": NUM_CLASSES, "rows": rows}
-    write_results(arguments.results_dir, "cut_vit_base", made_by, result)
+    write_results(__file__, arguments, result, "keep_heads", "seed", "tiny")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Kendall's tau per axis and layer, the overlap of the kept units, and seconds to
 results/importance_agreement_<recipe>.json. Attention dimensions overlap as "merged" heads keep them.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ from scipy.stats import kendalltau
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.auto import stock_auto_class
@@ -117,15 +116,6 @@ def summary(rows: list[dict[str, Any]], methods: Sequence[str]) -> dict[str, dic
     return result
 
 
-def made_by(arguments: argparse.Namespace) -> str:
-    """What reproduces the result; the folders are the reader's own."""
-    options = {**vars(arguments), "recipe": Path(arguments.recipe).name}
-    options["work_dir"] = "WORK_DIR" if arguments.work_dir else None
-    options["methods"] = None if tuple(arguments.methods) == APPROXIMATIONS else arguments.methods
-    names = ("recipe", "work_dir", "methods", "keep_heads", "samples_per_class", "num_groups", "batch_size", "seed")
-    return command(__file__, options, *names, places="TEACHER_DIR")
-
-
 def main() -> None:
     """Score, compare, write, print."""
     add, parse = command_line(__doc__)
@@ -167,7 +157,11 @@ def main() -> None:
         "summary": summary(rows, arguments.methods),
         "groups": rows,
     }
-    write_results(arguments.results_dir, f"importance_agreement_{recipe.name}", made_by(arguments), result)
+    names = ("recipe", "work_dir", "methods", "keep_heads", "samples_per_class", "num_groups", "batch_size", "seed")
+    shown = {"name": f"importance_agreement_{recipe.name}", "places": "TEACHER_DIR"}
+    shown |= {"recipe": Path(arguments.recipe).name, "work_dir": "WORK_DIR" if arguments.work_dir else None}
+    shown["methods"] = None if tuple(arguments.methods) == APPROXIMATIONS else arguments.methods
+    write_results(__file__, arguments, result, *names, **shown)
     print(json.dumps(result["summary"], indent=2))
 
 

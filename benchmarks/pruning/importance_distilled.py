@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import SPLITS, command, command_line, write_results
+from harness import SPLITS, command_line, write_results
 
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import load_recipe
@@ -74,11 +74,16 @@ def main() -> None:
         name: ({"method": name}, {"importance": name, "compensate": False, **same}) for name in arguments.methods
     }
     names = ("recipe", "out", "methods", "samples_per_class", *REDUCED)
-    made_by = command(__file__, arguments, *names, places="WORK_DIR...", recipe=recipe.name, out="FOLDER")
+    shown = {
+        "name": f"importance_distilled_{recipe.name}",
+        "places": "WORK_DIR...",
+        "recipe": recipe.name,
+        "out": "FOLDER",
+    }
 
     def write(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
         found = {**about, **same, "summary": summary(rows), "rows": rows}
-        write_results(arguments.results_dir, f"importance_distilled_{recipe.name}", made_by, found)
+        write_results(__file__, arguments, found, *names, **shown)
 
     prune_on_runs(arguments, recipe, variants, write)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import SPLITS, command, command_line, write_results
+from harness import SPLITS, command_line, write_results
 
 from edvit_hf.architectures.axes import AttentionKind, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
@@ -237,7 +237,10 @@ def main() -> None:
         if any(stored.get(key) != result[key] for key in ("settings", "kinds", "teacher_sha256")):
             raise SystemExit(f"{path} holds other settings or teachers. Move it away, or give its options again.")
         result["rows"] = stored["rows"]
-    write = functools.partial(write_results, arguments.results_dir, name, made_by(arguments), result)
+    names = ("recipe", *(["kinds"] if arguments.kinds != list(KINDS) else []), *SETTINGS)
+    places = " ".join(f"TEACHER_DIR_{i}" for i in range(len(arguments.teachers)))
+    shown = {"name": name, "places": places, "recipe": Path(arguments.recipe).name}
+    write = functools.partial(write_results, __file__, arguments, result, *names, **shown)
     measure(result, trip, arguments, write)
     present = {row["method"] for row in result["rows"]}
     result["methods"] = [method for method in METHODS if method in present]
@@ -254,14 +257,6 @@ def main() -> None:
 def fingerprint(folder: Path) -> str:
     """SHA-256 of a teacher's weights."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def made_by(arguments: argparse.Namespace) -> str:
-    """What reproduces the result; the folders are the reader's own."""
-    teachers = " ".join(f"TEACHER_DIR_{i}" for i in range(len(arguments.teachers)))
-    kinds = ["kinds"] if arguments.kinds != list(KINDS) else []
-    recipe = Path(arguments.recipe).name
-    return command(__file__, arguments, "recipe", *kinds, *SETTINGS, places=teachers, recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import SPLITS, command, command_line, write_results
+from harness import SPLITS, command_line, write_results
 
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
@@ -210,7 +210,6 @@ def main() -> None:
         rows += measure(teacher, Task(trip, group, num_classes, arguments), stored, arguments)
     options = ("keep_heads", "num_groups", "epochs", "samples", "seed")
     settings = {name: getattr(arguments, name) for name in options}
-    made_by = command(__file__, arguments, "recipe", *options, places="TEACHER_DIR", recipe=recipe.name)
     result = {
         "recipe": recipe.name,
         "seed": arguments.seed,
@@ -220,7 +219,8 @@ def main() -> None:
         "rows": rows,
     }
     print(markdown(rows))
-    write_results(arguments.results_dir, f"torch_pruning_{recipe.name}", made_by, result)
+    shown = {"name": f"torch_pruning_{recipe.name}", "places": "TEACHER_DIR", "recipe": recipe.name}
+    write_results(__file__, arguments, result, "recipe", *options, **shown)
 
 
 if __name__ == "__main__":

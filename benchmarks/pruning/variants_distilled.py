@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import SPLITS, command, command_line, write_results
+from harness import SPLITS, command_line, write_results
 
 from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.recipe.schema import load_recipe
@@ -52,13 +52,18 @@ def main() -> None:
         folder = f"{kind}_{'compensated' if flag else 'plain'}"
         variants[folder] = (label, {"attention": kind, "compensate": flag, **same})
     names = ("recipe", "out", "importance", "compensation_samples", *REDUCED)
-    made_by = command(__file__, arguments, *names, places="WORK_DIR...", recipe=recipe.name, out="FOLDER")
+    shown = {
+        "name": f"variants_distilled_{recipe.name}",
+        "places": "WORK_DIR...",
+        "recipe": recipe.name,
+        "out": "FOLDER",
+    }
 
     def write(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
         means = summary(rows)
         found = {**about, "importance": arguments.importance, "keep_heads": recipe.prune.keep_heads, "summary": means}
         found |= {"winner_on_validation": max(means, key=lambda name: means[name]["validation"]), "rows": rows}
-        write_results(arguments.results_dir, f"variants_distilled_{recipe.name}", made_by, found)
+        write_results(__file__, arguments, found, *names, **shown)
 
     prune_on_runs(arguments, recipe, variants, write)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, seconds_of, write_results
+from harness import command_line, seconds_of, write_results
 
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
 from edvit_hf.pruning import UnitScores, architecture_of, unit_scores
@@ -121,10 +121,9 @@ def main() -> None:
     add("--seed", type=int, default=0)
     arguments = parse()
     options = ("images", "labels", "group_size", "batch_size", "repeats", "seed")
-    made_by = command(__file__, arguments, *options)
     result = {"seed": arguments.seed, "torch_threads": torch.get_num_threads(), **measure(arguments)}
     print(json.dumps(result, indent=2))
-    write_results(arguments.results_dir, "vit_base_scores", made_by, result)
+    write_results(__file__, arguments, result, *options)
 
 
 if __name__ == "__main__":

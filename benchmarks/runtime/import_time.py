@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, fresh, write_results
+from harness import command_line, fresh, write_results
 
 REPEATS = 10
 CODE = "import time; begin = time.perf_counter(); import {module}; print(time.perf_counter() - begin)"
@@ -30,7 +30,7 @@ def main() -> None:
         module: {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": REPEATS}
         for module, values in samples.items()
     }
-    write_results(arguments.results_dir, "import_time", command(__file__, arguments), {"seconds": rows})
+    write_results(__file__, arguments, {"seconds": rows})
     print(json.dumps(rows, indent=2))
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.errors import OverloadedError, QuorumError
 from edvit_hf.manifest import (
@@ -328,8 +328,7 @@ def main() -> None:
         print({key: value for key, value in part.items() if key not in ("missing", "faults_done")})
     print(parts["breaker"])
     print(json.dumps(reached, indent=1))
-    made_by = command(__file__, arguments, "requests", "deadline_ms", "callers", "rounds", "seed")
-    write_results(arguments.results_dir, "runtime_faults", made_by, result)
+    write_results(__file__, arguments, result, "requests", "deadline_ms", "callers", "rounds", "seed")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import BASE, TINY, command, command_line, fresh, judged, seconds_of, threads, write_results
+from harness import BASE, TINY, command_line, fresh, judged, seconds_of, threads, write_results
 
 from runtime.cut_fleet import export_fleet
 
@@ -332,8 +332,7 @@ def main() -> None:
     print(json.dumps(result["reached"], indent=1))
     names = ("rounds", "repeats", "device_rounds", "stub_requests", "seed", "parts", "tiny")
     ensembles = " ".join(["--ensemble DIR"] * len(arguments.ensemble))
-    made_by = command(__file__, arguments, *names, places=ensembles)
-    write_results(arguments.results_dir, "runtime_local", made_by, result)
+    write_results(__file__, arguments, result, *names, places=ensembles)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import BASE, TINY, command, command_line, judged, memory_mib, write_results
+from harness import BASE, TINY, command_line, judged, memory_mib, write_results
 
 LIMITS = {"accepted_p95_over_unloaded": 2.0, "memory_at_end_over_at_start": 1.05, "rejected_without_retry_after": 0.0}
 MEMORY_FROM_S = 10.0
@@ -239,8 +239,7 @@ def main() -> None:
     shown = {**found, "overload": {k: v for k, v in found["overload"].items() if k != "resident_mib"}}
     print(json.dumps({**shown, "reached": result["reached"]}, indent=1))
     names = ("seconds", "times", "unloaded_requests", "capacity_seconds", "seed", "ensemble", "tiny")
-    made_by = command(__file__, arguments, *names, ensemble="DIR" if arguments.ensemble else None)
-    write_results(arguments.results_dir, "serve_load", made_by, result)
+    write_results(__file__, arguments, result, *names, ensemble="DIR" if arguments.ensemble else None)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from answers.digit_form import BOX, FINE, FORM_SIDES, _thickness
 from answers.ensembles import OpenEnsemble, open_other
@@ -173,8 +173,7 @@ def main() -> None:
         "drawings": answered(open_other(str(arguments.ensemble)), images, labels, rng),
     }
     print(json.dumps({name: result[name] for name in ("form", "drawings")}, indent=1))
-    made_by = command(__file__, arguments, "items", "seed", places="ENSEMBLE")
-    write_results(arguments.results_dir, "space_drawings", made_by, result)
+    write_results(__file__, arguments, result, "items", "seed", places="ENSEMBLE")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import ROOT, command, command_line, fresh, judged, memory_mib, write_results
+from harness import ROOT, command_line, fresh, judged, memory_mib, write_results
 
 LIMITS = {"first_answer_s": 6.0, "resident_mib": 400.0, "inside_ms": 50.0}
 START_SECONDS = 60
@@ -139,7 +139,7 @@ def main() -> None:
         "rounds": [{name: round(value, 3) for name, value in row.items()} for row in rounds],
     }
     print(json.dumps({name: result[name] for name in ("reached", "median", "inside_the_app")}, indent=1))
-    write_results(arguments.results_dir, "space_start", command(__file__, arguments, "rounds", "repeats"), result)
+    write_results(__file__, arguments, result, "rounds", "repeats")
 
 
 if __name__ == "__main__":

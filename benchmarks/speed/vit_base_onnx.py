@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import BASE, TINY, command, command_line, write_results
+from harness import BASE, TINY, command_line, write_results
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.export.graphs.draw import save_graph
@@ -257,8 +257,7 @@ def main() -> None:
     }
     keys = ("latency_ratio", "latency_ratios_of_rounds", "macs_ratio", "gap", "int8_against_fp32")
     print(json.dumps({key: result[key] for key in keys}, indent=2))
-    made_by = command(__file__, arguments, "keep_heads", "rounds", "repeats", "seed", "tiny")
-    write_results(arguments.results_dir, "vit_base_onnx", made_by, result, version=2)
+    write_results(__file__, arguments, result, "keep_heads", "rounds", "repeats", "seed", "tiny", version=2)
 
 
 if __name__ == "__main__":

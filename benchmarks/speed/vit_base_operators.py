@@ -26,7 +26,7 @@ from onnx import ModelProto
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import BASE, TINY, command, command_line, write_results
+from harness import BASE, TINY, command_line, write_results
 
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.export.graphs.read_early import read_early
@@ -196,8 +196,7 @@ def main() -> None:
     for precision, name, row in listed:
         gains = f"x{row['gain']:.3f}  x{row['gain_on_top']:.3f} on top"
         print(f"{precision} {name:36s} {row['median_ms']:8.3f} ms  {gains}  {row['difference']:.1e}")
-    made_by = command(__file__, arguments, "keep_heads", "processes", "rounds", "seed", "tiny")
-    write_results(arguments.results_dir, "vit_base_operators", made_by, result)
+    write_results(__file__, arguments, result, "keep_heads", "processes", "rounds", "seed", "tiny")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, sizes_of, write_results
+from harness import command_line, sizes_of, write_results
 
 from edvit_hf.data import ArrayStore, ImageSplit
 from edvit_hf.training import ClassifyData, TrainConfig, classify_objective, train
@@ -168,7 +168,7 @@ def main() -> None:
         "rows": rows,
     }
     names = ("models", "precisions", "num_items", "epochs", "repeats", "device")
-    write_results(arguments.results_dir, "loop_against_trainer", command(__file__, arguments, *names), result)
+    write_results(__file__, arguments, result, *names)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import ROOT, command, command_line, write_results
+from harness import ROOT, command_line, write_results
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import DataError
@@ -170,9 +170,8 @@ def main() -> None:
             continue
         print(json.dumps(rows[-1]))
     recipes = None if arguments.recipes == small_recipes() else arguments.recipes
-    made_by = command(__file__, arguments, "steps", "threads", "recipes", recipes=recipes)
     result = {"goal": GOAL, "torch_threads": arguments.threads, "rows": rows}
-    write_results(arguments.results_dir, "preprocessing_share", made_by, result)
+    write_results(__file__, arguments, result, "steps", "threads", "recipes", recipes=recipes)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, seconds_of, write_results
+from harness import command_line, seconds_of, write_results
 
 from edvit_hf.data import ArrayStore, ImageSplit
 from edvit_hf.training import (
@@ -186,8 +186,9 @@ def main() -> None:
     for count in arguments.num_sub_models:
         rows.append(measure(count, arguments))
         print(json.dumps(rows[-1]))
-    made_by = command(__file__, arguments, "num_sub_models", "num_items", "batch_size", "repeats")
-    write_results(arguments.results_dir, "teacher_passes", made_by, {"torch_threads": 1, "rows": rows})
+    write_results(
+        __file__, arguments, {"torch_threads": 1, "rows": rows}, "num_sub_models", "num_items", "batch_size", "repeats"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import SPLITS, command, command_line, write_results
+from harness import SPLITS, command_line, write_results
 
 from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.trip import Trip
@@ -113,9 +113,9 @@ def write(arguments: argparse.Namespace, recipe: Recipe, runs: list[dict[str, An
             winner = max(rows, key=lambda answer: rows[answer]["validation_mean"])
             questions[question] = {"answers": rows, "winner_on_validation": winner}
     names = ("recipe", "seeds", *REDUCED, "frozen")
-    made_by = command(__file__, arguments, *names, places="WORK", recipe=recipe.name)
     result = {"settings": settings, "questions": questions, "runs": runs}
-    write_results(arguments.results_dir, f"ablation_{recipe.name}", made_by, result)
+    shown = {"name": f"ablation_{recipe.name}", "places": "WORK", "recipe": recipe.name}
+    write_results(__file__, arguments, result, *names, **shown)
 
 
 def summary(runs: list[dict[str, Any]], *, is_default: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.recipe import Recipe, load_recipe, run
 from edvit_hf.recipe.running import stage_dir
@@ -96,7 +96,6 @@ def main() -> None:
         run_fold(quickened(recipe) if arguments.quick else recipe, fold, work / f"fold{fold}")
     folds = [read_json(path) for fold in FOLDS if (path := work / f"fold{fold}" / "fold.json").is_file()]
     rows = summary(folds)
-    options = {"recipe": recipe.name, "folds": [fold["fold"] for fold in folds], "quick": arguments.quick}
     result = {
         "is_quick": arguments.quick,
         "num_folds": len(folds),
@@ -104,7 +103,8 @@ def main() -> None:
         "summary": rows,
         "folds": [{key: value for key, value in fold.items() if key != "recipe_values"} for fold in folds],
     }
-    write_results(arguments.results_dir, "esc10_folds", command(__file__, options, *options), result)
+    done = [fold["fold"] for fold in folds]
+    write_results(__file__, arguments, result, "recipe", "folds", "quick", recipe=recipe.name, folds=done)
     for row in rows:
         mean, sd = (row["accuracy"][name] for name in ("mean", "sd"))
         print(f"{row['name']}: {100 * mean:.2f} %" + (f" (sd {100 * sd:.2f})" if sd is not None else ""))

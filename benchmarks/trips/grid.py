@@ -147,8 +147,7 @@ def main() -> None:
         "item_passes_of_sub_models": {count: passes(recipe, count) for count in found["num_sub_models"]},
         "cells": [{key: value for key, value in cell.items() if key != "recipe_values"} for cell in cells],
     }
-    made_by = command(__file__, found, *found, places=f"recipes/{name}.yaml")
-    write_results(arguments.results_dir, name, made_by, result)
+    write_results(__file__, arguments, result, *found, name=name, places=f"recipes/{name}.yaml", **found)
     if failed:
         raise SystemExit(1)
 

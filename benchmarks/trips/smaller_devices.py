@@ -9,13 +9,14 @@ same size for all classes, with as many item passes as the ensemble's sub-models
 95 % interval over the test items. Writes results/smaller_devices_<recipe>.json after every run and goes on from there.
 """
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.recipe.schema import Recipe, load_recipe
@@ -88,17 +89,17 @@ def main() -> None:
                 seconds = run_stages(trip, STAGES)
                 rows.append({**key, **compare(trip, keep), "seconds": seconds})
                 print(rows[-1])
-                write(arguments.results_dir, recipe, rows)
-    write(arguments.results_dir, recipe, rows)
+                write(arguments, recipe, rows)
+    write(arguments, recipe, rows)
 
 
-def write(folder: Path, recipe: Recipe, rows: list[dict[str, Any]]) -> None:
+def write(arguments: argparse.Namespace, recipe: Recipe, rows: list[dict[str, Any]]) -> None:
     """Everything that has been measured so far."""
     keys = {"keep_heads": "keep_heads", "num_sub_models": "num_sub_models", "seeds": "seed"}
-    options = {"recipe": recipe.name} | {name: sorted({row[key] for row in rows}) for name, key in keys.items()}
+    done = {"recipe": recipe.name} | {name: sorted({row[key] for row in rows}) for name, key in keys.items()}
     rows = sorted(rows, key=lambda row: [row[key] for key in keys.values()])
-    made_by = command(__file__, options, *options, places="WORK")
-    write_results(folder, f"smaller_devices_{recipe.name}", made_by, {"rows": rows})
+    shown = {"name": f"smaller_devices_{recipe.name}", "places": "WORK"}
+    write_results(__file__, arguments, {"rows": rows}, *done, **shown, **done)
 
 
 if __name__ == "__main__":

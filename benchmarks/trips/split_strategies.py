@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import SPLITS, command, command_line, once, write_results
+from harness import SPLITS, command_line, once, write_results
 
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.split import teacher_confusions
@@ -91,7 +91,7 @@ def main() -> None:
         **reduction_of(arguments, data),
     }
     names = ("recipe", "out", *REDUCED)
-    made_by = command(__file__, arguments, *names, places="WORK_DIR", recipe=recipe.name, out="FOLDER")
+    shown = {"name": f"split_strategies_{recipe.name}", "places": "WORK_DIR", "recipe": recipe.name, "out": "FOLDER"}
     for seed in arguments.training_seeds:
         for name, split in variants(recipe, arguments.split_seeds).items():
             own = dataclasses.replace(recipe.with_seed(seed), split=split)
@@ -106,7 +106,7 @@ def main() -> None:
             means = summary(rows)
             best = max(means, key=lambda strategy: means[strategy]["validation"])
             found = {**result, "summary": means, "winner_on_validation": best, "rows": rows}
-            write_results(arguments.results_dir, f"split_strategies_{recipe.name}", made_by, found)
+            write_results(__file__, arguments, found, *names, **shown)
     print(json.dumps(means, indent=2))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.data import Split, iterate_batches
@@ -91,22 +91,16 @@ def main() -> None:
         for seed in arguments.seeds:
             head = fusion_head(trip, stored, dropout, seed)
             one = [accuracy(head, features, labels, count, i) for i in range(count)]
-            rows.append(
-                {
-                    "sub_model_dropout": dropout,
-                    "seed": seed,
-                    "all_present": accuracy(head, features, labels, count, None),
-                    "one_absent_mean": statistics.mean(one),
-                    "one_absent_min": min(one),
-                }
-            )
+            row = {"sub_model_dropout": dropout, "seed": seed}
+            row["all_present"] = accuracy(head, features, labels, count, None)
+            rows.append({**row, "one_absent_mean": statistics.mean(one), "one_absent_min": min(one)})
     means = {
         str(d): {k: statistics.mean(r[k] for r in rows if r["sub_model_dropout"] == d) for k in list(rows[0])[2:]}
         for d in (0.0, recipe.fuse.sub_model_dropout)
     }
-    made_by = command(__file__, arguments, places=f"WORK_DIR recipes/{recipe.name}.yaml")
     result = {"num_test_items": len(labels), "mean": means, "rows": rows}
-    write_results(arguments.results_dir, f"sub_model_dropout_{recipe.name}", made_by, result)
+    shown = {"name": f"sub_model_dropout_{recipe.name}", "places": f"WORK_DIR recipes/{recipe.name}.yaml"}
+    write_results(__file__, arguments, result, **shown)
     print(json.dumps(means, indent=2))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import command, command_line, write_results
+from harness import command_line, write_results
 
 from edvit_hf.storage import read_json
 from trips.grid import stage_costs
@@ -80,8 +80,8 @@ def main() -> None:
     arguments = parse()
     name = Path(arguments.recipe).stem
     runs = [run_seed(arguments.recipe, s, arguments.work_dir / f"{name}_seed{s}") for s in arguments.seeds]
-    made_by = command(__file__, arguments, "seeds", places=arguments.recipe)
-    write_results(arguments.results_dir, name, made_by, {"summary": summary(runs), "runs": runs})
+    result = {"summary": summary(runs), "runs": runs}
+    write_results(__file__, arguments, result, "seeds", name=name, places=arguments.recipe)
     print(json.dumps(summary(runs), indent=2))
 
 
