@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from edvit_hf.errors import HubError, ManifestError, did_you_mean
 from edvit_hf.hardware.profiles import unknown_profile
-from edvit_hf.manifest import Manifest, SubModelEntry, Variant
+from edvit_hf.manifest import ContentFile, Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import Precision, offered, suited_variants
 from edvit_hf.manifest.placement import PlacedDevice, PlacementFile
 from edvit_hf.tasks import PROCESSOR_FILES
@@ -168,22 +168,23 @@ def _selection(manifest: Manifest, chosen: Mapping[int, Variant], fuses: bool) -
                 f"Expected ONNX graphs, got {variant.file!r} in the manifest. A file of another kind could run code "
                 "when it is opened, so it is not fetched. Do not use this ensemble."
             )
-        needed.append(
-            NeededFile(file=PurePosixPath(variant.file).as_posix(), sha256=variant.sha256, bytes=variant.bytes)
-        )
+        needed.append(_needed(variant.file, variant))
     names = [f"{manifest.sub_models[index].path}/config.json" for index in chosen]
     processor = [name for name in _PROCESSOR_FILES if name in manifest.content]
     for name in [*names, *processor]:
         if name not in manifest.content:
             raise ManifestError(f"The manifest vouches for no {name}, which a device needs. Export the ensemble again.")
-        entry = manifest.content[name]
-        needed.append(NeededFile(file=PurePosixPath(name).as_posix(), sha256=entry.sha256, bytes=entry.bytes))
+        needed.append(_needed(name, manifest.content[name]))
     if manifest.preprocessing not in processor:
         raise ManifestError(
             f"The manifest vouches for no {manifest.preprocessing}, without which no input can be prepared. Export the "
             "ensemble again."
         )
     return Selection(variants=dict(chosen), fusion=head, files=needed)
+
+
+def _needed(path: str, entry: Variant | ContentFile) -> NeededFile:
+    return NeededFile(file=PurePosixPath(path).as_posix(), sha256=entry.sha256, bytes=entry.bytes)
 
 
 def _groups(manifest: Manifest) -> str:
