@@ -27,7 +27,6 @@ from edvit_hf.tasks import PROCESSOR_FILES
 
 logger = logging.getLogger(__name__)
 
-
 STAGING_NAME = ".export"
 COMMITTED_NAME = ".export-committed"
 _GRAPH_SUFFIX = ".onnx"

@@ -52,11 +52,10 @@ def export_ensemble(
 ) -> Manifest:
     """Export every sub-model, the fusion head and the whole of a saved ensemble, check each file, write the manifest.
 
-    Files are drawn in a staging folder; only when all have passed their gates do they replace what was
-    there, and the manifest comes last. A refused, interrupted or failed export leaves the former state, or
-    none that can be loaded, which the next export finishes. Files of an earlier export under other names (for other
-    hardware) stay, as long as they are intact and of the same weights. Two exports of one folder run one after the
-    other.
+    Files are drawn in a staging folder; only when all have passed their gates do they replace what was there, and the
+    manifest comes last. A refused, interrupted or failed export leaves the former state, or none that can be loaded,
+    which the next export finishes. Files of an earlier export under other names (for other hardware) stay, as long as
+    they are intact and of the same weights. Two exports of one folder run one after the other.
 
     Args:
         ensemble_dir: A saved ensemble with its image processor, feature extractor or tokenizer.

@@ -36,7 +36,6 @@ from edvit_hf.tasks import check_class_group, num_labels_of
 
 logger = logging.getLogger(__name__)
 
-
 _ROWS_PER_INPUT = 2  # fewer: the fit follows the noise, and the ridge is raised
 _MAX_ROWS = 16_384  # tokens that are fitted on; of longer inputs some, drawn once
 _TARGET_BYTES = 2**30  # of the teacher's answers held at a time; more steps take more passes of the teacher

@@ -24,21 +24,14 @@ Probe = tuple[str, bool]  # a module, and whether its input is read (else its ou
 
 @dataclass(frozen=True)
 class Step:
-    """Linears that read the same input, fitted together, in the order of the forward.
+    """Linears that read the same input, fitted together, in the order of the forward."""
 
-    Attributes:
-        names: Their paths, the same in the pruned model and the teacher.
-        probes: Where the fit looks: at their outputs, or at the residual stream that the only one writes into.
-        num_inputs: I.
-        num_outputs: O, of all of them.
-        per_token: Whether their input is (B, T, I); else (B, I).
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # their paths, the same in the pruned model and the teacher
+    # Where the fit looks: at their outputs, or at the residual stream that the only one writes into.
     probes: tuple[Probe, ...]
-    num_inputs: int
-    num_outputs: int
-    per_token: bool
+    num_inputs: int  # I
+    num_outputs: int  # O, of all of them
+    per_token: bool  # whether their input is (B, T, I); else (B, I)
 
 
 def trace(model: PreTrainedModel, architecture: Architecture, inputs: Inputs) -> tuple[list[Step], int]:

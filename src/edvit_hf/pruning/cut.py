@@ -41,10 +41,9 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
         PruningError: Plan, class group or architecture do not fit the model, or the built model has other shapes than
             the plan promises.
 
-    Assumption: ED-ViT does not say how "other" starts. Here its row is the mean of the rows it pools and its
-    bias the mean of their biases plus log(count): its logit is then mean(z) + log(count), which equals
-    logsumexp(z) when the pooled logits z agree and is below it otherwise (Jensen). Distillation takes it from
-    there.
+    Assumption: ED-ViT does not say how "other" starts. Here its row is the mean of the rows it pools and its bias the
+    mean of their biases plus log(count): its logit is then mean(z) + log(count), which equals logsumexp(z) when the
+    pooled logits z agree and is below it otherwise (Jensen). Distillation takes it from there.
     """
     architecture = architecture_of(model)
     check_plan_fits(plan, architecture, model.config)

@@ -47,22 +47,15 @@ class Masks:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenMasks:
-    """Leaves, all ones, that receive the per-row gradients by the masks.
+    """Leaves, all ones, that receive the per-row gradients by the masks."""
 
-    Attributes:
-        residual: (B, D).
-        query: One (B, A) per layer, on the query's dimensions.
-        output: One (B, A) per layer, on the output projection's input. Removing a head is closing its `output` masks;
-            removing an attention dimension closes both (`query` and `output`), so their gradients add up.
-        ffn: One (B, F) per layer.
-        pooled: (B, P); None without a pooler.
-    """
-
-    residual: Tensor
-    query: list[Tensor]
+    residual: Tensor  # (B, D)
+    query: list[Tensor]  # one (B, A) per layer, on the query's dimensions
+    # One (B, A) per layer, on the output projection's input. Removing a head is closing its `output` masks; removing an
+    # attention dimension closes both (`query` and `output`), so their gradients add up.
     output: list[Tensor]
-    ffn: list[Tensor]
-    pooled: Tensor | None
+    ffn: list[Tensor]  # one (B, F) per layer
+    pooled: Tensor | None  # (B, P); None without a pooler
 
     @classmethod
     def of(cls, architecture: Architecture, widths: Widths, rows: int, like: Tensor) -> "OpenMasks":

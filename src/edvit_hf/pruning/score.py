@@ -50,7 +50,6 @@ from edvit_hf.tasks import check_class_group
 
 logger = logging.getLogger(__name__)
 
-
 Scores = dict[str, np.ndarray]  # axis -> scores, as `unit_shapes` says
 
 

@@ -29,10 +29,9 @@ class ExactKL:
     forward. Attention and FFN units of layer l resume from the cached hidden states that enter layer l, which
     is exact because nothing before it changes; pooled units resume at the classifier.
 
-    Source: UP-ViTs, arXiv 2111.15127 (formula and independent scores); ED-ViT, arXiv 2410.11650 (criterion
-    named).
-    Differs: KL of the group's classes and the pooled "other" instead of all labels; whole heads beside single
-    attention dimensions; mean instead of sum over the inputs; masks instead of rebuilt models.
+    Source: UP-ViTs, arXiv 2111.15127 (formula and independent scores); ED-ViT, arXiv 2410.11650 (criterion named).
+    Differs: KL of the group's classes and the pooled "other" instead of all labels; whole heads beside single attention
+    dimensions; mean instead of sum over the inputs; masks instead of rebuilt models.
     """
 
     def __init__(self, task: ScoringTask) -> None:

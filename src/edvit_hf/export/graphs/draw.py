@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 _MAX_BYTES = 2**31 - 1  # of a protobuf; above it weights need a side-car, which a renamed file loses
 _NOISY = ("torch", "transformers", "onnxscript", "onnx_ir")
 _UNMASKED, _MASKED = "edvit_unmasked", "edvit_masked"

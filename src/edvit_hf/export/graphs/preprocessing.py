@@ -26,7 +26,6 @@ from edvit_hf.transforms.log_mel import FFT_LENGTH, FLOOR, FRAME, HOP, PREEMPHAS
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-
 RAW_INPUT: dict[Task, str] = {"image-classification": "image", "audio-classification": "waveform"}
 """What a raw graph is fed, by task: uint8 (B, height, width, 3) RGB, or float32 (B, samples). Texts have none."""
 

@@ -16,7 +16,6 @@ from edvit_hf.errors import named_extra
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-
 _TOKENS = 1  # axis of the tokens in hidden states (B, T, d)
 _LARGEST = np.iinfo(np.int64).max
 _ELEMENTWISE = frozenset(("Add", "Mul", "Sub", "Div", "Gelu", "Tanh", "Relu", "Erf", "Sqrt", "Cast", "Identity"))

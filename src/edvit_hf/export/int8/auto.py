@@ -31,20 +31,13 @@ MAX_TRIALS = 60  # each runs the whole ensemble over the split that decides
 
 @dataclass(frozen=True, kw_only=True)
 class AutoQuantization:
-    """What a sweep found.
+    """What a sweep found."""
 
-    Attributes:
-        preset: How to quantize.
-        kept_float: For each sub-model the names of the nodes that stay float.
-        record: Of the gate, for these files.
-        tried: Everything that was asked of the gate, in order, JSON-able: how, the modules in float, the bytes they
-            add, the output error where it was measured (root mean square over that of the fp32 logits), and the gate's
-            record.
-    """
-
-    preset: QuantizationPreset
-    kept_float: list[list[str]]
-    record: GateRecord
+    preset: QuantizationPreset  # how to quantize
+    kept_float: list[list[str]]  # for each sub-model the names of the nodes that stay float
+    record: GateRecord  # of the gate, for these files
+    # Everything that was asked of the gate, in order, JSON-able: how, the modules in float, the bytes they add, the
+    # output error where it was measured (root mean square over that of the fp32 logits), and the gate's record.
     tried: list[dict[str, Any]]
 
 
@@ -221,17 +214,11 @@ class _Attempts:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One attempt of a search, and what the gate says of it.
+    """One attempt of a search, and what the gate says of it."""
 
-    Attributes:
-        kept_float: Labels of the groups that stayed float, sorted.
-        cost: Bytes that they add to the files.
-        record: What the gate found; "passed" is its verdict.
-    """
-
-    kept_float: list[str]
-    cost: int
-    record: GateRecord
+    kept_float: list[str]  # labels of the groups that stayed float, sorted
+    cost: int  # bytes that they add to the files
+    record: GateRecord  # what the gate found; "passed" is its verdict
 
     @property
     def passed(self) -> bool:
@@ -241,19 +228,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class FloatSet:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        kept_float: Labels of the groups to keep in float, sorted; none if int8 holds as it is.
-        cost: Bytes that they add to the files.
-        harms: Label -> output error if that group alone is int8; empty if nothing had to stay float.
-        trials: Every attempt, in order; the accepted one among them.
-    """
-
-    kept_float: list[str]
-    cost: int
+    kept_float: list[str]  # labels of the groups to keep in float, sorted; none if int8 holds as it is
+    cost: int  # bytes that they add to the files
+    # Label -> output error if that group alone is int8; empty if nothing had to stay float.
     harms: dict[str, float] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)  # every attempt, in order; the accepted one among them
 
 
 def cheapest_float_set(

@@ -16,7 +16,6 @@ from edvit_hf.export.graphs.derived import drop_unused_constants
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-
 PRODUCTS = ("MatMul", "Gemm")
 TABLE, CONVOLUTION = "Gather", "Conv"
 FROM_GEMM = "_MatMul"  # what onnxruntime appends to the name of a Gemm that it turned into a MatMul and an Add
@@ -26,25 +25,15 @@ _FUSION = "fusion"  # a module of this name, the fusion head inside the graph of
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizableNode:
-    """One node with a constant weight that int8 may replace.
+    """One node with a constant weight that int8 may replace."""
 
-    Attributes:
-        name: Of the node.
-        op_type: "MatMul", "Gemm", "Conv", or "Gather" for a table of embeddings.
-        path: The module it came from, "vit.layers.0.attention.q_proj"; the node's name if nothing tells it.
-        reads: The tensor it reads besides its weight; nodes that read the same one share its quantization.
-        weight: Name of the constant.
-        shape: Of the constant.
-        num_inputs: Values that each output channel sums up; of a table its rows.
-    """
-
-    name: str
-    op_type: str
-    path: str
-    reads: str
-    weight: str
-    shape: tuple[int, ...]
-    num_inputs: int
+    name: str  # of the node
+    op_type: str  # "MatMul", "Gemm", "Conv", or "Gather" for a table of embeddings
+    path: str  # the module it came from, "vit.layers.0.attention.q_proj"; the node's name if nothing tells it
+    reads: str  # the tensor it reads besides its weight; nodes that read the same one share its quantization
+    weight: str  # name of the constant
+    shape: tuple[int, ...]  # of the constant
+    num_inputs: int  # values that each output channel sums up; of a table its rows
 
     @property
     def num_values(self) -> int:
@@ -59,17 +48,11 @@ class QuantizableNode:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeGroup:
-    """Nodes that stay float together, because they read the same tensor (query, key and value do).
+    """Nodes that stay float together, because they read the same tensor (query, key and value do)."""
 
-    Attributes:
-        label: "vit.layers.0.attention.k_proj+q_proj+v_proj".
-        nodes: Their names.
-        cost: Bytes that the file grows by if they stay float32.
-    """
-
-    label: str
-    nodes: tuple[str, ...]
-    cost: int
+    label: str  # "vit.layers.0.attention.k_proj+q_proj+v_proj"
+    nodes: tuple[str, ...]  # their names
+    cost: int  # bytes that the file grows by if they stay float32
 
 
 def quantizable_nodes(model: "ModelProto", *, op_types: Collection[str]) -> list[QuantizableNode]:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime.quantization import TensorsData
 
-
 _PERCENTILE = 99.999  # as Optimum's preset
 _ENTROPY_BINS = 256  # onnxruntime's 128 leave one candidate, the full range; 1024 took 7 times as long, no closer
 _BATCH = 16
