@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from edvit_hf.errors import DataError
 from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.strict import number, whole_number
 
 MIN_OPSET, MAX_OPSET = 18, 23  # what torch's exporter emits natively .. the newest tried here
 
@@ -58,20 +60,12 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and the profiles' names."""
-        if not MIN_OPSET <= self.opset <= MAX_OPSET:
-            raise ValueError(f"`opset` must lie in [{MIN_OPSET}, {MAX_OPSET}], got {self.opset}.")
-        if not 0 < self.max_relative_difference < 1:
-            raise ValueError(
-                f"`max_relative_difference` must lie in (0, 1), got {self.max_relative_difference}. It is a share of "
-                f"the largest logit; two engines never agree bit for bit."
-            )
+        number("opset", self.opset, f"[{MIN_OPSET}, {MAX_OPSET}]", "other operator sets are not written", DataError)
+        why = "it is a share of the largest logit, and two engines never agree bit for bit"
+        number("max_relative_difference", self.max_relative_difference, "(0, 1)", why, DataError)
         for name in ("max_accuracy_loss", "max_group_accuracy_loss"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}. It is a fraction.")
-        if self.calibration_items < 1:
-            raise ValueError(
-                f"`calibration_items` must be at least 1, got {self.calibration_items}. A range needs values."
-            )
+            number(name, getattr(self, name), "[0, 1]", "it is a fraction", DataError)
+        whole_number("calibration_items", self.calibration_items, 1, "a range needs values", DataError)
         _check_choice("calibration", self.calibration, get_args(CalibrationMethod))
         for kind in self.precisions or ():
             _check_choice("precisions", kind, KINDS)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 KeptFloat = frozenset[str]  # labels of the groups of nodes that stay float
 GateRecord = Mapping[str, Any]  # of `accuracy_gate`; "passed" is its verdict, "net_flips" the items lost on balance
+EnsembleGate = Callable[[OnnxEnsemble], GateRecord]
 WriteInt8 = Callable[[int, Path, QuantizationPreset, Collection[str]], Any]
 """Writes the int8 file of a sub-model: its index, where to, how, and names of the nodes that stay float."""
 
@@ -47,7 +48,7 @@ def auto_quantize(
     preset: QuantizationPreset,
     *,
     write: WriteInt8,
-    gate: Callable[[OnnxEnsemble], GateRecord],
+    gate: EnsembleGate,
     inputs: Arrays,
     scratch: Path,
     max_trials: int = MAX_TRIALS,
@@ -76,7 +77,7 @@ def auto_quantize(
             "Expected inputs to measure output errors on, got none. Without them nobody knows which nodes matter. Give "
             "some hundred items of the training split."
         )
-    attempts = _Attempts(sources, fusion, write=write, gate=gate, inputs=inputs, scratch=scratch)
+    attempts = _Attempts(sources, fusion, write, gate, inputs, scratch)
     tried: list[tuple[QuantizationPreset, dict[str, Any]]] = []
     for setting in preset.settings():
         if not attempts.is_new(setting):
@@ -119,14 +120,7 @@ class _Attempts:
     """Writes, measures and gates attempts; a file is written again only if something about it changed."""
 
     def __init__(
-        self,
-        sources: Sequence[Path],
-        fusion: Path,
-        *,
-        write: WriteInt8,
-        gate: Callable[[OnnxEnsemble], GateRecord],
-        inputs: Arrays,
-        scratch: Path,
+        self, sources: Sequence[Path], fusion: Path, write: WriteInt8, gate: EnsembleGate, inputs: Arrays, scratch: Path
     ) -> None:
         self.sources, self.write, self.gate, self.scratch = sources, write, gate, scratch
         self.inputs, self.fusion, self.fusion_file = as_feeds(inputs), GraphSession(fusion), fusion
