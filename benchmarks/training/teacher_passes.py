@@ -83,48 +83,36 @@ class Epochs:
     def run(self, model: nn.Module, data: Any, objective: Any, config: DistillConfig) -> float:
         """Seconds of the epoch."""
         with tempfile.TemporaryDirectory() as folder:
-            log = train(
-                model, data, objective, config, checkpoint_dir=Path(folder), description="epoch", progress=False
-            )
+            place = {"checkpoint_dir": Path(folder), "description": "epoch", "progress": False}
+            log = train(model, data, objective, config, **place)
         return log.epochs[0]["seconds"]
 
-    def stored_logits(self) -> float:
-        """Each by itself, from stored logits."""
+    def alone(self, changed: Callable[[Any], Any] = lambda plain: plain) -> float:
+        """Each by itself, from stored logits or with its objective changed."""
         total = 0.0
         for model, group in zip(self.sub_models(), self.groups, strict=True):
-            objective = distill_objective(group, self.kd.temperature, self.kd.distillation_weight)
+            objective = changed(distill_objective(group, self.kd.temperature, self.kd.distillation_weight))
             total += self.run(model, DistillData(self.split, self.stored, group), objective, self.kd)
         return total
 
-    def lockstep(self, config: DistillConfig) -> float:
-        """All in one loop."""
-        model = Lockstep(self.sub_models())
-        objective = lockstep_objective(model, self.groups, config, self.teacher)
-        return self.run(model, LockstepData(self.split, self.stored, self.groups), objective, config)
+    def with_teacher(self, plain: Any) -> Any:
+        """The objective with a pass of the teacher for every batch."""
 
-    def dekd_alone(self) -> float:
-        """Each in a lockstep of its own."""
-        total = 0.0
-        for sub_model, group in zip(self.sub_models(), self.groups, strict=True):
-            model = Lockstep([sub_model])
-            objective = lockstep_objective(model, [group], self.dekd, self.teacher)
-            total += self.run(model, LockstepData(self.split, self.stored, [group]), objective, self.dekd)
-        return total
+        def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                logits = self.teacher(**batch["inputs"]).logits
+            return plain(model, {**batch, "teacher_logits": logits})
 
-    def naive(self) -> float:
-        """Each by itself, the teacher run for every batch."""
-        total = 0.0
-        for model, group in zip(self.sub_models(), self.groups, strict=True):
-            plain = distill_objective(group, self.kd.temperature, self.kd.distillation_weight)
+        return objective
 
-            def objective(
-                model: nn.Module, batch: dict[str, Any], plain: Any = plain
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                with torch.no_grad():
-                    logits = self.teacher(**batch["inputs"]).logits
-                return plain(model, {**batch, "teacher_logits": logits})
-
-            total += self.run(model, DistillData(self.split, self.stored, group), objective, self.kd)
+    def lockstep(self, config: DistillConfig, *, together: bool = True) -> float:
+        """All in one loop, or each in a lockstep of its own."""
+        pairs, total = list(zip(self.sub_models(), self.groups, strict=True)), 0.0
+        for part in [pairs] if together else [[pair] for pair in pairs]:
+            sub_models, groups = (list(column) for column in zip(*part, strict=True))
+            model = Lockstep(sub_models)
+            objective = lockstep_objective(model, groups, config, self.teacher)
+            total += self.run(model, LockstepData(self.split, self.stored, groups), objective, config)
         return total
 
     def teacher_pass(self, repeats: int, batch_size: int) -> dict[str, float]:
@@ -152,11 +140,11 @@ def measure(num_sub_models: int, options: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of an epoch in each way, taken in turn, and their ratios to stored logits."""
     epochs = Epochs(num_sub_models, options)
     ways: dict[str, Callable[[], float]] = {
-        "stored": epochs.stored_logits,
+        "stored": epochs.alone,
         "lockstep_kd": lambda: epochs.lockstep(epochs.kd),
         "lockstep_dekd": lambda: epochs.lockstep(epochs.dekd),
-        "dekd_alone": epochs.dekd_alone,
-        "naive": epochs.naive,
+        "dekd_alone": lambda: epochs.lockstep(epochs.dekd, together=False),
+        "naive": lambda: epochs.alone(epochs.with_teacher),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeats):

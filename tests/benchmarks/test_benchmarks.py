@@ -1,6 +1,9 @@
 """The benchmarks measure what the trip does: the same start of the fusion head, the same samples and sizes."""
 
+import importlib
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -36,6 +39,16 @@ def trip(finished_trip):
 def test_every_script_starts_by_itself_and_its_help_names_the_command_that_runs_it():
     done = subprocess.run([sys.executable, "-c", HELP, *map(str, SCRIPTS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_whatever_the_benchmarks_import_of_the_package_is_there():
+    """Also what they import within a function, or in the code of a process that they start."""
+    text = "\n".join(path.read_text() for path in BENCHMARKS.rglob("*.py"))
+    text = re.sub(r"import \(([\w,\s]+)\)", lambda names: f"import {' '.join(names[1].split()).rstrip(',')}", text)
+    for module, names in sorted(set(re.findall(r"from (edvit_hf[\w.]*) import ([\w, ]+)", text))):
+        found = importlib.import_module(module)
+        for name in names.split(", "):
+            assert hasattr(found, name.strip()) or importlib.util.find_spec(f"{module}.{name}"), (module, name)
 
 
 def test_the_dropout_benchmark_trains_the_head_that_the_trip_trains(trip):
