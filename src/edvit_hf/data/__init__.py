@@ -4,11 +4,14 @@ Comes in: the `dataset` and `augmentation` sections of a recipe. Goes out: train
 alike whatever the task. Training, `published` and the recipe call it. Names load lazily: `DatasetConfig` and
 `Augmentation` need no torch.
 
-```python from edvit_hf.data import Augmentation, DatasetConfig, iterate_batches, load_task
+```python
+from edvit_hf.data import Augmentation, DatasetConfig, iterate_batches, load_task
 
-config = DatasetConfig(path="digits", image_size=8, max_train_samples=200, max_test_samples=60) data = load_task(config,
-Augmentation(shift=0.05), task="image-classification") batch = next(iterate_batches(data.test, 16))
-print(data.label_names, batch["inputs"]["pixel_values"].shape, batch["labels"]) ```
+config = DatasetConfig(path="digits", image_size=8, max_train_samples=200, max_test_samples=60)
+data = load_task(config, Augmentation(shift=0.05), task="image-classification")
+batch = next(iterate_batches(data.test, 16))
+print(data.label_names, batch["inputs"]["pixel_values"].shape, batch["labels"])
+```
 """
 
 from typing import TYPE_CHECKING
