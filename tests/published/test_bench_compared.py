@@ -68,13 +68,18 @@ def test_graphs_take_what_the_sub_models_take_and_answer_over_all_labels(folder,
         assert session.get_outputs()[1].shape[-1] == len(manifest.label_names)
 
 
-def test_in_an_older_folder_a_model_without_a_recorded_config_is_left_out_and_without_any_there_is_an_error(
+def test_in_an_older_folder_the_recipe_and_the_kept_heads_tell_the_sizes_and_what_they_do_not_fit_is_left_out(
     folder, caplog
 ):
-    change(folder, lambda results: results["rows"][0].pop("config"))
+    recorded = compared_shapes(folder)
+    change(folder, lambda results: [row.pop("config", None) for row in results["rows"]])
+    assert {name: shape.widths for name, shape in compared_shapes(folder).items()} == {
+        name: shape.widths for name, shape in recorded.items()
+    }
+    change(folder, lambda results: results["rows"][0].update(parameters=12345))
     assert "teacher" not in compared_shapes(folder)
     assert "teacher: its sizes are not in the results" in caplog.text
-    change(folder, lambda results: [row.pop("config", None) for row in results["rows"]])
+    change(folder, lambda results: [row.update(note="", parameters=1) for row in results["rows"]])
     with pytest.raises(RecipeError, match="without --compared"):
         compared_shapes(folder)
     (folder / "results.json").write_text("{")

@@ -3,10 +3,12 @@
 
 The teacher and the plain models are not published with an ensemble. How long a dense transformer takes hangs on its
 sizes and not on the values of its weights, so graphs with random weights tell, on any device, from the configs that
-`results.json` records. A model whose config it does not record is left out.
+`results.json` records. Results of earlier versions record how many heads a plain model kept instead. A model of which
+neither is recorded is left out.
 """
 
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FIGURES = ("median", "p90", "min", "max", "runs", "load_ms", "peak_memory_mib")
 _PLAIN = "plain model"
+_KEPT = re.compile(r"(\d+) of \d+ heads kept")
 _SEED = 0
 
 
@@ -49,7 +52,11 @@ def compared_shapes(folder: Path) -> dict[str, ModelShape]:
         if isinstance(config, dict):
             found[name] = ModelShape.from_config(config, num_labels=labels)
         elif row.get("kind") == "teacher" or name.startswith(_PLAIN):
-            logger.warning("%s: its sizes are not in the results, so it is not timed", name)
+            shape = _earlier_shape(folder, results, row, labels)
+            if shape is None:
+                logger.warning("%s: its sizes are not in the results, so it is not timed", name)
+            else:
+                found[name] = shape
     if not found:
         raise RecipeError(
             f"Expected the configs of the teacher and the plain models in {folder / 'results.json'}, found none. There "
@@ -57,6 +64,21 @@ def compared_shapes(folder: Path) -> dict[str, ModelShape]:
             "--compared."
         )
     return found
+
+
+def _earlier_shape(folder: Path, results: Mapping[str, Any], row: Mapping[str, Any], labels: int) -> ModelShape | None:
+    """The sizes of a row without a config: the recipe tells the teacher's, the row's note how many heads stayed.
+
+    None where either is missing, or where they do not give the number of parameters that the row records.
+    """
+    recipe, own = results.get("recipe_values") or {}, folder / "sub_models/00/config.json"
+    given, kept = (recipe.get("teacher") or {}).get("from_scratch"), _KEPT.match(str(row.get("note")))
+    if not given or not own.is_file() or (kept is None and row.get("kind") != "teacher"):
+        return None
+    teacher = ModelShape.from_config({**_read(own), **given}, num_labels=labels)
+    heads = teacher.widths.heads if kept is None else int(kept[1])
+    shape = teacher.keep(heads, num_labels=labels) if 0 < heads <= teacher.widths.heads else None
+    return shape if shape is not None and shape.parameters == row.get("parameters") else None
 
 
 def draw_compared(folder: Path, target: Path) -> dict[str, Path]:
