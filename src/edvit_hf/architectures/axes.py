@@ -47,13 +47,8 @@ class Widths:
     def size(self, axis: str) -> int | None:
         """Length of a dimension that carries the cut axis `axis`; `None` for an axis that is never cut."""
         name, _, times = axis.partition("*")
-        sizes = {
-            "residual": self.residual,
-            "attention": self.attention,
-            "ffn": self.ffn,
-            "pooled": self.residual,
-            "label": self.labels,
-        }
+        sizes = {"residual": self.residual, "attention": self.attention, "ffn": self.ffn, "pooled": self.residual}
+        sizes["label"] = self.labels
         return None if name not in sizes else sizes[name] * int(times or 1)
 
 

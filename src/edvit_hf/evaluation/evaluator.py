@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,15 +71,8 @@ class Evaluation:
 
     def to_row(self) -> dict[str, Any]:
         """The figures without the single predictions, ready for JSON."""
-        return {
-            "num_items": self.num_items,
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "calibration_error": self.calibration_error,
-            "per_class_accuracy": self.per_class_accuracy,
-            "per_group_accuracy": self.per_group_accuracy,
-            "seconds": self.seconds,
-        }
+        names = [field.name for field in fields(self) if field.name not in ("predictions", "labels")]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Export: a trained ensemble -> ONNX files of its sub-models, of the fusion head and of the whole, and the manifest.
+"""A saved ensemble becomes ONNX files that have passed their gates, and the manifest that vouches for them.
 
-Comes in: a saved ensemble, what to write, and judges of its accuracy. Goes out: files that passed their gates, all of
-them or none. The recipe, `published` and Optimum's command call it. Names but `ExportConfig` load torch when first
-touched.
+Comes in: the ensemble's folder, inputs, measures on its splits. Goes out: files in that folder. `recipe`, `published`
+and Optimum's command call it. Names load when first touched: before that neither torch nor onnx is loaded.
 """
 
 from typing import TYPE_CHECKING

@@ -158,12 +158,8 @@ class DummyFusionInputGenerator(DummyInputGenerator):
     ) -> "Tensor":
         """Return `features` (B, D) or `mask` (B, S), both float."""
         low = -1 if input_name == "features" else 1
-        return cast(
-            "Tensor",
-            self.random_float_tensor(
-                self.shapes[input_name], min_value=low, max_value=1, framework=framework, dtype=float_dtype
-            ),
-        )
+        shape, kind = self.shapes[input_name], {"framework": framework, "dtype": float_dtype}
+        return cast("Tensor", self.random_float_tensor(shape, min_value=low, max_value=1, **kind))
 
 
 @_register(FUSION_MODEL_TYPE, *TASKS)

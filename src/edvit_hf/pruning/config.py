@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of the pruning stage. Light: no torch."""
+"""The values of a recipe's pruning stage: how much stays, and how it is chosen. Light: no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

@@ -1,4 +1,4 @@
-"""Cut a stock model to a plan: one loop over the axis table, whatever the architecture."""
+"""Cuts a stock model to a plan: one loop over the axis table, whatever the architecture."""
 
 import copy
 import logging
@@ -63,13 +63,8 @@ def prune(model: PreTrainedModel, plan: PruningPlan, class_group: Sequence[int] 
     _check_shapes(pruned, model, architecture, after, state)
     pruned.load_state_dict(state, strict=True, assign=True)
     _copy_other_buffers(pruned, model)
-    logger.info(
-        "prune: %s with %d labels, %d -> %d parameters",
-        architecture.model_type,
-        len(labels),
-        plan.parameters_before,
-        sum(p.numel() for p in pruned.parameters()),
-    )
+    counts = len(labels), plan.parameters_before, sum(p.numel() for p in pruned.parameters())
+    logger.info("prune: %s with %d labels, %d -> %d parameters", architecture.model_type, *counts)
     return pruned.train(model.training)
 
 

@@ -1,7 +1,7 @@
 """Raw inputs become a model's inputs: images, sounds and texts, as the stock processors do it, in numpy.
 
-Comes in: a file, bytes, pixels, a waveform or a text, and the processor files beside a model. Goes out: the arrays of
-its forward, by name. Anybody may call it: Pillow, soundfile, soxr and tokenizers load when an input needs them.
+Comes in: files, bytes, arrays or texts. Goes out: the arrays of the model's forward. Anybody may call it: it loads
+numpy only, and Pillow, soundfile, soxr and tokenizers when an input needs them.
 """
 
 from pathlib import Path

@@ -111,13 +111,10 @@ class QuantizationPreset:
 
 
 PRESETS = {
-    preset.isa: preset
-    for preset in (
-        QuantizationPreset(isa="arm64", weight_type="QInt8"),
-        QuantizationPreset(isa="avx2", weight_type="QUInt8", may_reduce_range=True),
-        QuantizationPreset(isa="avx512", weight_type="QInt8", may_reduce_range=True),
-        QuantizationPreset(isa="avx512_vnni", weight_type="QInt8"),
-    )
+    "arm64": QuantizationPreset(isa="arm64", weight_type="QInt8"),
+    "avx2": QuantizationPreset(isa="avx2", weight_type="QUInt8", may_reduce_range=True),
+    "avx512": QuantizationPreset(isa="avx512", weight_type="QInt8", may_reduce_range=True),
+    "avx512_vnni": QuantizationPreset(isa="avx512_vnni", weight_type="QInt8"),
 }
 
 # TensorRT takes signed symmetric weights and activations only, and those as QuantizeLinear pairs: Optimum's `tensorrt`.
