@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the model classes with the Transformers Auto classes and finds those of a task; loaded at the first use."""
+"""Registers the model classes with the Transformers Auto classes and finds those of a task; loaded at the first use.
+
+```python
+import edvit_hf.auto
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("work/digits/09_card/ensemble")  # or a Hub id
+print(type(model).__name__, len(model.sub_models))
+```
+"""
 
 from typing import Any
 

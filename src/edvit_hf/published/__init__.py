@@ -14,7 +14,8 @@ print(plan.latency_ms, "ms from input to answer; None: no profile of this fleet 
 for name, device in placement.devices.items():
     print(name, [part.file for part in device.sub_models])  # `placement.save(folder)` writes placement.json
 
-measured = measure_exported(Path(ensemble), max_items=50)  # on the test split that its results name
+# On the first items of the test split that its results name; `save_measured` measures all of them for the card.
+measured = measure_exported(Path(ensemble), max_items=50)
 for row in measured["rows"]:
     print("without", row["absent"], f"{row['accuracy']:.0%}")
 
