@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Give benchmarks what they share: a command line, a results file, provenance, cells done once, fresh processes.
 
 A script puts this folder on the path and imports from here; this file is not run by itself.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Render the cards of measured recipes into this folder, and the zoo table of its README from them.
 
 python model_cards/render.py WORK_DIR [WORK_DIR ...]

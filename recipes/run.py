@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/run.py recipes/digits.yaml`: as `edvit run`."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: layout and events only. What events do is in page/visits.py, what they compute in answers/."""
 
 import contextlib

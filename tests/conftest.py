@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: seeds fixed, network refused but for loopback, tiny real models; an environment of its own."""
 
 import atexit

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how long an export takes: ten sub-models in three variants (fp32, fp16, dynamic int8), parity included.
 
     python benchmarks/export/export_time.py [ENSEMBLE ...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read results files, of which any may be absent, and any value in them."""
 
 import json

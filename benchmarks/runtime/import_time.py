@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how long `import edvit_hf`, `edvit_hf.runtime` and `edvit_hf.auto` take in a fresh interpreter.
 
     python benchmarks/runtime/import_time.py

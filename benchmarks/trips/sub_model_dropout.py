@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure what sub-model dropout of the fusion head buys when one is absent, and costs when all are present.
 
     python benchmarks/trips/sub_model_dropout.py WORK_DIR recipes/mnist_small.yaml --seeds 0 1 2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Take a recipe through the whole trip as a user would, and record wall time, peak memory and every result.
 
     python benchmarks/trips/trip.py recipes/digits.yaml --seeds 0

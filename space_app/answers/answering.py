@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One answer as the page shows it: an ensemble, a prepared input and the unplugged devices become a `View`.
 
 An `OpenEnsemble` is shared between visitors; a page keeps its `name` for each of them and asks `open_named` for it, so

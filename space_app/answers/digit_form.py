@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings a drawn or photographed digit into the form of the data that an ensemble was trained on, white on black.
 
 UCI optical digits, 8 by 8 pixels: bitmaps of 32 by 32, the digit as high as the bitmap and at most 24 wide, pen strokes

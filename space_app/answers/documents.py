@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads what lies beside an ensemble's graphs: card and license, measured results, and examples to try.
 
 Card and results may come from a stranger's repository: what is not of the right kind counts as absent.

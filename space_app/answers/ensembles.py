@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ensembles that the page offers: those bundled with it, one of its owner's, and any that a visitor names.
 
 Bundled ones lie in `model/<name>/`, their examples in `examples/<name>/`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks what a visitor gives (drawing, picture, sound, text) and brings it into the form that sub-models take.
 
 Every refusal is a `DataError` with one sentence that a visitor understands; what went wrong in detail is logged.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens an ensemble once for all visitors who ask, and fetches one from the Hub within bounds, never its code.
 
 The Hub is asked without any token: what only the owner of this Space may read must not be shown to its visitors.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lines that load the ensemble on the page somewhere else: ready to copy, and run by the tests."""
 
 import json

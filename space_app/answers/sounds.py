@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a visitor's sound within limits, cuts off the silence around a word, and draws what sub-models see of it."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How one answer comes about, as spans of time: measured on this machine, and predicted for a fleet of devices."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the page says, as plain data: made by answering.py, turned into HTML by the page."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timelines as SVG: lanes above each other, what happens in them told apart by colour, pattern and words."""
 
 from collections.abc import Sequence

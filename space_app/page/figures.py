@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes what the page shows as HTML: pure functions of the data of answers/views.py.
 
 Every text that a visitor, a card or an ensemble supplies is escaped here, for the page inserts the result as it is.

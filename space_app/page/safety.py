@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps the page to itself: a temporary folder of its own, bounded requests and log, nothing loaded from elsewhere.
 
 `private_folder` must run before gradio is imported, which reads its settings then.

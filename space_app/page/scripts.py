@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scripts that run in the browser, and the field to draw on with the drawing that comes back, checked.
 
 Each script belongs to one gr.HTML component: `element` is its element, `trigger` sends an event to app.py. They listen

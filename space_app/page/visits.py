@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a visitor's event does to the page: the visitor's state and the page's parts as HTML. No gradio here."""
 
 import logging

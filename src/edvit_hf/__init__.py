@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split a Vision-Transformer-family classifier by classes into small sub-models for edge devices.
 
 Importing this package loads neither torch nor transformers: public names are resolved when first touched, and

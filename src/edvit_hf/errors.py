@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The errors of this library: one base class and the few children that a caller can act on.
 
 Each message says what was expected, what came, why it matters and what to do.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probabilities of a classifier, and how far its confidence is from its accuracy. Light: numpy only."""
 
 from typing import Any

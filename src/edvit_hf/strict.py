@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files are read strictly: a dataclass is the schema, and what does not fit it is named precisely."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an ensemble classifies: its task, what the models of a task are fed, and the class groups of its sub-models.
 
 Light: standard library only. `configuration_edvit.py` travels to the Hub alone and so repeats two rules: that class

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmarks measure what the trip does: the same start of the fusion head, the same samples and sizes."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real browser at the real page: Debian's Chromium driven by Playwright, the Space in a process of its own.
 
 `make test-browser` runs this folder; the default suite leaves it out (`norecursedirs` in pyproject.toml).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of the real page for docs/: python tests/browser/screenshots.py [--output docs/images]
 
 Needs what `make test-browser` installs. Fonts are those of the machine (Debian: fonts-inter for the looks in docs/).

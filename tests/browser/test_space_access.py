@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space for everybody: keyboard alone, screen readers, phones, light and dark, less motion."""
 
 import pytest

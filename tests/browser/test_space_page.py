@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space as a visitor sees it: answers, devices, timelines. Every assertion is about what the page shows."""
 
 import shutil

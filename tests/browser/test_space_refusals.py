@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space as a visitor sees it: what is wrong with an input or a name is a sentence, and the page lives on."""
 
 import os

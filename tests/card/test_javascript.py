@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JavaScript of a rendered card, run in node as it stands: it must answer like onnxruntime in Python.
 
 Needs node and the packages of tests/card/javascript/package.json, which `make test-js` puts into work/javascript.

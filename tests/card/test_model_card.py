@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model card: metadata the Hub's client accepts, honest sentences, no blanks, code blocks that run."""
 
 import copy

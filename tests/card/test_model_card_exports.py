@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exported files and figures on a card, and its code blocks, which are run."""
 
 import contextlib

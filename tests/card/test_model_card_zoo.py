@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rendered cards of measured recipes, and the zoo table that says what they say."""
 
 import importlib.util

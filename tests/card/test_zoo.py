@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of ensembles: what was measured, what was not, and where each is."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands a user types, on a finished trip."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit export`: in place, gated on the data that the folder names, and never half-written."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Standard output that takes nothing: a full disk, a reader that has gone, none at all."""
 
 import io

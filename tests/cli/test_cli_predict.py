@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit predict` for every kind of input: a picture, a sound, a text, from a file or from standard input."""
 
 import io

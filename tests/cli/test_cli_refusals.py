@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options with values that cannot be: an error of ours that says so, before anything is loaded."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables for the terminal: whole columns at a common width, and one pass for one prediction."""
 
 from collections import Counter

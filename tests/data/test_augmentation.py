@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moved images: replayable, label-preserving, exact where the answer is known."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RandAugment operations on whole batches: Pillow's own results, and replayable."""
 
 import numpy as np

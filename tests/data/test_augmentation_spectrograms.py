@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spectrograms in replayable views: what each key does, alone and on real batches."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets that are not as described are refused by name; damaged rows are skipped and counted where asked."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class-group views: the labels and the items of one sub-model."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets load from every source and divide into training, validation and test rows."""
 
 import datasets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sounds load from parquet and from folders, and reach the model as the stock extractor gives them."""
 
 import io

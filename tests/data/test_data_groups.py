@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No group lies on both sides of a split: not in training and validation, not in training and a chosen fold."""
 
 import datasets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images reach the model as the stock processor gives them, from the cache or decoded on access."""
 
 import io

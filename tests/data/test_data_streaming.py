@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streamed datasets: the first rows of a shuffled stream, undecoded, with the same columns and labels."""
 
 import datasets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts load from parquet and csv, get a tokenizer of their own or a teacher's, and are padded to each batch."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`label_names` names integer labels and orders string labels; what does not fit is refused by name."""
 
 import datasets

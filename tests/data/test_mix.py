@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixup and CutMix: pure functions whose soft labels say what is in the input."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The small CNN: the promised size, images and spectrograms of any shape, and it learns."""
 
 import pytest

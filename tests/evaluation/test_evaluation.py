@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One function measures everything; intervals, subsets and counts are checked in other ways."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`evaluate.evaluator(task)` on real ensembles: what works, and what does not yet."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`evaluate.Metric` classes by direct instantiation, offline; the calibration error behind one of them."""
 
 import evaluate

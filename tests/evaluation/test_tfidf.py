@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text baseline: it learns, it is the same every time, its size and cost are what it says, bad texts are named."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an export of an image ensemble consists of: graphs that answer like torch, and a manifest that says so."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs of all five architectures, for three kinds of input: they answer like torch at any batch size and length."""
 
 import numpy as np

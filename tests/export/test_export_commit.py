@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How an export takes the place of a former one: whole, last the manifest, or not at all."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules by which an exported file is accepted, on numbers made for them."""
 
 import numpy as np

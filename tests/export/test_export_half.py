@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """float16 files: half the bytes, the same interface, nearly the same answers."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dynamic int8 files: what is quantized, how many bytes the weights take, and what is refused."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preprocessing inside the graph: pixels and waveforms give what the numpy transforms and the prepared graph give."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Static int8 files: ranges from calibration data, what is quantized by them, and bad calibration data."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The search for what must stay float: cheapest, needed, deterministic; and on real files."""
 
 import itertools

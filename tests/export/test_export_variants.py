@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """int8 and fp16 files: which are made for which hardware, by which gate they are accepted, and what a search finds."""
 
 import logging

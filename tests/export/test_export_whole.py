@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of the graphs of the whole ensemble: each means one way of making it, whatever else is exported with it."""
 
 import logging

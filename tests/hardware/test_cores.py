@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cores: the machine's, those this process is pinned to, and what its control groups allow it, read from fake files."""
 
 import os

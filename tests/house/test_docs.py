@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documentation says what is so: its examples run, what it names exists, what is generated is current."""
 
 import ast

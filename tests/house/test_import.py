@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The light parts of the package stay light: fresh interpreters are asked what they loaded."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every known pitfall of model classes on Transformers has a test that says which one it guards against."""
 
 import re

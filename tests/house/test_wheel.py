@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel, built and read: what a user installs holds everything the package looks for."""
 
 import subprocess

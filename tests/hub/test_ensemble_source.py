@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was fetched before serves while the Hub is out of reach, and only then."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What push and pull do when the Hub or the connection fails: get through, or say what to do and leave no mess."""
 
 import threading

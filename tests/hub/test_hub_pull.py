@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit pull`: what one device needs and nothing else."""
 
 import json

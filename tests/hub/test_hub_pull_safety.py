@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit pull` of what means harm or is cut off: verified, whole or not at all, nobody's files replaced."""
 
 import contextlib

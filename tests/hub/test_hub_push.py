@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit push`: everything in one commit, nothing that is not ready, nobody's work undone."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit push --profile`: one kind of hardware's files join an ensemble that others have added to."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loopback Hub against the real client, and Transformers against what `push` published on it."""
 
 import json

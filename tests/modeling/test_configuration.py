@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A config holds together or is refused at birth, and survives every trip through JSON."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged or foreign checkpoints are refused with what is wrong, never filled up with random weights."""
 
 import json

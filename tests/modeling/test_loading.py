@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving and loading: bit for bit, whole or in part, with and without the package."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the ensemble computes: stock features and votes, a head that survives absent sub-models."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ensembles for images, audio and text share one behaviour: stock answers, unlike sub-models, exact saving."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stock pipelines take an ensemble's folder, and each sub-model's: by registration, and by remote code alone."""
 
 import json

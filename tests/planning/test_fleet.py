@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fleet files: every key is followed, and whatever cannot be meant is refused with the remedy."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Placement: greedy, the exact search, and the nearest budgets, against brute force over all placements."""
 
 import dataclasses

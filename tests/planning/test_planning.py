@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep search, budgets, errors and the published arithmetic of ED-ViT's ratios."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit bench --compared`: the teacher and the plain models, timed as graphs of their sizes beside the ensemble."""
 
 import json

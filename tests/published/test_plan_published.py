@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A published ensemble on one's own fleet: the example in the Space, a checkpoint's config, broken folders."""
 
 import json

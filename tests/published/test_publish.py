@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is published: figures of the test split, the rule that accepted int8, and no folder of this machine."""
 
 import dataclasses

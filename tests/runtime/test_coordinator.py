@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The coordinator on a simulated clock: who is waited for, what is fused, and what is refused, whatever devices do."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The line before the sub-models: bounded, in order, and refused early with a hint."""
 
 import contextlib

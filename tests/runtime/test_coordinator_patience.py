@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deadlines come from anybody: who asks for too much gets a poor answer, and nobody else does."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a caller passes by mistake is told in our own words; a runtime that was loaded is ready for its first input."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The local engine: schedules that answer alike, runs that are stopped, threads that end, and who may use it."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged, mixed-up and hostile ensemble folders: refused at load with a message that names the file, or masked."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random bytes and random damage, from the manifest to the answer: only errors of our own ever come out."""
 
 import io

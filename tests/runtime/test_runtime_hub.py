@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loading by a Hub id: what is needed is fetched once, checked, and used again without a connection."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sub-model whose run never ends: left alone after two misses, and nothing piles up behind it."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The local runtime: what an answer is, how it degrades, and what it refuses."""
 
 import json

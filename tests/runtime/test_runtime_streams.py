@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several inputs: batches and streams give the answers of single calls, and one bad input costs only its own."""
 
 import itertools

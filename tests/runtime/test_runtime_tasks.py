@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The local runtime on sounds and texts: from the raw input to an answer, texts of any length, and what it refuses."""
 
 from dataclasses import replace

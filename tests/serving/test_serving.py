@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit serve` in one process: what is asked in which way, what comes back, and what else it tells."""
 
 import base64

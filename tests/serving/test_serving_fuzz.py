@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever is sent to `edvit serve`: a status of ours, our JSON, and nothing of the inside."""
 
 import json

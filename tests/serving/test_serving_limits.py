@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may ask `edvit serve`, how much, how often, and what happens when more comes than can be answered."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `ServeConfig` and `Limits` refuse before anything is loaded, and what of it is meant."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real `edvit serve` processes on loopback: signals, connections, certificates, and the command line."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: what the page shows is what the runtime answers, says who is missing, and is never an error."""
 
 import dataclasses

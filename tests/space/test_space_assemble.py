@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Space folder is written whole or not at all, with what its page needs and nothing else."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The committed bundles, examples and settings: whole, small, made by committed recipes, and what the README says."""
 
 import ast

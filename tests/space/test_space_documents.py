@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: a stranger's model card loads nothing, holds no HTML, and takes neither time nor memory."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: a drawn or photographed digit comes into the form of the data, whatever its size, place and colour."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: a drawing for an ensemble of 28-pixel digits comes into MNIST's form, as its makers described it."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: ensembles open once for all, whatever is wrong with one is a sentence, and what nobody uses is freed."""
 
 import contextlib

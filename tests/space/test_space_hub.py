@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: an ensemble of the Hub by its name, without a token, bounded, and every refusal one sentence."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: what a visitor gives is read within limits, and whatever cannot be is refused with one sentence."""
 
 import dataclasses

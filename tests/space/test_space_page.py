@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page of the Space without a browser: HTML that escapes, honest figures, bounded requests, visits that live on."""
 
 import asyncio

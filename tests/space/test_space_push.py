@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit space push`: one commit, nothing that would not start, nobody's other Space undone."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit space run`: the page as a visitor's browser finds it, and clear words where it cannot start."""
 
 import contextlib

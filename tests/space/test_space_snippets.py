@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: the lines that a visitor copies from the page run elsewhere, whatever the ensemble is called."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: timelines are what was measured or what `edvit plan` predicts, and the comparison is what results say."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: what a visitor's events do to their page, in whatever order they come, and that the page lives on."""
 
 import gradio as gr

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a Space gets the library: as a wheel beside the page where there is a checkout, else by its released version."""
 
 import re

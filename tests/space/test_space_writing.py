@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a new Space or bundle takes the place of: an older one of ours, whole, and nothing of somebody else's."""
 
 from pathlib import Path

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests share: tiny models and ensembles, sample results, the loopback Hub, doubles."""

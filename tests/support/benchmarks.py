@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts of benchmarks/ as modules, for the tests that run their functions."""
 
 import importlib

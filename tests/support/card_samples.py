@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run and an export of each task could have written: the input of the card's tests, nothing of it measured."""
 
 from edvit_hf.manifest import (

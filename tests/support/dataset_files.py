@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small datasets on disk for tests: real parquet, csv, image and sound files."""
 
 import io

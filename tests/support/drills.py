@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Doubles for the runtime: an engine that computes nothing, one that makes another misbehave, and a simulated clock.
 
 With them tests and benchmarks show what the coordinator does when devices are slow, dead, damaged or of another

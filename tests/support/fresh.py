@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Code run by a fresh interpreter, where packages may be hidden as if they were not installed."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A publishable ensemble folder of real but tiny files, and calls that push and pull it."""
 
 import json

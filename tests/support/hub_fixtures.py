@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures around the loopback Hub, for modules that name this one in `pytest_plugins`."""
 
 import pytest

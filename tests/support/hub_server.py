@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Hub on loopback: the HTTP API as `huggingface_hub` uses it, kept in memory, with faults on request.
 
 Written from what the client sends and reads (huggingface_hub 2.4). Not here: Xet, discussions, gates, quotas.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Repositories of the loopback Hub: commits, branches and tags, in memory."""
 
 import hashlib

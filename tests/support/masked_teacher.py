@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The uncut teacher with masks on its units: what a cut model must answer, found without the code that cuts."""
 
 import torch

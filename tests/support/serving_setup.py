@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Toy ensembles behind HTTP, for the tests that serve."""
 
 import io

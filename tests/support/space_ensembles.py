@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the Space's tests share: toy ensembles of every task, and digits drawn by pen paths."""
 
 import json

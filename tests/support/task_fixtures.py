@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures: a tiny exported ensemble for every task, and a runtime on each, for modules that name this as a plugin."""
 
 import pytest

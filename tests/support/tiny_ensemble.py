@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real exported ensemble at toy size, for each task: linear ONNX graphs that keep the manifest's promises."""
 
 import json

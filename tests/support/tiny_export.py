@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saved ensembles of stock sub-models at toy size, for the tests that export them, and one export of each."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The smallest recipe that goes through every stage with real classes and real digits, in seconds."""
 
 import copy

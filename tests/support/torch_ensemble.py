@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real torch ensembles at toy size: three stock sub-models of different widths over five classes, for every task."""
 
 from edvit_hf.auto import EDViTForImageClassification, EDViTModel, ensemble_class

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A visitor of the real page: the Space in a process of its own, Chromium driven by Playwright."""
 
 import os

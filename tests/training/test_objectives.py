@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The objectives, the data they read and the teacher's stored logits."""
 
 import math

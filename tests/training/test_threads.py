@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads follow the user, then the machine; the launch files are what accelerate reads."""
 
 import sys

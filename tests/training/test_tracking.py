@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures in a trackio project: each run under its own name, each epoch once."""
 
 import dataclasses

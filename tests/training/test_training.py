@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop, its checkpoints and its values."""
 
 import io

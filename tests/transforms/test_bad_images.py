@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kind of bad input is refused with an error that says what is wrong and what to do."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images become the same model input as with the stock processor, whatever the file's mode."""
 
 import io

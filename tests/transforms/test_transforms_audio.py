@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sounds become the same model input as with the stock feature extractor, whatever the file's format and rate."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts become the same tokens as with the stock fast tokenizers; bad texts and files are refused."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model card of an ensemble, with its figures, and the zoo of measured ensembles.
 
 Comes in: results.json, manifest.json and what the owner says. Goes out: README.md and assets/, or a table of several

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model card is rendered from: what the user may give, what the run fills, and the metadata of both."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a card says of the exported files: sizes, fidelity, gates, latencies, and answers with sub-models absent.
 
 With ten sub-models in six variants there are sixty files, so a table has one line per variant: a reader asks how big

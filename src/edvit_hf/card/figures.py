@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a model card: accuracy against size and latency, with sub-models absent, per class group.
 
 Colours are those of Okabe and Ito (readable with every form of colour blindness) and never the only mark:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JavaScript of a card: the whole ensemble and one sub-model on onnxruntime-node or onnxruntime-web.
 
 It takes the graphs with the preprocessing inside where they were exported, and otherwise shows what must be prepared.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model card of an ensemble: typed data -> Jinja template -> README.md with figures.
 
 The template calls the functions of `tables`, `exports`, `sources`, `words` and `javascript` by name. A value that no

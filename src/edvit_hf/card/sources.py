@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Says where the figures of a card come from: command, seed, commit, machine and date of each."""
 
 from collections.abc import Mapping, Sequence

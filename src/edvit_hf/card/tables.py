@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Markdown tables and findings of a model card, from the plain mapping of results.json.
 
 Every function returns finished markdown text. Fractions are printed in per cent, differences in points, sizes

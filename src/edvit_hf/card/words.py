@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model card says by task, architecture and dataset, and how a recipe made the sub-models."""
 
 from collections.abc import Mapping

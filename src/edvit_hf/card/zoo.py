@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The zoo: measured ensembles side by side, from a folder of them or from the Hub."""
 
 import json

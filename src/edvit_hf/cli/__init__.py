@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit`: thin commands over the library's functions. A command line comes in, text and an exit code go out.
 
 The console script and `python -m edvit_hf.cli` call `main`; nothing in the library does.

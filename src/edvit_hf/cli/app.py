@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The application that all commands hang on, and what they share: options, errors, logging."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit export`, `edvit bench` and `edvit card`: what is done to a finished ensemble's folder."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit push`, `edvit pull` and `edvit zoo`: publish an ensemble, fetch a device's share, compare several."""
 
 from dataclasses import asdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit doctor` and `edvit profile`: what this machine can run, known bad pairs of packages, and how fast it is."""
 
 import importlib.metadata

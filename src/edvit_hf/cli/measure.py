@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit evaluate` and `edvit predict`: measure an exported ensemble, and ask it for one answer."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What commands print: lines, JSON, lists of files; and a standard output that cannot be written, told once for all."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit serve`: its options become the server's limits and configuration."""
 
 import contextlib

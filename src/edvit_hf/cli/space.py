@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit space`: the page, run here, written as a folder, or published on the Hub."""
 
 import tempfile

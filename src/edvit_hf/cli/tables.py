@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables for the terminal, from the same data that `--format json` prints."""
 
 from collections.abc import Iterable, Mapping, Sequence

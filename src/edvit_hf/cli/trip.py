@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit run` and `edvit plan`: take a recipe through its stages, and show what each device would carry."""
 
 import json

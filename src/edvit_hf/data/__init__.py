@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets of images, sounds and texts: loading, splits in RAM, class-group views, replayable augmentation.
 
 Comes in: the `dataset` and `augmentation` sections of a recipe. Goes out: train, validation and test splits that read

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One split of an audio task: log-mel features from a cache or computed on access."""
 
 from typing import Any

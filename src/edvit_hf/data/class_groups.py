@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class-group views of a labelled dataset: the classes of one sub-model, and everything else as "other"."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the inputs, labels and groups among a split's columns, without decoding an input yet."""
 
 import math

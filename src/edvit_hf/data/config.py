@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a dataset comes from, how it is divided and how its inputs are prepared: the `dataset` part of a recipe."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode the rows of a role one after the other; damaged ones are refused by number, or skipped and counted."""
 
 import logging

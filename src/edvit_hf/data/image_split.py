@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One split of an image task: pixels from a decoded cache or decoded on access."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Map a dataset's labels to class ids 0..C-1."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixup and CutMix for the teacher's batches: pairs of items share an input, and their labels with it.
 
 Sources: Mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899), drawn once a batch as timm does. Sub-models are

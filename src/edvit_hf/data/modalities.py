@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How sounds become spectrograms and texts become tokens: the `audio` and `text` parts of a dataset."""
 
 import dataclasses

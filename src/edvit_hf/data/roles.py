@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide which rows are for training, for validation and for testing."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of sound files by class, as the builder `audiofolder` reads them, without the package that it asks for."""
 
 from collections import Counter

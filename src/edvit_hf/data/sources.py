@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find a dataset (embedded, local folder, Hub) and open its splits without decoding an input yet."""
 
 import logging

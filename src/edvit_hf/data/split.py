@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every split offers: labels in RAM and inputs by item, plain or in a replayable augmented view."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeded choices of rows: every class in its share, and no group torn apart.
 
 All rows of a group (a speaker, a song, a fold) stay on one side of a split.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load a classification task: rows become splits of pixels, spectrograms or tokens, with the models' processor."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One split of a text task: token ids in RAM, padded to the longest of each batch."""
 
 from collections.abc import Iterable, Sequence

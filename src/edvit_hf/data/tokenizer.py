@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a text task: a teacher's own, or a WordPiece vocabulary learnt from the training texts."""
 
 import json

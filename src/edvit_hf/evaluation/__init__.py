@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One way to measure, the metrics, and the honest rivals that stand beside an ensemble.
 
 Comes in: `predict(inputs) -> logits` and labelled batches. Goes out: accuracy, F1, paired intervals; or a rival that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An honest rival for images and spectrograms: a small convolutional network with a given number of parameters."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One way to measure: `evaluate(predict, batches)` serves torch, ONNX and a live runtime alike. Light: no torch.
 
 Beside it what the figures are made of, paired intervals, and which sub-models are taken away.

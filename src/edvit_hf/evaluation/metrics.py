@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`evaluate.Metric` classes for direct instantiation, because `evaluate.load` always needs the network.
 
 ```python

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An honest rival for text: TF-IDF of words and word pairs into a linear classifier, tuned on the validation split."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A saved ensemble becomes ONNX files that have passed their gates, and the manifest that vouches for them.
 
 Comes in: the ensemble's folder, inputs, measures on its splits. Goes out: files in that folder. `recipe`, `published`

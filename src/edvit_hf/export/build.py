@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws, checks and describes the files of one export, in a staging folder."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the files of an export go: in place of former ones, all of them or none, or into a new copy of the ensemble.
 
 Files are drawn in a staging folder inside the ensemble's. When all have passed, the manifest joins them and one rename

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The export's settings. Light, so that a recipe can be read where nothing heavy is installed."""
 
 import difflib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The export stage: a saved ensemble -> ONNX files and a manifest that vouches for each of them."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gates of an export: parity with torch for fp32, and accuracy against fp32 for int8 and fp16.
 
 An exported file must answer like torch before anybody may load it; a variant may lose so much accuracy, overall and in

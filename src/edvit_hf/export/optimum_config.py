@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Optimum knows of our graphs: input and output axes, dummy inputs and validation tolerance.
 
 Registered with Optimum's `TasksManager` for the backend "onnx", so that tools which resolve a task through Optimum find

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What exported files are held against: inputs that an ensemble takes (or random ones) and torch's answers."""
 
 from collections.abc import Mapping

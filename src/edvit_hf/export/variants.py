@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The int8 and fp16 files of one export: which are wanted for which hardware, and whether they pass the gate."""
 
 import logging

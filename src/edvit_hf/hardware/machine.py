@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which kind of hardware this machine is, and what of it this process may use (cores) and holds (memory)."""
 
 import logging

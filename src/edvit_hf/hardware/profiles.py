@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device profiles: kinds of hardware, and files with the profile of one machine. Standard library and yaml only."""
 
 from collections.abc import Iterable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a number comes from: machine, versions, commit, date and peak memory, for every results file."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Hub: publish an ensemble in one commit, fetch one device's share of it.
 
 Comes in: an ensemble's folder, or a repository's id with what a device needs. Goes out: one commit, or a verified

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a folder is ready to be published: its files, its manifest, its weights and its card. No network.
 
 The safetensors format (https://github.com/huggingface/safetensors): eight bytes with the length of a JSON header,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Hub's client, through which every download goes: it retries faults that pass and explains those that stay."""
 
 import logging

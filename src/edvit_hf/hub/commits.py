@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One commit on top of a state that was read, and whether a token may make it: of a model's repository or a Space."""
 
 import hashlib

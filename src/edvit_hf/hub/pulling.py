@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`pull`: what one device needs of an ensemble, verified, in a folder that appears whole or not at all.
 
 `ensemble_folder` pulls into a cache what is loaded by its Hub id.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`push`: a checked ensemble folder, or one profile's files of it, to the Hub in one commit.
 
 With a profile, its variants are added to a manifest that others have added to.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one device needs of an ensemble: chosen from its manifest by a profile, or by a placement."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may be the id of a Hub repository, and where an ensemble is pulled from: one commit of one, or a folder."""
 
 import re

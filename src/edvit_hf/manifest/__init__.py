@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest: the JSON contract between export, the Hub and the devices, checked whenever it is read.
 
 Comes in: what an export wrote, or a `manifest.json` from anywhere. Goes out: entries that can be relied on, hashes, the

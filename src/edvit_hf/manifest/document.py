@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest itself: everything a device must know, checked whenever it is read."""
 
 import dataclasses

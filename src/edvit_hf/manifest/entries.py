@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a manifest says of one file, one sub-model, the fusion head and the ensemble as a whole."""
 
 from collections.abc import Sequence

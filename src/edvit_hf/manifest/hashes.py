@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths, sizes and hashes of an ensemble's files. Standard library only."""
 
 import hashlib

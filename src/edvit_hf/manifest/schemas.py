@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON Schema files of the formats that leave this package, for readers in other languages.
 
 They are written from the classes that read the formats: `python -m edvit_hf.manifest.schemas` rewrites them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which device carries how much of the teacher, before anything is trained or for what is finished.
 
 Comes in: the teacher's sizes, class groups and a fleet. Goes out: a plan (keeps, placement, bytes, MACs, milliseconds),

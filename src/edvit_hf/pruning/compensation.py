@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compensation: fold the least-squares prediction of what was cut off into the weights that stay.
 
 Shape letters: n inputs, B of a batch, T tokens, R fitted rows (tokens; after pooling: inputs), I inputs and O outputs

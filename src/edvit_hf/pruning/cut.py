@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cuts a stock model to a plan: one loop over the axis table, whatever the architecture."""
 
 import copy

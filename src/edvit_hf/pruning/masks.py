@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Masks on the units of a stock model, by hooks: 1 leaves a unit alone, 0 removes it exactly.
 
 `masked` multiplies units by their masks. `with_open_masks` is for gradients alone: at mask 1 the forward pass is the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A live torch model beside its axis table: full coverage, the modules that masks attach to, inputs by name, modes.
 
 The tables themselves stand in `edvit_hf.architectures.tables`, without torch, because the cost model reads them too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pruned shape as data: which units stay, readable and storable before any weight is cut."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores that say how much the teacher's answer on a class group depends on each unit.
 
 The KL methods score KL(p || p without the unit), one unit removed at a time from the original teacher, of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores from activations alone: how often or how strongly a unit fires, and how much it tells about the answer."""
 
 from collections.abc import Callable, Iterator

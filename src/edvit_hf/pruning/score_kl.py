@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores that know the distribution: how far the class group's answer moves when a unit goes.
 
 `ExactKL` removes one unit at a time from the teacher and measures. `gradient_scores` predicts the same for all units of

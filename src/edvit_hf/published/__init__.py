@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is done to a finished ensemble: plan it for a fleet, measure it, export it again, time it beside its rivals.
 
 Comes in: an ensemble's folder or Hub id. Goes out: a plan and a placement, figures, new files in that folder. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An exported ensemble, measured by the runtime that devices use: whole, and with 1, 2, ... sub-models absent.
 
 `edvit evaluate DIR` prints it for one variant; the card stage records it for every published one.

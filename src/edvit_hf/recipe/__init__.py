@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trip: a recipe's values, and `run`, which takes them through every stage in order.
 
 Comes in: a YAML file. Goes out: a work directory with a folder for each stage, the last one ready to push. The command

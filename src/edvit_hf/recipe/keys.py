@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What decides a stage's result, as it goes into the stage's key: recipe values, and what it reads outside the recipe.
 
 The functions that end in `_sources` return JSON-able content, so that other data under the same recipe is another run,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A recipe: YAML values for the whole trip, read strictly into the configs of the stages."""
 
 import dataclasses

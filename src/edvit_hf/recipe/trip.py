@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the stages share during one run: the recipe, their folders, and the data, loaded once when first needed."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs an exported ensemble with numpy and onnxruntime, without torch.
 
 Comes in: an ensemble's folder or Hub id, then images, sounds, texts or prepared arrays. Goes out: an `Answer`, with who

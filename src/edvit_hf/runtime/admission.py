@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bounded line of requests before the sub-models: first come, first served, and refused before it is too late."""
 
 import contextlib

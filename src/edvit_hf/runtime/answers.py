@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From features to an answer: the fusion head, and what the runtime gives back to its caller.
 
 Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks what a caller passes to the runtime, once, before anything is done with it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers several inputs: groups them into requests, prepares the next ones meanwhile, gives each its own outcome."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

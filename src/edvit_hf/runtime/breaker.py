@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Circuit breakers: which misses count, and who is not asked until it has shown a sign of life."""
 
 import threading

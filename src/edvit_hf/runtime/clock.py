@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The coordinator's clock: monotonic seconds, waiting until a moment, and calls at a set time."""
 
 import heapq

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The coordinator: asks sub-models through any engine, waits no longer than it may, and fuses nothing it cannot trust.
 
 It owns all that makes a degraded answer trustworthy, whatever carries the requests: deadline, availability mask,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`EDViTRuntime`: an exported ensemble that answers, on this machine or through any engine that reaches its devices.
 
 Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.

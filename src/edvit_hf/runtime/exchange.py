@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One request to all sub-models: what arrives for it, whether that may be fused, and when nothing more is awaited."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inputs of the exported graphs: their names and shapes, their checks, and empty ones for probes and timing."""
 
 import io

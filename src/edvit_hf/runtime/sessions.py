@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening exported graphs on onnxruntime, and checking that they are what the manifest promises."""
 
 import logging

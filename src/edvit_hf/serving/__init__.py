@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serves an ensemble over HTTP, on FastAPI and uvicorn, with limits on everything that a stranger may send.
 
 Comes in: a loaded runtime and a `ServeConfig`, then requests from anybody. Goes out: JSON answers, refusals, metrics,

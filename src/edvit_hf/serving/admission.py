@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks every request before its body is read (host, origin, token, rate, line), and logs it."""
 
 import asyncio

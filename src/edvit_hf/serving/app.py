@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The routes, and their OpenAPI description."""
 
 from typing import Any

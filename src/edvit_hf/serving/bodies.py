@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a request's body: no more bytes and no longer than allowed, whatever its headers promise."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits on connections, which uvicorn leaves to a proxy: how many, and how long one may take to ask and to read.
 
 A subclass of uvicorn's h11 protocol, chosen over httptools because h11 bounds the headers that it collects, is there

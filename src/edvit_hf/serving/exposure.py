@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may reach the server: addresses, tokens, TLS, and the names by which browsers may call it."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a server allows: of each request, of each client, and of all of them together."""
 
 import ipaddress

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Prometheus reads: requests by result, times, who was missing and why, breakers, and the line."""
 
 from collections.abc import Callable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTML page of the server: how to ask, and a form to try it; no script or style comes from elsewhere."""
 
 import base64

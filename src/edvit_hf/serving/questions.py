@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a request's query and body (a form, a file as it is, or JSON) to a question for the runtime.
 
 The docstrings and descriptions of the models are the OpenAPI page's.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a caller is told instead of an answer: a status, a code, a sentence. Never paths, stack traces or versions.
 
 Messages of the library's errors are written for whoever runs it: they name files and quote other libraries. Here they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is sent back: the models of all replies, and how they are made from the runtime's answer.
 
 The docstrings and descriptions of the models are the OpenAPI page's.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the server: binds its address, loads the ensemble, answers, and stops without losing what is in flight."""
 
 import logging

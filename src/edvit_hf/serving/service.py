@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers requests with one ensemble: decodes bodies and runs the ensemble on few threads, not on the event loop's."""
 
 import asyncio

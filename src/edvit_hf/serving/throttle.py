@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much is let in: a rate for each client, and one line for all, before anything of a request is read.
 
 The coordinator has a line of its own and judges every request that gets there. This one is for those that would not:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Space: the page that shows ensembles, run here, written as a folder, or published on the Hub.
 
 Comes in: finished ensembles. Goes out: a page on this machine, a folder that is a whole Space, or one commit. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a whole Space folder: the page, the ensembles it bundles, their examples, and the library to install."""
 
 import shutil

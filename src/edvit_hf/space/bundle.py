@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies what the page needs of an exported ensemble: its fp32 and int8 graphs, its card and figures, nothing else."""
 
 import json

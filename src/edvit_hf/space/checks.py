@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every check that a Space folder passes before any of it is sent. No network."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page's own files, in the installed package or in `space_app/` of a checkout, and `edvit space run`."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`edvit space push`: a checked Space folder to the Hub, in one commit on top of the state that was read."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a Space installs the library: from a wheel that is built and checked here, or by its released version."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a folder beside the one it replaces and renames it when it is whole, never over other people's files."""
 
 from collections.abc import Callable, Iterator

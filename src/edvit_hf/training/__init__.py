@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training: one Accelerate loop, five objectives (classify, distil, lockstep, fuse, joint), the data each reads.
 
 Comes in: a model, items of one epoch at a time, an objective and a `TrainConfig`. Goes out: the trained model and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes and reads checkpoints, each whole or absent, so that a resumed run equals an uninterrupted one."""
 
 import contextlib

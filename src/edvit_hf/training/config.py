@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The values of a training run, checked when they are made. Light: neither torch nor accelerate."""
 
 from dataclasses import dataclass, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each objective reads: batches of one epoch, every one a pure function of (seed, epoch, positions)."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one training loop: Accelerate for devices and precision, an order of items that a run can resume."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses: plain classification, distillation for a class group, fusion with sub-models absent at random."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdamW without weight decay of biases, norms and embeddings; the learning rate as a function of the fraction done."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The teacher's outputs on replayed views, computed once and stored: none runs while sub-models learn from them."""
 
 from typing import TYPE_CHECKING, NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many threads torch may use: all physical cores of this process, unless the user says otherwise."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Raw inputs become a model's inputs: images, sounds and texts, as the stock processors do it, in numpy.
 
 Comes in: files, bytes, arrays or texts. Goes out: the arrays of the model's forward. Anybody may call it: it loads

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn a sound into a model's input with numpy and soundfile alone, equal to the stock AST feature extractor.
 
 Devices and training read sounds through this one module, so both see the same spectrograms.

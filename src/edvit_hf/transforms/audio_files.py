@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode audio files with soundfile: the header first, then only as much as is needed, mixed down to mono."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn an image into a model's input with numpy and pillow alone, equal to the stock ViT processor.
 
 Devices and training read images through this one module, so both see the same pixels.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log-mel spectrograms in numpy, equal to the stock `ASTFeatureExtractor` where torchaudio is not installed.
 
 The steps are Kaldi's (`compute-fbank-feats`), with the numbers of AST (Gong, Chung and Glass, 2021): frames of 400

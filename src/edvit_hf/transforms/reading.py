@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What reading images, sounds and texts has in common: processor files, paths of inputs, values that are not finite."""
 
 import json

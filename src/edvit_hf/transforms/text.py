@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn a text into a model's input with the `tokenizers` library alone, equal to the stock fast tokenizers.
 
 Devices and training read texts through this one module, so both see the same tokens.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `augmentation` part of a recipe, one set of keys for each kind of input; it can be replayed.
 
 What is drawn depends on (seed, view, item) alone: a teacher's logits can be stored once for a few augmented views and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The RandAugment operations that change how pixels look, not where they are, for many images at once.
 
 Source: RandAugment (arXiv 1909.13719), with Pillow's `ImageEnhance` and `ImageOps` as the definition of each operation.

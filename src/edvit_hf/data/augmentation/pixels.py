@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images in a replayable view: moved by one affine map each, or by whole pixels."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spectrograms in a replayable view: shifted in time, masked in time and frequency (SpecAugment), louder or softer."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs made from finished graphs: the whole ensemble as one, a float16 copy; and how any finished graph is read.
 
 The graph of the whole ensemble is joined from the sub-models' files and the fusion head's. What the gate accepted is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs: one sub-model, or the fusion head, as a single clean ONNX file.
 
 The graph comes from `transformers.exporters`. That module calls itself experimental, so a plain

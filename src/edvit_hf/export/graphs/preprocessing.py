@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preprocessing as ONNX graphs, and put in front of a finished graph: pixels or a waveform in, the same answers out.
 
 The graphs are written in ONNX's own text form, with standard operators alone, and with every number taken from the

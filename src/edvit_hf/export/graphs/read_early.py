@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading early: a rewrite of a sub-model's graph that keeps its answers and computes fewer tokens.
 
 A sub-model is read at its first token or two: whatever its last layer computes for the others goes nowhere.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--auto`: int8 files of a whole ensemble that hold its accuracy, found by measuring.
 
 First other ways to quantize everything (sign of the weights, range, scales per channel or per weight), because they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """int8 files: presets, dynamic quantization, and the count of what was really quantized.
 
 Dynamic: weights are quantized ahead, activations at run time. Products (MatMul, Gemm) and the tables of embeddings

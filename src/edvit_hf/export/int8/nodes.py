@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a graph can be int8, and edits of graphs that hold 8-bit weights.
 
 Products with constant weights, convolutions and the tables of embeddings can be quantized; tables are quantized here,

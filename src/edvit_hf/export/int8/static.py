@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Static int8: ranges of activations from calibration data, weights and activations as QuantizeLinear pairs (QDQ).
 
 Products with constant weights and the convolution that embeds patches, nothing else: norms, softmax, GELU, additions,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages of the trip, one file for each (or for two that share their work).
 
 A stage is a function of the `Trip`: it reads what earlier stages left, calls the library, and writes its own folder.

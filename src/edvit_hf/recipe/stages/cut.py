@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prune and distill stages, and every pruning round: sub-models are scored, cut and retrained."""
 
 import dataclasses

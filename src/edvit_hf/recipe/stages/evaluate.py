@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluate stage: teacher, ensemble, ensemble with k absent and the honest baselines, into `results.json`."""
 
 import logging

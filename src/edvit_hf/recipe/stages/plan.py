@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan stage, and the same plan before anything is trained or downloaded: `edvit plan RECIPE`.
 
 What a plan needs of the recipe stands here: the sizes after every pruning round and those of sub-models that are built

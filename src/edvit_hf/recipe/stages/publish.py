@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The export and card stages: the ensemble's ONNX files, then all of it with its card in one folder, ready to push."""
 
 from pathlib import Path, PureWindowsPath

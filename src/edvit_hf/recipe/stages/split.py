@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The split stage: classes -> class groups, by the teacher's confusions and the fleet's speeds where asked for.
 
 Light until a stage runs: `edvit plan` asks for the groups before anything is trained.

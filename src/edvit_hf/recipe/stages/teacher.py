@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The teacher stage: a base model, checked against the recipe before anything is trained, becomes the teacher."""
 
 import dataclasses

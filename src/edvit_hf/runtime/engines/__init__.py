@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Engines carry a request to sub-model i and bring its features back; this is their contract with the coordinator.
 
 Comes in: a `SubModelRequest`. Goes out: a `Pending` that brings a `SubModelResponse`. An engine may reach a sub-model

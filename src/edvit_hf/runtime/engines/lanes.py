@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads of the local engine: each runs its jobs one after the other and ends with the engine."""
 
 import contextlib

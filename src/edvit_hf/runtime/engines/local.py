@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The local engine: all sub-models in this process, in turn on all threads, or each on a worker of its own."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Schedules of the local engine: how sub-models share the cores, on how many threads, and which is quickest here.
 
 onnxruntime gives every session a pool of threads as large as the machine, and they go on spinning after a run: with
