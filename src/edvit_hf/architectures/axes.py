@@ -122,7 +122,7 @@ class Architecture:
     honours_head_dim: bool = False
 
     def value(self, config: Config, key: str) -> Any:
-        """A config value; of a dict that leaves the key out, what the stock config holds there."""
+        """Read a config value; a key that a dict lacks has the stock default."""
         found = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
         return self.defaults.get(key) if found is None else found
 

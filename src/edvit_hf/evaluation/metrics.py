@@ -31,7 +31,7 @@ author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.}, boo
 
 
 def _label_info(description: str) -> evaluate.MetricInfo:
-    """Of a metric that takes one predicted and one true class index per item."""
+    """The `MetricInfo` of a metric on one predicted and one true class index per item."""
     features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
     return evaluate.MetricInfo(description=description, citation="", features=datasets.Features(features))
 

@@ -204,7 +204,7 @@ def _made_of_files_now(former: Manifest, exported: ExportedFiles, variant: Varia
 
 
 def _figures(former: Manifest, exported: ExportedFiles) -> list[tuple[FiguresByVariant, FiguresByVariant]]:
-    """Of accuracy and of gates: what was recorded, and where it goes now."""
+    """Pair the recorded figures (accuracy, gates) with the places they go to."""
     return [(former.ensemble.accuracy or {}, exported.accuracy), (former.ensemble.gates or {}, exported.gates)]
 
 

@@ -148,10 +148,10 @@ def _require_file(root: Path, name: str) -> None:
 def _possible(
     requests: Sequence[VariantRequest], config: ExportConfig, calibration: CalibrationItems | None
 ) -> list[VariantRequest]:
-    """What can be made: without calibration items no static int8, which is an error only if it was asked for by name.
+    """Drop static int8 where there are no calibration items; refuse it if it was asked for by name.
 
     Raises:
-        DataError: If it was.
+        DataError: It was asked for by name.
     """
     if calibration is not None or all(each.kind != "int8_static" for each in requests):
         return list(requests)
@@ -196,7 +196,7 @@ def _num_files(build: GraphBuilder, requests: Sequence[VariantRequest]) -> int:
 
 
 def _whole_files(requests: Sequence[VariantRequest]) -> dict[int, str]:
-    """Graphs of the whole ensemble: position of a set (0: fp32) -> file. Of each kind, that of the first profile."""
+    """Name the file of each whole-ensemble graph, by the position of its set of variants (0: fp32)."""
     files = {0: WHOLE_FILES["fp32"]}
     for position, each in enumerate(requests, start=1):
         if WHOLE_FILES[each.kind] not in files.values():

@@ -207,7 +207,7 @@ class SplitMeasure(Protocol):
     """Measures anything that predicts on one split, always on the same items in the same order."""
 
     def __call__(self, predict: Predict, class_group: Sequence[int] | None = None) -> SplitAnswers:
-        """SplitMeasure the whole ensemble's logits, or a sub-model's vote over `class_group` and "other" (last)."""
+        """Answer every item of the split: the whole ensemble, or a sub-model over `class_group` and "other" (last)."""
         ...
 
 
@@ -220,7 +220,7 @@ def accuracy_gate(
     max_loss: float,
     max_group_loss: float,
 ) -> dict[str, Any]:
-    """SplitMeasure a variant by fp32, item by item: the rule as it really binds, its figures and the verdict.
+    """Compare a variant with fp32 item by item, and judge whether it may lose that much.
 
     A loss counts only if at least three items, on balance, turned from right to wrong: with few items a single
     flip can exceed any percentage. `tolerance` is the loss that this allows on so many items; with few of them
@@ -257,7 +257,7 @@ def accuracy_gate(
 
 
 def _bound(flips: np.ndarray, max_loss: float) -> dict[str, Any]:
-    """Net flips among some items (N,), how many are allowed, and whether they are that few."""
+    """Count the net flips among items (N,), the number allowed, and whether they pass."""
     num_items, net = len(flips), int(flips.sum())
     allowed = max(_MIN_FLIPS - 1, math.floor(max_loss * num_items + 1e-9))
     return {

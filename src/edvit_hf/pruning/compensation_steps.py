@@ -81,7 +81,7 @@ def _is_added(model: PreTrainedModel, inputs: Inputs, name: str, norm: str) -> b
 
 
 class _AllSeen(Exception):  # noqa: N818 - ends a forward, no error
-    """Every probe has its value."""
+    """Ends a forward once every probe has its value."""
 
 
 def values_at(

@@ -167,7 +167,7 @@ def _check_shapes(
 
 
 def _copy_other_buffers(pruned: nn.Module, model: nn.Module) -> None:
-    """Buffers that are not saved (BERT's position numbers) have no values yet: take the teacher's."""
+    """Give buffers that no file holds (BERT's position numbers) the teacher's values."""
     theirs = dict(model.named_buffers())
     for name, buffer in list(pruned.named_buffers()):
         if not buffer.is_meta:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides a stage's result, as it goes into the stage's key: recipe values, and what it reads outside the recipe.
+"""Collects what a stage's result depends on for its key: recipe values, and what it reads outside the recipe.
 
 The functions that end in `_sources` return JSON-able content, so that other data under the same recipe is another run,
 while moving the same data to another folder is not.

@@ -289,5 +289,5 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """The checkpoints of a finished training have served their purpose."""
+    """Delete the checkpoints of a finished training."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

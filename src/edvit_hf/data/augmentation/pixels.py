@@ -39,8 +39,7 @@ def move(pixels: np.ndarray, parameters: np.ndarray, augmentation: Augmentation)
 
     Returns:
         (B, C, H, W): uint8 if the input is and whole pixels move, else float32 (bilinear); the input itself when
-            nothing
-        moves.
+            nothing moves.
     """
     if not augmentation.moves_pixels or not len(pixels):
         return pixels

@@ -152,7 +152,7 @@ def _nodes_between(num_sub_models: int, head: "ModelProto") -> "list[NodeProto]"
 
 
 def _without_vote(graph: "GraphProto") -> set[str]:
-    """Every value that the features are computed from, and the features themselves."""
+    """Names of all values that the features depend on; those of the vote alone are left out."""
     wanted = {"features"}
     for node in reversed(graph.node):  # a node stands after those that it reads from
         if set(node.output) & wanted:

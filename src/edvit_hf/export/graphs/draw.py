@@ -136,7 +136,7 @@ def plain_attention(sub_model: PreTrainedModel) -> Iterator[None]:
 
 
 def draw_sub_model(sub_model: PreTrainedModel, onnx_config: EDViTOnnxConfig, *, opset: int) -> "ModelProto":
-    """Return the clean graph of a sub-model in eval mode, read early; see `draw_graph` and `tuning.read_early`."""
+    """Return the clean graph of a sub-model in eval mode, read early; see `draw_graph` and `read_early.read_early`."""
     graph = draw_in_full(sub_model, onnx_config, opset=opset)
     read_early(graph)
     return graph

@@ -70,7 +70,7 @@ class ReadGraph:
 
 
 def read_early(model: "ModelProto") -> int:
-    """Compute for the tokens that are read only, in place, from the last layer's queries on; keys and values stay.
+    """Rewrite the last layer in place so that only tokens that are read are computed; keys and values stay whole.
 
     Walks from the slices and picks of the first tokens towards the inputs, as long as every reader of a value needs
     no more than the first tokens of it: through norms, activations, sums, products with weights, the attention's
@@ -104,7 +104,7 @@ def read_early(model: "ModelProto") -> int:
 
 
 def _readings(graph: ReadGraph) -> Iterator[tuple[Edge, Need]]:
-    """The slices of the first tokens, and the picks of the very first."""
+    """Find the nodes that slice off the first tokens or pick the first one."""
     for index, node in enumerate(graph.nodes):
         if not node.input or graph.rank(node.input[0]) != 3:
             continue
@@ -180,7 +180,7 @@ def inner_sizes(graph: ReadGraph, node: "NodeProto") -> list[int] | None:
 
 
 def _rewrite(graph: ReadGraph, needs: Mapping[Edge, Need], narrowed: Mapping[str, Need]) -> None:
-    """Put slices where the way ends, and let reshapes copy the number of tokens instead of naming it."""
+    """Insert a slice at each cut, and let reshapes copy the number of tokens."""
     from onnx import helper, numpy_helper
 
     def store(key: str, values: list[int]) -> str:

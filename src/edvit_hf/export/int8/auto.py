@@ -162,7 +162,7 @@ class _Attempts:
         return all(products - set(self.nodes_of(i, kept)) for i, products in enumerate(self.products))
 
     def is_new(self, setting: QuantizationPreset) -> bool:
-        """Whether a setting makes other files than those before; narrow weights have one scale anyhow."""
+        """Whether a setting writes files that differ from those tried before."""
         contents = tuple(file_sha256(file) for file in self._files(setting, frozenset()))
         is_new = contents not in self._contents
         self._contents.add(contents)
@@ -347,7 +347,7 @@ def _harms(
 
 
 def _prefixes(order: Sequence[NodeGroup], allowed: Callable[[KeptFloat], bool]) -> list[KeptFloat]:
-    """Growing sets in this order, without groups that may not join."""
+    """Growing sets of groups in this order; groups that may not join are skipped."""
     prefixes: list[KeptFloat] = []
     kept: KeptFloat = frozenset()
     for group in order:

@@ -80,8 +80,7 @@ def teacher_confusions(trip: "Trip", samples_per_class: int, seed: int) -> np.nd
 
     Returns:
         `np.ndarray`: (C, C) float64, symmetric, zero diagonal. A class without training items counts in one direction,
-            what
-        the others' items give it; two of them have 0.
+            what the others' items give it; two of them have 0.
 
     Assumption: no paper says how to measure the likeness of classes. Training items, so that neither validation nor
     test items decide anything; their confusions are smaller than on unseen items, but only their ratios count.
