@@ -47,6 +47,11 @@ def num_labels_of(class_group: Sequence[int], num_classes: int) -> int:
     return len(class_group) + (len(class_group) < num_classes)
 
 
+def vote_sizes(class_group: Sequence[int], num_classes: int) -> list[int]:
+    """Numbers of labels that its vote may have, the usual one first: a group of all classes may have "other" or not."""
+    return sorted({num_labels_of(class_group, num_classes), len(class_group) + 1})
+
+
 def check_class_group(
     class_group: Sequence[int], num_classes: int | None = None, error: type[EDViTError] = DataError
 ) -> list[int]:

@@ -51,7 +51,7 @@ class BenchRow:
 
     @property
     def label(self) -> str:
-        """What tells it from all others."""
+        """Label that is unique in a report."""
         return f"{self.owner}, {self.name}"
 
 

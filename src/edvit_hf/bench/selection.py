@@ -30,7 +30,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """What tells it from all others in a table."""
+        """Label that is unique in a report."""
         return f"{self.owner}, {self.variant.name}"
 
 

@@ -26,7 +26,7 @@ def require_sha256(value: str, name: str) -> None:
 
 
 def require_identity(file: "ContentFile | Hashed", where: str = "") -> None:
-    """Raise `ManifestError` unless hash and size of a file can be."""
+    """Raise `ManifestError` unless a file's hash is a SHA-256 and its size is positive."""
     require_sha256(file.sha256, f"{where}`sha256`")
     require(file.bytes > 0, f"{where}`bytes` must be positive, got {file.bytes}.")
 
@@ -55,7 +55,7 @@ class ContentFile:
     bytes: int
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check hash and size."""
         require_identity(self)
 
 

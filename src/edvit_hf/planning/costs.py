@@ -35,7 +35,7 @@ class Load:
 
     @classmethod
     def of_shape(cls, shape: ModelShape, classes: Sequence[int], keep_heads: int | None) -> "Load":
-        """Everything from the sizes."""
+        """The costs of a sub-model of this shape."""
         return cls(
             classes=tuple(classes),
             parameters=shape.parameters,
@@ -70,7 +70,7 @@ class Fusion:
 
     @classmethod
     def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int) -> "Fusion":
-        """For sub-models with these features."""
+        """The costs of the fusion head on the features of these sub-models."""
         return cls(
             parameters=fusion_parameters(
                 [load.feature_bytes // FEATURE_BYTES for load in loads], num_labels, hidden_size

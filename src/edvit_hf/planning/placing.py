@@ -40,7 +40,7 @@ class Problem:
         return self.busy_ms.shape[0], self.busy_ms.shape[1]
 
     def taking(self, items: Sequence[int]) -> "Problem":
-        """The same problem with these sub-models as its rows, some perhaps twice."""
+        """A copy of the problem with these sub-models as its rows; one may appear twice."""
         rows = list(items)
         costs = {kind: table[rows] for kind, table in self.costs.items()}
         return replace(self, costs=costs, busy_ms=self.busy_ms[rows], remote_ms=self.remote_ms[rows])
@@ -121,7 +121,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What an exact search came to."""
+    """The placement that an exact search found, and whether it is proven best."""
 
     placement: list[int] | None  # device of each sub-model; None if there is none, or none was found in time
     is_proven: bool  # whether the search ended by itself: no placement then means that none exists

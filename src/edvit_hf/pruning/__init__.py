@@ -9,13 +9,14 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 from edvit_hf.architectures.axes import widths_of_heads
 from edvit_hf.pruning import architecture_of, compensate, make_plan, prune, unit_scores
+from edvit_hf.tasks import num_labels_of
 
 sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
 config = ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=10, initializer_range=0.2)
 teacher = ViTForImageClassification(config).eval()  # or a trained one, from a folder or the Hub
 group, samples = [3, 7], torch.randn(64, 3, 8, 8)  # the classes of one sub-model, and training items of theirs
 scores = unit_scores(teacher, samples, group, method="fisher", progress=False)
-widths = widths_of_heads(architecture_of(config).widths(config), 2, labels=len(group) + 1)
+widths = widths_of_heads(architecture_of(config).widths(config), 2, labels=num_labels_of(group, config.num_labels))
 plan = make_plan(scores, config, widths)
 print(plan)
 sub_model = prune(teacher, plan, group)

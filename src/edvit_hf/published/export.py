@@ -134,7 +134,7 @@ def export_command(config: ExportConfig, recipe: MeasuredBy | None = None) -> st
 
 
 def _naming(measure: SplitMeasure, command: str) -> SplitMeasure:
-    """The same measure, whose figures of the whole ensemble name the command that measured them."""
+    """The same measure, whose figures of the whole ensemble record the command that measured them."""
 
     def named(predict: Any, class_group: Sequence[int] | None = None) -> SplitAnswers:
         found = measure(predict, class_group)

@@ -14,7 +14,7 @@ from edvit_hf.errors import HubError, ManifestError, PruningError
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.strict import read_strictly
-from edvit_hf.tasks import class_groups_fault, num_labels_of
+from edvit_hf.tasks import class_groups_fault, vote_sizes
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
 _LARGEST = 2**53  # of a count: every whole number up to here is a float too
@@ -200,9 +200,9 @@ def _shape(config: dict[str, Any], group: list[int], num_classes: int, where: st
     names = config.get("id2label")
     if names is not None and not isinstance(names, dict):
         raise ValueError(f"`{where}` must be an object, got {type(names).__name__}.")
-    usual = num_labels_of(group, num_classes)
-    labels = len(names) if names else usual
-    if labels not in (usual, len(group) + 1):
+    sizes = vote_sizes(group, num_classes)
+    labels = len(names) if names else sizes[0]
+    if labels not in sizes:
         raise ValueError(f"`{where}` must name the {len(group)} classes of its group and other, got {labels}.")
     return ModelShape.from_config(config, num_labels=labels)
 

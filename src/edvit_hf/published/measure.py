@@ -200,7 +200,7 @@ def _measure(
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Files of other hardware are run here on purpose: which would be quicker need not be said for each of them."""
+    """Silence the warning that another file would suit this machine better: other hardware's files run on purpose."""
     loader = logging.getLogger("edvit_hf.runtime.sessions")
     level = loader.level
     loader.setLevel(logging.ERROR)

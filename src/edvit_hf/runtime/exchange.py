@@ -13,6 +13,7 @@ from edvit_hf.errors import DataError
 from edvit_hf.manifest import Manifest, SubModelEntry
 from edvit_hf.runtime.clock import Clock
 from edvit_hf.runtime.engines import ON_REQUEST, Pending, Reason, SubModelRequest, SubModelResponse, UnavailableError
+from edvit_hf.tasks import vote_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,9 @@ class ResponseCheck:
         if response.content_hash != self._content_hash:
             return "version"
         entry = self._entries[index]
-        votes = {len(entry.class_group), len(entry.class_group) + 1}
-        if len(entry.class_group) < self._num_labels:  # only a group of all classes may do without "other"
-            votes.remove(len(entry.class_group))
         features, logits = response.features, response.logits
-        for values, sizes in ((features, {entry.feature_size}), (logits, votes)):
+        votes = vote_sizes(entry.class_group, self._num_labels)
+        for values, sizes in ((features, [entry.feature_size]), (logits, votes)):
             is_table = isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind == "f"
             if not is_table or values.shape[0] != request.batch_size or values.shape[1] not in sizes:
                 return "shape"
@@ -198,7 +197,7 @@ def reason_of(index: int, error: BaseException) -> Reason:
 
 
 def too_few(exchange: Exchange) -> str:
-    """What to say where the quorum is missed."""
+    """The message for a missed quorum."""
     reasons = "; ".join(f"{index} {reason}" for index, reason in exchange.missing.items())
     if not exchange.responses and not set(exchange.missing.values()) - set(ON_REQUEST):
         return (

@@ -13,7 +13,7 @@ from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.manifest.entries import suited_variants
-from edvit_hf.tasks import GRAPH_INPUTS
+from edvit_hf.tasks import GRAPH_INPUTS, vote_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def chosen_variants(entries: Sequence[SubModelEntry], precision: str, profile: s
 
 
 def _suited(entry: SubModelEntry, precision: str, profile: str | None) -> tuple[Variant, str | None]:
-    """See `chosen_variants`; and what it warns of."""
+    """Choose the file of one sub-model; return it with the warning, or None."""
     every = suited_variants(entry.variants, precision, None)
     if not any(variant.profiles for variant in every):
         return entry.variant(precision, profile), None
@@ -187,12 +187,8 @@ def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.Inferen
     what = f"sub-model {index}"
     check_signature(session, inputs=GRAPH_INPUTS[manifest.ensemble.task], outputs=("features", "logits"), what=what)
     widths = {output.name: output.shape[-1] for output in session.get_outputs()}
-    num_classes = len(entry.class_group)
-    needs_other = num_classes < len(manifest.label_names)  # a group of all classes may do without
-    promised = {
-        "features": [entry.feature_size],
-        "logits": [num_classes + 1] if needs_other else [num_classes, num_classes + 1],
-    }
+    votes = vote_sizes(entry.class_group, len(manifest.label_names))
+    promised = {"features": [entry.feature_size], "logits": votes}
     for name, sizes in promised.items():
         if isinstance(widths[name], int) and widths[name] not in sizes:
             raise ManifestError(

@@ -13,7 +13,7 @@ import onnxruntime
 
 
 class Lane:
-    """One thread, what waits for it, and what it is at.
+    """One thread, its queue of jobs, and the job that runs.
 
     Adding and closing only use operations that may interrupt each other: a collected engine is closed by the garbage
     collector, in the middle of whatever any thread is doing.
@@ -29,7 +29,7 @@ class Lane:
         threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def add(self, job: "Job") -> None:
-        """Have it run when its turn comes."""
+        """Queue a job."""
         self._jobs.append(job)
         self._turns.put(True)
 
@@ -39,7 +39,7 @@ class Lane:
             self._jobs.remove(job)
 
     def close(self) -> None:
-        """Cancel what waits, and have the thread end after what it is at."""
+        """Cancel what waits, and let the thread end after the job that runs."""
         for job in list(self._jobs):
             job.cancel()
         self._turns.put(False)
