@@ -39,9 +39,13 @@ if "EDVIT_TESTS" not in os.environ:  # else this is a process that a test or xdi
     _home = tempfile.mkdtemp(prefix="edvit_tests_")  # not the user's: it may not be writable, and holds their token
     atexit.register(shutil.rmtree, _home, ignore_errors=True)
     os.environ |= {
-        "EDVIT_TESTS": "1", "HF_HOME": _home, "EDVIT_CACHE_DIR": f"{_home}/edvit_hf", "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+        "EDVIT_TESTS": "1",
+        "HF_HOME": _home,
+        "EDVIT_CACHE_DIR": f"{_home}/edvit_hf",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect

@@ -316,8 +316,13 @@ def without_the_package(saved, tmp_path_factory):
     env |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CLEAN_PROCESS, str(saved), *(str(folder / name) for name in names)],
-        capture_output=True, text=True, env=env, cwd=folder, timeout=200, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=folder,
+        timeout=200,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return pixels, load_file(folder / "answers.safetensors"), folder / "again"
 

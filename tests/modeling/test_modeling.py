@@ -50,9 +50,15 @@ def test_each_sub_model_answers_as_the_stock_model_does(pixels):
 def test_a_sub_model_of_another_architecture_votes_as_stock_too(pixels):
     labels = {0: "dog", 1: "other"}
     config = DeiTConfig(
-        hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1, image_size=8,
-        patch_size=4, id2label=labels, label2id={name: i for i, name in labels.items()},
-    )  # fmt: skip
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        image_size=8,
+        patch_size=4,
+        id2label=labels,
+        label2id={name: i for i, name in labels.items()},
+    )
     deit = DeiTForImageClassification(config).eval()
     feature, vote = forward_sub_model(deit, {"pixel_values": pixels})
     assert torch.equal(vote, deit(pixels).logits)
@@ -327,9 +333,8 @@ def test_exported_graph_answers_other_batches_and_masks():
     batch = torch.export.Dim("batch", min=1, max=64)
     example = {"pixel_values": torch.randn(2, 3, 8, 8), "sub_model_mask": torch.ones(2, NUM_SUB_MODELS)}
     program = torch.export.export(
-        ensemble, (), kwargs=example,
-        dynamic_shapes={"pixel_values": {0: batch}, "sub_model_mask": {0: batch}},
-    ).module()  # fmt: skip
+        ensemble, (), kwargs=example, dynamic_shapes={"pixel_values": {0: batch}, "sub_model_mask": {0: batch}}
+    ).module()
     for size in (1, 5):
         pixels, mask = torch.randn(size, 3, 8, 8), torch.randint(0, 2, (size, NUM_SUB_MODELS)).float()
         expected = ensemble(pixels, sub_model_mask=mask).logits

@@ -50,9 +50,12 @@ def equal_state(a, b):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    kind=st.sampled_from(ARCHITECTURE_NAMES), seed=st.integers(0, 99), rows=st.integers(1, 5),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]), training=st.booleans(),
-)  # fmt: skip
+    kind=st.sampled_from(ARCHITECTURE_NAMES),
+    seed=st.integers(0, 99),
+    rows=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    training=st.booleans(),
+)
 @torch.no_grad()
 def test_one_pass_gives_the_stock_logits_and_the_mean_of_the_leading_tokens(kind, seed, rows, dtype, training):
     model = tiny_model(kind, seed=seed).to(dtype).train(training)

@@ -183,8 +183,13 @@ def test_every_pipeline_runs_by_remote_code_where_the_package_is_not_installed(f
     files = [str(tmp_path / name) for name in ("sources.json", "arrays.safetensors", "answers.json")]
     done = subprocess.run(
         [sys.executable, "-c", CLEAN_PROCESS, str(folders), *files],
-        capture_output=True, text=True, env=env, cwd=tmp_path, timeout=200, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=200,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
     for task in TASKS:

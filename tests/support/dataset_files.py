@@ -51,9 +51,18 @@ def tone(hertz, seconds=0.3, rate=16_000, channels=1, form="FLAC"):
 
 
 def write_split(
-    folder, split, labels, label_feature, *, images=None, columns=("image", "label"), declared=None, paths=None,
-    sounds=False, extra=None,
-):  # fmt: skip
+    folder,
+    split,
+    labels,
+    label_feature,
+    *,
+    images=None,
+    columns=("image", "label"),
+    declared=None,
+    paths=None,
+    sounds=False,
+    extra=None,
+):
     """Write one parquet split; `declared` replaces the label feature in the file's metadata, unchecked.
 
     So is `sounds` written: the Audio feature encodes with a package of its own, although the bytes are there.

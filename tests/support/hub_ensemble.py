@@ -86,10 +86,16 @@ def with_profile(root, manifest, profile, *, salt=b""):
         file = fp32.file.replace("model.onnx", f"model_{INT8_FILES[profile]}.onnx")
         (root / file).write_bytes((root / fp32.file).read_bytes()[:400] + profile.encode() + salt)
         variant = replace(
-            fp32, file=file, sha256=file_sha256(root / file), bytes=(root / file).stat().st_size, precision="int8",
-            op_types_quantized=["MatMul"], num_quantized_nodes=1, profiles=[profile],
+            fp32,
+            file=file,
+            sha256=file_sha256(root / file),
+            bytes=(root / file).stat().st_size,
+            precision="int8",
+            op_types_quantized=["MatMul"],
+            num_quantized_nodes=1,
+            profiles=[profile],
             quantization=replace(AVX2, preset=PRESETS[profile]),
-        )  # fmt: skip
+        )
         sub_models.append(replace(entry, variants=[*entry.variants, variant]))
     name = INT8_FILES[profile]
     gates = {**(manifest.ensemble.gates or {}), name: {"passed": True}}

@@ -107,13 +107,24 @@ class Repository:
         commit = self.resolve(revision)
         card = self.card(revision)
         return {
-            "_id": self.name, "id": self.name, "modelId": self.name, "author": self.name.partition("/")[0],
-            "sha": commit, "private": self.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0,
-            "tags": card.get("tags") or [], "library_name": card.get("library_name"),
-            "pipeline_tag": card.get("pipeline_tag"), "createdAt": "2026-01-01T00:00:00.000Z",
-            "lastModified": "2026-01-01T00:00:00.000Z", "siblings": [{"rfilename": p} for p in self.commits[commit]],
+            "_id": self.name,
+            "id": self.name,
+            "modelId": self.name,
+            "author": self.name.partition("/")[0],
+            "sha": commit,
+            "private": self.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": card.get("tags") or [],
+            "library_name": card.get("library_name"),
+            "pipeline_tag": card.get("pipeline_tag"),
+            "createdAt": "2026-01-01T00:00:00.000Z",
+            "lastModified": "2026-01-01T00:00:00.000Z",
+            "siblings": [{"rfilename": p} for p in self.commits[commit]],
             **({"sdk": self.sdk} if self.sdk else {}),
-        }  # fmt: skip
+        }
 
     def card(self, revision="main"):
         readme = self.tree(revision).get("README.md")

@@ -26,9 +26,15 @@ SIZE = 8
 TASK_GROUPS = [[0, 3], [1], [2, 4]]  # of tests that take one ensemble for each task
 FEATURES = 4
 AVX2 = Quantization(
-    preset="avx2", mode="dynamic", weight_type="QUInt8", activation_type="QUInt8", per_channel=True, reduce_range=False,
-    weight_bytes=260, weight_bytes_fp32=1024,
-)  # fmt: skip
+    preset="avx2",
+    mode="dynamic",
+    weight_type="QUInt8",
+    activation_type="QUInt8",
+    per_channel=True,
+    reduce_range=False,
+    weight_bytes=260,
+    weight_bytes_fp32=1024,
+)
 CONTENT = {"config.json": ContentFile(sha256="0" * 64, bytes=1)}  # of weights that a toy does without
 PARITY = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
 NUM_FRAMES, NUM_MEL_BINS = 20, 16
@@ -40,15 +46,29 @@ _INPUT_SIZES = {
     "text-classification": len(WORDS),
 }
 PREPROCESSOR = {
-    "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": SIZE, "width": SIZE},
-    "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": SIZE, "width": SIZE},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
-}  # fmt: skip
+}
 FEATURE_EXTRACTOR = {
-    "feature_extractor_type": "ASTFeatureExtractor", "feature_size": 1, "sampling_rate": 16000,
-    "num_mel_bins": NUM_MEL_BINS, "max_length": NUM_FRAMES, "do_normalize": True, "mean": -4.0, "std": 4.0,
-    "padding_value": 0.0, "padding_side": "right", "return_attention_mask": False,
-}  # fmt: skip
+    "feature_extractor_type": "ASTFeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": 16000,
+    "num_mel_bins": NUM_MEL_BINS,
+    "max_length": NUM_FRAMES,
+    "do_normalize": True,
+    "mean": -4.0,
+    "std": 4.0,
+    "padding_value": 0.0,
+    "padding_side": "right",
+    "return_attention_mask": False,
+}
 
 
 def write_processor(root: Path, task) -> None:
@@ -103,10 +123,15 @@ def write_tiny_ensemble(
             files.append(_variant(root, int8, "int8"))
         entries.append(
             SubModelEntry(
-                index=index, class_group=list(group), feature_size=width, feature_mean=[0.0] * width,
-                feature_std=[1.0] * width, path=f"sub_models/{index:02d}", variants=files,
+                index=index,
+                class_group=list(group),
+                feature_size=width,
+                feature_mean=[0.0] * width,
+                feature_std=[1.0] * width,
+                path=f"sub_models/{index:02d}",
+                variants=files,
             )
-        )  # fmt: skip
+        )
         columns += list(group) if templates is not None else [None] * width
     fusion = (
         rng.normal(size=(len(columns) + len(class_groups), num_labels))
@@ -137,13 +162,19 @@ def _matched_filter(picture):
 
 def _variant(root, file, precision):
     return Variant(
-        file=file, sha256=file_sha256(root / file), bytes=(root / file).stat().st_size, precision=precision,
+        file=file,
+        sha256=file_sha256(root / file),
+        bytes=(root / file).stat().st_size,
+        precision=precision,
         op_types_quantized=["MatMul"] if precision == "int8" else [],
         num_quantized_nodes=1 if precision == "int8" else 0,
         quantization=AVX2 if precision == "int8" else None,
-        profiles=["x86-avx2"] if precision == "int8" else [], opset=20, parity=PARITY,
-        accuracy_note="toy", latency_note="not measured: toy graph",
-    )  # fmt: skip
+        profiles=["x86-avx2"] if precision == "int8" else [],
+        opset=20,
+        parity=PARITY,
+        accuracy_note="toy",
+        latency_note="not measured: toy graph",
+    )
 
 
 def _sub_model_graph(weight, vote, task):
@@ -185,14 +216,15 @@ def _fusion_graph(weight, num_features, num_sub_models):
     joined = helper.make_node("Concat", ["features", "mask"], ["joined"], axis=1)
     logits = helper.make_node("MatMul", ["joined", "weight"], ["logits"])
     return helper.make_graph(
-        [joined, logits], "fusion",
+        [joined, logits],
+        "fusion",
         [
             helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", num_features]),
             helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", num_sub_models]),
         ],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weight.shape[1]])],
         [_tensor(weight, "weight")],
-    )  # fmt: skip
+    )
 
 
 def _tensor(values, name):

@@ -14,8 +14,12 @@ from edvit_hf.recipe import Recipe, load_recipe
 from support.tiny_recipe import FLEET, VALUES
 
 SAMPLING_RATE = 2000
-WORDS = {"animals": ["cat", "dog", "cow", "owl"], "colours": ["red", "blue", "green", "pink"],
-         "numbers": ["one", "two", "six", "nine"], "weather": ["rain", "snow", "wind", "storm"]}  # fmt: skip
+WORDS = {
+    "animals": ["cat", "dog", "cow", "owl"],
+    "colours": ["red", "blue", "green", "pink"],
+    "numbers": ["one", "two", "six", "nine"],
+    "weather": ["rain", "snow", "wind", "storm"],
+}
 
 
 def write_sounds(folder: Path, *, per_class: int = 24, classes: int = 4, seed: int = 0) -> Path:
@@ -63,24 +67,36 @@ AUDIO: dict[str, Any] = {
     "augmentation": {"time_shift": 0.1, "frequency_masks": 1, "frequency_mask_bins": 2},
     "teacher": {
         "from_scratch": {
-            "model_type": "audio-spectrogram-transformer", **_SIZES, "patch_size": 4, "frequency_stride": 4,
-            "time_stride": 4, "initializer_range": 0.1,
+            "model_type": "audio-spectrogram-transformer",
+            **_SIZES,
+            "patch_size": 4,
+            "frequency_stride": 4,
+            "time_stride": 4,
+            "initializer_range": 0.1,
         },
-        "epochs": 12, "batch_size": 16, "learning_rate": 0.003,
+        "epochs": 12,
+        "batch_size": 16,
+        "learning_rate": 0.003,
     },
-}  # fmt: skip
+}
 TEXT: dict[str, Any] = {
     "task": "text-classification",
     "dataset": {"path": "csv", "num_labels": 4, "text": {"max_length": 16, "vocab_size": 128}},
     "augmentation": {"token_dropout": 0.1},
     "teacher": {
         "from_scratch": {
-            "model_type": "distilbert", "dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64,
+            "model_type": "distilbert",
+            "dim": 32,
+            "n_heads": 4,
+            "n_layers": 2,
+            "hidden_dim": 64,
             "initializer_range": 0.1,
         },
-        "epochs": 12, "batch_size": 16, "learning_rate": 0.003,
+        "epochs": 12,
+        "batch_size": 16,
+        "learning_rate": 0.003,
     },
-}  # fmt: skip
+}
 
 
 def task_recipe(folder: Path, task: dict[str, Any], **changes: dict[str, Any]) -> Recipe:
