@@ -71,7 +71,7 @@ class Page:
         self.card_box = gr.Accordion("Model card of this ensemble", open=False, elem_id="card", **fresh["card_box"])
         with self.card_box:
             self.card = gr.Markdown(**fresh["card"])
-        self.license = html(elem_id="licence", **fresh["license"])
+        self.license = html(elem_id="license", **fresh["license"])
         self.credits = gr.Markdown(elem_id="credits", **fresh["credits"])
 
     def _source(self, *, visible: bool) -> None:

@@ -59,7 +59,7 @@ class FleetPlan:
         compute_ms: By sub-model.
         link_ms: Sending the features back, by sub-model.
         fusion_ms: The fusion head.
-        is_calibrated: Whether the times come from a measured device, rather than from published speeds.
+        is_measured: Whether the times come from a measured device, rather than from published speeds.
     """
 
     kind: FleetKind
@@ -67,7 +67,7 @@ class FleetPlan:
     compute_ms: tuple[float, ...]
     link_ms: tuple[float, ...]
     fusion_ms: float
-    is_calibrated: bool
+    is_measured: bool
 
 
 def fleet_plans(ensemble: Published | None) -> Mapping[str, FleetPlan]:
@@ -153,7 +153,7 @@ def _fleet_plan(kind: FleetKind, plan: Plan) -> FleetPlan | None:
         compute_ms=tuple(float(ms or 0.0) for ms in times),
         link_ms=tuple(row.link_ms for row in own),
         fusion_ms=plan.fusion_ms or 0.0,
-        is_calibrated=load_profiles()[kind.profile].latency is not None,
+        is_measured=load_profiles()[kind.profile].latency is not None,
     )
 
 
@@ -161,7 +161,7 @@ def _note(plan: FleetPlan) -> str:
     kind = plan.kind
     speed = (
         "from times measured on such a device"
-        if plan.is_calibrated
+        if plan.is_measured
         else "from the speed published for such a device (GFLOP/s), so what starting a run costs is left out"
     )
     return (

@@ -230,9 +230,9 @@ def card_markdown(text: str) -> str:
 
 
 def license_line(name: str) -> str:
-    """The licence that the card states, or what to do where there is none that can be read."""
+    """The license that the card states, or what to do where there is none that can be read."""
     said = f"Licence of this ensemble, as its card states it: <b>{escape(name)}</b>." if name else NO_LICENSE
-    return f'<p class="ed-licence">{said}</p>'
+    return f'<p class="ed-license">{said}</p>'
 
 
 def notice(sentence: str, *, is_alert: bool = False) -> str:

@@ -217,7 +217,7 @@ def test_the_model_card_opens(visitor):
     visitor.page.locator("#card button").first.click()
     expect(visitor.page.locator("#card [data-testid=markdown]")).to_contain_text("ensemble")
     assert visitor.page.locator("#card img").count() == 0, "a card's pictures are dropped"
-    assert "as its card states it: apache-2.0." in visitor.text("#licence")
+    assert "as its card states it: apache-2.0." in visitor.text("#license")
 
 
 def test_a_word_said_into_the_microphone_is_answered(playwright, space, tmp_path):

@@ -60,14 +60,14 @@ def test_the_optimum_command_lies_in_optimums_namespace_and_nowhere_else(names):
     ]
 
 
-def test_its_metadata_names_the_licence_the_command_and_the_extras(wheel, names):
+def test_its_metadata_names_the_license_the_command_and_the_extras(wheel, names):
     (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
     with zipfile.ZipFile(wheel) as archive:
         read = {name: archive.read(f"{info}/{name}").decode() for name in ("METADATA", "entry_points.txt")}
-        licence = archive.read(f"{info}/licenses/LICENSE").decode()
+        license_text = archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = Parser().parsestr(read["METADATA"])
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert licence == (ROOT / "LICENSE").read_text()
+    assert license_text == (ROOT / "LICENSE").read_text()
     assert "edvit = edvit_hf.cli:main" in read["entry_points.txt"]
     extras = {"device", "hub", "plan", "profile", "torch", "train", "export", "serve", "space", "browser", "track"}
     assert extras | {"all", "dev"} == set(metadata.get_all("Provides-Extra"))

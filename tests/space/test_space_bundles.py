@@ -85,7 +85,7 @@ print(json.dumps([answers, sorted({{"torch", "transformers"}} & set(sys.modules)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_example_can_be_answered_and_carries_its_licence(name):
+def test_every_example_can_be_answered_and_carries_its_license(name):
     folder = SPACE / "examples" / name
     questions = folder / "questions.txt"
     found = sorted(p for p in folder.iterdir() if p.suffix in {".png", ".wav"})

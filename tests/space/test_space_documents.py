@@ -70,6 +70,6 @@ def test_the_settings_of_a_strangers_card_take_neither_time_nor_memory(tmp_path)
         ("license: " + "x" * 61, ""),
     ],
 )
-def test_the_licence_of_a_card_is_one_word(tmp_path, line, found):
+def test_the_license_of_a_card_is_one_word(tmp_path, line, found):
     (tmp_path / "README.md").write_text(f"---\ntags:\n- a\n{line}\n---\n# T\n")
     assert read_card(tmp_path) == ("# T", found)

@@ -145,7 +145,7 @@ def test_an_answer_is_announced_and_a_refusal_is_an_alert(state, role):
     assert f'class="ed-said" role="{role}"' in figures.answer(view_of("x", state))
 
 
-def test_the_licence_of_the_card_is_told_and_where_there_is_none_that_is():
+def test_the_license_of_the_card_is_told_and_where_there_is_none_that_is():
     assert "as its card states it: <b>mit</b>." in figures.license_line("mit")
     assert "no card that states a licence" in figures.license_line("")
     places = {}

@@ -41,10 +41,10 @@ class CardText:
     Args:
         model_name: Title of the card.
         repo_id: Hub id the folder will be pushed to; without it the code blocks load a local folder.
-        license: Hub licence identifier of the weights.
+        license: Hub license identifier of the weights.
         dataset_name: Readable name of the dataset. Default: its path.
         dataset_id: Hub id of the dataset when the run read it from a local folder.
-        dataset_license: Licence and origin of the data, in words.
+        dataset_license: License and origin of the data, in words.
         intended_use: A sentence or two on what the ensemble is meant for.
         limits: Further limits that only the owner knows.
         language: ISO 639-1 code, for text.
@@ -175,7 +175,7 @@ class CardData:
 
     @property
     def dataset_license(self) -> str:
-        """Licence and origin of the data, in words."""
+        """License and origin of the data, in words."""
         known = known_data(self.run.dataset)
         unknown = "Licence of the data: not recorded by this run; see its own page."
         return self.text.dataset_license or (known.license if known else unknown)

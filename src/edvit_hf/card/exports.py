@@ -23,7 +23,7 @@ def variants_by_name(manifest: Manifest | None) -> dict[str, list[Variant]]:
 
 
 def same_graph(variant: Variant, manifest: Manifest) -> str | None:
-    """Name of the sub-models' variant that a file computes the same as, and whose measured accuracy is its own too.
+    """Name the sub-models' variant that gives the same answers as this file, and so has the same accuracy.
 
     A raw file is a prepared one behind its preprocessing; a graph of the whole ensemble holds the sub-models' graphs,
     and its short suffix ("quantized") is told by the way it was quantized.
@@ -72,7 +72,10 @@ def fidelity_table(manifest: Manifest | None, group_names: Sequence[str]) -> str
 
 
 def _measured(manifest: Manifest | None, name: str, files: Sequence[Variant], group_names: Sequence[str]) -> list[str]:
-    """Own votes, the ensemble's accuracy, its loss and the worst class group's; of a raw file, whose they are."""
+    """Cells of one variant: own votes, ensemble accuracy, loss, worst class group's loss.
+
+    A raw file without figures of its own names the variant whose figures it shares.
+    """
     accuracies = accuracy_by_name(manifest)
     twin = same_graph(files[0], manifest) if manifest else None
     if name not in accuracies and twin in accuracies and twin != name:
@@ -102,7 +105,10 @@ def whole_table(manifest: Manifest | None) -> str:
 
 
 def _accuracy_of(file: Variant, manifest: Manifest | None) -> str:
-    """Its own where it was measured, else whose it is; the fusion head answers only together with sub-models."""
+    """Accuracy cell of a whole graph: measured, else the variant it answers like.
+
+    The fusion head answers only together with sub-models.
+    """
     if manifest is not None and file in manifest.fusion.variants:
         return "part of every variant"
     if file.accuracy or manifest is None:

@@ -102,7 +102,7 @@ def _wheel(library: Library, space: Path) -> Path | None:
 
 
 def _copy_examples(source: Path, target: Path) -> None:
-    """Examples that the page has of an ensemble of that name, with their licences."""
+    """Examples that the page has of an ensemble of that name, with their licenses."""
     files = sorted(p for p in source.glob("*") if p.is_file() and not p.is_symlink()) if source.is_dir() else []
     for file in files:
         target.mkdir(parents=True, exist_ok=True)
