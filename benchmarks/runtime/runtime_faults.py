@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import command_line, write_results
 
 from edvit_hf.errors import OverloadedError, QuorumError
+from edvit_hf.hardware.timing import open_session
 from edvit_hf.manifest import (
     ContentFile,
     EnsembleEntry,
@@ -100,11 +100,9 @@ def toy_fusion(manifest: Manifest, seed: int) -> Fusion:
     stored = [numpy_helper.from_array(weight, "weight")]
     graph = helper.make_graph([joined, product], "fusion", inputs, [values("logits", labels)], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "fusion.onnx")
-        return Fusion(manifest, onnxruntime.InferenceSession(Path(folder) / "fusion.onnx", options))
+        return Fusion(manifest, open_session(Path(folder) / "fusion.onnx", 1))
 
 
 class Witness:

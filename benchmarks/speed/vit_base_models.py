@@ -35,20 +35,20 @@ ONNX_TIMER = (
 TORCH_TIMER = """
 import json, sys, time
 import torch
-from edvit_hf.hardware.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, Sample, Samples
+from edvit_hf.hardware.timing import MAX_ROUNDS_FACTOR, UNDISTURBED_SHARE, TimedRun, TimedRuns
 sys.path.insert(0, sys.argv[3])
 import harness
 from speed.vit_base_models import shapes, stock_model
 torch.set_num_threads(1)
 model = stock_model(shapes(harness.TINY if sys.argv[1] == "tiny" else harness.BASE)["teacher"], seed=0)
-pixels, samples = torch.randn(1, 3, 224, 224), Samples()
+pixels, samples = torch.randn(1, 3, 224, 224), TimedRuns()
 with torch.inference_mode():
     while len(samples.undisturbed) < int(sys.argv[2]) and len(samples.runs) < MAX_ROUNDS_FACTOR * int(sys.argv[2]):
         model(pixels)
         begin, begin_own = time.perf_counter(), time.thread_time()
         model(pixels)
         own, passed = time.thread_time() - begin_own, time.perf_counter() - begin
-        samples.runs.append(Sample(1e3 * passed, 1e3 * own, own < UNDISTURBED_SHARE * passed))
+        samples.runs.append(TimedRun(1e3 * passed, 1e3 * own, own < UNDISTURBED_SHARE * passed))
 print(json.dumps([samples.milliseconds, samples.disturbed_share]))
 """
 

@@ -30,6 +30,7 @@ from harness import BASE, TINY, command_line, write_results
 
 from edvit_hf.export.graphs.draw import save_graph
 from edvit_hf.export.graphs.read_early import read_early
+from edvit_hf.hardware.timing import open_session
 from speed import vit_base_rewrites as rewrites
 from speed.vit_base_models import draw, instructions_of_this_machine, on_one_thread, quantize, shapes, stock_model
 
@@ -108,14 +109,10 @@ def add_engine_ways(folder: Path, files: dict[str, dict[str, Any]], *, heads: in
 
 def differences(files: dict[str, Any], size: int) -> Iterator[tuple[str, float]]:
     """How far each way's answers are from the first's, of the largest value."""
-    import onnxruntime
-
     pixels = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
     reference = None
     for name, (file, _) in files.items():
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = open_session(Path(file), 1)
         got = session.run(["features", "logits"], {"pixel_values": pixels})
         reference = got if reference is None else reference
         yield name, float(max(np.abs(g - r).max() / np.abs(r).max() for g, r in zip(got, reference, strict=True)))

@@ -121,8 +121,8 @@ def test_a_device_without_coefficients_is_predicted_from_its_gflops_or_not_at_al
     assert predicted_ms(shape, profile(sustained_gflops=10.0), all_cores=True) == predicted_ms(
         shape, profile(sustained_gflops=10.0)
     )
-    calibrated = profile(sustained_gflops=10.0, latency=TRUE)
-    assert predicted_ms(shape, calibrated) == pytest.approx(total_ms(shape, TRUE))
-    assert predicted_ms(shape, calibrated, all_cores=True) == predicted_ms(shape, calibrated)
+    measured = profile(sustained_gflops=10.0, latency=TRUE)
+    assert predicted_ms(shape, measured) == pytest.approx(total_ms(shape, TRUE))
+    assert predicted_ms(shape, measured, all_cores=True) == predicted_ms(shape, measured)
     both = profile(latency=TRUE, latency_all_cores={name: value / 2 for name, value in TRUE.items()})
     assert predicted_ms(shape, both, all_cores=True) == pytest.approx(total_ms(shape, TRUE) / 2)

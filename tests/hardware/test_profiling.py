@@ -18,7 +18,7 @@ from edvit_hf.hardware.latency import predicted_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, load_profile, save_profile
 from edvit_hf.hardware.profiling import profile_machine
 from edvit_hf.hardware.profiling_graphs import OPSET, encoder_graph, encoder_shape, matmul_graph, shapes_to_measure
-from edvit_hf.hardware.timing import Sample, Samples, open_session, random_feed, summary, time_rounds
+from edvit_hf.hardware.timing import TimedRun, TimedRuns, open_session, random_feed, summary, time_rounds
 from edvit_hf.planning.fleet import load_fleet
 from support.benchmarks import benchmark
 
@@ -116,11 +116,11 @@ def test_runs_in_which_others_had_the_core_are_taken_again():
 
 
 def test_undisturbed_runs_count_alone_if_there_are_enough():
-    quiet, waited = Sample(2.0, 1.99, False), Sample(50.0, 2.2, True)
-    assert Samples([quiet, waited, quiet, quiet]).milliseconds == [2.0, 2.0, 2.0]
-    assert Samples([quiet, waited, waited, quiet]).milliseconds == [2.0, 2.2, 2.2, 2.0]
-    assert Samples([quiet]).milliseconds == [2.0]
-    assert Samples([quiet, waited]).disturbed_share == 0.5
+    quiet, waited = TimedRun(2.0, 1.99, False), TimedRun(50.0, 2.2, True)
+    assert TimedRuns([quiet, waited, quiet, quiet]).milliseconds == [2.0, 2.0, 2.0]
+    assert TimedRuns([quiet, waited, waited, quiet]).milliseconds == [2.0, 2.2, 2.2, 2.0]
+    assert TimedRuns([quiet]).milliseconds == [2.0]
+    assert TimedRuns([quiet, waited]).disturbed_share == 0.5
 
 
 def test_where_every_run_is_disturbed_the_waiting_is_left_out_and_the_rounds_end():
@@ -235,7 +235,7 @@ def test_profiling_needs_no_torch_and_names_the_extra_without_onnx():
     assert "edvit_hf[profile]" in done.stdout
 
 
-def test_no_calibration_shape_is_a_whole_head_cut_of_vit_base():
+def test_no_measured_shape_is_a_whole_head_cut_of_vit_base():
     """The prediction benchmark measures those: a model that has seen them would prove nothing."""
     for shape in shapes_to_measure():
         w = shape.widths

@@ -14,10 +14,10 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, RecipeError
 from edvit_hf.hardware.latency import total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile
-from edvit_hf.planning.costs import FleetCosts, Fusion, Load, input_bytes
+from edvit_hf.planning.costs import FleetCosts, FusionCosts, Load, input_bytes
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.placed_plan import place
-from edvit_hf.planning.placing import Clock, Problem, fastest, feasible, greedy, raise_budgets
+from edvit_hf.planning.placing import Problem, TimeBudget, fastest, feasible, greedy, raise_budgets
 from edvit_hf.storage import MIB
 
 SPEEDS = ("raspberry-pi-4b", "raspberry-pi-5", "intel-n100")
@@ -31,7 +31,7 @@ def load(macs=10_000_000, size=MIB, **changes):
 
 def costs_of(loads, *devices, **shared):
     fleet = Fleet(devices=devices, name="test", **shared)
-    return FleetCosts.of(fleet, loads, Fusion(parameters=1000))
+    return FleetCosts.of(fleet, loads, FusionCosts(parameters=1000))
 
 
 def device(name, profile="raspberry-pi-4b", **budgets):
@@ -78,13 +78,13 @@ def problems(draw):
 def test_the_exact_placement_is_the_best_of_all_and_infeasibility_is_proven(costs):
     problem = costs.problem()
     best = best_by_brute_force(problem)
-    found = feasible(problem, Clock(5.0), exact=True)
+    found = feasible(problem, TimeBudget(5.0), exact=True)
     assert (found.placement is None) == (best is None)
     if best is None:
         assert found.is_proven
         return
     assert problem.fits(found.placement)
-    exact = fastest(problem, found.placement, Clock(5.0))
+    exact = fastest(problem, found.placement, TimeBudget(5.0))
     assert exact.is_proven
     assert problem.fits(exact.placement)
     assert problem.objective(exact.placement) == pytest.approx(best, rel=1e-6)
@@ -100,7 +100,7 @@ def test_raised_budgets_make_room_and_any_less_does_not(costs):
         return
     kinds = [kind for kind, limits in problem.limits.items() if np.isfinite(limits).any()]
     kinds += ["total"] if np.isfinite(problem.total_limit) else []
-    raised = raise_budgets(problem, kinds, Clock(5.0)).raised
+    raised = raise_budgets(problem, kinds, TimeBudget(5.0)).raised
     limits = {kind: problem.limits[kind] + raised.get(kind, 0) for kind in problem.limits}
     total = problem.total_limit + float(raised.get("total", np.zeros(1))[0])
     roomy = dataclasses.replace(problem, limits=limits, total_limit=total)
@@ -239,7 +239,7 @@ def test_devices_without_the_budget_that_binds_give_no_warning():
     assert all(np.isfinite(value) and value > 0 for value in caught.value.nearest.values())
 
 
-CALIBRATED = DeviceProfile(
+MEASURED = DeviceProfile(
     name="measured",
     isa="avx2",
     quantization="avx2",
@@ -250,8 +250,8 @@ CALIBRATED = DeviceProfile(
 )
 
 
-def test_a_calibration_without_sizes_predicts_nothing_instead_of_its_peak_speed():
-    measured = device("mine", "mine.yaml", measured=CALIBRATED)
+def test_a_measured_profile_without_sizes_predicts_nothing_instead_of_its_peak_speed():
+    measured = device("mine", "mine.yaml", measured=MEASURED)
     plan = place(costs_of([load()], measured), exact=True)
     assert plan.sub_models[0].predicted_ms is None
     assert any("the calibration of mine needs sizes" in note for note in plan.notes)
@@ -259,15 +259,15 @@ def test_a_calibration_without_sizes_predicts_nothing_instead_of_its_peak_speed(
     assert mixed.sub_models[0].device == "pi"  # the peak of 100 GFLOP/s does not draw it
     shape = ModelShape.from_config({"model_type": "vit"}, num_labels=2)
     plan = place(costs_of([Load.of_shape(shape, [0], None)], measured), exact=True)
-    assert plan.sub_models[0].predicted_ms == pytest.approx(total_ms(shape, CALIBRATED.latency), abs=1e-3)
-    budgeted = device("mine", "mine.yaml", measured=CALIBRATED, energy_mj=1e9)
+    assert plan.sub_models[0].predicted_ms == pytest.approx(total_ms(shape, MEASURED.latency), abs=1e-3)
+    budgeted = device("mine", "mine.yaml", measured=MEASURED, energy_mj=1e9)
     with pytest.raises(RecipeError, match=r"`energy_mj`.*sizes of the sub-models are not known"):
         costs_of([load()], budgeted)
 
 
 def test_notes_tell_where_the_fusion_head_is_timed_that_speeds_mix_and_how_long_texts_are():
     text = Load.of_shape(ModelShape.from_config({"model_type": "bert"}, num_labels=3), [0, 1], None)
-    measured = device("mine", "mine.yaml", measured=CALIBRATED)
+    measured = device("mine", "mine.yaml", measured=MEASURED)
     notes = " ".join(costs_of([text], measured, device("pi")).notes())
     assert "timed at the speed of pi, the slowest: no `coordinator` is given" in notes
     assert "mine by a measured calibration, pi by published GFLOP/s" in notes
@@ -306,7 +306,7 @@ def test_an_exhausted_clock_keeps_the_greedy_placement_and_reports_a_gap():
     loads = [load(macs=m * 10**7) for m in (7, 7, 6, 6, 5, 5, 4, 4, 4)]
     problem = costs_of(loads, *(device(n) for n in "abc")).problem()
     start = greedy(problem)
-    found = fastest(problem, start, Clock(0.0))
+    found = fastest(problem, start, TimeBudget(0.0))
     assert found.placement == start
     assert not found.is_proven
     assert 0 < found.bound <= problem.objective(start)

@@ -15,7 +15,7 @@ from edvit_hf.hardware.latency import total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile
 from edvit_hf.manifest import Manifest
 from edvit_hf.manifest.placement import SCHEMA_VERSION, load_placement
-from edvit_hf.planning.costs import FleetCosts, Fusion, Load
+from edvit_hf.planning.costs import FleetCosts, FusionCosts, Load
 from edvit_hf.planning.figure import draw_plan
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.placed_plan import place_loads
@@ -115,7 +115,7 @@ def copy_of_space(folder, **files):
     return folder
 
 
-def test_a_space_folder_is_predicted_by_the_calibration_from_the_configs_beside_its_graphs(tmp_path):
+def test_a_space_folder_is_predicted_by_the_measured_profile_from_the_configs_beside_its_graphs(tmp_path):
     save_profile(MEASURED, tmp_path / "mine.yaml")
     (tmp_path / "fleet.yaml").write_text("devices: [{name: a, profile: mine.yaml}]")
     ensemble = read_published(str(SPACE))
@@ -380,7 +380,7 @@ def test_the_figure_holds_every_label_whole_and_shows_tiny_parts():
     names = ["the-old-board-behind-the-shelf-in-the-kitchen-of-the-second-floor", *(f"d{i}" for i in range(19))]
     devices = tuple(Device(name=name, profile="raspberry-pi-4b", memory_mib=400) for name in names)
     fleet = Fleet(devices=devices, name="a-fleet-with-a-name-that-nobody-could-ever-want-to-read-to-its-end")
-    figure = draw_plan(place_loads(FleetCosts.of(fleet, loads, Fusion(parameters=10))))
+    figure = draw_plan(place_loads(FleetCosts.of(fleet, loads, FusionCosts(parameters=10))))
     figure.draw_without_rendering()
     texts = [text for axes in figure.axes for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels())]
     for text in [*texts, figure._suptitle]:

@@ -280,7 +280,7 @@ def test_who_had_less_than_half_of_the_deadline_after_the_line_is_not_blamed(fle
         clock.advance(waited_ms / 1e3)
         yield
 
-    monkeypatch.setattr(coordinator._admission, "enter", slow_line)
+    monkeypatch.setattr(coordinator._line, "enter", slow_line)
     for _ in range(2):
         assert coordinator.gather(INPUTS).missing == {3: "deadline"}
     assert coordinator.status()["breakers"][3] == state

@@ -205,7 +205,7 @@ def test_a_device_that_fails_is_shown_as_failed_and_the_others_answer(tmp_path, 
 def test_too_many_visitors_at_once_are_told_to_try_again(opened, folder, prepared):
     runtime = EDViTRuntime.from_pretrained(folder, num_threads=1, config=CoordinatorConfig(max_queued=0))
     busy = dataclasses.replace(opened, runtime=runtime)
-    with runtime.coordinator._admission.enter(None):
+    with runtime.coordinator._line.enter(None):
         view = answering.view(busy, prepared, [])
     assert (view.state, view.sentence) == ("refused", answering.BUSY)
     assert answering.view(busy, prepared, []).label == "0", "the next one is answered"

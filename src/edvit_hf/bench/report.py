@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from edvit_hf.bench.selection import FUSION, LeftOut
+from edvit_hf.bench.selection import FUSION, UntimedFile
 from edvit_hf.errors import ManifestError, named_extra
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
@@ -63,7 +63,7 @@ class BenchReport:
     content_hash: str
     protocol: dict[str, Any]
     rows: list[BenchRow]
-    left_out: list[LeftOut]
+    left_out: list[UntimedFile]
     beside: list[BenchRow] = field(default_factory=list)  # of files that are not the ensemble's
 
     def to_json(self) -> dict[str, Any]:

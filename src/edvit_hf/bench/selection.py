@@ -35,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class UntimedFile:
     """One file that is not timed here."""
 
     file: str
@@ -72,7 +72,7 @@ def choose(
     *,
     sub_models: Sequence[int] | None = None,
     precisions: Sequence[str] | None = None,
-) -> tuple[list[Candidate], list[LeftOut]]:
+) -> tuple[list[Candidate], list[UntimedFile]]:
     """The files to time in the order of the manifest, and those for other instruction sets (see `bench_ensemble`).
 
     Raises:
@@ -93,7 +93,7 @@ def choose(
             candidates.append(one)
             continue
         here = f"{hardware.profile} has {hardware.preset}" if hardware.profile else "no profile knows this machine"
-        left_out.append(LeftOut(one.variant.file, f"made for the instruction set {made.preset}; {here}"))
+        left_out.append(UntimedFile(one.variant.file, f"made for the instruction set {made.preset}; {here}"))
     if not candidates:
         raise EDViTError(
             f"Expected at least one file to time, got none of {len(manifest.variants)}: "

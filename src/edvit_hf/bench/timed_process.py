@@ -17,17 +17,17 @@ import numpy as np
 import onnxruntime
 
 from edvit_hf.hardware.machine import memory_mib
-from edvit_hf.hardware.timing import Samples, open_session, random_feed, timed_run, warm_up
+from edvit_hf.hardware.timing import TimedRuns, open_session, random_feed, timed_run, warm_up
 
 WARM_UP_RUNS, WARM_UP_SECONDS, MAX_WARM_UPS = 3, 0.02, 30
 RUNS, SECONDS, MAX_RUNS = 11, 0.1, 200  # undisturbed: at least so many and for so long; in all no more than that
 MAX_FACTOR = 3
 
 
-def time_runs(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], threads: int) -> Samples:
+def time_runs(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], threads: int) -> TimedRuns:
     """Timed runs after those that warm up. Disturbed ones are repeated, up to three times as many in all."""
     warm_up(session, feed, at_least=WARM_UP_RUNS, seconds=WARM_UP_SECONDS, at_most=MAX_WARM_UPS)
-    samples, begin = Samples(), time.perf_counter()
+    samples, begin = TimedRuns(), time.perf_counter()
     while len(samples.runs) < min(MAX_RUNS, MAX_FACTOR * max(RUNS, len(samples.undisturbed))):
         samples.runs.append(timed_run(session, feed, threads=threads))
         if len(samples.undisturbed) >= RUNS and time.perf_counter() - begin > SECONDS:

@@ -82,7 +82,7 @@ def random_feed(
 
 
 @dataclass(frozen=True)
-class Sample:
+class TimedRun:
     """One timed run."""
 
     milliseconds: float
@@ -91,10 +91,10 @@ class Sample:
 
 
 @dataclass
-class Samples:
+class TimedRuns:
     """Timed runs of one session."""
 
-    runs: list[Sample] = field(default_factory=list)
+    runs: list[TimedRun] = field(default_factory=list)
 
     @property
     def undisturbed(self) -> list[float]:
@@ -130,7 +130,7 @@ def warm_up(
             break
 
 
-def timed_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], *, threads: int = 1) -> Sample:
+def timed_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], *, threads: int = 1) -> TimedRun:
     """One timed run, and whether it was disturbed.
 
     On one thread the run is this thread's own, so that processor time short of the time that passed tells of other
@@ -139,7 +139,7 @@ def timed_run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarr
     begin, begin_own = time.perf_counter(), time.thread_time()
     session.run(None, feed)
     own, passed = time.thread_time() - begin_own, time.perf_counter() - begin
-    return Sample(1e3 * passed, 1e3 * own, threads == 1 and own < UNDISTURBED_SHARE * passed)
+    return TimedRun(1e3 * passed, 1e3 * own, threads == 1 and own < UNDISTURBED_SHARE * passed)
 
 
 def time_rounds(
@@ -149,14 +149,14 @@ def time_rounds(
     threads: int = 1,
     seed: int = 0,
     after_each: Callable[[], None] = lambda: None,
-) -> list[Samples]:
+) -> list[TimedRuns]:
     """Time every session `rounds` times, once per round in an order that is shuffled anew.
 
     A slow spell of the machine so falls on all of them and not on one. A disturbed run is repeated in a later
     round, of which there are at most `MAX_ROUNDS_FACTOR` times as many.
     """
     feeds = [random_feed(session) for session in sessions]
-    samples = [Samples() for _ in sessions]
+    samples = [TimedRuns() for _ in sessions]
     shuffler = random.Random(seed)
     for _ in range(MAX_ROUNDS_FACTOR * rounds):
         order = [index for index, one in enumerate(samples) if len(one.undisturbed) < rounds]

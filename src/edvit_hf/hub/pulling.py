@@ -99,7 +99,7 @@ def pull(
             manifest, sub_models, profile=profile, precision=precision, raw_inputs=raw_inputs, fusion=fusion
         )
     folder = Path(output) if output is not None else Path(_default_name(source, selection, device))
-    fetched, unchanged = _bring(source, text, selection, folder)
+    fetched, unchanged = _fetch_selection(source, text, selection, folder)
     return Pulled(
         folder=folder,
         source=source.name,
@@ -184,7 +184,7 @@ def _default_name(source: Source, selection: Selection, device: str | None) -> s
     return f"{name}_{device or '_'.join(map(str, selection.variants)) or 'fusion'}"
 
 
-def _bring(source: Source, manifest: bytes, selection: Selection, folder: Path) -> tuple[int, bool]:
+def _fetch_selection(source: Source, manifest: bytes, selection: Selection, folder: Path) -> tuple[int, bool]:
     """Make `folder` hold the manifest and the files, and nothing else; bytes fetched, and whether it did before."""
     folder = folder.resolve()
     old = folder.with_name(_FORMER.format(folder.name))
@@ -197,7 +197,7 @@ def _bring(source: Source, manifest: bytes, selection: Selection, folder: Path) 
         _check_replaceable(folder)
         if _is_complete(folder, manifest, selection):
             return 0, True
-        fetched = sum(_place(source, needed, partial, folder) for needed in _with_bar(selection.files))
+        fetched = sum(_install_file(source, needed, partial, folder) for needed in _with_bar(selection.files))
         _keep_only(partial, {needed.file for needed in selection.files})
         (partial / MANIFEST_NAME).write_bytes(manifest)  # last: until now nothing loads from there
         if folder.exists():
@@ -240,7 +240,7 @@ def _with_bar(files: list[NeededFile]) -> Iterator[NeededFile]:
             bar.update(needed.bytes)
 
 
-def _place(source: Source, needed: NeededFile, partial: Path, folder: Path) -> int:
+def _install_file(source: Source, needed: NeededFile, partial: Path, folder: Path) -> int:
     """Have one verified file in the staging folder: what lies there or in the old folder is not fetched again."""
     if _is_right(partial, needed):
         return 0

@@ -25,7 +25,7 @@ def require_sha256(value: str, name: str) -> None:
     require(bool(_SHA256.fullmatch(value)), f"{name} must be 64 hex digits, got {value!r}.")
 
 
-def require_identity(file: "ContentFile | Hashed", where: str = "") -> None:
+def require_identity(file: "ContentFile | ListedFile", where: str = "") -> None:
     """Raise `ManifestError` unless a file's hash is a SHA-256 and its size is positive."""
     require_sha256(file.sha256, f"{where}`sha256`")
     require(file.bytes > 0, f"{where}`bytes` must be positive, got {file.bytes}.")
@@ -59,7 +59,7 @@ class ContentFile:
         require_identity(self)
 
 
-class Hashed(Protocol):
+class ListedFile(Protocol):
     """Anything that says where a file is (relative to the ensemble folder) and what it must hold."""
 
     @property
@@ -70,7 +70,7 @@ class Hashed(Protocol):
     def bytes(self) -> int: ...  # noqa: D102
 
 
-def verify_file(root: Path, variant: Hashed) -> Path:
+def verify_file(root: Path, variant: ListedFile) -> Path:
     """Check one file's size and hash and return its full path.
 
     Raises:
@@ -126,7 +126,7 @@ def hash_of_content(content: Mapping[str, ContentFile]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def hash_of_files(files: Iterable[Hashed]) -> str:
+def hash_of_files(files: Iterable[ListedFile]) -> str:
     """Hex SHA-256 over paths and hashes of exported files: says whether figures of them still are."""
     lines = sorted(f"{each.file} {each.sha256}" for each in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -63,13 +63,13 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fusion:
+class FusionCosts:
     """The fusion head on the concatenated features."""
 
     parameters: int
 
     @classmethod
-    def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int) -> "Fusion":
+    def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int) -> "FusionCosts":
         """The costs of the fusion head on the features of these sub-models."""
         return cls(
             parameters=fusion_parameters(
@@ -98,11 +98,11 @@ class FleetCosts:
 
     fleet: Fleet  # the devices
     loads: tuple[Load, ...]  # N sub-models
-    fusion: Fusion  # their fusion head
+    fusion: FusionCosts  # their fusion head
     known_ms: np.ndarray  # (N, D) predicted milliseconds, NaN where nothing tells them
 
     @classmethod
-    def of(cls, fleet: Fleet, loads: Sequence[Load], fusion: Fusion) -> "FleetCosts":
+    def of(cls, fleet: Fleet, loads: Sequence[Load], fusion: FusionCosts) -> "FleetCosts":
         """Predict every sub-model on every device, once for each pair of unlike ones.
 
         Raises:

@@ -14,10 +14,10 @@ import numpy as np
 from edvit_hf.architectures.axes import AttentionKind, Widths, widths_of_heads, widths_of_ratios
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, PruningError, RecipeError
-from edvit_hf.planning.costs import FleetCosts, Fusion, Load
+from edvit_hf.planning.costs import FleetCosts, FusionCosts, Load
 from edvit_hf.planning.fleet import Fleet
 from edvit_hf.planning.placed_plan import FEASIBILITY_SECONDS, PlacementMethod, nearest_budgets, place, search_method
-from edvit_hf.planning.placing import Clock, feasible
+from edvit_hf.planning.placing import TimeBudget, feasible
 from edvit_hf.planning.plan import Plan
 from edvit_hf.storage import MIB
 from edvit_hf.tasks import num_labels_of
@@ -100,7 +100,7 @@ class _Search:
     given: list[ModelShape | None]  # sizes of the sub-models that are not cut from the teacher
     exact: bool
     notes: list[str]
-    clock: Clock = field(default_factory=lambda: Clock(FEASIBILITY_SECONDS))
+    time_budget: TimeBudget = field(default_factory=lambda: TimeBudget(FEASIBILITY_SECONDS))
     starts: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # placements that fit, by cuts
     _shapes: dict[Widths, ModelShape] = field(default_factory=dict)
     _loads: dict[Widths, Load] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class _Search:
             if shape.widths not in self._loads:
                 self._loads[shape.widths] = Load.of_shape(shape, (), cut if isinstance(cut, int) else None)
             loads.append(dataclasses.replace(self._loads[shape.widths], classes=tuple(group)))
-        return FleetCosts.of(self.fleet, loads, Fusion.of(loads, self.teacher.widths.labels, self.hidden))
+        return FleetCosts.of(self.fleet, loads, FusionCosts.of(loads, self.teacher.widths.labels, self.hidden))
 
     def choose(self, keep: Keep) -> list[Cut]:
         """The cut of every sub-model."""
@@ -179,7 +179,7 @@ class _Search:
 
     def fits(self, cuts: Sequence[Cut]) -> bool:
         """Whether some placement holds all budgets; an exact search that runs out of time counts as none."""
-        found = feasible(self.costs(cuts).problem(), self.clock, exact=self.exact)
+        found = feasible(self.costs(cuts).problem(), self.time_budget, exact=self.exact)
         if found.placement is not None:
             self.starts[_key(cuts)] = found.placement
         elif not found.is_proven and self.exact:
@@ -187,7 +187,7 @@ class _Search:
             self.notes += [] if note in self.notes else [note]
         return found.placement is not None
 
-    def _possible(self, heads: int) -> bool:
+    def _is_possible(self, heads: int) -> bool:
         """Whether the kind of attention can say this number of heads (thin heads must come out even)."""
         try:
             self.shape(heads, self.groups[0])
@@ -196,7 +196,7 @@ class _Search:
         return True
 
     def _largest_uniform(self) -> int:
-        possible = [k for k in range(self.teacher.widths.heads, 0, -1) if self._possible(k)]
+        possible = [k for k in range(self.teacher.widths.heads, 0, -1) if self._is_possible(k)]
         if not possible:
             self.shape(1, self.groups[0])  # raises and says why
         fitting = next((heads for heads in possible if self.fits(self._cuts([heads] * len(self.groups)))), None)
@@ -208,7 +208,7 @@ class _Search:
 
     def _raise_singly(self, uniform: int) -> list[Cut]:
         """From a uniform keep, one step more for one sub-model at a time (the smallest first) while all fits."""
-        steps = [k for k in range(uniform, self.teacher.widths.heads + 1) if self._possible(k)]
+        steps = [k for k in range(uniform, self.teacher.widths.heads + 1) if self._is_possible(k)]
         at = [0] * len(self.groups)
         is_open = [own is None for own in self.given]
         while any(is_open):

@@ -14,7 +14,7 @@ import numpy as np
 from edvit_hf.errors import BudgetError, MissingExtraError, RecipeError
 from edvit_hf.planning.costs import FleetCosts
 from edvit_hf.planning.fleet import BUDGETS
-from edvit_hf.planning.placing import Clock, Problem, fastest, feasible, greedy, has_solver, raise_budgets
+from edvit_hf.planning.placing import Problem, TimeBudget, fastest, feasible, greedy, has_solver, raise_budgets
 from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
 from edvit_hf.storage import MIB
 
@@ -59,7 +59,7 @@ def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: S
     problem, notes = costs.problem(), [*notes, *costs.notes()]
     first = greedy(problem)
     if first is None and start is None:
-        start = feasible(problem, Clock(FEASIBILITY_SECONDS), exact=exact).placement
+        start = feasible(problem, TimeBudget(FEASIBILITY_SECONDS), exact=exact).placement
     if first is None and start is None:
         sentence, nearest = nearest_budgets(costs, exact=exact)
         raise BudgetError(
@@ -69,7 +69,7 @@ def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: S
         )
     chosen, bound = list(first if first is not None else start or ()), problem.lower_bound
     if exact:
-        found = fastest(problem, chosen, Clock(PLACEMENT_SECONDS))
+        found = fastest(problem, chosen, TimeBudget(PLACEMENT_SECONDS))
         chosen, bound = found.placement or chosen, found.bound
         if not found.is_proven:
             notes.append("the search for the fastest placement stopped at its time limit; `gap` bounds what it missed")
@@ -204,14 +204,14 @@ def nearest_budgets(costs: FleetCosts, *, exact: bool) -> tuple[str, dict[str, f
     will do. Returns a sentence, and dotted budget name -> value (see `BudgetError.nearest`), both empty where none was
     found.
     """
-    problem, clock = costs.problem(), Clock(NEAREST_SECONDS)
+    problem, time_budget = costs.problem(), TimeBudget(NEAREST_SECONDS)
     kinds = [kind for kind in BUDGETS if np.isfinite(problem.limits[kind]).any()]
     kinds += ["total"] if np.isfinite(problem.total_limit) else []
     options: list[tuple[float, list[tuple[str, float, float]]]] = []
     for chosen in [[kind] for kind in kinds] + ([kinds] if len(kinds) > 1 else []):
         if len(chosen) > 1 and options:
             break
-        raised = raise_budgets(problem, chosen, clock).raised if exact else _raise_all(problem, chosen)
+        raised = raise_budgets(problem, chosen, time_budget).raised if exact else _raise_all(problem, chosen)
         values = list(_raised_values(costs, problem, raised))
         if values:
             options.append((sum(new / old - 1 for _, new, old in values), values))

@@ -85,7 +85,7 @@ class Problem:
     def kinds_of_items(self) -> list[list[int]]:
         """Sub-models that cost the same everywhere, together: the search counts them instead of naming them."""
         rows = [*self.costs.values(), self.busy_ms, self.remote_ms]
-        return _alike([tuple(tuple(row[i]) for row in rows) for i in range(self.shape[0])])
+        return _positions_by_key([tuple(tuple(row[i]) for row in rows) for i in range(self.shape[0])])
 
     @cached_property
     def kinds_of_devices(self) -> list[list[int]]:
@@ -96,10 +96,10 @@ class Problem:
             (*(tuple(table[:, d]) for table in tables), *(float(vector[d]) for vector in vectors))
             for d in range(self.shape[1])
         ]
-        return _alike(keys)
+        return _positions_by_key(keys)
 
 
-def _alike(keys: Sequence[Any]) -> list[list[int]]:
+def _positions_by_key(keys: Sequence[Any]) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
@@ -107,7 +107,7 @@ def _alike(keys: Sequence[Any]) -> list[list[int]]:
 
 
 @dataclass
-class Clock:
+class TimeBudget:
     """Seconds that the exact searches of one plan may take together."""
 
     limit_s: float
@@ -183,20 +183,20 @@ def has_solver() -> bool:
     return True
 
 
-def feasible(problem: Problem, clock: Clock, *, exact: bool) -> SearchOutcome:
+def feasible(problem: Problem, time_budget: TimeBudget, *, exact: bool) -> SearchOutcome:
     """Some placement within the budgets: greedy's, and where it finds none, the exact search's."""
     start = greedy(problem)
     if start is not None or not exact:
         return SearchOutcome(start, is_proven=start is not None)
-    return _Program(problem).solve(clock)
+    return _Program(problem).solve(time_budget)
 
 
-def fastest(problem: Problem, start: Sequence[int], clock: Clock) -> SearchOutcome:
+def fastest(problem: Problem, start: Sequence[int], time_budget: TimeBudget) -> SearchOutcome:
     """The placement that minimises the latency, searched below the latency of `start`; never worse than `start`."""
     objective = problem.objective(start)
     if objective <= problem.lower_bound * (1 + TOLERANCE):
         return SearchOutcome(list(start), is_proven=True, bound=objective)
-    found = _Program(problem, latency=True, cutoff=objective).solve(clock)
+    found = _Program(problem, latency=True, cutoff=objective).solve(time_budget)
     bound = min(max(found.bound, problem.lower_bound), objective)
     if found.placement is None or problem.objective(found.placement) >= objective * (1 - TOLERANCE):
         # An ended search without a better placement proves `start` the best.
@@ -205,13 +205,13 @@ def fastest(problem: Problem, start: Sequence[int], clock: Clock) -> SearchOutco
     return SearchOutcome(found.placement, found.is_proven, objective if found.is_proven else min(bound, objective))
 
 
-def raise_budgets(problem: Problem, kinds: Sequence[str], clock: Clock) -> SearchOutcome:
+def raise_budgets(problem: Problem, kinds: Sequence[str], time_budget: TimeBudget) -> SearchOutcome:
     """The smallest rise of budgets that makes room: of the limits of `kinds` ("total" is the limit in all).
 
     The sum of the rises is minimal (of several kinds: each relative to its largest cost), so lowering any raised limit
     again leaves no placement.
     """
-    found = _Program(problem, raised=tuple(kinds)).solve(clock)
+    found = _Program(problem, raised=tuple(kinds)).solve(time_budget)
     if found.placement is None:
         return found
     raised: dict[str, np.ndarray] = {}
@@ -310,11 +310,11 @@ class _Program:
         if cutoff is not None:
             self._row(-np.inf, cutoff / self.time_scale)[:] = self.objective
 
-    def solve(self, clock: Clock) -> SearchOutcome:
+    def solve(self, time_budget: TimeBudget) -> SearchOutcome:
         """Run the solver; what it finds is checked against the budgets exactly before it counts."""
         with named_extra("Exact placement", "plan"):
             from scipy.optimize import Bounds, LinearConstraint, milp
-        if clock.left_s <= 0:
+        if time_budget.left_s <= 0:
             return SearchOutcome(None, is_proven=False)
         num_devices, started = self.problem.shape[1], time.perf_counter()
         highest = np.full(self.size, np.inf)
@@ -327,9 +327,9 @@ class _Program:
             integrality=integrality,
             bounds=Bounds(0, highest),
             constraints=LinearConstraint(np.array(self.rows), self.low, self.high),
-            options={"time_limit": clock.left_s, "mip_rel_gap": 0.0},
+            options={"time_limit": time_budget.left_s, "mip_rel_gap": 0.0},
         )
-        clock.spent_s += time.perf_counter() - started
+        time_budget.spent_s += time.perf_counter() - started
         bound = (result.mip_dual_bound or 0.0) * self.time_scale
         if result.x is None:
             return SearchOutcome(None, is_proven=result.status == 2, bound=bound)

@@ -35,7 +35,7 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownSize:
+class SubModelSize:
     """A sub-model's row of results.json."""
 
     index: int
@@ -77,7 +77,7 @@ class EnsembleConfig:
 class Results:
     """The part of results.json that costs depend on."""
 
-    sub_models: Mapping[int, KnownSize]  # index -> size
+    sub_models: Mapping[int, SubModelSize]  # index -> size
     teacher: Size  # of the teacher
     ensemble: Size | None  # of all sub-models with their fusion head; None where there is no such row
 
@@ -163,7 +163,7 @@ def _parsed(path: Path, source: str, parse: Callable[[dict[str, Any]], Any]) -> 
         raise ManifestError(f"{source}: {error} {_REMEDY}") from error
 
 
-def _taken(kind: Any, value: Any, where: str = "") -> Any:
+def _read_known(kind: Any, value: Any, where: str = "") -> Any:
     """A dataclass from those of an object's keys that it has."""
     if not isinstance(value, dict):
         raise ValueError(f"`{where}` must be an object, got {type(value).__name__}.")
@@ -176,8 +176,8 @@ def _config(data: dict[str, Any]) -> tuple[EnsembleConfig, Size, list[ModelShape
             f"expected the config.json of an ensemble, with `sub_model_configs` and `class_groups`, got the keys "
             f"{sorted(data)[:8]}. It is another model. Give an ensemble, or a recipe to plan one."
         )
-    values: EnsembleConfig = _taken(EnsembleConfig, data)
-    parent, shapes = _taken(Size, data.get("parent") or {}, "parent"), list[ModelShape | None]()
+    values: EnsembleConfig = _read_known(EnsembleConfig, data)
+    parent, shapes = _read_known(Size, data.get("parent") or {}, "parent"), list[ModelShape | None]()
     for index, (config, group) in enumerate(zip(values.sub_model_configs, values.class_groups, strict=True)):
         where = f"sub_model_configs[{index}]"
         try:
@@ -211,10 +211,10 @@ def _results(data: dict[str, Any]) -> Results:
     lists: dict[str, list[Any]] = {}
     for key in ("sub_models", "rows"):
         lists[key] = read_strictly(list[Any], data.get(key, []), key)
-    sizes = [_taken(KnownSize, row, f"sub_models[{i}]") for i, row in enumerate(lists["sub_models"])]
+    sizes = [_read_known(SubModelSize, row, f"sub_models[{i}]") for i, row in enumerate(lists["sub_models"])]
     of_kind: dict[str, Size] = {}
     for i, row in enumerate(lists["rows"]):
-        size = _taken(Size, row, f"rows[{i}]")
+        size = _read_known(Size, row, f"rows[{i}]")
         kind = row.get("kind")
         if kind in ("teacher", "ensemble"):
             if size.parameters is None:

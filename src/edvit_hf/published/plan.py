@@ -12,7 +12,7 @@ from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
-from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, Fusion, Load
+from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, FusionCosts, Load
 from edvit_hf.planning.fleet import Device, Fleet, load_fleet
 from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
@@ -149,21 +149,21 @@ def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> 
     )
 
 
-def _fusion(ensemble: Published, loads: Sequence[Load]) -> Fusion:
+def _fusion(ensemble: Published, loads: Sequence[Load]) -> FusionCosts:
     """Costs of the fusion head; of older folders only, told by what else their files say."""
     if ensemble.fusion_hidden_size is not None:
-        return Fusion.of(loads, sum(map(len, ensemble.class_groups)), ensemble.fusion_hidden_size)
+        return FusionCosts.of(loads, sum(map(len, ensemble.class_groups)), ensemble.fusion_hidden_size)
     whole = None if ensemble.results is None else ensemble.results.ensemble
     if whole is None or whole.parameters is None:
         assert ensemble.manifest is not None
-        return Fusion(parameters=ensemble.manifest.fusion.variant("fp32").bytes // BYTES_PER_PARAMETER)
+        return FusionCosts(parameters=ensemble.manifest.fusion.variant("fp32").bytes // BYTES_PER_PARAMETER)
     parameters = whole.parameters - sum(load.parameters for load in loads)
     if parameters <= 0:
         raise ManifestError(
             f"{ensemble.source}/results.json: the ensemble must have more parameters than its sub-models together, got "
             f"{whole.parameters}. The fusion head's size would be negative. Fetch or export it again."
         )
-    return Fusion(parameters=parameters)
+    return FusionCosts(parameters=parameters)
 
 
 def _teacher(ensemble: Published) -> dict[str, int | None]:

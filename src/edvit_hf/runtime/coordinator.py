@@ -20,7 +20,6 @@ import numpy as np
 
 from edvit_hf.errors import DataError, EDViTError, QuorumError
 from edvit_hf.manifest import Manifest
-from edvit_hf.runtime.admission import Admission
 from edvit_hf.runtime.breaker import Breakers, UsualTimes
 from edvit_hf.runtime.clock import Clock, MonotonicClock
 from edvit_hf.runtime.engines import (
@@ -33,6 +32,7 @@ from edvit_hf.runtime.engines import (
     SubModelResponse,
 )
 from edvit_hf.runtime.exchange import DEFAULT_MAX_DEVIATIONS, Exchange, ResponseCheck, reason_of, too_few
+from edvit_hf.runtime.waiting_line import RequestLine
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Coordinator:
         self._content_hash = manifest.ensemble.content_hash
         self._num_sub_models = len(manifest.sub_models)
         self._check = ResponseCheck(manifest, max_deviations=self.config.max_deviations)
-        self._admission = Admission(
+        self._line = RequestLine(
             self._clock, max_in_flight=self.config.max_in_flight, max_queued=self.config.max_queued
         )
         self._breakers = Breakers(
@@ -144,7 +144,7 @@ class Coordinator:
         limit = self.config.deadline_ms if deadline_ms is None else deadline_ms
         deadline = None if limit is None else begin + limit / 1e3
         try:
-            with self._admission.enter(deadline):
+            with self._line.enter(deadline):
                 admitted = self._clock.now()
                 exchange = self._ask(inputs, absent, deadline)
                 ended = self._clock.now()
@@ -169,7 +169,7 @@ class Coordinator:
             "requests": counts,
             "missing": missing,
             "breakers": self._breakers.states(),
-            "queue": self._admission.status(),
+            "queue": self._line.status(),
             "engine": self.engine.status(),
         }
 

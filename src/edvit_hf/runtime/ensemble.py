@@ -35,7 +35,7 @@ from edvit_hf.runtime.engines import Engine
 from edvit_hf.runtime.engines.local import LocalEngine, input_shape
 from edvit_hf.runtime.engines.schedules import Schedule
 from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
-from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_session
+from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_verified
 from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
 from edvit_hf.transforms import Transform, load_transform
 
@@ -352,7 +352,7 @@ def _transform_of(manifest: Manifest, root: Path) -> Transform:
 
 def _fusion_of(manifest: Manifest, root: Path) -> Fusion:
     """The fusion head, which has run once."""
-    session = open_session(root, manifest.fusion.variant("fp32"), quiet_options(1))
+    session = open_verified(root, manifest.fusion.variant("fp32"), quiet_options(1))
     check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
     fusion = Fusion(manifest, session)
     with suppress(Exception):  # what it cannot do is told when it is asked

@@ -105,7 +105,7 @@ def check_share(root: Path, manifest: Manifest, indices: Sequence[int], precisio
     if not has_head:
         advice.append(f"Fetch the fusion head too: `{_pull_line(held)}`.")
     raise ManifestError(
-        f"Expected {_some(wanted)} in {root}, got {_some(got) or 'no sub-model'} and {'the' if has_head else 'no'} "
+        f"Expected {_listed(wanted)} in {root}, got {_listed(got) or 'no sub-model'} and {'the' if has_head else 'no'} "
         "fusion head. What is listed in the manifest but missing cannot answer; a folder that was fetched for one "
         f"device holds its share only. {' '.join([*advice, 'Or fetch or export all of it again.'])}"
     )
@@ -119,7 +119,7 @@ def _named(variant: Variant) -> str:
     return f"{variant.precision}{' for ' + ', '.join(variant.profiles) if variant.profiles else ''}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     return ", ".join([*names[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
 
@@ -146,7 +146,7 @@ def _pull_line(held: Mapping[int, list[Variant]]) -> str:
     return f"edvit pull REPO{options} --fusion"
 
 
-def open_session(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_verified(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session on one file, after checking that it holds its weights itself and has the promised hash."""
     _check_self_contained(root / variant.file, variant.file)
     path = verify_file(root, variant)

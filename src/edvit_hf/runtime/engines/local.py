@@ -19,7 +19,7 @@ from edvit_hf.runtime.engines import ProbeResponse, SubModelRequest, SubModelRes
 from edvit_hf.runtime.engines.lanes import Job, Lane, close_all
 from edvit_hf.runtime.engines.schedules import AT_ONCE, SCHEDULES, Schedule
 from edvit_hf.runtime.inputs import probe_inputs
-from edvit_hf.runtime.sessions import check_share, check_sub_model, chosen_variants, open_session
+from edvit_hf.runtime.sessions import check_share, check_sub_model, chosen_variants, open_verified
 from edvit_hf.strict import one_of
 from edvit_hf.tasks import MAIN_INPUT
 
@@ -122,7 +122,7 @@ class LocalEngine:
         options = schedules.options_for(schedule, len(variants), num_threads)
         # At once the answer waits for the largest; in turn, a deadline leaves out fewer if the small ones come first.
         order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule in AT_ONCE)
-        sessions = {index: open_session(root, variants[index], options) for index in order}
+        sessions = {index: open_verified(root, variants[index], options) for index in order}
         for index, session in sessions.items():
             check_sub_model(manifest, index, session)
         task = manifest.ensemble.task

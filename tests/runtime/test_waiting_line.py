@@ -11,7 +11,7 @@ import pytest
 
 from edvit_hf.errors import OverloadedError
 from edvit_hf.runtime import Coordinator, CoordinatorConfig, MonotonicClock
-from edvit_hf.runtime.admission import Admission
+from edvit_hf.runtime.waiting_line import RequestLine
 from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 from support.tiny_ensemble import SIZE, write_tiny_ensemble
 
@@ -101,7 +101,7 @@ def test_a_request_that_would_be_late_is_turned_away_before_it_waits(busy_fleet)
 
 def test_a_turn_that_does_not_come_by_the_deadline_is_refused_then():
     clock = SimulatedClock()
-    line = Admission(clock, max_in_flight=1, max_queued=4)
+    line = RequestLine(clock, max_in_flight=1, max_queued=4)
     with line.enter(None), pytest.raises(OverloadedError, match="its turn did not come by its deadline"):
         line.enter(0.05).__enter__()
     assert clock.now() == pytest.approx(0.05)
@@ -111,7 +111,7 @@ def test_a_turn_that_does_not_come_by_the_deadline_is_refused_then():
 
 def test_the_first_to_come_is_the_first_to_be_served():
     clock = MonotonicClock()
-    line, order = Admission(clock, max_in_flight=1, max_queued=10), []
+    line, order = RequestLine(clock, max_in_flight=1, max_queued=10), []
 
     def visit(number):
         with line.enter(None):
@@ -130,7 +130,7 @@ def test_the_first_to_come_is_the_first_to_be_served():
 
 
 def test_a_fault_while_being_served_frees_the_place():
-    line = Admission(MonotonicClock(), max_in_flight=1, max_queued=0)
+    line = RequestLine(MonotonicClock(), max_in_flight=1, max_queued=0)
     for _ in range(3):
         with pytest.raises(KeyError), line.enter(None):
             raise KeyError

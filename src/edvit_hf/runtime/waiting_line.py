@@ -12,7 +12,7 @@ from edvit_hf.runtime.clock import Clock
 _WEIGHT = 0.2  # of the newest service time in the running mean
 
 
-class Admission:
+class RequestLine:
     """Lets `max_in_flight` requests through at a time and at most `max_queued` wait."""
 
     def __init__(self, clock: Clock, *, max_in_flight: int, max_queued: int) -> None:
