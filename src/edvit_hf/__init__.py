@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Split a Vision-Transformer-family classifier by classes into small sub-models for edge devices.
 
+Comes in, through the names below: a recipe, a manifest, or an ensemble's folder or Hub id. Goes out: a finished
+ensemble, or its answers. Users import from here; the rooms take only `lazy` and the version.
+
 Importing this package loads neither torch nor transformers: public names are resolved when first touched, and
 touching a model class registers it with the Transformers Auto classes.
 """

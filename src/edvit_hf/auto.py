@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers the model classes with the Transformers Auto classes and finds those of a task; loaded at the first use.
 
+Comes in: a task. Goes out: the class of its ensembles, or of its stock classifiers. Whoever loads a model with
+Transformers imports it; export, recipe and `published` call it. It needs torch.
+
 ```python
 import edvit_hf.auto
 from transformers import AutoModelForImageClassification

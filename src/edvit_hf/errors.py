@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors of this library: one base class and the few children that a caller can act on.
 
-Each message says what was expected, what came, why it matters and what to do.
+Comes in: what went wrong. Goes out: an exception whose message says what was expected, what came, why it matters and
+what to do. Every room raises these.
 """
 
 import difflib

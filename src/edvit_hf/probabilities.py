@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probabilities of a classifier, and how far its confidence is from its accuracy. Light: numpy only."""
+"""Probabilities of a classifier, and how far its confidence is from its accuracy. Light: numpy only.
+
+Comes in: logits, or probabilities with labels. Goes out: probabilities, or the expected calibration error. Evaluation
+and runtime call it.
+"""
 
 from typing import Any
 

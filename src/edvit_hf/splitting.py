@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divides the classes into class groups, one for each sub-model. Light: numpy only."""
+"""Divides the classes into class groups, one for each sub-model. Light: numpy only.
+
+Comes in: how to divide, the number of classes and, for a division by similarity, what the teacher confuses. Goes out: a
+list of class indices for each sub-model. The recipe's split stage calls it.
+"""
 
 import logging
 from collections.abc import Sequence

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are either whole or absent: write to a sibling, then rename."""
+"""Files that are either whole or absent: write to a sibling, then rename.
+
+Comes in: a path and what is to stand there. Goes out: the complete file or folder, or what was there before; nothing in
+between. Every room that writes files calls it.
+"""
 
 import contextlib
 import json

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are read strictly: a dataclass is the schema, and what does not fit it is named precisely."""
+"""Files are read strictly: a dataclass is the schema, and what does not fit it is named precisely.
+
+Comes in: the plain values of a YAML or JSON file and a dataclass, or one value and the range it may have. Goes out: the
+dataclass, or an error that names the key. Whoever reads recipes, manifests, fleets and results calls it.
+"""
 
 import contextlib
 import dataclasses

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an ensemble classifies: its task, what the models of a task are fed, and the class groups of its sub-models.
 
+Comes in: a task, or class groups with the number of classes. Goes out: names of inputs and files, numbers of labels, or
+what is wrong with the groups. Every room may call it.
+
 Light: standard library only. `configuration_edvit.py` travels to the Hub alone and so repeats two rules: that class
 groups cover the classes, and how many labels a sub-model has; a test compares them.
 """
