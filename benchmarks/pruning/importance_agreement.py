@@ -67,7 +67,7 @@ def compare(exact: UnitScores, other: UnitScores, model: PreTrainedModel, after:
         "residual_tau": tau(exact.residual, other.residual),
         "residual_overlap": overlap([ours.kept_residual], [theirs.kept_residual]),
         **taus("heads", exact.heads, other.heads),
-        "heads_overlap": overlap(ours.kept_heads, theirs.kept_heads),
+        "heads_overlap": overlap(ours.kept_attention, theirs.kept_attention),
         **taus("attention", exact.attention, other.attention),
         "attention_overlap": overlap(*merged),
         **taus("ffn", exact.ffn, other.ffn),

@@ -40,7 +40,6 @@ EQUAL = ([1] * 4, [[0, 0]] * 2, [[0] * 4] * 2, [[1, 2, 1], [0, 0, 0]])
 def test_the_plan_keeps_the_highest_scores_of_every_layer_in_index_order():
     plan = small_plan(*SCORES, residual=2, heads=1, ffn=2)
     assert plan.kept_residual == [1, 3]
-    assert plan.kept_heads == [[1], [0]]
     assert plan.kept_attention == [[2, 3], [0, 1]]
     assert plan.kept_ffn == [[0, 2], [1, 2]]
 
@@ -57,13 +56,6 @@ def test_merged_heads_keep_the_best_dimensions_of_their_group():
     assert (plan.num_heads_after, plan.widths_after.head_dim) == (1, 2)
 
 
-@pytest.mark.parametrize("kind", ["thin", "merged"])
-def test_only_whole_heads_are_a_list_of_heads(kind):
-    plan = small_plan(*SCORES, kind=kind)
-    with pytest.raises(PruningError, match=f"{kind} heads cuts inside heads.*kept_attention"):
-        _ = plan.kept_heads
-
-
 def test_the_pooler_has_units_of_its_own():
     model = tiny_model("bert")
     scores = random_scores(model)
@@ -76,7 +68,7 @@ def test_the_pooler_has_units_of_its_own():
 
 def test_ties_go_to_the_lower_index():
     plan = small_plan(*EQUAL, residual=3, heads=1, ffn=2)
-    assert (plan.kept_residual, plan.kept_heads) == ([0, 1, 2], [[0], [0]])
+    assert (plan.kept_residual, plan.kept_attention) == ([0, 1, 2], [[0, 1], [0, 1]])
     assert plan.kept_ffn == [[0, 1], [0, 1]]
 
 

@@ -40,9 +40,10 @@ def masked_forward(model: PreTrainedModel, plan: PruningPlan, inputs: AnyInputs)
 
     layers, width = range(len(plan.kept_ffn)), plan.num_heads * plan.head_dim
     is_whole = plan.attention == "whole"
+    heads = [[dimension // plan.head_dim for dimension in kept[:: plan.head_dim]] for kept in plan.kept_attention]
     masks = Masks(
         residual=mask(plan.kept_residual, plan.hidden_size),
-        heads={i: mask(plan.kept_heads[i], plan.num_heads) for i in layers} if is_whole else {},
+        heads={i: mask(heads[i], plan.num_heads) for i in layers} if is_whole else {},
         attention={} if is_whole else {i: mask(plan.kept_attention[i], width) for i in layers},
         ffn={i: mask(plan.kept_ffn[i], plan.intermediate_size) for i in layers},
         pooled=None if plan.kept_pooled is None else mask(plan.kept_pooled, plan.hidden_size),

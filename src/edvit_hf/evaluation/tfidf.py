@@ -148,13 +148,8 @@ class TfidfBaseline:
 
     @property
     def num_bytes(self) -> int:
-        """Of the parameters, float32. The vocabulary itself comes on top, see `vocabulary_bytes`."""
+        """Bytes of the parameters in float32; the vocabulary itself comes on top."""
         return self.idf.nbytes + self.weights.nbytes + self.bias.nbytes
-
-    @property
-    def vocabulary_bytes(self) -> int:
-        """Of the terms in UTF-8, without separators."""
-        return sum(len(term.encode("utf-8", "surrogatepass")) for term in self.terms)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tfidf.json` and `model.safetensors`; the folder appears whole or not at all."""

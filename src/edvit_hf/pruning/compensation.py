@@ -45,7 +45,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Samples:
+class FitSamples:
     """The inputs, and the tokens of them that are fitted on: `chosen` (n, T) bool, `weights` (n, T)."""
 
     inputs: Inputs
@@ -73,7 +73,7 @@ class Targets:
     plan: PruningPlan
     group: list[int]
 
-    def collect(self, samples: Samples, steps: Sequence[Step]) -> dict[Step, list[Tensor]]:
+    def collect(self, samples: FitSamples, steps: Sequence[Step]) -> dict[Step, list[Tensor]]:
         """Step -> one (R of the batch, O) tensor per batch; one pass of the teacher."""
         targets: dict[Step, list[Tensor]] = {step: [] for step in steps}
         names = {probe: name for step in steps for name, probe in zip(step.names, step.probes, strict=True)}
@@ -84,7 +84,7 @@ class Targets:
                 targets[step].append(torch.cat([found.pop(probe) for probe in step.probes], dim=-1))
         return targets
 
-    def windows(self, samples: Samples, steps: Sequence[Step]) -> Iterator[list[Step]]:
+    def windows(self, samples: FitSamples, steps: Sequence[Step]) -> Iterator[list[Step]]:
         """Consecutive steps whose targets fit into `_TARGET_BYTES` together; at least one at a time."""
         window: list[Step] = []
         held = 0
@@ -115,7 +115,7 @@ class Targets:
         return values
 
 
-def choose_tokens(inputs: Inputs, architecture: Architecture, num_tokens: int, batch_size: int) -> Samples:
+def choose_tokens(inputs: Inputs, architecture: Architecture, num_tokens: int, batch_size: int) -> FitSamples:
     """Draw at most `_MAX_ROWS` tokens, evenly over the inputs, those that the classifier reads first."""
     count, features = num_rows(inputs), list(architecture.feature_tokens)
     order = torch.rand(count, num_tokens, generator=torch.Generator().manual_seed(_SEED))
@@ -132,7 +132,7 @@ def choose_tokens(inputs: Inputs, architecture: Architecture, num_tokens: int, b
     if num_features and num_others:
         weights[:, features] = _FEATURE_SHARE / (1 - _FEATURE_SHARE) * num_others / num_features
     device = next(iter(inputs.values())).device
-    return Samples(inputs, chosen.to(device), weights.to(device), batch_size)
+    return FitSamples(inputs, chosen.to(device), weights.to(device), batch_size)
 
 
 def chosen_rows(values: Tensor, chosen: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def compensate(
 
 
 def _fit(
-    pruned: PreTrainedModel, targets: Targets, samples: Samples, ridges: dict[Step, float], progress: bool
+    pruned: PreTrainedModel, targets: Targets, samples: FitSamples, ridges: dict[Step, float], progress: bool
 ) -> None:
     """One step after the other, each with its ridge."""
     with tqdm(total=len(ridges), desc="compensating", unit="step", disable=None if progress else True) as bar:
@@ -224,7 +224,7 @@ def _fit(
                 bar.update()
 
 
-def _ridges(samples: Samples, steps: Sequence[Step], ridge: float) -> dict[Step, float]:
+def _ridges(samples: FitSamples, steps: Sequence[Step], ridge: float) -> dict[Step, float]:
     """The ridge of every step, raised where rows are few."""
     factors = {step: max(1.0, _ROWS_PER_INPUT * step.num_inputs / samples.num_rows(step)) for step in steps}
     raised = [step for step, factor in factors.items() if factor > 1]
@@ -239,7 +239,7 @@ def _ridges(samples: Samples, steps: Sequence[Step], ridge: float) -> dict[Step,
 
 
 def _normal_equations(
-    pruned: PreTrainedModel, samples: Samples, step: Step, targets: list[Tensor]
+    pruned: PreTrainedModel, samples: FitSamples, step: Step, targets: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """X'X (I + 1, I + 1) and X'E (I + 1, O), float64, the last input being the constant 1.
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from edvit_hf.architectures.axes import AttentionKind
 from edvit_hf.errors import PruningError
-from edvit_hf.strict import number, whole_number
+from edvit_hf.strict import number, one_of, whole_number
 
 ImportanceMethod = Literal["kl", "fisher", "linear", "hybrid", "taylor", "magnitude", "apoz", "hsic", "random"]
 
@@ -92,11 +92,7 @@ class PruneConfig:
         if self.keep_ratios is not None and keep != "auto":
             raise PruningError(f"`keep_heads` ({keep!r}) and `keep_ratios` both say how much stays. Write one of them.")
         for name, options in (("importance", ImportanceMethod), ("attention", AttentionKind)):
-            if getattr(self, name) not in get_args(options):
-                raise PruningError(
-                    f"`{name}` must be one of {', '.join(get_args(options))}, got {getattr(self, name)!r}. "
-                    "Leave it out when in doubt."
-                )
+            one_of(name, getattr(self, name), get_args(options), "it decides what is cut", PruningError)
         for name in ("samples_per_class", "batch_size", "compensation_samples", "rounds", "round_epochs"):
             whole_number(name, getattr(self, name), 1, "with less there is nothing to work with", PruningError)
         whole_number("seed", self.seed, 0, "random generators take no other", PruningError)

@@ -105,20 +105,6 @@ class PruningPlan:
             labels=self.num_labels,
         )
 
-    @property
-    def kept_heads(self) -> list[list[int]]:
-        """Old heads that stay in every layer, sorted.
-
-        Raises:
-            PruningError: If heads do not stay or go as a whole.
-        """
-        if self.attention != "whole":
-            raise PruningError(
-                f"A plan with {self.attention} heads cuts inside heads, so that no list of heads says what stays. "
-                "Read `kept_attention`."
-            )
-        return [[dimension // self.head_dim for dimension in kept[:: self.head_dim]] for kept in self.kept_attention]
-
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values that JSON can hold."""
         return {"schema_version": _SCHEMA_VERSION, **asdict(self)}

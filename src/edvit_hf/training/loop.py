@@ -38,7 +38,7 @@ EPOCH_CHECKPOINT_SECONDS = 5.0
 
 
 @dataclasses.dataclass
-class _Pending:
+class _BatchFigures:
     """Figures of a batch that are still on their device.
 
     `weight` is the number of items this process ran of its `size`, `step` the optimiser step it belongs to (from 1),
@@ -69,7 +69,7 @@ class _Run:
     progress: Progress
     bar: tqdm
     tracker: Tracker
-    pending: list[_Pending] = dataclasses.field(default_factory=list)
+    pending: list[_BatchFigures] = dataclasses.field(default_factory=list)
     last_flush: float = dataclasses.field(default_factory=time.perf_counter)
     last_save: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -250,7 +250,7 @@ def _train_epoch(run: _Run) -> None:
             loss, figures = run.objective(run.model, batch)
             accelerator.backward(loss * shares[index].scale / step_size)
         counts = (shares[index].num_items, len(batches[index]), steps_before + step + 1, index + 1)
-        row = _Pending({"loss": loss.detach(), **figures}, *counts)
+        row = _BatchFigures({"loss": loss.detach(), **figures}, *counts)
         run.pending.append(row)
         state.batches_done = index + 1
         if is_last_of_step:
@@ -337,7 +337,7 @@ def _flush(run: _Run) -> None:
     run.pending.clear()
 
 
-def _not_finite(run: _Run, what: str, value: float, row: _Pending) -> str:
+def _not_finite(run: _Run, what: str, value: float, row: _BatchFigures) -> str:
     config = run.config
     return (
         f"{run.description}: the {what} became {value} in optimiser step {row.step} (epoch {run.progress.epoch + 1} of "

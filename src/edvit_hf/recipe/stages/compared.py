@@ -30,8 +30,8 @@ COMPUTE_CAP = 2.0  # a larger plain model trains with at most this many times th
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One row of the comparison before it is written."""
+class ComparedModel:
+    """A model that was measured, and its sizes: one row of the comparison before it is written."""
 
     name: str
     kind: str
@@ -50,7 +50,7 @@ def measured(trip: Trip, predict: Predict) -> Evaluation:
     return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
 
 
-def baselines(trip: Trip) -> list[Candidate]:
+def baselines(trip: Trip) -> list[ComparedModel]:
     """Plain distilled models of per-device and of total size, and a simple rival of the task.
 
     The models learn from the same teacher outputs with the same hyper-parameters, see `fair_budget`.
@@ -99,11 +99,11 @@ def fair_budget(trip: Trip, macs: int) -> DistillConfig:
     return dataclasses.replace(config, epochs=max(1, round(affordable / len(labels))))
 
 
-def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> Candidate:
+def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> ComparedModel:
     parameters = sum(p.numel() for p in model.parameters())
     evaluation = measured(trip, torch_predict(model.eval()))
     config = own_values(model.config) if hasattr(model, "config") else None
-    return Candidate(name, "baseline", evaluation, parameters, parameters, macs, macs, note, config)
+    return ComparedModel(name, "baseline", evaluation, parameters, parameters, macs, macs, note, config)
 
 
 def _folder(trip: Trip, name: str, *facts: object) -> Path:
@@ -126,7 +126,7 @@ def plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module
     return trip.load(folder / "model")
 
 
-def _small_cnn(trip: Trip, target_parameters: int) -> Candidate:
+def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
     from safetensors.torch import load_model as load_weights
     from safetensors.torch import save_model as save_weights
     from torch.utils.flop_counter import FlopCounterMode
@@ -150,7 +150,7 @@ def _small_cnn(trip: Trip, target_parameters: int) -> Candidate:
     return _row(trip, "small CNN", model, macs, _note(config))
 
 
-def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
+def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:
     """TF-IDF and a linear classifier on the labels: nothing is distilled, and it costs next to nothing to train.
 
     Args:
@@ -178,4 +178,4 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> Candidate:
     macs = round(model.macs_per_item(texts["test"]))
     name = "TF-IDF + linear" + (", per-device size" if max_parameters else "")
     note = model.describe() + "; trained on the labels, its vocabulary is not counted"
-    return Candidate(name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs, note)
+    return ComparedModel(name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs, note)

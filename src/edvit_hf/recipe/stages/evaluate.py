@@ -13,7 +13,7 @@ from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.evaluator import absent_subsets, paired_interval, torch_predict
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
-from edvit_hf.recipe.stages.compared import Candidate, baselines, measured
+from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
 from edvit_hf.recipe.trip import Trip, load_array, save_array
 from edvit_hf.storage import read_json, write_json
 
@@ -57,10 +57,10 @@ def evaluate(trip: Trip) -> None:
     )
 
 
-def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) -> dict[str, Any]:
+def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.ndarray) -> dict[str, Any]:
     teacher, ensemble = candidates[0], candidates[1]
 
-    def against(other: Candidate) -> dict[str, float] | None:
+    def against(other: ComparedModel) -> dict[str, float] | None:
         if other is candidate:
             return None
         correct = [each.evaluation.predictions == labels for each in (candidate, other)]
@@ -84,16 +84,16 @@ def _row(candidate: Candidate, candidates: list[Candidate], labels: np.ndarray) 
     }
 
 
-def _teacher(trip: Trip) -> Candidate:
+def _teacher(trip: Trip) -> ComparedModel:
     evaluation, shape = measured(trip, torch_predict(trip.teacher)), trip.teacher_shape
     sizes = (shape.parameters, shape.parameters, shape.macs, shape.macs)
-    return Candidate("teacher", "teacher", evaluation, *sizes, config=own_values(trip.teacher.config))
+    return ComparedModel("teacher", "teacher", evaluation, *sizes, config=own_values(trip.teacher.config))
 
 
-def _ensemble(trip: Trip) -> Candidate:
+def _ensemble(trip: Trip) -> ComparedModel:
     evaluation, plan = measured(trip, torch_predict(trip.ensemble)), trip.plan
     devices = {s.device for s in plan.sub_models}
-    return Candidate(
+    return ComparedModel(
         "ensemble",
         "ensemble",
         evaluation,
