@@ -162,7 +162,7 @@ def test_a_killed_export_leaves_the_former_state(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "raspberry-pi5"], "Did you mean 'raspberry-pi-5'"),
+        (["--profile", "raspberry-pi5"], "Did you mean `raspberry-pi-5`"),
         (["--opset", "7"], "`opset`"),
         (["--fleet", "none.yaml"], "none.yaml"),
     ],

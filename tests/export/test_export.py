@@ -190,9 +190,9 @@ def test_optimum_resolves_our_graphs_by_model_type_and_task(exported):
         ({"max_accuracy_loss": 2}, "`max_accuracy_loss`"),
         ({"max_group_accuracy_loss": -0.1}, "`max_group_accuracy_loss`"),
         ({"calibration_items": 0}, "`calibration_items`"),
-        ({"calibration": "min_max"}, "Did you mean 'minmax'"),
+        ({"calibration": "min_max"}, "Did you mean `minmax`"),
         ({"precisions": ("int4",)}, "`precisions`: 'int4'"),
-        ({"profiles": ("x86-avx2", "raspberry-pi5")}, "Did you mean 'raspberry-pi-5'"),
+        ({"profiles": ("x86-avx2", "raspberry-pi5")}, "Did you mean `raspberry-pi-5`"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):

@@ -71,7 +71,7 @@ def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "raspberry-pi5", "out"], "Did you mean 'raspberry-pi-5'"),
+        (["--profile", "raspberry-pi5", "out"], "Did you mean `raspberry-pi-5`"),
         (["full"], "not empty"),
         (["ensemble/out"], "lies inside"),
     ],

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The export's settings. Light, so that a recipe can be read where nothing heavy is installed."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edvit_hf.errors import DataError
-from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.errors import DataError, did_you_mean
+from edvit_hf.hardware.profiles import ExportKind, load_profiles
 from edvit_hf.strict import number, whole_number
 
 MIN_OPSET, MAX_OPSET = 18, 23  # what torch's exporter emits natively .. the newest tried here
 
-Kind = Literal["fp32", "fp16", "int8", "int8_static"]  # int8 is the dynamic one
+Kind = Literal["fp32", ExportKind]
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # The graph of the whole ensemble, by kind: the names that transformers.js looks for. Its "quantized" is dynamic int8,
@@ -82,6 +81,4 @@ class ExportConfig:
 def _check_choice(name: str, value: str, valid: Sequence[str], what: str = "not one of them") -> None:
     """Refuse a value that is not among the valid ones, naming the nearest."""
     if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"`{name}`: {value!r} is {what}. {hint}Known: {', '.join(valid)}.")
+        raise ValueError(f"`{name}`: {value!r} is {what}.{did_you_mean(value, valid)} Known: {', '.join(valid)}.")

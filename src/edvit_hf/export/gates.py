@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from edvit_hf.errors import DataError, ExportGateError
+from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.manifest import Parity
 
 Arrays = Mapping[str, np.ndarray]
@@ -35,9 +36,8 @@ class GraphSession:
     """
 
     def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         try:
+            options = quiet_options(0, spin=True)  # an export has the machine to itself
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's, which have no common class
             reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")

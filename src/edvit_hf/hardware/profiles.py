@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -15,7 +15,8 @@ from edvit_hf.strict import Form, is_finite, load_yaml, number, read_fields, rea
 
 QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
 STATIC_PRESETS = (*QUANTIZATION_PRESETS, "tensorrt")  # of static int8: a GPU reads other files than the processor
-EXPORT_KINDS = ("int8", "int8_static", "fp16")  # what a profile may ask for besides fp32; int8 is the dynamic one
+ExportKind = Literal["fp16", "int8", "int8_static"]  # what a profile may ask for besides fp32; int8 is the dynamic one
+EXPORT_KINDS: tuple[ExportKind, ...] = get_args(ExportKind)
 FIGURES = ("memory_mib", "cores", "sustained_gflops", "watts")
 # What the latency model sums up, each with a coefficient in ms per unit: see `hardware.latency.features`.
 LATENCY_FEATURES = (

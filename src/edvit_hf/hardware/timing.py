@@ -24,7 +24,7 @@ def quiet_options(threads: int, *, spin: bool = False) -> onnxruntime.SessionOpt
     """Options of a session whose fixed number of threads leaves no core busy after a run.
 
     Args:
-        threads: Threads within an operator.
+        threads: Threads within an operator; 0: as many as onnxruntime thinks best.
         spin: Whether they spin instead of sleeping between operators' work while a run lasts.
     """
     options = onnxruntime.SessionOptions()

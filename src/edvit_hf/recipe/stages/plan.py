@@ -25,6 +25,7 @@ from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages.split import groups_before_training
+from edvit_hf.strict import whole_number
 
 if TYPE_CHECKING:
     from edvit_hf.recipe.trip import Trip
@@ -59,11 +60,8 @@ def plan_recipe(
     """
     if fleet is not None:
         recipe = dataclasses.replace(recipe, fleet=str(fleet.resolve()))
-    if num_classes is not None and num_classes < 2:
-        raise RecipeError(
-            f"the number of classes must be at least 2, got {num_classes}. Fewer leave nothing to tell apart. Correct "
-            "--num-classes."
-        )
+    if num_classes is not None:
+        whole_number("--num-classes", num_classes, 2, "fewer leave nothing to tell apart")
     num_classes = num_classes or recipe.dataset.num_labels or _given_classes(recipe)
     if num_classes is None:
         raise RecipeError(
