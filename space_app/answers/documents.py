@@ -16,6 +16,7 @@ from typing import Any
 from answers.views import Model
 from edvit_hf.card.exports import latency_ms
 from edvit_hf.errors import EDViTError
+from edvit_hf.hub.checks import front_matter
 from edvit_hf.manifest import Manifest
 from edvit_hf.tasks import Task
 
@@ -29,7 +30,6 @@ _NO_LATENCY = "Latency was not measured."
 
 CARD_NAMES = ("MODEL_CARD.md", "README.md")  # in the Space's own folder README.md holds its settings
 MAX_CARD_CHARACTERS = 60_000
-_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 # By its line alone: a stranger's YAML can ask for more memory than there is (merge keys within merge keys).
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 # No piece of these reaches over the start of the next one, so that a text of such starts alone takes no longer.
@@ -80,9 +80,8 @@ def read_card(folder: Path) -> tuple[str, str]:
 
 
 def _parts(text: str) -> tuple[str, str]:
-    front = _FRONT.match(text)
-    body = text if front is None else text[front.end() :]
-    license = None if front is None else _LICENSE.search(front[1])
+    front, body = front_matter(text)
+    license = _LICENSE.search(front or "")
     return plain_markdown(body).strip(), license[1] if license else ""
 
 

@@ -35,13 +35,15 @@ PREPROCESSING_FILE: dict[Task, str] = {
 }
 """The file that says how a raw input becomes the model's: image processor, feature extractor or tokenizer."""
 
-PROCESSOR_FILES = (
+NEEDED_PROCESSOR_FILES = (
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "vocab.txt",
 )
+"""The processor's files that must come along where the manifest lists them."""
+
+PROCESSOR_FILES = (*NEEDED_PROCESSOR_FILES, "vocab.txt")  # which may be left out: tokenizer.json holds it
 """Every file that a stock processor may consist of; those that are there travel beside each sub-model."""
 
 

@@ -16,7 +16,7 @@ from edvit_hf.manifest import Manifest, file_sha256
 from edvit_hf.recipe import load_recipe
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.space.bundle import slim_manifest
-from edvit_hf.space.checks import MAX_DESCRIPTION, front_matter
+from edvit_hf.space.checks import MAX_DESCRIPTION, read_settings
 from edvit_hf.space.page import page_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +118,7 @@ def test_the_readme_says_what_the_bundles_results_say():
 
 
 def test_the_settings_are_what_the_hub_takes_and_agree_with_the_requirements():
-    _, settings = front_matter((SPACE / "README.md").read_text())
+    _, settings = read_settings((SPACE / "README.md").read_text())
     assert settings["sdk"] == "gradio"
     assert settings["app_file"] == "app.py"
     assert 0 < len(settings["short_description"]) <= MAX_DESCRIPTION

@@ -274,6 +274,12 @@ def _read(path: Path, stack: ExitStack) -> dict[str, Tensor]:
         ) from error
 
 
+def front_matter(text: str) -> tuple[str | None, str]:
+    """The YAML between the two lines `---` at the top of a card (None: there is none), and the text after it."""
+    block = _BLOCK.match(text)
+    return (None, text) if block is None else (block.group(1), text[block.end() :])
+
+
 def filled_card(text: str, repo: str) -> str:
     """The card as it is published: code that loads from "this folder" loads from the repository it lies in."""
     return text.replace(LOCAL_FOLDER, repo)
@@ -284,12 +290,11 @@ def card_faults(text: str | None, files: Set[str]) -> Iterator[str]:
     if text is None:
         yield "README.md is missing: nobody could tell what the ensemble is. Run the `card` stage."
         return
-    block = _BLOCK.match(text)
+    block, body = front_matter(text)
     if block is None:
         yield "README.md does not begin with a metadata block (`---`): the Hub could not file it. Render it anew."
     else:
-        yield from _metadata_faults(block.group(1))
-    body = text[block.end() :] if block else text
+        yield from _metadata_faults(block)
     if _TITLE.search(_without_code(body)) is None:
         yield "README.md has no title (`# ...`). Give the recipe's card one."
     for number, line in enumerate(text.splitlines(), start=1):

@@ -11,10 +11,9 @@ from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import ContentFile, Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import Precision, offered, suited_variants
 from edvit_hf.manifest.placement import PlacedDevice, PlacementFile
-from edvit_hf.tasks import PROCESSOR_FILES
+from edvit_hf.tasks import NEEDED_PROCESSOR_FILES
 
 _GRAPH_SUFFIX = ".onnx"
-_PROCESSOR_FILES = tuple(name for name in PROCESSOR_FILES if name != "vocab.txt")  # tokenizer.json holds it already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +170,7 @@ def _selection(manifest: Manifest, chosen: Mapping[int, Variant], fuses: bool) -
             )
         needed.append(_needed(variant.file, variant))
     names = [f"{manifest.sub_models[index].path}/config.json" for index in chosen]
-    processor = [name for name in _PROCESSOR_FILES if name in manifest.content]
+    processor = [name for name in NEEDED_PROCESSOR_FILES if name in manifest.content]
     for name in [*names, *processor]:
         if name not in manifest.content:
             raise ManifestError(f"The manifest vouches for no {name}, which a device needs. Export the ensemble again.")

@@ -36,11 +36,10 @@ from edvit_hf.runtime.engines.local import LocalEngine, input_shape
 from edvit_hf.runtime.engines.schedules import Schedule
 from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
 from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_verified
-from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, PROCESSOR_FILES, Task
+from edvit_hf.tasks import MAIN_INPUT, NEEDED_PROCESSOR_FILES, PREPROCESSING_FILE, PROCESSOR_FILES, Task
 from edvit_hf.transforms import Transform, load_transform
 
 BYTES_PER_FEATURE = 4
-_MAY_BE_LEFT_OUT = "vocab.txt"  # tokenizer.json holds it
 
 
 class EDViTRuntime:
@@ -345,7 +344,7 @@ def _transform_of(manifest: Manifest, root: Path) -> Transform:
         )
     for name in PROCESSOR_FILES:
         listed = manifest.content.get(name)
-        if listed is not None and (name != _MAY_BE_LEFT_OUT or (root / name).exists()):
+        if listed is not None and (name in NEEDED_PROCESSOR_FILES or (root / name).exists()):
             verify_file(root, NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes))
     return load_transform(root, task)
 

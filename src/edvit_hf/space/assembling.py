@@ -8,7 +8,7 @@ from typing import Literal
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.space.bundle import CARD, check_name, write_bundle
-from edvit_hf.space.checks import front_matter, is_ours
+from edvit_hf.space.checks import is_ours, read_settings
 from edvit_hf.space.page import (
     APP,
     EXAMPLES,
@@ -112,7 +112,7 @@ def _copy_examples(source: Path, target: Path) -> None:
 def _describe(space: Path, names: list[str]) -> None:
     """Other ensembles than the page's own: the README keeps its settings and tells of these instead."""
     readme = space / README
-    settings, _ = front_matter(readme.read_text(encoding="utf-8"))
+    settings, _ = read_settings(readme.read_text(encoding="utf-8"))
     lines = ["---", settings.strip(), "---", "", "# Ensembles split by classes", ""]
     lines += ["Give an input, see what each device answers, unplug devices and see what that costs. Bundled here:", ""]
     for name in names:

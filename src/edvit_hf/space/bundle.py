@@ -14,7 +14,7 @@ from edvit_hf.hub.selection import NeededFile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, verify_file
 from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
 from edvit_hf.space.writing import replaced_folder
-from edvit_hf.tasks import PROCESSOR_FILES
+from edvit_hf.tasks import NEEDED_PROCESSOR_FILES, PROCESSOR_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,6 @@ CARD = "MODEL_CARD.md"
 RESULTS = "results.json"
 FIGURES = "assets"
 _ENSEMBLE_CARD = "README.md"
-_MAY_BE_LEFT_OUT = "vocab.txt"  # tokenizer.json holds it
 _NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 
@@ -207,8 +206,8 @@ def _beside_graphs(manifest: Manifest) -> list[NeededFile]:
     """Configs and what prepares inputs, as far as the manifest vouches for it (`preprocessing` itself it need not)."""
     return [
         NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes)
-        for name in [*PROCESSOR_FILES, *_configs(manifest)]
-        if name != _MAY_BE_LEFT_OUT and (listed := manifest.content.get(name)) is not None
+        for name in [*NEEDED_PROCESSOR_FILES, *_configs(manifest)]
+        if (listed := manifest.content.get(name)) is not None
     ]
 
 

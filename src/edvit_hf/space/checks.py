@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every check that a Space folder passes before any of it is sent. No network."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import EDViTError, HubError, ManifestError
-from edvit_hf.hub.checks import LocalFile, file_faults
+from edvit_hf.hub.checks import LocalFile, file_faults, front_matter
 from edvit_hf.manifest import Manifest
 from edvit_hf.space.page import APP, MODEL, PACKAGE, README, REQUIREMENTS
 from edvit_hf.space.wheel import check_wheel, named_version
@@ -18,7 +17,6 @@ from edvit_hf.strict import load_yaml
 MAX_BYTES = 2**30  # what a Space's repository may hold
 MAX_DESCRIPTION = 60  # characters; the Hub refuses more
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-_BLOCK = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 _WEIGHTS = (".onnx", ".safetensors")
 _MOST_SHOWN = 12
 
@@ -37,7 +35,7 @@ def check_space(root: Path, files: Sequence[LocalFile]) -> None:
     missing = [name for name in (APP, README, REQUIREMENTS) if not (root / name).is_file()]
     faults += [f"{name} is missing. Assemble the Space again." for name in missing]
     if not missing:
-        faults += _front_matter_faults(root)
+        faults += _settings_faults(root)
         faults += _library_faults(root)
     faults += _ensemble_faults(root, files)
     if faults:
@@ -49,15 +47,15 @@ def check_space(root: Path, files: Sequence[LocalFile]) -> None:
         )
 
 
-def front_matter(text: str) -> tuple[str, Any]:
+def read_settings(text: str) -> tuple[str, Any]:
     """The settings at the top of a README.md: their text and their value.
 
     Raises:
         EDViTError: There are none, or they are no YAML mapping.
     """
-    block = _BLOCK.match(text)
+    block, _ = front_matter(text)
     try:
-        value = None if block is None else load_yaml(block.group(1))
+        value = None if block is None else load_yaml(block)
     except yaml.YAMLError as error:
         said = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise EDViTError(f"{README}: its settings are no YAML ({said}). Correct them.") from error
@@ -65,13 +63,13 @@ def front_matter(text: str) -> tuple[str, Any]:
         raise EDViTError(
             f"{README} does not begin with settings between two lines `---`. The Hub needs them. Add them."
         )
-    return block.group(1), value
+    return block, value
 
 
 def is_ours(readme: str) -> bool:
     """Whether a README.md is that of a Space which was made here: it has the tag `edvit`."""
     try:
-        _, settings = front_matter(readme)
+        _, settings = read_settings(readme)
     except EDViTError:
         return False
     tags = settings.get("tags")
@@ -88,9 +86,9 @@ def _size_faults(files: Sequence[LocalFile]) -> Iterator[str]:
     yield from (f"{file.path} is empty. Assemble the Space again." for file in files if file.bytes == 0)
 
 
-def _front_matter_faults(root: Path) -> Iterator[str]:
+def _settings_faults(root: Path) -> Iterator[str]:
     try:
-        _, settings = front_matter((root / README).read_text(encoding="utf-8"))
+        _, settings = read_settings((root / README).read_text(encoding="utf-8"))
     except (EDViTError, UnicodeDecodeError) as error:
         yield str(error)
         return
