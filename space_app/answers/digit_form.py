@@ -22,15 +22,15 @@ from edvit_hf.errors import DataError
 from edvit_hf.transforms import open_image
 
 BITMAP_SIDE, BLOCK, MAX_WIDTH, INK_SHARE = 32, 4, 24, 0.30
-"""Of the UCI digits."""
+"""How the UCI digits were made: side of the bitmap, side of a block and widest digit, in px; share of ink."""
 FIELD, BOX, FINE = 28, 20, 4
-"""Of MNIST, in px; strokes are measured on pixels so many times finer."""
+"""Sides of a picture of MNIST and of the box that holds its digit, in px; strokes are measured `FINE` times finer."""
 STROKE, WIDEST_STROKE = 2.0, 3.1
-"""Px: the median thickness of strokes in MNIST, and what 95 % of its images keep below (same file: `stroke_px`)."""
+"""In px: the median thickness of strokes in MNIST, and what 95 % of its images keep below (same file: `stroke_px`)."""
 READY_SIDE = 32
 """A picture no larger than this, in px a side, is taken to have its form already."""
 MIN_CONTRAST = 32
-"""Of 255."""
+"""Smallest difference between ink and paper, of 255."""
 NO_STROKES = "No strokes can be made out here. Give one digit, with strokes thicker for its size."
 EMPTY_DRAWING = "The drawing is empty. Draw one digit with a few strokes, as large as you like."
 
@@ -139,7 +139,7 @@ def _as_mnist(cut: Image.Image) -> np.ndarray:
 
 
 def _scaled(image: Image.Image, longest: int) -> Image.Image:
-    """With its longer side of that many px and its aspect ratio kept, grey at the edges."""
+    """Scale an image to that many px on its longer side, aspect ratio kept, grey at the edges."""
     scale = longest / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BOX)
@@ -163,7 +163,7 @@ def _with_mnist_strokes(fine: Image.Image) -> Image.Image:
 
 
 def _thickness(bitmap: Image.Image) -> float:
-    """Of strokes, in px: twice their area through the length of their edges."""
+    """Thickness of strokes, in px: twice their area divided by the length of their edges."""
     inside = Image.new("L", (bitmap.width + 2, bitmap.height + 2))
     inside.paste(bitmap, (1, 1))
     area, without_edges = (np.count_nonzero(np.asarray(i)) for i in (inside, inside.filter(ImageFilter.MinFilter(3))))

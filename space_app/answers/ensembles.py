@@ -56,7 +56,7 @@ SPACE_VARIABLE = "SPACE_ID"
 OPEN_SECONDS, MAX_OPENING, MAX_NAMED = 90.0, 2, 4
 """See `OpenedOnce`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
 MAX_INPUT_VALUES = 4_000_000
-"""Of one prepared input: more would let one visitor fill the memory."""
+"""Largest number of values in one prepared input: more would let one visitor fill the memory."""
 # Nobody waits for a stuck sub-model for ever, and a line that is longer than this deadline is not joined.
 CONFIG = CoordinatorConfig(deadline_ms=20_000, max_queued=32)
 
@@ -225,7 +225,7 @@ def _is_bundled(name: str, folder: Path) -> bool:
 
 
 def _is_other(folder: Path) -> bool:
-    """Whether it is a bundle that the page has no words of its own for."""
+    """Whether a folder is a bundle that the page has no words of its own for."""
     return folder.name not in _TEXTS and _BUNDLE_NAME.fullmatch(folder.name) is not None
 
 

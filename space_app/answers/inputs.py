@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 10 * 2**20
 MAX_PIXELS = 24_000_000
-"""Of an uploaded picture, from its header: what decoding takes is bounded, several visitors at once included."""
+"""Pixels of an uploaded picture, by its header: bounds what decoding takes, several visitors at once included."""
 MAX_PIXELS_UNSCALED = 1_000_000
-"""The same where the ensemble takes pictures in their own size, so that every pixel costs time."""
+"""Pixels where the ensemble takes pictures in their own size, so that every pixel costs time."""
 MAX_CHARACTERS = 20_000
-"""Of a text; what follows is not looked at. No model here reads so many."""
+"""Characters of a text that are looked at. No model here reads so many."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
 
 _NOT_MEASURED = "How often the answer is right on {} was not measured."
@@ -163,7 +163,7 @@ def _of_picture(opened: OpenEnsemble, transform: ImageTransform, picture: Any, c
 
 
 def _side(transform: ImageTransform) -> int:
-    """Of the pictures that an ensemble takes, in px, where it reads drawings."""
+    """Side of the pictures that an ensemble takes, in px, where it reads drawings."""
     return 0 if transform.size is None else transform.size[0]
 
 

@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 MAX_BYTES = 256 * MIB
-"""Of all files that an ensemble needs here, by its manifest and by what the Hub says; asked before anything is sent."""
+"""Largest sum of the files an ensemble needs here, by its manifest and the Hub; checked before anything is sent."""
 MAX_SMALL_BYTES = 2 * MIB
-"""Of the manifest, and of each file that the page reads beside the graphs."""
+"""Largest size of the manifest, and of each file that the page reads beside the graphs."""
 BESIDE = ("config.json", "results.json", "README.md")
-"""What the page says more with, where a repository has it: sizes, accuracy, the card."""
+"""Files that are read where a repository has them: sizes, accuracy, the card."""
 WEIGHTS = "model.safetensors"
 _PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")
 TRIES = 2
-"""Of each question to the Hub: a visitor who waits is told soon, and can try again."""
+"""Tries of each question to the Hub: a visitor who waits is told soon, and can try again."""
 _HIDDEN = (401, 403, 404)
 _ANONYMOUS: Any = False  # what the client takes for "no token, not even a stored one"
 

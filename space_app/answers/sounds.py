@@ -15,7 +15,7 @@ from edvit_hf.transforms.audio_files import decode
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 30
-"""Of a sound. No model here listens for longer; from the header where it tells, before anything is decoded."""
+"""Longest sound. No model here listens for longer; read from the header where it tells, before decoding."""
 SILENT_PEAK = 0.002
 """A sound that never passes this share of full scale (-54 dB) holds nothing to listen to."""
 

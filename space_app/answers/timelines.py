@@ -33,7 +33,7 @@ class FleetKind:
         return f"{count} x {self.profile}, {self.link}"
 
     def fleet(self, count: int) -> Fleet:
-        """So many of them; a machine outside takes the input in and fuses."""
+        """A fleet of `count` such devices; a machine outside takes the input in and fuses."""
         devices = tuple(
             Device(name=f"device-{i}", profile=self.profile, link_mbit_per_s=self.mbit_per_s, link_ms=self.message_ms)
             for i in range(count)

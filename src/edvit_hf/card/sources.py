@@ -23,7 +23,7 @@ def source_line(results: Mapping[str, Any]) -> str:
 
 
 def figure_source(results: Mapping[str, Any]) -> str:
-    """The same, short enough to stand inside a figure; empty where the run recorded no command."""
+    """What measured the results, short enough to stand inside a figure; empty where the run recorded no command."""
     environment, command = results.get("environment") or {}, results.get("command")
     if not command:
         return ""

@@ -179,7 +179,7 @@ def zoo_table_markdown(rows: Sequence[ZooRow]) -> str:
 
 
 def _row_or_warning(load: Callable[[], Manifest], results: str | None, name: str, place: str) -> ZooRow | None:
-    """One broken ensemble must not hide the others."""
+    """The row of one ensemble; None with a warning where it is broken, so that the others are shown."""
     try:
         data = json.loads(results) if results else None
         return zoo_row(load(), data if isinstance(data, dict) else None, name, place=place)
@@ -189,7 +189,7 @@ def _row_or_warning(load: Callable[[], Manifest], results: str | None, name: str
 
 
 def _accuracy(manifest: Manifest, results: Mapping[str, Any]) -> tuple[float | None, str | None, int | None]:
-    """That of the exported fp32 files if it was measured, else that of the torch ensemble."""
+    """Accuracy of the exported fp32 files if it was measured, else that of the torch ensemble."""
     exported = (manifest.ensemble.accuracy or {}).get("fp32") or {}
     if exported.get("accuracy") is not None:
         return float(exported["accuracy"]), "fp32 ONNX", exported.get("num_items")
