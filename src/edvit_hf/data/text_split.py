@@ -32,7 +32,7 @@ class TokenStore:
     """Token ids of all rows, one after the other in one array."""
 
     def __init__(self, rows: Iterable[np.ndarray]) -> None:
-        """Copy.
+        """Copy the rows into one array.
 
         Args:
             rows (`Iterable[np.ndarray]`): (n,) integers each, n at least 1.

@@ -37,7 +37,7 @@ def _label_info(description: str) -> evaluate.MetricInfo:
 
 
 def _refuse_unknown(metric: str, options: Mapping[str, Any]) -> None:
-    """Pass over what is meant for another metric of ours; `evaluate.combine` hands everything to everyone.
+    """Refuse an option that no metric here knows; `evaluate.combine` hands each metric those of the others too.
 
     Raises:
         DataError: An option that no metric of ours knows.

@@ -60,7 +60,7 @@ class FitSamples:
             yield take(self.inputs, part), self.chosen[part], self.weights[part]
 
     def num_rows(self, step: Step) -> int:
-        """R of a step."""
+        """R: how many rows a step is fitted on."""
         return int(self.chosen.sum()) if step.per_token else len(self.chosen)
 
 
@@ -215,7 +215,7 @@ def compensate(
 def _fit(
     pruned: PreTrainedModel, targets: Targets, samples: FitSamples, ridges: dict[Step, float], progress: bool
 ) -> None:
-    """One step after the other, each with its ridge."""
+    """Fit one step after the other, each with its ridge."""
     with tqdm(total=len(ridges), desc="compensating", unit="step", disable=None if progress else True) as bar:
         for window in targets.windows(samples, list(ridges)):
             collected = targets.collect(samples, window)

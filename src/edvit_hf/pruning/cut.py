@@ -154,7 +154,7 @@ def _cut_labels(tensor: Tensor, dim: int, group: list[int], *, is_bias: bool) ->
 def _check_shapes(
     pruned: PreTrainedModel, model: PreTrainedModel, architecture: Architecture, after: Widths, state: dict[str, Tensor]
 ) -> None:
-    """A config key that a model ignores would build it at full width without a word: compare every shape."""
+    """Compare every shape with the plan's: a config key that a model ignores would build it at full width."""
     built, shapes = pruned.state_dict(), architecture.shapes(model.config, after)
     for name, tensor in state.items():
         promised = shapes[name]

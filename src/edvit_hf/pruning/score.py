@@ -184,7 +184,7 @@ def _hybrid(task: ScoringTask) -> Scores:
 
 
 def _few(exact: ExactKL) -> Scores:
-    """The axes with few units."""
+    """Exact scores of the axes with few units: residual channels, heads, pooler outputs."""
     scores, pooled = {"residual": exact.residual(), "heads": exact.heads()}, exact.pooled()
     return scores if pooled is None else scores | {"pooled": pooled}
 

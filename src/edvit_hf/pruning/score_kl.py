@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores that know the distribution: how far the class group's answer moves when a unit goes.
+"""Scores by the distribution over the class group: how far it moves when a unit goes.
 
 `ExactKL` removes one unit at a time from the teacher and measures. `gradient_scores` predicts the same for all units of
 the model at once, from the gradients of the answer by per-row masks: rows do not mix, so that the gradients are per

@@ -114,7 +114,7 @@ def captured(source: RelationSource, *, stops: bool = False) -> Iterator[list[Te
 
 
 class _Reached(Exception):  # noqa: N818 (no error)
-    """The middle layer has made its queries, keys and values; the rest of the pass is not needed."""
+    """Ends a forward once the middle layer has made its queries, keys and values."""
 
 
 @torch.no_grad()

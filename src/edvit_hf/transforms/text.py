@@ -280,7 +280,7 @@ def _max_length(tokenizer: "Tokenizer", config: Mapping[str, Any], wanted: int |
 
 
 def _own_length(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> int | None:
-    """What the files say, None if nothing."""
+    """The length limit that the tokenizer's files state; None if they state none."""
     own = config.get("model_max_length")
     is_number = isinstance(own, (int, float)) and not isinstance(own, bool)
     if own is None or (is_number and own > NO_LENGTH):

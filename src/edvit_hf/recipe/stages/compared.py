@@ -45,7 +45,7 @@ class ComparedModel:
 
 
 def measured(trip: Trip, predict: Predict) -> Evaluation:
-    """On the test split."""
+    """Measure `predict` on the test split."""
     batches = iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
     return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
 
