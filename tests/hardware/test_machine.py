@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from edvit_hf.hardware import machine as cores
 from edvit_hf.hardware.machine import usable_cores
 
 ALLOWED = 16
@@ -15,8 +14,8 @@ ALLOWED = 16
 def machine(tmp_path, monkeypatch):
     """A machine of 16 cores; writes quotas of groups, and says in which group this process is."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(ALLOWED)), raising=False)
-    monkeypatch.setattr(cores, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cores, "_OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr("edvit_hf.hardware.machine._GROUPS", tmp_path / "groups")
+    monkeypatch.setattr("edvit_hf.hardware.machine._OWN_GROUP", tmp_path / "cgroup")
 
     def write(own, quotas):
         (tmp_path / "cgroup").write_text(own, encoding="utf-8")
@@ -72,7 +71,7 @@ def test_without_a_quota_it_is_the_cores_that_this_process_may_be_on(machine, ow
 
 
 def test_a_system_without_control_groups_or_pinning_has_the_cores_of_the_machine(monkeypatch, tmp_path):
-    monkeypatch.setattr(cores, "_OWN_GROUP", tmp_path / "none")
+    monkeypatch.setattr("edvit_hf.hardware.machine._OWN_GROUP", tmp_path / "none")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert usable_cores() == 6
