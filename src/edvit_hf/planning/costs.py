@@ -71,11 +71,8 @@ class FusionCosts:
     @classmethod
     def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int) -> "FusionCosts":
         """The costs of the fusion head on the features of these sub-models."""
-        return cls(
-            parameters=fusion_parameters(
-                [load.feature_bytes // FEATURE_BYTES for load in loads], num_labels, hidden_size
-            )
-        )
+        widths = [load.feature_bytes // FEATURE_BYTES for load in loads]
+        return cls(parameters=fusion_parameters(widths, num_labels, hidden_size))
 
     @property
     def bytes(self) -> int:

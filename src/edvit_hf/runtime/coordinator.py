@@ -99,23 +99,21 @@ class Coordinator:
     def __init__(
         self, manifest: Manifest, engine: Engine, config: CoordinatorConfig | None = None, *, clock: Clock | None = None
     ) -> None:
-        self.config = CoordinatorConfig() if config is None else config
+        self.config = config = CoordinatorConfig() if config is None else config
         self.engine = engine
         self._clock = MonotonicClock() if clock is None else clock
         self._content_hash = manifest.ensemble.content_hash
         self._num_sub_models = len(manifest.sub_models)
-        self._check = ResponseCheck(manifest, max_deviations=self.config.max_deviations)
-        self._line = RequestLine(
-            self._clock, max_in_flight=self.config.max_in_flight, max_queued=self.config.max_queued
-        )
+        self._check = ResponseCheck(manifest, max_deviations=config.max_deviations)
+        self._line = RequestLine(self._clock, max_in_flight=config.max_in_flight, max_queued=config.max_queued)
         self._breakers = Breakers(
             range(self._num_sub_models),
-            misses_to_open=self.config.misses_to_open,
-            first_pause=self.config.probe_pause_s,
-            longest_pause=self.config.longest_probe_pause_s,
+            misses_to_open=config.misses_to_open,
+            first_pause=config.probe_pause_s,
+            longest_pause=config.longest_probe_pause_s,
             on_open=partial(_if_alive, weakref.ref(self), Coordinator._schedule_probe),
         )
-        self._usual = UsualTimes(self.config.deadline_ms)
+        self._usual = UsualTimes(config.deadline_ms)
         self._name, self._numbers = uuid.uuid4().hex, itertools.count()  # of requests
         self._counts: Counter[str] = Counter()
         self._missing: Counter[tuple[int, Reason]] = Counter()
