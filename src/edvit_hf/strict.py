@@ -166,21 +166,22 @@ def number(name: str, value: Any, interval: str, why: str, error: type[EDViTErro
     """Raise `error` unless `value` is a number inside `interval`, written like `(0, 1]`; `why` tells what it breaks."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
-        raise error(f"`{name}` must be a number in {interval}, got {value!r}: {why}.{hint}")
+        raise error(f"`{name}` must be a number in {interval}, got {value!r:.60}: {why}.{hint}")
     low, high = (float(edge) for edge in interval[1:-1].split(","))
     is_above = value > low or (interval[0] == "[" and value == low)
     is_below = value < high or (interval[-1] == "]" and value == high)
-    if math.isnan(value) or not (is_above and is_below):
-        raise error(f"`{name}` must lie in {interval}, got {value}: {why}.")
+    is_beyond_floats = isinstance(value, int) and not is_finite(value)
+    if value != value or is_beyond_floats or not (is_above and is_below):  # only NaN differs from itself
+        raise error(f"`{name}` must lie in {interval}, got {value!s:.60}: {why}.")
 
 
 def whole_number(name: str, value: Any, low: int, why: str, error: type[EDViTError] = RecipeError) -> None:
     """Raise `error` unless `value` is an integer of at least `low`; `why` tells what it breaks."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise error(f"`{name}` must be a whole number of at least {low}, got {value!r}: {why}.")
+        raise error(f"`{name}` must be a whole number of at least {low}, got {value!r:.60}: {why}.")
 
 
 def one_of(name: str, value: Any, options: Collection[str], why: str, error: type[EDViTError] = RecipeError) -> None:
     """Raise `error` unless `value` is one of `options`; `why` tells what it decides."""
     if value not in options:
-        raise error(f"`{name}` must be one of {', '.join(options)}, got {value!r}: {why}.")
+        raise error(f"`{name}` must be one of {', '.join(options)}, got {value!r:.60}: {why}.")

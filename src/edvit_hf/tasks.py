@@ -81,7 +81,7 @@ def class_groups_fault(class_groups: Sequence[Sequence[int]], num_classes: int) 
     """Why the groups are no partition of the classes 0..num_classes - 1, as a sentence; None if they are one."""
     owners: dict[int, int] = {}
     for index, group in enumerate(class_groups):
-        if not group:
+        if len(group) == 0:
             return f"class group {index} is empty, and a sub-model without a class has nothing to learn."
         for value in group:
             label = _whole(value)

@@ -82,3 +82,11 @@ def test_a_class_group_that_is_none_is_refused(group):
 def test_labels_that_are_no_class_ids_are_refused(labels):
     with pytest.raises(DataError, match="Expected labels"):
         class_group_labels(labels, [0])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"negatives_per_positive": v} for v in (-1, float("nan"), 10**400)] + [{"seed": -1}, {"epoch": -1}]
+)
+def test_numbers_that_no_sample_has_are_refused(wrong):
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        class_group_indices(np.array([0, 1]), [0], **{"negatives_per_positive": 1.0, "seed": 0, "epoch": 0, **wrong})

@@ -6,6 +6,7 @@ import yaml
 
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe.schema import find_recipe, load_recipe, packaged_recipes, recipe_values
+from support.tiny_recipe import tiny_recipe
 
 RECIPES = sorted(packaged_recipes().glob("*.yaml"))
 
@@ -136,3 +137,12 @@ def test_a_key_given_twice_is_refused(tmp_path):
     path.write_text("task: image-classification\ntask: image-classification\n")
     with pytest.raises(RecipeError, match="'task' is given twice"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), float("nan"), float("-inf"), True, "1e-3"], ids=lambda value: f"{value!s:.9}"
+)
+@pytest.mark.parametrize(("section", "key"), [("dataset", "validation_fraction"), ("teacher", "learning_rate")])
+def test_a_number_that_nothing_can_use_is_refused_whatever_its_size(tmp_path, section, key, value):
+    with pytest.raises(RecipeError, match=key):
+        tiny_recipe(tmp_path, **{section: {key: value}})

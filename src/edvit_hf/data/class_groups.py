@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edvit_hf.errors import DataError
+from edvit_hf.strict import number
 from edvit_hf.tasks import check_class_group
 
 
@@ -30,8 +31,11 @@ def class_group_indices(
         `np.ndarray`: (M,) int64 indices into `labels` (N,), shuffled, without repeats.
 
     Raises:
-        DataError: No item has a label of the group: there would be nothing to learn.
+        DataError: No item has a label of the group: there would be nothing to learn. Or a negative number.
     """
+    number("negatives_per_positive", negatives_per_positive, "[0, inf)", "it is a number of items", DataError)
+    if seed < 0 or epoch < 0:
+        raise DataError(f"`seed` and `epoch` must not be negative, got {seed} and {epoch}: they seed the sample.")
     group = check_class_group(class_group)
     labels = _checked_labels(labels)
     is_positive = np.isin(labels, group)
