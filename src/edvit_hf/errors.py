@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of this library: one base class and the few children that a caller can act on.
+"""The errors of this library, one base class and the few children that a caller can act on; and imports that may wait.
 
 Comes in: what went wrong. Goes out: an exception whose message says what was expected, what came, why it matters and
-what to do. Every room raises these.
+what to do. Every room raises these. `named_extra` names what is not installed, `lazy` loads what is touched.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _OPTIONAL_PACKAGES = {
     **{"sklearn": "scikit-learn", "PIL": "pillow"},
@@ -134,6 +136,35 @@ def named_extra(purpose: str, extra: str) -> Iterator[None]:
         if package is None:
             raise
         raise MissingExtraError(purpose, extra, package) from error
+
+
+def lazy(
+    package: str, owners: Mapping[str, Sequence[str]], *, needs: tuple[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package whose names load when they are first touched.
+
+    An `if TYPE_CHECKING:` block beside the call imports the same names for type checkers; a test compares the two.
+
+    Args:
+        package: `__name__` of the package.
+        owners: Module of the package -> the public names that it defines.
+        needs: What needs an extra, and which (see `errors.named_extra`), where a module imports optional packages.
+
+    Raises:
+        AttributeError: From `__getattr__`: the package has no such name. `MissingExtraError`: the extra is missing.
+    """
+    module_of = {name: module for module, names in owners.items() for name in names}
+    public = sorted(module_of)
+
+    def load(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {', '.join(public)}")
+        if needs is None:
+            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        with named_extra(*needs):
+            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+
+    return load, lambda: list(public), public
 
 
 def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:

@@ -35,7 +35,7 @@ ABOVE = {room: {name for above in LINES[:place] for name in above} for place, li
 DEVICE_ROOMS = {"manifest", "transforms", "hardware", "hub", "runtime", "serving"}
 LIGHT_ROOMS = DEVICE_ROOMS | {"errors", "tasks", "strict", "storage", "probabilities", "splitting"}
 LIGHT_ROOMS |= {"architectures", "planning", "card", "space"}
-OF_THE_FRONT_DOOR = {"lazy", "__version__"}  # all that a room may take from the package's own `__init__`
+OF_THE_FRONT_DOOR = {"__version__"}  # all that a room may take from the package's own `__init__`
 TRAVELS_TO_THE_HUB = ("configuration_edvit", "parts_edvit", "modeling_edvit")
 FILES = sorted(PACKAGE.rglob("*.py"))
 

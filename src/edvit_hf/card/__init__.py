@@ -15,7 +15,7 @@ print(zoo_table_markdown(zoo_of_folder("space_app/model")))
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.card.data import CardData, CardRun, CardText

@@ -17,7 +17,7 @@ print(data.label_names, batch["inputs"]["pixel_values"].shape, batch["labels"])
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.data.audio_split import AudioSplit

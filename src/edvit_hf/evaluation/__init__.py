@@ -8,7 +8,7 @@ call it. Names load lazily: the text baseline needs no torch, the network no sci
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.evaluation.convolution import SmallCNN, small_cnn

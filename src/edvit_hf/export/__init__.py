@@ -7,7 +7,7 @@ and Optimum's command call it. Names load when first touched: before that neithe
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.export.config import ExportConfig

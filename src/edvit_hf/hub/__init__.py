@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.hub.pulling import Pulled, pull

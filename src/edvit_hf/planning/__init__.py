@@ -28,7 +28,7 @@ else:
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.planning.costs import FleetCosts, Load

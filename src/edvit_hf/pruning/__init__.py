@@ -27,7 +27,7 @@ print(sub_model.config.hidden_size, sub_model.config.id2label)
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.pruning.compensation import compensate

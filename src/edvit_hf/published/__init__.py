@@ -3,7 +3,7 @@
 
 Comes in: an ensemble's folder or Hub id. Goes out: a plan and a placement, figures, new files in that folder. The
 command line and the recipe's last stages call it. `edvit plan`, `edvit evaluate`, `edvit export` and
-`edvit bench --compared` are these functions.
+`edvit bench --compared` are these functions. What measures, exports or times rivals needs torch.
 
 ```python
 from pathlib import Path
@@ -12,6 +12,8 @@ from edvit_hf.published import make_config, measure_exported, plan_published
 ensemble = "space_app/model/digits"  # or, to plan it, a Hub id
 plan, placement = plan_published(ensemble, Path("recipes/fleets/five_x86.yaml"))
 print(plan.latency_ms, "ms from input to answer; None: no profile of this fleet was measured with `edvit profile`")
+for note in plan.notes:
+    print(note)
 for name, device in placement.devices.items():
     print(name, [part.file for part in device.sub_models])  # `placement.save(folder)` writes placement.json
 
@@ -27,7 +29,7 @@ print(config)  # `export_folder(folder, config)` adds these files to a saved ens
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.published.compared import bench_compared, save_compared

@@ -7,7 +7,7 @@ line calls it. Names load lazily: reading a recipe and planning from it need no 
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.recipe.running import STAGES, StageRecord, run

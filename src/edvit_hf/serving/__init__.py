@@ -8,7 +8,7 @@ needs the extra `serve` is imported when it is first touched; neither torch nor 
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.serving.app import create_app

@@ -7,7 +7,7 @@ log; an interrupted run resumes to the same bits. The recipe calls it. Names loa
 
 from typing import TYPE_CHECKING
 
-from edvit_hf import lazy
+from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
     from edvit_hf.training.checkpoints import TrainLog
