@@ -2,10 +2,10 @@
 """What an ensemble classifies: its task, what the models of a task are fed, and the class groups of its sub-models.
 
 Comes in: a task, or class groups with the number of classes. Goes out: names of inputs and files, numbers of labels, or
-what is wrong with the groups. Every room may call it.
+what is wrong with the groups or with the names of the classes. Every room may call it.
 
-Light: standard library only. `configuration_edvit.py` travels to the Hub alone and so repeats two rules: that class
-groups cover the classes, and how many labels a sub-model has; a test compares them.
+Light: standard library only. `configuration_edvit.py` travels to the Hub alone and so repeats some rules: that class
+groups cover the classes, how many labels a sub-model has, and which names classes may have; tests compare them.
 """
 
 import operator
@@ -45,6 +45,10 @@ NEEDED_PROCESSOR_FILES = (
 
 PROCESSOR_FILES = (*NEEDED_PROCESSOR_FILES, "vocab.txt")  # which may be left out: tokenizer.json holds it
 """Every file that a stock processor may consist of; those that are there travel beside each sub-model."""
+
+
+OTHER_LABEL = "other"
+"""The last label of every sub-model, "a class of another group": no class may have this name."""
 
 
 def num_labels_of(class_group: Sequence[int], num_classes: int) -> int:
@@ -94,6 +98,31 @@ def class_groups_fault(class_groups: Sequence[Sequence[int]], num_classes: int) 
             owners[label] = index
     missing = sorted(set(range(num_classes)) - set(owners))
     return f"classes {missing} stand in no class group: no sub-model would answer for them." if missing else None
+
+
+def label_names_fault(names: Sequence[object]) -> str | None:
+    """Why these cannot be the names of the classes, as a sentence; None if they can.
+
+    Every class is known by its name alone where answers are JSON and where labels are looked up, and a sub-model's last
+    label is always called `OTHER_LABEL`.
+    """
+    places: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            return f"class {index} is named {name!r:.60}, and a name is a text."
+        if not name.strip():
+            return f"class {index} has the empty name {name!r:.60}, and an answer could not be told from none."
+        if name == OTHER_LABEL:
+            return (
+                f"class {index} is named {name!r}, which every sub-model calls what belongs to another class group: "
+                "the two could not be told apart."
+            )
+        if name in places:
+            return f"classes {places[name]} and {index} are both named {name!r:.60}, and answers name classes."
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            return f"class {index} is named {name!r:.60}, with half a character, which no file can hold."
+        places[name] = index
+    return None
 
 
 def _whole(value: object) -> int | None:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`label_names` names integer labels and orders string labels; what does not fit is refused by name."""
 
+import re
+
 import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edvit_hf import configuration_edvit
 from edvit_hf.data import DatasetConfig, load_task
 from edvit_hf.data.columns import RawSplit
 from edvit_hf.data.config import dataset_from_values
@@ -14,6 +17,7 @@ from edvit_hf.data.split import ArrayStore
 from edvit_hf.errors import DataError
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.plan import plan_recipe
+from edvit_hf.tasks import OTHER_LABEL, label_names_fault
 from support.dataset_files import NAMES, OFF, TEST, TRAIN, own_cache, parquet, write_animals, write_dataset  # noqa: F401
 from support.tiny_recipe import tiny_recipe
 
@@ -97,13 +101,52 @@ def test_pooled_splits_of_a_cross_validation_are_named_too(tmp_path):
     [
         ({"label_names": ("a",)}, "`label_names` must be at least two different"),
         ({"label_names": ("a", "b", "a")}, "`label_names` must be at least two different"),
-        ({"label_names": ("a", " ")}, "`label_names` must be at least two different"),
+        ({"label_names": ("a", " ")}, "class 1 has the empty name ' '"),
+        ({"label_names": ("a", "other", "b")}, "class 1 is named 'other', which every sub-model calls"),
         ({"label_names": ("a", "b"), "num_labels": 3}, "`num_labels` is 3, but `label_names` has 2"),
     ],
 )
 def test_names_that_cannot_be_classes_are_refused(change, named):
     with pytest.raises(DataError, match=named):
         DatasetConfig(path="digits", **change)
+
+
+UNFIT = {
+    "other": (["cat", "other", "emu"], "class 1 is named 'other'"),
+    "blank": (["cat", " ", "emu"], "class 1 has the empty name ' '"),
+    "twice": (["cat", "cat", "emu"], "classes 0 and 1 are both named 'cat'"),
+    "no text": (["cat", 7, "emu"], "class 1 is named 7, and a name is a text"),
+    "half a character": (["cat", "dog", "\ud83d"], "class 2 is named .* half a character"),
+}
+
+
+@pytest.mark.parametrize("names", [["Other", "others", "no other"], ["a", "A", "a "], ["1", "01", "None"]])
+def test_names_that_merely_look_alike_are_names(names):
+    assert label_names_fault(names) is None
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_no_class_can_be_named_is_known_in_one_place(case):
+    names, fault = UNFIT[case]
+    assert re.search(fault, label_names_fault(names))
+
+
+def test_the_last_label_of_sub_models_has_one_name():
+    assert OTHER_LABEL == configuration_edvit.OTHER_LABEL
+
+
+@pytest.mark.parametrize("declares", [True, False])
+@pytest.mark.parametrize("case", ["other", "blank"])
+def test_names_in_the_data_are_refused_when_it_is_loaded(tmp_path, case, declares):
+    names, fault = UNFIT[case]
+    feature = datasets.ClassLabel(names=names) if declares else STRINGS
+    train, test = (rows if declares else [names[i] for i in rows] for rows in (TRAIN, TEST))
+    write_dataset(tmp_path / "set", train, test, feature)
+    order = sorted(names)
+    with pytest.raises(DataError, match=fault if declares else f"class {order.index(names[1])} "):
+        load_task(parquet(tmp_path / "set"), OFF)
+    if declares:
+        assert load(tmp_path / "set", ("cat", "dog", "emu")).label_names == ["cat", "dog", "emu"]
 
 
 def test_a_recipe_is_planned_by_its_label_names_and_recorded_with_them(tmp_path):

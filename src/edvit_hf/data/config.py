@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edvit_hf.data.modalities import AudioConfig, TextConfig
 from edvit_hf.errors import DataError
 from edvit_hf.strict import RECIPE, number, one_of, read_strictly, whole_number
-from edvit_hf.tasks import Task
+from edvit_hf.tasks import OTHER_LABEL, Task, label_names_fault
 
 EMBEDDED_DATASET = "digits"
 """Path of the set that ships inside scikit-learn: 1,797 handwritten digits of 8 x 8 px, 16 grey levels."""
@@ -161,10 +161,11 @@ def _check_label_names(config: DatasetConfig) -> None:
     names = config.label_names
     if names is None:
         return
-    if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(n, str) and n.strip() for n in names):
+    fault = "one class leaves no choice." if len(names) < 2 else label_names_fault(names)
+    if fault is not None:
         raise DataError(
-            f"`label_names` must be at least two different names, none of them empty, got {list(names)}. Every class "
-            "is known by its name. Write one for each class id, from 0."
+            f"`label_names` must be at least two different names, none of them empty or {OTHER_LABEL!r}, got "
+            f"{list(names)}: {fault} Every class is known by its name. Write one for each class id, from 0."
         )
     if config.num_labels not in (None, len(names)):
         raise DataError(

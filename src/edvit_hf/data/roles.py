@@ -8,6 +8,7 @@ from edvit_hf.data.config import DatasetConfig
 from edvit_hf.data.labels import HIDDEN, class_ids, label_names_of, refuse_surplus_names, with_label_names
 from edvit_hf.data.subsets import group_codes, group_split, stratified_split, stratified_subset, warn_of_shared_groups
 from edvit_hf.errors import DataError
+from edvit_hf.tasks import OTHER_LABEL, label_names_fault
 
 ROLES = ("train", "validation", "test")
 
@@ -62,6 +63,7 @@ def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[
         refuse_surplus_names(raw[config.train_split], config.label_names)
         raw = {name: with_label_names(split, config.label_names) for name, split in raw.items()}
     label_names = label_names_of(raw[config.train_split])
+    _refuse_unfit_names(label_names, config)
 
     def role_of(name: str) -> Role:
         ids = class_ids(raw[name], label_names, config.on_error)
@@ -90,6 +92,16 @@ def choose_roles(config: DatasetConfig, raw: dict[str, RawSplit]) -> tuple[list[
                 "name, `validation_fraction` and the limits on the number of samples."
             )
     return label_names, parts
+
+
+def _refuse_unfit_names(names: list[str], config: DatasetConfig) -> None:
+    fault = label_names_fault(names)
+    if fault is not None:
+        raise DataError(
+            f"Expected different class names in column {config.label_column!r}, none of them empty or {OTHER_LABEL!r}, "
+            f"got {names[:5]}{'...' if len(names) > 5 else ''}: {fault} Rename the class in the data; of integer "
+            "labels `label_names` says other names."
+        )
 
 
 def _fold(pool: Role, config: DatasetConfig) -> tuple[Role, Role]:
