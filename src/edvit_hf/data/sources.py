@@ -11,6 +11,7 @@ import numpy as np
 
 from edvit_hf.data.columns import KINDS, RawSplit, input_column, raw_split
 from edvit_hf.data.config import EMBEDDED_DATASET, DatasetConfig
+from edvit_hf.data.listing import list_folder
 from edvit_hf.data.sound_folder import open_sound_folder
 from edvit_hf.data.split import ArrayStore
 from edvit_hf.data.subsets import stratified_split
@@ -56,6 +57,25 @@ def open_splits(config: DatasetConfig, task: Task = "image-classification") -> d
         blank = "" if is_csv and task == "text-classification" else None
         opened[name] = raw_split(name, rows, config, task, folder, blank=blank)
     return opened
+
+
+def local_folders(config: DatasetConfig) -> list[Path]:
+    """The local folders that a dataset is read from, in the order of their rows; none where it comes from elsewhere.
+
+    Raises:
+        DataError: A folder that is named does not exist.
+    """
+    folder = _local_folder(config)
+    return [] if folder is None else [folder]
+
+
+def local_files(config: DatasetConfig) -> list[Path]:
+    """Every file of the folders of `local_folders`, each below one of them, sorted; hidden and foreign ones left out.
+
+    Raises:
+        DataError: A folder does not exist or cannot be read.
+    """
+    return [folder / name for folder in local_folders(config) for name in list_folder(folder).files]
 
 
 def _local_folder(config: DatasetConfig) -> Path | None:

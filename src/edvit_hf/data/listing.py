@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""List the files of a data set's folder: names are literal, links are followed, hidden and foreign files left out."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edvit_hf.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_FOREIGN = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin",
+    "system volume information", "lost+found", "__pycache__", "icon\r",
+}  # fmt: skip
+
+
+@dataclass
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        root: The folder, absolute.
+        files: Regular files, as paths below `root`, sorted.
+        empty: Folders without any file or folder, as paths below `root`.
+        unreadable: Links that lead nowhere or back to a folder they lie in, and what is neither file nor folder.
+        ignored: Number of hidden and foreign files and folders.
+    """
+
+    root: Path
+    files: list[Path] = field(default_factory=list)
+    empty: list[Path] = field(default_factory=list)
+    unreadable: list[Path] = field(default_factory=list)
+    ignored: int = 0
+
+
+def is_foreign(name: str) -> bool:
+    """Whether an entry is hidden, a backup, or of those that operating systems and editors leave in every folder."""
+    return name.startswith((".", "~$")) or name.endswith("~") or name.casefold() in _FOREIGN
+
+
+def list_folder(folder: Path) -> Listing:
+    """List the files below a folder whatever characters its name has; what is left out is counted in one log line.
+
+    Raises:
+        DataError: The folder, or one below it, cannot be read.
+    """
+    found = Listing(folder.absolute())
+    found.files = sorted(_files_below(found.root, Path(), (), found))
+    found.unreadable.sort()
+    if found.ignored:
+        logger.info("data: %s: %d hidden or foreign files and folders are not looked at", folder, found.ignored)
+    if found.unreadable:
+        shown = ", ".join(path.as_posix() for path in found.unreadable[:5])
+        logger.warning(
+            "data: %s: %d links that lead nowhere or in a circle, or entries that are no files, are left out: %s",
+            folder, len(found.unreadable), shown,
+        )  # fmt: skip
+    return found
+
+
+def _files_below(root: Path, below: Path, above: tuple[tuple[int, int], ...], found: Listing) -> Iterator[Path]:
+    folder = root / below
+    try:
+        state = folder.stat()
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"Expected a folder that can be read at {folder}, got: {error.strerror}. Its files would be missing from "
+            "the data without a word. Grant access to it, or move it out."
+        ) from error
+    here = (state.st_dev, state.st_ino)
+    if here in above:
+        found.unreadable.append(below)
+        return
+    kept = [name for name in names if not is_foreign(name)]
+    found.ignored += len(names) - len(kept)
+    if not names and below != Path():
+        found.empty.append(below)
+    for name in kept:
+        path = root / below / name
+        if path.is_dir():
+            yield from _files_below(root, below / name, (*above, here), found)
+        elif path.is_file():
+            yield below / name
+        else:
+            found.unreadable.append(below / name)
