@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edvit_hf.data.mix import mix_batch
     from edvit_hf.data.modalities import AudioConfig, TextConfig
     from edvit_hf.data.split import ArrayStore, Split, Store, iterate_batches
-    from edvit_hf.data.task import TaskData, load_task
+    from edvit_hf.data.task import TaskData, TestData, load_task, load_test
     from edvit_hf.data.text_split import SpecialTokens, TextSplit, TokenStore
     from edvit_hf.data.tokenizer import train_tokenizer
 
@@ -45,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy(
         "modalities": ("AudioConfig", "TextConfig"),
         "split": ("ArrayStore", "Split", "Store", "iterate_batches"),
         "mix": ("mix_batch",),
-        "task": ("TaskData", "load_task"),
+        "task": ("TaskData", "TestData", "load_task", "load_test"),
         "text_split": ("SpecialTokens", "TextSplit", "TokenStore"),
         "tokenizer": ("train_tokenizer",),
     },

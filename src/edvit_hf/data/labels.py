@@ -2,6 +2,7 @@
 """Map a dataset's labels to class ids 0..C-1."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from edvit_hf.data.columns import RawSplit
 from edvit_hf.errors import DataError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 HIDDEN = -1
 """Class id of a row without a label."""
@@ -97,6 +100,50 @@ def _refuse_moved_names(split: RawSplit, names: Sequence[str]) -> None:
             f"would carry the name of another class. Write them as {declared[:5]}{'...' if len(declared) > 5 else ''}, "
             "or leave `label_names` out."
         )
+
+
+def same_classes(names: Sequence[str], of_model: Sequence[str], what: str) -> np.ndarray:
+    """Map the class ids of data to those of a model by the classes' names: (L,) int64, [id of the data] -> id.
+
+    Args:
+        names: Of the data's classes, by id.
+        of_model: Of the model's classes, by id.
+        what: The data, for the message.
+
+    Raises:
+        DataError: The names are not the same ones, whatever their order.
+    """
+    places = {name: index for index, name in enumerate(of_model)}
+    foreign, absent = [n for n in names if n not in places], [n for n in of_model if n not in set(names)]
+    if foreign or absent or len(names) != len(of_model):
+        raise DataError(
+            f"Expected data with the {len(of_model)} classes of the model ({_some(of_model)}), got {what} with "
+            f"{len(names)} ({_some(names)}){_said('only there', foreign)}{_said('missing there', absent)}. Every "
+            "answer would be compared with another class. Name data of these classes, or their names by `label_names`."
+        )
+    return np.asarray([places[name] for name in names], np.int64)
+
+
+def refuse_other_labels(split: RawSplit, of_model: Sequence[str], what: str) -> None:
+    """Refuse labels without declared names that are no class of a model; say which classes have no rows.
+
+    Raises:
+        DataError: A label is none of the model's.
+    """
+    found = {str(label) for label in split.labels if not _is_hidden(label)}
+    if found - set(of_model):
+        same_classes(sorted(found), of_model, repr(what))  # refuses, with the differences
+    missing = [name for name in of_model if name not in found]
+    if missing:
+        logger.warning("data: no row of %d of %d classes in %s: %s", len(missing), len(of_model), what, _some(missing))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+
+
+def _said(what: str, names: Sequence[str]) -> str:
+    return f"; {what}: {_some(names)}" if names else ""
 
 
 def class_ids(split: RawSplit, label_names: list[str], on_error: Literal["raise", "skip"] = "raise") -> np.ndarray:

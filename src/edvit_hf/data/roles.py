@@ -5,7 +5,15 @@ import numpy as np
 
 from edvit_hf.data.columns import RawSplit, concatenated
 from edvit_hf.data.config import DatasetConfig
-from edvit_hf.data.labels import HIDDEN, class_ids, label_names_of, refuse_surplus_names, with_label_names
+from edvit_hf.data.labels import (
+    HIDDEN,
+    class_ids,
+    label_names_of,
+    refuse_other_labels,
+    refuse_surplus_names,
+    same_classes,
+    with_label_names,
+)
 from edvit_hf.data.subsets import group_codes, group_split, stratified_split, stratified_subset, warn_of_shared_groups
 from edvit_hf.errors import DataError
 from edvit_hf.tasks import OTHER_LABEL, label_names_fault
@@ -102,6 +110,45 @@ def _refuse_unfit_names(names: list[str], config: DatasetConfig) -> None:
             f"got {names[:5]}{'...' if len(names) > 5 else ''}: {fault} Rename the class in the data; of integer "
             "labels `label_names` says other names."
         )
+
+
+def needed_for_test(config: DatasetConfig) -> list[str]:
+    """Names of the splits that hold the test rows: the test split alone, unless they are carved out of the others."""
+    if config.test_groups:
+        return [name for name in (config.train_split, config.test_split) if name is not None]
+    return [config.train_split if config.test_split is None else config.test_split]
+
+
+def choose_test(config: DatasetConfig, raw: dict[str, RawSplit], label_names: list[str]) -> Role:
+    """Return the test rows alone, the same that `choose_roles` chooses, with the class ids of a model's `label_names`.
+
+    Names that the data declare must be those of the model, in any order: classes are told by name, never by number. Of
+    labels without declared names some may be missing, but none may be another.
+
+    Raises:
+        DataError: The data have other classes, a label is no class, or there are no rows.
+    """
+    pool = concatenated([raw[name] for name in needed_for_test(config)])
+    if config.label_names is not None:
+        pool = with_label_names(pool, config.label_names)
+    own = pool.class_names or label_names
+    order = same_classes(own, label_names, f"{config.path!r}")
+    if pool.class_names is None:
+        refuse_other_labels(pool, label_names, config.path)
+    ids = class_ids(pool, own, config.on_error)
+    test = Role(pool, ids, np.arange(len(ids)))  # rows are drawn by the data's own ids, as for training
+    if config.test_groups:
+        _, test = _fold(test, config)
+    elif config.test_split is None:
+        test = test.carve(config.test_fraction, (config.seed, 0))
+    test.limit(config.max_test_samples, (config.seed, 2))
+    if not len(test.rows):
+        raise DataError(
+            f"Expected rows to measure on, got none ({test.unlabelled} without a label). Over none there is no "
+            "accuracy. Check `test_split` and `max_test_samples`."
+        )
+    test.ids = np.where(test.ids == HIDDEN, HIDDEN, order[test.ids])
+    return test
 
 
 def _fold(pool: Role, config: DatasetConfig) -> tuple[Role, Role]:

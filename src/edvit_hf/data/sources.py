@@ -4,6 +4,7 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ SHUFFLE_BUFFER = 10_000
 """Encoded rows from which a streamed dataset is drawn."""
 
 
-def open_splits(config: DatasetConfig, task: Task = "image-classification") -> dict[str, RawSplit]:
-    """Open the training split and, where they are named, the test and the validation split.
+def open_splits(
+    config: DatasetConfig, task: Task = "image-classification", *, only: Sequence[str] | None = None
+) -> dict[str, RawSplit]:
+    """Open the training split and, where they are named, the test and the validation split; or the `only` ones.
 
     Raises:
         DataError: The dataset, a split or a column is missing, or a column has an unfit type.
@@ -40,7 +43,8 @@ def open_splits(config: DatasetConfig, task: Task = "image-classification") -> d
         return _open_digits(config, task)
     splits = _load_dataset(config, task, folder)
     where = str(folder) if folder is not None else config.path
-    wanted = [name for name in (config.train_split, config.test_split, config.validation_split) if name is not None]
+    named = (config.train_split, config.test_split, config.validation_split) if only is None else only
+    wanted = [name for name in named if name is not None]
     for name in wanted:
         if name not in splits:
             raise DataError(

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a classification task: rows become splits of pixels, spectrograms or tokens, with the models' processor."""
 
+import dataclasses
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,23 @@ from edvit_hf.data.audio_split import AudioSplit
 from edvit_hf.data.augmentation import Augmentation
 from edvit_hf.data.columns import KINDS
 from edvit_hf.data.config import DatasetConfig, as_json
+from edvit_hf.data.contents import fingerprint, input_digests
 from edvit_hf.data.decoding import DecodedOnAccess, RowsToDecode
 from edvit_hf.data.image_split import ImageSplit
-from edvit_hf.data.modalities import AudioConfig, TextConfig
-from edvit_hf.data.roles import Role, choose_roles
+from edvit_hf.data.modalities import TextConfig
+from edvit_hf.data.roles import Role, choose_roles, choose_test, needed_for_test
 from edvit_hf.data.sources import open_splits
 from edvit_hf.data.split import ArrayStore, Split, Store
 from edvit_hf.data.text_split import TextSplit, TokenStore
 from edvit_hf.errors import DataError
+from edvit_hf.strict import number
 from edvit_hf.tasks import Task
 from edvit_hf.transforms import AudioTransform, ImageTransform
+from edvit_hf.transforms.reading import read_preprocessor
 
 logger = logging.getLogger(__name__)
 
+_PREPROCESSOR = "preprocessor_config.json"
 _TOGETHER = 256  # rows looked at together
 
 
@@ -47,6 +53,7 @@ class TaskData:
         skipped: Role ("train", "validation", "test") -> rows skipped as damaged or without a label.
         vocab_size: Entries of the tokenizer; None without one.
         pad_token_id: Id of its padding; None without one.
+        roles: Where the rows of each role come from.
     """
 
     label_names: list[str]
@@ -58,6 +65,11 @@ class TaskData:
     skipped: dict[str, int] = field(default_factory=dict)
     vocab_size: int | None = None
     pad_token_id: int | None = None
+    roles: dict[str, Role] = field(default_factory=dict, repr=False)
+
+    def fingerprint(self, role: str) -> str:
+        """What says whose figures a measurement on the rows of a role is; see `data.contents`."""
+        return _fingerprint(self.roles[role], self.label_names, self.task)
 
 
 def load_task(
@@ -73,7 +85,9 @@ def load_task(
         config: Where it is and how it is split.
         augmentation: Of the training split's numbered views.
         task: What the inputs are.
-        processor_dir: Texts: a folder whose tokenizer is used (a teacher's); None trains one.
+        processor_dir: Folder of a model whose own processor prepares the inputs; what `config` says of sizes,
+            normalisation, spectrograms and tokens is then not read (but for `text.max_length`, which cuts further).
+            None: by `config`, and a tokenizer is trained.
 
     Raises:
         DataError: Whatever is not as described: a missing dataset, split or column, a label that is no class, training
@@ -92,7 +106,59 @@ def load_task(
         logger.warning("data: skipped rows of %s: %s", config.path, ", ".join(f"{k} {v}" for k, v in skipped.items()))
     _refuse_one_class(splits["train"].labels, skipped["train"])  # damaged rows may have been all of a class
     _warn_of_empty_classes(config, splits["train"].labels, label_names)
-    return TaskData(label_names=label_names, processor=processor, task=task, skipped=skipped, **splits, **tokens)
+    return TaskData(
+        label_names=label_names, processor=processor, task=task, skipped=skipped, roles=roles, **splits, **tokens
+    )
+
+
+@dataclass(frozen=True)
+class TestData:
+    """The test rows of a dataset, prepared and numbered as a finished model takes them.
+
+    Attributes:
+        label_names: Of the model, one per class id.
+        test: The rows.
+        skipped: How many were left out as damaged or without a label.
+        role: Where they come from.
+        task: What the inputs are.
+    """
+
+    __test__ = False  # pytest would take the name for a test
+
+    label_names: list[str]
+    test: Split
+    skipped: int
+    role: Role
+    task: Task
+
+    @property
+    def fingerprint(self) -> str:
+        """What says whose figures a measurement on these rows is; see `data.contents`."""
+        return _fingerprint(self.role, self.label_names, self.task)
+
+
+def _fingerprint(role: Role, label_names: Sequence[str], task: Task) -> str:
+    labels = [label_names[label] for label in role.labels]
+    return fingerprint(input_digests(role.split.items, role.rows, task), labels)
+
+
+def load_test(config: DatasetConfig, *, task: Task, label_names: Sequence[str], processor_dir: Path) -> TestData:
+    """Load the test rows alone, for a finished model: no training rows need be there unless test rows are among them.
+
+    Args:
+        config: Where they are. What it says of preparing inputs is not read: the model's own processor prepares them.
+        task: What the inputs are.
+        label_names: Of the model, by class id; the data's classes are told by name.
+        processor_dir: Folder of the model.
+
+    Raises:
+        DataError: As `load_task`, or the data have other classes.
+    """
+    plain = dataclasses.replace(config, audio=None, text=None)
+    role = choose_test(plain, open_splits(plain, task, only=needed_for_test(plain)), list(label_names))
+    splits, _, _ = _BUILDERS[task](SplitRequest(plain, task, {"test": role}, Augmentation(), processor_dir))
+    skipped = role.unlabelled + len(role.rows) - len(splits["test"])
+    return TestData(label_names=list(label_names), test=splits["test"], skipped=skipped, role=role, task=task)
 
 
 def _refuse_one_class(train_ids: np.ndarray, num_skipped: int) -> None:
@@ -123,6 +189,18 @@ class SplitRequest:
     augmentation: Augmentation
     processor_dir: Path | None = None
 
+    def preprocessor(self) -> dict[str, str]:
+        """The file of the image processor or feature extractor, name -> text: of `processor_dir`, else by `config`.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        if self.processor_dir is None:
+            return {_PREPROCESSOR: as_json(self.config.preprocessor(self.task))}
+        why = "Inputs prepared otherwise than in training give other answers."
+        values = read_preprocessor(self.processor_dir, f"what prepares the {KINDS[self.task]}s", why)
+        return {_PREPROCESSOR: as_json(values)}
+
     def wanted(self) -> Iterator[tuple[str, RowsToDecode]]:
         """Each role with the rows that it wants decoded."""
         for name, role in self.roles.items():
@@ -144,9 +222,10 @@ def _images(request: SplitRequest) -> _Built:
     Raises:
         DataError: An image that cannot be decoded with `on_error` "raise", or none that can.
     """
-    config = request.config
-    shape = (3, config.image_size, config.image_size)
-    transform = ImageTransform(size=shape[1:], mean=config.mean, std=config.std)
+    files = request.preprocessor()
+    transform = ImageTransform.from_preprocessor(json.loads(files[_PREPROCESSOR]))
+    height, width = _one_size(transform)
+    shape, normalisation = (3, height, width), _of_scaled_pixels(transform)
 
     def decode(source: Any) -> np.ndarray:
         return transform.pixels(source).transpose(2, 0, 1)
@@ -156,8 +235,26 @@ def _images(request: SplitRequest) -> _Built:
         cache, kept = want.cache(shape, np.uint8, decode)
         store: Store
         store = DecodedOnAccess(want, kept, shape, np.uint8, decode) if cache is None else ArrayStore(_grey(cache))
-        splits[name] = ImageSplit(store, mean=config.mean, std=config.std, **request.options(name, kept))
-    return splits, {"preprocessor_config.json": as_json(config.preprocessor())}, {}
+        splits[name] = ImageSplit(store, **normalisation, **request.options(name, kept))
+    return splits, files, {}
+
+
+def _one_size(transform: ImageTransform) -> tuple[int, int]:
+    """Height and width of every input."""
+    if transform.size is None:
+        raise DataError(
+            "Expected an image processor that resizes every image to one size, got one with `do_resize` off. Images of "
+            "several sizes make no batch. Set `size` in its preprocessor_config.json."
+        )
+    return transform.size
+
+
+def _of_scaled_pixels(transform: ImageTransform) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation for pixels scaled to 0..1, whatever the processor's own scale."""
+    scale = 255 * (1.0 if transform.rescale_factor is None else transform.rescale_factor)
+    number("rescale_factor", scale, "(0, inf)", "pixels are multiplied by it", DataError)
+    mean, std = transform.mean or (0.0, 0.0, 0.0), transform.std or (1.0, 1.0, 1.0)
+    return {"mean": tuple(value / scale for value in mean), "std": tuple(value / scale for value in std)}
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -175,9 +272,11 @@ def _sounds(request: SplitRequest) -> _Built:
     Raises:
         DataError: A sound that cannot be decoded with `on_error` "raise", or none that can.
     """
-    audio = request.config.audio or AudioConfig()
-    transform = AudioTransform.from_preprocessor(audio.preprocessor())
-    shape = (audio.max_length, audio.num_mel_bins)
+    files = request.preprocessor()
+    transform = AudioTransform.from_preprocessor(json.loads(files[_PREPROCESSOR]))
+    shape = (transform.max_length, transform.num_mel_bins)
+    # Of what is not normalised, twice half is one.
+    mean, std = (transform.mean, transform.std) if transform.do_normalize else (0.0, 0.5)
 
     def decode(source: Any) -> np.ndarray:
         return transform.features(transform.waveform(source))
@@ -187,8 +286,8 @@ def _sounds(request: SplitRequest) -> _Built:
         cache, kept = want.cache(shape, np.float32, decode)
         store: Store
         store = DecodedOnAccess(want, kept, shape, np.float32, decode) if cache is None else ArrayStore(cache)
-        splits[name] = AudioSplit(store, mean=audio.mean, std=audio.std, **request.options(name, kept))
-    return splits, {"preprocessor_config.json": as_json(audio.preprocessor())}, {}
+        splits[name] = AudioSplit(store, mean=mean, std=std, **request.options(name, kept))
+    return splits, files, {}
 
 
 def _texts(request: SplitRequest) -> _Built:
