@@ -249,7 +249,7 @@ def _one_size(transform: ImageTransform) -> tuple[int, int]:
     return transform.size
 
 
-def _of_scaled_pixels(transform: ImageTransform) -> dict[str, tuple[float, ...]]:
+def _of_scaled_pixels(transform: ImageTransform) -> dict[str, Any]:
     """Mean and standard deviation for pixels scaled to 0..1, whatever the processor's own scale."""
     scale = 255 * (1.0 if transform.rescale_factor is None else transform.rescale_factor)
     number("rescale_factor", scale, "(0, inf)", "pixels are multiplied by it", DataError)
