@@ -17,7 +17,7 @@ modeling_edvit
 errors
 tasks
 strict
-storage probabilities splitting
+storage probabilities splitting terminal
 architectures
 auto hardware
 manifest transforms

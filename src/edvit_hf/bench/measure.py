@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from rich.console import Console
-from rich.progress import Progress
 
 from edvit_hf.bench.report import BenchReport, BenchRow
 from edvit_hf.bench.selection import Candidate, Hardware, choose, input_sizes, vocabulary_size
@@ -23,6 +21,7 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import disturbance
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256, verify_file
 from edvit_hf.strict import whole_number
+from edvit_hf.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def bench_ensemble(
     candidates = [*own, *(_beside(name, path) for name, path in (beside or {}).items())]
     sizes = input_sizes(root, manifest, batch=batch, tokens=tokens)
     asked = {"threads": threads, "sizes": sizes, "vocabulary": vocabulary_size(root), "seed": seed}
-    with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
+    with progress_bar(is_shown=progress) as bar:
         task = bar.add_task("bench", total=repeats * len(candidates))
 
         def advance(label: str) -> None:

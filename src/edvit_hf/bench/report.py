@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from edvit_hf.bench.selection import FUSION, UntimedFile
 from edvit_hf.errors import ManifestError, named_extra
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
 from edvit_hf.storage import MIB, write_figure
+from edvit_hf.terminal import PlainTable, new_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,20 +70,17 @@ class BenchReport:
         return {"schema_version": 1, **asdict(self)}
 
 
-def bench_table(report: BenchReport) -> Table:
+def bench_table(report: BenchReport) -> PlainTable:
     """Every file with its latency, spread, load time and memory; below, sums over sub-models and what was left out."""
     protocol = report.protocol
     machine, batch, threads = protocol["environment"]["machine"], protocol["batch"], protocol["threads"]
     words = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {protocol['repeats']} fresh processes each"
-    table = Table(
+    figures = ("MiB", "median ms", "p90", "min to max of medians", "load ms", "peak MiB (idle)")
+    table = new_table(
+        ("", "variant", *(f">{name}" for name in figures)),
         title=f"{report.ensemble[:16]} on {machine['cpu']} ({protocol['isa'] or 'unknown instruction set'}): {words}",
-        caption="\n".join(_caption(report)),
-        caption_justify="left",
+        caption=_caption(report),
     )
-    table.add_column("")
-    table.add_column("variant")
-    for name in ("MiB", "median ms", "p90", "min to max of medians", "load ms", "peak MiB (idle)"):
-        table.add_column(name, justify="right")
     for row in [*report.rows, *report.beside]:
         memory = "" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f} ({row.idle_memory_mib:.0f})"
         times = (f"{row.median:.3f}", f"{row.p90:.3f}", f"{row.min:.3f} to {row.max:.3f}", f"{row.load_ms:.1f}")

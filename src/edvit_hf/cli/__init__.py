@@ -7,7 +7,7 @@ The console script and `python -m edvit_hf.cli` call `main`; nothing in the libr
 import os
 
 from edvit_hf.cli import exporting, hub, machine, measure, serve, space, trip
-from edvit_hf.cli.app import app
+from edvit_hf.cli.app import app, ended_by_signals
 from edvit_hf.cli.output import checked_output
 
 __all__ = ["app", "main"]
@@ -21,5 +21,5 @@ app.registered_commands.sort(key=lambda command: _ORDER.index(getattr(command.ca
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with checked_output():
+    with checked_output(), ended_by_signals():
         app()

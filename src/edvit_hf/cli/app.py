@@ -1,24 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
 """The application that all commands hang on, and what they share: options, errors, logging."""
 
+import contextlib
 import functools
 import logging
-import sys
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from edvit_hf import __version__
-from edvit_hf.cli.output import console, log_console
+from edvit_hf.cli.output import say, tell
 from edvit_hf.errors import EDViTError
+from edvit_hf.terminal import log_to_standard_error, visible
+
+_INTERRUPTED = 128 + signal.SIGINT
+UsageError: Any = typer.BadParameter.__base__  # of click, which newer releases of typer hold within
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that ends the process came in: it ends as it does at Ctrl-C, with what is half-done taken back."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Ended` for as long as the block runs, unless `nohup` or the like has them ignored."""
+    came: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise Ended(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    except SystemExit as error:
+        if came and error.code == _INTERRUPTED:  # outside of our commands, where typer took it for Ctrl-C
+            raise SystemExit(128 + came[0]) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Group(TyperGroup):
+    """Commands whose usage errors quote the command line as a terminal may show it."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """See `click.Command`: what is wrong before the name of a command."""
+        with _visible_usage_errors():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """See `click.Command`: what is wrong after it."""
+        with _visible_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _visible_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        error.message = visible(error.message, keep="\n")
+        raise
+
 
 app = typer.Typer(
     name="edvit",
     help="Split a Vision-Transformer classifier by classes into small sub-models that run together on edge devices.",
     epilog="Exit codes: 0 done, 1 an error of the input or of the machine (the message says what to do), "
-    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted (the same command resumes).",
+    "2 wrong command line, 3 `doctor` found a fault, 130 interrupted, 129 or 143 ended by SIGHUP or SIGTERM "
+    "(the same command resumes).",
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -49,34 +117,53 @@ ScheduleOption = Annotated[Schedule, typer.Option(help="How sub-models share the
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
-        console.print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
 def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command.
 
-    Errors a user can act on become one message and exit code 1, an interruption becomes 130. Warnings go to standard
-    error; with the option `verbose` also what each step does.
+    Errors a user can act on become one message and exit code 1; so does what the system refuses (a file that cannot be
+    read, no memory), because no code of ours can mend it. An interruption becomes 130, SIGTERM 143. Warnings go to
+    standard error; with the option `verbose` also what each step does.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> None:
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            log_to_standard_error(logging.WARNING)
             logging.getLogger("edvit_hf").setLevel(logging.INFO if options.get("verbose") else logging.WARNING)
             try:
                 function(*arguments, **options)
             except EDViTError as error:
-                log_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                tell(f"error: {error}", style="red")
+                raise typer.Exit(1) from error
+            except (OSError, MemoryError) as error:
+                tell(f"error: {_refusal(error)}", style="red")
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as error:
-                log_console.print("interrupted: finished work is kept, the same command resumes", markup=False)
-                raise typer.Exit(130) from error
+                by = f"ended by {error}" if isinstance(error, Ended) else "interrupted"
+                tell(f"{by}: finished work is kept, the same command resumes")
+                raise typer.Exit(128 + error.number if isinstance(error, Ended) else _INTERRUPTED) from error
 
         return group.command()(run)
 
     return register
+
+
+def _refusal(error: OSError | MemoryError) -> str:
+    """What the system would not do, in one message."""
+    if isinstance(error, MemoryError):
+        return (
+            "Expected enough memory, got none when more was asked for. The command cannot go on. Close other programs, "
+            "give it less at once, or take a machine with more."
+        )
+    name = "" if error.filename is None else f": {error.filename}"
+    return (
+        f"Expected the system to do what the command needs, got `{error.strerror or error}`{name}. It cannot go on. "
+        "Check that the file or folder exists, that you may read or write it, and that there is space left."
+    )
 
 
 def quiet_transformers() -> None:

@@ -3,13 +3,14 @@
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from edvit_hf.cli.app import FolderArgument, FormatOption, RecipeOption, VerboseOption, command, quiet_transformers
-from edvit_hf.cli.output import console, log_console, print_json, say
+from edvit_hf.cli.output import console, keep_all, log_console, print_json, say
 
 if TYPE_CHECKING:
     from edvit_hf.bench import BenchReport
@@ -144,17 +145,19 @@ def bench(
         progress=log_console.is_terminal,
         **timing,
     )
-    for write in keep if save else ():
-        write(report, folder)
+    writes: list[Callable[[], object]] = [partial(write, report, folder) for write in keep if save]
     if result_file is not None:
-        write_json(result_file, report.to_json())
+        writes.append(partial(write_json, result_file, report.to_json()))
     if figure is not None:
-        save_bench_figure(report, figure)
-    if output == "json":
-        print_json(report.to_json())
-        return
-    console.print(bench_table(report))
-    if save:
+        writes.append(partial(save_bench_figure, report, figure))
+    try:
+        keep_all(*writes)
+    finally:  # what was measured is not lost with a file that cannot be written
+        if output == "json":
+            print_json(report.to_json())
+        else:
+            console.print(bench_table(report))
+    if save and output == "human":
         say(f"latencies written: {folder / 'manifest.json'}", highlight=True)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edvit_hf.cli.app import FolderArgument, FormatOption, Precision, command
-from edvit_hf.cli.output import console, log_console, print_files, print_json, say
+from edvit_hf.cli.output import console, print_files, print_json, say, tell
+from edvit_hf.terminal import new_table
 
 if TYPE_CHECKING:
     from edvit_hf.hub import Pulled
@@ -49,13 +50,13 @@ def push(
     for path in done.removed:
         say(f"removed, stale: {path}")
     if dry_run:
-        console.print("dry run: the folder is ready to publish, nothing was sent", markup=False)
+        say("dry run: the folder is ready to publish, nothing was sent")
     elif not done.changed:
         say(f"{repo} holds all of this already: {done.commit}", highlight=True)
     else:
         say(f"pushed: {done.url}")
     if done.tag:
-        console.print(f"tag: {done.tag}", markup=False)
+        say(f"tag: {done.tag}")
 
 
 @command()
@@ -104,10 +105,10 @@ def pull(
         print_json(_pulled_json(done))
         return
     for needed in done.selection.files:
-        console.print(f"{needed.bytes:>12,}  {needed.file}", markup=False, highlight=False)
+        say(f"{needed.bytes:>12,}  {needed.file}")
     beside = (done.bytes_on_disk - done.selection.graph_bytes) / 1024
     total = f"{done.bytes_on_disk:>12,}  bytes with the manifest: graphs and {beside:.1f} KiB beside them"
-    console.print(total, markup=False, highlight=False)
+    say(total)
     state = "up to date" if done.unchanged else f"fetched {done.bytes_fetched:,} bytes"
     at = f" at {done.revision}" if done.revision else ""
     say(f"{done.folder}: {state} from {done.source}{at}")
@@ -136,13 +137,9 @@ def zoo(
     if output == "json":
         print_json([asdict(row) for row in rows])
         return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(caption=ZOO_NOTE, caption_justify="left")
-    for name in ZOO_HEADER:
-        table.add_column(name, justify="right" if name.startswith(("N", "MiB", "ms")) else "left")
+    columns = (f">{name}" if name.startswith(("N", "MiB", "ms")) else name for name in ZOO_HEADER)
+    table = new_table(columns, caption=[ZOO_NOTE])
     for row in rows:
-        table.add_row(*map(Text, zoo_cells(row)))  # others wrote it: no markup
+        table.add_row(*zoo_cells(row))
     console.print(table)
-    log_console.print(f"{len(rows)} ensembles", markup=False, highlight=False)
+    tell(f"{len(rows)} ensembles")

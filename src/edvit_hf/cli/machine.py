@@ -7,13 +7,16 @@ import socket
 import urllib.parse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edvit_hf.cli.app import FormatOption, command
 from edvit_hf.cli.output import console, log_console, print_json, say
 from edvit_hf.storage import check_writable
+
+if TYPE_CHECKING:
+    from edvit_hf.hardware.profiles import DeviceProfile
 
 
 @command()
@@ -66,21 +69,26 @@ def profile(
         watts=watts,
         progress=log_console.is_terminal,
     )
-    save_profile(result, file)
-    if output == "json":
-        print_json(profile_dict(result))
-        return
+    try:
+        save_profile(result, file)
+    finally:  # what was measured is not lost with a file that cannot be written
+        if output == "json":
+            print_json(profile_dict(result))
+        else:
+            _print_profile(result)
+    if output == "human":
+        say(f"profile: {file}", highlight=True)
+
+
+def _print_profile(result: "DeviceProfile") -> None:
     figures = f"{result.cores} cores, {result.memory_mib} MiB, {result.sustained_gflops} GFLOP/s, {result.isa}"
-    console.print(f"{result.name}: {figures}", markup=False, highlight=False)
+    say(f"{result.name}: {figures}")
     for fitted in (result.provenance or {})["fits"]:
-        console.print(
+        say(
             f"latency on {fitted['threads']} thread(s): {len(fitted['measurements'])} encoders, median error "
             f"{fitted['median_relative_error']:.1%}, on encoders left out of the fit "
-            f"{fitted['median_relative_error_left_out']:.1%}",
-            markup=False,
-            highlight=False,
+            f"{fitted['median_relative_error_left_out']:.1%}"
         )
-    say(f"profile: {file}", highlight=True)
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables for the terminal, from the same data that `--format json` prints."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.storage import MIB
+from edvit_hf.terminal import PlainTable, new_table, visible
 
 if TYPE_CHECKING:
     from edvit_hf.planning.plan import DevicePlan, Plan
     from edvit_hf.runtime import EDViTRuntime
 
 
-def _table(columns: Iterable[str], *, no_wrap: bool = False, **settings: Any) -> Table:
-    """An empty table; a column whose name begins with ">" is flush right."""
-    table = Table(**settings)
-    for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=no_wrap)
-    return table
-
-
-def results_tables(results: dict[str, Any]) -> list[Table]:
+def results_tables(results: dict[str, Any]) -> list[PlainTable]:
     """Results of the trip: every row of the comparison, and accuracy with k sub-models absent."""
     items = results["dataset"]["num_test_items"]
     title = f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
     per_device = (f">{name}\nper device" for name in ("parameters", "x smaller", "MMACs"))
     columns = ("", ">accuracy\n%", ">macro\nF1 %", ">points to teacher", ">parameters", *per_device)
-    rows = _table(columns, no_wrap=True, title=title)
+    rows = new_table(columns, no_wrap=True, title=title)
     teacher = results["rows"][0]
     for row in results["rows"]:
         against = row["against_teacher"]
@@ -45,7 +37,7 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
             f"{row['macs_per_device'] / 1e6:.2f}",
         )
     columns = (">absent", ">mean %", ">lowest %", ">highest %", ">subsets")
-    absent = _table(columns, title="accuracy over all classes with sub-models absent")
+    absent = new_table(columns, title="accuracy over all classes with sub-models absent")
     for row in results["absent"]:
         values = (f"{100 * row[f'accuracy_{k}']:.2f}" for k in ("mean", "min", "max"))
         absent.add_row(str(row["num_absent"]), *values, str(row["num_subsets"]))
@@ -56,14 +48,14 @@ def _points(interval: dict[str, float]) -> str:
     return f"{100 * interval['difference']:+.2f} [{100 * interval['low']:+.2f}, {100 * interval['high']:+.2f}]"
 
 
-def plan_table(plan: "Plan") -> Table:
+def plan_table(plan: "Plan") -> PlainTable:
     """What each device carries: the teacher first, then every sub-model, replicas, and what was assumed."""
     title = plan.keep_text
     if plan.size_ratio is not None and plan.macs_ratio is not None:
         title += f"; sub-models {plan.size_ratio:.2f} times smaller, {plan.macs_ratio:.2f} times fewer MACs"
     sizes = (">keep", ">parameters", ">MiB fp32", ">MMACs", ">predicted ms", ">energy mJ")
     columns = ("", "device", "classes", *sizes)
-    table = _table(columns, title=title, caption="\n".join(_plan_caption(plan)), caption_justify="left")
+    table = new_table(columns, title=title, caption=_plan_caption(plan))
     teacher = plan.teacher
     if teacher["parameters"] is not None:
         cells = _size_cells(teacher["parameters"], teacher["macs"])
@@ -78,11 +70,11 @@ def plan_table(plan: "Plan") -> Table:
     return table
 
 
-def plan_device_table(plan: "Plan") -> Table:
+def plan_device_table(plan: "Plan") -> PlainTable:
     """What each device holds beside its limit, which files it loads, and how long it is busy."""
     title = "devices: weights held (replicas and fusion head included), activations on top while one runs"
     figures = (">MiB held", ">limit MiB", ">peak activations MiB", ">compute ms", ">link ms")
-    table = _table(("device", "profile", "runs", "replicas", "files", *figures), title=title)
+    table = new_table(("device", "profile", "runs", "replicas", "files", *figures), title=title)
     for device in plan.devices:
         peak, limit = device.peak_activation_bytes, device.memory_limit_mib
         table.add_row(
@@ -131,11 +123,11 @@ def _or_unknown(value: float | None) -> str:
     return "not known" if value is None else f"{value:.2f}"
 
 
-def evaluation_table(result: dict[str, Any]) -> Table:
+def evaluation_table(result: dict[str, Any]) -> PlainTable:
     """An exported ensemble, whole and with each sub-model absent."""
     whole = result["rows"][0]
     title = f"{result['precision']} on {whole['num_items']} test items"
-    table = _table(("absent", ">accuracy %", ">macro F1 %", ">per class group %"), title=title)
+    table = new_table(("absent", ">accuracy %", ">macro F1 %", ">per class group %"), title=title)
     for row in result["rows"]:
         groups = " ".join(f"{100 * a:.1f}" for a in row["per_group_accuracy"])
         absent = ", ".join(map(str, row["absent"])) or "none"
@@ -143,10 +135,10 @@ def evaluation_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def absent_table(variants: Mapping[str, Mapping[str, Any]]) -> Table:
+def absent_table(variants: Mapping[str, Mapping[str, Any]]) -> PlainTable:
     """Accuracy with 0, 1, ... sub-models absent: mean over the subsets, lowest to highest, for each variant."""
-    columns = (">absent", ">subsets", *(f">{name}" for name in variants))
-    table = _table(columns, title="accuracy with sub-models absent, %")
+    columns = (">absent", ">subsets", *(f">{visible(name)}" for name in variants))
+    table = new_table(columns, title="accuracy with sub-models absent, %")
     for rows in zip(*(variant["absent"] for variant in variants.values()), strict=True):
         cells = [
             f"{100 * row['accuracy_mean']:.2f} ({100 * row['accuracy_min']:.1f} to {100 * row['accuracy_max']:.1f})"
@@ -201,16 +193,18 @@ def _top(probabilities: np.ndarray, names: list[str]) -> dict[str, Any]:
     return {"label": names[best], "probability": float(probabilities[best])}
 
 
-def prediction_tables(report: dict[str, Any]) -> list[Table]:
+def prediction_tables(report: dict[str, Any]) -> list[PlainTable]:
     """The report of `edvit predict`."""
     head = f"{report['label']}, probability {report['probability']:.3f}, in {report['milliseconds']:.1f} ms"
     missing = [str(row["sub_model"]) for row in report["votes"] if not row["present"]]
     columns = (">sub-model", "classes", "its vote", "answer without it", ">ms", ">bytes sent")
-    table = _table(columns, title=head, caption_justify="left")
+    table = new_table(columns, title=head)
     if missing:
-        table.caption = (
-            f"degraded: without sub-model {', '.join(missing)}; least is known about the classes "
-            f"{', '.join(report['missing_classes'])}"
+        table.set_caption(
+            [
+                f"degraded: without sub-model {', '.join(missing)}; least is known about the classes "
+                f"{', '.join(report['missing_classes'])}"
+            ]
         )
     without = {w["sub_model"]: w for w in report["without"]}
     for row in report["votes"]:
@@ -230,11 +224,11 @@ def prediction_tables(report: dict[str, Any]) -> list[Table]:
     return [table]
 
 
-def doctor_table(report: dict[str, Any]) -> Table:
+def doctor_table(report: dict[str, Any]) -> PlainTable:
     """The report of `edvit doctor`."""
     machine = report["machine"]
     title = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; profile {report['profile']}"
-    table = _table(("", "what", "found"), title=title)
+    table = new_table(("", "what", "found"), title=title)
     for name, version in report["versions"].items():
         table.add_row("", name, version or "not installed")
     for finding in report["findings"]:
@@ -242,11 +236,11 @@ def doctor_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def export_tables(report: dict[str, Any]) -> list[Table | str]:
+def export_tables(report: dict[str, Any]) -> list[PlainTable | str]:
     """What an export left: the sub-models' files by variant, the graphs of the whole, and what was not measured."""
     sizes = (">KiB", ">int8 weights\n/ fp32", ">nodes int8\n(float)", ">difference\n/ largest", ">same\n%", ">test\n%")
     columns = ("variant", "for", *sizes, ">net flips\n(allowed)", ">worst class\ngroup: flips")
-    variants = _table(columns, no_wrap=True, title=f"{report['id']}: exported files")
+    variants = new_table(columns, no_wrap=True, title=f"{report['id']}: exported files")
     variants.columns[1].no_wrap, variants.columns[1].min_width = False, 18
     for row in report["variants"]:
         accuracy = row["accuracy"]
@@ -260,7 +254,7 @@ def export_tables(report: dict[str, Any]) -> list[Table | str]:
     for row in report["whole"]:
         name = row["name"] if row["name"] != "fp32" else ""
         variants.add_row(f"whole {name}", " ".join(row["profiles"]) or "any", *_sizes(row), "", "", "")
-    parts: list[Table | str] = [variants]
+    parts: list[PlainTable | str] = [variants]
     if report["accuracy_note"]:
         parts.append(f"accuracy: {report['accuracy_note']}")
     gated = [row for row in report["variants"] if row["precision"] != "fp32" and row["inputs"] == "prepared"]

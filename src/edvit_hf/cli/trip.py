@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from edvit_hf.cli.app import FormatOption, VerboseOption, command, quiet_transformers
-from edvit_hf.cli.output import console, log_console, print_json, say
+from edvit_hf.cli.output import console, print_json, say, tell
 
 
 @command()
@@ -77,7 +77,7 @@ def _reproducing_command(recipe: str, local_name: str | None, seed: int | None) 
 
 def _announce(stage: str, what: str) -> None:
     note = {"skipped": "up to date, skipped", "started": "started", "finished": "done"}[what]
-    log_console.print(f"{stage:9s} {note}", markup=False, highlight=False)
+    tell(f"{stage:9s} {note}")
 
 
 @command()

@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hardware.latency import fit, fit_quality, total_ms
@@ -20,6 +17,7 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import disturbance, open_session, summary, time_rounds
 from edvit_hf.storage import MIB
 from edvit_hf.strict import is_finite, whole_number
+from edvit_hf.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +80,7 @@ def profile_machine(
     chosen = list(shapes_to_measure(quick=quick) if shapes is None else shapes)
     thread_counts = (1, threads) if threads > 1 else (1,)
     size = _QUICK_MATMUL_SIZE if quick else _MATMUL_SIZE
-    with Progress(console=Console(stderr=True), disable=not progress, auto_refresh=False) as bar:
+    with progress_bar(is_shown=progress) as bar:
         task = bar.add_task("profile", total=(len(thread_counts) * len(chosen) + 1) * repeats)
 
         def advance() -> None:

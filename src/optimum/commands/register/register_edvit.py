@@ -47,8 +47,9 @@ class EDViTExportCommand(BaseOptimumCLICommand):
         from edvit_hf.export.commit import copied_ensemble
         from edvit_hf.published.export import export_folder, make_config
         from edvit_hf.recipe import load_recipe
+        from edvit_hf.terminal import log_to_standard_error, visible_lines
 
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        log_to_standard_error(logging.INFO)
         args = self.args
         assert args is not None  # Optimum builds the command that runs from parsed arguments
         try:
@@ -59,7 +60,7 @@ class EDViTExportCommand(BaseOptimumCLICommand):
             with copied_ensemble(args.model, args.output, revision=args.revision) as folder:
                 export_folder(folder, config, recipe=recipe)
         except EDViTError as error:
-            sys.exit(f"optimum-cli export edvit: {error}")
+            sys.exit(f"optimum-cli export edvit: {visible_lines(error)}")
 
 
 REGISTER_COMMANDS = [(EDViTExportCommand, ExportCommand)]
