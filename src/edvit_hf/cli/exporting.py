@@ -153,10 +153,7 @@ def bench(
     try:
         keep_all(*writes)
     finally:  # what was measured is not lost with a file that cannot be written
-        if output == "json":
-            print_json(report.to_json())
-        else:
-            console.print(bench_table(report))
+        print_json(report.to_json()) if output == "json" else console.print(bench_table(report))
     if save and output == "human":
         say(f"latencies written: {folder / 'manifest.json'}", highlight=True)
 
