@@ -104,6 +104,10 @@ class OverloadedError(EDViTError, RuntimeError):
         self.retry_after_ms = retry_after_ms
 
 
+class DeadlineError(EDViTError, RuntimeError):
+    """The fusion head did not answer in time, so there is no answer at all. Allow more time, or export it again."""
+
+
 class WorkDirError(EDViTError, OSError):
     """The work directory cannot be written. Choose another one or free space."""
 

@@ -133,7 +133,9 @@ def test_everything_has_run_once_when_it_is_loaded(folders, monkeypatch):
     asked, fused = [], []
     submit, run = LocalEngine.submit, Fusion.fused
     monkeypatch.setattr(LocalEngine, "submit", lambda self, i, request: asked.append(i) or submit(self, i, request))
-    monkeypatch.setattr(Fusion, "fused", lambda self, *arguments: fused.append(1) or run(self, *arguments))
+    monkeypatch.setattr(
+        Fusion, "fused", lambda self, *given, **options: fused.append(1) or run(self, *given, **options)
+    )
     runtime = EDViTRuntime.from_pretrained(folders[IMAGE], schedule="in_turn")
     assert sorted(asked) == [0, 1, 2]
     assert fused == [1]

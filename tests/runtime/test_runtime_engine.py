@@ -324,13 +324,15 @@ def test_a_probe_runs_the_graph(root):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_is_told_to_load_its_own(root):
+@pytest.mark.parametrize("how", ["predict", "batch", "stream"])
+def test_a_forked_process_is_told_to_load_its_own(root, how):
     runtime = EDViTRuntime.from_pretrained(root, num_threads=1)
+    picture = np.zeros((9, 9, 3), np.uint8)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            runtime.predict(PIXELS)
+            list(getattr(runtime, how)([picture])) if how != "predict" else runtime.predict(PIXELS)
             said = b"it answered"
         except EDViTError as error:
             said = str(error).encode()

@@ -103,7 +103,9 @@ def test_a_stream_takes_one_ahead_and_no_more(runtimes):
         assert number + 1 <= len(taken) <= number + 2
     before = {thread for thread in threading.enumerate() if thread.name.startswith("edvit-prepare")}
     stream.close()
-    assert all(not thread.is_alive() for thread in before)
+    for thread in before:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_an_answer_does_not_wait_for_the_next_source_and_none_is_lost_when_that_breaks(runtimes):

@@ -4,21 +4,30 @@
 Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.
 """
 
+import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.errors import DataError, DeadlineError, EDViTError
 from edvit_hf.manifest import Manifest
 from edvit_hf.probabilities import softmax
 from edvit_hf.runtime.engines import ON_REQUEST, Reason
+from edvit_hf.runtime.engines.lanes import CLOSE_SECONDS, Job, Lane, join_all, within
+
+LONGEST_FUSION_SECONDS = 30.0  # where there is no deadline: a fusion head is a few small matrices
+SHORTEST_FUSION_SECONDS = 0.25  # what is given to it even where waiting for sub-models has used up the deadline
 
 
 class Fusion:
-    """The exported fusion head: from features, and the mask of who is present, to probabilities."""
+    """The exported fusion head: from features, and the mask of who is present, to probabilities.
+
+    It runs on a thread of its own, so that one which does not end costs its caller no more than the deadline.
+    """
 
     def __init__(self, manifest: Manifest, session: Any) -> None:
         """Take a session on the fusion head's graph."""
@@ -26,6 +35,14 @@ class Fusion:
         sizes = [entry.feature_size for entry in manifest.sub_models]
         ends = np.cumsum(sizes)
         self.columns = [slice(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
+        self._lane = Lane()
+        self._lane.start("edvit-fusion")
+        self._stop = weakref.finalize(self, self._lane.close)
+
+    def close(self) -> None:
+        """Stop what runs, and end the thread."""
+        self._stop()
+        join_all([self._lane], CLOSE_SECONDS)
 
     def join(self, features: Mapping[int, np.ndarray]) -> np.ndarray:
         """Features (B, D) from those of each sub-model (B, d), zero where absent."""
@@ -34,22 +51,48 @@ class Fusion:
             joined[:, self.columns[index]] = values
         return joined
 
-    def probabilities(self, features: np.ndarray, present: Sequence[bool]) -> np.ndarray:
-        """Probabilities (B, L) float32 from joined features, of which only those present count.
-
-        Raises:
-            EDViTError: The fusion head gives values that are not finite.
-        """
+    def probabilities(
+        self, features: np.ndarray, present: Sequence[bool], *, seconds: float = LONGEST_FUSION_SECONDS
+    ) -> np.ndarray:
+        """Probabilities (B, L) float32 from joined features, of which only those present count; see `fused`."""
         kept = np.zeros_like(features)
         for columns, there in zip(self.columns, present, strict=True):
             if there:
                 kept[:, columns] = features[:, columns]
-        return self.fused(kept, present)
+        return self.fused(kept, present, seconds=seconds)
 
-    def fused(self, joined: np.ndarray, present: Sequence[bool]) -> np.ndarray:
-        """As `probabilities`, from features that are zero where absent already, as `join` gives them."""
+    def fused(
+        self, joined: np.ndarray, present: Sequence[bool], *, seconds: float = LONGEST_FUSION_SECONDS
+    ) -> np.ndarray:
+        """As `probabilities`, from features that are zero where absent already, as `join` gives them.
+
+        Raises:
+            DeadlineError: It takes longer than that; the run is stopped.
+            EDViTError: The fusion head cannot run, or gives values that are not finite.
+        """
         mask = np.array([present] * len(joined), np.float32)
-        (logits,) = self._session.run(["logits"], {"features": joined, "mask": mask})
+        feeds = {"features": joined, "mask": mask}
+        job = Job(0, self._lane, lambda options: self._session.run(["logits"], feeds, options)[0])
+        self._lane.add(job)
+        if not self._stop.alive:
+            job.cancel()
+        try:
+            logits = within(seconds, job)
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"Expected the fusion head to answer within {seconds:.3g} s, got nothing. There is no answer without "
+                "it. Allow more time; if it happens again the file is damaged or hostile: fetch or export the ensemble "
+                "again."
+            ) from error
+        except CancelledError as error:
+            raise EDViTError(
+                "Expected an open runtime, got one that was closed. Nobody fuses. Load it again."
+            ) from error
+        except Exception as error:  # onnxruntime raises bare types of its own extension module
+            raise EDViTError(
+                f"Expected the fusion head to take features {joined.shape} and a mask {mask.shape}, got: {error}. "
+                "There is no answer without it. Fetch or export the ensemble again."
+            ) from error
         if not np.isfinite(logits).all():
             raise EDViTError(
                 "The fusion head gave values that are not finite for finite features: its file is damaged or "

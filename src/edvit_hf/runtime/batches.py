@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers several inputs: groups them into requests, prepares the next ones meanwhile, gives each its own outcome."""
 
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -38,17 +40,27 @@ class Batcher:
 
     def stream(self, sources: Iterator[Any], batch_size: int) -> Iterator[Outcome]:
         """See `EDViTRuntime.stream`."""
-        with ThreadPoolExecutor(1, thread_name_prefix="edvit-prepare") as pool:
+        # Taken on a thread: an answer must not wait until a camera has its next picture. Nor may whoever leaves the
+        # stream, so that nothing here waits for the thread's end.
+        wanted: queue.SimpleQueue[Future[PreparedSources] | None] = queue.SimpleQueue()
+        threading.Thread(
+            target=_take, args=(sources, batch_size, self._prepared, wanted), name="edvit-prepare", daemon=True
+        ).start()
 
-            def take() -> PreparedSources:
-                return self._prepared(list(islice(sources, batch_size)))
+        def ask() -> Future[PreparedSources]:
+            future: Future[PreparedSources] = Future()
+            wanted.put(future)
+            return future
 
-            # Taken on the pool's thread: an answer must not wait until a camera has its next picture.
-            start, coming = 0, pool.submit(take)
+        start, coming = 0, ask()
+        try:
             while prepared := coming.result():
-                coming = pool.submit(take)
+                coming = ask()
                 yield from self._answered(prepared, start)
                 start += len(prepared)
+        finally:
+            coming.cancel()
+            wanted.put(None)
 
     def _prepared(self, sources: Sequence[Any]) -> PreparedSources:
         prepared: PreparedSources = []
@@ -86,6 +98,22 @@ class Batcher:
                 return {index: outcome for each in alone for index, outcome in each.items()}
             return {index: Outcome(index=index, error=error) for index in inputs}
         return {index: Outcome(index=index, answer=answer.item(row)) for row, index in enumerate(inputs)}
+
+
+def _take(
+    sources: Iterator[Any],
+    size: int,
+    prepare: Callable[[Sequence[Any]], PreparedSources],
+    wanted: "queue.SimpleQueue[Future[PreparedSources] | None]",
+) -> None:
+    """Take and prepare `size` sources for each future that comes, until None does."""
+    while (coming := wanted.get()) is not None:
+        if not coming.set_running_or_notify_cancel():
+            continue
+        try:
+            coming.set_result(prepare(list(islice(sources, size))))
+        except BaseException as error:  # of the sources; whoever waits gets it
+            coming.set_exception(error)
 
 
 def _joined(transform: Transform, items: Sequence[Inputs]) -> Inputs:

@@ -7,7 +7,6 @@ Shape letters: B batch, S sub-models, D sum of the feature sizes, L labels.
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,17 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 
-from edvit_hf.errors import EDViTError, ManifestError, QuorumError
-from edvit_hf.hardware.timing import quiet_options
+from edvit_hf.errors import EDViTError, QuorumError
 from edvit_hf.hub.pulling import ensemble_folder
-from edvit_hf.hub.selection import NeededFile
-from edvit_hf.manifest import Manifest, verify_file
-from edvit_hf.runtime.answers import AbsentAnswer, Answer, Fusion, Outcome
+from edvit_hf.manifest import Manifest
+from edvit_hf.runtime.answers import (
+    LONGEST_FUSION_SECONDS,
+    SHORTEST_FUSION_SECONDS,
+    AbsentAnswer,
+    Answer,
+    Fusion,
+    Outcome,
+)
 from edvit_hf.runtime.arguments import (
     as_indices,
     check_batch_size,
@@ -32,12 +36,13 @@ from edvit_hf.runtime.arguments import (
 from edvit_hf.runtime.batches import Batcher
 from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
 from edvit_hf.runtime.engines import Engine
-from edvit_hf.runtime.engines.local import LocalEngine, input_shape
+from edvit_hf.runtime.engines.local import LocalEngine
 from edvit_hf.runtime.engines.schedules import Schedule
-from edvit_hf.runtime.inputs import Inputs, check_inputs, common_shape, prepared_shape, read_once, source_inputs
-from edvit_hf.runtime.sessions import check_profile, check_share, check_signature, open_verified
-from edvit_hf.tasks import MAIN_INPUT, NEEDED_PROCESSOR_FILES, PREPROCESSING_FILE, PROCESSOR_FILES, Task
-from edvit_hf.transforms import Transform, load_transform
+from edvit_hf.runtime.inputs import Inputs, check_inputs, prepared_shape, read_once, source_inputs
+from edvit_hf.runtime.opening import fusion_of, shape_of_inputs, transform_of
+from edvit_hf.runtime.sessions import check_profile, check_share
+from edvit_hf.tasks import Task
+from edvit_hf.transforms import Transform
 
 BYTES_PER_FEATURE = 4
 
@@ -139,13 +144,21 @@ class EDViTRuntime:
             engine = cast(Engine, local)
         else:
             check_share(root, manifest, (), precision, profile)
-        transform = _transform_of(manifest, root)
-        shape = _input_shape(manifest, transform, local)
-        fusion = _fusion_of(manifest, root)
+        transform = transform_of(manifest, root)
+        shape = shape_of_inputs(manifest, transform, local)
+        fusion = fusion_of(manifest, root)
         read_once(transform)
         config = config or CoordinatorConfig()
         config = config if deadline_ms is None else replace(config, deadline_ms=deadline_ms)
         return cls(manifest, transform, fusion, Coordinator(manifest, engine, config), input_shape=shape)
+
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        """Refuse to be copied or sent to another process: threads and open files cannot be."""
+        raise EDViTError(
+            "Expected a runtime to stay in the process that loaded it, got one to copy or pickle. Its threads and open "
+            "graphs cannot be sent. Share this one between threads, and have each process load its own with "
+            "`EDViTRuntime.from_pretrained`: send the folder or Hub id."
+        )
 
     def __repr__(self) -> str:
         """Which ensemble, of what, and how it runs here."""
@@ -188,6 +201,7 @@ class EDViTRuntime:
         Raises:
             DataError: For an input of the wrong shape, an empty one, or one with values that are not finite.
             QuorumError: If too few sub-models are left.
+            DeadlineError: If the fusion head does not end by the deadline, or within 30 seconds without one.
             OverloadedError: If more requests come than can be answered in time.
             EDViTError: If an index is unknown, the deadline is no positive number, or the runtime was closed.
         """
@@ -276,15 +290,16 @@ class EDViTRuntime:
                 f"Expected at least one sub-model to be left, got {sorted(subset)} taken away from "
                 f"{[i for i, there in enumerate(answer.present) if there]}. Nobody would answer. Leave one in."
             )
-        return self._fusion.probabilities(features, present)
+        return self._fusion.probabilities(features, present, seconds=self._fusion_seconds(None, 0.0))
 
     def status(self) -> dict[str, Any]:
         """Requests, missing sub-models, breakers and the line since the start: JSON-able."""
         return self.coordinator.status()
 
     def close(self) -> None:
-        """Free the engine. Leaving a `with` block does it too."""
+        """Stop what runs, wait a while for it, and free the engine. Leaving a `with` block does it too."""
         self.coordinator.close()
+        self._fusion.close()
 
     def __enter__(self) -> Self:
         return self
@@ -296,7 +311,14 @@ class EDViTRuntime:
         check_sources(sources, self.task)
         indices = check_indices(absent, len(self.manifest.sub_models), "absent")
         predict = partial(self.predict, absent=indices, deadline_ms=check_deadline(deadline_ms))
-        return Batcher(self.transform, predict, lambda: self.coordinator.is_closed)
+        return Batcher(self.transform, predict, lambda: self.coordinator.is_closed or os.getpid() != self._process)
+
+    def _fusion_seconds(self, deadline_ms: float | None, passed: float) -> float:
+        """How long the fusion head may take: what is left of the deadline, or a moment where that is used up."""
+        limit = self.coordinator.config.deadline_ms if deadline_ms is None else deadline_ms
+        if limit is None:
+            return LONGEST_FUSION_SECONDS
+        return max(SHORTEST_FUSION_SECONDS, min(LONGEST_FUSION_SECONDS, limit / 1e3 - passed))
 
     def _answer(
         self, inputs: Inputs | np.ndarray, absent: Sequence[int], deadline_ms: float | None
@@ -316,7 +338,8 @@ class EDViTRuntime:
         features = self._fusion.join({index: found[index].features for index in found})
         present = tuple(index in found for index in range(len(self.manifest.sub_models)))
         before = time.perf_counter()
-        probabilities = self._fusion.fused(features, present)
+        left = self._fusion_seconds(deadline_ms, before - start)
+        probabilities = self._fusion.fused(features, present, seconds=left)
         end = time.perf_counter()
         groups = zip(self.manifest.class_groups, present, strict=True)
         answer = Answer(
@@ -332,36 +355,3 @@ class EDViTRuntime:
             total_milliseconds=1e3 * (end - start),
         )
         return answer, features
-
-
-def _transform_of(manifest: Manifest, root: Path) -> Transform:
-    """What prepares inputs, from files whose hashes are those that the ensemble's content hash is over."""
-    task = manifest.ensemble.task
-    if manifest.preprocessing != PREPROCESSING_FILE[task]:
-        raise ManifestError(
-            f"Expected `preprocessing` to be {PREPROCESSING_FILE[task]!r} for {task}, got {manifest.preprocessing!r}. "
-            "Inputs would be prepared by another file than the manifest says. Fetch or export the ensemble again."
-        )
-    for name in PROCESSOR_FILES:
-        listed = manifest.content.get(name)
-        if listed is not None and (name in NEEDED_PROCESSOR_FILES or (root / name).exists()):
-            verify_file(root, NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes))
-    return load_transform(root, task)
-
-
-def _fusion_of(manifest: Manifest, root: Path) -> Fusion:
-    """The fusion head, which has run once."""
-    session = open_verified(root, manifest.fusion.variant("fp32"), quiet_options(1))
-    check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
-    fusion = Fusion(manifest, session)
-    with suppress(Exception):  # what it cannot do is told when it is asked
-        fusion.fused(np.zeros((1, fusion.columns[-1].stop), np.float32), [True] * len(manifest.sub_models))
-    return fusion
-
-
-def _input_shape(manifest: Manifest, transform: Transform, engine: LocalEngine | None) -> tuple[int | None, ...]:
-    """Shape of one prepared item that all graphs in this process take."""
-    shape = prepared_shape(transform)
-    for index, session in engine.sessions.items() if engine is not None else ():
-        shape = common_shape(shape, input_shape(session, MAIN_INPUT[manifest.ensemble.task]), f"sub-model {index}")
-    return shape

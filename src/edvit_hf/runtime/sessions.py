@@ -13,9 +13,12 @@ from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
 from edvit_hf.manifest.entries import suited_variants
+from edvit_hf.runtime.engines.lanes import run_within
 from edvit_hf.tasks import GRAPH_INPUTS, vote_sizes
 
 logger = logging.getLogger(__name__)
+
+OPEN_SECONDS = 120.0  # for all files of an ensemble together; more than any that is worth waiting for
 
 _MOST_NAMED = 3
 # Key of the entry that leads to external data, as protobuf writes it: field 1, 8 bytes long.
@@ -146,12 +149,32 @@ def _pull_line(held: Mapping[int, list[Variant]]) -> str:
     return f"edvit pull REPO{options} --fusion"
 
 
-def open_verified(root: Path, variant: Variant, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on one file, after checking that it holds its weights itself and has the promised hash."""
+def open_verified(
+    root: Path, variant: Variant, options: onnxruntime.SessionOptions, *, seconds: float = OPEN_SECONDS
+) -> onnxruntime.InferenceSession:
+    """A session on one file, after checking that it holds its weights itself and has the promised hash.
+
+    onnxruntime computes what is constant in a graph while it opens it, and writes out functions within functions: a
+    small file can ask for more than ever ends. What takes longer than `seconds` is given up.
+
+    Raises:
+        ManifestError: The file is not as promised, cannot be opened, or not in that time.
+    """
     _check_self_contained(root / variant.file, variant.file)
     path = verify_file(root, variant)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return run_within(
+            seconds,
+            "edvit-open",
+            lambda: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]),
+            lambda: options.set_load_cancellation_flag(True),
+        )
+    except TimeoutError as error:
+        raise ManifestError(
+            f"{variant.file}: expected a graph that opens within {OPEN_SECONDS:.0f} s, got one that onnxruntime is "
+            "still at. It computes without end while it is opened, or this machine is far too slow for it. Fetch or "
+            "export the ensemble again."
+        ) from error
     except Exception as error:  # onnxruntime raises bare types of its own extension module
         raise ManifestError(
             f"{variant.file} has the promised hash, but onnxruntime {onnxruntime.__version__} cannot open "

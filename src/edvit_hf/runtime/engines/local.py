@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,15 @@ from edvit_hf.hardware.machine import usable_cores
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.runtime.arguments import check_indices, check_num_threads
 from edvit_hf.runtime.engines import ProbeResponse, SubModelRequest, SubModelResponse, schedules
-from edvit_hf.runtime.engines.lanes import Job, Lane, close_all
+from edvit_hf.runtime.engines.lanes import CLOSE_SECONDS, Job, Lane, close_all, join_all
 from edvit_hf.runtime.engines.schedules import AT_ONCE, SCHEDULES, Schedule
 from edvit_hf.runtime.inputs import probe_inputs
-from edvit_hf.runtime.sessions import check_share, check_sub_model, chosen_variants, open_verified
+from edvit_hf.runtime.sessions import OPEN_SECONDS, check_share, check_sub_model, chosen_variants, open_verified
 from edvit_hf.strict import one_of
 from edvit_hf.tasks import MAIN_INPUT
 
 WARM_UP_SECONDS = 10.0  # more than any first run that is worth waiting for
+MEASURE_SECONDS = 60.0  # usually one; more than a dozen slow requests of every schedule
 
 
 class LocalEngine:
@@ -59,7 +61,9 @@ class LocalEngine:
         self.sub_models = tuple(self.sessions)
         self._content_hash = content_hash
         self._probe = probe
-        lanes = [Lane() for _ in range(schedules.num_lanes(schedule, len(self.sessions), num_threads))]
+        self._all_lanes = lanes = [
+            Lane() for _ in range(schedules.num_lanes(schedule, len(self.sessions), num_threads))
+        ]
         work = {index: 1 if sizes is None else sizes[index] for index in self.sessions}
         share = schedules.shared_out(work, len(lanes))
         self._lanes = {index: lanes[lane] for index, lane in share.items()}
@@ -95,16 +99,15 @@ class LocalEngine:
         cores = num_threads or usable_cores()
         if schedule == "auto" and (cores == 1 or len(chosen) == 1):
             schedule = "in_turn"
+        until = time.monotonic() + OPEN_SECONDS
         if schedule != "auto":
-            engine = cls._open(root, manifest, variants, schedule, num_threads)
-            for pending in wait(engine.submit_all(), timeout=WARM_UP_SECONDS).not_done:
-                pending.cancel()  # what fails or hangs is found when it is asked
+            engine = cls._open(root, manifest, variants, schedule, num_threads, until)
+            engine.run_all(time.monotonic() + WARM_UP_SECONDS)  # what fails or hangs is found when it is asked
             return engine
         # With a core for each, one worker per core is one per sub-model.
         tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
-        engines = {each: cls._open(root, manifest, variants, each, num_threads) for each in tried}
-        runs = {each: engine.run_all for each, engine in engines.items()}
-        best = schedules.quickest(schedules.measure_schedules(runs))
+        engines = {each: cls._open(root, manifest, variants, each, num_threads, until) for each in tried}
+        best = _quickest(engines)
         for each, engine in engines.items():
             if each != best:
                 engine.close()
@@ -118,13 +121,15 @@ class LocalEngine:
         variants: Mapping[int, Variant],
         schedule: Schedule,
         num_threads: int | None,
+        until: float,
     ) -> "LocalEngine":
         options = schedules.options_for(schedule, len(variants), num_threads)
         # At once the answer waits for the largest; in turn, a deadline leaves out fewer if the small ones come first.
         order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule in AT_ONCE)
-        sessions = {index: open_verified(root, variants[index], options) for index in order}
-        for index, session in sessions.items():
-            check_sub_model(manifest, index, session)
+        sessions = {}
+        for index in order:
+            sessions[index] = open_verified(root, variants[index], options, seconds=until - time.monotonic())
+            check_sub_model(manifest, index, sessions[index])
         task = manifest.ensemble.task
         return cls(
             sessions,
@@ -165,10 +170,15 @@ class LocalEngine:
         request = self.request(self._probe)
         return [self.submit(index, request) for index in self.sessions]
 
-    def run_all(self) -> None:
-        """Run every sub-model once. What one of them cannot run is found when it is asked, and costs no other."""
-        for pending in self.submit_all():
-            pending.exception()
+    def run_all(self, until: float | None = None) -> bool:
+        """Run every sub-model once. What one of them cannot run is found when it is asked, and costs no other.
+
+        Runs that have not ended at `until`, a time of the monotonic clock, are stopped. Whether all have ended.
+        """
+        late = wait(self.submit_all(), None if until is None else max(0.0, until - time.monotonic())).not_done
+        for pending in late:
+            pending.cancel()
+        return not late
 
     def probe(self, index: int, /) -> Future[ProbeResponse]:
         """See `Engine`: a whole run on an empty input."""
@@ -186,8 +196,9 @@ class LocalEngine:
         return {"engine": "local", "schedule": self.schedule, "sub_models": list(self.sessions)}
 
     def close(self) -> None:
-        """See `Engine`: threads end after what they are at; what waits is cancelled."""
+        """See `Engine`: what waits is cancelled, what runs is stopped at its next operator and waited for a while."""
         self._stop()
+        join_all(self._all_lanes, CLOSE_SECONDS)
 
     def _put(self, index: int, work: Callable[[onnxruntime.RunOptions], Any]) -> Job:
         lane = self._lanes[index]
@@ -198,6 +209,21 @@ class LocalEngine:
         return job
 
 
+def _quickest(engines: Mapping[Schedule, LocalEngine]) -> Schedule:
+    """Try out what engine answers soonest; where a sub-model hangs, the one that lets it hold up no other."""
+    until = time.monotonic() + MEASURE_SECONDS
+    late: list[Schedule] = []
+
+    def run(each: Schedule) -> None:
+        if not late and not engines[each].run_all(until):
+            late.append(each)
+
+    if not next(iter(engines.values())).run_all(time.monotonic() + WARM_UP_SECONDS):
+        return "workers"
+    best = schedules.quickest(schedules.measure_schedules({each: partial(run, each) for each in engines}))
+    return "workers" if late else best
+
+
 def _run(
     session: onnxruntime.InferenceSession, index: int, feeds: Mapping[str, np.ndarray], options: onnxruntime.RunOptions
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +232,9 @@ def _run(
         features, logits = session.run(["features", "logits"], feeds, options)
     except Exception as error:  # onnxruntime raises bare types of its own extension module
         if options.terminate:
-            raise EDViTError(f"Sub-model {index} was stopped: nobody waits for it any more.") from error
+            raise EDViTError(
+                f"Sub-model {index} was stopped: nobody waits for it any more, or the runtime was closed."
+            ) from error
         shapes = ", ".join(f"{name} {values.shape}" for name, values in feeds.items())
         raise DataError(
             f"Expected an input that sub-model {index} can run, got {shapes}: {error}. A token number beyond "
