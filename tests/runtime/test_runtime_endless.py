@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edvit_hf.errors import DeadlineError, EDViTError, ManifestError
 from edvit_hf.runtime import EDViTRuntime
@@ -172,6 +173,27 @@ def test_an_operator_that_still_runs_at_exit_costs_neither_answer_nor_exit_code(
     assert time.monotonic() - began < 20
 
 
+_COMMAND = """
+import sys
+from edvit_hf.cli import main
+from edvit_hf.runtime.engines import lanes, local
+lanes.EXIT_SECONDS, local.WARM_UP_SECONDS = 0.1, 0.01
+sys.argv[1:] = ["predict", sys.argv[1], sys.argv[2], "--schedule", "workers", "--deadline-ms", "800"]
+main()
+"""
+
+
+def test_a_command_ends_well_though_an_operator_does_not_stop(root, tmp_path):
+    make_heavy(root, SUB_MODEL, 6000)
+    Image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / "image.png")
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND, str(root), str(tmp_path / "image.png")],
+        **{"capture_output": True, "text": True, "timeout": 60, "check": False},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "without sub-model 1" in done.stdout
+
+
 def camera(ready):
     yield np.zeros((9, 9, 3), np.uint8)
     ready.wait(60)  # the next picture
@@ -200,10 +222,11 @@ import numpy as np
 from edvit_hf.runtime import EDViTRuntime
 def camera():
     yield np.zeros((9, 9, 3), np.uint8)
-    print("waiting", flush=True)
     threading.Event().wait(60)
-for outcome in EDViTRuntime.from_pretrained(sys.argv[1], num_threads=1).stream(camera()):
-    pass
+stream = EDViTRuntime.from_pretrained(sys.argv[1], num_threads=1).stream(camera())
+next(stream)
+print("waiting", flush=True)
+next(stream)
 """
 
 
@@ -216,7 +239,7 @@ def test_control_c_ends_a_stream_that_waits_for_its_source(root):
         _, said = process.communicate(timeout=30)
     assert time.monotonic() - begin < 10
     assert process.returncode == -signal.SIGINT
-    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "\nKeyboardInterrupt" in said
 
 
 @pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])

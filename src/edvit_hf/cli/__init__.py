@@ -4,7 +4,9 @@
 The console script and `python -m edvit_hf.cli` call `main`; nothing in the library does.
 """
 
+import contextlib
 import os
+import sys
 
 from edvit_hf.cli import exporting, hub, machine, measure, serve, space, trip
 from edvit_hf.cli.app import app, ended_by_signals
@@ -21,5 +23,20 @@ app.registered_commands.sort(key=lambda command: _ORDER.index(getattr(command.ca
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with checked_output(), ended_by_signals():
-        app()
+    try:
+        with checked_output(), ended_by_signals():
+            app()
+    except SystemExit as ended:
+        _end_at_once_if_stuck(ended.code)
+        raise
+
+
+def _end_at_once_if_stuck(code: object) -> None:
+    """End here and now where an operator of a graph does not stop: torn out of it, the process would abort."""
+    lanes = sys.modules.get("edvit_hf.runtime.engines.lanes")  # without it, no graph was run
+    if lanes is None or lanes.stop_everything(lanes.EXIT_SECONDS):
+        return
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
