@@ -45,7 +45,7 @@ def test_images_are_prepared_by_the_models_processor_whatever_the_dataset_sectio
     expected = np.concatenate([device(png(index)) for index in range(3)])
     np.testing.assert_allclose(data.test.inputs(range(3))["pixel_values"], expected, rtol=0, atol=1e-6)
     assert expected.shape == (3, 3, 6, 6)
-    whole = load_task(config, OFF, processor_dir=processor)
+    whole = load_task(config.as_the_model(), OFF, processor_dir=processor)
     assert (whole.test.inputs(range(3))["pixel_values"] == data.test.inputs(range(3))["pixel_values"]).all()
     assert json.loads(whole.processor["preprocessor_config.json"])["resample"] == 3
 
@@ -126,7 +126,7 @@ def test_the_rows_are_those_that_training_held_back_and_so_is_their_fingerprint(
     extra = {"fold": ["0", "1", "2"]}
     write_split(tmp_path / "set", "test", TEST, datasets.ClassLabel(names=NAMES), extra=extra)
     config = parquet(tmp_path / "set", **options)
-    whole = load_task(config, OFF, processor_dir=processor)
+    whole = load_task(config.as_the_model(), OFF, processor_dir=processor)
     alone = load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
     assert alone.test.labels.tolist() == whole.test.labels.tolist()
     everything = np.arange(len(alone.test))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edvit_hf import EDViTRuntime
-from edvit_hf.errors import RecipeError
+from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.manifest import Manifest
 from edvit_hf.published.measure import measure_exported
 from edvit_hf.recipe import load_recipe, run
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_reads_other_inputs_is_refused(tmp_path):
     other = task_recipe(
         tmp_path, AUDIO, teacher=checkpoint, dataset={"audio": {**AUDIO["dataset"]["audio"], "max_length": 12}}
     )
-    with pytest.raises(RecipeError, match=r"max_length = 12, the checkpoint reads 8"):
+    with pytest.raises(DataError, match=r"`dataset.audio.max_length` is 12, .* says 8"):
         run(other, tmp_path / "other", stages=["teacher"])
     same = task_recipe(tmp_path, AUDIO, teacher=checkpoint)
     run(same, tmp_path / "same", stages=["teacher"])

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a dataset comes from, how it is divided and how its inputs are prepared: the `dataset` part of a recipe."""
 
+import dataclasses
 import json
 import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edvit_hf.data.modalities import AudioConfig, TextConfig
+from edvit_hf.data.modalities import IMAGES, AudioConfig, TextConfig
 from edvit_hf.errors import DataError
 from edvit_hf.strict import RECIPE, number, one_of, read_strictly, whole_number
 from edvit_hf.tasks import OTHER_LABEL, Task, label_names_fault
@@ -50,11 +51,12 @@ class DatasetConfig:
             of its own.
         test_groups: Groups that are the test split, out of all rows of training and test split together: one fold of a
             cross-validation.
-        image_size: Side of the square model input, in pixels. Images only, like the next two.
-        mean: Per RGB channel, of pixels scaled to 0..1.
-        std: Per RGB channel, of pixels scaled to 0..1.
-        audio: Spectrograms of an audio task; None there takes the defaults.
-        text: Tokens of a text task; None there takes the defaults.
+        image_size: Side of the square model input, in pixels. Images only, like the next two. None: what the processor
+            of a checkpoint says, 224 without one. A value that says otherwise than that processor is refused.
+        mean: Per RGB channel, of pixels scaled to 0..1. None as above, 0.5 without a processor.
+        std: Per RGB channel, of pixels scaled to 0..1. None as above, 0.5 without a processor.
+        audio: Spectrograms of an audio task; None follows the processor of a checkpoint, or else the defaults.
+        text: Tokens of a text task; None follows the tokenizer of a checkpoint, or else the defaults.
         max_train_samples: Upper limit on training rows (stratified, seeded), before validation rows are carved out.
         max_test_samples: Upper limit on test rows (stratified, seeded).
         seed: Of all splits and subsets, and of the replayable augmentation.
@@ -80,9 +82,9 @@ class DatasetConfig:
     group_column: str | None = None
     group_pattern: str | None = None
     test_groups: tuple[str | int, ...] = ()
-    image_size: int = 224
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     audio: AudioConfig | None = None
     text: TextConfig | None = None
     max_train_samples: int | None = None
@@ -102,7 +104,8 @@ class DatasetConfig:
                 whole_number(name, getattr(self, name), 1, "leave it out to use every row", DataError)
         if self.num_labels is not None:
             whole_number("num_labels", self.num_labels, 2, "one class leaves no choice", DataError)
-        whole_number("image_size", self.image_size, 2, "it is the side of an image in pixels", DataError)
+        if self.image_size is not None:
+            whole_number("image_size", self.image_size, 2, "it is the side of an image in pixels", DataError)
         whole_number("seed", self.seed, 0, "random generators take no other", DataError)
         one_of("on_error", self.on_error, ("raise", "skip"), "it is what a damaged row does", DataError)
         _check_label_names(self)
@@ -128,6 +131,24 @@ class DatasetConfig:
                     f"silently. Remove it, or write `task: {owner}`."
                 )
 
+    def filled(self) -> "DatasetConfig":
+        """The same with the defaults in place of the input sizes and values that are left to a checkpoint's processor.
+
+        A whole section that is left out stays so.
+        """
+        images: dict[str, Any] = {
+            name: IMAGES[name] if getattr(self, name) is None else getattr(self, name) for name in IMAGES
+        }
+        parts: dict[str, Any] = {
+            name: part.filled() for name in ("audio", "text") if (part := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **images, **parts)
+
+    def as_the_model(self) -> "DatasetConfig":
+        """The same data without a word of how inputs are prepared: that is left to the processor of a model."""
+        nothing: dict[str, Any] = dict.fromkeys((*IMAGES, "audio", "text"))
+        return dataclasses.replace(self, **nothing)
+
     def preprocessor(self, task: Task = "image-classification") -> dict[str, Any]:
         """Return the content of `preprocessor_config.json`, as the stock class of an image or audio task saves it.
 
@@ -138,18 +159,30 @@ class DatasetConfig:
             return (self.audio or AudioConfig()).preprocessor()
         if task != "image-classification":
             raise ValueError(f"A tokenizer, not a preprocessor config, prepares the inputs of {task}.")
+        values = self.filled()
+        assert values.mean is not None
+        assert values.std is not None
         return {
             "do_convert_rgb": True,
             "do_normalize": True,
             "do_rescale": True,
             "do_resize": True,
-            "image_mean": list(self.mean),
+            "image_mean": list(values.mean),
             "image_processor_type": "ViTImageProcessor",
-            "image_std": list(self.std),
+            "image_std": list(values.std),
             "resample": 2,
             "rescale_factor": 1 / 255,
-            "size": {"height": self.image_size, "width": self.image_size},
+            "size": {"height": values.image_size, "width": values.image_size},
         }
+
+    def written_preprocessor(self, task: Task) -> dict[str, tuple[str, Any]]:
+        """Which of `preprocessor` is said here: its key -> the name in this section, and its value there."""
+        if task == "audio-classification":
+            audio = {} if self.audio is None else dataclasses.asdict(self.audio)
+            return {name: (f"audio.{name}", value) for name, value in audio.items() if value is not None}
+        values = self.preprocessor()
+        names = {"image_size": "size", "mean": "image_mean", "std": "image_std"}
+        return {key: (name, values[key]) for name, key in names.items() if getattr(self, name) is not None}
 
 
 def as_json(values: dict[str, Any]) -> str:
@@ -174,11 +207,11 @@ def _check_label_names(config: DatasetConfig) -> None:
         )
 
 
-def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def _check_normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
     for name, values in (("mean", mean), ("std", std)):
-        if len(values) != 3 or not all(math.isfinite(v) for v in values):
+        if values is not None and (len(values) != 3 or not all(math.isfinite(v) for v in values)):
             raise DataError(f"`{name}` must be three finite numbers (every image is read as RGB), got {values}.")
-    if min(std) <= 0:
+    if std is not None and min(std) <= 0:
         raise DataError(f"`std` must be positive, got {std}: pixels are divided by it.")
 
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a classification task: rows become splits of pixels, spectrograms or tokens, with the models' processor."""
 
-import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +17,17 @@ from edvit_hf.data.contents import fingerprint, input_digests
 from edvit_hf.data.decoding import DecodedOnAccess, RowsToDecode
 from edvit_hf.data.image_split import ImageSplit
 from edvit_hf.data.modalities import TextConfig
+from edvit_hf.data.processors import processor_of
 from edvit_hf.data.roles import Role, choose_roles, choose_test, needed_for_test
 from edvit_hf.data.sources import open_splits
 from edvit_hf.data.split import ArrayStore, Split, Store
 from edvit_hf.data.text_split import TextSplit, TokenStore
 from edvit_hf.errors import DataError
-from edvit_hf.strict import number
 from edvit_hf.tasks import Task
 from edvit_hf.transforms import AudioTransform, ImageTransform
-from edvit_hf.transforms.reading import read_preprocessor
 
 logger = logging.getLogger(__name__)
 
-_PREPROCESSOR = "preprocessor_config.json"
 _TOGETHER = 256  # rows looked at together
 
 
@@ -51,6 +47,7 @@ class TaskData:
         processor: Files of the stock processor: name -> text.
         task: Kind of classification.
         skipped: Role ("train", "validation", "test") -> rows skipped as damaged or without a label.
+        input_sizes: What the inputs demand of a stock config: key -> value.
         vocab_size: Entries of the tokenizer; None without one.
         pad_token_id: Id of its padding; None without one.
         roles: Where the rows of each role come from.
@@ -63,6 +60,7 @@ class TaskData:
     processor: dict[str, str]
     task: Task = "image-classification"
     skipped: dict[str, int] = field(default_factory=dict)
+    input_sizes: dict[str, Any] = field(default_factory=dict)
     vocab_size: int | None = None
     pad_token_id: int | None = None
     roles: dict[str, Role] = field(default_factory=dict, repr=False)
@@ -85,14 +83,14 @@ def load_task(
         config: Where it is and how it is split.
         augmentation: Of the training split's numbered views.
         task: What the inputs are.
-        processor_dir: Folder of a model whose own processor prepares the inputs; what `config` says of sizes,
-            normalisation, spectrograms and tokens is then not read (but for `text.max_length`, which cuts further).
-            None: by `config`, and a tokenizer is trained.
+        processor_dir: Folder of a model, whose processor prepares the inputs: the values of `config` that say how must
+            agree with it, those that are None follow it. A folder without an image processor or a feature extractor
+            leaves it to `config`. None does, too, and trains a tokenizer.
 
     Raises:
         DataError: Whatever is not as described: a missing dataset, split or column, a label that is no class, training
             rows of a single class (damaged ones not counted), an item that cannot be decoded, a section or an
-            augmentation of another task.
+            augmentation of another task, a processor that cannot be followed or that says otherwise than `config`.
         MissingExtraError: An optional package is not installed.
     """
     config.check_task(task)
@@ -100,14 +98,14 @@ def load_task(
     label_names, roles = choose_roles(config, open_splits(config, task))
     _refuse_one_class(roles["train"].labels, roles["train"].unlabelled)
     request = SplitRequest(config, task, roles, augmentation, processor_dir)
-    splits, processor, tokens = _BUILDERS[task](request)
+    splits, processor, more = _BUILDERS[task](request)
     skipped = {name: role.unlabelled + len(role.rows) - len(splits[name]) for name, role in roles.items()}
     if any(skipped.values()):
         logger.warning("data: skipped rows of %s: %s", config.path, ", ".join(f"{k} {v}" for k, v in skipped.items()))
     _refuse_one_class(splits["train"].labels, skipped["train"])  # damaged rows may have been all of a class
     _warn_of_empty_classes(config, splits["train"].labels, label_names)
     return TaskData(
-        label_names=label_names, processor=processor, task=task, skipped=skipped, roles=roles, **splits, **tokens
+        label_names=label_names, processor=processor, task=task, skipped=skipped, roles=roles, **splits, **more
     )
 
 
@@ -154,9 +152,9 @@ def load_test(config: DatasetConfig, *, task: Task, label_names: Sequence[str], 
     Raises:
         DataError: As `load_task`, or the data have other classes.
     """
-    plain = dataclasses.replace(config, audio=None, text=None)
+    plain = config.as_the_model()
     role = choose_test(plain, open_splits(plain, task, only=needed_for_test(plain)), list(label_names))
-    splits, _, _ = _BUILDERS[task](SplitRequest(plain, task, {"test": role}, Augmentation(), processor_dir))
+    splits, _, _ = _BUILDERS[task](SplitRequest(plain, task, {"test": role}, Augmentation(), processor_dir, True))
     skipped = role.unlabelled + len(role.rows) - len(splits["test"])
     return TestData(label_names=list(label_names), test=splits["test"], skipped=skipped, role=role, task=task)
 
@@ -181,25 +179,22 @@ def _warn_of_empty_classes(config: DatasetConfig, train_ids: np.ndarray, label_n
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What the splits of a task are built from; `augmentation` is of the training rows, the others have none."""
+    """What the splits of a task are built from; `augmentation` is of the training rows, the others have none.
+
+    `is_finished` says that the model in `processor_dir` brings its processor in any case.
+    """
 
     config: DatasetConfig
     task: Task
     roles: dict[str, Role]
     augmentation: Augmentation
     processor_dir: Path | None = None
+    is_finished: bool = False
 
-    def preprocessor(self) -> dict[str, str]:
-        """The file of the image processor or feature extractor, name -> text: of `processor_dir`, else by `config`.
-
-        Raises:
-            DataError: It is missing or damaged.
-        """
-        if self.processor_dir is None:
-            return {_PREPROCESSOR: as_json(self.config.preprocessor(self.task))}
-        why = "Inputs prepared otherwise than in training give other answers."
-        values = read_preprocessor(self.processor_dir, f"what prepares the {KINDS[self.task]}s", why)
-        return {_PREPROCESSOR: as_json(values)}
+    def processor(self) -> tuple[ImageTransform | AudioTransform, dict[str, str]]:
+        """How images or sounds are prepared, and the file that says so, name -> text; see `processor_of`."""
+        transform, values = processor_of(self.config, self.task, self.processor_dir, is_required=self.is_finished)
+        return transform, {"preprocessor_config.json": as_json(values)}
 
     def wanted(self) -> Iterator[tuple[str, RowsToDecode]]:
         """Each role with the rows that it wants decoded."""
@@ -222,10 +217,10 @@ def _images(request: SplitRequest) -> _Built:
     Raises:
         DataError: An image that cannot be decoded with `on_error` "raise", or none that can.
     """
-    files = request.preprocessor()
-    transform = ImageTransform.from_preprocessor(json.loads(files[_PREPROCESSOR]))
-    height, width = _one_size(transform)
-    shape, normalisation = (3, height, width), _of_scaled_pixels(transform)
+    transform, files = request.processor()
+    assert isinstance(transform, ImageTransform)
+    assert transform.size is not None
+    shape, normalisation = (3, *transform.size), _of_scaled_pixels(transform)
 
     def decode(source: Any) -> np.ndarray:
         return transform.pixels(source).transpose(2, 0, 1)
@@ -236,23 +231,13 @@ def _images(request: SplitRequest) -> _Built:
         store: Store
         store = DecodedOnAccess(want, kept, shape, np.uint8, decode) if cache is None else ArrayStore(_grey(cache))
         splits[name] = ImageSplit(store, **normalisation, **request.options(name, kept))
-    return splits, files, {}
-
-
-def _one_size(transform: ImageTransform) -> tuple[int, int]:
-    """Height and width of every input."""
-    if transform.size is None:
-        raise DataError(
-            "Expected an image processor that resizes every image to one size, got one with `do_resize` off. Images of "
-            "several sizes make no batch. Set `size` in its preprocessor_config.json."
-        )
-    return transform.size
+    side = shape[1] if shape[1] == shape[2] else list(shape[1:])
+    return splits, files, {"input_sizes": {"image_size": side}}
 
 
 def _of_scaled_pixels(transform: ImageTransform) -> dict[str, Any]:
     """Mean and standard deviation for pixels scaled to 0..1, whatever the processor's own scale."""
     scale = 255 * (1.0 if transform.rescale_factor is None else transform.rescale_factor)
-    number("rescale_factor", scale, "(0, inf)", "pixels are multiplied by it", DataError)
     mean, std = transform.mean or (0.0, 0.0, 0.0), transform.std or (1.0, 1.0, 1.0)
     return {"mean": tuple(value / scale for value in mean), "std": tuple(value / scale for value in std)}
 
@@ -272,8 +257,8 @@ def _sounds(request: SplitRequest) -> _Built:
     Raises:
         DataError: A sound that cannot be decoded with `on_error` "raise", or none that can.
     """
-    files = request.preprocessor()
-    transform = AudioTransform.from_preprocessor(json.loads(files[_PREPROCESSOR]))
+    transform, files = request.processor()
+    assert isinstance(transform, AudioTransform)
     shape = (transform.max_length, transform.num_mel_bins)
     # Of what is not normalised, twice half is one.
     mean, std = (transform.mean, transform.std) if transform.do_normalize else (0.0, 0.5)
@@ -287,7 +272,8 @@ def _sounds(request: SplitRequest) -> _Built:
         store: Store
         store = DecodedOnAccess(want, kept, shape, np.float32, decode) if cache is None else ArrayStore(cache)
         splits[name] = AudioSplit(store, mean=mean, std=std, **request.options(name, kept))
-    return splits, files, {}
+    sizes = {"max_length": transform.max_length, "num_mel_bins": transform.num_mel_bins}
+    return splits, files, {"input_sizes": sizes}
 
 
 def _texts(request: SplitRequest) -> _Built:
@@ -303,7 +289,7 @@ def _texts(request: SplitRequest) -> _Built:
     if request.processor_dir is not None:
         transform, files = read_tokenizer(request.processor_dir, config.text)
     else:
-        files = train_tokenizer(list(texts["train"].values()), config.text or TextConfig())
+        files = train_tokenizer(list(texts["train"].values()), (config.text or TextConfig()).filled())
         transform = transform_of(files)
     special = special_tokens_of(files, transform)
     splits: dict[str, Any] = {}
@@ -312,7 +298,9 @@ def _texts(request: SplitRequest) -> _Built:
         parts = (transform.encode(values[start : start + _TOGETHER]) for start in range(0, len(values), _TOGETHER))
         store = TokenStore(row for part in parts for row in part)
         splits[name] = TextSplit(store, special=special, raw=values, **request.options(name, kept))
-    return splits, files, {"vocab_size": transform.vocab_size, "pad_token_id": transform.pad_id}
+    sizes = {"vocab_size": transform.vocab_size, "max_position_embeddings": transform.max_length}
+    more = {"vocab_size": transform.vocab_size, "pad_token_id": transform.pad_id, "input_sizes": sizes}
+    return splits, files, more
 
 
 def _text(source: Any) -> str:

@@ -2,6 +2,8 @@
 """The tokenizer of a text task: a teacher's own, or a WordPiece vocabulary learnt from the training texts."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from edvit_hf.data.text_split import SpecialTokens
 from edvit_hf.errors import DataError, named_extra
 from edvit_hf.tasks import PROCESSOR_FILES
 from edvit_hf.transforms import TextTransform
+from edvit_hf.transforms.reading import read_json_object
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Ids 0 to 4 of a tokenizer that is trained here."""
@@ -42,6 +45,9 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> dict[str, str]:
 
     unknown = SPECIAL_TOKENS[1]
     learner = Tokenizer(models.WordPiece(unk_token=unknown))
+    config = config.filled()
+    assert config.vocab_size is not None
+    assert config.lowercase is not None
     learner.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
@@ -73,21 +79,62 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> dict[str, str]:
 def read_tokenizer(folder: Path, config: TextConfig | None) -> tuple[TextTransform, dict[str, str]]:
     """Read a teacher's own tokenizer; `model_max_length` in the returned files is the length that is used.
 
-    `config.max_length` cuts rows shorter than the files say.
+    `config.max_length` cuts rows shorter than the files say. A folder that holds the files of an earlier tokenizer
+    alone (`vocab.txt`) is read by the stock class, which makes a `tokenizer.json` of them.
 
     Raises:
-        DataError: Damaged files, padding on the left, or a `max_length` above what the teacher can read.
+        DataError: Damaged files, padding on the left, a `max_length` above what the teacher can read, or a `lowercase`
+            that is not what the tokenizer does.
     """
-    transform = TextTransform.from_file(folder, None if config is None else config.max_length)
+    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
+        with tempfile.TemporaryDirectory() as made:
+            _convert(folder, Path(made))
+            return read_tokenizer(Path(made), config)
+    length = None if config is None else config.max_length
+    transform = TextTransform.from_file(folder, length, otherwise=_positions(folder))
     files = {
         name: (folder / name).read_text(encoding="utf-8")
         for name in PROCESSOR_FILES
         if name != "preprocessor_config.json" and (folder / name).is_file()
     }
     settings = json.loads(files.get("tokenizer_config.json", "{}"))
+    if config is not None and config.lowercase not in (None, transform.lowers_case):
+        does = "lowers the case" if transform.lowers_case else "keeps the case"
+        raise DataError(
+            f"`dataset.text.lowercase` is {config.lowercase}, the model's own tokenizer ({folder}) {does}. Its words "
+            "are numbered by it, and others would be unknown to it. Leave `lowercase` out, or name another checkpoint."
+        )
     settings["model_max_length"] = transform.max_length
     files["tokenizer_config.json"] = as_json(settings)
     return transform, files
+
+
+def _positions(folder: Path) -> int | None:
+    """How many tokens the model beside the tokenizer can read, as its config.json says."""
+    path = folder / "config.json"
+    found = read_json_object(path, "a model's config", "Its length is not known.") if path.is_file() else {}
+    number = found.get("max_position_embeddings")
+    return number if type(number) is int and number > 0 else None
+
+
+def _convert(folder: Path, target: Path) -> None:
+    """Write the files of a tokenizer without `tokenizer.json` as the stock class reads them."""
+    with named_extra("Reading this tokenizer", "train"):
+        from transformers import AutoTokenizer
+    if (folder / "config.json").is_file():  # a length that only it states
+        shutil.copyfile(folder / "config.json", target / "config.json")
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).save_pretrained(target)
+    except Exception as error:  # the stock classes raise nearly every type on files that do not fit
+        raise DataError(
+            f"Expected a tokenizer in {folder}, got one that the stock classes cannot read: {error}. Without it the "
+            "model's words are unknown. Save it with `save_pretrained` of its own tokenizer again."
+        ) from error
+    if not (target / "tokenizer.json").is_file():
+        raise DataError(
+            f"Expected a tokenizer in {folder} that can be written as tokenizer.json, got one that cannot. Devices "
+            "read no other. Use a checkpoint with a fast tokenizer."
+        )
 
 
 def transform_of(files: dict[str, str]) -> TextTransform:

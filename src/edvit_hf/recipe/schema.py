@@ -156,8 +156,9 @@ class Recipe:
 
     @property
     def input_sizes(self) -> dict[str, Any]:
-        """What the dataset section fixes in the config of every model."""
-        return input_sizes(self.task, dataclasses.asdict(self.dataset))
+        """What the dataset section fixes in the config of every model; what it leaves open a checkpoint fixes."""
+        is_open = self.teacher.checkpoint is not None
+        return input_sizes(self.task, dataclasses.asdict(self.dataset), complete=not is_open)
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -254,6 +255,8 @@ def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data without its place on disk, for hashing and for the card."""
+    if recipe.teacher.checkpoint is None:  # else its processor says what the recipe leaves open
+        recipe = dataclasses.replace(recipe, dataset=recipe.dataset.filled())
     values = dataclasses.asdict(recipe)
     del values["folder"]
     if values["dataset"]["label_names"] is None:

@@ -61,9 +61,7 @@ class Trip:
         return data
 
     def _processor_dir(self) -> Path | None:
-        """Where the tokenizer lies that the teacher reads with; None where there is none yet (or none is needed)."""
-        if self.recipe.task != "text-classification":
-            return None
+        """Where the processor lies that the teacher is fed by; None where a recipe alone says how inputs are made."""
         folder, checkpoint = self.folders["teacher"] / PROCESSOR_FOLDER, self.recipe.teacher.checkpoint
         if folder.is_dir():
             return folder
@@ -166,7 +164,7 @@ class Trip:
 
 
 def checkpoint_files(checkpoint: str, revision: str | None) -> Path:
-    """The folder with the tokenizer files of a checkpoint: the local folder itself, or what the Hub has of them.
+    """The folder with the processor's files of a checkpoint: the local folder itself, or what the Hub has of them.
 
     Raises:
         RecipeError: They cannot be fetched.
@@ -174,11 +172,12 @@ def checkpoint_files(checkpoint: str, revision: str | None) -> Path:
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     try:
-        return fetch_matching(checkpoint, PROCESSOR_FILES, revision)
+        return fetch_matching(checkpoint, (*PROCESSOR_FILES, "processor_config.json", "config.json"), revision)
     except (OSError, HubError) as error:  # OSError: the cache cannot be written
         raise RecipeError(
-            f"the tokenizer of `teacher.checkpoint` {checkpoint!r} cannot be fetched: {error}. The checkpoint's words "
-            "are numbered by it. Give a folder written by save_pretrained, or a Hub id that this machine can reach."
+            f"`teacher.checkpoint` {checkpoint!r} cannot be loaded, its processor cannot be fetched: {error} What the "
+            "checkpoint reads is made by it. Give a folder written by save_pretrained, or a Hub id that this machine "
+            "can reach."
         ) from error
 
 

@@ -71,12 +71,15 @@ class TextTransform:
         self.pad_id = pad_id
 
     @classmethod
-    def from_file(cls, path: str | Path, max_length: int | None = None) -> "TextTransform":
+    def from_file(
+        cls, path: str | Path, max_length: int | None = None, *, otherwise: int | None = None
+    ) -> "TextTransform":
         """Build it from a `tokenizer.json` or the folder that holds one, and the `tokenizer_config.json` beside it.
 
         Args:
             path: The file or the folder.
             max_length: Most tokens of a row; at most the files' own. None takes the files' own.
+            otherwise: Most tokens of a row where nothing else says it.
 
         Raises:
             DataError: A file is missing or damaged, no length is given or found, no padding token is found, or padding
@@ -92,7 +95,7 @@ class TextTransform:
         _follow_config(tokenizer, config, config_file)
         return cls(
             tokenizer,
-            max_length=_max_length(tokenizer, config, max_length, path),
+            max_length=_max_length(tokenizer, config, max_length, path, otherwise),
             pad_id=_pad_id(tokenizer, config, path),
             truncation_side=config.get("truncation_side", "right"),
         )
@@ -106,6 +109,12 @@ class TextTransform:
     def vocab_size(self) -> int:
         """How many tokens there are; ids lie below it."""
         return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def lowers_case(self) -> bool:
+        """Whether capital letters are read as small ones."""
+        normalizer = self._tokenizer.normalizer
+        return normalizer is not None and "A" not in normalizer.normalize_str("A")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text: (n,) int64 each, 1 <= n <= `max_length`, special tokens included, not padded.
@@ -263,8 +272,11 @@ def _follow_config(tokenizer: "Tokenizer", config: Mapping[str, Any], config_fil
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
 
-def _max_length(tokenizer: "Tokenizer", config: Mapping[str, Any], wanted: int | None, path: Path) -> int:
+def _max_length(
+    tokenizer: "Tokenizer", config: Mapping[str, Any], wanted: int | None, path: Path, otherwise: int | None
+) -> int:
     own = _own_length(tokenizer, config, path)
+    own = otherwise if own is None and wanted is None else own
     if own is None and wanted is None:
         raise DataError(
             f"Expected `model_max_length` in tokenizer_config.json beside {path}, got none that says anything. A text "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edvit_hf.architectures.axes import Widths
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import architecture_of_config, check_keys
+from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import MissingExtraError, RecipeError
 from edvit_hf.planning import keep_search
 from edvit_hf.planning.figure import save_plan_figure
@@ -232,14 +233,15 @@ def sub_model_shapes(recipe: Recipe, teacher: ModelShape) -> list[ModelShape | N
 
 
 def _teacher_inputs(recipe: Recipe, teacher: ModelShape) -> dict[str, Any]:
-    found = {name: teacher.architecture.value(teacher.config, name) for name in recipe.input_sizes}
-    return {name: recipe.input_sizes[name] if value is None else value for name, value in found.items()}
+    sizes = input_sizes(recipe.task, dataclasses.asdict(recipe.dataset))
+    found = {name: teacher.architecture.value(teacher.config, name) for name in sizes}
+    return {name: sizes[name] if value is None else value for name, value in found.items()}
 
 
 def _check_inputs(recipe: Recipe, teacher: ModelShape, config: Mapping[str, Any], where: str) -> None:
     """Refuse inputs that are not the teacher's; text needs positions for the longest text, not as many as it has."""
     for name, expected in _teacher_inputs(recipe, teacher).items():
-        found, least = config[name], recipe.input_sizes[name]
+        found, least = config[name], recipe.input_sizes.get(name, expected)
         is_long_enough = name == "max_position_embeddings" and isinstance(found, int) and found >= least
         if found != expected and not is_long_enough:
             raise RecipeError(

@@ -72,28 +72,34 @@ def base_model(trip: Trip) -> "PreTrainedModel":
         values = {**trip.recipe.input_sizes, **config.from_scratch}
         return stock_model(trip.recipe, values, names, "teacher.from_scratch")
     model = load_teacher(config.checkpoint, config.revision, names, task=trip.recipe.task, is_final=config.epochs == 0)
-    _check_inputs(trip.recipe.input_sizes, model.config)
+    _check_inputs(trip.recipe.input_sizes, trip.data.input_sizes, model.config)
     if config.config is not None:
         check_agreement(config.config, model.config)
     return model
 
 
-def _check_inputs(sizes: dict[str, Any], found: Any) -> None:
-    """Refuse a checkpoint that reads other inputs than the recipe's dataset section makes.
+def _check_inputs(written: dict[str, Any], made: dict[str, Any], found: Any) -> None:
+    """Refuse a checkpoint that reads other inputs than the dataset section says or its own processor makes.
 
-    Text may be shorter than the checkpoint has positions for.
+    Text may be shorter than the checkpoint has positions for, and a tokenizer may know fewer words than it has rows.
 
     Raises:
         RecipeError: Naming the first difference.
     """
-    for name, value in sizes.items():
-        stored = getattr(found, name, None)
-        fits = stored == value or (name == "max_position_embeddings" and stored is not None and value <= stored)
-        if not fits:
-            raise RecipeError(
-                f"the `dataset` section makes inputs of {name} = {value!r}, the checkpoint reads {stored!r}. It would "
-                "see other inputs than it was trained on. Correct the dataset section, or name another checkpoint."
-            )
+    for sizes, source in ((written, "the `dataset` section"), (made, "the processor")):
+        for name, value in sizes.items():
+            stored = getattr(found, name, None)
+            may_be_less = name == "max_position_embeddings" or (name == "vocab_size" and sizes is made)
+            fits = _sides(stored) == _sides(value) if name == "image_size" else stored == value
+            if not (fits or (may_be_less and isinstance(stored, int) and value <= stored)):
+                raise RecipeError(
+                    f"{source} makes inputs of {name} = {value!r}, the checkpoint reads {stored!r}. It would see other "
+                    "inputs than it was trained on. Correct the dataset section, or name another checkpoint."
+                )
+
+
+def _sides(size: Any) -> list[Any]:
+    return list(size) if isinstance(size, list | tuple) else [size, size]
 
 
 def check_agreement(promised: dict[str, Any], found: Any) -> None:
