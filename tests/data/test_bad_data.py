@@ -67,7 +67,7 @@ def test_an_input_column_without_images_is_refused(animals):
 def test_a_folder_without_parquet_files_and_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(DataError, match="Expected parquet files"):
         load_task(parquet(tmp_path), OFF)
-    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 but nothing else")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 but nothing else")
     with pytest.raises(DataError, match="Expected a readable dataset in"):
         load_task(parquet(tmp_path), OFF)
 

@@ -159,7 +159,7 @@ def test_a_damaged_sound_is_refused_with_its_row_or_skipped_and_counted(tmp_path
         columns=("audio", "label"),
     )
     write_sounds(tmp_path / "whole")
-    (tmp_path / "set" / "validation-0.parquet").write_bytes(
+    (tmp_path / "set" / "validation.parquet").write_bytes(
         (tmp_path / "whole" / "test-00000-of-00001.parquet").read_bytes()
     )
     with pytest.raises(DataError, match=r"Row 0 of split 'train': Expected .* Or set `on_error: skip`"):

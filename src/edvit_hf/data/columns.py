@@ -2,8 +2,9 @@
 """Find the inputs, labels and groups among a split's columns, without decoding an input yet."""
 
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,13 +50,24 @@ class RawSplit:
     groups: list[str | None] | None = None
 
 
-def raw_split(
-    name: str, dataset: Any, config: DatasetConfig, task: Task, folder: Path | None, *, blank: str | None = None
-) -> RawSplit:
-    """Pick the columns of a `datasets.Dataset`; `blank` is what an empty cell among the inputs holds.
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a local table lie.
+
+    Attributes:
+        folder: Of the dataset. No relative path in a table leads out of it, and group patterns see what is below it.
+        base: Of the table itself, to which relative paths in it are added.
+    """
+
+    folder: Path
+    base: Path
+
+
+def raw_split(name: str, dataset: Any, config: DatasetConfig, task: Task, place: Place | None) -> RawSplit:
+    """Pick the columns of a `datasets.Dataset`; without a place it is not local, and paths in it are as they are.
 
     Raises:
-        DataError: A column is missing or has an unfit type.
+        DataError: A column is missing or has an unfit type, or a relative path leads out of the dataset's folder.
     """
     import datasets
 
@@ -82,8 +94,12 @@ def raw_split(
         labels = _whole_labels(labels, config.label_column)
     inputs = undecoded(dataset.select_columns([column]), column, task)
     class_names = list(feature.names) if is_class_label else None
-    groups = _groups(name, dataset, inputs, config, folder)
-    return RawSplit(name, labels, class_names, _DatasetItems(inputs, blank), groups)
+    groups = _groups(name, dataset, inputs, config, place)
+    base = None
+    if place is not None and task != "text-classification":
+        base = place.base.absolute()
+        _refuse_paths_outside(name, inputs, place)
+    return RawSplit(name, labels, class_names, _DatasetItems(inputs, base), groups)
 
 
 def input_column(features: Any, label_column: str, task: Task) -> str:
@@ -104,12 +120,17 @@ def input_column(features: Any, label_column: str, task: Task) -> str:
         if name != label_column
         and (is_value(feature, r"(large_)?string") if wanted is None else isinstance(feature, wanted))
     ]
-    if len(found) > 1:
+    refuse_several(found, kind)
+    return found[0] if found else kind
+
+
+def refuse_several(columns: list[str], kind: str) -> None:
+    """Raise `DataError` where several columns may hold the inputs."""
+    if len(columns) > 1:
         raise DataError(
-            f"Expected one column of {kind}s, got {', '.join(found)}. Which of them to classify is not known. Set "
+            f"Expected one column of {kind}s, got {', '.join(columns)}. Which of them to classify is not known. Set "
             "`input_column` to it."
         )
-    return found[0] if found else kind
 
 
 def undecoded(dataset: Any, column: str, task: Task) -> Any:
@@ -145,29 +166,6 @@ def is_value(feature: Any, pattern: str) -> bool:
     return isinstance(feature, datasets.Value) and re.fullmatch(pattern, feature.dtype) is not None
 
 
-def concatenated(splits: Sequence[RawSplit]) -> RawSplit:
-    """All rows of several splits as one, in order.
-
-    Raises:
-        DataError: They declare different class names.
-    """
-    first = splits[0]
-    for split in splits[1:]:
-        if split.class_names != first.class_names:
-            raise DataError(
-                f"Expected the same class names in every split, got others in {split.name!r} than in {first.name!r}. "
-                "The ids would mean different classes. Correct the dataset."
-            )
-    groups = [group for split in splits for group in split.groups or [None] * len(split.labels)]
-    return RawSplit(
-        name="+".join(split.name for split in splits),
-        labels=[label for split in splits for label in split.labels],
-        class_names=first.class_names,
-        items=_ConcatenatedItems([(len(split.labels), split.items) for split in splits]),
-        groups=groups if any(split.groups is not None for split in splits) else None,
-    )
-
-
 def _whole_labels(values: list[Any], column: str) -> list[Any]:
     """Labels of a column of floats, which is what integers with missing ones among them become in csv files.
 
@@ -189,14 +187,14 @@ def _values(dataset: Any, column: str) -> list[Any]:
 
 
 def _groups(
-    split: str, dataset: Any, inputs: Any, config: DatasetConfig, folder: Path | None
+    split: str, dataset: Any, inputs: Any, config: DatasetConfig, place: Place | None
 ) -> list[str | None] | None:
     if config.group_column is not None:
         values = _values(dataset, config.group_column)
-        return [None if _is_missing(value) else str(value) for value in values]
+        return [None if _is_missing(value) else _group_name(value) for value in values]
     if config.group_pattern is None:
         return None
-    names = [_relative(name, folder) for name in _file_names(inputs)]
+    names = [_relative(name, place) for name in _file_names(inputs)]
     found = [None if name is None else re.search(config.group_pattern, name) for name in names]
     if names and not any(found):
         shown = next((name for name in names if name is not None), None)
@@ -221,41 +219,52 @@ def _file_names(inputs: Any) -> list[str | None]:
     return names
 
 
-def _relative(name: str | None, folder: Path | None) -> str | None:
+def _group_name(value: Any) -> str:
+    """A whole number among floats, which is what missing cells beside it make of it, is called as one."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _relative(name: str | None, place: Place | None) -> str | None:
     """The path below the dataset's folder: where the folder lies must not decide what a pattern matches."""
     if name is None:
         return None
     path = Path(name)
-    if folder is not None and path.is_absolute() and path.is_relative_to(folder.resolve()):
-        return path.relative_to(folder.resolve()).as_posix()
+    for folder in () if place is None else (place.folder.absolute(), place.folder.resolve()):
+        if path.is_absolute() and path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
     return path.as_posix()
 
 
+def _refuse_paths_outside(split: str, inputs: Any, place: Place) -> None:
+    """Refuse a relative path that leads out of the folder: what it names would not move, nor change, with the data."""
+    table = inputs.with_format("arrow")[:].flatten()
+    stored = [name for name in table.column_names if name.endswith(".bytes")]
+    is_absent = table.column(stored[0]).is_null().to_pylist() if stored else [True] * table.num_rows
+    folder, base = place.folder.absolute(), place.base.absolute()
+    for row, (name, absent) in enumerate(zip(_file_names(inputs), is_absent, strict=True)):
+        if not absent or name is None or ".." not in name:
+            continue
+        target = Path(os.path.normpath(base / name))
+        if not Path(name).is_absolute() and not target.is_relative_to(Path(os.path.normpath(folder))):
+            raise DataError(
+                f"Expected paths below the data set's folder {place.folder} in row {row} of split {split!r}, got "
+                f"{name!r}, which leads to {target}. The file would be missing where the folder is moved or compared. "
+                "Set `data_dir` to the folder that holds both, or write the whole path."
+            )
+
+
 class _DatasetItems:
-    def __init__(self, dataset: Any, blank: str | None) -> None:
-        self._dataset, self._blank = dataset, blank
+    def __init__(self, dataset: Any, base: Path | None) -> None:
+        self._dataset, self._base = dataset, base
         self._column = dataset.column_names[0]
 
     def read(self, rows: np.ndarray) -> list[Any]:
         values = self._dataset[rows.tolist()][self._column]
         values = [_file_of(value) if isinstance(value, dict) else value for value in values]
-        return [self._blank if value is None else value for value in values]
+        if self._base is None:
+            return values
+        return [str(self._base / value) if isinstance(value, str) and value else value for value in values]
 
 
 def _file_of(value: dict[str, Any]) -> Any:
     return value["bytes"] if value["bytes"] is not None else value["path"]
-
-
-class _ConcatenatedItems:
-    def __init__(self, parts: list[tuple[int, RawItems]]) -> None:
-        self._parts = [items for _, items in parts]
-        self._starts = np.cumsum([0] + [length for length, _ in parts])
-
-    def read(self, rows: np.ndarray) -> list[Any]:
-        result: list[Any] = [None] * len(rows)
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        for owner, items in enumerate(self._parts):
-            places = np.flatnonzero(owners == owner)
-            for place, value in zip(places, items.read(rows[places] - self._starts[owner]), strict=True):
-                result[place] = value
-        return result

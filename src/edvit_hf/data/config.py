@@ -15,6 +15,10 @@ from edvit_hf.tasks import OTHER_LABEL, Task, label_names_fault
 
 EMBEDDED_DATASET = "digits"
 """Path of the set that ships inside scikit-learn: 1,797 handwritten digits of 8 x 8 px, 16 grey levels."""
+FILE_BUILDERS = ("parquet", "csv")
+FOLDER_BUILDERS: dict[Task, str] = {"image-classification": "imagefolder", "audio-classification": "audiofolder"}
+BUILDERS = (*FILE_BUILDERS, *FOLDER_BUILDERS.values())
+"""Values of `path` for local files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,12 @@ class DatasetConfig:
             "audiofolder").
         name: Configuration of a Hub dataset.
         revision: Git revision of a Hub dataset.
-        data_dir: Local folder of parquet or csv files (named by their split) or of class folders; used instead of
-            the Hub.
+        data_dir: Local folder of parquet or csv files (SPLIT.csv, or SPLIT-00000-of-00003.parquet and so on) or of
+            class folders (SPLIT/CLASS/FILE, or CLASS/FILE, which is one split called train); used instead of the
+            Hub. A list of folders: their rows together, split by split, with the same classes in each. A path is
+            taken literally, a relative one from where the command runs.
+        test_data_dir: Another such folder that the test split comes from: its split called `test_split`, or all of a
+            folder of CLASS/FILE. Its classes are those of the training split, by name.
         local_name: Folder name under the environment variable EDVIT_DATA_DIR; when that folder exists it is
             used instead of everything above.
         streaming: Read the first rows only, after a seeded shuffle of a buffer, instead of fetching every file. Needs
@@ -67,7 +75,8 @@ class DatasetConfig:
     path: str
     name: str | None = None
     revision: str | None = None
-    data_dir: str | None = None
+    data_dir: str | tuple[str, ...] | None = None
+    test_data_dir: str | None = None
     local_name: str | None = None
     streaming: bool = False
     input_column: str | None = None
@@ -220,10 +229,34 @@ def _check_source(config: DatasetConfig) -> None:
         "/" in config.local_name or "\\" in config.local_name or config.local_name == ".."
     ):
         raise DataError(f"`local_name` must be one folder name under EDVIT_DATA_DIR, got {config.local_name!r}.")
+    _check_folders(config)
     if config.streaming and (config.max_train_samples is None or config.max_test_samples is None):
         raise DataError(
             "`streaming` needs `max_train_samples` and `max_test_samples`, got one or none of them. Without a limit "
             "every row would be fetched, which streaming is there to avoid. Set both, or remove `streaming`."
+        )
+
+
+def _check_folders(config: DatasetConfig) -> None:
+    folders = config.data_dir
+    names = [folders] if isinstance(folders, str) else list(folders or ())
+    if folders is not None and (not names or len(set(names)) < len(names) or not all(names)):
+        raise DataError(
+            f"`data_dir` must be a folder, or a list of different folders, none of them empty, got {folders!r}. Rows "
+            "of a folder that is named twice would count twice. Name each once."
+        )
+    if config.test_data_dir is None:
+        return
+    if not config.test_data_dir or config.test_split is None or config.test_groups:
+        raise DataError(
+            f"`test_data_dir` is {config.test_data_dir!r}, the folder that the test split comes from, beside "
+            f"`test_split: {config.test_split}` and `test_groups: {list(config.test_groups)}`. Test rows come from one "
+            "place. Name a folder and a `test_split` and leave `test_groups` out, or leave `test_data_dir` out."
+        )
+    if config.path == EMBEDDED_DATASET and folders is None:
+        raise DataError(
+            "The embedded digits have test rows of their own, and `test_data_dir` names others. Leave `test_data_dir` "
+            "out."
         )
 
 

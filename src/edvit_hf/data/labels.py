@@ -3,11 +3,13 @@
 
 import dataclasses
 import logging
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from edvit_hf.data.agreement import renamed
 from edvit_hf.data.columns import RawSplit
 from edvit_hf.errors import DataError, did_you_mean
 
@@ -29,7 +31,32 @@ def label_names_of(train: RawSplit) -> list[str]:
             f"Expected at least two classes in split {train.name!r}, got {len(distinct)}: {sorted(distinct)[:1]}. "
             "There is nothing to classify or to split. Check `label_column` and `train_split`."
         )
-    return train.class_names or [str(label) for label in sorted(distinct)]
+    names = train.class_names or [str(label) for label in sorted(distinct)]
+    _refuse_twins(names, train.name)
+    return names
+
+
+def _refuse_twins(names: Sequence[str], split: str) -> None:
+    """Refuse names that differ by spaces, invisible characters or Unicode forms alone; warn where case alone differs.
+
+    Raises:
+        DataError: There are such names: one class would be learnt as two.
+    """
+    seen: dict[str, str] = {}
+    folded: dict[str, str] = {}
+    for name in names:
+        visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+        key = " ".join(visible.split())
+        if seen.setdefault(key, name) != name:
+            raise DataError(
+                f"Expected names of classes that can be told apart, got {seen[key]!a} and {name!a} in split "
+                f"{split!r}, which look alike. One class would be learnt as two. Write both in the same way."
+            )
+        if folded.setdefault(key.casefold(), name) != name:
+            logger.warning(
+                "data: the classes %r and %r differ by their case alone: they are two classes",
+                folded[key.casefold()], name,
+            )  # fmt: skip
 
 
 def with_label_names(split: RawSplit, names: Sequence[str]) -> RawSplit:
@@ -158,11 +185,7 @@ def class_ids(split: RawSplit, label_names: list[str], on_error: Literal["raise"
         ids = [HIDDEN if _is_hidden(label) else table.get(str(label)) for label in split.labels]
         expected = f"the {len(label_names)} labels of the training split"
     else:
-        if split.class_names != label_names:
-            raise DataError(
-                f"Expected the same class names in every split, got others in {split.name!r}. "
-                "The ids would mean different classes. Correct the dataset."
-            )
+        split = renamed(split, label_names, "the training split")
         last = len(label_names) - 1
         ids = [HIDDEN if _is_hidden(label) else label if label <= last else None for label in split.labels]
         expected = f"class ids in 0..{last}"
@@ -170,8 +193,10 @@ def class_ids(split: RawSplit, label_names: list[str], on_error: Literal["raise"
     rows = [row for row, index in enumerate(ids) if index in refused]
     if rows:
         shown = ", ".join(f"row {row}: {split.labels[row]!r}" for row in rows[:5])
+        texts = (split.labels[row] for row in rows if isinstance(split.labels[row], str) and split.labels[row])
+        near = did_you_mean(text, label_names) if (text := next(texts, None)) is not None else ""
         raise DataError(
-            f"Expected {expected} in split {split.name!r}, got {len(rows)} row(s) with another label: {shown}. "
+            f"Expected {expected} in split {split.name!r}, got {len(rows)} row(s) with another label: {shown}.{near} "
             "A wrong or hidden label would corrupt training and every score. Correct the rows, or use another "
             "split; rows without a label are left out with `on_error: skip`."
         )

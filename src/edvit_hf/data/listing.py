@@ -23,7 +23,7 @@ class Listing:
     Attributes:
         root: The folder, absolute.
         files: Regular files, as paths below `root`, sorted.
-        empty: Folders without any file or folder, as paths below `root`.
+        empty: Folders without a file or folder to look at, as paths below `root`.
         unreadable: Links that lead nowhere or back to a folder they lie in, and what is neither file nor folder.
         ignored: Number of hidden and foreign files and folders.
     """
@@ -76,7 +76,7 @@ def _files_below(root: Path, below: Path, above: tuple[tuple[int, int], ...], fo
         return
     kept = [name for name in names if not is_foreign(name)]
     found.ignored += len(names) - len(kept)
-    if not names and below != Path():
+    if not kept and below != Path():
         found.empty.append(below)
     for name in kept:
         path = root / below / name

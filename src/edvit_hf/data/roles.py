@@ -3,7 +3,8 @@
 
 import numpy as np
 
-from edvit_hf.data.columns import RawSplit, concatenated
+from edvit_hf.data.agreement import concatenated
+from edvit_hf.data.columns import RawSplit
 from edvit_hf.data.config import DatasetConfig
 from edvit_hf.data.labels import (
     HIDDEN,

@@ -6,11 +6,12 @@ while moving the same data to another folder is not.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from edvit_hf.card.render import template_path
+from edvit_hf.data.listing import list_folder
+from edvit_hf.data.sources import local_folders
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.planning.fleet import profile_files
 from edvit_hf.planning.plan import PLAN_FORMAT
@@ -62,15 +63,10 @@ def chosen_values(recipe: Recipe, paths: tuple[str, ...]) -> dict[str, Any]:
 
 def teacher_sources(recipe: Recipe) -> dict[str, Any]:
     """Local data files by path below their folder (which may be their label) and size; a checkpoint's files by hash."""
-    dataset, checkpoint = recipe.dataset, recipe.teacher.checkpoint
-    root = os.environ.get("EDVIT_DATA_DIR")
-    folder = Path(root).expanduser() / dataset.local_name if root and dataset.local_name else None
-    if folder is None or not folder.is_dir():
-        folder = Path(dataset.data_dir).expanduser() if dataset.data_dir else None
+    checkpoint, folders = recipe.teacher.checkpoint, local_folders(recipe.dataset)
+    found = [[(n.as_posix(), (folder / n).stat().st_size) for n in list_folder(folder).files] for folder in folders]
     return {
-        "data": None
-        if folder is None
-        else [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in _files(folder)],
+        "data": None if not found else found[0] if len(found) == 1 else found,
         "checkpoint": None if checkpoint is None else [(p.name, _sha256(p)) for p in _files(Path(checkpoint))],
     }
 

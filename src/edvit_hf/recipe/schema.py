@@ -259,6 +259,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
         recipe = dataclasses.replace(recipe, dataset=recipe.dataset.filled())
     values = dataclasses.asdict(recipe)
     del values["folder"]
-    if values["dataset"]["label_names"] is None:
-        del values["dataset"]["label_names"]  # so that results of a version without this key stay good
+    for key in ("label_names", "test_data_dir"):
+        if values["dataset"][key] is None:
+            del values["dataset"][key]  # so that results of a version without this key stay good
     return values
