@@ -167,7 +167,7 @@ def test_one_name_in_two_normal_forms_is_one_class(tmp_path):
 def test_class_names_that_look_alike_are_refused(tmp_path, twin):
     write(tmp_path, [f"{kind}/{index}.png" for kind in ("cat", twin, "dog") for index in range(4)])
     config = DatasetConfig(path="imagefolder", data_dir=str(tmp_path), test_split=None)
-    with pytest.raises(DataError, match="cat.*look alike"):
+    with pytest.raises(DataError, match=r"cat.*look alike"):
         load_task(config, OFF)
 
 

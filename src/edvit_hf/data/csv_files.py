@@ -117,9 +117,9 @@ def _text_of(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
-            f"Expected {path} in UTF-8, got the byte 0x{content[error.start]:02x} in line {line}, as Latin-1 and "
-            "Windows-1252 have it. Letters would be others than were written. Save the file as UTF-8, for example with "
-            "`iconv -f WINDOWS-1252 -t UTF-8`."
+            f"Expected {path} in {encoding.removesuffix('-sig').upper()}, got the byte 0x{content[error.start]:02x} in "
+            f"line {line}{', as Latin-1 and Windows-1252 have it' if encoding != 'utf-16' else ''}. Letters would be "
+            "others than were written. Save the file as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
         ) from error
 
 
@@ -163,12 +163,10 @@ def _labels(cells: list[str | None], config: DatasetConfig) -> list[Any]:
         return list(cells)
     if all(_WHOLE.fullmatch(cell) for cell in known):
         return [None if cell is None else int(cell.partition(".")[0]) for cell in cells]
-    if all(_NUMBER.fullmatch(cell) for cell in known) and not all(cell.isdecimal() for cell in known):
-        broken = sorted(cell for cell in known if not _WHOLE.fullmatch(cell) and not cell.isdecimal())
-        if broken:
-            raise DataError(
-                f"Expected one class per row in column {config.label_column!r}, got numbers like {broken[0]}. "
-                "Regression targets cannot be split by classes. Set `label_column`, or name the classes in "
-                "`label_names`."
-            )
+    broken = sorted(cell for cell in known if "." in cell and not _WHOLE.fullmatch(cell))
+    if broken and all(_NUMBER.fullmatch(cell) for cell in known):
+        raise DataError(
+            f"Expected one class per row in column {config.label_column!r}, got numbers like {broken[0]}. Regression "
+            "targets cannot be split by classes. Set `label_column`, or name the classes in `label_names`."
+        )
     return list(cells)
