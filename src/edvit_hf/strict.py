@@ -7,6 +7,7 @@ dataclass, or an error that names the key. Whoever reads recipes, manifests, fle
 
 import contextlib
 import dataclasses
+import json
 import math
 import types
 from collections.abc import Collection, Sequence
@@ -15,6 +16,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from edvit_hf.errors import EDViTError, RecipeError, did_you_mean
+
+_MAX_DEPTH = 64  # of lists and objects inside each other
+_MAX_DIGITS = 100  # of a whole number
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,6 +43,71 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: The text is no YAML, or a mapping names a key twice.
     """
     return yaml.load(text, Loader=_Loader)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, read as strictly as RFC 8259 allows; a byte order mark is passed over.
+
+    Raises:
+        ValueError: It is damaged, or made to harm: no UTF-8, a key twice in one object, NaN, a number that no
+            computer holds, half a character, or nested too deeply. The message is what came instead of JSON.
+    """
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"bytes that are not UTF-8 at position {error.start}") from error
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_real, parse_int=_whole
+        )
+    except RecursionError as error:
+        raise ValueError(f"lists or objects more than {_MAX_DEPTH} deep inside each other") from error
+    except json.JSONDecodeError as error:
+        found = f"text that breaks at line {error.lineno} ({error.msg})" if text.strip() else "nothing, it is empty"
+        raise ValueError(found) from error
+    _check_depth(value)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("half a character (a surrogate without its other half)") from error
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {double!r:.60} twice in one object")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name}, which is no number of JSON")
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits:.40}, which is beyond every float")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value] if isinstance(value, dict | list) else [], 0
+    while level:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"lists or objects more than {_MAX_DEPTH} deep inside each other")
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for part in inside for each in part if isinstance(each, dict | list)]
+        depth += 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,17 +169,14 @@ SUB_MODELS = [
         ({"fusion_hidden_size": None}, "`fusion_hidden_size` must be of type int"),
         ({"fusion_hidden_size": -8}, "`fusion_hidden_size` must be 0 or more"),
         ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": 0}]}, r"\[1\]`: `hidden_size` must be"),
-        (
-            {"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": float("nan")}]},
-            "`hidden_size` must be",
-        ),
+        ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": 1.5}]}, "`hidden_size` must be"),
         ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "id2label": 5}]}, "id2label` must be an object"),
         ({"sub_model_configs": SUB_MODELS[::-1]}, "must name the 2 classes of its group and other, got 2"),
         ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "model_type": "swin"}]}, "No axis table"),
         ({"parent": [1]}, "`parent` must be an object"),
         ({"parent": {"parameters": "many"}}, r"`parent\.parameters` must be of type int"),
         ({"parent": {"parameters": -5}}, "`parameters` must be a positive count"),
-        ({"parent": {"macs": 10**400}}, "`macs` must be a positive count"),
+        ({"parent": {"macs": -(10**90)}}, "`macs` must be a positive count"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused_by_key(tmp_path, fleet, change, message):
@@ -268,10 +265,10 @@ def test_broken_folders_are_refused_with_the_reason(tmp_path, fleet):
     with pytest.raises(ManifestError, match="It is another model"):
         plan_published(str(other), fleet)
     (other / "config.json").write_text("{")
-    with pytest.raises(ManifestError, match="expected JSON"):
+    with pytest.raises(ManifestError, match="got text that breaks"):
         plan_published(str(other), fleet)
     (other / "config.json").write_text("[]")
-    with pytest.raises(ManifestError, match="expected a JSON object"):
+    with pytest.raises(ManifestError, match="got a list instead of an object"):
         plan_published(str(other), fleet)
     mixed = write_checkpoint(tmp_path / "mixed")
     shutil.copy(SPACE / "manifest.json", mixed)
@@ -331,10 +328,10 @@ def test_a_placement_is_read_strictly(tmp_path, change, message):
 
 
 def test_a_placement_that_is_absent_or_no_json_is_named(tmp_path):
-    with pytest.raises(ManifestError, match="No placement"):
+    with pytest.raises(ManifestError, match=r"placement.*found no file"):
         load_placement(tmp_path)
     (tmp_path / "placement.json").write_text("{")
-    with pytest.raises(ManifestError, match="expected JSON"):
+    with pytest.raises(ManifestError, match="got text that breaks"):
         load_placement(tmp_path)
 
 

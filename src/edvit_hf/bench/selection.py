@@ -11,7 +11,7 @@ from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.entries import Precision
-from edvit_hf.storage import read_json
+from edvit_hf.storage import read_json_object
 from edvit_hf.transforms import AudioTransform, ImageTransform, load_transform
 
 FUSION, WHOLE = "fusion head", "whole ensemble"
@@ -171,13 +171,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If it is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        values = read_json(path)
-    except ValueError as error:
-        raise DataError(
-            f"Expected a config in JSON at {path}, got text that is not: {error}. The sizes of inputs stand in it. "
-            "Fetch or export the ensemble again."
-        ) from error
-    return values if isinstance(values, dict) else {}
+    why = "The sizes of inputs stand in it. Fetch or export the ensemble again."
+    return read_json_object(path, "a config", why, error=DataError)

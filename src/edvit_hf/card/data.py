@@ -13,7 +13,7 @@ from edvit_hf.card.words import known_data
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
-from edvit_hf.storage import read_json
+from edvit_hf.storage import read_json_object
 from edvit_hf.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -156,7 +156,10 @@ class CardData:
                 f"Expected {RESULTS_NAME} in {root}, found none. A card without results would claim nothing. Name the "
                 "folder that a finished run wrote (`09_card/ensemble`), or run the evaluate stage first."
             )
-        return cls.from_run(read_json(path), Manifest.load(root), **text)
+        results = read_json_object(
+            path, "an ensemble's results", "A card is made from them. Run the evaluate stage again.", error=EDViTError
+        )
+        return cls.from_run(results, Manifest.load(root), **text)
 
     @property
     def base_model(self) -> str | None:

@@ -16,7 +16,7 @@ from edvit_hf.card.sources import figure_source
 from edvit_hf.card.tables import TFIDF, group_names, result_row, shortened
 from edvit_hf.errors import named_extra
 from edvit_hf.manifest import Manifest
-from edvit_hf.storage import DPI, MIB
+from edvit_hf.storage import DPI, MIB, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,10 +69,8 @@ def _save(figure: "Figure", path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with Image.open(buffer) as drawn:
+    with Image.open(buffer) as drawn, whole_file(path) as partial:
         drawn.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(partial, format="png", optimize=True)
-    partial.replace(path)
 
 
 def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":

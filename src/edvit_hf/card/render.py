@@ -14,6 +14,7 @@ from edvit_hf.card import exports, javascript, sources, tables, words
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.errors import EDViTError, named_extra
+from edvit_hf.storage import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,7 @@ def write_card(ensemble_dir: str | Path, card: CardData) -> Path:
     content = render_card(card, figures={name: f"assets/{path.name}" for name, path in figures.items()})
     ModelCard(content)  # raises on a YAML block that the Hub's client would refuse
     target = root / "README.md"
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(target)
+    with whole_file(target) as partial:
+        partial.write_text(content, encoding="utf-8")
     logger.info("card: wrote %s with %d figures", target, len(figures))
     return target

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The zoo: measured ensembles side by side, from a folder of them or from the Hub."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from edvit_hf.errors import HubError
 from edvit_hf.hub.client import ask, commit_of, connect, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
 from edvit_hf.storage import MIB
+from edvit_hf.strict import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def zoo_table_markdown(rows: Sequence[ZooRow]) -> str:
 def _row_or_warning(load: Callable[[], Manifest], results: str | None, name: str, place: str) -> ZooRow | None:
     """The row of one ensemble; None with a warning where it is broken, so that the others are shown."""
     try:
-        data = json.loads(results) if results else None
+        data = parse_json(results) if results else None
         return zoo_row(load(), data if isinstance(data, dict) else None, name, place=place)
     except (ValueError, TypeError, AttributeError) as error:  # a bad manifest, or results of another form
         logger.warning("zoo: %s left out: %s", name, error)

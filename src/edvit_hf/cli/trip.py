@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edvit run` and `edvit plan`: take a recipe through its stages, and show what each device would carry."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +31,7 @@ def run(
     from edvit_hf.recipe import load_recipe
     from edvit_hf.recipe import run as run_trip
     from edvit_hf.recipe.running import ensemble_dir, stage_dir
+    from edvit_hf.storage import read_json
     from edvit_hf.training.processes import is_main_process
 
     quiet_transformers()
@@ -52,7 +52,7 @@ def run(
     # Only what this run made or found up to date: other results in the folder may be of another recipe.
     ran = {record.name for record in records}
     results = stage_dir(folder, "evaluate") / "results.json"
-    data = json.loads(results.read_text(encoding="utf-8")) if "evaluate" in ran else None
+    data = read_json(results) if "evaluate" in ran else None
     ensemble = ensemble_dir(folder) if "card" in ran else None
     if output == "json":
         stage_rows = [{"name": r.name, "skipped": r.skipped, "seconds": r.seconds} for r in records]

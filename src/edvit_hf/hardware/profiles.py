@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from edvit_hf.errors import ManifestError, did_you_mean
+from edvit_hf.storage import read_bytes, whole_file
 from edvit_hf.strict import Form, is_finite, load_yaml, number, read_fields, read_strictly
 
 QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
@@ -24,6 +25,7 @@ LATENCY_FEATURES = (
     *("weight_millions", "stream_millions", "ffn_millions", "softmax_millions"),
 )
 SCHEMA_VERSION = 1  # of a file that holds one profile
+_MAX_BYTES = 2**20  # far above any
 _FILE = Form(mapping="a mapping of keys to values", error=ManifestError)
 
 
@@ -147,12 +149,11 @@ def load_profile(path: str | Path) -> DeviceProfile:
 def save_profile(profile: DeviceProfile, path: str | Path) -> None:
     """Write a profile that `load_profile` reads; the file appears complete or not at all."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     text = yaml.safe_dump(profile_dict(profile), sort_keys=False, width=120)
-    partial.write_text(
-        "# Measured by `edvit profile`. A fleet names this file as a device's profile.\n" + text, "utf-8"
-    )
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(
+            "# Measured by `edvit profile`. A fleet names this file as a device's profile.\n" + text, "utf-8"
+        )
 
 
 def profile_dict(profile: DeviceProfile) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def profile_dict(profile: DeviceProfile) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return load_yaml(path.read_text(encoding="utf-8"))
+        return load_yaml(read_bytes(path, _MAX_BYTES).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise ManifestError(
             f"Expected a device profile at {path}, found no file. Without it nothing is known of the device. "

@@ -12,13 +12,15 @@ from typing import Any, Self
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
 from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
+from edvit_hf.storage import MIB, parse_json_object, read_bytes, whole_file
 from edvit_hf.strict import read_strictly
 from edvit_hf.tasks import class_groups_fault
 
 MANIFEST_NAME = "manifest.json"
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
 _NUMBER_LISTS = re.compile(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]")
-MAX_BYTES = 64 * 2**20  # far above any ensemble's; more is read by nobody who means well
+MAX_BYTES = 16 * MIB  # far above any ensemble's; more is read by nobody who means well
+_WHY = "Nothing it lists can be trusted: the file is truncated or edited, or none. Fetch or export it again."
 Protocol = dict[str, Any]  # how latencies were measured
 SCHEMA_VERSION = 3  # 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights
 
@@ -93,24 +95,7 @@ class Manifest:
         Raises:
             ManifestError: For broken JSON, a newer schema, a missing or unknown key, a wrong type or value.
         """
-        try:
-            data = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-        except UnicodeDecodeError as error:
-            raise ManifestError(
-                f"{source}: expected UTF-8 text, got other bytes. Nothing it lists can be trusted. Fetch or export it "
-                "again."
-            ) from error
-        except (RecursionError, ValueError) as error:  # nested too deeply, a number too long, or no JSON
-            if not isinstance(error, json.JSONDecodeError):
-                raise ManifestError(
-                    f"{source}: expected a manifest, got JSON that no exporter writes ({error}). It may be made to "
-                    "harm its reader. Fetch or export it again."
-                ) from error
-            raise ManifestError(
-                f"{source}: expected JSON, got text that breaks at line {error.lineno} ({error.msg}). "
-                f"The file is truncated or edited. Fetch or export it again."
-            ) from error
-        require(isinstance(data, dict), f"{source}: expected a JSON object, got {type(data).__name__}.")
+        data = parse_json_object(text, f"{source} to be the JSON of a manifest", _WHY, error=ManifestError)
         version = data.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ManifestError(f"{source}: `schema_version` must be a positive integer, got {version!r}.")
@@ -130,8 +115,8 @@ class Manifest:
             raise ManifestError(f"{source}: {error} Export again, or use the version that wrote it.") from error
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read a manifest from a file, or from the `manifest.json` of a folder.
+    def load(cls, path: Path | str, *, source: str | None = None) -> Self:
+        """Read a manifest from a file, or from the `manifest.json` of a folder; `source` is named in errors.
 
         Raises:
             ManifestError: If it is missing or invalid.
@@ -139,31 +124,22 @@ class Manifest:
         path = Path(path)
         path = path / MANIFEST_NAME if path.is_dir() else path
         try:
-            size = path.stat().st_size
-            require(size <= MAX_BYTES, f"{path}: expected at most {MAX_BYTES} bytes, got {size}. It is no manifest.")
-            text = path.read_bytes()
+            text = read_bytes(path, MAX_BYTES)
         except FileNotFoundError as error:
             raise ManifestError(
                 f"No manifest at {path}. A folder without one was never exported, or the export was cut off. "
                 f"Run the export again."
             ) from error
-        except OSError as error:
-            raise ManifestError(
-                f"{path}: expected a readable file, got: {error.strerror or error}. Without it nothing in the folder "
-                "can be trusted. Check its permissions, or export it again."
-            ) from error
-        return cls.from_json(text, source=path.name)
+        except ValueError as error:
+            raise ManifestError(f"Expected a manifest at {path}, got {error}. {_WHY}") from error
+        return cls.from_json(text, source=source or path.name)
 
     def save(self, path: Path | str) -> Path:
         """Write the manifest (into a folder, or to a file), whole or not at all."""
         path = Path(path)
         path = path / MANIFEST_NAME if path.is_dir() else path
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            partial.write_text(self.to_json(), encoding="utf-8")
         return path
 
     def verify_files(

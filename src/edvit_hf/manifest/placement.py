@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`placement.json`: which device of a fleet runs which sub-model from which file. Standard library only."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edvit_hf.errors import ManifestError
-from edvit_hf.storage import write_json
+from edvit_hf.storage import read_json_object, write_json
 from edvit_hf.strict import read_strictly
 
 PLACEMENT_NAME = "placement.json"
@@ -85,13 +84,9 @@ def load_placement(path: Path) -> PlacementFile:
         ManifestError: If it is missing, no JSON, of another schema version, or breaks the format.
     """
     path = path / PLACEMENT_NAME if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ManifestError(f"No placement at {path}. Without one no device knows what to load. {_REMEDY}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path.name}: expected JSON, got text that breaks ({error}). {_REMEDY}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
+    why = f"Without one no device knows what to load. {_REMEDY}"
+    data = read_json_object(path, "a placement", why, error=ManifestError)
+    version = data.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise ManifestError(
             f"{path.name}: expected a placement of schema version {SCHEMA_VERSION}, got {version!r}. Its fields may "

@@ -16,9 +16,9 @@ from typing import Any
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.bench import BenchReport, bench_ensemble
-from edvit_hf.errors import DataError, EDViTError, RecipeError
+from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.manifest import Manifest
-from edvit_hf.storage import read_json, write_json
+from edvit_hf.storage import changed_json, read_json_object
 from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -102,16 +102,16 @@ def save_compared(report: BenchReport, folder: Path) -> None:
         DataError: The results have other rows by now.
     """
     path = folder / "results.json"
-    results = read_json(path)
-    rows = {row.get("name"): row for row in results["rows"]}
-    for timed in report.beside:
-        if timed.owner not in rows:
-            raise DataError(
-                f"Expected the row {timed.owner!r} in {path}, found none. The figures would be of another ensemble. "
-                "Measure again."
-            )
-        rows[timed.owner]["latency_ms"] = {name: getattr(timed, name) for name in FIGURES}
-    write_json(path, {**results, "latency_protocol": {**report.protocol, "weights": "random, of the same sizes"}})
+    with changed_json(path, "an ensemble's results", error=DataError) as results:
+        rows = {row.get("name"): row for row in results.get("rows", [])}
+        for timed in report.beside:
+            if timed.owner not in rows:
+                raise DataError(
+                    f"Expected the row {timed.owner!r} in {path}, found none. The figures would be of another "
+                    "ensemble. Measure again."
+                )
+            rows[timed.owner]["latency_ms"] = {name: getattr(timed, name) for name in FIGURES}
+        results["latency_protocol"] = {**report.protocol, "weights": "random, of the same sizes"}
 
 
 def _draw(shape: ModelShape, task: Task, path: Path) -> None:
@@ -133,13 +133,8 @@ def _draw(shape: ModelShape, task: Task, path: Path) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        data = read_json(path)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"Expected {path} to tell the sizes of the models, cannot read it ({type(error).__name__}). There is "
-            "nothing to compare with. Use a finished ensemble's folder, or leave --compared out."
-        ) from error
-    if not isinstance(data, dict):
-        raise EDViTError(f"Expected an object in {path}, got a {type(data).__name__}. It is damaged. Fetch it again.")
-    return data
+    why = (
+        "It tells the sizes of the models; without it there is nothing to compare with. Use a finished ensemble's "
+        "folder, or leave --compared out."
+    )
+    return read_json_object(path, "a config or results", why, error=RecipeError)

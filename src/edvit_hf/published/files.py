@@ -2,7 +2,6 @@
 """What a published ensemble says of itself, read once and checked: config.json, manifest.json, results.json."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import HubError, ManifestError, PruningError
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
+from edvit_hf.storage import read_json_object
 from edvit_hf.strict import read_strictly
 from edvit_hf.tasks import class_groups_fault, vote_sizes
 
@@ -112,7 +112,7 @@ def read_published(target: str) -> Published:
     config = read("config.json", _config)
     path, manifest = folder / MANIFEST_NAME, None
     if path.is_file():
-        manifest = Manifest.from_json(path.read_bytes(), source=f"{target}/{MANIFEST_NAME}")
+        manifest = Manifest.load(path, source=f"{target}/{MANIFEST_NAME}")
     if config is None and manifest is None:
         raise ManifestError(
             f"{target}: expected a published ensemble with config.json or manifest.json, got neither. Give the folder "
@@ -149,12 +149,7 @@ def read_published(target: str) -> Published:
 
 def _parsed(path: Path, source: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
     """What `parse` makes of a file that holds a JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ManifestError(f"{source}: expected JSON, got {error}. {_REMEDY}") from error
-    if not isinstance(data, dict):
-        raise ManifestError(f"{source}: expected a JSON object, got {type(data).__name__}. {_REMEDY}")
+    data = read_json_object(path, f"an ensemble's {path.name}", _REMEDY, error=ManifestError)
     try:
         return parse(data)
     except ManifestError as error:

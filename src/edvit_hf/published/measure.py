@@ -24,7 +24,7 @@ from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.manifest.entries import Precision
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import chosen_variants
-from edvit_hf.storage import read_json, write_json
+from edvit_hf.storage import changed_json, read_json_object
 from edvit_hf.tasks import Task
 
 _TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
@@ -124,7 +124,8 @@ def save_measured(folder: Path, recipe: MeasuredBy | None = None, *, progress: b
     data = task_data(folder, recipe, Manifest.load(folder).ensemble.task)
     config = None if recipe is None else recipe.evaluate
     measured = measured_by_runtime(folder, data, config, command="edvit evaluate DIR --save", progress=progress)
-    write_json(path, {**read_json(path), "runtime": measured})
+    with changed_json(path, "an ensemble's results") as results:
+        results["runtime"] = measured
     return measured
 
 
@@ -134,9 +135,11 @@ def recorded_dataset(folder: Path) -> DatasetConfig:
     Raises:
         RecipeError: There is no such file, or it says nothing of it.
     """
+    path = folder / "results.json"
+    results = read_json_object(path, "an ensemble's results", error=RecipeError) if path.exists() else {}
     try:
-        return dataset_from_values(read_json(folder / "results.json")["recipe_values"]["dataset"])
-    except (FileNotFoundError, KeyError) as error:
+        return dataset_from_values(results["recipe_values"]["dataset"])
+    except (KeyError, TypeError) as error:
         raise RecipeError(
             f"{folder} does not say which dataset it was measured on (no results.json with recipe values). "
             "Accuracy needs labelled items. Name the recipe: --recipe recipes/NAME.yaml."

@@ -8,7 +8,6 @@ interrupted (same `inputs.json`, no `done.json`), and empties one whose inputs h
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import functools
 import hashlib
@@ -21,24 +20,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.errors import RecipeError, WorkDirError
+from edvit_hf.errors import CheckpointError, RecipeError, WorkDirError
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory, versions
 from edvit_hf.recipe import keys
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages import cut
-from edvit_hf.recipe.stages.evaluate import evaluate
+from edvit_hf.recipe.stages.evaluate import RECORDED, evaluate
 from edvit_hf.recipe.stages.fuse import fuse
 from edvit_hf.recipe.stages.plan import plan
 from edvit_hf.recipe.stages.publish import card, export
 from edvit_hf.recipe.stages.split import split
 from edvit_hf.recipe.stages.teacher import train_teacher
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import read_json, write_json
+from edvit_hf.storage import is_disk_fault, read_json_object, remove, write_json
 from edvit_hf.training import DistillConfig
 from edvit_hf.training.processes import is_main_process, num_processes, start_processes, wait_for_everyone
 
 logger = logging.getLogger(__name__)
 
+_DONE = "done.json"
 FORMAT = 2  # raised when a stage writes other files than before: every stage then runs anew
 
 
@@ -163,7 +163,7 @@ def run(
         for stage in trip_stages:
             stage_keys[stage.name] = _key(stage, recipe, stage_keys)
             folder = trip.folders[stage.name]
-            done = _stored(folder / "done.json", stage_keys[stage.name])
+            done = _stored(folder / _DONE, stage_keys[stage.name])
             if done is None and stage.name not in wanted:
                 if any(s.name in wanted for s in trip_stages[trip_stages.index(stage) + 1 :]):
                     raise RecipeError(
@@ -216,10 +216,18 @@ def _key(stage: Stage, recipe: Recipe, stage_keys: dict[str, str]) -> str:
 
 
 def _stored(path: Path, key: str) -> dict[str, Any] | None:
-    """What `done.json` or `inputs.json` holds, if it was written for the same inputs, else None."""
+    """What `done.json` or `inputs.json` holds, if it was written for the same inputs, else None.
+
+    A damaged one counts as none, so that its stage runs again.
+    """
+    if not path.exists():
+        return None
     try:
-        stored = read_json(path)
-    except (FileNotFoundError, json.JSONDecodeError):
+        stored = read_json_object(path, "a stage's record")
+        if path.name == _DONE and (absent := [name for name in RECORDED if name not in stored]):
+            raise CheckpointError(f"Expected a stage's record in {path}, found none of {', '.join(absent)}.")
+    except CheckpointError as error:
+        logger.warning("%s The stage runs again.", error)
         return None
     return stored if stored.get("key") == key else None
 
@@ -253,7 +261,7 @@ def _run_stage(
 
 def _write_done(stage: Stage, trip: Trip, folder: Path, key: str, record: StageRecord, *, resumed: bool) -> None:
     write_json(
-        folder / "done.json",
+        folder / _DONE,
         {
             "stage": stage.name,
             "key": key,
@@ -272,13 +280,13 @@ def _open_stage(folder: Path, key: str) -> bool:
     """Keep what an interrupted run with the same inputs left (True), or empty the folder (False)."""
     inputs = folder / "inputs.json"
     if _stored(inputs, key) is not None:
-        (folder / "done.json").unlink(missing_ok=True)
+        remove(folder / _DONE)
         logger.info("%s: resuming an interrupted run", folder.name)
         return True
     if folder.exists():
         # First what makes the folder count as done or resumable: the rest may be interrupted half-way.
-        (folder / "done.json").unlink(missing_ok=True)
-        inputs.unlink(missing_ok=True)
+        remove(folder / _DONE)
+        remove(inputs)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_json(inputs, {"key": key})
@@ -308,20 +316,10 @@ def _owned(work_dir: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if _is_disk_error(error, work_dir):
+            is_forbidden = isinstance(error, PermissionError) and str(error.filename).startswith(str(work_dir))
+            if is_forbidden or is_disk_fault(error) or is_disk_fault(error.__cause__):
                 raise WorkDirError(
                     f"writing to {work_dir} failed: {error}. Finished stages are kept and nothing half-written will be "
                     "read. Free space (or make it writable) and run the same command again: it resumes."
                 ) from error
             raise
-
-
-def _is_disk_error(error: BaseException, work_dir: Path) -> bool:
-    """Full, read-only or forbidden disk, also when a library reports it by text alone (safetensors, torch)."""
-    if isinstance(error, WorkDirError):
-        return False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        return True
-    if isinstance(error, PermissionError):
-        return str(error.filename).startswith(str(work_dir))
-    return any(text in str(error) for text in ("No space left on device", "os error 28", "os error 27"))

@@ -3,7 +3,6 @@
 
 import functools
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
-from edvit_hf.storage import PARTIAL_SUFFIX, read_json, whole_folder
+from edvit_hf.storage import read_json_object, whole_file, whole_folder
+from edvit_hf.strict import read_strictly
 from edvit_hf.tasks import PROCESSOR_FILES, Task
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROCESSOR_FOLDER = "processor"  # of the teacher stage
+_OF_A_STAGE = "Later stages read it. Remove the folder of that stage and run the recipe again."
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,25 @@ class Trip:
     @functools.cached_property
     def class_groups(self) -> list[list[int]]:
         """Result of the split stage."""
-        groups: list[list[int]] = read_json(self.folders["split"] / "class_groups.json")["class_groups"]
+        path = self.folders["split"] / "class_groups.json"
+        stored = read_json_object(path, "the class groups", _OF_A_STAGE)
+        try:
+            groups: list[list[int]] = read_strictly(list[list[int]], stored.get("class_groups"), "class_groups")
+        except ValueError as error:
+            raise CheckpointError(f"Expected class groups in {path}, but {error} {_OF_A_STAGE}") from error
         return groups
 
     @functools.cached_property
     def plan(self) -> Plan:
         """Result of the plan stage."""
-        return Plan.from_dict(read_json(self.folders["plan"] / "plan.json"))
+        path = self.folders["plan"] / "plan.json"
+        stored = read_json_object(path, "a plan", _OF_A_STAGE)
+        try:
+            return Plan.from_dict(stored)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"Expected a plan in {path}, its fields are others ({error}). {_OF_A_STAGE}"
+            ) from error
 
     @functools.cached_property
     def teacher_shape(self) -> ModelShape:
@@ -277,9 +290,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays by name as safetensors, by write-then-rename."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")  # two benchmarks may share a teacher
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
 
 
 def load_array(path: Path) -> np.ndarray:

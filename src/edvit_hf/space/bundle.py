@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies what the page needs of an exported ensemble: its fp32 and int8 graphs, its card and figures, nothing else."""
 
-import json
 import logging
 import re
 import shutil
@@ -14,6 +13,7 @@ from edvit_hf.hub.selection import NeededFile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, verify_file
 from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
 from edvit_hf.space.writing import replaced_folder
+from edvit_hf.strict import parse_json
 from edvit_hf.tasks import NEEDED_PROCESSOR_FILES, PROCESSOR_FILES
 
 logger = logging.getLogger(__name__)
@@ -222,8 +222,8 @@ def _copy_texts(source: Path, folder: Path) -> None:
     card, results = _text(source / named), _text(source / RESULTS)
     if results is not None:
         try:
-            json.loads(results)
-        except (ValueError, RecursionError) as error:
+            parse_json(results)
+        except ValueError as error:
             raise EDViTError(
                 f"Expected JSON in {source / RESULTS}, got text that breaks ({error}). The page takes its comparison "
                 "from it. Run the `evaluate` stage again, or remove the file."

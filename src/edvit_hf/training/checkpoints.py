@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from edvit_hf.errors import CheckpointError
@@ -69,13 +70,10 @@ def run_identity(config: TrainConfig, model: nn.Module, num_items: int, descript
 def write_checkpoint(accelerator: Accelerator, checkpoint_dir: Path, progress: Progress) -> None:
     """Save model, optimiser and random states, the progress last; rename into place; keep the newest two."""
     target = checkpoint_dir / f"epoch_{progress.epoch:05d}_step_{progress.optimizer_steps:08d}"
-    if accelerator.is_main_process:
-        writer: contextlib.AbstractContextManager[Path] = whole_folder(target)
-    else:
-        writer = contextlib.nullcontext(target.with_name(target.name + PARTIAL_SUFFIX))
-    with writer as folder:
-        accelerator.wait_for_everyone()  # the main process has made the folder
-        accelerator.save_state(str(folder))
+    is_main = accelerator.is_main_process
+    with whole_folder(target) if is_main else contextlib.nullcontext(target) as folder:
+        (shared,) = broadcast_object_list([str(folder)])  # the main process has made it, under a name of its own
+        accelerator.save_state(shared)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             progress.random_state = random_state_digest(accelerator.device)

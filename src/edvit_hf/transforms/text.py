@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edvit_hf.errors import DataError, named_extra
+from edvit_hf.storage import read_json_object
 from edvit_hf.tasks import Task
-from edvit_hf.transforms.reading import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,7 +26,7 @@ NO_LENGTH = 1_000_000
 _BERT_CLASSES = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"}
 _CHARACTERS_A_TOKEN = 6  # English has four to five, spaces included
 _SLACK = 256
-_WHY = "Without it the model's words are unknown."
+_WHY = "Without it the model's words are unknown. Export or download the folder again."
 
 
 class TextTransform:
@@ -90,7 +90,8 @@ class TextTransform:
         path = path / "tokenizer.json" if path.is_dir() else path
         tokenizer = _tokenizer(path)
         config_file = path.parent / "tokenizer_config.json"
-        config = read_json_object(config_file, "a tokenizer's settings", _WHY) if config_file.exists() else {}
+        what = "a tokenizer's settings"
+        config = read_json_object(config_file, what, _WHY, error=DataError) if config_file.exists() else {}
         _check_padding_side(tokenizer, config, path)
         _follow_config(tokenizer, config, config_file)
         return cls(
@@ -310,7 +311,8 @@ def _own_length(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -
 def _pad_id(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> int:
     """The padding token by tokenizer_config.json, special_tokens_map.json, tokenizer.json, or the usual names."""
     special_file = path.parent / "special_tokens_map.json"
-    special = read_json_object(special_file, "special tokens", _WHY) if special_file.exists() else {}
+    what, is_there = "special tokens", special_file.exists()
+    special = read_json_object(special_file, what, _WHY, error=DataError) if is_there else {}
     names = [config.get("pad_token"), special.get("pad_token"), (tokenizer.padding or {}).get("pad_token")]
     names = [name.get("content") if isinstance(name, Mapping) else name for name in names]
     for name in [*filter(None, names), "[PAD]", "<pad>"]:

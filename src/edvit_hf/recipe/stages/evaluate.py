@@ -2,6 +2,7 @@
 """The evaluate stage: teacher, ensemble, ensemble with k absent and the honest baselines, into `results.json`."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
 from edvit_hf.recipe.trip import Trip, load_array, save_array
-from edvit_hf.storage import read_json, write_json
+from edvit_hf.storage import read_json_object, write_json
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+RECORDED = ("seconds", "resumed", "peak_memory_mib", "commit")  # of every stage, in its `done.json`
 
 
 def evaluate(trip: Trip) -> None:
@@ -47,7 +49,7 @@ def evaluate(trip: Trip) -> None:
                 "num_skipped": data.skipped,
                 "label_names": data.label_names,
             },
-            "recipe_values": recipe_values(trip.recipe),
+            "recipe_values": _finite(recipe_values(trip.recipe)),
             "class_groups": trip.class_groups,
             "rows": [_row(c, candidates, data.test.labels) for c in candidates],
             "absent": _absent(trip),
@@ -55,6 +57,15 @@ def evaluate(trip: Trip) -> None:
             "stages": _stage_records(trip),
         },
     )
+
+
+def _finite(value: Any) -> Any:
+    """The same plain data with infinity as YAML writes it: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return ".inf" if value == float("inf") else value
 
 
 def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.ndarray) -> dict[str, Any]:
@@ -166,6 +177,11 @@ def _stage_records(trip: Trip) -> list[dict[str, Any]]:
     for name, folder in trip.folders.items():
         if name == "evaluate":  # what stands behind it may be of an earlier recipe
             return records
-        done = read_json(folder / "done.json")
-        records.append({"name": name, **{k: done[k] for k in ("seconds", "resumed", "peak_memory_mib", "commit")}})
+        records.append({"name": name, **record(folder)})
     return records
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What a finished stage took, see `RECORDED`."""
+    done = read_json_object(folder / "done.json", "a stage's record", "Run the recipe again: that stage runs anew.")
+    return {name: done.get(name) for name in RECORDED}

@@ -7,7 +7,6 @@ from scratch. Light: no torch.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages.split import groups_before_training
+from edvit_hf.storage import read_json_object
 from edvit_hf.strict import whole_number
 
 if TYPE_CHECKING:
@@ -130,16 +130,8 @@ def _written_config(recipe: Recipe, values: dict[str, Any], where: str) -> dict[
 
 
 def _stored_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"`teacher.checkpoint`: {path} is no readable JSON: {error}. Fetch it again.") from error
-    if not isinstance(config, dict):
-        raise RecipeError(
-            f"`teacher.checkpoint`: {path} must hold a JSON object, got {type(config).__name__}. The teacher's sizes "
-            "are not known without it. Fetch it again."
-        )
-    return config
+    why = "The teacher's sizes are not known without it. Fetch it again."
+    return read_json_object(path, "`teacher.checkpoint`", why, error=RecipeError)
 
 
 def round_widths(before: Widths, after: Widths, rounds: int) -> list[Widths]:

@@ -11,8 +11,9 @@ from edvit_hf.published.export import measured_on
 from edvit_hf.published.measure import measured_by_runtime
 from edvit_hf.published.plan import placement_file
 from edvit_hf.recipe.schema import recipe_values
+from edvit_hf.recipe.stages.evaluate import record
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import link_tree, read_json, whole_folder, write_json
+from edvit_hf.storage import link_tree, read_json_object, whole_folder, write_json
 
 
 def export(trip: Trip) -> None:
@@ -40,7 +41,10 @@ def card(trip: Trip) -> None:
     """
     with whole_folder(trip.folders["card"] / "ensemble") as partial:
         link_tree(trip.folders["export"] / "ensemble", partial)
-        results = _published(read_json(trip.folders["evaluate"] / "results.json"))
+        found = read_json_object(
+            trip.folders["evaluate"] / "results.json", "the results", "Run the stage evaluate again."
+        )
+        results = _published(found)
         results["stages"] += _later_stages(trip)
         manifest = Manifest.load(partial)
         results["runtime"] = measured_by_runtime(
@@ -61,10 +65,8 @@ def _published(results: dict[str, Any]) -> dict[str, Any]:
 
 def _later_stages(trip: Trip) -> list[dict[str, Any]]:
     """What the stages took that ended after the results were written, and their commits."""
-    records = [(name, trip.folders[name] / "done.json") for name in ("evaluate", "export")]
-    done = [(name, read_json(path)) for name, path in records if path.is_file()]
-    keys = ("seconds", "resumed", "peak_memory_mib", "commit")
-    return [{"name": name, **{key: record[key] for key in keys}} for name, record in done]
+    folders = [(name, trip.folders[name]) for name in ("evaluate", "export")]
+    return [{"name": name, **record(folder)} for name, folder in folders if (folder / "done.json").is_file()]
 
 
 def without_folders(value: Any) -> Any:
