@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """`EDViTConfig`: the sub-models' stock configs, the class groups they answer for, the fusion head's shape.
 
-This file travels to the Hub beside `modeling_edvit.py`: it imports only transformers, huggingface_hub and the
-standard library. Sub-models may differ in width, depth and architecture; what they must share is what they are fed.
+This file travels to the Hub beside `modeling_edvit.py`: it imports only transformers, huggingface_hub, the standard
+library and, relatively, its sibling. Sub-models may differ in width, depth and architecture; what they must share is
+what they are fed.
 """
 
-import difflib
 import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-OTHER_LABEL = "other"  # the last label of every sub-model: "a class of another group"
+from .checks_edvit import (
+    OTHER_LABEL,
+    check_label_tables,
+    check_name,
+    check_problem_type,
+    check_sizes,
+    check_stock_fields,
+    read_config_file,
+    refuse_too_large,
+    refuse_too_many,
+)
 
 # model_type -> how many leading tokens, averaged after the last norm, are the sub-model's feature. A further type
 # needs a row here, one in `TASK_OF`, and its vote in `parts_edvit.forward_sub_model`.
@@ -94,12 +107,16 @@ class EDViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Bring the sub-configs to one plain form, name the labels, and refuse what does not fit together."""
-        _refuse_unknown(kwargs)
+        for name in kwargs:
+            if not name.startswith("_") and name not in _STOCK_KEYWORDS:
+                check_name(name, _known(_STOCK_KEYWORDS), strict=True)
         num_labels = kwargs.pop("num_labels", None)
-        self.sub_model_configs = [_plain_config(config) for config in self.sub_model_configs]
+        refuse_too_many(self.sub_model_configs)
+        self.sub_model_configs = [_plain_config(config, i) for i, config in enumerate(self.sub_model_configs)]
         kwargs.setdefault("auto_map", _auto_map(self.task))
         if self.id2label is None:  # type: ignore[has-type]
             self.id2label = {i: f"LABEL_{i}" for i in range(sum(map(len, self.class_groups)))}
+        check_label_tables(self.id2label, self.label2id)  # type: ignore[has-type]
         super().__post_init__(**kwargs)
         if self.label2id is None:  # type: ignore[has-type]
             self.label2id = {name: i for i, name in self.id2label.items()}
@@ -112,7 +129,13 @@ class EDViTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from a dict; overrides of our own fields are validated with the rest, not set afterwards."""
+        """Build from a dict; overrides of our own fields are validated with the rest, not set afterwards.
+
+        Attributes that others had set before it was saved (a Trainer sets `use_cache`) come back with it.
+
+        Raises:
+            ValueError: If the values are not those of an ensemble.
+        """
         if not {"sub_model_configs", "class_groups"} <= {*config_dict, *kwargs}:
             raise ValueError(
                 f"Expected a config.json with `sub_model_configs` and `class_groups`, got "
@@ -122,7 +145,23 @@ class EDViTConfig(PreTrainedConfig):
         config_dict = {**config_dict, **{name: kwargs.pop(name) for name in own}}
         if "id2label" in own and "label2id" not in own:
             config_dict.pop("label2id", None)
-        return super().from_dict(config_dict, **kwargs)
+        refuse_too_many(config_dict["sub_model_configs"])  # before each value's type is looked at
+        known = _known(_STOCK_KEYWORDS)
+        foreign = {n: v for n, v in config_dict.items() if not (n.startswith("_") or n in known or hasattr(cls, n))}
+        for name in foreign:
+            check_name(name, known, strict=False)
+            del config_dict[name]
+        try:
+            built = super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"Expected the config of an ensemble, got values that make none. {error}") from error
+        for name, value in foreign.items():
+            setattr(built[0] if isinstance(built, tuple) else built, name, value)
+        return built
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        return dict(cls._decode_special_floats(read_config_file(json_file)))
 
     @property
     def num_sub_models(self) -> int:
@@ -236,15 +275,18 @@ class EDViTConfig(PreTrainedConfig):
         Raises:
             ValueError: Naming the first thing that does not fit.
         """
-        stored = {name: None for name in self.__dict__ if not name.startswith("_")}
-        _refuse_unknown(stored, allowed=_STOCK_ATTRIBUTES)
+        known = _known(_STOCK_ATTRIBUTES)
+        for name in self.__dict__:
+            if not name.startswith("_") and name not in known:
+                check_name(name, known, strict=False)
+        check_stock_fields(self)
         for name in ("fusion_dropout", "sub_model_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is a chance of dropping, in [0, 1), got {getattr(self, name)}.")
         if self.fusion_hidden_size < 0:
             raise ValueError(f"`fusion_hidden_size` must be 0 (linear) or more units, got {self.fusion_hidden_size}.")
+        check_label_tables(self.id2label, self.label2id)
         self._check_groups()
-        self._check_labels()
         self._check_sub_models()
 
     def _check_groups(self) -> None:
@@ -259,36 +301,23 @@ class EDViTConfig(PreTrainedConfig):
                 f"Expected at least one class in every group, got {groups}. A sub-model without a class has "
                 "nothing to say. Remove empty groups together with their sub-models."
             )
-        classes = sorted(c for group in groups for c in group)
-        if classes != list(range(num_classes)):
+        counts = Counter(c for group in groups for c in group)
+        if sorted(counts.elements()) != list(range(num_classes)):
             wrong = {
-                "twice": sorted({c for c in classes if classes.count(c) > 1}),
-                "nowhere": sorted(set(range(num_classes)) - set(classes)),
-                "out of range": sorted(set(classes) - set(range(num_classes))),
+                "twice": sorted(c for c, count in counts.items() if count > 1),
+                "nowhere": sorted(set(range(num_classes)) - set(counts)),
+                "out of range": sorted(set(counts) - set(range(num_classes))),
             }
-            found = ", ".join(f"{where}: {ids}" for where, ids in wrong.items() if ids)
+            found = ", ".join(f"{where}: {ids[:20]}" for where, ids in wrong.items() if ids)
             raise ValueError(
                 f"Expected every class 0..{num_classes - 1} of `id2label` in exactly one class group, got "
                 f"{found}. A class would have no sub-model, or two. Correct `class_groups` or `id2label`."
             )
 
-    def _check_labels(self) -> None:
-        assert self.id2label is not None
-        assert self.label2id is not None
-        if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ValueError(f"Expected `id2label` keys 0..{len(self.id2label) - 1}, got {sorted(self.id2label)}.")
-        agree = set(self.label2id) == set(self.id2label.values()) and all(
-            self.id2label.get(int(i)) == name for name, i in self.label2id.items()
-        )
-        if not agree:
-            raise ValueError(
-                f"Expected `label2id` to be the inverse of `id2label`, got {self.label2id} and "
-                f"{self.id2label}. Answers would carry wrong names. Pass both, or `id2label` alone."
-            )
-
     def _check_sub_models(self) -> None:
         shared = _SHARED_FIELDS[self.task]
         inputs: dict[tuple[str, ...], int] = {}
+        num_layers, num_features, num_parameters = 0, 0, 0
         for i, group in enumerate(self.class_groups):
             config = self.sub_model_config(i)
             allowed = {len(group) + 1} | ({len(group)} if self.num_sub_models == 1 else set())
@@ -299,6 +328,11 @@ class EDViTConfig(PreTrainedConfig):
                     "group or the sub-model's `id2label`."
                 )
             inputs.setdefault(tuple(_plain_size(getattr(config, name)) for name in shared), i)
+            num_parameters += check_sizes(config, i)
+            num_layers, num_features = num_layers + config.num_hidden_layers, num_features + config.hidden_size
+        inner, num_inputs = self.fusion_hidden_size, num_features + self.num_sub_models
+        num_parameters += inner * (num_inputs + self.num_labels) or num_inputs * self.num_labels
+        refuse_too_large(num_layers, num_parameters)
         if len(inputs) > 1:
             found = "; ".join(
                 f"sub-model {i}: " + ", ".join(f"{name}={size}" for name, size in zip(shared, sizes, strict=True))
@@ -327,28 +361,39 @@ def _auto_map(task: str) -> dict[str, str]:
     }
 
 
-def _refuse_unknown(names: dict[str, Any], allowed: set[str] = _STOCK_KEYWORDS) -> None:
-    """Raise ValueError for a name that is no field, naming the nearest; stock configs store it silently."""
-    known = {f.name for f in fields(EDViTConfig)} | allowed
-    for name in names:
-        if name not in known and not name.startswith("_"):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"Valid names: {', '.join(sorted(known))}."
-            raise ValueError(f"`{name}` is not a field of EDViTConfig; it would be stored and never read. {hint}")
+def _known(further: set[str]) -> set[str]:
+    """The names that a config has, and `further` ones."""
+    return {f.name for f in fields(EDViTConfig)} | further
 
 
-def _plain_config(values: dict[str, Any]) -> dict[str, Any]:
+def _plain_config(values: dict[str, Any], index: int) -> dict[str, Any]:
     """Return a stock config dict as it is after a trip through JSON, without what belongs to a checkpoint."""
     model_type = values.get("model_type")
-    if model_type not in NUM_FEATURE_TOKENS:
+    if not isinstance(model_type, str) or model_type not in NUM_FEATURE_TOKENS:
         raise ValueError(
             f"Expected every sub-model config to name a `model_type` among {sorted(NUM_FEATURE_TOKENS)}, got "
-            f"{model_type!r}. Its feature and vote cannot be read otherwise. Use a supported architecture."
+            f"{model_type!r:.60}. Its feature and vote cannot be read otherwise. Use a supported architecture."
         )
     if "head_dim" in values and model_type not in HONOURS_HEAD_DIM:
         raise ValueError(
             f"`head_dim` is ignored by `{model_type}`: the sub-model would be built at full attention width. "
             "Prune whole heads instead."
         )
-    plain = json.loads(CONFIG_MAPPING[model_type](**values).to_json_string())
+    for name in ("quantization_config", "per_layer_config", "transformers_weights"):
+        if values.get(name) is not None:
+            raise ValueError(
+                f"Expected no `{name}` in the config of sub-model {index}, got {values[name]!r:.60}. It would be built "
+                "or read otherwise than it was saved. Give a stock model of floats."
+            )
+    try:
+        config = CONFIG_MAPPING[model_type](**values)
+        plain = json.loads(config.to_json_string())
+    except Exception as error:  # stock configs fail with many kinds of errors
+        raise ValueError(
+            f"Expected the config of sub-model {index} to be that of a stock `{model_type}`, got values that make "
+            f"none: {error}. Correct it."
+        ) from error
+    check_sizes(config, index)
+    if config.num_labels > 1:  # a stock model with one label may call itself a regression
+        check_problem_type(config.problem_type, f"sub-model {index}")
     return {name: value for name, value in plain.items() if name not in _NOT_STORED}

@@ -2,52 +2,40 @@
 # ruff: noqa: N806 (shape letters)
 """The ensemble: stock sub-models, each answering for a class group, and a fusion head on their features.
 
-This file travels to the Hub beside `configuration_edvit.py` and `parts_edvit.py`: it imports only torch,
-transformers, safetensors, the standard library and, relatively, its siblings.
+This file travels to the Hub beside `configuration_edvit.py`, `parts_edvit.py` and `saved_edvit.py`: it imports only
+torch, transformers, the standard library and, relatively, its siblings.
 
 Shape letters: B batch, S sub-models, D features of all sub-models side by side, L labels.
 """
 
 import functools
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SequenceClassifierOutput
-from transformers.utils import cached_file, can_return_tuple, hf_api, resolve_revision
-from transformers.utils.hub import DownloadKwargs
+from transformers.utils import can_return_tuple
 
-from .configuration_edvit import INPUT_NAMES, EDViTConfig, sub_model_folder
+from .configuration_edvit import INPUT_NAMES, EDViTConfig
 from .parts_edvit import (
     STOCK_AUTO_CLASSES,
     FusionHead,
     build_sub_model,
+    cross_entropy,
     forward_sub_model,
     hide_absent,
-    refuse_damage,
     sample_sub_model_mask,
 )
+from .saved_edvit import SavedEnsemble
 
-# Whatever of an image processor, feature extractor or tokenizer lies beside an ensemble.
-PROCESSOR_FILES = (
-    *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "vocab.txt"),
-)
-_PUBLISHED = ["README.md", "config.json", *PROCESSOR_FILES, "model.safetensors*", "model-0*", "fusion.safetensors"]
-_PUBLISHED += ["configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py", "sub_models/*"]
 _GATHERED = ("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules")
 
 
-class EDViTPreTrainedModel(PreTrainedModel):
-    """Holds the sub-models and knows how ensembles are written, read whole and read in part."""
+class EDViTPreTrainedModel(SavedEnsemble):
+    """Holds the sub-models; how they are saved and loaded: `SavedEnsemble`."""
 
     config: EDViTConfig
     base_model_prefix = "edvit"
@@ -56,7 +44,6 @@ class EDViTPreTrainedModel(PreTrainedModel):
     task: str  # what the sub-models do; a class with a head for one task refuses the others
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _part_files: ClassVar[dict[str, str]] = {}  # key prefix -> file, besides the sub-models
 
     def __init__(self, config: EDViTConfig, sub_models: Sequence[int] | None = None) -> None:
         super().__init__(config)
@@ -180,103 +167,6 @@ class EDViTPreTrainedModel(PreTrainedModel):
             target.load_state_dict(source.state_dict())
         return ensemble.to(sub_models[0].device).eval()
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        *model_args: Any,
-        sub_models: Sequence[int] | None = None,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load an ensemble, or with `sub_models=[0, 3]` only those sub-models and the fusion head.
-
-        A partial load opens (and from the Hub downloads) only `config.json`, `fusion.safetensors` and
-        `sub_models/NN/model.safetensors`; the other sub-models count as absent. Differs from transformers:
-        missing, left over, misshapen, non-finite or unreadable weights are always an error.
-
-        Raises:
-            OSError: If a file is not there.
-            ValueError: If the files are damaged or do not belong together.
-        """
-        source = pretrained_model_name_or_path
-        try:
-            if sub_models is not None:
-                kwargs = cls._read_partial(source, sub_models, kwargs)
-                pretrained_model_name_or_path = None
-            kwargs["ignore_mismatched_sizes"] = True  # reported by `refuse_damage`, never ignored
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise ValueError(
-                f"Expected readable safetensors weights in {source}, got: {error}. The file is damaged or "
-                "cut short. Download or save it again."
-            ) from error
-        refuse_damage(model, info, source)
-        model.name_or_path = model.config.name_or_path = str(source)
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _read_partial(cls, source: Any, sub_models: Sequence[int], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Read the config and some sub-models' weights; return what the stock loader goes on with."""
-        hub = {name: kwargs.pop(name) for name in DownloadKwargs.__annotations__ if name in kwargs}
-        known = {name: hub[name] for name in ("token", "local_files_only", "cache_dir") if name in hub}
-        hub["revision"] = resolve_revision(source, hub.get("revision"), **known)  # one state for every file
-        config = kwargs.pop("config", None)
-        if not isinstance(config, PreTrainedConfig):
-            given = {str(name): kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            config, rest = EDViTConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
-            kwargs = {**rest, **given}
-        present = config.present_indices(sub_models)
-        weights: dict[str, Tensor] = {}
-        files = {f"sub_models.{i}.": f"{sub_model_folder(i)}/model.safetensors" for i in present}
-        for prefix, name in (files | cls._part_files).items():
-            path = cached_file(source, name, **hub)
-            try:
-                weights |= {prefix + key: tensor for key, tensor in load_file(path).items()}
-            except SafetensorError as error:
-                raise SafetensorError(f"{name}: {error}") from error
-        return {**kwargs, "config": config, "state_dict": weights, "sub_models": present}
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, state_dict: Any = None, **kwargs: Any) -> None:
-        """Write the ensemble whole, its code, and every sub-model and the fusion head by themselves.
-
-        The `PROCESSOR_FILES` that already lie in the directory are copied beside each sub-model.
-
-        Raises:
-            ValueError: If sub-models are absent, or an option would leave whole and parts out of step.
-        """
-        if len(self.present) < self.config.num_sub_models:
-            raise ValueError(
-                f"Expected all {self.config.num_sub_models} sub-models to save an ensemble, got only "
-                f"{list(self.present)}. It could not be loaded whole. Load it without `sub_models` first."
-            )
-        if unsupported := {"variant", "safe_serialization", "distributed_checkpoint"} & set(kwargs):
-            raise ValueError(f"Remove {sorted(unsupported)}: weights are safetensors under fixed names.")
-        weights = self.state_dict() if state_dict is None else state_dict
-        if kwargs.get("is_main_process", True):
-            self._save_parts(Path(save_directory), weights)
-        super().save_pretrained(save_directory, state_dict=weights, **kwargs)
-
-    def _save_parts(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
-        processor = [path for path in (directory / name for name in PROCESSOR_FILES) if path.is_file()]
-        for i, sub_model in enumerate(self.sub_models):
-            folder, part = directory / sub_model_folder(i), _without_prefix(weights, f"sub_models.{i}.")
-            cast(PreTrainedModel, sub_model).save_pretrained(folder, state_dict=part)
-            for path in processor:
-                shutil.copyfile(path, folder / path.name)
-        for prefix, name in self._part_files.items():
-            save_file(_without_prefix(weights, prefix), directory / name, metadata={"format": "pt"})
-
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, *_: Any, **options: Any) -> Any:
-        """Upload an ensemble in one commit; the stock method looks only one folder deep."""
-        options.pop("files_timestamps", None)
-        if (revision := options.get("revision")) and not revision.startswith("refs/pr"):
-            hf_api().create_branch(repo_id, branch=revision, token=options.get("token"), exist_ok=True)
-        options |= {"folder_path": working_dir, "allow_patterns": _PUBLISHED}
-        return hf_api().upload_folder(repo_id=repo_id, **options)
-
 
 class EDViTModel(EDViTPreTrainedModel):
     """The sub-models without the fusion head: features only, for any task."""
@@ -331,7 +221,7 @@ class _EDViTClassifier(EDViTPreTrainedModel):
                 mask_BS.shape[0], len(self.present), self.config.sub_model_dropout, device=mask_BS.device
             )
         logits_BL = self.fusion(features_BD, mask_BS)
-        loss = None if labels is None else self.loss_function(labels, logits_BL, self.config)
+        loss = None if labels is None else cross_entropy(logits_BL, labels)
         return {"loss": loss, "logits": logits_BL}
 
 
@@ -392,7 +282,3 @@ class EDViTForSequenceClassification(_EDViTClassifier):
         """
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return SequenceClassifierOutput(**self._classify(labels, sub_model_mask, **text))
-
-
-def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): w.contiguous() for key, w in weights.items() if key.startswith(prefix)}

@@ -8,6 +8,7 @@ and, relatively, its sibling.
 Shape letters: B batch, S sub-models, D features of all sub-models side by side, L labels.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ STOCK_AUTO_CLASSES: dict[str, Any] = {
 }
 """Task -> the Transformers class that loads one of its sub-models."""
 
+_WHOLE_NUMBERS = {torch.int8, torch.int16, torch.int32, torch.int64}
+_WHOLE_NUMBERS |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+
 
 def build_sub_model(config: EDViTConfig, index: int) -> PreTrainedModel:
     """Build a stock sub-model with the ensemble's dtype and attention, which reach no list of configs."""
@@ -36,7 +40,15 @@ def build_sub_model(config: EDViTConfig, index: int) -> PreTrainedModel:
     sub_config._attn_implementation = config._attn_implementation
     sub_config.dtype = torch.get_default_dtype()
     sub_config.architectures = []  # where a type has several classifiers, the plain one
-    sub_model = STOCK_AUTO_CLASSES[config.task].from_config(sub_config)
+    if sub_config.num_labels > 1:  # else the stock loss takes it from the first labels that it sees
+        sub_config.problem_type = "single_label_classification"
+    try:
+        sub_model = STOCK_AUTO_CLASSES[config.task].from_config(sub_config)
+    except (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected sub-model {index} to be a stock `{sub_config.model_type}`, got a config that none can be built "
+            f"from: {error!r:.300}. Correct its config."
+        ) from error
     head_dim = getattr(sub_config, "head_dim", sub_config.hidden_size // sub_config.num_attention_heads)
     width = head_dim * sub_config.num_attention_heads
     queries = ("q_proj.weight", "q_lin.weight", "query.weight")
@@ -49,11 +61,28 @@ def build_sub_model(config: EDViTConfig, index: int) -> PreTrainedModel:
     return sub_model
 
 
-def forward_sub_model(sub_model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def stock_model(sub_model: Any) -> PreTrainedModel:
+    """The stock model inside wrappers, such as those of LoRA, `torch.compile` and data parallelism."""
+    while not isinstance(sub_model, PreTrainedModel):
+        if hasattr(sub_model, "get_base_model"):
+            sub_model = sub_model.get_base_model()  # with the layers of its adapters
+        else:
+            sub_model = getattr(sub_model, "_orig_mod", None) or sub_model.module
+    return sub_model
+
+
+def merged_model(sub_model: Any) -> PreTrainedModel:
+    """The stock model inside wrappers, with its adapters (LoRA) merged in a copy, since training may go on."""
+    if hasattr(sub_model, "merge_and_unload"):
+        sub_model = copy.deepcopy(sub_model).merge_and_unload()
+    return stock_model(sub_model)
+
+
+def forward_sub_model(sub_model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Run one stock sub-model once and read both of its answers.
 
     Args:
-        sub_model: A stock classifier of a type in `NUM_FEATURE_TOKENS`.
+        sub_model: A stock classifier of a type in `NUM_FEATURE_TOKENS`, wrapped or not.
         inputs: Argument name -> tensor, rows first: `pixel_values` (B, C, H, W), `input_values` (B, frames, mel
             bins), or `input_ids`, `attention_mask` and `token_type_ids` (B, T), of which all but the first may be
             left out. Token types reach only those sub-models that know them.
@@ -62,17 +91,18 @@ def forward_sub_model(sub_model: PreTrainedModel, inputs: Mapping[str, Tensor]) 
         Its feature (B, hidden size), the mean of the leading tokens after the last norm (how many:
         `NUM_FEATURE_TOKENS`), before any pooler, and its vote, the stock `.logits` (B, |group| + 1).
     """
-    model_type = sub_model.config.model_type
+    stock: Any = stock_model(sub_model)
+    model_type = stock.config.model_type
     if model_type == "distilbert":  # would hand unknown arguments on to its attention
         inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
-    output = sub_model.base_model(**inputs)
+    output = stock.base_model(**inputs)
     feature = output.last_hidden_state[:, : NUM_FEATURE_TOKENS[model_type]].mean(dim=1)
     pooled = feature
     if model_type == "bert":
-        pooled = sub_model.dropout(output.pooler_output)
+        pooled = stock.dropout(output.pooler_output)
     elif model_type == "distilbert":
-        pooled = sub_model.dropout(sub_model.pre_classifier(feature).relu())
-    return feature, sub_model.classifier(pooled)
+        pooled = stock.dropout(stock.pre_classifier(feature).relu())
+    return feature, stock.classifier(pooled)
 
 
 def sample_sub_model_mask(
@@ -145,18 +175,27 @@ def hide_absent(features_BD: Tensor, present_BS: Tensor, feature_sizes: Sequence
     return torch.cat([p.masked_fill(~present_BS[:, i : i + 1], 0.0) for i, p in enumerate(parts)], dim=1)
 
 
-def refuse_damage(model: PreTrainedModel, info: dict[str, Any], source: Any) -> None:
-    """Raise ValueError unless every weight came from the files, in its shape, and is finite."""
-    floats = {key: t for key, t in model.state_dict().items() if t.is_floating_point() and not t.is_meta}
-    wrong = {
-        "missing": sorted(info["missing_keys"]),
-        "left over": sorted(info["unexpected_keys"]),
-        "of another shape": [f"{key} {tuple(a)}, not {tuple(b)}" for key, a, b in info["mismatched_keys"]],
-        "not finite": [key for key, tensor in floats.items() if not tensor.isfinite().all()],
-    }
-    found = "; ".join(f"{what}: {', '.join(keys[:3])} ({len(keys)})" for what, keys in wrong.items() if keys)
-    if found:
+def cross_entropy(logits_BL: Tensor, labels: Any) -> Tensor:
+    """Return the mean cross-entropy, in float32, of logits (B, L) against the class of every row, (B,).
+
+    The stock loss takes its kind from the dtype of the first labels that it sees, and keeps it.
+
+    Raises:
+        ValueError: If the labels are no class ids 0..L-1 of whole numbers, one for each row.
+    """
+    num_rows, num_classes = logits_BL.shape
+    is_tensor = isinstance(labels, Tensor)
+    found = f"{labels.dtype} of shape {tuple(labels.shape)}" if is_tensor else f"a {type(labels).__name__}"
+    fits = is_tensor and labels.dtype in _WHOLE_NUMBERS and labels.shape == (num_rows,) and num_rows > 0
+    if fits:
+        labels = labels.to(logits_BL.device, torch.long)
+        if not (torch.compiler.is_compiling() or labels.is_meta):
+            first, last = labels.min().item(), labels.max().item()
+            fits, found = first >= 0 and last < num_classes, f"{found} from {first} to {last}"
+    if not fits:
         raise ValueError(
-            f"Expected the weights in {source} to be those its config.json describes, got {found}. The "
-            "answers would be noise. Download or save it again, or load the kind of model that was saved."
+            f"Expected `labels` to be a tensor of class ids 0..{num_classes - 1}, whole numbers of shape "
+            f"({num_rows},), got {found}. An ensemble answers with one class, and any other kind of labels "
+            "would train something else. Pass `labels.long()` of one class for each row; leave rows without one out."
         )
+    return nn.functional.cross_entropy(logits_BL.float(), labels)

@@ -46,6 +46,11 @@ NEEDED_PROCESSOR_FILES = (
 PROCESSOR_FILES = (*NEEDED_PROCESSOR_FILES, "vocab.txt")  # which may be left out: tokenizer.json holds it
 """Every file that a stock processor may consist of; those that are there travel beside each sub-model."""
 
+CODE_FILES = (
+    *("configuration_edvit.py", "checks_edvit.py", "parts_edvit.py"),
+    *("modeling_edvit.py", "saved_edvit.py", "files_edvit.py"),
+)
+"""The code that travels to the Hub with every saved ensemble; those saved earlier hold fewer files."""
 
 OTHER_LABEL = "other"
 """The last label of every sub-model, "a class of another group": no class may have this name."""

@@ -11,8 +11,10 @@ PACKAGE = ROOT / "src" / "edvit_hf"
 
 # A line imports only lines above it; rooms that share a line do not know each other.
 ROOMS = """
+checks_edvit files_edvit
 configuration_edvit
 parts_edvit
+saved_edvit
 modeling_edvit
 errors
 tasks
@@ -37,7 +39,7 @@ DEVICE_ROOMS = {"manifest", "transforms", "hardware", "hub", "runtime", "isolati
 LIGHT_ROOMS = DEVICE_ROOMS | {"errors", "tasks", "strict", "storage", "probabilities", "splitting"}
 LIGHT_ROOMS |= {"architectures", "planning", "card", "space"}
 OF_THE_FRONT_DOOR = {"__version__"}  # all that a room may take from the package's own `__init__`
-TRAVELS_TO_THE_HUB = ("configuration_edvit", "parts_edvit", "modeling_edvit")
+TRAVELS_TO_THE_HUB = tuple(sorted(path.stem for path in PACKAGE.glob("*_edvit.py")))
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

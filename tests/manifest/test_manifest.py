@@ -119,7 +119,7 @@ def test_a_manifest_survives_the_trip_through_its_file(manifest, tmp_path):
 @settings(max_examples=25, deadline=None)
 @given(
     mean=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5),
-    names=st.lists(st.text(max_size=8), min_size=1, max_size=4),
+    names=st.lists(st.text(max_size=8).filter(lambda name: name.strip()), min_size=1, max_size=4, unique=True),
     task=st.sampled_from(TASKS),
 )
 def test_any_finite_statistics_label_names_and_task_survive_the_trip(mean, names, task):
@@ -198,6 +198,9 @@ BROKEN = [
     (_set("sub_models", 1, "index", value=0), "must be numbered 0 to 1"),
     (_set("sub_models", 0, "variants", value=[]), "at least one variant"),
     (_set("class_groups", value=[[0, 2], [2]]), "exactly once"),
+    (_set("label_names", value=["a", "a", "b"]), "`label_names` must give every class a name of its own: classes 0"),
+    (_set("label_names", value=["a", " ", "b"]), "class 1 has the empty name"),
+    (_set("label_names", value=["a", "b", "other"]), "class 2 is named 'other'"),
     (_set("ensemble", "content_hash", value="short"), "`content_hash` must be 64"),
     (_set("fusion", "variants", 0, "file", value="sub_models/00/onnx/model.onnx"), "name the same file"),
     (_set("schema_version", value="1"), "must be a positive integer"),

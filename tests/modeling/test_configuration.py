@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ASTConfig, AutoConfig, BertConfig, DeiTConfig, DistilBertConfig, ViTConfig
 
+from edvit_hf import checks_edvit, tasks
 from edvit_hf.auto import EDViTConfig
+from edvit_hf.checks_edvit import label_names_fault
 
 KINDS = {
     "image-classification": [ViTConfig, DeiTConfig],
@@ -220,9 +223,186 @@ def test_a_single_sub_model_over_all_classes_may_leave_other_out():
         assert list(config.sub_model_labels(0).values()) == labels
 
 
-def test_two_classes_may_share_a_name():
-    config = make_config([[0], [1]], id2label={0: "crane", 1: "crane"})
-    assert config.id2label == {0: "crane", 1: "crane"}
+BAD_NAMES = {
+    "twice": ["crane", "crane", "c"],
+    "empty": ["a", "", "c"],
+    "blank": ["a", " \t\u00a0", "c"],
+    "reserved": ["a", "b", "other"],
+    "a number": ["a", 2, "c"],
+    "none": ["a", None, "c"],
+    "a truth value": [True, "b", "c"],
+    "a list": ["a", ["b"], "c"],
+    "half a character": ["a", "b\udc80", "c"],
+}
+GOOD_NAMES = [["A", "a", "Other"], ["_silence_", "<unk>", "[digit 6]"], ["caf\u00e9", "cafe\u0301", " cafe"]]
+
+
+@pytest.mark.parametrize("names", BAD_NAMES.values(), ids=BAD_NAMES)
+def test_names_that_could_not_be_told_apart_are_refused_at_birth_on_reading_and_on_saving(names, tmp_path):
+    config = make_config([[0], [1, 2]])
+    for key in (int, str):
+        id2label = {key(i): name for i, name in enumerate(names)}
+        with pytest.raises(ValueError, match="Expected a name of its own for every class in `id2label`: class"):
+            make_config([[0], [1, 2]], id2label=id2label)
+        with pytest.raises(ValueError, match="Expected a name of its own for every class in `id2label`: class"):
+            EDViTConfig.from_dict(config.to_dict() | {"id2label": id2label, "label2id": None})
+    config.id2label = dict(enumerate(names))
+    with pytest.raises(StrictDataclassError, match="Expected a name of its own"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("names", [*BAD_NAMES.values(), *GOOD_NAMES])
+def test_the_file_that_travels_refuses_the_same_names(names):
+    assert label_names_fault(names) == tasks.label_names_fault(names)
+    assert (label_names_fault(names) is None) == (names in GOOD_NAMES)
+
+
+@pytest.mark.parametrize("names", GOOD_NAMES)
+def test_names_that_only_look_alike_are_kept_as_they_are(names, tmp_path):
+    make_config([[0], [1, 2]], id2label=dict(enumerate(names))).save_pretrained(tmp_path)
+    assert EDViTConfig.from_pretrained(tmp_path).id2label == dict(enumerate(names))
+
+
+@pytest.mark.parametrize(
+    ("id2label", "label2id", "message"),
+    [
+        (["a", "b"], None, "Expected `id2label` to map class ids to names"),
+        ("ab", None, "Expected `id2label` to map class ids to names"),
+        ({"x": "a", 1: "b"}, None, r"keys 0\.\.1, got \['x', 1\]"),
+        ({0.5: "a", 1: "b"}, None, r"keys 0\.\.1"),
+        ({True: "a", 0: "b"}, None, r"keys 0\.\.1"),
+        ({"0": "a", 0: "c", 1: "b"}, None, r"keys 0\.\.2"),
+        ({0: "a", 1: "b"}, {"a": 0}, "inverse"),
+        ({0: "a", 1: "b"}, {"a": 0, "b": 1, "c": 1}, "inverse"),
+        ({0: "a", 1: "b"}, {"a": None, "b": 1}, "inverse"),
+        ({0: "a", 1: "b"}, ["a", "b"], "inverse"),
+        ({0: "a", 1: "b"}, {"a": "0", "b": "1"}, None),
+    ],
+)
+def test_tables_of_labels_that_disagree_are_refused(id2label, label2id, message):
+    if message is None:
+        assert make_config([[0], [1]], id2label=id2label, label2id=label2id).id2label == id2label
+        return
+    with pytest.raises(ValueError, match=message):
+        make_config([[0], [1]], id2label=id2label, label2id=label2id)
+
+
+# What no model can be built from ends in an error of another library, or takes the machine's memory first.
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": -8}, "`hidden_size` of sub-model 1 to be a whole number in 1"),
+        ({"hidden_size": 0}, "`hidden_size`"),
+        ({"hidden_size": "8"}, "config of sub-model 1 to be that of a stock `vit`"),
+        ({"hidden_size": 8.0}, "stock `vit`"),
+        ({"hidden_size": True}, "stock `vit`"),
+        ({"hidden_size": 2**40}, "`hidden_size`"),
+        ({"hidden_size": 9}, "a multiple of its `num_attention_heads`, got 9 and 2"),
+        ({"num_attention_heads": 0}, "`num_attention_heads`"),
+        ({"num_hidden_layers": 0}, "`num_hidden_layers`"),
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers`"),
+        ({"intermediate_size": 10**10}, "`intermediate_size`"),
+        ({"patch_size": 0}, "`patch_size`"),
+        ({"patch_size": 16}, "a patch of sub-model 1 to fit into its input"),
+        ({"image_size": 10**6}, "`image_size`"),
+        ({"image_size": [8, 0]}, "`image_size`"),
+        ({"num_channels": -1}, "`num_channels`"),
+        ({"head_dim": None}, "`head_dim`"),
+        ({"problem_type": "regression"}, "`problem_type` of sub-model 1"),
+        ({"problem_type": "multi_label_classification"}, "`problem_type` of sub-model 1"),
+        ({"quantization_config": {"load_in_8bit": True}}, "no `quantization_config`"),
+        ({"per_layer_config": {0: {"hidden_size": 4}}}, "no `per_layer_config`"),
+        ({"model_type": ["vit"]}, "name a `model_type`"),
+        ({"model_type": "edvit"}, "supported architecture"),
+        ({"id2label": ["a", "b"]}, "stock `vit`"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_one_is_built(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config([[0], [1]], sub_model_configs=[sub_config(2), sub_config(2) | fields])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (ViTConfig, {"image_size": 2**13, "patch_size": 1, "hidden_size": 2**10}, "4096 layers and 2147483648 param"),
+        (BertConfig, {"vocab_size": 10**8}, "`vocab_size`"),
+        (BertConfig, {"max_position_embeddings": 0}, "`max_position_embeddings`"),
+        (DistilBertConfig, {"hidden_dim": 10**8}, "`hidden_dim`"),
+        (DistilBertConfig, {"dim": 9}, "multiple of its `num_attention_heads`|of a stock `distilbert`"),
+        (ASTConfig, {"frequency_stride": 0}, "`frequency_stride`"),
+        (ASTConfig, {"max_length": 4}, "a patch of sub-model 0 to fit"),
+    ],
+)
+def test_sizes_of_other_architectures_are_checked_by_their_own_names(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config([[0]], sub_model_configs=[sub_config(2, kind) | fields])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fusion_hidden_size": 10**9}, "at most .* parameters"),
+        ({"sub_model_configs": [sub_config(2)] * 1025}, "at most 1024 sub-models, got 1025"),
+        ({"sub_model_configs": [sub_config(2, num_hidden_layers=500)] * 9}, "at most 4096 layers"),
+        ({"problem_type": "regression"}, "`problem_type` of the ensemble"),
+        ({"problem_type": "anything"}, "`problem_type` of the ensemble"),
+        ({"dtype": "int8"}, "`dtype` to be one of float16"),
+        ({"dtype": "bool"}, "`dtype` to be one of float16"),
+    ],
+)
+def test_an_ensemble_that_none_could_hold_is_refused_before_memory_is_taken(fields, message):
+    num = min(len(fields.get("sub_model_configs", "ab")), 9)
+    with pytest.raises(ValueError, match=message):
+        make_config([[i] for i in range(num)], **fields)
+
+
+def test_a_million_sub_models_are_refused_before_the_first_is_looked_at():
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="at most 1024 sub-models, got 1000000"):
+        EDViTConfig.from_dict({"class_groups": [[0]], "sub_model_configs": [sub_config(2)] * 10**6})
+    assert time.perf_counter() - start < 5
+
+
+def test_what_others_set_on_a_config_is_saved_and_comes_back(tmp_path):
+    config = make_config([[0], [1]])
+    config.use_cache, config.of_my_own = False, {"seen": 3}
+    config.save_pretrained(tmp_path)
+    for loaded in (EDViTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert loaded.of_my_own == {"seen": 3}
+        assert same(loaded, config)
+
+
+@pytest.mark.parametrize("name", ["task", "hidden_size", "validate_ensemble", "to_dict"])
+def test_a_config_file_cannot_replace_what_the_config_does(name):
+    with pytest.raises(ValueError, match=f"`{name}` is not a field"):
+        EDViTConfig.from_dict(make_config([[0], [1]]).to_dict() | {name: 5})
+
+
+@pytest.mark.parametrize("name", ["transformers_weights", "per_layer_config", "peft_type"])
+def test_fields_that_would_lead_to_other_files_are_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` is not a field"):
+        EDViTConfig.from_dict(make_config([[0], [1]]).to_dict() | {name: "adapter_model.bin"})
+
+
+def test_config_files_that_nobody_writes_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    text = json.dumps(make_config([[0], [1]]).to_dict(), default=str)
+    for written, message in [
+        (text[:-1] + ', "class_groups": [[1], [0]]}', "every name once"),
+        ("[" * 100000, "not a valid JSON"),
+        ("[1]", "Expected a JSON object"),
+        ('{"a": "\xff"}'.encode("latin-1"), "not a valid JSON"),
+    ]:
+        path.write_bytes(written if isinstance(written, bytes) else written.encode())
+        with pytest.raises((ValueError, OSError), match=message):
+            EDViTConfig.from_pretrained(tmp_path)
+    path.write_text("\ufeff" + text, encoding="utf-8")  # as editors on Windows write it
+    assert EDViTConfig.from_pretrained(tmp_path).num_labels == 2
+    monkeypatch.setattr(checks_edvit, "MAX_CONFIG_BYTES", 100)
+    with pytest.raises(ValueError, match="at most 100 bytes"):
+        EDViTConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("task", "classifier"), zip(KINDS, ["Image", "Audio", "Sequence"], strict=True))

@@ -21,8 +21,9 @@ from transformers import (
     pipeline,
 )
 
-import edvit_hf.modeling_edvit as modeling
+import edvit_hf.saved_edvit as saving
 from edvit_hf.auto import EDViTConfig, EDViTForImageClassification, EDViTModel
+from edvit_hf.tasks import CODE_FILES
 from support.torch_ensemble import GROUPS, NAMES, NUM_SUB_MODELS, tiny_sub_model, tiny_torch_ensemble
 
 
@@ -67,7 +68,7 @@ def keep_only(folder, sub_models):
 def test_a_saved_folder_holds_the_documented_files(saved):
     found = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()}
     parts = {"config.json", "model.safetensors", "preprocessor_config.json"}
-    expected = parts | {"fusion.safetensors", "configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py"}
+    expected = parts | {"fusion.safetensors", *CODE_FILES}
     assert found == expected | {f"sub_models/{i:02d}/{name}" for i in range(NUM_SUB_MODELS) for name in parts}
 
 
@@ -157,11 +158,11 @@ def test_a_partial_load_equals_the_whole_with_the_others_masked(ensemble, copy, 
 
 def test_a_partial_load_opens_only_what_it_needs(saved, monkeypatch):
     asked, opened = [], []
-    real_find, real_load = modeling.cached_file, modeling.load_file
+    real_find, real_load = saving.cached_file, saving.load_file
     monkeypatch.setattr(
-        modeling, "cached_file", lambda *args, **kwargs: asked.append(args[1]) or real_find(*args, **kwargs)
+        saving, "cached_file", lambda *args, **kwargs: asked.append(args[1]) or real_find(*args, **kwargs)
     )
-    monkeypatch.setattr(modeling, "load_file", lambda path: opened.append(Path(path)) or real_load(path))
+    monkeypatch.setattr(saving, "load_file", lambda path: opened.append(Path(path)) or real_load(path))
     EDViTForImageClassification.from_pretrained(saved, sub_models=[2])
     assert asked == ["sub_models/02/model.safetensors", "fusion.safetensors"]
     assert opened == [saved / name for name in asked]
@@ -340,7 +341,7 @@ def test_remote_code_gives_equal_answers_where_the_package_is_not_installed(ense
 # P-14: a folder saved again by a model that came through remote code may lack the .py files and load nowhere.
 def test_a_folder_saved_again_by_remote_code_still_carries_the_code_and_loads(saved, without_the_package):
     _, answers, again = without_the_package
-    for name in ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py"):
+    for name in CODE_FILES:
         assert (again / name).read_bytes() == (saved / name).read_bytes()
     assert torch.equal(answers["again"], answers["whole"])
 

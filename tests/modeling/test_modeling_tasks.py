@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, BertModel, Trainer, TrainingArguments
 
 import edvit_hf
-from edvit_hf import modeling_edvit, tasks
+from edvit_hf import files_edvit, modeling_edvit, tasks
 from edvit_hf.auto import EDViTModel, ensemble_class, stock_auto_class
 from edvit_hf.modeling_edvit import forward_sub_model
 from edvit_hf.tasks import MAIN_INPUT, TASKS
@@ -232,7 +232,7 @@ def test_a_sub_model_folder_is_a_stock_model_with_its_processor(task, folders):
 
 
 def test_the_file_that_travels_names_the_same_processor_files():
-    assert modeling_edvit.PROCESSOR_FILES == tasks.PROCESSOR_FILES
+    assert files_edvit.PROCESSOR_FILES == tasks.PROCESSOR_FILES
     assert set(modeling_edvit.STOCK_AUTO_CLASSES) == set(TASKS)
     assert {task: names[0] for task, names in modeling_edvit.INPUT_NAMES.items()} == MAIN_INPUT
     assert set(tasks.PREPROCESSING_FILE.values()) <= set(tasks.PROCESSOR_FILES)

@@ -24,7 +24,7 @@ from edvit_hf.hub.client import fetch_matching
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, content_hash, verify_file
 from edvit_hf.storage import PARTIAL_SUFFIX
-from edvit_hf.tasks import PROCESSOR_FILES
+from edvit_hf.tasks import CODE_FILES, PROCESSOR_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,6 @@ def _are_intact(root: Path, variants: Sequence[Variant]) -> bool:
 
 
 _NOT_COPIED = ("onnx", STAGING_NAME, COMMITTED_NAME, ".git", ".cache", MANIFEST_NAME)  # made anew, or not part of it
-_CODE = ("configuration_edvit.py", "modeling_edvit.py", "parts_edvit.py")  # what travels with a saved ensemble
 # Data only: neither code nor anything pickled is fetched.
 _NAMES = ("config.json", *PROCESSOR_FILES)
 _OF_THE_WHOLE = ("*.safetensors", "results.json", "README.md", "placement.json", "assets/*.png")
@@ -316,7 +315,7 @@ def _copy_data(snapshot: Path, target: Path) -> None:
         if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in _FETCHED):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
-    for name in _CODE:
+    for name in CODE_FILES:
         shutil.copyfile(Path(__file__).resolve().parents[1] / name, target / name)
 
 

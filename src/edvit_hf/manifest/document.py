@@ -14,7 +14,7 @@ from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry,
 from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
 from edvit_hf.storage import MIB, parse_json_object, read_bytes, whole_file
 from edvit_hf.strict import read_strictly
-from edvit_hf.tasks import class_groups_fault
+from edvit_hf.tasks import class_groups_fault, label_names_fault
 
 MANIFEST_NAME = "manifest.json"
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
@@ -43,6 +43,8 @@ class Manifest:
     def __post_init__(self) -> None:
         """Check that groups, labels and sub-models fit together."""
         check_relative_path(self.preprocessing, "`preprocessing`")
+        unfit = label_names_fault(self.label_names)
+        require(unfit is None, f"`label_names` must give every class a name of its own: {unfit}")
         fault, count = class_groups_fault(self.class_groups, len(self.label_names)), len(self.label_names)
         require(fault is None, f"`class_groups` must hold each of the {count} labels exactly once: {fault}")
         indices = [entry.index for entry in self.sub_models]
