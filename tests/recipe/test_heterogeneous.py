@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import BudgetError, EDViTError, PruningError, RecipeError
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import plan
@@ -127,7 +128,7 @@ def test_a_recipe_without_it_keeps_its_stage_keys(tmp_path):
     def keys(recipe):
         found = {"plan.keep_heads": "1"}
         for stage in STAGES:
-            found[stage.name] = _key(stage, recipe, found)
+            found[stage.name] = _key(stage, recipe, found, stage.sources(recipe, FileHashes()))
         return found
 
     before, after = keys(recipe), keys(tiny_recipe(tmp_path, prune=PRUNE))

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
+from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import STAGES, run, running
@@ -31,7 +32,7 @@ def keys(recipe):
     """The key of every stage, with the keep that the recipe gives."""
     found = {"plan.keep_heads": str(recipe.prune.keep_heads)}
     for stage in STAGES:
-        found[stage.name] = _key(stage, recipe, found)
+        found[stage.name] = _key(stage, recipe, found, stage.sources(recipe, FileHashes()))
     return {name: found[name] for name in NAMES}
 
 

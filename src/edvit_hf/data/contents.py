@@ -86,6 +86,7 @@ class FileHashes:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known = _known_hashes(path)
+        self._is_new = False
 
     def of(self, file: Path) -> str:
         """Hex SHA-256 of a file, read in pieces. Raises `OSError` where it cannot be read."""
@@ -96,12 +97,12 @@ class FileHashes:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if _state(file) == before and max(before[1:3]) + _SETTLED_NS < time.time_ns():
-            self._known[key] = [*before, digest]
+            self._known[key], self._is_new = [*before, digest], True
         return digest
 
     def save(self) -> None:
-        """Write what is known, for the next run."""
-        if self._path is not None:
+        """Write what is known, for the next run; nothing where nothing is new."""
+        if self._path is not None and self._is_new:
             write_json(self._path, self._known)
 
 

@@ -2,20 +2,29 @@
 """Collects what a stage's result depends on for its key: recipe values, and what it reads outside the recipe.
 
 The functions that end in `_sources` return JSON-able content, so that other data under the same recipe is another run,
-while moving the same data to another folder is not.
+while moving the same data to another folder is not. Files are known by their contents (`FileHashes`), whatever their
+sizes and times say.
 """
 
-import hashlib
+import dataclasses
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
 from edvit_hf.card.render import template_path
+from edvit_hf.data.config import EMBEDDED_DATASET
+from edvit_hf.data.contents import FileHashes
 from edvit_hf.data.listing import list_folder
 from edvit_hf.data.sources import local_folders
+from edvit_hf.errors import DataError
 from edvit_hf.hardware.machine import detect_profile
-from edvit_hf.planning.fleet import profile_files
+from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.planning.plan import PLAN_FORMAT
 from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe, recipe_values
+
+logger = logging.getLogger(__name__)
 
 _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("split", "sizes"): "equal",
@@ -61,45 +70,63 @@ def chosen_values(recipe: Recipe, paths: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def teacher_sources(recipe: Recipe) -> dict[str, Any]:
-    """Local data files by path below their folder (which may be their label) and size; a checkpoint's files by hash."""
-    checkpoint, folders = recipe.teacher.checkpoint, local_folders(recipe.dataset)
-    found = [[(n.as_posix(), (folder / n).stat().st_size) for n in list_folder(folder).files] for folder in folders]
+def teacher_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
+    """Names and contents of the local data files and of a local checkpoint's files, each below its folder.
+
+    Names count: a file's name or folder may be its label or its split. What the Hub has is known by its id alone.
+
+    Raises:
+        DataError: A folder or a file cannot be read.
+    """
+    dataset, checkpoint = recipe.dataset, recipe.teacher.checkpoint
+    folders = local_folders(dataset)
+    if not folders and dataset.path != EMBEDDED_DATASET and Path(dataset.path).is_dir():
+        folders = [Path(dataset.path)]
+    is_here = checkpoint is not None and Path(checkpoint).is_dir()
     return {
-        "data": None if not found else found[0] if len(found) == 1 else found,
-        "checkpoint": None if checkpoint is None else [(p.name, _sha256(p)) for p in _files(Path(checkpoint))],
+        "data": [_contents(folder, hashes) for folder in folders] or None,
+        # Without its own processor a checkpoint was once fed as the recipe says.
+        "checkpoint": [_contents(Path(checkpoint), hashes)] if checkpoint is not None and is_here else None,
+        **({} if checkpoint is None else {"processor": "of the checkpoint"}),
     }
 
 
-def fleet_sources(recipe: Recipe) -> dict[str, Any]:
-    """Text of the fleet file, the profile files that it names by content, and the form of the plan."""
+def fleet_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
+    """Text of the fleet file, what is known of the hardware that it names, and the form of the plan."""
     path = recipe.fleet_path
     if not path.is_file():
         return {"plan_format": PLAN_FORMAT, "fleet": None}
-    profiles = [_sha256(profile) for profile in profile_files(path)]
-    return {"plan_format": PLAN_FORMAT, "fleet": path.read_text(encoding="utf-8"), "profiles": profiles}
+    hardware = [dataclasses.asdict(device.hardware) for device in load_fleet(path).devices]
+    return {"plan_format": PLAN_FORMAT, "fleet": path.read_text(encoding="utf-8"), "hardware": hardware}
 
 
-def split_sources(recipe: Recipe) -> Any:
+def split_sources(recipe: Recipe, hashes: FileHashes) -> Any:
     """What the fleet says, where group sizes follow its devices."""
-    return fleet_sources(recipe) if recipe.split.sizes == "proportional" else None
+    return fleet_sources(recipe, hashes) if recipe.split.sizes == "proportional" else None
 
 
-def export_sources(recipe: Recipe) -> list[Any]:
-    """The hardware that the files are made for, and what is written for it."""
-    profiles = recipe.export.profiles or (detect_profile(),)
-    return [[profile, list(recipe.export.kinds_for(profile))] for profile in profiles]
+def export_sources(recipe: Recipe, hashes: FileHashes) -> list[Any]:
+    """The hardware that the files are made for, what is written for it, and the integers that suit it."""
+    profiles, known = recipe.export.profiles or (detect_profile(),), load_profiles()
+    presets = [[known[profile].quantization, known[profile].static_quantization] for profile in profiles]
+    return [[p, list(recipe.export.kinds_for(p)), *own] for p, own in zip(profiles, presets, strict=True)]
 
 
-def card_sources(recipe: Recipe) -> str:
+def card_sources(recipe: Recipe, hashes: FileHashes) -> str:
     """The card's template."""
-    return _sha256(template_path())
+    return hashes.of(template_path())
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _contents(folder: Path, hashes: FileHashes) -> list[tuple[str, str]]:
+    """Name below the folder and SHA-256 of every file in it; hidden and foreign ones are left out."""
+    begin, found = time.perf_counter(), []
+    for name in list_folder(folder).files:
+        try:
+            found.append((name.as_posix(), hashes.of(folder / name)))
+        except OSError as error:
+            raise DataError(
+                f"Expected a file that can be read at {folder / name}, got: {error.strerror}. Whether it changed since "
+                "the last run is not known. Grant access to it, or move it out."
+            ) from error
+    logger.info("data: %d files of %s compared in %.1f s", len(found), folder, time.perf_counter() - begin)
+    return found

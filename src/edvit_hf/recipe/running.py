@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import CheckpointError, RecipeError, WorkDirError
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory, versions
 from edvit_hf.recipe import keys
@@ -34,11 +35,18 @@ from edvit_hf.recipe.stages.teacher import train_teacher
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import is_disk_fault, read_json_object, remove, write_json
 from edvit_hf.training import DistillConfig
-from edvit_hf.training.processes import is_main_process, num_processes, start_processes, wait_for_everyone
+from edvit_hf.training.processes import (
+    is_main_process,
+    main_process_first,
+    num_processes,
+    start_processes,
+    wait_for_everyone,
+)
 
 logger = logging.getLogger(__name__)
 
 _DONE = "done.json"
+HASHES_FILE = "file_hashes.json"  # in the work directory: what is known of the data's files
 FORMAT = 2  # raised when a stage writes other files than before: every stage then runs anew
 
 
@@ -56,7 +64,8 @@ class Stage:
     values: tuple[str, ...]
     parts: Callable[[Trip], dict[str, str]] = field(default=lambda trip: {})
     is_shared: bool = False  # every process of a launch takes part; else the main process alone
-    sources: Callable[[Recipe], Any] = field(default=lambda recipe: None)  # what it reads outside the recipe
+    # What it reads outside the recipe, from the hashes of files.
+    sources: Callable[[Recipe, FileHashes], Any] = field(default=lambda recipe, hashes: None)
 
 
 def _pruning_part(trip: Trip) -> dict[str, str]:
@@ -158,10 +167,11 @@ def run(
     start_processes()
     with _owned(work_dir):
         trip = _trip(recipe, work_dir, command)
+        sources = _read_sources(trip_stages, recipe, work_dir)
         stage_keys: dict[str, str] = {}
         records = []
         for stage in trip_stages:
-            stage_keys[stage.name] = _key(stage, recipe, stage_keys)
+            stage_keys[stage.name] = _key(stage, recipe, stage_keys, sources[stage.name])
             folder = trip.folders[stage.name]
             done = _stored(folder / _DONE, stage_keys[stage.name])
             if done is None and stage.name not in wanted:
@@ -203,13 +213,23 @@ def _trip(recipe: Recipe, work_dir: Path, command: str) -> Trip:
     return Trip(recipe=recipe, folders=folders, command=command)
 
 
-def _key(stage: Stage, recipe: Recipe, stage_keys: dict[str, str]) -> str:
+def _read_sources(trip_stages: Sequence[Stage], recipe: Recipe, work_dir: Path) -> dict[str, Any]:
+    """What each stage reads outside the recipe. One process hashes the files, the others read what it found."""
+    with main_process_first():
+        hashes = FileHashes(work_dir / HASHES_FILE)
+        sources = {stage.name: stage.sources(recipe, hashes) for stage in trip_stages}
+        if is_main_process():
+            hashes.save()
+    return sources
+
+
+def _key(stage: Stage, recipe: Recipe, stage_keys: dict[str, str], sources: Any) -> str:
     """Hash of everything a stage's result depends on: its recipe values and the keys of the stages it reads."""
     content = {
         "format": FORMAT,
         "stage": stage.name,
         "values": keys.chosen_values(recipe, stage.values),
-        "sources": stage.sources(recipe),
+        "sources": sources,
         "needs": {n: stage_keys[n] for n in stage.needs},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
