@@ -145,11 +145,6 @@ def load_fleet(path: Path) -> Fleet:
     return Fleet(devices=devices, name=path.stem, **values)
 
 
-def profile_files(path: Path) -> list[Path]:
-    """The profile files that a fleet file names: with it, everything that a plan depends on."""
-    return sorted({_profile_path(d.profile, path) for d in load_fleet(path).devices if d.measured is not None})
-
-
 def _profile_path(profile: str, fleet_file: Path) -> Path:
     return (fleet_file.parent / Path(profile).expanduser()).resolve()
 
