@@ -132,9 +132,21 @@ class LogFormat(logging.Formatter):
         return visible_lines(super().format(record))
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what is standard error at that time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Standard error."""
+        return sys.stderr
+
+
 def log_to_standard_error(level: int) -> None:
     """Give the root logger this format on standard error, unless a program has given it another."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(LogFormat("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 

@@ -4,12 +4,13 @@
 import ast
 import importlib
 import json
+import shutil
 import sys
 
 import pytest
 
 import edvit_hf
-from edvit_hf.errors import named_extra
+from edvit_hf.errors import _OPTIONAL_PACKAGES, named_extra
 from support.fresh import SOURCE, run_fresh, run_without
 
 HEAVY = {
@@ -159,6 +160,105 @@ def test_evaluating_without_the_training_stack_names_the_extra(tmp_path):
     exit_code, text = cli_without(TORCH_STACK, "evaluate", tmp_path)
     assert exit_code == 1
     assert "pip install 'edvit_hf[train]'" in text
+
+
+LIGHT_COMMANDS = """
+run digits --work-dir NEW
+plan digits --figure NEW.png
+plan digits --placement exact
+plan DIR --fleet five_x86 --output NEW.json
+plan a/b --fleet five_x86 --output NEW.json
+export DIR
+pull a/b --fusion --output NEW
+zoo --org x
+evaluate DIR
+evaluate DIR --save
+evaluate DIR --recipe digits
+predict DIR README.md
+predict a/b README.md
+serve DIR --port 1
+bench DIR --compared
+bench DIR --repeats 1 --figure NEW.png
+card DIR
+card DIR --repo-id a/b
+profile --output NEW.yaml --quick
+space run DIR
+space push a/b
+""".strip().splitlines()
+
+
+def test_every_command_of_a_light_install_ends_with_what_to_install(tmp_path):
+    """One interpreter for all of them: nothing that is missing can be loaded by an earlier one."""
+    shutil.copytree(SOURCE.parent / "space_app/model/digits", tmp_path / "ensemble")
+    names = {"DIR": str(tmp_path / "ensemble"), "NEW": str(tmp_path / "new")}
+    lines = [
+        [part.replace("NEW", names["NEW"]) if "NEW" in part else names.get(part, part) for part in line.split()]
+        for line in LIGHT_COMMANDS
+    ]
+    code = f"""
+import json
+from typer.testing import CliRunner
+from edvit_hf.cli import app
+for line in {lines!r}:
+    done = CliRunner().invoke(app, line)
+    print(json.dumps([done.exit_code, repr(done.exception), done.output]))
+"""
+    hidden = set(_OPTIONAL_PACKAGES) - {"pydantic"}  # typer needs it
+    answers = [json.loads(line) for line in run_without(hidden, code).splitlines()]
+    for line, (exit_code, exception, output) in zip(LIGHT_COMMANDS, answers, strict=True):
+        assert exception.startswith(("SystemExit", "None")), (line, exception)
+        if exit_code:
+            assert exit_code == 1, (line, output)
+            assert "pip install 'edvit_hf[" in output, (line, output)
+    assert sum(exit_code == 0 for exit_code, *_ in answers) == 1, "a plan is made by a light install"
+    assert {path.name for path in tmp_path.iterdir()} == {"ensemble", "new.json"}
+
+
+def test_a_package_that_the_library_does_not_name_is_named_by_the_command(monkeypatch):
+    from typer.testing import CliRunner
+
+    from edvit_hf import bench
+    from edvit_hf.cli import app
+
+    def lacking(*_, **__):
+        raise ModuleNotFoundError("No module named 'sklearn.utils'", name="sklearn.utils")
+
+    monkeypatch.setattr(bench, "bench_ensemble", lacking)
+    done = CliRunner().invoke(app, ["bench", "DIR"])
+    assert done.exit_code == 1
+    assert "`edvit bench` needs the package `scikit-learn`" in done.output
+    assert "pip install 'edvit_hf[all]'" in done.output
+
+
+def test_entry_points_of_the_library_name_what_is_missing():
+    code = """
+from pathlib import Path
+from edvit_hf.errors import MissingExtraError
+import edvit_hf.card, edvit_hf.card.zoo, edvit_hf.card.render, edvit_hf.published.compared, edvit_hf.published
+from edvit_hf.published.compared import draw_compared
+import edvit_hf.published.compared as compared
+
+class Known:
+    task = "image-classification"
+    ensemble = None
+
+Known.ensemble = Known
+compared.Manifest = type("M", (), {"load": staticmethod(lambda _: Known)})
+compared.compared_shapes = lambda _: {"teacher": None}
+for call in (
+    lambda: edvit_hf.card.zoo.zoo_of_hub("x"),
+    lambda: edvit_hf.card.render.write_card(".", None),
+    lambda: edvit_hf.published.measure_exported,
+    lambda: draw_compared(Path("."), Path(".")),
+):
+    try:
+        call()
+    except MissingExtraError as error:
+        print(error)
+"""
+    told = run_without(set(_OPTIONAL_PACKAGES), code).splitlines()
+    assert len(told) == 4
+    assert all("pip install 'edvit_hf[" in line for line in told)
 
 
 def test_a_missing_package_that_no_extra_installs_is_not_renamed():

@@ -136,11 +136,21 @@ def save_bench_figure(report: BenchReport, path: Path) -> Path:
     return write_figure(path, draw_bench(report))
 
 
+def check_drawing() -> None:
+    """Refuse a figure that could not be drawn, before anything is measured for it.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    with named_extra("Drawing a benchmark", "train"):
+        import matplotlib.figure  # noqa: F401
+
+
 def draw_bench(report: BenchReport) -> "Figure":
     """One line per file: a bar to the median, a dot for the median of each process, a tick at p90."""
-    with named_extra("Drawing a benchmark", "train"):
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+    check_drawing()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     rows = report.rows
     figure = Figure(figsize=(8, 1.5 + 0.3 * len(rows)), layout="constrained", facecolor="white")

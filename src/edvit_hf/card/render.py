@@ -102,7 +102,8 @@ def write_card(ensemble_dir: str | Path, card: CardData) -> Path:
 
     Every file appears by write-then-rename, the README last, so that a card never points at a missing figure.
     """
-    from huggingface_hub import ModelCard
+    with named_extra("Rendering a model card", "train"):
+        from huggingface_hub import ModelCard
 
     root = Path(ensemble_dir)
     if not root.is_dir():

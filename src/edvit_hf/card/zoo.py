@@ -12,7 +12,7 @@ from edvit_hf.card.data import RESULTS_NAME
 from edvit_hf.card.exports import latency_ms, variants_by_name
 from edvit_hf.card.tables import NOT_MEASURED, markdown_table
 from edvit_hf.card.words import known_data
-from edvit_hf.errors import HubError
+from edvit_hf.errors import HubError, named_extra
 from edvit_hf.hub.client import ask, commit_of, connect, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
 from edvit_hf.storage import MIB
@@ -118,8 +118,10 @@ def zoo_of_hub(org: str, *, token: str | None = None, endpoint: str | None = Non
 
     Raises:
         HubError: The Hub cannot be asked, or knows no ensemble of that owner.
+        MissingExtraError: If huggingface_hub is not installed.
     """
-    from huggingface_hub.errors import EntryNotFoundError
+    with named_extra("Reaching the Hub", "hub"):
+        from huggingface_hub.errors import EntryNotFoundError
 
     api = connect(token, endpoint)
     found = ask("listing the models", org, lambda: list(api.list_models(author=org, filter=TAG)))

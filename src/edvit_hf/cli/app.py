@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from edvit_hf import __version__
 from edvit_hf.cli.output import say, tell
-from edvit_hf.errors import EDViTError
+from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.terminal import log_to_standard_error, visible
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -135,7 +135,8 @@ def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callabl
             log_to_standard_error(logging.WARNING)
             logging.getLogger("edvit_hf").setLevel(logging.INFO if options.get("verbose") else logging.WARNING)
             try:
-                function(*arguments, **options)
+                with named_extra(f"`edvit {function.__name__}`", "all"):  # where the library names none that is less
+                    function(*arguments, **options)
             except EDViTError as error:
                 tell(f"error: {error}", style="red")
                 raise typer.Exit(1) from error

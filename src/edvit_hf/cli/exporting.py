@@ -121,12 +121,14 @@ def bench(
     Files for instruction sets that this machine lacks are left out. Needs onnxruntime, no torch but with --compared.
     Run it on the device itself, with nothing else running.
     """
-    from edvit_hf.bench import bench_ensemble, bench_table, save_bench_figure, save_latencies
+    from edvit_hf.bench import bench_ensemble, bench_table, check_drawing, save_bench_figure, save_latencies
     from edvit_hf.storage import check_writable, write_json
 
     for path, suffix in ((result_file, ".json"), (figure, ".png")):
         if path is not None:
             check_writable(path, (suffix,))
+    if figure is not None:
+        check_drawing()  # before the minutes that it takes, not after
     if save:
         for name in ("manifest.json", *(("results.json",) if compared else ())):
             check_writable(folder / name)

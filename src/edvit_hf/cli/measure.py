@@ -45,7 +45,7 @@ def evaluate(
     The runtime answers, as on a device. With --save all variants and the whole split, whatever --precision says.
     """
     from edvit_hf.cli.tables import absent_table, evaluation_table
-    from edvit_hf.published.measure import measure_exported, save_measured
+    from edvit_hf.published import measure_exported, save_measured
     from edvit_hf.recipe import load_recipe
 
     if save and max_items is not None:

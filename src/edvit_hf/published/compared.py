@@ -16,7 +16,7 @@ from typing import Any
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.bench import BenchReport, bench_ensemble
-from edvit_hf.errors import DataError, RecipeError
+from edvit_hf.errors import DataError, RecipeError, named_extra
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import changed_json, read_json_object
 from edvit_hf.tasks import Task
@@ -89,9 +89,10 @@ def draw_compared(folder: Path, target: Path) -> dict[str, Path]:
         MissingExtraError: What exports is not installed.
     """
     task, found = Manifest.load(folder).ensemble.task, {}
-    for place, (name, shape) in enumerate(compared_shapes(folder).items()):
-        found[name] = target / f"compared_{place}.onnx"
-        _draw(shape, task, found[name])
+    with named_extra("Drawing graphs of the compared models", "train,export"):
+        for place, (name, shape) in enumerate(compared_shapes(folder).items()):
+            found[name] = target / f"compared_{place}.onnx"
+            _draw(shape, task, found[name])
     return found
 
 
