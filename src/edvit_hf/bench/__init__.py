@@ -9,6 +9,12 @@ from edvit_hf.bench.measure import REPEATS, bench_ensemble
 from edvit_hf.bench.report import BenchReport, BenchRow, bench_table, check_drawing, save_bench_figure, save_latencies
 
 __all__ = [
-    *("REPEATS", "BenchReport", "BenchRow", "bench_ensemble", "bench_table", "check_drawing"),
-    *("save_bench_figure", "save_latencies"),
+    "REPEATS",
+    "BenchReport",
+    "BenchRow",
+    "bench_ensemble",
+    "bench_table",
+    "check_drawing",
+    "save_bench_figure",
+    "save_latencies",
 ]
