@@ -73,7 +73,7 @@ def test_a_repository_with_code_and_pickles_is_pulled_without_them(published, hu
     [
         (b'{"schema_version": 99}', "schema version 99 is newer"),
         (b'{"schema_version": 3', "breaks at line"),
-        (b"\xff\xfe\x00", "expected UTF-8 text"),
+        (b"\xff\xfe\x00", "bytes that are not UTF-8"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_stops_everything(published, hub, tmp_path, text, message):

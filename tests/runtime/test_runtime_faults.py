@@ -79,7 +79,7 @@ def test_a_damaged_graph_is_refused_by_name(root, damage, file):
 def test_a_damaged_graph_that_the_manifest_vouches_for_is_refused_too(root, damage):
     (root / GRAPH).write_bytes(DAMAGE[damage]((root / GRAPH).read_bytes()))
     bless(root)
-    with pytest.raises(ManifestError, match=rf"(?s){GRAPH} has the promised hash, but onnxruntime .* cannot open it"):
+    with pytest.raises(ManifestError, match=rf"{GRAPH}: expected an ONNX graph, got bytes"):
         load(root)
 
 

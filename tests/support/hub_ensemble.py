@@ -84,7 +84,8 @@ def with_profile(root, manifest, profile, *, salt=b""):
     for entry in manifest.sub_models:
         fp32 = entry.variants[0]
         file = fp32.file.replace("model.onnx", f"model_{INT8_FILES[profile]}.onnx")
-        (root / file).write_bytes((root / fp32.file).read_bytes()[:400] + profile.encode() + salt)
+        text = (root / fp32.file).read_bytes()[:400] + profile.encode() + salt
+        (root / file).write_bytes(b"\x32" + bytes([len(text) & 127 | 128, len(text) >> 7]) + text)  # a doc string
         variant = replace(
             fp32,
             file=file,

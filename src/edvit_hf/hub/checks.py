@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import HubError, ManifestError
-from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_files, hash_of_content, verify_file
+from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_files, hash_of_content
+from edvit_hf.manifest.graphs import verified_graph
 
 MAX_PARITY = 1e-4  # of fp32 against torch, over the largest logit
 _ROUNDING = 1e-6  # absolute; below it a small logit alone makes the ratio large
@@ -122,7 +123,8 @@ def _hash_faults(root: Path, manifest: Manifest) -> Iterator[str]:
     """Listed files that are missing or altered, and content that is not what the manifest identifies."""
     for variant in manifest.variants:
         try:
-            verify_file(root, variant)
+            with verified_graph(root, variant):
+                pass
         except ManifestError as error:
             yield str(error)
     try:

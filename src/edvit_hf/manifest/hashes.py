@@ -2,9 +2,11 @@
 """Paths, sizes and hashes of an ensemble's files. Standard library only."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -79,19 +81,26 @@ def verify_file(root: Path, variant: ListedFile) -> Path:
     path = root / check_relative_path(variant.file, "`file`")
     if not path.is_file():
         raise ManifestError(f"{variant.file} is listed in the manifest but missing. Fetch or export it again.")
-    size = path.stat().st_size
+    with path.open("rb") as file:
+        verify_open(file, variant)
+    return path
+
+
+def verify_open(file: BufferedReader, variant: ListedFile) -> None:
+    """Check size and hash of an open file; otherwise like `verify_file`."""
+    size = os.fstat(file.fileno()).st_size
     if size != variant.bytes:
         raise ManifestError(
             f"{variant.file}: expected {variant.bytes} bytes, got {size}. It is truncated or another file. "
             f"Fetch or export it again."
         )
-    digest = file_sha256(path)
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != variant.sha256:
         raise ManifestError(
             f"{variant.file}: expected sha256 {variant.sha256[:12]}..., got {digest[:12]}.... Its bytes were "
             f"altered; do not run it. Fetch or export it again."
         )
-    return path
 
 
 def file_sha256(path: Path) -> str:

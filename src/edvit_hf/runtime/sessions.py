@@ -2,7 +2,6 @@
 """Opening exported graphs on onnxruntime, and checking that they are what the manifest promises."""
 
 import logging
-import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import onnxruntime
 from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import unknown_profile
-from edvit_hf.manifest import Manifest, SubModelEntry, Variant, verify_file
+from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
+from edvit_hf.manifest.graphs import verified_graph
 from edvit_hf.runtime.engines.lanes import run_within
 from edvit_hf.tasks import GRAPH_INPUTS, vote_sizes
 
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 OPEN_SECONDS = 120.0  # for all files of an ensemble together; more than any that is worth waiting for
 
 _MOST_NAMED = 3
-# Key of the entry that leads to external data, as protobuf writes it: field 1, 8 bytes long.
-_LOCATION = b"\x0a\x08location"
 
 
 def check_profile(manifest: Manifest, profile: str | None) -> None:
@@ -160,15 +158,17 @@ def open_verified(
     Raises:
         ManifestError: The file is not as promised, cannot be opened, or not in that time.
     """
-    _check_self_contained(root / variant.file, variant.file)
-    path = verify_file(root, variant)
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # no other format was looked into
     try:
-        return run_within(
-            seconds,
-            "edvit-open",
-            lambda: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]),
-            lambda: options.set_load_cancellation_flag(True),
-        )
+        with verified_graph(root, variant) as path:
+            return run_within(
+                seconds,
+                "edvit-open",
+                lambda: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]),
+                lambda: options.set_load_cancellation_flag(True),
+            )
+    except ManifestError:
+        raise
     except TimeoutError as error:
         raise ManifestError(
             f"{variant.file}: expected a graph that opens within {OPEN_SECONDS:.0f} s, got one that onnxruntime is "
@@ -181,27 +181,6 @@ def open_verified(
             f"it: {error}. Upgrade onnxruntime, or export again with a lower opset (this file: "
             f"{variant.opset})."
         ) from error
-
-
-def _check_self_contained(path: Path, name: str) -> None:
-    """Refuse a graph with weights in another file.
-
-    onnxruntime follows such paths, even to a file elsewhere on this machine if it is hard-linked into the folder, and
-    no hash of the manifest covers what it finds there. The exporter here never writes such files. A missing file
-    passes: opening it says more.
-
-    Raises:
-        ManifestError: It refers to another file.
-    """
-    if not path.is_file() or path.stat().st_size == 0:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = content.find(_LOCATION) >= 0
-    if found:
-        raise ManifestError(
-            f"{name}: expected a graph that holds its weights itself, got one that refers to another file. What is "
-            "there is covered by no hash and could be any file of this machine. Export the ensemble again."
-        )
 
 
 def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.InferenceSession) -> None:
