@@ -20,7 +20,7 @@ from edvit_hf.hardware.machine import check_threads
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import disturbance
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256
-from edvit_hf.manifest.graphs import verified_graph
+from edvit_hf.manifest.graphs import verify_graph
 from edvit_hf.strict import whole_number
 from edvit_hf.terminal import progress_bar
 
@@ -75,8 +75,7 @@ def bench_ensemble(
     manifest, hardware = Manifest.load(root), Hardware.here()
     own, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
     for one in own:
-        with verified_graph(root, one.variant):
-            pass
+        verify_graph(root, one.variant)
     candidates = [*own, *(_beside(name, path) for name, path in (beside or {}).items())]
     sizes = input_sizes(root, manifest, batch=batch, tokens=tokens)
     asked = {"threads": threads, "sizes": sizes, "vocabulary": vocabulary_size(root), "seed": seed}

@@ -99,6 +99,12 @@ def verified_graph(root: Path, listed: ListedFile) -> Iterator[str]:
             verify_open(file, listed)
 
 
+def verify_graph(root: Path, listed: ListedFile) -> None:
+    """Check one ONNX file like `verified_graph`, without opening it."""
+    with verified_graph(root, listed):
+        pass
+
+
 def _read(content: memoryview) -> tuple[bool, float]:
     """Whether any tensor lies in another file, and the number of nodes."""
     bodies = [_Body()]
