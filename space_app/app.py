@@ -20,6 +20,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from answers import ensembles, inputs  # noqa: E402
+from answers.opened import OpenEnsemble  # noqa: E402
 from edvit_hf.errors import EDViTError  # noqa: E402
 from page import figures, scripts, visits  # noqa: E402
 
@@ -184,7 +185,7 @@ _TOLD = ("comparison", "code", "card", "card_box", "license", "credits", "shown"
 INPUTS = (*_GIVEN, *_TOLD)
 
 
-def for_ensemble(opened: ensembles.OpenEnsemble | None) -> tuple[dict[str, Any], ...]:
+def for_ensemble(opened: OpenEnsemble | None) -> tuple[dict[str, Any], ...]:
     """Settings of the components that depend on the ensemble, in the order of `INPUTS`."""
     task = None if opened is None else opened.task
     fleets = [] if opened is None else list(opened.plans)
@@ -200,7 +201,7 @@ def for_ensemble(opened: ensembles.OpenEnsemble | None) -> tuple[dict[str, Any],
     return tuple(values.get(name, {"value": said.get(name, "")}) for name in INPUTS)
 
 
-def _texts(opened: ensembles.OpenEnsemble) -> dict[str, str]:
+def _texts(opened: OpenEnsemble) -> dict[str, str]:
     """What the components say of an ensemble that only say something."""
     return {
         "shown": opened.name,

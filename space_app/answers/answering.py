@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from answers.ensembles import OpenEnsemble
 from answers.inputs import PreparedInput
+from answers.opened import OpenEnsemble
+from answers.runtimes import VisitorError
 from answers.timelines import measured, predicted
 from answers.views import Device, DeviceState, Timeline, View, percent
-from edvit_hf.errors import EDViTError, OverloadedError, QuorumError
+from edvit_hf.errors import DeadlineError, EDViTError, OverloadedError, QuorumError
 from edvit_hf.runtime import Answer
 from edvit_hf.runtime.engines import Reason
 from edvit_hf.tasks import Task
@@ -31,6 +32,7 @@ DRAW_FIRST = "Draw a digit, upload a picture of one or choose an example."
 ALL_UNPLUGGED = "Every device is unplugged, so nobody is left to answer. Plug at least one in again."
 BUSY = "Many visitors ask at this moment. Try again in a few seconds."
 TOO_FEW = "Too few devices gave a usable answer, and what is left would be a guess. Plug others in, or try again."
+TOO_SLOW = "This ensemble does not answer in time. Try again, or choose another one."
 UNREADABLE = "The sub-models cannot read this input. Try another one, or choose an example."
 
 _REASONS: dict[Reason, str] = {
@@ -168,8 +170,12 @@ def _sentence(whole: Answer, answer: Answer) -> str:
 
 def _said(error: EDViTError) -> str:
     """An error of the runtime in a visitor's words."""
+    if isinstance(error, VisitorError):
+        return str(error)
     if isinstance(error, OverloadedError):
         return BUSY
+    if isinstance(error, DeadlineError):
+        return TOO_SLOW
     return TOO_FEW if isinstance(error, QuorumError) else UNREADABLE
 
 

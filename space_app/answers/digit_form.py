@@ -29,6 +29,8 @@ STROKE, WIDEST_STROKE = 2.0, 3.1
 """In px: the median thickness of strokes in MNIST, and what 95 % of its images keep below (same file: `stroke_px`)."""
 READY_SIDE = 32
 """A picture no larger than this, in px a side, is taken to have its form already."""
+LIGHT_PAPER = 127
+"""Paper lighter than this, of 255, is white, and the picture of the other kind than the data."""
 MIN_CONTRAST = 32
 """Smallest difference between ink and paper, of 255."""
 NO_STROKES = "No strokes can be made out here. Give one digit, with strokes thicker for its size."
@@ -69,8 +71,8 @@ def digit_from_drawing(drawing: Mapping[str, Any] | None, side: int) -> np.ndarr
 def digit_from_picture(image: Image.Image, side: int) -> np.ndarray:
     """A picture in the form of the data of that size, (H, W, 3) uint8, white on black.
 
-    A picture of at most 32 px a side is taken as it is; from a larger one the ink is cut out, whether it is
-    dark on light or light on dark paper.
+    A picture of at most 32 px a side is taken as it is, white on black; from a larger one the ink is cut out. Whether
+    ink is dark on light paper or light on dark one tells the border.
 
     Args:
         image: RGB.
@@ -80,7 +82,8 @@ def digit_from_picture(image: Image.Image, side: int) -> np.ndarray:
         DataError: If it shows hardly any contrast.
     """
     if max(image.size) <= READY_SIDE:
-        return np.asarray(image)
+        picture = np.asarray(image)
+        return 255 - picture if _paper(picture.mean(axis=2)) > LIGHT_PAPER else picture
     ink = _ink_on_paper(np.asarray(image.convert("L")))
     if ink.max() < MIN_CONTRAST:
         raise DataError(
@@ -91,8 +94,12 @@ def digit_from_picture(image: Image.Image, side: int) -> np.ndarray:
 
 def _ink_on_paper(grey: np.ndarray) -> np.ndarray:
     """How far each pixel is from the paper, 0..255 uint8; the paper is the median of the picture's border."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return np.abs(grey.astype(np.int16) - int(np.median(border))).clip(0, 255).astype(np.uint8)
+    return np.abs(grey.astype(np.int16) - int(_paper(grey))).clip(0, 255).astype(np.uint8)
+
+
+def _paper(grey: np.ndarray) -> float:
+    """The median of the picture's border."""
+    return float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
 
 
 def _in_form_of_the_data(ink: np.ndarray, side: int) -> np.ndarray:

@@ -7,39 +7,31 @@ Visitors share what is open. Bundles stay; of those that visitors named, the las
 uses any more is freed with its threads. Nothing is written outside temporary folders, and no code of a repository runs.
 """
 
-import contextlib
 import logging
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from answers.digit_form import FORM_SIDES
-from answers.documents import (
-    AbsentAccuracy,
-    Example,
-    absent_rows,
-    credits_of,
-    load_examples,
-    models_of,
-    read_card,
-    read_results,
-)
-from answers.opening import OpenedOnce, VisitorError, fetch_ensemble, hub_id_of
+from answers import isolation
+from answers.documents import Example, absent_rows, credits_of, load_examples, models_of, read_card, read_results
+from answers.isolation import IsolatedEnsemble
+from answers.opened import Bundle, OpenEnsemble
+from answers.opening import OpenedOnce, fetch_ensemble, hub_id_of
+from answers.reading import side_of
+from answers.runtimes import VisitorError, open_runtime, taker_of
 from answers.snippets import EnsembleSource, code_for, place_in_space
-from answers.timelines import FleetPlan, fleet_plans
-from answers.views import Device, Model
-from edvit_hf.errors import EDViTError, MissingExtraError, QuorumError
+from answers.timelines import fleet_plans
+from answers.views import Device
+from edvit_hf.errors import EDViTError
 from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.published.files import Published, read_published
-from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, LocalEngine
-from edvit_hf.runtime.inputs import probe_inputs
+from edvit_hf.runtime import EDViTRuntime, LocalEngine
 from edvit_hf.tasks import Task
-from edvit_hf.transforms import ImageTransform
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +45,8 @@ OWN = "own"
 SPACE_VARIABLE = "SPACE_ID"
 """Set where the page runs as a Space of the Hub: there visitors name no folders."""
 
-OPEN_SECONDS, MAX_OPENING, MAX_NAMED = 90.0, 2, 4
-"""See `OpenedOnce`: how long a visitor waits, how many are fetched at a time, and how many stay open."""
-MAX_INPUT_VALUES = 4_000_000
-"""Largest number of values in one prepared input: more would let one visitor fill the memory."""
-# Nobody waits for a stuck sub-model for ever, and a line that is longer than this deadline is not joined.
-CONFIG = CoordinatorConfig(deadline_ms=20_000, max_queued=32)
-
-_TEN_DIGITS = tuple("0123456789")
+OPEN_SECONDS, MAX_OPENING, MAX_NAMED, MAX_NAMED_EACH = 90.0, 3, 4, 2
+"""See `OpenedOnce`: how long a visitor waits, how many are fetched at a time, how many stay open, in all and of one."""
 _BUNDLE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # as `edvit space bundle` takes them
 _DRAW_HINT = "Draw a digit or upload a picture of one."
 _TEXTS: Mapping[str, tuple[str, Task, str]] = {
@@ -79,67 +65,13 @@ _HINTS: Mapping[Task, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """An ensemble to choose from.
-
-    Attributes:
-        name: For `open_bundle`: the folder's, or "own" for that of the page's owner.
-        title: For the page.
-        task: What it classifies; None where the owner's could not be opened.
-        hint: What to give it; or why it could not be opened.
-    """
-
-    name: str
-    title: str
-    task: Task | None
-    hint: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OpenEnsemble:
-    """An ensemble that answers, and what the page says of it. Shared between visitors, never changed.
-
-    Attributes:
-        name: Of the bundle, or what the visitor named: `open_named` gives it again.
-        title: For the page.
-        task: What it classifies: the input widget follows it.
-        hint: What to give it, and what its labels mean where they are no words.
-        can_draw: Whether `prepare_drawing` takes drawings for it.
-        hears_words: Whether it was trained on spoken words without silence around them.
-        devices: One for each sub-model, "waiting".
-        examples: To try.
-        models: The comparison; see `Model`.
-        code: Heading -> lines that load it elsewhere.
-        card: As markdown; empty without one.
-        license: As the card states it; empty where it states none that can be read.
-        credits: As markdown, of the examples.
-        absent: Accuracy by the number of devices absent.
-        plans: Predictions by the name of the fleet; the first is the default.
-        runtime: What answers.
-        schedule: How it runs the sub-models: "in_turn" or "workers".
-    """
-
-    name: str
-    title: str
-    task: Task
-    hint: str
-    can_draw: bool
-    hears_words: bool
-    devices: tuple[Device, ...]
-    examples: tuple[Example, ...]
-    models: tuple[Model, ...]
-    code: Mapping[str, str]
-    card: str
-    license: str
-    credits: str
-    absent: tuple[AbsentAccuracy, ...] = field(repr=False)
-    plans: Mapping[str, FleetPlan] = field(repr=False)
-    runtime: EDViTRuntime = field(repr=False)
-    schedule: str = "in_turn"
-
-
-openings: OpenedOnce[OpenEnsemble] = OpenedOnce(max_named=MAX_NAMED, max_opening=MAX_OPENING, seconds=OPEN_SECONDS)
+openings: OpenedOnce[OpenEnsemble] = OpenedOnce(
+    max_named=MAX_NAMED,
+    max_opening=MAX_OPENING,
+    seconds=OPEN_SECONDS,
+    max_each=MAX_NAMED_EACH,
+    is_usable=lambda opened: opened.is_alive,
+)
 
 
 def bundles(model_dir: Path | None = None) -> tuple[Bundle, ...]:
@@ -189,8 +121,10 @@ def open_bundle(name: str, model_dir: Path | None = None) -> OpenEnsemble:
     return openings.get(str(folder), load, is_bundle=True)
 
 
-def open_other(source: str) -> OpenEnsemble:
+def open_other(source: str, visitor: str | None = None) -> OpenEnsemble:
     """Any ensemble of edvit_hf: a public repository of the Hub, or where the page runs locally a folder.
+
+    It runs in a process of its own where `isolation` is on. A `visitor`, whoever that is, has one opened at a time.
 
     Raises:
         EDViTError: A sentence for the visitor.
@@ -201,8 +135,8 @@ def open_other(source: str) -> OpenEnsemble:
         text = str(Path(text).resolve())  # so that no folder shares its name with a bundle
     elif _is_bundled(text, MODEL_DIR / text):
         return open_bundle(text)
-    load = partial(_open_source, text, name=text, may_be_folder=is_local)
-    return openings.get(f"named:{text}", load, is_bundle=False)
+    load = partial(_open_source, text, name=text, may_be_folder=is_local, is_strangers=True)
+    return openings.get(f"named:{text}", load, is_bundle=False, visitor=visitor)
 
 
 def open_named(name: str) -> OpenEnsemble:
@@ -250,32 +184,54 @@ def _own_title() -> str:
     return Path(source).name or source
 
 
-def _open_source(text: str, *, name: str, may_be_folder: bool) -> OpenEnsemble:
+def _open_source(text: str, *, name: str, may_be_folder: bool, is_strangers: bool = False) -> OpenEnsemble:
     """A folder where that is allowed, else a repository of the Hub."""
     example = "Name an ensemble as OWNER/NAME, as it stands on the Hub" + (", or a folder." if may_be_folder else ".")
     if not text or len(text) > 1000 or not text.isprintable():
         raise VisitorError(f"There is no name to look for. {example}")
     if may_be_folder and os.path.isdir(text):  # noqa: PTH112  (which does not mind a text longer than any name)
-        return _open_folder(Path(text), name=name)
+        return _open_folder(Path(text), name=name, is_strangers=is_strangers)
     repo = hub_id_of(text)
     if repo is None:
         raise VisitorError(
             f"That is neither a name on the Hub{' nor a folder here' if may_be_folder else ''}. {example}"
         )
-    with tempfile.TemporaryDirectory(prefix="edvit_space_") as temporary:
-        folder = Path(temporary) / "ensemble"
-        is_for_transformers = fetch_ensemble(repo, folder)
-        return _load(folder, name=name, title=repo, hint=None, repo=repo, is_for_transformers=is_for_transformers)
+    temporary = tempfile.TemporaryDirectory(prefix="edvit_space_")
+    try:
+        folder = Path(temporary.name) / "ensemble"
+        opened = _load(
+            folder,
+            name=name,
+            title=repo,
+            repo=repo,
+            is_for_transformers=fetch_ensemble(repo, folder),
+            is_strangers=is_strangers,
+        )
+    except BaseException:
+        temporary.cleanup()
+        raise
+    if is_strangers:  # all of it is in memory
+        temporary.cleanup()
+    else:  # the processes that read files for it read its processor
+        weakref.finalize(opened, temporary.cleanup)
+    return opened
 
 
-def _open_folder(folder: Path, *, name: str) -> OpenEnsemble:
+def _open_folder(folder: Path, *, name: str, is_strangers: bool) -> OpenEnsemble:
     if not (folder / MANIFEST_NAME).is_file():
         raise VisitorError(
             f"The folder {folder.name} holds no ensemble: there is no {MANIFEST_NAME} in it. Name the folder that "
             "`edvit run` or `edvit export` made."
         )
     is_for_transformers = all((folder / file).is_file() for file in ("config.json", "model.safetensors"))
-    return _load(folder, name=name, title=_title_of(folder), hint=None, is_for_transformers=is_for_transformers)
+    return _load(
+        folder,
+        name=name,
+        title=_title_of(folder),
+        hint=None,
+        is_for_transformers=is_for_transformers,
+        is_strangers=is_strangers,
+    )
 
 
 def _load(
@@ -283,30 +239,37 @@ def _load(
     *,
     name: str,
     title: str,
-    hint: str | None,
+    hint: str | None = None,
     repo: str | None = None,
     examples_dir: Path | None = None,
     is_for_transformers: bool = False,
+    is_strangers: bool = False,
 ) -> OpenEnsemble:
     """Open the files of a folder; afterwards it is not needed any more. Bundles alone have `examples_dir`."""
-    runtime = _runtime(folder, title)
+    runtime: EDViTRuntime | IsolatedEnsemble
+    if is_strangers and isolation.is_on():
+        runtime = IsolatedEnsemble(folder, _manifest(folder, title), title)
+        taker, can_draw, side = None, runtime.can_draw, runtime.side
+    else:
+        runtime = open_runtime(folder, title)
+        taker = taker_of(runtime)
+        can_draw, side = taker.can_draw, side_of(taker)
     manifest = runtime.manifest
     results = read_results(folder)
     examples = () if examples_dir is None else load_examples(examples_dir, runtime.task)
     plans = fleet_plans(_published(folder))
     card, license = read_card(folder)
     names, task = manifest.label_names, runtime.task
-    is_digits = tuple(names) == _TEN_DIGITS
-    size = runtime.transform.size if isinstance(runtime.transform, ImageTransform) else None
-    can_draw = is_digits and size in {(side, side) for side in FORM_SIDES}
-    engine = runtime.coordinator.engine
+    engine = runtime.coordinator.engine if isinstance(runtime, EDViTRuntime) else None
     return OpenEnsemble(
         name=name,
         title=title,
         task=task,
         hint=hint or (_DRAW_HINT if can_draw else _HINTS[task]),
         can_draw=can_draw,
-        hears_words=is_digits and task == "audio-classification",
+        side=side,
+        taker=taker,
+        folder=folder.resolve(),
         examples=examples,
         card=card,
         license=license,
@@ -352,43 +315,16 @@ def _can_pull(folder: Path, manifest: Manifest) -> bool:
     return all((folder / each.file).is_file() for each in needed)
 
 
-def _runtime(folder: Path, title: str) -> EDViTRuntime:
-    """The ensemble on one thread, warmed up: the first run allocates, which must stay off the clock."""
+def _manifest(folder: Path, title: str) -> Manifest:
+    """Read and checked here too: what the page says of an ensemble of a stranger does not come from its process."""
     try:
-        manifest = Manifest.load(folder)
-        has_fp32 = all(any(v.precision == "fp32" for v in entry.variants) for entry in manifest.sub_models)
-        missing = [
-            entry for entry in manifest.sub_models if not any((folder / v.file).exists() for v in entry.variants)
-        ]
-        if missing or not any((folder / variant.file).exists() for variant in manifest.fusion.variants):
-            raise VisitorError(
-                f"{title} holds no ONNX files for all of its sub-models, so nothing here can run it. "
-                "Export it with `edvit export`, or name another one."
-            )
-        runtime = EDViTRuntime.from_pretrained(
-            folder, num_threads=1, schedule="in_turn", precision="fp32" if has_fp32 else "int8", config=CONFIG
-        )
-        shape = runtime.input_shape
-        inputs = probe_inputs(runtime.task, shape)
-        if sum(values.size for values in inputs.values()) > MAX_INPUT_VALUES:
-            raise VisitorError(f"{title} takes inputs that are too large for this page. Name another ensemble.")
-        runtime.predict(inputs)
-        with contextlib.suppress(QuorumError):  # as every answer on the page is asked for
-            runtime.predict_without(inputs, [(entry.index,) for entry in manifest.sub_models])
-    except MissingExtraError as error:
-        logger.error("%s", error)
-        raise VisitorError(
-            f"{title} needs a package that this page was set up without. Name another ensemble."
-        ) from error
-    except VisitorError:
-        raise
+        return Manifest.load(folder)
     except EDViTError as error:
         logger.warning("could not open %s: %s", title, error)
         raise VisitorError(
             f"{title} is damaged, incomplete, or made by another version of edvit_hf. Export it again, or name another "
             "ensemble."
         ) from error
-    return runtime
 
 
 def _published(folder: Path) -> Published | None:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from answers.runtimes import VisitorError
 from edvit_hf.errors import EDViTError, HubError, ManifestError, MissingExtraError
 from edvit_hf.hub.client import UnreachableError, ask, connect, fetch_file, read_file
 from edvit_hf.hub.pulling import pull
@@ -41,39 +42,49 @@ _HIDDEN = (401, 403, 404)
 _ANONYMOUS: Any = False  # what the client takes for "no token, not even a stored one"
 
 
-class VisitorError(EDViTError):
-    """What went wrong, in a visitor's words: nothing has to be translated any more."""
-
-
 class OpenedOnce(Generic[Item]):
     """What is open, by name, and what is being opened; safe to call from several threads."""
 
-    def __init__(self, *, max_named: int, max_opening: int, seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_named: int,
+        max_opening: int,
+        seconds: float,
+        max_each: int = 2,
+        is_usable: Callable[[Item], bool] = lambda _: True,
+    ) -> None:
         """Begin with nothing.
 
         Args:
             max_named: Those that visitors named which are kept; the one that was asked for longest ago goes first.
             max_opening: Of those, how many are opened at a time; whoever asks for one more is told to try again.
             seconds: A visitor waits no longer; what was begun goes on, and is there at the next try.
+            max_each: Of those that are kept, how many one visitor may have brought.
+            is_usable: Whether one can be asked still; else it counts as closed.
         """
         self._max_named, self._max_opening, self._seconds = max_named, max_opening, seconds
+        self._max_each, self._is_usable = max_each, is_usable
         self._lock = threading.RLock()
         self._bundled: dict[str, Item] = {}
         self._named: OrderedDict[str, Item] = OrderedDict()
+        self._brought: dict[str, str | None] = {}  # who named it first, of those named or being opened
         self._opening: dict[str, Future[Item]] = {}
-        self._num_named = 0  # of those that are being opened
 
-    def get(self, key: str, load: Callable[[], Item], *, is_bundle: bool) -> Item:
-        """What is open under that key, or what `load` opens on a thread of its own, once for all who ask."""
+    def get(self, key: str, load: Callable[[], Item], *, is_bundle: bool, visitor: str | None = None) -> Item:
+        """What is open under that key, or what `load` opens on a thread of its own, once for all who ask.
+
+        A `visitor` has one opened at a time.
+        """
         with self._lock:
             found = self.find(key)
             if found is not None:
                 return found
             opening = self._opening.get(key)
             if opening is None:
-                if not is_bundle and self._num_named >= self._max_opening:
-                    raise VisitorError("Others open ensembles at this moment. Try again in a minute.")
-                self._num_named += not is_bundle
+                if not is_bundle:
+                    self._check_places(visitor)
+                    self._brought[key] = visitor
                 opening = self._opening[key] = Future()
                 threading.Thread(
                     target=self._open, args=(key, load, opening), kwargs={"is_bundle": is_bundle}, daemon=True
@@ -91,6 +102,9 @@ class OpenedOnce(Generic[Item]):
         """What is open under that key; None where it is not, or not any more."""
         with self._lock:
             if key in self._named:
+                if not self._is_usable(self._named[key]):
+                    self._forget(key)
+                    return None
                 self._named.move_to_end(key)
             return self._bundled.get(key) or self._named.get(key)
 
@@ -98,33 +112,52 @@ class OpenedOnce(Generic[Item]):
         """Forget everything that is open: for tests."""
         with self._lock:
             self._bundled.clear()
-            self._named.clear()
+            for key in list(self._named):
+                self._forget(key)
+
+    def _check_places(self, visitor: str | None) -> None:
+        opening = [self._brought[key] for key in self._opening if key in self._brought]
+        if visitor is not None and visitor in opening:
+            raise VisitorError("An ensemble is being opened for you already. Wait until it is there.")
+        if len(opening) >= self._max_opening:
+            raise VisitorError("Others open ensembles at this moment. Try again in a minute.")
 
     def _open(self, key: str, load: Callable[[], Item], opening: "Future[Item]", *, is_bundle: bool) -> None:
         try:
             opened = load()
         except EDViTError as error:
-            self._end(key, is_bundle=is_bundle)
+            self._failed(key)
             opening.set_exception(error)
         except BaseException as error:  # whoever waits gets a sentence; the page must live on
             logger.exception("could not open %s", key)
-            self._end(key, is_bundle=is_bundle)
+            self._failed(key)
             failed = VisitorError("This ensemble cannot be opened here. Choose another one.")
             failed.__cause__ = error
             opening.set_exception(failed)
         else:
             with self._lock:
                 (self._bundled if is_bundle else self._named)[key] = opened
-                while len(self._named) > self._max_named:
-                    # Not closed: a visitor may be in the middle of it. Its threads end when nobody holds it.
-                    self._named.popitem(last=False)
-            self._end(key, is_bundle=is_bundle)
+                self._make_room(self._brought.get(key))
+                del self._opening[key]
             opening.set_result(opened)
 
-    def _end(self, key: str, *, is_bundle: bool) -> None:
+    def _failed(self, key: str) -> None:
         with self._lock:
             del self._opening[key]
-            self._num_named -= not is_bundle
+            self._brought.pop(key, None)
+
+    def _make_room(self, visitor: str | None) -> None:
+        """Forget the oldest of a visitor who has brought too many, then the oldest of all."""
+        own = [key for key in self._named if visitor is not None and self._brought.get(key) == visitor]
+        for key in own[: max(0, len(own) - self._max_each)]:
+            self._forget(key)
+        while len(self._named) > self._max_named:
+            self._forget(next(iter(self._named)))
+
+    def _forget(self, key: str) -> None:
+        # Not closed: a visitor may be in the middle of it. Its threads or its process end when nobody holds it.
+        del self._named[key]
+        self._brought.pop(key, None)
 
 
 def hub_id_of(text: str) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from answers import answering, ensembles, inputs
+from answers.opened import OpenEnsemble
 from answers.views import View
 from edvit_hf.errors import DataError, EDViTError
 from page import figures
@@ -56,7 +57,7 @@ class Choice:
     """
 
     panels: Panels
-    opened: ensembles.OpenEnsemble | None = None
+    opened: OpenEnsemble | None = None
     notice: str = figures.notice("")
     asks_source: bool = False
 
@@ -94,7 +95,7 @@ def show(visit: Visit, refusal: str = "") -> Panels:
     )
 
 
-def answer(visit: Visit, prepare: Callable[[ensembles.OpenEnsemble], inputs.PreparedInput | None]) -> Panels:
+def answer(visit: Visit, prepare: Callable[[OpenEnsemble], inputs.PreparedInput | None]) -> Panels:
     """Take an input and answer; whatever is wrong with it becomes a sentence on the page."""
     try:
         visit.prepared = None if visit.source is None else prepare(ensembles.open_named(visit.source))
@@ -114,7 +115,7 @@ def draw(visit: Visit, png: Any) -> Panels:
 def take_file(visit: Visit, path: str | None) -> Panels:
     """An uploaded picture, or an uploaded or recorded sound; None clears the input."""
 
-    def prepare(opened: ensembles.OpenEnsemble) -> inputs.PreparedInput:
+    def prepare(opened: OpenEnsemble) -> inputs.PreparedInput:
         if opened.task == "audio-classification":
             return inputs.prepare_sound(opened, path)
         return inputs.prepare_image(opened, path)
@@ -130,7 +131,7 @@ def type_text(visit: Visit, text: str) -> Panels:
 def take_example(visit: Visit, index: Any) -> Panels:
     """A bundled example, by its place."""
 
-    def prepare(opened: ensembles.OpenEnsemble) -> inputs.PreparedInput:
+    def prepare(opened: OpenEnsemble) -> inputs.PreparedInput:
         if not isinstance(index, int) or not 0 <= index < len(opened.examples):
             raise DataError(GONE)
         value = opened.examples[index].value
@@ -174,7 +175,7 @@ def choose_other(visit: Visit, source: str | None) -> Choice:
     return _choose(visit, lambda: ensembles.open_other(source or ""), is_bundle=False)
 
 
-def _choose(visit: Visit, opening: Callable[[], ensembles.OpenEnsemble], *, is_bundle: bool) -> Choice:
+def _choose(visit: Visit, opening: Callable[[], OpenEnsemble], *, is_bundle: bool) -> Choice:
     """Open, forget the input of the old one, show; where that fails the page keeps what it had and says why."""
     try:
         opened = opening()

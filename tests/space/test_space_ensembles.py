@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from answers import answering, ensembles, inputs
+from answers import answering, ensembles, inputs, runtimes
 from answers.documents import read_card
 from answers.opening import OpenedOnce, VisitorError
 from edvit_hf.errors import EDViTError
@@ -51,7 +51,7 @@ def test_every_bundle_opens_and_says_what_it_takes():
         for label in opened.runtime.label_names:
             assert label.isdigit() or f"({label})" in opened.hint, "a label that is no word is explained"
         assert opened.can_draw == (bundle.name == "digits")
-        assert opened.hears_words == (bundle.name == "spoken_digits")
+        assert opened.taker.hears_words == (bundle.name == "spoken_digits")
         assert {device.state for device in opened.devices} == {"waiting"}
         assert opened.examples
         assert opened.card.startswith("# ED-ViT ensemble")
@@ -308,9 +308,9 @@ def test_of_those_that_visitors_named_the_one_asked_for_longest_ago_goes_first()
 
 def test_an_ensemble_of_giant_inputs_is_refused(monkeypatch, tmp_path):
     write_tiny_ensemble(tmp_path, [[0, 1], [2]])
-    monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8 - 1)
+    monkeypatch.setattr(runtimes, "MAX_INPUT_VALUES", 3 * 8 * 8 - 1)
     assert "inputs that are too large for this page" in refusal(str(tmp_path))
-    monkeypatch.setattr(ensembles, "MAX_INPUT_VALUES", 3 * 8 * 8)
+    monkeypatch.setattr(runtimes, "MAX_INPUT_VALUES", 3 * 8 * 8)
     assert len(ensembles.open_other(str(tmp_path)).devices) == 2
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from answers import answering, ensembles, inputs, sounds
-from answers.inputs import MAX_PIXELS
+from answers.reading import MAX_PIXELS
 from edvit_hf.errors import DataError, EDViTError
 from support.space_ensembles import write_each
 from support.tiny_ensemble import MAX_TOKENS
@@ -98,17 +98,18 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(opened, file, mo
     def decode(*_):
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr("answers.inputs.open_image", decode)
+    monkeypatch.setattr("answers.reading.open_image", decode)
     side = int(MAX_PIXELS**0.5) + 1
     assert "million" in refusal(inputs.prepare_image, opened[IMAGE], file(header_only_png(side, side)))
 
 
-def test_pictures_that_are_taken_in_their_own_size_have_fewer_pixels(opened, file, monkeypatch):
+def test_pictures_that_are_taken_in_their_own_size_have_fewer_pixels(opened, file):
     transform = opened[IMAGE].runtime.transform
     large = file(header_only_png(1001, 1000))
     assert "not a readable picture" in refusal(inputs.prepare_image, opened[IMAGE], large)
-    monkeypatch.setattr(opened[IMAGE].runtime, "transform", dataclasses.replace(transform, size=None))
-    assert "1001 x 1000 pixels, more than the 1 million" in refusal(inputs.prepare_image, opened[IMAGE], large)
+    taker = dataclasses.replace(opened[IMAGE].taker, transform=dataclasses.replace(transform, size=None))
+    unscaled = dataclasses.replace(opened[IMAGE], taker=taker)
+    assert "1001 x 1000 pixels, more than the 1 million" in refusal(inputs.prepare_image, unscaled, large)
 
 
 def test_a_picture_is_shown_as_sub_models_see_it(opened, file):

@@ -41,18 +41,26 @@ def make_endless(root: Path, file: str, *, spares_zeros: bool) -> None:
     put_before(root, file, nodes, constants, "looped")
 
 
-def make_heavy(root: Path, file: str, side: int) -> None:
-    """Put one operator before a graph that takes long and cannot be stopped: the square of a large matrix."""
+def make_heavy(root: Path, file: str, side: int, *, spares_zeros: bool = False) -> None:
+    """Put one operator before a graph that takes long and cannot be stopped: the square of a large matrix.
+
+    With `spares_zeros` it is the square of a single number for an input of zeros.
+    """
     name = _FIRST[file]
     nodes = [
         helper.make_node("ReduceMean", [name], ["mean"], keepdims=0),
+        helper.make_node("ReduceMax", [name], ["highest"], keepdims=0),
+        helper.make_node("ReduceMin", [name], ["lowest"], keepdims=0),
+        helper.make_node("Equal", ["highest", "lowest"], ["is_flat"]),
+        helper.make_node("Where", ["is_flat", "small" if spares_zeros else "large", "large"], ["sides"]),
         helper.make_node("Expand", ["mean", "sides"], ["matrix"]),
         helper.make_node("MatMul", ["matrix", "matrix"], ["square"]),
         helper.make_node("ReduceMax", ["square"], ["peak"], keepdims=0),
         helper.make_node("Mul", ["peak", "zero"], ["nothing"]),
         helper.make_node("Add", [name, "nothing"], ["delayed"]),
     ]
-    constants = [helper.make_tensor("sides", TensorProto.INT64, [2], [side, side])]
+    constants = [helper.make_tensor("small", TensorProto.INT64, [2], [1, 1])]
+    constants.append(helper.make_tensor("large", TensorProto.INT64, [2], [side, side]))
     constants.append(helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]))
     put_before(root, file, nodes, constants, "delayed")
 

@@ -169,6 +169,16 @@ def stop_everything(seconds: float) -> bool:
     return join_all(lanes, seconds)
 
 
+def at_rest(seconds: float) -> bool:
+    """Wait until no lane of this process runs anything, for so long at most. Whether that is so."""
+    until = time.monotonic() + seconds
+    while any(lane.current is not None for lane in list(_alive)):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.002)
+    return True
+
+
 _alive: set[Lane] = set()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_alive.clear)  # threads are not copied

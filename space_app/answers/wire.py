@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readings and answers as messages between the page and its child processes; what a child says is checked.
+
+An ensemble of a stranger may have taken over its child: nothing but finite numbers of the right shapes gets out of it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from answers.reading import Reading
+from edvit_hf.isolation import Message
+from edvit_hf.isolation.protocol import ProtocolError
+from edvit_hf.manifest import Manifest
+from edvit_hf.runtime import Answer
+from edvit_hf.runtime.engines import Reason
+from edvit_hf.tasks import vote_sizes
+
+MAX_TOKENS, MAX_TEXT, MAX_TOKEN_TEXT = 20_000, 1000, 100
+MAX_SEEN_SIDE = 4096
+_INPUT = "input:"
+
+
+def reading_message(reading: Reading) -> Message:
+    """A reading, to send."""
+    arrays = {f"{_INPUT}{name}": values for name, values in reading.inputs.items()}
+    if reading.seen is not None:
+        arrays["seen"] = reading.seen
+    return Message("reading", {"tokens": list(reading.tokens), "remark": reading.remark}, arrays)
+
+
+def reading_of(message: Message) -> Reading:
+    """A reading, as it came.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    tokens, remark = message.values.get("tokens"), message.values.get("remark")
+    seen = message.arrays.get("seen")
+    _check(isinstance(remark, str) and len(remark) <= MAX_TEXT, "remark")
+    _check(isinstance(tokens, list) and len(tokens) <= MAX_TOKENS, "tokens")
+    _check(all(type(each) is str for each in tokens or ()), "tokens")
+    is_picture = seen is None or (seen.ndim == 3 and seen.shape[2] == 3 and seen.dtype == np.uint8)
+    _check(is_picture and (seen is None or 0 < min(seen.shape) <= max(seen.shape) <= MAX_SEEN_SIDE), "picture")
+    inputs = {name.removeprefix(_INPUT): a for name, a in message.arrays.items() if name.startswith(_INPUT)}
+    _check(bool(inputs) and all(len(values) == 1 for values in inputs.values() if values.ndim), "inputs")
+    return Reading(inputs=inputs, seen=seen, tokens=tuple(t[:MAX_TOKEN_TEXT] for t in tokens or ()), remark=str(remark))
+
+
+def inputs_message(kind: str, inputs: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Message:
+    """A question about prepared inputs."""
+    return Message(kind, values, {f"{_INPUT}{name}": array for name, array in inputs.items()})
+
+
+def inputs_of(message: Message) -> dict[str, np.ndarray]:
+    """The prepared inputs of a question."""
+    return {name.removeprefix(_INPUT): a for name, a in message.arrays.items() if name.startswith(_INPUT)}
+
+
+def answer_message(answer: Answer, without: Sequence[np.ndarray] = ()) -> Message:
+    """An answer for one input, and what it would be without further sub-models, to send."""
+    arrays = {"probabilities": answer.probabilities, **{f"without:{i}": each for i, each in enumerate(without)}}
+    arrays |= {f"vote:{i}": votes for i, votes in enumerate(answer.vote_logits) if votes is not None}
+    values = {
+        "present": list(answer.present),
+        "missing": [[index, reason] for index, reason in answer.missing.items()],
+        "milliseconds": list(answer.milliseconds),
+        "bytes_sent": list(answer.bytes_sent),
+        "fusion_milliseconds": answer.fusion_milliseconds,
+        "total_milliseconds": answer.total_milliseconds,
+    }
+    return Message("answer", values, arrays)
+
+
+def answer_of(message: Message, manifest: Manifest, num_without: int = 0) -> tuple[Answer, list[np.ndarray]]:
+    """An answer as it came, of an ensemble with that manifest.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    values, count, names = message.values, len(manifest.sub_models), tuple(manifest.label_names)
+    present, missing = values.get("present"), values.get("missing")
+    _check(isinstance(present, list) and len(present) == count and all(type(p) is bool for p in present), "present")
+    _check(isinstance(missing, list) and all(isinstance(m, list) and len(m) == 2 for m in missing), "missing")
+    reasons: dict[int, Reason] = dict(missing or ())
+    absent = [index for index, there in enumerate(present or ()) if not there]
+    _check(sorted(reasons) == absent and set(reasons.values()) <= set(get_args(Reason)), "missing")
+    times, sent = values.get("milliseconds"), values.get("bytes_sent")
+    _check(isinstance(times, list) and len(times) == count, "times")
+    _check(isinstance(sent, list) and len(sent) == count and all(type(b) is int and b >= 0 for b in sent), "bytes")
+    tables = [_table(message, "probabilities", [len(names)])]
+    tables += [_table(message, f"without:{i}", [len(names)]) for i in range(num_without)]
+    votes = [
+        _table(message, f"vote:{entry.index}", vote_sizes(entry.class_group, len(names))) if there else None
+        for entry, there in zip(manifest.sub_models, present or (), strict=True)
+    ]
+    groups = zip(manifest.class_groups, present or (), strict=True)
+    answer = Answer(
+        label_names=names,
+        probabilities=tables[0],
+        vote_logits=tuple(votes),
+        present=tuple(present or ()),
+        missing=reasons,
+        missing_classes=tuple(names[c] for group, there in groups if not there for c in group),
+        milliseconds=tuple(_time(t) if there else None for t, there in zip(times or (), present or (), strict=True)),
+        bytes_sent=tuple(sent or ()),
+        fusion_milliseconds=_time(values.get("fusion_milliseconds")),
+        total_milliseconds=_time(values.get("total_milliseconds")),
+    )
+    return answer, tables[1:]
+
+
+def _table(message: Message, name: str, widths: Sequence[int]) -> np.ndarray:
+    found = message.arrays.get(name)
+    if found is None or found.ndim != 2 or len(found) != 1 or found.shape[1] not in widths or found.dtype.kind != "f":
+        raise ProtocolError(f"Expected {name} of one row and {widths} columns, got something else.")
+    _check(bool(np.isfinite(found).all()), name)
+    return found
+
+
+def _time(value: Any) -> float:
+    _check(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0, "times")
+    return float(value)
+
+
+def _check(is_right: bool, what: str) -> None:
+    if not is_right:
+        raise ProtocolError(f"Expected {what} of the promised form from a child process, got something else.")
