@@ -19,9 +19,9 @@ private_folder()  # before gradio, which reads its settings when it is imported
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-from answers import ensembles, inputs  # noqa: E402
+from answers import ensembles, inputs, isolation, turns  # noqa: E402
 from answers.opened import OpenEnsemble  # noqa: E402
-from edvit_hf.errors import EDViTError  # noqa: E402
+from edvit_hf.errors import EDViTError, OverloadedError  # noqa: E402
 from page import figures, scripts, visits  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 MAX_BODY_BYTES = inputs.MAX_FILE_BYTES + 2**20  # of one request: a file and what is around it
 MAX_WAITING = 64  # requests in the queue; further ones are turned away
+# Answered and opened at a time. Ensembles of strangers take fewer places than there are, so that the others stay free.
+ANSWERS, OPENINGS_AT_ONCE, MAX_THREADS = isolation.MAX_ASKED + 7, ensembles.MAX_OPENING + 1, 24
 STATE_SECONDS = 3600  # after which a visitor who does nothing is forgotten
 FILE_SECONDS = (600, 3600)  # how often uploads are looked through, and how old they become
 TITLE = "edvit_hf: one transformer, several small devices"
@@ -113,11 +115,21 @@ class Page:
         self.examples = html(script=scripts.EXAMPLE, elem_id="examples", **fresh["examples"])
 
     def connect(self, page: gr.Blocks) -> None:
-        """Events. All that answer share one place in the queue, so that one visitor's come in order."""
+        """Events. Those of one visitor come in turn; those of many at once, so that nobody holds up all others."""
         panels = [self.visit, self.answer, self.seen, self.devices, self.timelines]
         everything = [*panels, self.source, self.notice, *(getattr(self, name) for name in INPUTS)]
-        answers = {"outputs": panels, "show_progress": "hidden", "concurrency_id": "answer", "concurrency_limit": 1}
-        opens = {"outputs": everything, "show_progress": "minimal", "concurrency_id": "open", "concurrency_limit": 2}
+        answers = {
+            "outputs": panels,
+            "show_progress": "hidden",
+            "concurrency_id": "answer",
+            "concurrency_limit": ANSWERS,
+        }
+        opens = {
+            "outputs": everything,
+            "show_progress": "minimal",
+            "concurrency_id": "open",
+            "concurrency_limit": OPENINGS_AT_ONCE,
+        }
         hidden: dict[str, Any] = {"api_visibility": "private"}
         always: dict[str, Any] = {**answers, **hidden, "trigger_mode": "multiple"}
 
@@ -139,40 +151,68 @@ class Page:
         self.text.submit(self._value(visits.type_text), asked, api_name="text", **answers)
         self.fleet.input(self._value(visits.predict_for), [self.visit, self.fleet, self.shown], **always)
 
-    def _visit(self, visit: visits.Visit | None, shown: str | None = None) -> visits.Visit:
-        if visit is not None:
-            return visit
-        return visits.resume(shown) if shown else visits.start(self.first)
+    def _visit(
+        self, visit: visits.Visit | None, shown: str | None = None, request: gr.Request | None = None
+    ) -> visits.Visit:
+        if visit is None:
+            visit = visits.resume(shown) if shown else visits.start(self.first)
+        visit.visitor = visitor_of(request)
+        return visit
 
     def _event(self, act: Callable[..., visits.Panels], *names: str) -> Callable[..., tuple[Any, ...]]:
         """An event of one of the page's own controls, which sends what is named; one from before a choice is late."""
 
-        def run(visit: visits.Visit | None, shown: str | None, event: gr.EventData) -> tuple[Any, ...]:
-            visit = self._visit(visit, shown)
-            if shown != (visit.source or ""):
-                return visit, *astuple(visits.show(visit))
+        def run(
+            visit: visits.Visit | None, shown: str | None, event: gr.EventData, request: gr.Request | None = None
+        ) -> tuple[Any, ...]:
+            visit = self._visit(visit, shown, request)
             data = event._data if isinstance(event._data, dict) else {}
-            return visit, *astuple(act(visit, *(data.get(name) for name in names)))
+            is_late = shown != (visit.source or "")
+            panels = in_turn(
+                visit, lambda: visits.show(visit) if is_late else act(visit, *(data.get(name) for name in names))
+            )
+            return visit, *astuple(panels)
 
         return run
 
     def _value(self, act: Callable[..., visits.Panels]) -> Callable[..., tuple[Any, ...]]:
         """An event of one of gradio's components, with its value."""
 
-        def run(visit: visits.Visit | None, value: Any, shown: str | None = None) -> tuple[Any, ...]:
-            visit = self._visit(visit, shown)
-            return visit, *astuple(act(visit, value))
+        def run(
+            visit: visits.Visit | None, value: Any, shown: str | None = None, request: gr.Request | None = None
+        ) -> tuple[Any, ...]:
+            visit = self._visit(visit, shown, request)
+            return visit, *astuple(in_turn(visit, lambda: act(visit, value)))
 
         return run
 
-    def _chosen(self, visit: visits.Visit | None, shown: str | None, event: gr.EventData) -> tuple[Any, ...]:
-        visit = self._visit(visit, shown)
+    def _chosen(
+        self, visit: visits.Visit | None, shown: str | None, event: gr.EventData, request: gr.Request | None = None
+    ) -> tuple[Any, ...]:
+        visit = self._visit(visit, shown, request)
         name = event._data.get("name") if isinstance(event._data, dict) else None
         return visit, *changes(visits.choose_bundle(visit, name))
 
-    def _other(self, visit: visits.Visit | None, source: str) -> tuple[Any, ...]:
-        visit = self._visit(visit)
+    def _other(self, visit: visits.Visit | None, source: str, request: gr.Request | None = None) -> tuple[Any, ...]:
+        visit = self._visit(visit, None, request)
         return visit, *changes(visits.choose_other(visit, source))
+
+
+TURNS = turns.Turns()
+
+
+def visitor_of(request: gr.Request | None) -> str | None:
+    """What tells this visitor from others; None where nothing does."""
+    return None if request is None else request.session_hash or (request.client.host if request.client else None)
+
+
+def in_turn(visit: visits.Visit, act: Callable[[], visits.Panels]) -> visits.Panels:
+    """Act when this visitor's turn comes; refuse where too many of the same visitor wait."""
+    try:
+        with TURNS.enter(visit.visitor):
+            return act()
+    except OverloadedError:
+        return visits.show(visit, visits.TOO_MANY)
 
 
 FILE_LABELS = {
@@ -253,7 +293,7 @@ def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: An
         "css_paths": HERE / "page" / "style.css",
         "max_file_size": inputs.MAX_FILE_BYTES,
         "footer_links": ["gradio", "settings"],
-        "max_threads": 8,
+        "max_threads": MAX_THREADS,
         "state_session_capacity": 500,
         "quiet": True,
         "allowed_paths": [],
@@ -266,10 +306,29 @@ def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: An
         page.block_thread()
 
 
+def start_isolation() -> None:
+    """Give strangers' files and ensembles processes of their own, unless EDVIT_SPACE_ISOLATION says "off".
+
+    Raises:
+        EDViTError: They do not start.
+    """
+    if os.environ.get("EDVIT_SPACE_ISOLATION", "on") == "off":
+        logger.warning("isolation is off: files and ensembles that visitors name are opened in this process")
+        return
+    known = []
+    for bundle in ensembles.bundles():
+        with contextlib.suppress(EDViTError):
+            opened = ensembles.open_bundle(bundle.name)
+            if opened.taker is not None and opened.task != "text-classification":
+                known.append((opened.folder, opened.taker))
+    isolation.start(known)
+
+
 def main(**settings: Any) -> None:
     """Build the page and serve it."""
     bound_log()
     logging.basicConfig(level=logging.INFO)
+    start_isolation()
     with contextlib.suppress(ImportError):  # where it is installed gradio would at the first event, beside an answer
         importlib.import_module("matplotlib")
     launch(build_page(), **settings)

@@ -6,6 +6,7 @@ this process, which is for one's own files.
 """
 
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +49,7 @@ TOO_LARGE = (
     "edvit space run."
 )
 
+_PAGE = str(Path(__file__).resolve().parents[1])
 _lock = threading.Lock()
 _readers: Pool | None = None
 _asked = threading.BoundedSemaphore(MAX_ASKED)
@@ -103,6 +105,8 @@ def read(folder: Path, taker: Taker, kind: Kind, content: bytes) -> Reading:
 
 
 def _child(entry: str, setup: Message, limits: ChildLimits) -> Child:
+    if _PAGE not in sys.path:  # where a child finds `answers`: it takes no relative folder over
+        sys.path.append(_PAGE)
     quiet = {"ORT_DISABLE_TELEMETRY": "1"}  # which would write to the home folder
     return Child(
         entry, setup, limits=limits, max_bytes=MAX_MESSAGE_BYTES, start_seconds=OPEN_SECONDS, environment=quiet

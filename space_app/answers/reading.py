@@ -75,6 +75,12 @@ class Reading:
     tokens: tuple[str, ...] = ()
     remark: str = ""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        seen = 0 if self.seen is None else self.seen.nbytes
+        return seen + sum(values.nbytes for values in self.inputs.values())
+
 
 def read(taker: Taker, kind: Kind, content: bytes) -> Reading:
     """Read what a visitor gave: the bytes of a file, a text as UTF-8, or a drawing's pixels (side, side, 3) uint8.

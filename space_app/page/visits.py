@@ -2,6 +2,9 @@
 """What a visitor's event does to the page: the visitor's state and the page's parts as HTML. No gradio here."""
 
 import logging
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,17 +25,48 @@ NO_ENSEMBLE = (
 )
 BROKEN = "Something went wrong on this machine. The page lives on: try again, or try another input."
 GONE = "This example is not there any more. Choose another one."
+TOO_MANY = "You ask faster than the page can answer. Wait for the answer, then go on."
 MAX_DEVICES = 10_000
+MAX_HELD_BYTES = 256 * 2**20
+"""Of the inputs of all visits together."""
 
 
 @dataclass
 class Visit:
-    """What one visitor does. Ensembles are shared by all, so only the name of theirs is kept."""
+    """What one visitor does. Ensembles are shared by all, so only the name of theirs is kept.
+
+    `visitor` tells visitors apart, so that one cannot take the places of all; None where nobody is told apart.
+    """
 
     source: str | None
     prepared: inputs.PreparedInput | None = None
     unplugged: tuple[int, ...] = ()
     fleet: str | None = None
+    visitor: str | None = None
+
+
+class Held:
+    """The inputs that visits hold: those of whoever did nothing for longest are forgotten where all are too large."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._lock = max_bytes, threading.Lock()
+        self._visits: OrderedDict[int, tuple[weakref.ref[Visit], int]] = OrderedDict()
+
+    def keep(self, visit: Visit) -> None:
+        """Count what this visit holds now."""
+        with self._lock:
+            self._visits.pop(id(visit), None)
+            if visit.prepared is not None:
+                self._visits[id(visit)] = weakref.ref(visit), visit.prepared.num_bytes
+            for key in [key for key, (found, _) in self._visits.items() if found() is None]:
+                del self._visits[key]
+            while len(self._visits) > 1 and sum(size for _, size in self._visits.values()) > self._max_bytes:
+                _, (oldest, _) = self._visits.popitem(last=False)
+                if (found := oldest()) is not None:
+                    found.prepared = None
+
+
+held = Held(MAX_HELD_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +133,7 @@ def answer(visit: Visit, prepare: Callable[[OpenEnsemble], inputs.PreparedInput 
     """Take an input and answer; whatever is wrong with it becomes a sentence on the page."""
     try:
         visit.prepared = None if visit.source is None else prepare(ensembles.open_named(visit.source))
+        held.keep(visit)
         return show(visit)
     except EDViTError as error:
         return _refuse(visit, str(error))
@@ -172,7 +207,7 @@ def choose_bundle(visit: Visit, name: Any) -> Choice:
 
 def choose_other(visit: Visit, source: str | None) -> Choice:
     """An ensemble of the Hub or of a folder."""
-    return _choose(visit, lambda: ensembles.open_other(source or ""), is_bundle=False)
+    return _choose(visit, lambda: ensembles.open_other(source or "", visit.visitor), is_bundle=False)
 
 
 def _choose(visit: Visit, opening: Callable[[], OpenEnsemble], *, is_bundle: bool) -> Choice:
