@@ -23,6 +23,8 @@ from answers import ensembles, inputs, isolation, turns  # noqa: E402
 from answers.opened import OpenEnsemble  # noqa: E402
 from edvit_hf.errors import EDViTError, OverloadedError  # noqa: E402
 from page import figures, scripts, visits  # noqa: E402
+from page.hosts import Hosts  # noqa: E402
+from page.uploads import Uploads  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -286,6 +288,10 @@ def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: An
 
     gradio is quiet: it would advise a public link. Once the page is there, its address is printed here.
     """
+    bound = settings.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "")
+    hosts = Hosts({**os.environ, "GRADIO_SERVER_NAME": bound})
+    uploads = Uploads(Path(os.environ["GRADIO_TEMP_DIR"]))
+    guard = Middleware(Guard, max_bytes=MAX_BODY_BYTES, hosts=hosts, uploads=uploads)
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     fixed: dict[str, Any] = {
         **dict.fromkeys(("share", "ssr_mode", "mcp_server", "enable_monitoring", "pwa"), False),
@@ -297,7 +303,7 @@ def launch(page: gr.Blocks, *, prevent_thread_lock: bool = False, **settings: An
         "state_session_capacity": 500,
         "quiet": True,
         "allowed_paths": [],
-        "app_kwargs": {"middleware": [Middleware(Guard, max_bytes=MAX_BODY_BYTES)]},
+        "app_kwargs": {"middleware": [guard]},
     }
     _, address, _ = page.launch(prevent_thread_lock=True, **{**fixed, **settings})
     sys.stdout.write(f"The page is at {address} (Ctrl-C ends it)\n")

@@ -5,14 +5,18 @@
 """
 
 import atexit
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
+
+from page.hosts import NAMES_VARIABLE, Hosts
+from page.uploads import Upload, Uploads
 
 LOGGED_CHARACTERS = 8000  # of the beginning and of the end of what is written at once: tracebacks stay whole
 
@@ -92,14 +96,22 @@ def bound_log() -> None:
 
 
 class Guard:
-    """ASGI middleware: the headers above on every answer, and no request with a larger body than `max_bytes`."""
+    """ASGI middleware: headers on every answer, names by which the page is called, sizes of requests, and uploads."""
 
-    def __init__(self, app: Any, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: Any, max_bytes: int, hosts: Hosts | None = None, uploads: Uploads | None = None) -> None:
+        """Guard an application.
+
+        Args:
+            app: ASGI.
+            max_bytes: Largest body of one request.
+            hosts: By what names it may be called; None: any.
+            uploads: Counts what visitors send; None: nobody does.
+        """
+        self.app, self.max_bytes, self.hosts, self.uploads = app, max_bytes, hosts, uploads
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer 413 before anything is read where the length is told; cut the body off where it is not."""
-        if scope["type"] != "http":
+        """Refuse before anything is read where the headers tell; cut the body off where they do not."""
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
 
@@ -108,24 +120,61 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.max_bytes:
-            await _too_large(with_headers)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if scope["type"] == "websocket":
+            await (self.app(scope, receive, send) if refusal is None else send({"type": "websocket.close"}))
+            return
+        upload: Upload | None = None
+        if refusal is None and self.uploads is not None and _is_upload(scope):
+            upload = self.uploads.begin(_visitor(scope), int(headers.get(b"content-length", "0")))
+            refusal = None if upload is not None else (429, "You have sent many files. Wait some minutes.")
+        if refusal is not None:
+            await _refuse(with_headers, *refusal)
             return
         seen = 0
 
         async def bounded() -> Message:
             nonlocal seen
             message = await receive()
-            seen += len(message.get("body", b""))
+            part = message.get("body", b"")
+            seen += len(part)
+            is_taken = upload is None or upload.add(part)
             # A body of no told length that does not end is given up as if the sender had left.
-            return {"type": "http.disconnect"} if seen > self.max_bytes else message
+            return message if seen <= self.max_bytes and is_taken else {"type": "http.disconnect"}
 
         await self.app(scope, bounded, with_headers)
 
+    def _refusal(self, scope: Message, headers: Mapping[bytes, str]) -> tuple[int, str] | None:
+        """Status and sentence where the headers tell that nobody should answer."""
+        host, origin = headers.get(b"host"), headers.get(b"origin")
+        if self.hosts is not None:
+            if not self.hosts.takes(host):
+                return 403, (
+                    "This page is not called by that name. Use its address, or have who runs it add the name to "
+                    f"{NAMES_VARIABLE}."
+                )
+            is_asking = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
+            if is_asking and self.hosts.is_foreign(origin, host):
+                return 403, "A page of another site may not ask here. Open this page itself."
+        length = headers.get(b"content-length", "0")
+        if not (length.isascii() and length.isdigit()) or int(length) > self.max_bytes:
+            return 413, "This is larger than the page takes."
+        return None
 
-async def _too_large(send: Send) -> None:
-    body = b'{"detail":"This is larger than the page takes."}'
+
+def _is_upload(scope: Message) -> bool:
+    return scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith("/upload")
+
+
+def _visitor(scope: Message) -> str:
+    """The address that a request came from, as far as the server knows it."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+async def _refuse(send: Send, status: int, sentence: str) -> None:
+    body = json.dumps({"detail": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": body})

@@ -303,7 +303,7 @@ async def _asked(guard, headers, chunks):
     async def send(message):
         sent.append(message)
 
-    await guard({"type": "http", "headers": headers}, receive, send)
+    await guard({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send)
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
@@ -407,6 +407,10 @@ def test_the_served_page_keeps_to_itself(tmp_path):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"{base}/gradio_api/file={path}")
             assert refused.value.code in (403, 404)
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            foreign = urllib.request.Request(f"{base}/gradio_api/upload", data=b"x", headers=headers)
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(foreign)
         huge = urllib.request.Request(f"{base}/gradio_api/upload", data=b"x" * (inputs.MAX_FILE_BYTES + 2**21))
         with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as refused:
             urllib.request.urlopen(huge)
