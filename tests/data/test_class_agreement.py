@@ -136,3 +136,12 @@ def test_a_list_of_pictures_per_row_is_refused(tmp_path):
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match="Expected images in column 'image'"):
         open_splits(parquet(tmp_path, test_split=None))
+
+
+@pytest.mark.parametrize("with_train", [True, False])
+def test_new_names_are_of_the_training_splits_ids_where_the_test_split_is_read_alone(tmp_path, with_train):
+    declared(tmp_path / "set", "test", [0, 1], ["pos", "neg"])
+    if with_train:
+        declared(tmp_path / "set", "train", [0, 1], ["neg", "pos"])
+    config = parquet(tmp_path / "set", label_names=("negative", "positive"))
+    assert open_splits(config, only=["test"])["test"].labels == ([1, 0] if with_train else [0, 1])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several folders are one data set, and a folder of its own may hold the test split: classes agree by name."""
 
+import dataclasses
+import json
 import os
 
 import datasets
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from edvit_hf.data import DatasetConfig, load_task
+from edvit_hf.data.config import dataset_from_values
 from edvit_hf.data.sources import open_splits
 from edvit_hf.errors import DataError
 from support.dataset_files import NAMES, OFF, own_cache, parquet, png, write_split, write_texts  # noqa: F401
@@ -90,9 +93,9 @@ def test_a_test_folder_of_other_classes_or_without_the_split_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"data_dir": ()}, "`data_dir` must be a folder, or a list"),
-        ({"data_dir": ("a", "a")}, "`data_dir` must be a folder, or a list"),
-        ({"data_dir": ""}, "`data_dir` must be a folder, or a list"),
+        ({"data_dir": ()}, "`data_dir` must name a folder"),
+        ({"data_dir": ("a", "")}, "`data_dir` must name a folder"),
+        ({"data_dir": ""}, "`data_dir` must name a folder"),
         ({"test_data_dir": ""}, "`test_data_dir` is ''"),
         ({"test_data_dir": "x", "test_split": None}, "Test rows come from one place"),
         ({"test_data_dir": "x", "test_groups": ("1",), "group_column": "g"}, "Test rows come from one place"),
@@ -110,3 +113,25 @@ def test_a_data_set_of_the_hubs_shape_loads_alike_from_its_folder_and_as_a_list(
     one = load_task(parquet(tmp_path / "set"), OFF)
     listed = load_task(DatasetConfig(path="parquet", data_dir=(str(tmp_path / "set"),), image_size=8), OFF)
     assert torch.equal(one.test.inputs(range(3))["pixel_values"], listed.test.inputs(range(3))["pixel_values"])
+
+
+@pytest.mark.parametrize("other", ["a", "./a", "b/../a", "link"])
+def test_a_folder_that_is_named_twice_is_refused(tmp_path, monkeypatch, other):
+    animals(tmp_path / "a", NAMES)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="of which two are one folder"):
+        open_splits(DatasetConfig(path="imagefolder", data_dir=("a", other)))
+
+
+def test_recorded_folders_of_one_name_are_read_again(tmp_path):
+    values = dataclasses.asdict(DatasetConfig(path="imagefolder", data_dir=("data", "data")))
+    assert dataset_from_values(json.loads(json.dumps(values))).data_dir == ("data", "data")
+
+
+def test_new_names_reach_a_test_folder_that_is_read_alone(tmp_path):
+    train, test = animals(tmp_path / "a", NAMES), animals(tmp_path / "b", NAMES[1:], ("",))
+    config = DatasetConfig(path="imagefolder", data_dir=train, test_data_dir=test, label_names=("c", "d", "e"))
+    for only in (["test"], ["train", "test"]):
+        assert open_splits(config, only=only)["test"].labels == [1] * 4 + [2] * 4

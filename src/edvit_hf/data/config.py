@@ -240,10 +240,10 @@ def _check_source(config: DatasetConfig) -> None:
 def _check_folders(config: DatasetConfig) -> None:
     folders = config.data_dir
     names = [folders] if isinstance(folders, str) else list(folders or ())
-    if folders is not None and (not names or len(set(names)) < len(names) or not all(names)):
+    if folders is not None and not (names and all(names)):
         raise DataError(
-            f"`data_dir` must be a folder, or a list of different folders, none of them empty, got {folders!r}. Rows "
-            "of a folder that is named twice would count twice. Name each once."
+            f"`data_dir` must name a folder, or a list of folders, got {folders!r}. An empty name would be the folder "
+            "where the command runs. Write the path, or leave `data_dir` out."
         )
     if config.test_data_dir is None:
         return

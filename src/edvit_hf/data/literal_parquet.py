@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets.builder import Key
 from datasets.table import table_cast
 
-_BATCH_ROWS = 1000
+_BATCH_ROWS = 256  # a batch of large pictures lies in memory at once
 
 
 class LiteralParquet(datasets.ArrowBasedBuilder):

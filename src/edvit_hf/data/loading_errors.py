@@ -8,10 +8,14 @@ from edvit_hf.data.config import DatasetConfig
 from edvit_hf.errors import DataError
 
 
-def no_split(config: DatasetConfig, name: str, found: Sequence[str], where: str) -> DataError:
+class NoSplitError(DataError):
+    """A split is not there."""
+
+
+def no_split(config: DatasetConfig, name: str, found: Sequence[str], where: str) -> NoSplitError:
     """The error for a split that is not there."""
     held_out = ", or `test_split: null` to hold out training rows" if name == config.test_split else ""
-    return DataError(
+    return NoSplitError(
         f"Expected a split named {name!r} in {where}, got only: {', '.join(found) or 'none'}. "
         "Training, validation and test rows must be told apart. "
         f"Set `train_split`, `test_split` or `validation_split` to one of these{held_out}."

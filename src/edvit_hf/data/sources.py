@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find a dataset (embedded, local folders, Hub) and open its splits without decoding an input yet."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -13,7 +14,7 @@ from edvit_hf.data.agreement import agreed, by_name
 from edvit_hf.data.columns import RawSplit, raw_split
 from edvit_hf.data.config import BUILDERS, EMBEDDED_DATASET, DatasetConfig
 from edvit_hf.data.listing import list_folder
-from edvit_hf.data.loading_errors import load_error, no_split
+from edvit_hf.data.loading_errors import NoSplitError, load_error, no_split
 from edvit_hf.data.local import LocalData
 from edvit_hf.data.split import ArrayStore
 from edvit_hf.data.streams import first_rows
@@ -42,7 +43,8 @@ def open_splits(
     if config.test_data_dir is not None and config.test_split in wanted:
         apart = LocalData([_existing(config.test_data_dir, "test_data_dir")], config, task)
         test = dataclasses.replace(apart.open(apart.single or config.test_split), name=config.test_split)
-        opened[config.test_split] = test if config.train_split in wanted else by_name(test)
+        knows_order = config.train_split in wanted or config.label_names is not None
+        opened[config.test_split] = test if knows_order else by_name(test)
     rest = [name for name in wanted if name not in opened]
     if config.path == EMBEDDED_DATASET and not folders:
         opened |= _open_digits(config, task)
@@ -53,6 +55,11 @@ def open_splits(
         opened |= _open_hub(config, task, rest)
     if config.train_split in opened:
         return agreed(opened, config.train_split, config.label_names)
+    if config.label_names is not None and any(split.class_names is not None for split in opened.values()):
+        # New names stand in the order of the training split's ids, which another split may declare otherwise.
+        with contextlib.suppress(NoSplitError):
+            whole = open_splits(config, task, only=[*wanted, config.train_split])
+            return {name: whole[name] for name in wanted}
     return opened
 
 
@@ -92,7 +99,13 @@ def _folders(config: DatasetConfig) -> list[Path]:
             )
         return []
     names = (config.data_dir,) if isinstance(config.data_dir, str) else config.data_dir
-    return [_existing(name, "data_dir") for name in names]
+    folders = [_existing(name, "data_dir") for name in names]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError(
+            f"Expected different folders in `data_dir`, got {', '.join(names)}, of which two are one folder. Its rows "
+            "would count twice. Name each folder once."
+        )
+    return folders
 
 
 def _existing(name: str, key: str) -> Path:
