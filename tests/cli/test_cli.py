@@ -135,6 +135,9 @@ def test_the_card_says_what_the_runtime_answers_and_evaluate_measures_it_anew(fi
     assert saved["variants"] == recorded
     assert saved["command"] == "edvit evaluate DIR --save"
 
+    assert saved["dataset"] == results["dataset"]["test"]
+    assert saved["is_own_data"]
+
     done = invoke("evaluate", folder, "--save", "--max-items", 3)
     assert done.exit_code == 1
     assert "--max-items" in done.output
@@ -142,6 +145,50 @@ def test_the_card_says_what_the_runtime_answers_and_evaluate_measures_it_anew(fi
     done = invoke("evaluate", folder, "--save")
     assert done.exit_code == 1
     assert "results.json" in done.output
+
+
+def test_evaluate_takes_a_file_that_only_names_data_and_the_card_shows_what_is_other_as_what_it_is(
+    finished_trip, tmp_path
+):
+    folder = tmp_path / "ensemble"
+    shutil.copytree(ensemble_dir(finished_trip[1]), folder)
+    own = json.loads((folder / "results.json").read_text())["runtime"]
+    path = tmp_path / "few.yaml"
+    path.write_text("dataset: {path: digits, max_test_samples: 30}\n")
+    shown = invoke("evaluate", folder, "--recipe", path, "--max-items", 20).output
+    assert "measured on digits, split test, at most 30, 30 items, the first 20 of them; other data than" in _flat(shown)
+    shown = invoke("evaluate", folder, "--recipe", path, "--save").output
+    assert "measured on digits, split test, at most 30, 30 items; other data than the results in DIR" in _flat(shown)
+    assert invoke("card", folder).exit_code == 0
+    card = (folder / "README.md").read_text()
+    assert json.loads((folder / "results.json").read_text())["runtime"] == own
+    line = next(line for line in card.splitlines() if line.startswith("| digits, split test, at most 30, 30 items | `"))
+    assert line.endswith("| `edvit evaluate DIR --recipe few --save` |")
+    assert "### On other data" in card
+    assert "test items of digits, split test, at most 60 (fingerprint `" in card
+    assert f"measured on {own['num_items']} items" not in line
+
+
+def _flat(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("dataset: {path: digits, max_tets_samples: 30}", "max_test_samples"),
+        ("task: image-classification", "dataset"),
+        ("task: audio-classification\ndataset: {path: digits}", "audio-classification"),
+        ("dataset: {path: digits}\nfleet: x.yaml", "task"),
+        ("[]", "mapping"),
+        ("{}", "dataset"),
+    ],
+)
+def test_a_file_that_only_names_data_is_read_strictly(finished_trip, tmp_path, content, message):
+    (tmp_path / "data.yaml").write_text(content)
+    done = invoke("evaluate", ensemble_dir(finished_trip[1]), "--recipe", tmp_path / "data.yaml")
+    assert done.exit_code == 1
+    assert message in done.output
 
 
 @pytest.mark.parametrize(

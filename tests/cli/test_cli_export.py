@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -92,23 +93,52 @@ def test_the_table_shows_every_variant_and_its_gate(tmp_path_factory):
     assert export_tables(report)[1:] == ["passed no gate: quint8_avx2"]
 
 
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_where_the_data_are_not_at_hand_parity_alone_is_measured_and_the_reason_recorded(
-    folder, monkeypatch, caplog, is_damaged
-):
-    given = {}
-    monkeypatch.setattr(exporting, "export_ensemble", lambda folder, **values: given.update(values))
+def _without_data(folder, monkeypatch, *, is_damaged):
     if is_damaged:
         (folder / "results.json").unlink()
     else:
-        monkeypatch.setattr("edvit_hf.published.measure.load_task", _no_data)
+        monkeypatch.setattr("edvit_hf.published.data.load_task", _no_data)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_gate_that_cannot_run_is_a_refusal_and_leaves_the_folder_as_it_was(folder, monkeypatch, is_damaged):
+    _without_data(folder, monkeypatch, is_damaged=is_damaged)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    done = invoke("export", folder, "--profile", "raspberry-pi-5")
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    for part in ("judge int8 by", "--data-dir", "--without-accuracy-gate", "--precision fp32"):
+        assert part in said
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_where_no_gate_is_due_parity_alone_is_measured_and_the_reason_recorded(folder, monkeypatch, caplog, is_damaged):
+    given = {}
+    monkeypatch.setattr(exporting, "export_ensemble", lambda folder, **values: given.update(values))
+    _without_data(folder, monkeypatch, is_damaged=is_damaged)
     with caplog.at_level(logging.WARNING, logger="edvit_hf"):
-        export_folder(folder, ExportConfig(), progress=False)
+        export_folder(folder, ExportConfig(precisions=("fp32",)), progress=False)
     assert given["gate"] is given["report"] is given["calibration"] is None
     assert len(given["inputs"]["pixel_values"]) == 64
     expected = "nothing says which dataset it belongs to" if is_damaged else "its dataset was not at hand"
     assert given["no_accuracy"] == f"not measured: {expected} where it was exported"  # and no path of this machine
-    assert "accuracy is not measured and no gate is passed" in caplog.text
+    assert "no accuracy gate is passed" in caplog.text
+
+
+def test_an_export_without_its_gate_says_so_in_the_manifest_and_on_the_card(folder):
+    done = invoke("export", folder, "--profile", "raspberry-pi-5", "--without-accuracy-gate")
+    assert done.exit_code == 0, done.output
+    assert "passed no gate: qint8_arm64" in done.output
+    manifest = Manifest.load(folder)
+    assert "qint8_arm64" not in manifest.ensemble.gates
+    reason = "it was exported without an accuracy gate, as asked"
+    assert manifest.ensemble.accuracy_note == "qint8_arm64 passed no accuracy gate"
+    added = manifest.sub_models[0].variant("int8", "raspberry-pi-5")
+    assert added.accuracy is None
+    assert added.accuracy_note == f"not measured: {reason}"
+    assert invoke("card", folder).exit_code == 0
+    assert f"- `qint8_arm64` passed no accuracy gate; not measured: {reason}." in (folder / "README.md").read_text()
 
 
 def _no_data(*_, **__):
@@ -118,14 +148,45 @@ def _no_data(*_, **__):
 def test_a_dataset_that_is_named_must_be_there_and_belong_to_the_ensemble(finished_trip, folder, monkeypatch):
     recipe = load_recipe(finished_trip[0])
     config = json.loads((folder / "config.json").read_text())
-    config["id2label"]["0"], config["id2label"]["1"] = config["id2label"]["1"], config["id2label"]["0"]
+    config["id2label"]["0"] = "nought"
     config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RecipeError, match="Expected a dataset with the 10 classes"):
+    with pytest.raises(DataError, match="only there: '0'; missing there: 'nought'"):
         export_folder(folder, ExportConfig(), recipe=recipe)
-    monkeypatch.setattr("edvit_hf.published.measure.load_task", _no_data)
+    monkeypatch.setattr("edvit_hf.published.data.load_task", _no_data)
     with pytest.raises(DataError, match="found none"):
         export_folder(folder, ExportConfig(), recipe=recipe)
+
+
+def test_classes_in_another_order_are_told_by_name_and_every_figure_names_its_data(finished_trip, folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    names = list(config["id2label"].values())[::-1]
+    config["id2label"] = {str(index): name for index, name in enumerate(names)}
+    config["label2id"] = {name: index for index, name in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    given = {}
+    monkeypatch.setattr(exporting, "export_ensemble", lambda folder, **values: given.update(values))
+    export_folder(folder, ExportConfig(), recipe=load_recipe(finished_trip[0]), progress=False)
+    results = json.loads((folder / "results.json").read_text())
+
+    def first_class(inputs):
+        return np.eye(10, dtype=np.float32)[np.zeros(len(inputs["pixel_values"]), int)]
+
+    answers = given["report"](first_class)
+    nines = sum(load_digits_labels(results) == 9)
+    assert int(answers.correct.sum()) == nines, "id 0 is the class called 9 now"
+    row = answers.to_row()
+    assert row["dataset"] == results["dataset"]["test"]
+    assert row["dataset"]["name"] == "digits"
+    assert row["is_own_data"] is True
+    assert row["command"] == "edvit export DIR --recipe tiny"
+
+
+def load_digits_labels(results):
+    from edvit_hf.data import Augmentation, load_task
+    from edvit_hf.data.config import dataset_from_values
+
+    return load_task(dataset_from_values(results["recipe_values"]["dataset"]), Augmentation()).test.labels
 
 
 def test_an_interruption_leaves_the_former_state(folder, monkeypatch):

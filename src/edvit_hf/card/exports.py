@@ -8,6 +8,7 @@ the largest file is, how far the worst is from torch, and which class group lost
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edvit_hf.card.other_data import described
 from edvit_hf.card.tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span, text_or_not
 from edvit_hf.manifest import Manifest, Variant, hash_of_files
 from edvit_hf.manifest.document import protocol_numbers
@@ -125,6 +126,9 @@ def exports_finding(manifest: Manifest | None) -> str:
     hardware = " and ".join(sorted({f"`{row['measured_on']}`" for row in rows.values() if row.get("measured_on")}))
     where = f"onnxruntime, {splits} split" if splits else "onnxruntime"
     where += f", measured on hardware of kind {hardware}" if hardware else ""
+    others = [row["dataset"] for row in rows.values() if row.get("is_own_data") is False]
+    other = " and ".join(dict.fromkeys(described(each) for each in others))
+    where += f", measured on other data than the rest of this card: {other}" if other else ""
     return f"Accuracy of the whole ensemble on {where}: {', '.join(figures) or NOT_MEASURED}."
 
 
@@ -143,12 +147,16 @@ def gates_table(manifest: Manifest | None, group_names: Sequence[str]) -> str:
         ]
         for name, gate in gates.items()
     ]
-    judged = [
-        name
+    judged = {
+        name: files[0]
         for name, files in variants_by_name(manifest).items()
         if files[0].precision != "fp32" and files[0].inputs == "prepared"
+    }
+    ungated = {name: file.accuracy_note for name, file in judged.items() if name not in gates}
+    notes = [
+        f"- `{name}` passed no accuracy gate{f'; {why.rstrip(chr(46))}' if why else ''}."
+        for name, why in ungated.items()
     ]
-    notes = [f"- `{name}` passed no accuracy gate." for name in judged if name not in gates]
     rules = {
         f"- The rule: at most {100 * gate['max_loss']:.2f} points worse than fp32 overall"
         + (f" and {100 * gate['max_group_loss']:.2f} points in any class group" if gate.get("max_group_loss") else "")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.card import exports, javascript, sources, tables, words
+from edvit_hf.card import exports, javascript, other_data, sources, tables, words
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.errors import EDViTError, named_extra
@@ -65,6 +65,7 @@ def _variables(card: CardData) -> dict[str, Any]:
         "sources": sources,
         "words": words,
         "javascript": javascript,
+        "other_data": other_data,
         "task_words": words.TASK_WORDS[results["task"]],
         "location": card.text.repo_id or _LOCAL_FOLDER,
         "group_names": tables.group_names(results),

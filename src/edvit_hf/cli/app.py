@@ -102,7 +102,19 @@ EnsembleArgument = Annotated[
     str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option(help="Recipe that names the dataset. Default: the dataset that DIR/results.json records.")
+    str | None,
+    typer.Option(
+        help="Recipe that names the dataset, or a file with its `dataset` section alone. Default: the dataset that "
+        "DIR/results.json records."
+    ),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Local folder of the data, where the one that is recorded or named is not here.",
+    ),
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Which exported variant.")]

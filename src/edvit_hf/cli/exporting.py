@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from edvit_hf.cli.app import FolderArgument, FormatOption, RecipeOption, VerboseOption, command, quiet_transformers
+from edvit_hf.cli.app import (
+    DataDirOption,
+    FolderArgument,
+    FormatOption,
+    RecipeOption,
+    VerboseOption,
+    command,
+    quiet_transformers,
+)
 from edvit_hf.cli.output import console, keep_all, log_console, print_json, say
 
 if TYPE_CHECKING:
@@ -51,19 +59,27 @@ def export(
         bool, typer.Option("--whole/--no-whole", help="Whether to write the whole ensemble as one graph too.")
     ] = True,
     recipe: RecipeOption = None,
+    data_dir: DataDirOption = None,
+    without_accuracy_gate: Annotated[
+        bool,
+        typer.Option(
+            "--without-accuracy-gate",
+            help="Write int8 and fp16 although nothing says how much accuracy they lose; manifest and card say so.",
+        ),
+    ] = False,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
     output: FormatOption = "human",
     verbose: VerboseOption = False,
 ) -> None:
     """Write ONNX files of the ensemble in DIR for the devices that will run it, each checked against torch.
 
-    int8 and fp16 must hold their accuracy on the validation split, overall and in every class group. What other
-    hardware's files DIR holds already stays. Nothing half-written is ever loadable: an export that was cut off is
-    finished, or done again, by the next.
+    int8 and fp16 must hold their accuracy on the validation split, overall and in every class group; without its data
+    they are refused. What other hardware's files DIR holds already stays. Nothing half-written is ever loadable: an
+    export that was cut off is finished, or done again, by the next.
     """
     from edvit_hf.cli.tables import export_tables
     from edvit_hf.published.export import export_folder, export_report, make_config
-    from edvit_hf.recipe import load_recipe
+    from edvit_hf.recipe import load_data_recipe
 
     quiet_transformers()
     config = make_config(
@@ -76,7 +92,10 @@ def export(
         with_preprocessing=with_preprocessing,
         whole=whole,
     )
-    manifest = export_folder(folder, config, recipe=load_recipe(recipe) if recipe else None)
+    named = load_data_recipe(recipe) if recipe else None
+    manifest = export_folder(
+        folder, config, recipe=named, data_dir=data_dir, without_accuracy_gate=without_accuracy_gate
+    )
     report = export_report(folder, manifest)
     if output == "json":
         print_json(report)

@@ -4,12 +4,14 @@
 import io
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edvit_hf.cli.app import (
+    DataDirOption,
     EnsembleArgument,
     FormatOption,
     NumThreadsOption,
@@ -21,7 +23,7 @@ from edvit_hf.cli.app import (
     SubModelOption,
     command,
 )
-from edvit_hf.cli.output import console, print_json
+from edvit_hf.cli.output import console, print_json, say
 from edvit_hf.errors import DataError
 
 # Of standard input, which may never end: what a device with 1 GB of memory can hold beside the ensemble; 25 minutes of
@@ -33,6 +35,7 @@ _MOST_INPUT_BYTES = 2**28
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A published or finished ensemble folder.")],
     recipe: RecipeOption = None,
+    data_dir: DataDirOption = None,
     precision: PrecisionOption = "fp32",
     max_items: Annotated[int | None, typer.Option(help="Use only the first items of the test split.")] = None,
     save: Annotated[
@@ -42,25 +45,27 @@ def evaluate(
 ) -> None:
     """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with sub-models absent.
 
-    The runtime answers, as on a device. With --save all variants and the whole split, whatever --precision says.
+    The runtime answers, as on a device, and the ensemble's own processor prepares the inputs. With --save all variants
+    and the whole split, whatever --precision says; figures of other data than DIR's results are of are recorded apart.
     """
     from edvit_hf.cli.tables import absent_table, evaluation_table
     from edvit_hf.published import measure_exported, save_measured
-    from edvit_hf.recipe import load_recipe
+    from edvit_hf.recipe import load_data_recipe
 
     if save and max_items is not None:
         raise DataError(
             f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
             "figures of a part as if they were of all. Leave one of the two out."
         )
-    values = load_recipe(recipe) if recipe else None
+    values = load_data_recipe(recipe) if recipe else None
     if save:
-        result = save_measured(folder, values)
+        result = save_measured(folder, values, data_dir=data_dir)
     else:
-        result = measure_exported(folder, values, precision=precision, max_items=max_items)
+        result = measure_exported(folder, values, precision=precision, max_items=max_items, data_dir=data_dir)
     if output == "json":
         print_json(result)
         return
+    say(measured_on(result, max_items))
     if not save:
         console.print(evaluation_table(result))
     console.print(absent_table(result["variants"] if save else {result["variant"]: result}))
@@ -117,6 +122,15 @@ def predict(
         return
     for table in prediction_tables(report):
         console.print(table)
+
+
+def measured_on(result: Mapping[str, Any], max_items: int | None = None) -> str:
+    """One line on what was measured on, and whether the ensemble's results are of the same items."""
+    from edvit_hf.card.other_data import described
+
+    part = "" if max_items is None else f", the first {max_items:,} of them"
+    other = "" if result["is_own_data"] else "; other data than the results in DIR are of"
+    return f"measured on {described(result['dataset'])}{part}{other}"
 
 
 def _read_input(source: str, *, is_text: bool) -> str | bytes | Path:

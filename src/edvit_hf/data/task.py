@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a classification task: rows become splits of pixels, spectrograms or tokens, with the models' processor."""
 
+import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +18,10 @@ from edvit_hf.data.config import DatasetConfig, as_json
 from edvit_hf.data.contents import fingerprint, input_digests
 from edvit_hf.data.decoding import DecodedOnAccess, RowsToDecode
 from edvit_hf.data.image_split import ImageSplit
+from edvit_hf.data.labels import HIDDEN, same_classes
 from edvit_hf.data.modalities import TextConfig
 from edvit_hf.data.processors import processor_of
-from edvit_hf.data.roles import Role, choose_roles, choose_test, needed_for_test
+from edvit_hf.data.roles import ROLES, Role, choose_roles, choose_test, needed_for_test
 from edvit_hf.data.sources import open_splits
 from edvit_hf.data.split import ArrayStore, Split, Store
 from edvit_hf.data.text_split import TextSplit, TokenStore
@@ -68,6 +71,21 @@ class TaskData:
     def fingerprint(self, role: str) -> str:
         """What says whose figures a measurement on the rows of a role is; see `data.contents`."""
         return _fingerprint(self.roles[role], self.label_names, self.task)
+
+    def numbered_as(self, label_names: Sequence[str]) -> "TaskData":
+        """The same rows with the class ids of a model's names: classes are told by name.
+
+        Raises:
+            DataError: The names are not the same ones, whatever their order.
+        """
+        order = same_classes(self.label_names, label_names, "data")
+        changed: dict[str, Any] = {name: copy.copy(getattr(self, name)) for name in ROLES}
+        roles = {name: copy.copy(role) for name, role in self.roles.items()}
+        for split in changed.values():
+            split.labels = order[split.labels]
+        for role in roles.values():
+            role.ids = np.where(role.ids == HIDDEN, HIDDEN, order[role.ids])
+        return dataclasses.replace(self, label_names=list(label_names), roles=roles, **changed)
 
 
 def load_task(

@@ -97,7 +97,7 @@ def export_ensemble(
             content_hash=identity,
             parity=parity,
             accuracy=exported.accuracy or None,
-            accuracy_note=None if "fp32" in exported.accuracy else no_accuracy,
+            accuracy_note=_accuracy_note(exported, no_accuracy),
             gates=exported.gates or None,
         )
         manifest = _make_manifest(model, entry, exported, content)
@@ -106,6 +106,15 @@ def export_ensemble(
     number = len(manifest.variants)
     logger.info("export: %d files, %.1e of the largest logit away from torch, in %.1f s", number, distance, seconds)
     return manifest
+
+
+def _accuracy_note(exported: ExportedFiles, no_accuracy: str) -> str | None:
+    """Why accuracy is null, and which files passed no accuracy gate; None where neither is so."""
+    reason = None if "fp32" in exported.accuracy else no_accuracy
+    lossy = [each for each in exported.sub_models[0] if each.precision != "fp32" and each.inputs == "prepared"]
+    ungated = [each.name for each in lossy if each.name not in exported.gates]
+    said = f"{', '.join(ungated)} passed no accuracy gate" if ungated else None
+    return "; ".join(each for each in (reason, said) if each) or None
 
 
 def load_ensemble(root: Path) -> EDViTPreTrainedModel:

@@ -6,22 +6,24 @@ The recipe's own export stage measures in the same way: see `measured_on`.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edvit_hf.card.other_data import described
 from edvit_hf.data import TaskData, class_group_labels, iterate_batches
-from edvit_hf.errors import EDViTError, RecipeError, named_extra
+from edvit_hf.errors import EDViTError, ExportGateError, RecipeError, named_extra
 from edvit_hf.evaluation.evaluator import evaluate
 from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, SplitMeasure, export_ensemble
 from edvit_hf.export.config import Kind
+from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import shipped_kind
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.planning.fleet import load_fleet
-from edvit_hf.published.measure import MeasuredBy, task_data
+from edvit_hf.published.data import Measured, MeasuredBy
 from edvit_hf.tasks import num_labels_of
 
 logger = logging.getLogger(__name__)
@@ -85,41 +87,91 @@ def _arrays(inputs: Any) -> dict[str, np.ndarray]:
 
 
 def export_folder(
-    folder: Path, config: ExportConfig, *, recipe: MeasuredBy | None = None, progress: bool = True
+    folder: Path,
+    config: ExportConfig,
+    *,
+    recipe: MeasuredBy | None = None,
+    data_dir: Path | None = None,
+    without_accuracy_gate: bool = False,
+    progress: bool = True,
 ) -> Manifest:
     """Export a finished ensemble in place: new variants are added, intact ones of the same weights kept.
 
-    int8 and fp16 are gated on the validation split of the dataset that `recipe` names, which must then be there, or
-    else `results.json` in the folder. Where the recorded one cannot be had, parity alone is measured, on seeded random
-    inputs, and accuracy is recorded as null with the reason.
+    int8 and fp16 are gated on the validation split of the dataset that `recipe` names, or else `results.json` in the
+    folder. Where it cannot be had they are refused, unless `without_accuracy_gate` says that they need not pass one:
+    then parity alone is measured, on seeded random inputs, and the manifest says that and why. fp32 has no such gate.
+
+    Args:
+        folder: Of the ensemble.
+        config: What to write and what it must satisfy.
+        recipe: Names the dataset.
+        data_dir: Local folder of the data, in place of the one that is named or recorded.
+        without_accuracy_gate: Nothing is measured on data, even where they are here.
+        progress: Whether to show a progress bar.
 
     Raises:
-        RecipeError: The dataset of `recipe` does not belong to the ensemble.
+        RecipeError: The recipe is of another task, or its data are not here.
+        DataError: The dataset has other classes than the ensemble.
+        ExportGateError: The data cannot be had and something would need them.
         CheckpointError: The folder holds no ensemble.
         Others: What `export_ensemble` raises, and with `recipe` what `load_task` does.
     """
     with named_extra("Exporting", "train,export"):
         from edvit_hf.export.ensemble import load_config
+        from edvit_hf.export.optimum_config import task_of
         from edvit_hf.export.reference import random_inputs
     ensemble = load_config(folder)
-    try:
-        measures = _data_of(folder, ensemble, config, recipe)
-    except (EDViTError, OSError) as error:
-        if recipe is not None:
-            raise
-        logger.warning("export: accuracy is not measured and no gate is passed: %s", error)
-        named = isinstance(error, RecipeError) or not (folder / "results.json").is_file()
-        reason = "nothing says which dataset it belongs to" if named else "its dataset was not at hand"
-        measures = Measures(
-            inputs=random_inputs(ensemble, _RANDOM_ITEMS), no_accuracy=f"not measured: {reason} where it was exported"
-        )
-    report = measures.report and _naming(measures.report, export_command(config, recipe))
-    return export_ensemble(
-        folder, config=config, progress=progress, **vars(dataclasses.replace(measures, report=report))
-    )
+    names = [ensemble.id2label[label] for label in range(ensemble.num_labels)]
+    on = Measured(folder=folder, task=task_of(ensemble), label_names=names, recipe=recipe, data_dir=data_dir)
+    command = export_command(config, on.options, without_accuracy_gate=without_accuracy_gate)
+    reason = "it was exported without an accuracy gate, as asked"
+    measures = None
+    if not without_accuracy_gate:
+        try:
+            measures = _measured_on_data(on, ensemble.class_groups, config, command)
+        except (EDViTError, OSError) as error:
+            if recipe is not None or data_dir is not None:
+                raise
+            _refuse_ungated(config, error)
+            logger.warning("export: accuracy is not measured: %s", error)
+            is_named = (folder / "results.json").is_file() and not isinstance(error, RecipeError)
+            reason = "its dataset was not at hand" if is_named else "nothing says which dataset it belongs to"
+            reason += " where it was exported"  # and no folder of this machine
+    if measures is None:
+        logger.warning("export: no accuracy gate is passed: %s", reason)
+        measures = Measures(inputs=random_inputs(ensemble, _RANDOM_ITEMS), no_accuracy=f"not measured: {reason}")
+    return export_ensemble(folder, config=config, progress=progress, **vars(measures))
 
 
-def export_command(config: ExportConfig, recipe: MeasuredBy | None = None) -> str:
+def _measured_on_data(
+    on: Measured, class_groups: Sequence[Sequence[int]], config: ExportConfig, command: str
+) -> Measures:
+    """What the dataset gives to measure on; every figure records the data and the command that made it."""
+    data, record = on.whole()
+    logger.info("export: measured on %s", described(record))
+    found = measured_on(data, class_groups, config, _BATCH)
+    told = {"dataset": record, "is_own_data": on.is_own(record), "command": command}
+    return dataclasses.replace(found, report=found.report and _naming(found.report, told))
+
+
+def _refuse_ungated(config: ExportConfig, error: Exception) -> None:
+    """Refuse files that must pass an accuracy gate and cannot.
+
+    Raises:
+        ExportGateError: There are some.
+    """
+    kinds = sorted({kind for name in config.profiles or (detect_profile(),) for kind in config.kinds_for(name)})
+    if kinds:
+        raise ExportGateError(
+            f"Expected labelled data to judge {' and '.join(kinds)} by, got none: {error} Files that answer worse than "
+            "the ensemble would be published as its own. Name the data (--recipe, --data-dir), write fp32 alone "
+            "(--precision fp32), or say --without-accuracy-gate: the manifest and the card then say so too."
+        ) from error
+
+
+def export_command(
+    config: ExportConfig, data_options: Sequence[str] = (), *, without_accuracy_gate: bool = False
+) -> str:
     """The command line that exports with these settings; DIR stands for the ensemble's folder."""
     default = ExportConfig()
     words = ["edvit export DIR", *(f"--profile {name}" for name in config.profiles)]
@@ -129,33 +181,20 @@ def export_command(config: ExportConfig, recipe: MeasuredBy | None = None) -> st
     words += ["--with-preprocessing"] if config.with_preprocessing else []
     words += [] if config.whole else ["--no-whole"]
     words += [f"--opset {config.opset}"] if config.opset != default.opset else []
-    words += [f"--recipe {recipe.name}"] if recipe is not None else []
+    words += [*data_options, *(["--without-accuracy-gate"] if without_accuracy_gate else [])]
     return " ".join(words)
 
 
-def _naming(measure: SplitMeasure, command: str) -> SplitMeasure:
-    """The same measure, whose figures of the whole ensemble record the command that measured them."""
+def _naming(measure: SplitMeasure, told: Mapping[str, Any]) -> SplitMeasure:
+    """The same measure, whose figures of the whole ensemble also record what is told of them."""
 
     def named(predict: Any, class_group: Sequence[int] | None = None) -> SplitAnswers:
         found = measure(predict, class_group)
         if class_group is not None:
             return found
-        return dataclasses.replace(found, figures={**found.figures, "command": command})
+        return dataclasses.replace(found, figures={**found.figures, **told})
 
     return named
-
-
-def _data_of(folder: Path, ensemble: Any, config: ExportConfig, recipe: MeasuredBy | None) -> Measures:
-    """What the dataset of a recipe, or the recorded one, gives to measure on."""
-    data = task_data(folder, recipe, ensemble.task)
-    names = [ensemble.id2label[label] for label in range(ensemble.num_labels)]
-    if list(data.label_names) != names:
-        raise RecipeError(
-            f"Expected a dataset with the {len(names)} classes of the ensemble ({', '.join(names[:5])}, ...), got "
-            f"{len(data.label_names)} ({', '.join(data.label_names[:5])}, ...). Every answer would be compared with "
-            "another class. Name the recipe that made the ensemble."
-        )
-    return measured_on(data, ensemble.class_groups, config, _BATCH)
 
 
 def fleet_profiles(path: Path) -> tuple[str, ...]:

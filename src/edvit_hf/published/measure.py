@@ -6,15 +6,15 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from edvit_hf.data import Augmentation, DatasetConfig, TaskData, iterate_batches, load_task
-from edvit_hf.data.config import dataset_from_values
+from edvit_hf.card.other_data import OTHER_DATA, other_data
+from edvit_hf.data import TaskData, TestData, iterate_batches
 from edvit_hf.errors import DataError, ManifestError, RecipeError
 from edvit_hf.evaluation.evaluator import EvaluateConfig, Evaluation, absent_subsets, evaluate
 from edvit_hf.hardware.machine import detect_profile
@@ -22,43 +22,39 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.manifest.entries import Precision
+from edvit_hf.published.data import Measured, MeasuredBy
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import chosen_variants
-from edvit_hf.storage import changed_json, read_json_object
-from edvit_hf.tasks import Task
-
-_TEXT = "text-classification"  # its tokenizer is that of the ensemble, never trained anew
-
-
-class MeasuredBy(Protocol):
-    """What of a recipe tells how an ensemble is measured: where its items are, batch size and number of subsets."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def dataset(self) -> DatasetConfig: ...  # noqa: D102
-    @property
-    def evaluate(self) -> EvaluateConfig: ...  # noqa: D102
+from edvit_hf.storage import changed_json
 
 
 def measure_exported(
-    folder: Path, recipe: MeasuredBy | None = None, *, precision: Precision = "fp32", max_items: int | None = None
+    folder: Path,
+    recipe: MeasuredBy | None = None,
+    *,
+    precision: Precision = "fp32",
+    max_items: int | None = None,
+    data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with sub-models absent.
+
+    Inputs are prepared by the ensemble's own processor, and classes are told by name.
 
     Args:
         folder: A finished ensemble with `manifest.json`.
         recipe: Names the dataset; None takes the one that `results.json` in the folder records.
         precision: Which exported variant.
         max_items: Use only the first items of the test split.
+        data_dir: Local folder of the data, in place of the one that is named or recorded.
 
     Returns:
         JSON-able; fractions in 0..1. `rows`: the whole ensemble, then each sub-model absent alone; `absent`: over
-        subsets of k absent, as in `results.json`.
+        subsets of k absent, as in `results.json`; `dataset`: what was measured on; `is_own_data`: whether that is what
+        the ensemble's results are of.
 
     Raises:
-        DataError: `max_items` is below 1.
-        RecipeError: No dataset is known.
+        DataError: `max_items` is below 1, or the data have other classes.
+        RecipeError: No dataset is known, or it is not here.
         ManifestError: The folder is no exported ensemble, or a sub-model gives no usable features.
     """
     if max_items is not None and max_items < 1:
@@ -66,30 +62,32 @@ def measure_exported(
             f"Expected at least one item to measure with, got max_items={max_items}. Over none there is no accuracy. "
             "Leave it out for the whole test split."
         )
-    data = task_data(folder, recipe, Manifest.load(ensemble_folder(folder)).ensemble.task)
-    return {"ensemble": str(folder), **_measure(folder, data, EvaluateConfig(), precision, None, max_items)}
+    measured = Measured.of_manifest(ensemble_folder(folder), recipe, data_dir)
+    data, record = measured.test()
+    found = _measure(folder, data, EvaluateConfig(), precision, None, max_items)
+    is_own = measured.is_own(record)
+    return {"ensemble": str(folder), "dataset": record, "is_own_data": is_own, **found}
 
 
 def measured_by_runtime(
     folder: Path,
-    data: TaskData | None = None,
+    data: TestData | TaskData,
     config: EvaluateConfig | None = None,
     *,
+    dataset: Mapping[str, Any],
     command: str,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Every published variant with prepared inputs, on the whole test split: what the card says of them.
-
-    Without `data` the dataset is loaded that `results.json` in the folder records.
+    """Every published variant with prepared inputs, on all test items of `data`: what the card says of them.
 
     Returns:
-        JSON-able: `command` (what measures), `num_items`, `measured_on` (kind of hardware), `environment`, and
-        `variants` by name, each with `files_hash`, `macro_f1` and `absent` as in `results.json`.
+        JSON-able: `command` (what measures), `dataset` (what it is measured on: `data_record`), `num_items`,
+        `measured_on` (kind of hardware), `environment`, and `variants` by name, each with `files_hash`, `macro_f1` and
+        `absent` as in `results.json`.
 
     Raises:
-        RecipeError, ManifestError: See `measure_exported`.
+        ManifestError: See `measure_exported`.
     """
-    data = data if data is not None else task_data(folder, None, Manifest.load(folder).ensemble.task)
     config, manifest = config or EvaluateConfig(), Manifest.load(folder)
     variants: dict[str, Any] = {}
     with _without_advice():
@@ -101,6 +99,7 @@ def measured_by_runtime(
             variants[name] = {"files_hash": hash_of_files(files), **figures}
     return {
         "command": command,
+        "dataset": dict(dataset),
         "num_items": len(data.test),
         "measured_on": detect_profile(),
         "environment": environment(),
@@ -108,68 +107,69 @@ def measured_by_runtime(
     }
 
 
-def save_measured(folder: Path, recipe: MeasuredBy | None = None, *, progress: bool = True) -> dict[str, Any]:
-    """Record in `results.json` of the folder what `measured_by_runtime` finds; returns it.
+def save_measured(
+    folder: Path, recipe: MeasuredBy | None = None, *, data_dir: Path | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Record in `results.json` of the folder what `measured_by_runtime` finds; returns it with `is_own_data`.
+
+    Figures of other items than those that the ensemble's results are of stand under `OTHER_DATA`, one record for each
+    set of items: they are never taken for the ensemble's own.
 
     Raises:
         RecipeError: There is no `results.json`, or no dataset is known. And what `measured_by_runtime` raises.
     """
     path = folder / "results.json"
-    if not path.is_file():
-        Manifest.load(folder)  # says what is wrong with a folder that is no ensemble at all
+    if (
+        folder.is_dir() and not path.is_file()
+    ):  # else loading says what is wrong with a folder that is no ensemble at all
         raise RecipeError(
             f"Expected {path} to record the figures in, found none. A card is made from it. Use the folder that "
             "`edvit run` ended with, or leave --save out."
         )
-    data = task_data(folder, recipe, Manifest.load(folder).ensemble.task)
+    measured = Measured.of_manifest(folder, recipe, data_dir)
+    data, record = measured.test()
     config = None if recipe is None else recipe.evaluate
-    measured = measured_by_runtime(folder, data, config, command="edvit evaluate DIR --save", progress=progress)
-    with changed_json(path, "an ensemble's results") as results:
-        results["runtime"] = measured
-    return measured
-
-
-def recorded_dataset(folder: Path) -> DatasetConfig:
-    """The dataset that `results.json` in an ensemble's folder records.
-
-    Raises:
-        RecipeError: There is no such file, or it says nothing of it.
-    """
-    path = folder / "results.json"
-    results = read_json_object(path, "an ensemble's results", error=RecipeError) if path.exists() else {}
-    try:
-        return dataset_from_values(results["recipe_values"]["dataset"])
-    except (KeyError, TypeError) as error:
-        raise RecipeError(
-            f"{folder} does not say which dataset it was measured on (no results.json with recipe values). "
-            "Accuracy needs labelled items. Name the recipe: --recipe recipes/NAME.yaml."
-        ) from error
-
-
-def task_data(folder: Path, recipe: MeasuredBy | None, task: Task) -> TaskData:
-    """The dataset of a recipe, or the recorded one, for an ensemble in a folder."""
-    dataset = recipe.dataset if recipe is not None else recorded_dataset(folder)
-    return load_task(dataset, Augmentation(), task=task, processor_dir=folder if task == _TEXT else None)
+    command = " ".join(["edvit evaluate DIR", *measured.options, "--save"])
+    found = measured_by_runtime(folder, data, config, dataset=record, command=command, progress=progress)
+    is_own = found["is_own_data"] = measured.is_own(record)
+    with changed_json(path, "an ensemble's results", error=RecipeError) as results:
+        others = [each for each in other_data(results) if each["dataset"]["fingerprint"] != record["fingerprint"]]
+        results.pop(OTHER_DATA, None)
+        if is_own:
+            results["runtime"] = found
+        else:
+            others.append(found)
+        if others:
+            results[OTHER_DATA] = others
+    return found
 
 
 def _ways_to_ask(manifest: Manifest) -> dict[str, tuple[Precision, str | None]]:
-    """By name of a variant, what the runtime has to be asked for to run it.
+    """By name of a variant that every sub-model has, what the runtime has to be asked for to run it.
 
     Two variants that no precision and profile tells apart (static beside dynamic int8) cannot both be asked for: the
     one that the runtime would never choose is left out.
     """
-    first = manifest.sub_models[0]
+    first, *others = manifest.sub_models
+    everywhere = set[str].intersection(
+        {v.name for v in first.variants}, *({v.name for v in e.variants} for e in others)
+    )
     ways: dict[str, tuple[Precision, str | None]] = {}
     for variant in first.variants:
         for profile in variant.profiles or (None,):
             chosen = chosen_variants([first], variant.precision, profile)[first.index]
-            if variant.inputs == "prepared" and chosen is variant:
+            if variant.inputs == "prepared" and chosen is variant and variant.name in everywhere:
                 ways.setdefault(variant.name, (variant.precision, profile))
     return ways
 
 
 def _measure(
-    folder: Path, data: TaskData, config: EvaluateConfig, precision: Precision, profile: str | None, num: int | None
+    folder: Path,
+    data: TaskData | TestData,
+    config: EvaluateConfig,
+    precision: Precision,
+    profile: str | None,
+    num: int | None,
 ) -> dict[str, Any]:
     """One variant on the first `num` items: every sub-model runs once on each, the fusion head once for a subset."""
     # Without breakers: what one batch does to a sub-model must not decide about the next.
@@ -221,7 +221,11 @@ def absence_row(num_absent: int, accuracies: Sequence[float]) -> dict[str, Any]:
 
 
 def _logits(
-    runtime: EDViTRuntime, data: TaskData, subsets: Sequence[Sequence[int]], max_items: int | None, batch_size: int
+    runtime: EDViTRuntime,
+    data: TaskData | TestData,
+    subsets: Sequence[Sequence[int]],
+    max_items: int | None,
+    batch_size: int,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """For every subset of absent sub-models the logarithms of the probabilities, (N, L), and the labels, (N,).
 

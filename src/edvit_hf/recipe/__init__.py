@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
+    from edvit_hf.recipe.data_recipe import DataRecipe, load_data_recipe
     from edvit_hf.recipe.running import STAGES, StageRecord, run
     from edvit_hf.recipe.schema import Recipe, find_recipe, load_recipe, packaged_recipes
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "data_recipe": ("DataRecipe", "load_data_recipe"),
         "running": ("STAGES", "StageRecord", "run"),
         "schema": ("Recipe", "find_recipe", "load_recipe", "packaged_recipes"),
     },

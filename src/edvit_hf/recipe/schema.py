@@ -214,6 +214,18 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
         RecipeError: Missing file, broken YAML, unknown or missing keys, wrong types, values out of bounds.
     """
     path = find_recipe(recipe)
+    data = read_recipe_file(path)
+    built: Recipe = read_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, form=RECIPE)
+    _refuse_unread(built, data)
+    return built
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The sections that a recipe's file has, not yet read into configs.
+
+    Raises:
+        RecipeError: Broken YAML, no mapping, or a key that the file's path gives.
+    """
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -225,9 +237,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     for reserved in ("name", "folder"):
         if reserved in data:
             raise RecipeError(f"recipe {path}: `{reserved}` is taken from the file's path. Remove the key.")
-    built: Recipe = read_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, form=RECIPE)
-    _refuse_unread(built, data)
-    return built
+    return data
 
 
 _DEKD_KEYS = ("hard", "hard_weight", "relation_weights")

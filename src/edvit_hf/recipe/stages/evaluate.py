@@ -12,6 +12,7 @@ from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.evaluator import absent_subsets, paired_interval, torch_predict
+from edvit_hf.published.data import data_record
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
@@ -48,6 +49,7 @@ def evaluate(trip: Trip) -> None:
                 "num_labels": len(data.label_names),
                 "num_skipped": data.skipped,
                 "label_names": data.label_names,
+                "test": test_record(trip),
             },
             "recipe_values": _finite(recipe_values(trip.recipe)),
             "class_groups": trip.class_groups,
@@ -66,6 +68,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return ".inf" if value == float("inf") else value
+
+
+def test_record(trip: Trip) -> dict[str, Any]:
+    """Whose figures these are: what was measured on, by content."""
+    data = trip.data
+    return data_record(trip.recipe.dataset, len(data.test), data.skipped.get("test", 0), data.fingerprint("test"))
 
 
 def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.ndarray) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any
 from edvit_hf.card.render import CardData, write_card
 from edvit_hf.export import export_ensemble
 from edvit_hf.manifest import Manifest
+from edvit_hf.published.data import save_places
 from edvit_hf.published.export import measured_on
 from edvit_hf.published.measure import measured_by_runtime
 from edvit_hf.published.plan import placement_file
 from edvit_hf.recipe.schema import recipe_values
-from edvit_hf.recipe.stages.evaluate import record
+from edvit_hf.recipe.stages.evaluate import record, test_record
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import link_tree, read_json_object, whole_folder, write_json
 
@@ -47,11 +48,14 @@ def card(trip: Trip) -> None:
         results = _published(found)
         results["stages"] += _later_stages(trip)
         manifest = Manifest.load(partial)
+        command = f"{results['command'] or 'edvit run'}, stage card"
+        dataset = results["dataset"].setdefault("test", test_record(trip))  # results of an earlier version lack it
         results["runtime"] = measured_by_runtime(
-            partial, trip.data, trip.recipe.evaluate, command=f"{results['command'] or 'edvit run'}, stage card"
+            partial, trip.data, trip.recipe.evaluate, dataset=dataset, command=command
         )
         write_json(partial / "results.json", results)
         placement_file(trip.plan, manifest).save(partial)
+        save_places(trip.folders["card"], trip.recipe.dataset)
         write_card(partial, CardData.from_run(results, manifest, without_folders(recipe_values(trip.recipe))))
 
 

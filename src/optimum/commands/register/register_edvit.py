@@ -38,6 +38,9 @@ class EDViTExportCommand(BaseOptimumCLICommand):
         add("--with-preprocessing", action="store_true", help="Write each file again with the preprocessing inside.")
         add("--no-whole", action="store_true", help="Do not write the whole ensemble as one graph too.")
         add("--recipe", help="Recipe that names the dataset; default: the one that results.json records.")
+        add("--data-dir", type=Path, help="Local folder of the data, where the one that is recorded is not here.")
+        ungated = "Write int8 and fp16 although nothing says how much accuracy they lose; the manifest says so."
+        add("--without-accuracy-gate", action="store_true", help=ungated)
         add("--opset", type=int, default=20, help="ONNX operator set (default: 20).")
         add("output", type=Path, help="Folder to create; it must not exist or be empty.")
 
@@ -46,7 +49,7 @@ class EDViTExportCommand(BaseOptimumCLICommand):
         from edvit_hf.errors import EDViTError
         from edvit_hf.export.commit import copied_ensemble
         from edvit_hf.published.export import export_folder, make_config
-        from edvit_hf.recipe import load_recipe
+        from edvit_hf.recipe import load_data_recipe
         from edvit_hf.terminal import log_to_standard_error, visible_lines
 
         log_to_standard_error(logging.INFO)
@@ -56,9 +59,10 @@ class EDViTExportCommand(BaseOptimumCLICommand):
             names = ("fleet", "opset", "calibration", "auto", "with_preprocessing")
             given = {name: getattr(args, name) for name in names}
             config = make_config(profiles=args.profile, precisions=args.precision, whole=not args.no_whole, **given)
-            recipe = load_recipe(args.recipe) if args.recipe else None
+            recipe = load_data_recipe(args.recipe) if args.recipe else None
+            on = {"recipe": recipe, "data_dir": args.data_dir, "without_accuracy_gate": args.without_accuracy_gate}
             with copied_ensemble(args.model, args.output, revision=args.revision) as folder:
-                export_folder(folder, config, recipe=recipe)
+                export_folder(folder, config, **on)
         except EDViTError as error:
             sys.exit(f"optimum-cli export edvit: {visible_lines(error)}")
 
