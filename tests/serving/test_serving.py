@@ -209,6 +209,10 @@ def test_the_message_says_what_is_wrong_with_an_image_without_quoting_libraries(
     error = image.post("/predict", files={"file": png(1, 30)}).json()["error"]
     assert "at least 2 px, got 1 x 30 px" in error["message"]
     error = image.post("/predict", files={"file": b"hello"}).json()["error"]
+    assert error["message"] == (
+        "Expected an image, got something else in the given 5 bytes. Send a whole PNG, JPEG, WebP, GIF or BMP image."
+    )
+    error = image.post("/predict", files={"file": png()[:60]}).json()["error"]
     assert error["message"].startswith("The input cannot be read: it is damaged")
 
 

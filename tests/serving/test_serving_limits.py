@@ -306,14 +306,13 @@ def test_the_line_learns_how_long_an_answer_takes_without_the_waiting():
 def test_64_clients_at_once_get_right_answers_or_a_hint_and_decoding_is_spared(folders, monkeypatch):
     service = make_service(folders[IMAGE], faults=slow(20), max_queued=2)
     expected = EDViTRuntime.from_pretrained(folders[IMAGE], engine=service.runtime.coordinator.engine)(png())
-    decoded, transform = [], service._transform
+    decoded, inputs = [], service._decoders.inputs
 
-    class Counting:
-        def inputs(self, source):
-            decoded.append(source)
-            return transform.inputs(source)
+    def counting(source):
+        decoded.append(source)
+        return inputs(source)
 
-    service._transform = Counting()
+    monkeypatch.setattr(service._decoders, "inputs", counting)
 
     async def ask_all():
         transport = httpx.ASGITransport(create_app(service))

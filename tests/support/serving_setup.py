@@ -67,15 +67,19 @@ def media(task):
     return {IMAGE: "image/png", AUDIO: "audio/wav", TEXT_TASK: "text/plain"}[task]
 
 
-def make_service(folder, *, faults=None, limits=None, quorum=None, clock=None, **config):
-    """A service over the local engine, or over stubs that misbehave as told, if need be on a clock of the test's."""
+def make_service(folder, *, faults=None, limits=None, quorum=None, clock=None, decode_in_process=True, **config):
+    """A service over the local engine, or over stubs that misbehave as told, if need be on a clock of the test's.
+
+    It reads inputs in this process unless told otherwise.
+    """
     engine, clock = "local", clock or MonotonicClock()
     if faults is not None:
         engine = FaultyEngine(StubEngine(Manifest.load(folder)), clock, faults)
     settings = CoordinatorConfig(quorum=quorum, max_queued=config.get("max_queued", 8))
     runtime = EDViTRuntime.from_pretrained(folder, engine=engine, schedule="in_turn", config=settings)
     runtime.coordinator = Coordinator(runtime.manifest, runtime.coordinator.engine, settings, clock=clock)
-    return Service(runtime, ServeConfig(limits=limits or Limits(rate=0), **config))
+    config |= {"limits": limits or Limits(rate=0), "decode_in_process": decode_in_process}
+    return Service(runtime, ServeConfig(**config))
 
 
 def make_client(service, *, base_url=URL, is_local=True, **options):

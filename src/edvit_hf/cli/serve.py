@@ -46,6 +46,15 @@ _MaxBytes = Annotated[int, typer.Option(help="Of a body.")]
 _MaxPixels = Annotated[int, typer.Option(help="Of an image.")]
 _MaxSeconds = Annotated[float, typer.Option(help="Of a sound.")]
 _MaxCharacters = Annotated[int, typer.Option(help="Of a text.")]
+_DecodeSeconds = Annotated[float, typer.Option(help="To read an image, a sound or a text.")]
+_DecodeInProcess = Annotated[
+    bool,
+    typer.Option(
+        "--decode-in-process",
+        help="Read inputs in this process instead of in processes of their own, which may be ended. Only where nobody "
+        "strange can ask.",
+    ),
+]
 _Rate = Annotated[float, typer.Option(help="Requests a second from one client; 0: any number.")]
 _SendSeconds = Annotated[float, typer.Option(help="Time a client has to send.")]
 _MaxConnections = Annotated[int, typer.Option(help="Open at a time.")]
@@ -83,6 +92,8 @@ def serve(
     max_pixels: _MaxPixels = _LIMITS.max_pixels,
     max_seconds: _MaxSeconds = _LIMITS.max_seconds,
     max_characters: _MaxCharacters = _LIMITS.max_characters,
+    decode_seconds: _DecodeSeconds = _LIMITS.decode_seconds,
+    decode_in_process: _DecodeInProcess = False,
     rate: _Rate = _LIMITS.rate,
     send_seconds: _SendSeconds = _LIMITS.send_seconds,
     max_connections: _MaxConnections = _LIMITS.max_connections,
@@ -108,6 +119,7 @@ def serve(
         max_pixels=max_pixels,
         max_seconds=max_seconds,
         max_characters=max_characters,
+        decode_seconds=decode_seconds,
         rate=rate,
         send_seconds=send_seconds,
         max_connections=max_connections,
@@ -124,6 +136,7 @@ def serve(
         deadline_ms=deadline_ms,
         max_queued=max_queued,
         grace_seconds=grace_seconds,
+        decode_in_process=decode_in_process,
         limits=limits,
     )
     options: dict[str, Any] = {"revision": revision, "precision": precision, "sub_models": sub_model}

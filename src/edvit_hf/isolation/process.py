@@ -77,6 +77,7 @@ class Child:
         *,
         limits: ChildLimits | None = None,
         max_bytes: int = MAX_BYTES,
+        max_answer_bytes: int | None = None,
         start_seconds: float = START_SECONDS,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -86,7 +87,8 @@ class Child:
             entry: "module:name" of what makes the job; called in the child with the setup. See `child.Job`.
             setup: What the job is made with.
             limits: What the child may take. Making the job is under them too.
-            max_bytes: Most bytes of arrays in a question, and in an answer.
+            max_bytes: Most bytes of arrays in a question.
+            max_answer_bytes: In an answer. Default: the same.
             start_seconds: After so long it is given up.
             environment: Variables for the child besides those it needs.
 
@@ -95,7 +97,7 @@ class Child:
             EDViTError: What making the job raises.
         """
         self._lock = threading.Lock()
-        self._max_bytes = max_bytes
+        self._max_answer_bytes = max_bytes if max_answer_bytes is None else max_answer_bytes
         self._is_closed = False
         self._asked = 0
         told = {
@@ -153,7 +155,7 @@ class Child:
                 self._asked += 1
                 numbered = Message(question.kind, {"number": self._asked, "values": question.values}, question.arrays)
                 send(self._questions, numbered)
-                answer = receive(self._answers, self._max_bytes)
+                answer = receive(self._answers, self._max_answer_bytes)
                 if answer is None:
                     raise OSError("it ended")
             if answer.kind not in ("answer", "error") or answer.values["number"] != self._asked:

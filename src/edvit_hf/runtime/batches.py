@@ -13,8 +13,8 @@ import numpy as np
 
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.runtime.answers import Answer, Outcome
-from edvit_hf.runtime.inputs import Inputs, source_inputs
-from edvit_hf.transforms import TextTransform, Transform
+from edvit_hf.runtime.inputs import Inputs
+from edvit_hf.transforms import TextTransform, Transform, source_inputs
 
 PreparedSources = list[dict[str, np.ndarray] | EDViTError]
 """Each source's inputs for a batch of one, or why it has none."""

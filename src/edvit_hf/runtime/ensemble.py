@@ -38,11 +38,11 @@ from edvit_hf.runtime.coordinator import Coordinator, CoordinatorConfig
 from edvit_hf.runtime.engines import Engine
 from edvit_hf.runtime.engines.local import LocalEngine
 from edvit_hf.runtime.engines.schedules import Schedule
-from edvit_hf.runtime.inputs import Inputs, check_inputs, prepared_shape, read_once, source_inputs
+from edvit_hf.runtime.inputs import Inputs, check_inputs, prepared_shape, read_once
 from edvit_hf.runtime.opening import fusion_of, shape_of_inputs, transform_of
 from edvit_hf.runtime.sessions import check_profile, check_share
 from edvit_hf.tasks import Task
-from edvit_hf.transforms import Transform
+from edvit_hf.transforms import Transform, source_inputs
 
 BYTES_PER_FEATURE = 4
 

@@ -3,16 +3,16 @@
 
 import io
 import logging
+import struct
 import wave
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.tasks import GRAPH_INPUTS, Task
-from edvit_hf.transforms import AudioTransform, ImageTransform, TextTransform, Transform
+from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ _WHAT = {
     "audio-classification": "spectrograms",
     "text-classification": "token numbers",
 }
+_TINY_BMP = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 2, 2, 1, 24, 0, 16, 0, 0, 0, 0) + bytes(16)
 _USUAL_SIZE: dict[Task, int] = {"image-classification": 224, "audio-classification": 128, "text-classification": 8}
 
 
@@ -85,22 +86,6 @@ def _token_feeds(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(values, dtype=np.int64) for name, values in feeds.items()}
 
 
-def source_inputs(transform: Transform, source: Any) -> dict[str, np.ndarray]:
-    """What the graphs take of one image, sound or text that somebody wants an answer for.
-
-    Raises:
-        DataError: It cannot be read, or is a text of which nothing is known (`TextTransform.says_nothing`).
-    """
-    inputs = transform.inputs(source)
-    if isinstance(transform, TextTransform) and transform.says_nothing(source, inputs["input_ids"][0]):
-        raise DataError(
-            f"Expected a text with at least one word or sign that the tokenizer knows, got {len(source)} characters "
-            "with none. The sub-models would see nothing of it, and the answer would be a guess that looks like any "
-            "other. Give other words."
-        )
-    return inputs
-
-
 def read_once(transform: Transform) -> None:
     """Read a tiny input, so that what reads inputs is loaded before the first one comes.
 
@@ -115,7 +100,7 @@ def read_once(transform: Transform) -> None:
 def _tiny_source(transform: Transform) -> bytes | str:
     """An encoded file, or a text, that takes the way of every other one."""
     if isinstance(transform, ImageTransform):
-        return b"P6 2 2 255\n" + bytes(12)
+        return _TINY_BMP
     if not isinstance(transform, AudioTransform):
         return "a"
     rate = transform.sampling_rate

@@ -25,6 +25,7 @@ class Limits:
         max_pixels: Of an image, checked in its header before it is decoded.
         max_seconds: Of a sound, checked in its header where that tells.
         max_characters: Of a text.
+        decode_seconds: To read an image, a sound or a text, wall clock; the process that takes longer is ended.
         rate: Requests a second from one client, twice as many at once; 0: any number.
         send_seconds: Time to send the headers, then the body, and to read the reply.
         max_connections: Open at a time.
@@ -36,6 +37,7 @@ class Limits:
     max_pixels: int = 25_000_000
     max_seconds: float = 300.0
     max_characters: int = 100_000
+    decode_seconds: float = 10.0
     rate: float = 100.0
     send_seconds: float = 10.0
     max_connections: int = 128
@@ -76,6 +78,8 @@ class ServeConfig:
             an answer takes at the start, at least a second. Decoding is bounded by `limits` and by the line.
         max_queued: Requests that may wait for their turn, of a burst. Under lasting overload nobody waits.
         grace_seconds: Time for requests in flight after a signal to stop.
+        decode_in_process: Read inputs in this process instead of in processes of their own. What hangs or crashes a
+            reader then hangs or crashes the server: only where nobody strange can ask.
         limits: See `Limits`.
     """
 
@@ -90,6 +94,7 @@ class ServeConfig:
     deadline_ms: float | None = None
     max_queued: int = 4
     grace_seconds: float = 10.0
+    decode_in_process: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

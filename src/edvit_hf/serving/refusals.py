@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edvit_hf.errors import DataError, EDViTError, OverloadedError, QuorumError
+from edvit_hf.isolation import IsolationError
 from edvit_hf.tasks import Task
 
 # The end of a message that tells a Python caller what else could be passed.
 _FOR_PYTHON = re.compile(r" (Give an (image|audio) file \(|Call the ensemble with ).*$", re.DOTALL)
 _SEND = {
-    "image-classification": "Send a whole PNG, JPEG, WebP, GIF, BMP or TIFF image.",
+    "image-classification": "Send a whole PNG, JPEG, WebP, GIF or BMP image.",
     "audio-classification": "Send a whole WAV, FLAC, OGG, MP3, AIFF or AU sound.",
     "text-classification": "Send a text as UTF-8.",
 }
@@ -87,9 +88,20 @@ def refusal_of(error: Exception, task: Task, retry_quorum_ms: float = 1000.0) ->
             "deadline_ms if you set one."
         )
         return RefusedError(503, "too_few_sub_models", message, retry_after_ms=retry_quorum_ms, missing=error.missing)
+    if isinstance(error, IsolationError):
+        return _without_process(error)
     if isinstance(error, DataError):
         return RefusedError(422, "unreadable_input", _for_callers(error, task))
     return internal()
+
+
+def _without_process(error: IsolationError) -> RefusedError:
+    """No process could read the input: nothing is wrong with it."""
+    if error.why == "closed":
+        return stopping()
+    if error.why == "busy":
+        return overloaded(1000.0)
+    return RefusedError(503, "not_ready", "The server cannot answer now. Ask again later.", retry_after_ms=1000.0)
 
 
 def _for_callers(error: DataError, task: Task) -> str:

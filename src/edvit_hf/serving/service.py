@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edvit_hf.errors import EDViTError, named_extra
+from edvit_hf.isolation.decoding import Decoders, DecodersInProcess, load_libraries
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.runtime.inputs import probe_inputs, source_inputs
+from edvit_hf.runtime.inputs import probe_inputs
 from edvit_hf.serving.bodies import Budget, DisconnectedError, read_body
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.metrics import Metrics
@@ -25,7 +26,7 @@ from edvit_hf.serving.questions import Options, check_question, media_type, pars
 from edvit_hf.serving.refusals import RefusedError, refusal_of, stopping
 from edvit_hf.serving.replies import predict_reply
 from edvit_hf.serving.throttle import Line
-from edvit_hf.transforms import AudioTransform, ImageTransform, Transform
+from edvit_hf.transforms import FORMATS_OF_STRANGERS, AudioTransform, ImageTransform, Transform
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +77,14 @@ class Service:
                 f"{runtime.coordinator.config.max_in_flight}. The line could not tell how long a wait is. Leave "
                 "`max_in_flight` at 1."
             )
-        _load_decoder(runtime)
         self.runtime, self.config = runtime, config
         self.deadline_ms = config.deadline_ms or _DEADLINE_TIMES * _SHORTEST_DEADLINE_MS
         self.is_stopping = False
         self.line = Line(config.max_queued)
         self.budget = Budget(config.limits.max_held_bytes)
         self.metrics = Metrics(runtime, self.line, self.why_not_ready)
-        self._transform = _limited(runtime.transform, config)
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="edvit-decode")
+        self._decoders = _decoders_of(_limited(runtime.transform, config), config)
+        self._decoding = ThreadPoolExecutor(_DECODERS, thread_name_prefix="edvit-decode")
         self._answerers = ThreadPoolExecutor(1 + config.max_queued, thread_name_prefix="edvit-answer")
         self._running: set[Future[Any]] = set()
 
@@ -113,7 +113,9 @@ class Service:
         loaded, breakers = self.runtime.loaded, coordinator.status()["breakers"]
         quorum = coordinator.config.quorum or max(1, math.ceil(len(loaded) / 2))
         live = sum(breakers[index] != "open" for index in loaded)
-        return None if live >= quorum else f"{live} sub-models of {len(loaded)} answer, {quorum} must"
+        if live < quorum:
+            return f"{live} sub-models of {len(loaded)} answer, {quorum} must"
+        return self._decoders.why_not_ready()
 
     async def predict(self, request: Request) -> Response:
         """Answer POST /predict. Raises a `RefusedError` for whatever gets no answer."""
@@ -133,8 +135,9 @@ class Service:
     def close(self, patience_s: float = 1.0) -> bool:
         """Stop answering and free the runtime. False if a thread is still at work after `patience_s`."""
         self.is_stopping = True
-        for pool in (self._decoders, self._answerers):
+        for pool in (self._decoding, self._answerers):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
         self.runtime.close()
         return not wait(list(self._running), patience_s).not_done
 
@@ -145,7 +148,7 @@ class Service:
             body = await read_body(request, self.config.limits, share)
             with self.line.place():
                 arrived = time.perf_counter()
-                options, inputs = await self._on(self._decoders, self._prepare, content_type, query, body)
+                options, inputs = await self._on(self._decoding, self._prepare, content_type, query, body)
                 del body
                 share.release()
                 prepare_ms = 1e3 * (time.perf_counter() - arrived)
@@ -156,7 +159,7 @@ class Service:
         question = parse_question(runtime.task, content_type, query, body)
         num_sub_models = len(runtime.manifest.sub_models)
         check_question(runtime.task, question, num_sub_models, runtime.loaded, limits.max_characters)
-        return question.options, source_inputs(self._transform, question.source)
+        return question.options, self._decoders.inputs(question.source)
 
     def _answer(self, state: RequestState, options: Options, inputs: dict[str, np.ndarray], prepare_ms: float) -> bytes:
         # From here on: what decoding takes is bounded by the limits of an input and by the line, and devices that are
@@ -176,7 +179,7 @@ class Service:
 
     async def _on(self, pool: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
         try:
-            future = pool.submit(call, *arguments)
+            future = pool.submit(_without_panics, call, *arguments)
         except RuntimeError:  # shut down
             raise stopping() from None
         self._running.add(future)
@@ -184,21 +187,31 @@ class Service:
         return await asyncio.wrap_future(future)
 
 
+def _without_panics(call: Callable[..., T], *arguments: Any) -> T:
+    """What a library written in Rust raises where it fails is no `Exception`, and would end the event loop."""
+    try:
+        return call(*arguments)
+    except Exception:
+        raise
+    except BaseException as panic:
+        raise RuntimeError(f"{type(panic).__name__}: {panic}") from panic
+
+
 def _limited(transform: Transform, config: ServeConfig) -> Transform:
     if isinstance(transform, ImageTransform):
-        return replace(transform, max_pixels=min(transform.max_pixels, config.limits.max_pixels))
+        most = min(transform.max_pixels, config.limits.max_pixels)
+        return replace(transform, max_pixels=most, formats=FORMATS_OF_STRANGERS)
     if isinstance(transform, AudioTransform):
         return replace(transform, max_seconds=min(transform.max_seconds, config.limits.max_seconds))
     return transform
 
 
-def _load_decoder(runtime: EDViTRuntime) -> None:
-    """Fail at the start, not at the first request."""
+def _decoders_of(transform: Transform, config: ServeConfig) -> Decoders | DecodersInProcess:
+    """What reads inputs; a missing package is told at the start, not at the first request."""
     with named_extra("Reading what is sent", "serve"):
-        if runtime.task == "image-classification":
-            import PIL.Image
-
-            PIL.Image.init()
-        elif runtime.task == "audio-classification":
-            import soundfile  # noqa: F401
-            import soxr  # noqa: F401
+        load_libraries(transform.task)
+    if config.decode_in_process:
+        return DecodersInProcess(transform, workers=_DECODERS)
+    limits = config.limits
+    longest = max(limits.max_bytes, 4 * limits.max_characters)
+    return Decoders(transform, max_bytes=longest, seconds=limits.decode_seconds, workers=_DECODERS)

@@ -14,10 +14,11 @@ from edvit_hf.errors import DataError, did_you_mean
 from edvit_hf.tasks import TASKS, Task
 from edvit_hf.transforms.audio import AudioSource, AudioTransform, open_audio, resample
 from edvit_hf.transforms.audio_files import MAX_SECONDS
-from edvit_hf.transforms.images import MAX_PIXELS, MIN_SIDE, ImageTransform, open_image
+from edvit_hf.transforms.images import FORMATS_OF_STRANGERS, MAX_PIXELS, MIN_SIDE, ImageTransform, open_image
 from edvit_hf.transforms.text import TextTransform
 
 __all__ = [
+    "FORMATS_OF_STRANGERS",
     "MAX_PIXELS",
     "MAX_SECONDS",
     "MIN_SIDE",
@@ -30,6 +31,7 @@ __all__ = [
     "open_audio",
     "open_image",
     "resample",
+    "source_inputs",
 ]
 
 
@@ -67,3 +69,19 @@ def load_transform(folder: str | Path, task: Task) -> Transform:
         f"Expected a task out of {', '.join(TASKS)}, got {task!r}.{did_you_mean(str(task), TASKS)} "
         "Without it the kind of input is unknown. Correct the name."
     )
+
+
+def source_inputs(transform: Transform, source: Any) -> dict[str, np.ndarray]:
+    """What the graphs take of one image, sound or text that somebody wants an answer for.
+
+    Raises:
+        DataError: It cannot be read, or is a text of which nothing is known (`TextTransform.says_nothing`).
+    """
+    inputs = transform.inputs(source)
+    if isinstance(transform, TextTransform) and transform.says_nothing(source, inputs["input_ids"][0]):
+        raise DataError(
+            f"Expected a text with at least one word or sign that the tokenizer knows, got {len(source)} characters "
+            "with none. The sub-models would see nothing of it, and the answer would be a guess that looks like any "
+            "other. Give other words."
+        )
+    return inputs

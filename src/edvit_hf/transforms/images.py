@@ -6,7 +6,8 @@ Devices and training read images through this one module, so both see the same p
 
 import io
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,18 @@ import numpy as np
 
 from edvit_hf.errors import DataError, named_extra
 from edvit_hf.tasks import Task
+from edvit_hf.transforms.containers import (
+    Scan,
+    check_directories,
+    scan_bmp,
+    scan_gif,
+    scan_jpeg,
+    scan_nothing,
+    scan_png,
+    scan_ppm,
+    scan_tiff,
+    scan_webp,
+)
 from edvit_hf.transforms.reading import not_finite, open_input, read_preprocessor
 
 if TYPE_CHECKING:
@@ -29,12 +42,39 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 2
 """Smallest accepted side, in pixels."""
 
-# Raster formats only: other Pillow readers start external programs (EPS runs Ghostscript) on untrusted bytes.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "ICO")
-_WHAT_TO_DO = f"Give an image file ({', '.join(_FORMATS)}), its bytes, a PIL image or a numpy array."
+
+@dataclass(frozen=True)
+class _Format:
+    """How a format is told by its first bytes, how its file is looked at before it is decoded, and from whom."""
+
+    start: re.Pattern[bytes]
+    scan: Scan
+    of_strangers: bool
 
 
-def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> "Image.Image":
+def _format(start: bytes, scan: Scan, *, of_strangers: bool) -> _Format:
+    return _Format(re.compile(start, re.DOTALL), scan, of_strangers)
+
+
+# Few formats: every reader is a parser of untrusted bytes. Those that no stranger needs are for one's own files. What
+# is not here is nobody's: EPS starts programs, and ICO and AVIF hold another picture than the one whose size they tell.
+_FORMATS = {
+    "PNG": _format(rb"\x89PNG\r\n\x1a\n", scan_png, of_strangers=True),
+    "JPEG": _format(rb"\xff\xd8\xff", scan_jpeg, of_strangers=True),
+    "WEBP": _format(rb"RIFF....WEBPVP8[ LX]", scan_webp, of_strangers=True),
+    "GIF": _format(rb"GIF8[79]a", scan_gif, of_strangers=True),
+    "BMP": _format(rb"BM", scan_bmp, of_strangers=True),
+    "TIFF": _format(rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", scan_tiff, of_strangers=False),
+    "PPM": _format(rb"P[1-6f]\s", scan_ppm, of_strangers=False),
+    "JPEG2000": _format(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", scan_nothing, of_strangers=False),
+}
+FORMATS = tuple(_FORMATS)
+"""What is read of one's own files."""
+FORMATS_OF_STRANGERS = tuple(name for name, each in _FORMATS.items() if each.of_strangers)
+"""What is read of files that anybody may send."""
+
+
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, formats: Collection[str] = FORMATS) -> "Image.Image":
     """Read any supported image as an upright 8-bit RGB PIL image.
 
     What happens to each mode:
@@ -52,13 +92,15 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> "Image.Imag
         source: Encoded file, path of a file, PIL image, or an array: uint8 (0..255) or float (0..1), shaped (H, W), (H,
             W, 3) or (H, W, 4).
         max_pixels: Largest accepted image.
+        formats: Of files. Of strangers' files better `FORMATS_OF_STRANGERS` alone.
 
     Returns:
         `PIL.Image.Image`: Mode RGB.
 
     Raises:
         DataError: Not an image, truncated, empty, a side under 2 px, more than `max_pixels` (read from the header,
-            before anything is decoded), a value that is not finite, or an array of another shape or type.
+            before anything is decoded), another size than the header says, more beside the pixels than any honest file
+            has (see `containers`), a value that is not finite, or an array of another shape or type.
         MissingExtraError: Pillow is not installed.
     """
     pil = _pillow()
@@ -68,13 +110,13 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> "Image.Imag
         return _upright_rgb(source, "the PIL image", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
-            raise DataError(f"Expected the bytes of an image file, got 0 bytes. {_WHAT_TO_DO}")
-        opened = _open(io.BytesIO(source), f"the given {len(source)} bytes", max_pixels)
+            raise DataError(f"Expected the bytes of an image file, got 0 bytes. {_what_to_do(formats)}")
+        opened = _open(io.BytesIO(source), f"the given {len(source)} bytes", max_pixels, formats)
         return _upright_rgb(opened, "the given bytes", max_pixels)
     if not isinstance(source, (str, Path)):
-        raise DataError(f"Expected an image, got {type(source).__name__}, which cannot be read. {_WHAT_TO_DO}")
-    with open_input(source, "image", _WHAT_TO_DO) as file:
-        return _upright_rgb(_open(file, f"the file {source}", max_pixels), f"the file {source}", max_pixels)
+        raise DataError(f"Expected an image, got {type(source).__name__}, which cannot be read. {_what_to_do(formats)}")
+    with open_input(source, "image", _what_to_do(formats)) as file:
+        return _upright_rgb(_open(file, f"the file {source}", max_pixels, formats), f"the file {source}", max_pixels)
 
 
 @dataclass(frozen=True)
@@ -88,6 +130,7 @@ class ImageTransform:
         rescale_factor: Multiplies the 0..255 pixels; None when rescaling is off.
         resample: Pillow's filter number (2: bilinear).
         max_pixels: Largest accepted image, before it is resized.
+        formats: Of files that are read.
     """
 
     size: tuple[int, int] | None
@@ -96,6 +139,7 @@ class ImageTransform:
     rescale_factor: float | None = 1 / 255
     resample: int = 2
     max_pixels: int = MAX_PIXELS
+    formats: tuple[str, ...] = FORMATS
 
     def __post_init__(self) -> None:
         if self.size is not None and (len(self.size) != 2 or min(self.size) < MIN_SIDE):
@@ -148,7 +192,7 @@ class ImageTransform:
 
     def pixels(self, image: ImageSource) -> np.ndarray:
         """Read and resize: (H, W, 3) uint8, RGB. Raises what `open_image` raises."""
-        opened = open_image(image, self.max_pixels)
+        opened = open_image(image, self.max_pixels, self.formats)
         if self.size is not None and opened.size != (self.size[1], self.size[0]):
             opened = opened.resize((self.size[1], self.size[0]), resample=self.resample)
         return np.asarray(opened)
@@ -177,17 +221,38 @@ def _pillow() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
-    pil = _pillow()
-    pil.init()  # AVIF and JPEG2000 depend on how Pillow was built
-    return tuple(name for name in _FORMATS if name in pil.OPEN)
+def load_readers() -> None:
+    """Import what reads the formats here and nothing else, so that no image waits for it."""
+    with named_extra("Reading an image", "device"):
+        from PIL import (  # noqa: F401
+            BmpImagePlugin,
+            GifImagePlugin,
+            Jpeg2KImagePlugin,
+            JpegImagePlugin,
+            MpoImagePlugin,
+            PngImagePlugin,
+            PpmImagePlugin,
+            TiffImagePlugin,
+            WebPImagePlugin,
+        )
 
 
-def _open(file: Any, what: str, max_pixels: int) -> "Image.Image":
-    """Read the header; decode nothing yet."""
+def _what_to_do(formats: Collection[str]) -> str:
+    return f"Give an image file ({', '.join(formats)}), its bytes, a PIL image or a numpy array."
+
+
+def _open(file: Any, what: str, max_pixels: int, formats: Collection[str]) -> "Image.Image":
+    """Look at how the file is built and read the header; decode nothing yet."""
     pil = _pillow()
+    load_readers()
+    start = file.read(16)
+    kind = next((name for name in formats if _FORMATS[name].start.match(start)), None)
+    if kind is None:
+        raise DataError(f"Expected an image, got something else in {what}{_told(start)}. {_what_to_do(formats)}")
+    _FORMATS[kind].scan(file, what, max_pixels)
+    file.seek(0)
     try:
-        return pil.open(file, formats=_formats())
+        opened: Image.Image = pil.open(file, formats=(kind,))
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
         raise DataError(
             f"Expected an image of at most {max_pixels / 1e6:.3g} Mpx, got more in {what} ({error}). "
@@ -196,7 +261,23 @@ def _open(file: Any, what: str, max_pixels: int) -> "Image.Image":
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly every type on damaged input
-        raise DataError(f"Expected an image, got something else in {what}: {error}. {_WHAT_TO_DO}") from error
+        raise DataError(f"Expected an image, got something else in {what}: {error}. {_what_to_do(formats)}") from error
+    raw = opened.info.get("Raw profile type exif")  # text of a PNG that Pillow takes for EXIF
+    if isinstance(raw, str):
+        try:
+            exif = bytes.fromhex("".join(raw.split("\n")[3:]))
+        except ValueError:  # none that Pillow could read
+            exif = b""
+        check_directories(exif.removeprefix(b"Exif\0\0"), what)
+    return opened
+
+
+def _told(start: bytes) -> str:
+    """Which format it is instead, where that is known."""
+    found = next((name for name, each in _FORMATS.items() if each.start.match(start)), None)
+    if found is None and start[4:12] in (b"ftypavif", b"ftypavis"):
+        found = "AVIF"
+    return f": {found}, which is not read here" if found else ""
 
 
 def _upright_rgb(image: "Image.Image", what: str, max_pixels: int) -> "Image.Image":
@@ -214,7 +295,13 @@ def _upright_rgb(image: "Image.Image", what: str, max_pixels: int) -> "Image.Ima
             f"{what}. Decoding it could exhaust the memory. Scale it down first."
         )
     try:
-        return _rgb(ImageOps.exif_transpose(image))
+        upright = ImageOps.exif_transpose(image)
+        if sorted(upright.size) != sorted((width, height)):
+            raise DataError(
+                f"Expected the {width} x {height} px of the header, got {upright.width} x {upright.height} px in "
+                f"{what}. Whatever was checked was another picture. Save the image again."
+            )
+        return _rgb(upright)
     except (MemoryError, DataError):
         raise
     except Exception as error:  # as in _open

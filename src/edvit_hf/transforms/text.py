@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edvit_hf.errors import DataError, named_extra
-from edvit_hf.storage import read_json_object
+from edvit_hf.storage import read_bytes, read_json_object
 from edvit_hf.tasks import Task
+from edvit_hf.transforms.tokenizer_files import MAX_TOKENIZER_BYTES, check_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +28,7 @@ _BERT_CLASSES = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "Mo
 _CHARACTERS_A_TOKEN = 6  # English has four to five, spaces included
 _SLACK = 256
 _WHY = "Without it the model's words are unknown. Export or download the folder again."
+_OURS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
 class TextTransform:
@@ -100,6 +102,22 @@ class TextTransform:
             pad_id=_pad_id(tokenizer, config, path),
             truncation_side=config.get("truncation_side", "right"),
         )
+
+    @classmethod
+    def from_serialised(cls, content: str, **options: Any) -> "TextTransform":
+        """Build it again from `serialised` and `options`, in another process say. Raises what `from_file` raises."""
+        return cls(_parsed(content, "the given text"), **options)
+
+    @property
+    def serialised(self) -> str:
+        """The tokenizer as the text of a tokenizer.json; what the files beside it changed is in it."""
+        return str(self._tokenizer.to_str())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else it was built with."""
+        side = "right" if self._cuts else "left"
+        return {"max_length": self.max_length, "pad_id": self.pad_id, "truncation_side": side}
 
     @property
     def task(self) -> Task:
@@ -202,7 +220,9 @@ class TextTransform:
     def _run(self, texts: list[str]) -> list[Any]:
         try:
             return self._tokenizer.encode_batch(texts)
-        except Exception as error:  # the library raises bare exceptions
+        except _OURS:
+            raise
+        except BaseException as error:  # the library raises bare exceptions, and its panics are none
             raise DataError(
                 f"Expected texts that the tokenizer can split, got an error: {error}. The model would see nothing. "
                 "Its tokenizer.json may lack the unknown token: export the folder again."
@@ -229,15 +249,23 @@ def _valid(text: Any, row: int) -> str:
 
 
 def _tokenizer(path: Path) -> "Tokenizer":
+    try:
+        content = read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"Expected the UTF-8 text of a tokenizer in {path}, got: {error}. {_WHY}") from error
+    return _parsed(content, str(path))
+
+
+def _parsed(content: str, where: str) -> "Tokenizer":
     with named_extra("Reading a text", "device"):
         from tokenizers import Tokenizer
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare exceptions
-        raise DataError(
-            f"Expected a tokenizer of the `tokenizers` library in {path}, got: {error}. {_WHY} "
-            "Export or download the folder again."
-        ) from error
+        check_tokenizer(content, where)
+        return Tokenizer.from_str(content)
+    except (DataError, *_OURS):
+        raise
+    except BaseException as error:  # the library raises bare exceptions, and its panics are none
+        raise DataError(f"Expected a tokenizer of the `tokenizers` library in {where}, got: {error}. {_WHY}") from error
 
 
 def _check_padding_side(tokenizer: "Tokenizer", config: Mapping[str, Any], path: Path) -> None:
