@@ -56,11 +56,13 @@ class IsolationError(EDViTError):
     Attributes:
         why: "time", "memory", "died", "nonsense" (what it said is no answer), "closed", "busy" (no child was free, see
             `Pool`), or "start" (it never got so far as to be asked).
+        is_from_outside: Whether somebody else ended the child: the system, where memory is short, or a person. The
+            question need not be the reason.
     """
 
-    def __init__(self, message: str, why: Why = "died") -> None:
+    def __init__(self, message: str, why: Why = "died", *, is_from_outside: bool = False) -> None:
         super().__init__(message)
-        self.why = why
+        self.why, self.is_from_outside = why, is_from_outside
 
 
 class QuotedError(Exception):
@@ -202,7 +204,8 @@ class Child:
         code = self._process.returncode
         if isinstance(error, OSError) or (isinstance(error, ProtocolError) and "got an end" in str(error)):
             why: Why = "time" if code == -_SIGXCPU else "died"
-            return IsolationError(f"Expected an answer, got the end of the process (exit code {code}).", why)
+            told = f"Expected an answer, got the end of the process (exit code {code})."
+            return IsolationError(told, why, is_from_outside=code == -_SIGKILL)
         return IsolationError(f"Expected an answer, got something else. The process was ended. {error}", "nonsense")
 
     def _told(self, values: Mapping[str, Any]) -> EDViTError:
@@ -250,7 +253,7 @@ class _Watch:
             self._is_over = True
 
 
-_SIGXCPU = 24 if sys.platform != "win32" else 1 << 30
+_SIGKILL, _SIGXCPU = (9, 24) if sys.platform != "win32" else (1 << 30, 1 << 30)  # there is nothing like them
 
 
 @lru_cache(maxsize=1)
