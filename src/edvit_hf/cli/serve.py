@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,14 +142,14 @@ def serve(
     )
     options: dict[str, Any] = {"revision": revision, "precision": precision, "sub_models": sub_model}
     options |= {"num_threads": num_threads, "profile": profile, "schedule": schedule}
-
-    def load() -> "EDViTRuntime":
-        from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
-
-        return EDViTRuntime.from_pretrained(ensemble, **options, config=CoordinatorConfig(max_queued=max_queued))
-
-    if not serve_forever(load, config, on_listening=_announce):
+    if not serve_forever(partial(_load, ensemble, max_queued, options), config, on_listening=_announce):
         _end_at_once()
+
+
+def _load(ensemble: str, max_queued: int, options: dict[str, Any]) -> "EDViTRuntime":
+    from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
+
+    return EDViTRuntime.from_pretrained(ensemble, **options, config=CoordinatorConfig(max_queued=max_queued))
 
 
 def _log_requests(quiet: bool) -> None:
