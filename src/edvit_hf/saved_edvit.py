@@ -9,13 +9,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file, hf_api, resolve_revision
 from transformers.utils.hub import DownloadKwargs, create_and_tag_model_card
 
@@ -118,6 +119,18 @@ class SavedEnsemble(PreTrainedModel):
             weights |= {prefix + key: tensor for key, tensor in load_file(path).items()}
         return {**kwargs, "state_dict": weights, "sub_models": present}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights under the model's names or under those in its files, which may be older ones.
+
+        A Trainer that goes on from a checkpoint loads its file this way, and goes on where names do not fit.
+        """
+        own = {key: tensor.to("meta") for key, tensor in self.state_dict().items()}
+        if not set(state_dict) <= set(own):
+            names = {id(tensor): key for key, tensor in own.items()}
+            in_files = {key: names[id(t)] for key, t in revert_weight_conversion(self, dict(own)).items()}
+            state_dict = {in_files.get(key, key): tensor for key, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -145,29 +158,25 @@ class SavedEnsemble(PreTrainedModel):
             )
         if unsupported := {"variant", "safe_serialization", "distributed_checkpoint"} & set(kwargs):
             raise ValueError(f"Remove {sorted(unsupported)}: weights are safetensors under fixed names.")
-        directory = Path(save_directory)
         if not is_main_process:
-            super().save_pretrained(directory, is_main_process=False, state_dict=state_dict, **kwargs)
+            super().save_pretrained(save_directory, is_main_process=False, state_dict=state_dict, **kwargs)
             return
         self.config.validate_ensemble()
-        sub_models = [merged_model(sub_model) for sub_model in self.sub_models]
-        for i, sub_model in enumerate(sub_models):
-            if sub_model.config.num_labels > 1:
-                check_problem_type(sub_model.config.problem_type, f"sub-model {i}")
-        if state_dict is None:
-            state_dict = self.state_dict()
-            for i, sub_model in enumerate(sub_models):
-                if sub_model is not self.sub_models[i]:  # it was wrapped, which changes names
-                    prefix = f"sub_models.{i}."
-                    state_dict = {key: w for key, w in state_dict.items() if not key.startswith(prefix)}
-                    state_dict |= {prefix + key: w for key, w in sub_model.state_dict().items()}
-        weights = plain_weights(state_dict)
-        with torch.device("meta"):
-            refuse_unloadable(weights, type(self)(self.config).state_dict())
-        stock = {name: kwargs.pop(name) for name in ("max_shard_size", "save_original_format") if name in kwargs}
-        with whole_save(directory) as staging:
-            self._save_parts(staging, sub_models, weights, directory)
-            super().save_pretrained(staging, state_dict=weights, **stock)
+        directory = Path(save_directory)
+        wrapped, self.sub_models = self.sub_models, nn.ModuleList(map(merged_model, self.sub_models))
+        try:
+            for i, sub_model in enumerate(cast(Sequence[PreTrainedModel], self.sub_models)):
+                if sub_model.config.num_labels > 1:
+                    check_problem_type(sub_model.config.problem_type, f"sub-model {i}")
+            weights = plain_weights(self.state_dict() if state_dict is None else state_dict)
+            with torch.device("meta"):
+                refuse_unloadable(weights, type(self)(self.config).state_dict())
+            stock = {name: kwargs.pop(name) for name in ("max_shard_size", "save_original_format") if name in kwargs}
+            with whole_save(directory) as staging:
+                self._save_parts(staging, weights, directory)
+                super().save_pretrained(staging, state_dict=weights, **stock)
+        finally:
+            self.sub_models = wrapped
         if push_to_hub:
             self._push(directory, **kwargs)
 
@@ -179,13 +188,11 @@ class SavedEnsemble(PreTrainedModel):
             create_and_tag_model_card(repo_id, self.model_tags, token=token).save(directory / "README.md")
         self._upload_modified_files(directory, repo_id, token=token, **commit)
 
-    def _save_parts(
-        self, staging: Path, sub_models: Sequence[PreTrainedModel], weights: Mapping[str, Tensor], directory: Path
-    ) -> None:
+    def _save_parts(self, staging: Path, weights: Mapping[str, Tensor], directory: Path) -> None:
         processor = [path for path in (directory / name for name in PROCESSOR_FILES) if path.is_file()]
-        for i, sub_model in enumerate(sub_models):
+        for i, sub_model in enumerate(self.sub_models):
             folder, part = staging / sub_model_folder(i), _without_prefix(weights, f"sub_models.{i}.")
-            sub_model.save_pretrained(folder, state_dict=part)
+            cast(PreTrainedModel, sub_model).save_pretrained(folder, state_dict=part)
             for path in processor:
                 shutil.copyfile(path, folder / path.name)
         for prefix, name in self._part_files.items():
