@@ -23,6 +23,7 @@ from edvit_hf.export.gates import FiguresByVariant
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant, content_hash, verify_file
+from edvit_hf.manifest.document import STALE_NAME
 from edvit_hf.storage import PARTIAL_SUFFIX
 from edvit_hf.tasks import CODE_FILES, PROCESSOR_FILES
 
@@ -126,6 +127,7 @@ def _move_in(committed: Path, root: Path, manifest: Manifest) -> None:
         if file.endswith(_GRAPH_SUFFIX):  # a manifest from elsewhere may name weights
             (root / file).unlink(missing_ok=True)
     (committed / MANIFEST_NAME).replace(root / MANIFEST_NAME)
+    (root / STALE_NAME).unlink(missing_ok=True)
     shutil.rmtree(committed, ignore_errors=True)
 
 

@@ -105,7 +105,7 @@ def check_folder(root: Path, files: Sequence[LocalFile], *, needs_card: bool = T
 
 def _load(root: Path, faults: list[str]) -> Manifest | None:
     try:
-        return Manifest.load(root)
+        return Manifest.load(root, fresh=False)  # every file is compared below
     except ManifestError as error:
         faults.append(f"{MANIFEST_NAME}: {error}")
         return None

@@ -11,12 +11,20 @@ from typing import Any, Self
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.entries import EnsembleEntry, FusionEntry, SubModelEntry, Variant
-from edvit_hf.manifest.hashes import ContentFile, check_relative_path, hash_of_content, require, verify_file
+from edvit_hf.manifest.hashes import (
+    ContentFile,
+    check_relative_path,
+    hash_of_content,
+    refuse_stale,
+    require,
+    verify_file,
+)
 from edvit_hf.storage import MIB, parse_json_object, read_bytes, whole_file
 from edvit_hf.strict import read_strictly
 from edvit_hf.tasks import class_groups_fault, label_names_fault
 
 MANIFEST_NAME = "manifest.json"
+STALE_NAME = "manifest.json.stale"  # once other weights were saved into the folder
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
 _NUMBER_LISTS = re.compile(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]")
 MAX_BYTES = 16 * MIB  # far above any ensemble's; more is read by nobody who means well
@@ -117,24 +125,39 @@ class Manifest:
             raise ManifestError(f"{source}: {error} Export again, or use the version that wrote it.") from error
 
     @classmethod
-    def load(cls, path: Path | str, *, source: str | None = None) -> Self:
-        """Read a manifest from a file, or from the `manifest.json` of a folder; `source` is named in errors.
+    def load(cls, path: Path | str, *, source: str | None = None, fresh: bool = True) -> Self:
+        """Read a manifest from a file, or from the `manifest.json` of a folder.
+
+        Args:
+            path: The file or the folder.
+            source: Named in errors.
+            fresh: Refuse a folder whose weights or configs are no longer those that it was exported from.
 
         Raises:
-            ManifestError: If it is missing or invalid.
+            ManifestError: If it is missing, invalid or of other weights than lie beside it.
         """
         path = Path(path)
-        path = path / MANIFEST_NAME if path.is_dir() else path
+        is_folder = path.is_dir()
+        path = path / MANIFEST_NAME if is_folder else path
         try:
             text = read_bytes(path, MAX_BYTES)
         except FileNotFoundError as error:
+            if path.with_name(STALE_NAME).is_file():
+                raise ManifestError(
+                    f"The files in {path.parent} were exported from other weights than were saved there later, so its "
+                    f"manifest is called {STALE_NAME}. They would answer for weights that are gone. Run "
+                    f"`edvit export {path.parent}`."
+                ) from error
             raise ManifestError(
                 f"No manifest at {path}. A folder without one was never exported, or the export was cut off. "
                 f"Run the export again."
             ) from error
         except ValueError as error:
             raise ManifestError(f"Expected a manifest at {path}, got {error}. {_WHY}") from error
-        return cls.from_json(text, source=source or path.name)
+        manifest = cls.from_json(text, source=source or path.name)
+        if is_folder and fresh:
+            refuse_stale(path.parent, path, manifest.content)
+        return manifest
 
     def save(self, path: Path | str) -> Path:
         """Write the manifest (into a folder, or to a file), whole or not at all."""

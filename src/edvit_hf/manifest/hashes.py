@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paths, sizes and hashes of an ensemble's files. Standard library only."""
 
+import functools
 import hashlib
 import os
 import re
@@ -107,6 +108,38 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_stale(root: Path, manifest: Path, content: Mapping[str, ContentFile]) -> None:
+    """Raise `ManifestError` where other weights or configs lie in an exported folder than its graphs were made from.
+
+    What is not there is not missed: a device holds its share only. Bytes are read only of a file that was written or
+    put there after the manifest, and once per process; an export writes the manifest last.
+    """
+    since = manifest.stat()
+    for name, listed in content.items():
+        path = root / name
+        if path.suffix != ".safetensors" and path.name != "config.json":
+            continue  # the processor's files are checked by whoever opens them
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        is_older = max(found.st_mtime_ns, found.st_ctime_ns) < min(since.st_mtime_ns, since.st_ctime_ns)
+        fits = found.st_size == listed.bytes and (is_older or _sha256_of(path.absolute(), state) == listed.sha256)
+        require(
+            fits,
+            f"{root}: expected the {name} that the graphs were exported from, got another one. They would answer for "
+            f"weights that are gone. Run `edvit export {root}`, or fetch the ensemble again.",
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256_of(path: Path, state: tuple[int, ...]) -> str:
+    """Hex SHA-256 of a file in this state: size, times and inode."""
+    del state  # distinguishes the file from what was there before
+    return file_sha256(path)
 
 
 def content_files(root: Path | str) -> dict[str, ContentFile]:
