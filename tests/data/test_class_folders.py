@@ -182,3 +182,10 @@ def test_a_hub_id_that_is_a_folder_here_is_not_guessed_at(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"'someone/pets', which is also a file or folder here.*`data_dir`"):
         open_splits(DatasetConfig(path="someone/pets"))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train/metadata.jsonl", "train/cat/metadata.parquet"])
+def test_a_file_of_metadata_that_may_say_other_labels_is_refused(tmp_path, name):
+    write(tmp_path, ["train/cat/1.png", "train/dog/1.png", name])
+    with pytest.raises(DataError, match=rf"labels by folders .*got {name}.*`path: csv`"):
+        rows(tmp_path, test_split=None)

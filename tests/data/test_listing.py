@@ -8,6 +8,7 @@ import pytest
 from edvit_hf.data import DatasetConfig
 from edvit_hf.data.listing import list_folder
 from edvit_hf.data.sources import local_files, local_folders
+from edvit_hf.errors import DataError
 
 ODD_NAMES = ["run[1]", "run*", "what?", "a::b", "a:b", "~x", "{a,b}", "%41", "née", " padded ", "-dash", "a\nb"]
 FOREIGN = [".DS_Store", "._1.png", "Thumbs.db", "desktop.ini", "1.png~", "~$1.csv", ".git/HEAD", "@eaDir/1.png"]
@@ -50,3 +51,17 @@ def test_links_are_followed_and_circles_end(tmp_path, caplog):
     assert [path.as_posix() for path in found.files] == ["cat/1.png", "dog/2.png"]
     assert [path.name for path in found.unreadable] == ["gone.png", "pipe.png", "round"]
     assert "3 links that lead nowhere" in caplog.text
+
+
+def test_links_among_many_folders_and_endless_depth_are_refused_at_once(tmp_path):
+    folders = [tmp_path / "web" / f"{number}" for number in range(12)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for folder in folders:
+        for other in folders:
+            (folder / other.name).symlink_to(other)
+    with pytest.raises(DataError, match="100 links to one"):
+        list_folder(tmp_path / "web")
+    (tmp_path / "deep" / "/".join("d" * 70)).mkdir(parents=True)
+    with pytest.raises(DataError, match="64 folders in one another"):
+        list_folder(tmp_path / "deep")

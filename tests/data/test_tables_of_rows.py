@@ -190,3 +190,27 @@ def test_a_file_that_is_not_there_is_refused_with_its_row(tmp_path, cell):
     write_paths(tmp_path, "csv", ["1.png", "1.png", "1.png", cell] * 3, ["a", "b", "a", "b"] * 3)
     with pytest.raises(DataError, match=r"Row \d+ of split 'train': Expected the path of a readable image file"):
         load_task(parquet(tmp_path, path="csv", test_split=None), OFF)
+
+
+@pytest.mark.parametrize("form", ["csv", "strings", "struct"])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", ["pipe", "folder", "/dev/zero"])
+def test_a_path_of_what_is_no_file_is_refused_before_it_is_read(tmp_path, form, whole, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    write_paths(tmp_path, form, ["a.png", str(tmp_path / name) if whole else name], ["a", "b"])
+    config = parquet(tmp_path, path="csv" if form == "csv" else "parquet", test_split=None)
+    with pytest.raises(DataError, match=r"path of a file in row 1 of split 'train'"):
+        open_splits(config)
+
+
+def test_an_empty_shard_and_views_of_texts_are_read(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    view = pa.table({"text": pa.array(["a", "b"], pa.string_view()), "label": pa.array(["x", "y"], pa.string_view())})
+    pq.write_table(view, tmp_path / "train-0-of-3.parquet")
+    pq.write_table(view.slice(0, 0), tmp_path / "train-1-of-3.parquet")
+    pq.write_table(view, tmp_path / "train-2-of-3.parquet")
+    split = open_splits(parquet(tmp_path, test_split=None), TEXTS)["train"]
+    assert (split.labels, split.items.read(np.arange(4))) == (["x", "y"] * 2, ["a", "b"] * 2)

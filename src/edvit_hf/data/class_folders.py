@@ -31,6 +31,7 @@ _FORMS: dict[Task, tuple[bytes, ...]] = {
     "image-classification": (b"RIFF....WEBP",),
     "audio-classification": (b"RIFF....WAVE", b"FORM....AIFF", b"FORM....AIFC"),
 }
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _LAYOUTS = {2: "CLASS/FILE", 3: "SPLIT/CLASS/FILE"}
 _WORDS: dict[Task, str] = {"image-classification": "image", "audio-classification": "sound"}
 
@@ -50,14 +51,15 @@ class ClassFolders:
         is_one_split: Whether the layout is CLASS/FILE.
 
     Raises:
-        DataError: No files of the task; one that lies higher or deeper, so that its label is not known; or a class
-            folder with files of which none is of the task.
+        DataError: No files of the task; one that lies higher or deeper, so that its label is not known; a class folder
+            with files of which none is of the task; or a file of metadata, which may say other labels.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder, self._task = folder, task
         listing = list_folder(folder)
         self._root = listing.root
+        _refuse_metadata(folder, listing)
         found = [name for name in listing.files if _is_of(task, listing.root / name)]
         if not found:
             raise DataError(
@@ -144,6 +146,17 @@ class ClassFolders:
                 "stored beside its label. Rename the file or folder."
             ) from error
         return path
+
+
+def _refuse_metadata(folder: Path, listing: Listing) -> None:
+    """Refuse the file that names labels for `datasets`' own reader: here the folders do, and the two may differ."""
+    named = [name for name in listing.files if name.name in _METADATA]
+    if named:
+        raise DataError(
+            f"Expected labels by folders below {folder}, got {named[0].as_posix()}, in which other readers look for "
+            "them. Which of the two are right is not known. For those of the file, name it SPLIT.csv and write `path: "
+            "csv` and `input_column: file_name`; for those of the folders, move it out."
+        )
 
 
 def _is_of(task: Task, path: Path) -> bool:

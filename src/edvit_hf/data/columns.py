@@ -57,10 +57,12 @@ class Place:
     Attributes:
         folder: Of the dataset. No relative path in a table leads out of it, and group patterns see what is below it.
         base: Of the table itself, to which relative paths in it are added.
+        is_listed: Whether the paths are those of files that were just listed.
     """
 
     folder: Path
     base: Path
+    is_listed: bool = False
 
 
 def raw_split(name: str, dataset: Any, config: DatasetConfig, task: Task, place: Place | None) -> RawSplit:
@@ -98,7 +100,8 @@ def raw_split(name: str, dataset: Any, config: DatasetConfig, task: Task, place:
     base = None
     if place is not None and task != "text-classification":
         base = place.base.absolute()
-        _refuse_paths_outside(name, inputs, place)
+        if not place.is_listed:
+            _check_paths(name, inputs, place)
     return RawSplit(name, labels, class_names, _DatasetItems(inputs, base), groups)
 
 
@@ -235,21 +238,29 @@ def _relative(name: str | None, place: Place | None) -> str | None:
     return path.as_posix()
 
 
-def _refuse_paths_outside(split: str, inputs: Any, place: Place) -> None:
-    """Refuse a relative path that leads out of the folder: what it names would not move, nor change, with the data."""
+def _check_paths(split: str, inputs: Any, place: Place) -> None:
+    """Refuse a relative path that leads out of the folder (what it names would not move, nor change, with the data).
+
+    So is one of what is no regular file, whose end may never come. What is not there is found when it is read.
+    """
     table = inputs.with_format("arrow")[:].flatten()
     stored = [name for name in table.column_names if name.endswith(".bytes")]
     is_absent = table.column(stored[0]).is_null().to_pylist() if stored else [True] * table.num_rows
-    folder, base = place.folder.absolute(), place.base.absolute()
+    folder, base = Path(os.path.normpath(place.folder.absolute())), place.base.absolute()
     for row, (name, absent) in enumerate(zip(_file_names(inputs), is_absent, strict=True)):
-        if not absent or name is None or ".." not in name:
+        if not absent or not name:
             continue
         target = Path(os.path.normpath(base / name))
-        if not Path(name).is_absolute() and not target.is_relative_to(Path(os.path.normpath(folder))):
+        if not Path(name).is_absolute() and not target.is_relative_to(folder):
             raise DataError(
                 f"Expected paths below the data set's folder {place.folder} in row {row} of split {split!r}, got "
                 f"{name!r}, which leads to {target}. The file would be missing where the folder is moved or compared. "
                 "Set `data_dir` to the folder that holds both, or write the whole path."
+            )
+        if (base / name).exists() and not (base / name).is_file():
+            raise DataError(
+                f"Expected the path of a file in row {row} of split {split!r}, got {name!r}, which is a folder or a "
+                "device. Reading it may never end. Correct the path."
             )
 
 

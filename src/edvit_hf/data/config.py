@@ -226,7 +226,7 @@ def _check_normalisation(mean: tuple[float, ...] | None, std: tuple[float, ...] 
 
 def _check_source(config: DatasetConfig) -> None:
     if config.local_name is not None and (
-        "/" in config.local_name or "\\" in config.local_name or config.local_name == ".."
+        "/" in config.local_name or "\\" in config.local_name or config.local_name in ("", ".", "..")
     ):
         raise DataError(f"`local_name` must be one folder name under EDVIT_DATA_DIR, got {config.local_name!r}.")
     _check_folders(config)

@@ -2,6 +2,7 @@
 """List the files of a data set's folder: names are literal, links are followed, hidden and foreign files left out."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,10 @@ _FOREIGN = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin",
     "system volume information", "lost+found", "__pycache__", "icon\r",
 }  # fmt: skip
+_MOST_LEVELS = 64  # of folders in one another
+_MOST_VISITS = 100  # of one folder, through different links
+
+_Inode = tuple[int, int]
 
 
 @dataclass
@@ -44,10 +49,10 @@ def list_folder(folder: Path) -> Listing:
     """List the files below a folder whatever characters its name has; what is left out is counted in one log line.
 
     Raises:
-        DataError: The folder, or one below it, cannot be read.
+        DataError: The folder, or one below it, cannot be read; or links lead from folder to folder without an end.
     """
     found = Listing(folder.absolute())
-    found.files = sorted(_files_below(found.root, Path(), (), found))
+    found.files = sorted(_files_below(found, Path(), (), Counter()))
     found.unreadable.sort()
     if found.ignored:
         logger.info("data: %s: %d hidden or foreign files and folders are not looked at", folder, found.ignored)
@@ -60,29 +65,39 @@ def list_folder(folder: Path) -> Listing:
     return found
 
 
-def _files_below(root: Path, below: Path, above: tuple[tuple[int, int], ...], found: Listing) -> Iterator[Path]:
-    folder = root / below
+def _files_below(found: Listing, below: Path, above: tuple[_Inode, ...], visits: Counter[_Inode]) -> Iterator[Path]:
+    folder = found.root / below
     try:
         state = folder.stat()
+        here = (state.st_dev, state.st_ino)
+        if here in above:
+            found.unreadable.append(below)
+            return
         names = sorted(path.name for path in folder.iterdir())
+        kept = [name for name in names if not is_foreign(name)]
+        kinds = [_kind(folder / name) for name in kept]
     except OSError as error:
         raise DataError(
             f"Expected a folder that can be read at {folder}, got: {error.strerror}. Its files would be missing from "
             "the data without a word. Grant access to it, or move it out."
         ) from error
-    here = (state.st_dev, state.st_ino)
-    if here in above:
-        found.unreadable.append(below)
-        return
-    kept = [name for name in names if not is_foreign(name)]
+    visits[here] += 1
+    if len(above) > _MOST_LEVELS or visits[here] > _MOST_VISITS:
+        raise DataError(
+            f"Expected at most {_MOST_LEVELS} folders in one another and {_MOST_VISITS} links to one, got more at "
+            f"{str(folder)[:300]}. Listing them may not end. Remove the links that lead from folder to folder."
+        )
     found.ignored += len(names) - len(kept)
     if not kept and below != Path():
         found.empty.append(below)
-    for name in kept:
-        path = root / below / name
-        if path.is_dir():
-            yield from _files_below(root, below / name, (*above, here), found)
-        elif path.is_file():
+    for name, kind in zip(kept, kinds, strict=True):
+        if kind == "folder":
+            yield from _files_below(found, below / name, (*above, here), visits)
+        elif kind == "file":
             yield below / name
         else:
             found.unreadable.append(below / name)
+
+
+def _kind(path: Path) -> str | None:
+    return "folder" if path.is_dir() else "file" if path.is_file() else None

@@ -40,6 +40,13 @@ class LiteralParquet(datasets.ArrowBasedBuilder):
 
 
 def plain(schema: Any) -> Any:
-    """The schema with the values of a categorical column in place of its codes."""
-    fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
-    return pa.schema(fields, metadata=schema.metadata)
+    """The schema with the values of a categorical column in place of its codes, and no views of texts or bytes."""
+    return pa.schema([f.with_type(_plain_type(f.type)) for f in schema], metadata=schema.metadata)
+
+
+def _plain_type(kind: Any) -> Any:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind

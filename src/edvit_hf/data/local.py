@@ -61,7 +61,7 @@ class _Classes:
     """A reader of class folders."""
 
     def __init__(self, config: DatasetConfig, task: Task, folder: Path) -> None:
-        self._config, self._task, self._place = config, task, Place(folder, folder)
+        self._config, self._task, self._place = config, task, Place(folder, folder, is_listed=True)
         self._found = ClassFolders(folder, task)
         self.names = self._found.names
         self.single = self._found.names[0] if self._found.is_one_split else None
