@@ -70,6 +70,8 @@ class DatasetConfig:
         seed: Of all splits and subsets, and of the replayable augmentation.
         on_error: What to do with a row that cannot be decoded or has no label: raise, or skip it and log how many
             there were.
+        on_overlap: What training does where test or validation rows are training rows, too (the same bytes or the
+            same text): raise, drop those training rows, or keep them. The results say how many there are.
     """
 
     path: str
@@ -100,6 +102,7 @@ class DatasetConfig:
     max_test_samples: int | None = None
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
+    on_overlap: Literal["raise", "drop", "keep"] = "raise"
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -117,6 +120,7 @@ class DatasetConfig:
             whole_number("image_size", self.image_size, 2, "it is the side of an image in pixels", DataError)
         whole_number("seed", self.seed, 0, "random generators take no other", DataError)
         one_of("on_error", self.on_error, ("raise", "skip"), "it is what a damaged row does", DataError)
+        one_of("on_overlap", self.on_overlap, ("raise", "drop", "keep"), "it is what shared rows do", DataError)
         _check_label_names(self)
         _check_normalisation(self.mean, self.std)
         _check_source(self)

@@ -14,11 +14,17 @@ class NoSplitError(DataError):
 
 def no_split(config: DatasetConfig, name: str, found: Sequence[str], where: str) -> NoSplitError:
     """The error for a split that is not there."""
-    held_out = ", or `test_split: null` to hold out training rows" if name == config.test_split else ""
+    if len(found) == 1:
+        remedy = (
+            f"Write `train_split: {found[0]}` and `test_split: null`, which holds out `test_fraction` of its rows; "
+            "one split cannot be both."
+        )
+    else:
+        held_out = ", or `test_split: null` to hold out training rows" if name == config.test_split else ""
+        remedy = f"Set `train_split`, `test_split` and `validation_split` each to another of these{held_out}."
     return NoSplitError(
         f"Expected a split named {name!r} in {where}, got only: {', '.join(found) or 'none'}. "
-        "Training, validation and test rows must be told apart. "
-        f"Set `train_split`, `test_split` or `validation_split` to one of these{held_out}."
+        f"Training, validation and test rows must be told apart. {remedy}"
     )
 
 

@@ -20,6 +20,7 @@ from edvit_hf.data.decoding import DecodedOnAccess, RowsToDecode
 from edvit_hf.data.image_split import ImageSplit
 from edvit_hf.data.labels import HIDDEN, same_classes
 from edvit_hf.data.modalities import TextConfig
+from edvit_hf.data.overlap import without_shared
 from edvit_hf.data.processors import processor_of
 from edvit_hf.data.roles import ROLES, Role, choose_roles, choose_test, needed_for_test
 from edvit_hf.data.sources import open_splits
@@ -54,6 +55,7 @@ class TaskData:
         vocab_size: Entries of the tokenizer; None without one.
         pad_token_id: Id of its padding; None without one.
         roles: Where the rows of each role come from.
+        dropped: Role -> rows left out because they are rows of another role, too (`on_overlap: drop`).
     """
 
     label_names: list[str]
@@ -67,6 +69,7 @@ class TaskData:
     vocab_size: int | None = None
     pad_token_id: int | None = None
     roles: dict[str, Role] = field(default_factory=dict, repr=False)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def fingerprint(self, role: str) -> str:
         """What says whose figures a measurement on the rows of a role is; see `data.contents`."""
@@ -114,6 +117,9 @@ def load_task(
     config.check_task(task)
     augmentation.check_task(task)
     label_names, roles = choose_roles(config, open_splits(config, task))
+    dropped = without_shared(roles, task) if config.on_overlap == "drop" else {}
+    if any(dropped.values()):
+        logger.warning("data: left out as rows of another role, too: %s", dropped)
     _refuse_one_class(roles["train"].labels, roles["train"].unlabelled)
     request = SplitRequest(config, task, roles, augmentation, processor_dir)
     splits, processor, more = _BUILDERS[task](request)
@@ -122,9 +128,8 @@ def load_task(
         logger.warning("data: skipped rows of %s: %s", config.path, ", ".join(f"{k} {v}" for k, v in skipped.items()))
     _refuse_one_class(splits["train"].labels, skipped["train"])  # damaged rows may have been all of a class
     _warn_of_empty_classes(config, splits["train"].labels, label_names)
-    return TaskData(
-        label_names=label_names, processor=processor, task=task, skipped=skipped, roles=roles, **splits, **more
-    )
+    facts: dict[str, Any] = {"label_names": label_names, "skipped": skipped, "roles": roles, "dropped": dropped}
+    return TaskData(processor=processor, task=task, **facts, **splits, **more)
 
 
 @dataclass(frozen=True)

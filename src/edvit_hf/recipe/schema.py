@@ -133,6 +133,7 @@ class Recipe:
                 "`teacher.mixup_alpha` and `teacher.cutmix_alpha` blend inputs, and token ids cannot be blended. "
                 "Remove them; `augmentation.token_dropout` is what there is for text."
             )
+        _refuse_equal_splits(self.dataset)
         self.augmentation.check_task(self.task)
         self.dataset.check_task(self.task)
         for name, what in (("from_scratch", "entries"), ("keep_heads", "numbers")):
@@ -170,6 +171,20 @@ class Recipe:
         """The same recipe with every training seed set (dataset split and class groups stay)."""
         changed = {n: dataclasses.replace(getattr(self, n), seed=seed) for n in ("prune", "teacher", "distill", "fuse")}
         return dataclasses.replace(self, **changed)
+
+
+def _refuse_equal_splits(dataset: DatasetConfig) -> None:
+    """Raise `RecipeError` where one split has two roles: a test on what was learnt says nothing."""
+    roles = ("train_split", "validation_split", "test_split")
+    named = [(role, getattr(dataset, role)) for role in roles if getattr(dataset, role) is not None]
+    for place, (role, name) in enumerate(named):
+        for other, same in named[:place]:
+            if name == same:
+                raise RecipeError(
+                    f"`dataset.{other}` and `dataset.{role}` are both {name!r}: the same rows would be learnt or "
+                    "chosen by, and then tell how well. Name another split, or write `test_split: null` to hold out "
+                    "`test_fraction` of the training rows (`validation_split: null` carves those rows out by itself)."
+                )
 
 
 def packaged_recipes() -> Path:
@@ -272,4 +287,6 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     for key in ("label_names", "test_data_dir"):
         if values["dataset"][key] is None:
             del values["dataset"][key]  # so that results of a version without this key stay good
+    if values["dataset"]["on_overlap"] == "raise":
+        del values["dataset"]["on_overlap"]
     return values

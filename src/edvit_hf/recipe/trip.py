@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROCESSOR_FOLDER = "processor"  # of the teacher stage
+OVERLAP_FILE = "overlap.json"  # of the teacher stage: how many rows its roles share
 _OF_A_STAGE = "Later stages read it. Remove the folder of that stage and run the recipe again."
 
 

@@ -16,7 +16,7 @@ from edvit_hf.published.data import data_record
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
-from edvit_hf.recipe.trip import Trip, load_array, save_array
+from edvit_hf.recipe.trip import OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def evaluate(trip: Trip) -> None:
                 "num_skipped": data.skipped,
                 "label_names": data.label_names,
                 "test": test_record(trip),
+                "overlap": _overlap(trip),
             },
             "recipe_values": _finite(recipe_values(trip.recipe)),
             "class_groups": trip.class_groups,
@@ -74,6 +75,12 @@ def test_record(trip: Trip) -> dict[str, Any]:
     """Whose figures these are: what was measured on, by content."""
     data = trip.data
     return data_record(trip.recipe.dataset, len(data.test), data.skipped.get("test", 0), data.fingerprint("test"))
+
+
+def _overlap(trip: Trip) -> dict[str, Any] | None:
+    """How many rows the roles share, as the teacher stage found; None of a teacher that was trained otherwise."""
+    path = trip.folders["teacher"] / OVERLAP_FILE
+    return read_json_object(path, "how many rows the roles share") if path.is_file() else None
 
 
 def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.ndarray) -> dict[str, Any]:

@@ -9,12 +9,21 @@ import torch
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import architecture_of_config, check_keys
+from edvit_hf.data.overlap import find_overlaps, refuse_overlaps
 from edvit_hf.errors import RecipeError
 from edvit_hf.pruning import architecture_of
 from edvit_hf.pruning.cut import label_names
 from edvit_hf.recipe.stages.plan import plan_groups, sub_model_config
 from edvit_hf.recipe.stages.split import groups_before_training
-from edvit_hf.recipe.trip import Trip, check_weights, drop_checkpoints, save_model, stock_model, validation_accuracy
+from edvit_hf.recipe.trip import (
+    OVERLAP_FILE,
+    Trip,
+    check_weights,
+    drop_checkpoints,
+    save_model,
+    stock_model,
+    validation_accuracy,
+)
 from edvit_hf.storage import write_json
 from edvit_hf.tasks import Task
 from edvit_hf.training import ClassifyData, classify_objective, train
@@ -31,6 +40,7 @@ def train_teacher(trip: Trip) -> None:
     folder, config = trip.folders["teacher"], trip.recipe.teacher
     with main_process_first():
         data = trip.data
+        _check_overlap(trip)
         trip.keep_processor()
     if (folder / "model").is_dir():
         drop_checkpoints(folder)
@@ -57,6 +67,25 @@ def train_teacher(trip: Trip) -> None:
     logger.info("teacher: %.2f %% of %d validation items", 100 * accuracy, len(data.validation))
     save_model(model, folder / "model", data.processor)
     drop_checkpoints(folder)
+
+
+def _check_overlap(trip: Trip) -> None:
+    """Write down what training, validation and test rows share, once; refuse it unless the recipe says otherwise.
+
+    Raises:
+        DataError: Training rows are test or validation rows, too.
+    """
+    path, choice = trip.folders["teacher"] / OVERLAP_FILE, trip.recipe.dataset.on_overlap
+    if path.is_file():
+        return
+    found = find_overlaps(trip.data.roles, trip.recipe.task)
+    if choice == "raise":
+        refuse_overlaps(found)
+    for overlap in found:
+        if overlap.num_shared:
+            logger.warning("data: %s", overlap)
+    counts = {f"{o.first}_{o.second}": {"num_shared": o.num_shared, "num_rows": o.num_rows} for o in found}
+    write_json(path, {"on_overlap": choice, "shared": counts, "dropped": trip.data.dropped})
 
 
 def base_model(trip: Trip) -> "PreTrainedModel":
