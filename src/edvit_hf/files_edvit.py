@@ -24,7 +24,8 @@ logger = logging.get_logger(__name__)
 # Whatever of an image processor, feature extractor or tokenizer lies beside an ensemble.
 PROCESSOR_FILES = (
     *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "vocab.txt"),
+    *("special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "processor_config.json"),
 )
 PUBLISHED = ["README.md", "config.json", *PROCESSOR_FILES, "model.safetensors*", "model-0*", "fusion.safetensors"]
 PUBLISHED += ["configuration_edvit.py", "checks_edvit.py", "modeling_edvit.py", "parts_edvit.py"]

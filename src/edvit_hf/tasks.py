@@ -43,8 +43,16 @@ NEEDED_PROCESSOR_FILES = (
 )
 """The processor's files that must come along where the manifest lists them."""
 
-PROCESSOR_FILES = (*NEEDED_PROCESSOR_FILES, "vocab.txt")  # which may be left out: tokenizer.json holds it
-"""Every file that a stock processor may consist of; those that are there travel beside each sub-model."""
+PROCESSOR_FILES = (
+    *NEEDED_PROCESSOR_FILES,
+    *("vocab.txt", "vocab.json", "merges.txt"),  # may be left out: tokenizer.json holds them
+    *("added_tokens.json", "processor_config.json"),  # read by the stock classes alone
+)
+"""Every file that a stock processor may consist of; those that are there travel beside each sub-model.
+
+An ensemble's content hash covers each: the stock classes prefer some of them to others, so that adding one changes
+what they answer.
+"""
 
 CODE_FILES = (
     *("configuration_edvit.py", "checks_edvit.py", "parts_edvit.py"),

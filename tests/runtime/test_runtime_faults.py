@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.manifest import ContentFile, Manifest, file_sha256, hash_of_content
 from edvit_hf.runtime import EDViTRuntime
-from support.tiny_ensemble import FEATURES, SIZE, write_tiny_ensemble
+from support.tiny_ensemble import FEATURES, SIZE, bless_processor, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
 GRAPH = "sub_models/01/onnx/model.onnx"
@@ -285,6 +285,7 @@ def test_preprocessing_of_another_version_is_refused(root):
 def test_preprocessing_that_makes_other_sizes_than_the_graphs_take_is_refused(root):
     path = root / "preprocessor_config.json"
     path.write_text(path.read_text().replace(f'"height": {SIZE}', f'"height": {SIZE * 2}'))
+    bless_processor(root)
     with pytest.raises(ManifestError, match=rf"sub-model \d: .*makes, \(3, {SIZE * 2}, {SIZE}\).*takes \(3, {SIZE}"):
         load(root)
 

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError, ManifestError
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.tasks import GRAPH_INPUTS, MAIN_INPUT, TASKS
-from support.tiny_ensemble import MAX_TOKENS, NUM_FRAMES, NUM_MEL_BINS, SIZE, WORDS, write_tiny_ensemble
+from edvit_hf.tasks import GRAPH_INPUTS, MAIN_INPUT, NEEDED_PROCESSOR_FILES, TASKS
+from support.tiny_ensemble import (
+    MAX_TOKENS,
+    NUM_FRAMES,
+    NUM_MEL_BINS,
+    SIZE,
+    WORDS,
+    bless_processor,
+    write_tiny_ensemble,
+)
 
 GROUPS = [[0, 3], [1], [2, 4]]
 SHAPES = {
@@ -192,8 +200,27 @@ def test_graphs_of_another_task_are_refused(tmp_path):
 def test_an_ensemble_without_what_prepares_its_inputs_is_refused(tmp_path, task):
     manifest = write_tiny_ensemble(tmp_path, GROUPS, task=task)
     (tmp_path / manifest.preprocessing).unlink()
+    with pytest.raises(ManifestError, match=f"{manifest.preprocessing} is listed in the manifest but missing"):
+        EDViTRuntime.from_pretrained(tmp_path)
+    bless_processor(tmp_path)
     with pytest.raises(DataError, match=manifest.preprocessing):
         EDViTRuntime.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NEEDED_PROCESSOR_FILES)
+@pytest.mark.parametrize("how", ["file", "link"])
+def test_a_file_that_prepares_inputs_and_is_covered_by_no_hash_is_refused(tmp_path, task, name, how):
+    write_tiny_ensemble(tmp_path / "e", GROUPS, task=task)
+    path, aside = tmp_path / "e" / name, tmp_path / "aside"
+    if path.exists():
+        path.rename(aside)
+    else:
+        aside.write_text('{"pad_token": "x", "model_max_length": 2, "do_rescale": false}')
+    bless_processor(tmp_path / "e")
+    path.symlink_to(aside) if how == "link" else path.write_bytes(aside.read_bytes())
+    with pytest.raises(ManifestError, match=rf"Expected no {name} in .*under the same content hash"):
+        EDViTRuntime.from_pretrained(tmp_path / "e")
 
 
 @pytest.mark.parametrize("task", TASKS)

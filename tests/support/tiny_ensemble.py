@@ -2,6 +2,7 @@
 """A real exported ensemble at toy size, for each task: linear ONNX graphs that keep the manifest's promises."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from edvit_hf.manifest import (
     file_sha256,
     hash_of_content,
 )
-from edvit_hf.tasks import PREPROCESSING_FILE
+from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES
 
 SIZE = 8
 TASK_GROUPS = [[0, 3], [1], [2, 4]]  # of tests that take one ensemble for each task
@@ -139,18 +140,34 @@ def write_tiny_ensemble(
         else np.concatenate([40 * np.eye(num_labels)[columns], np.zeros((len(class_groups), num_labels))])
     )
     _save(root / "onnx/fusion.onnx", _fusion_graph(fusion, len(columns), len(class_groups)))
+    write_processor(root, task)
+    content = {**CONTENT, **vouched_processor(root)}
     manifest = Manifest(
-        ensemble=EnsembleEntry(id="tiny", task=task, content_hash=hash_of_content(CONTENT)),
+        ensemble=EnsembleEntry(id="tiny", task=task, content_hash=hash_of_content(content)),
         label_names=label_names or [f"class_{i}" for i in range(num_labels)],
         class_groups=[list(group) for group in class_groups],
         preprocessing=PREPROCESSING_FILE[task],
         sub_models=entries,
         fusion=FusionEntry(variants=[_variant(root, "onnx/fusion.onnx", "fp32")]),
-        content=CONTENT,
+        content=content,
     )
-    write_processor(root, task)
     manifest.save(root)
     return manifest
+
+
+def vouched_processor(root):
+    """What a manifest says of the processor's files in a folder."""
+    paths = [path for name in PROCESSOR_FILES if (path := root / name).is_file()]
+    return {path.name: ContentFile(sha256=file_sha256(path), bytes=path.stat().st_size) for path in paths}
+
+
+def bless_processor(root):
+    """Have the manifest vouch for the processor's files as they are now."""
+    manifest = Manifest.load(root)
+    content = {name: file for name, file in manifest.content.items() if name not in PROCESSOR_FILES}
+    content |= vouched_processor(root)
+    entry = replace(manifest.ensemble, content_hash=hash_of_content(content))
+    replace(manifest, ensemble=entry, content=content).save(root)
 
 
 def _matched_filter(picture):

@@ -34,6 +34,7 @@ def quiet_options(threads: int, *, spin: bool = False) -> onnxruntime.SessionOpt
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if spin:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # graphs of other formats are not checked
     options.log_severity_level = 4  # what fails is raised, and said once
     return options
 

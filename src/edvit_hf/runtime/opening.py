@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `EDViTRuntime.from_pretrained` opens beside sub-models: transform, fusion head, shape of inputs."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from edvit_hf.transforms import Transform, load_transform
 
 
 def transform_of(manifest: Manifest, root: Path) -> Transform:
-    """What prepares inputs, from files whose hashes are those that the ensemble's content hash is over."""
+    """What prepares inputs, from files whose hashes are those that the ensemble's content hash is over.
+
+    Raises:
+        ManifestError: A file is missing, altered, or read though the hash is not over it.
+        DataError: The files are damaged.
+    """
     task = manifest.ensemble.task
     if manifest.preprocessing != PREPROCESSING_FILE[task]:
         raise ManifestError(
@@ -27,7 +33,14 @@ def transform_of(manifest: Manifest, root: Path) -> Transform:
         )
     for name in PROCESSOR_FILES:
         listed = manifest.content.get(name)
-        if listed is not None and (name in NEEDED_PROCESSOR_FILES or (root / name).exists()):
+        is_there = os.path.lexists(root / name)
+        if listed is None and is_there and name in NEEDED_PROCESSOR_FILES:
+            raise ManifestError(
+                f"Expected no {name} in {root}, since the manifest vouches for none, got one. It would change how "
+                "inputs are prepared, and with it the answers, under the same content hash. Remove it, or export the "
+                "ensemble again."
+            )
+        if listed is not None and (is_there or name in NEEDED_PROCESSOR_FILES):
             verify_file(root, NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes))
     return load_transform(root, task)
 

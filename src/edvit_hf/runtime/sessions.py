@@ -158,7 +158,6 @@ def open_verified(
     Raises:
         ManifestError: The file is not as promised, cannot be opened, or not in that time.
     """
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # no other format was looked into
     try:
         with verified_graph(root, variant) as path:
             return run_within(
