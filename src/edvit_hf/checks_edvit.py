@@ -6,6 +6,7 @@ This file travels to the Hub beside `configuration_edvit.py`, which asks it: it 
 
 import difflib
 import json
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -112,6 +113,20 @@ def refuse_too_many(sub_model_configs: Any) -> None:
             f"Expected at most {MAX_SUB_MODELS} sub-models, got {len(sub_model_configs)}. Each costs time and memory. "
             "Split the classes into fewer groups."
         )
+
+
+def check_indices(indices: Any) -> tuple[int, ...]:
+    """Return indices as ascending ints, each once; raise ValueError for what is no list of whole numbers."""
+    try:
+        listed = list(indices)
+        if any(isinstance(index, bool) for index in listed):
+            raise TypeError("truth values count nothing")
+        return tuple(sorted({operator.index(index) for index in listed}))
+    except TypeError as error:
+        raise ValueError(
+            f"Expected `sub_models` to be a list of whole numbers, got {indices!r:.60} ({error}). They count from 0. "
+            "Pass for example [0, 2]."
+        ) from error
 
 
 def check_sizes(config: Any, index: int) -> int:

@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .checks_edvit import (
     OTHER_LABEL,
+    check_indices,
     check_label_tables,
     check_name,
     check_problem_type,
@@ -259,9 +260,9 @@ class EDViTConfig(PreTrainedConfig):
         """Return the sub-models to load, ascending; all of them for None.
 
         Raises:
-            ValueError: If none is named, or one that is not there.
+            ValueError: If none is named, or one that is not there, or what is no whole number.
         """
-        present = tuple(range(self.num_sub_models)) if sub_models is None else tuple(sorted(set(sub_models)))
+        present = check_indices(range(self.num_sub_models) if sub_models is None else sub_models)
         if not present or present[0] < 0 or present[-1] >= self.num_sub_models:
             raise ValueError(
                 f"Expected `sub_models` to name at least one of 0..{self.num_sub_models - 1}, got "

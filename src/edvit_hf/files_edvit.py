@@ -96,7 +96,11 @@ def weight_files(source: Any, **hub: Any) -> list[str]:
             f"Expected {WEIGHTS_INDEX} in {source} to name safetensors files beside it, got {names[:3]}. Nothing else "
             "is read as weights. Save it again."
         )
-    return [path for name in names if (path := cached_file(source, name, **hub))]
+    paths = {name: cached_file(source, name, **hub) for name in names}
+    missing = [name for name, path in paths.items() if path is None or not Path(path).is_file()]
+    if missing:
+        raise OSError(f"Expected the weights that {WEIGHTS_INDEX} names in {source}, {missing[:3]} are not there.")
+    return list(paths.values())
 
 
 def check_weight_files(paths: Sequence[str], source: Any) -> int:

@@ -130,9 +130,10 @@ class EDViTPreTrainedModel(SavedEnsemble):
         loaded = [i in self.present for i in range(self.config.num_sub_models)]
         present = torch.tensor(loaded, device=features.device)
         if mask is not None:
-            if mask.ndim not in (1, 2) or mask.shape[-1] != len(loaded):
-                shapes = f"({len(loaded)},) or (batch, {len(loaded)}), got {tuple(mask.shape)}"
-                raise ValueError(f"Expected `sub_model_mask` {shapes}: pass one value per sub-model.")
+            shape = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            if shape not in ((len(loaded),), (features.shape[0], len(loaded)), (1, len(loaded))):
+                shapes = f"({len(loaded)},) or (batch, {len(loaded)}), got {shape}"
+                raise ValueError(f"Expected `sub_model_mask` {shapes}: pass a tensor with one value per sub-model.")
             present = present & (mask != 0)
         return present.expand(features.shape[0], -1)
 
@@ -149,6 +150,13 @@ class EDViTPreTrainedModel(SavedEnsemble):
         Raises:
             ValueError: If groups, labels and sub-models do not fit, or label names contradict a group.
         """
+        sub_models = list(sub_models)
+        for i, sub_model in enumerate(sub_models):
+            if not isinstance(sub_model, PreTrainedModel):
+                raise ValueError(
+                    f"Expected sub-model {i} to be a stock Transformers model, got {type(sub_model).__name__}. Its "
+                    "config and weights could not be read. Load it with its Auto class; merge its adapters first."
+                )
         config = EDViTConfig(
             sub_model_configs=[sub_model.config.to_dict() for sub_model in sub_models],
             class_groups=class_groups,

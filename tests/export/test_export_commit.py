@@ -26,6 +26,7 @@ from edvit_hf.export.commit import (
 )
 from edvit_hf.export.ensemble import load_ensemble
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_hash, file_sha256
+from edvit_hf.manifest.document import STALE_NAME
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.storage import held_folder
 from support.tiny_export import PIXELS, SIZE, exported_images
@@ -197,7 +198,7 @@ def cut_at(monkeypatch, step):
         monkeypatch.setattr(Path, name, counted)
 
 
-@pytest.mark.parametrize("step", range(11))
+@pytest.mark.parametrize("step", range(12))
 def test_an_export_cut_off_anywhere_leaves_the_former_state_or_is_finished_by_the_next(
     exported, root, monkeypatch, step
 ):
@@ -209,7 +210,7 @@ def test_an_export_cut_off_anywhere_leaves_the_former_state_or_is_finished_by_th
             was_cut = False
         except Cut:
             was_cut = True
-    assert was_cut == (step < 10)  # a later step would never be reached, and the test would prove nothing
+    assert was_cut == (step < 11)  # a later step would never be reached, and the test would prove nothing
     if (root / MANIFEST_NAME).is_file():
         found = Manifest.load(root)
         found.verify_files(root)
@@ -235,6 +236,7 @@ import os, signal
 from pathlib import Path
 from edvit_hf.export.commit import publish
 from edvit_hf.manifest import Manifest
+from edvit_hf.manifest.document import STALE_NAME
 root, original, left = Path({str(root)!r}), Path.replace, [3]
 def counted(self, target):
     left[0] -= 1
@@ -340,3 +342,11 @@ def test_two_exports_of_one_folder_run_one_after_the_other(root, monkeypatch):
         with pytest.raises(BeganError):
             second.result(timeout=60)
     assert began.is_set()
+
+
+def test_an_export_takes_away_the_manifest_that_a_save_of_other_weights_put_aside(exported, root):
+    new = stage_fp32(root, exported[-1])
+    (root / MANIFEST_NAME).replace(root / STALE_NAME)
+    publish(root / STAGING_NAME, root, new)
+    assert Manifest.load(root) == new
+    assert not (root / STALE_NAME).exists()

@@ -106,7 +106,7 @@ def _accept_content(root):
     """Make the manifest vouch for the weights as they are now, so that only their disagreement is left to find."""
     from edvit_hf.manifest import content_files, hash_of_content
 
-    manifest, content = Manifest.load(root), content_files(root)
+    manifest, content = Manifest.load(root, fresh=False), content_files(root)
     entry = replace(manifest.ensemble, content_hash=hash_of_content(content))
     replace(manifest, ensemble=entry, content=content).save(root)
 

@@ -67,7 +67,7 @@ def prepare_push(folder: str | Path, repo: str, *, profile: str | None = None) -
     check_repo_name(repo)
     files = list_files(root)
     if profile is not None:
-        sent = {v.file for v in variants_for(Manifest.load(root), profile)} | {MANIFEST_NAME, README}
+        sent = {v.file for v in variants_for(Manifest.load(root, fresh=False), profile)} | {MANIFEST_NAME, README}
         has_card = any(file.path == README for file in files)  # its figures go with it
         files = [f for f in files if f.path in sent or (has_card and f.path.startswith(_FIGURES))]
     return Push(root=root, repo=repo, profile=profile, files=files)
