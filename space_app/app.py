@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -321,23 +322,20 @@ def start_isolation() -> None:
     if os.environ.get("EDVIT_SPACE_ISOLATION", "on") == "off":
         logger.warning("isolation is off: files and ensembles that visitors name are opened in this process")
         return
-    known = []
-    for bundle in ensembles.bundles():
-        with contextlib.suppress(EDViTError):
-            opened = ensembles.open_bundle(bundle.name)
-            if opened.taker is not None and opened.task != "text-classification":
-                known.append((opened.folder, opened.taker))
-    isolation.start(known)
+    isolation.start()
 
 
 def main(**settings: Any) -> None:
     """Build the page and serve it."""
     bound_log()
     logging.basicConfig(level=logging.INFO)
-    start_isolation()
     with contextlib.suppress(ImportError):  # where it is installed gradio would at the first event, beside an answer
         importlib.import_module("matplotlib")
-    launch(build_page(), **settings)
+    with ThreadPoolExecutor(1) as other:  # both take a second or two
+        starting = other.submit(start_isolation)
+        page = build_page()
+        starting.result()
+    launch(page, **settings)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
 def runtime(results: Results, full: bool) -> list[str]:
     """Overhead, schedules, one device, agreement; then the faults."""
     lines = [*local(results, full), *faults(results, full), *served(results, full), *space(results, full)]
+    lines += hostile(results, full)
     return section("Runtime", lines, full)
 
 
@@ -137,4 +138,19 @@ def space(data: Any, full: bool) -> list[str]:
         f"{figure(resident, '.0f')} MiB resident {goal(resident, 400, '≤')}; an answer inside the app takes at most "
         f"{figure(inside, '.1f')} ms at the 95th percentile {goal(inside, 50, '≤')} ({names}, whole and with a device "
         f"unplugged; {source('space_start', data, full)})"
+    ]
+
+
+@of_file("hostile_visitor")
+def hostile(data: Any, full: bool) -> list[str]:
+    """What one hostile visitor of the Space costs the others."""
+    alone, beside = at(data, "alone"), at(data, "beside")
+    worst, failed = at(beside, "max_ms"), at(beside, "failed")
+    return [
+        f"- the Space with one hostile visitor (ensembles that never end, pictures made to cost time): the others' "
+        f"answers take {figure(at(beside, 'p50_ms'), '.0f')} ms at the median, {figure(at(beside, 'p95_ms'), '.0f')} "
+        f"at the 95th percentile and {figure(worst, '.0f')} at most {goal(worst, 2000, '≤', ' ms')}, "
+        f"{figure(failed)} of {figure(at(beside, 'answers'))} failed {goal(failed, 0, '=')}; without that visitor "
+        f"{figure(at(alone, 'p50_ms'), '.0f')}, {figure(at(alone, 'p95_ms'), '.0f')} and "
+        f"{figure(at(alone, 'max_ms'), '.0f')} ms ({source('hostile_visitor', data, full)})"
     ]

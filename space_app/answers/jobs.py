@@ -34,9 +34,8 @@ class ReadingJob:
         return reading_message(read(taker, cast(Kind, question.kind), question.arrays["content"].tobytes()))
 
     def _taker(self, values: dict[str, object]) -> Taker:
-        folder = str(values["folder"])
+        folder, task = str(values["folder"]), cast(Task, values["task"])
         if folder not in self._takers:
-            task = cast(Task, values["task"])
             options = {name: bool(values[name]) for name in ("can_draw", "hears_words")}
             self._takers[folder] = Taker(task=task, transform=load_transform(folder, task), **options)
         return self._takers[folder]

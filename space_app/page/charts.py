@@ -2,9 +2,9 @@
 """Timelines as SVG: lanes above each other, what happens in them told apart by colour, pattern and words."""
 
 from collections.abc import Sequence
-from html import escape
 
 from answers.views import Span, Timeline
+from page.texts import escape
 
 ROW, BAR, TOP = 36, 14, 4  # px
 NARROWEST = 0.5  # percent of the width, so that a short span is still seen

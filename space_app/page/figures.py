@@ -9,7 +9,6 @@ import base64
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from answers.documents import plain_markdown
 from answers.views import Device, Model, View, percent
+from page.texts import escape
 
 MAX_BARS = 10
 MAX_TOKENS = 64

@@ -7,6 +7,7 @@
 import atexit
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,6 +20,8 @@ from page.hosts import NAMES_VARIABLE, Hosts
 from page.uploads import Upload, Uploads
 
 LOGGED_CHARACTERS = 8000  # of the beginning and of the end of what is written at once: tracebacks stay whole
+
+_OBEYED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -70,14 +73,16 @@ class BoundedLog:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """All of a short text, the beginning and the end of a long one."""
+        """All of a short text, the beginning and the end of a long one, with nothing that a terminal obeys."""
+        length = len(text)
+        text = _OBEYED.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
         left_out = len(text) - 2 * LOGGED_CHARACTERS
         if left_out > 0:
             begin, end = text[:LOGGED_CHARACTERS], text[-LOGGED_CHARACTERS:]
             self.stream.write(f"{begin} [{left_out} characters left out] {end}")
         else:
             self.stream.write(text)
-        return len(text)
+        return length
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Each of them bounded."""

@@ -29,8 +29,8 @@ class UploadLimits:
         seconds: How long an upload counts.
     """
 
-    each_bytes: int = 64 * 2**20
-    each_files: int = 60
+    each_bytes: int = 256 * 2**20
+    each_files: int = 600
     all_bytes: int = 512 * 2**20
     all_files: int = 2000
     seconds: float = 600.0

@@ -25,6 +25,7 @@ from edvit_hf.cli import app
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
+from support.hostile_graphs import make_endless
 from support.tiny_ensemble import MAX_TOKENS, write_tiny_ensemble
 
 GROUPS = [[0, 2], [1, 3]]
@@ -238,6 +239,13 @@ def test_figures_of_another_ensemble_are_not_saved(benched, tmp_path):
     with pytest.raises(ManifestError, match=r"changed: sub_models/00/onnx/model.onnx"):
         save_latencies(replace(report, rows=grown), tmp_path)
     assert (tmp_path / MANIFEST_NAME).read_text() == text
+
+
+def test_a_graph_that_never_ends_is_given_up_and_named(root, monkeypatch):
+    make_endless(root, FILES[1], spares_zeros=False)
+    monkeypatch.setattr(measure, "PROCESS_SECONDS", 2.0)
+    with pytest.raises(ManifestError, match=f"{FILES[1]}: expected a graph that is opened and timed within"):
+        bench_ensemble(root, sub_models=[1], repeats=1, progress=False)
 
 
 def test_one_sub_model_in_one_precision(root, here):

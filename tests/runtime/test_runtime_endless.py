@@ -122,6 +122,15 @@ def test_a_graph_that_computes_without_end_while_it_is_opened_is_given_up(root, 
         load(root)
 
 
+def test_what_is_constant_in_a_graph_is_not_computed_for_ever_while_it_is_opened(root, monkeypatch):
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.OPEN_SECONDS", 0.3)
+    make_heavy(root, SUB_MODEL, 4500, is_constant=True)
+    begin = time.monotonic()
+    with pytest.raises(ManifestError, match=f"{SUB_MODEL}: expected a graph that opens within"):
+        load(root)
+    assert time.monotonic() - begin < 2
+
+
 def test_closing_stops_what_runs(root):
     make_endless(root, SUB_MODEL, spares_zeros=True)
     runtime = load(root, schedule="in_turn")

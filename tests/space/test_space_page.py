@@ -140,6 +140,28 @@ def test_a_hostile_name_is_shown_as_it_is():
     assert any(HOSTILE in text for text in tags.text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[digit 6]", "[digit 6]"),
+        ("[/x]", "[/x]"),
+        ("<unk>", "<unk>"),
+        ("_silence_", "_silence_"),
+        ("&lt;", "&lt;"),
+        ("\x1b[31mred\x1b[0m", r"\u001b[31mred\u001b[0m"),
+        ("a\u202eb", r"a\u202eb"),
+        ("a\u2066b\u2069", r"a\u2066b\u2069"),
+        ("a\x00b\x7f\x9b", r"a\u0000b\u007f\u009b"),
+        ("\u0646\u0645\u0627\u06cc\u200c\u0634", "\u0646\u0645\u0627\u06cc\u200c\u0634"),
+        ("x\ny\tz", "x\ny\tz"),
+    ],
+)
+def test_a_label_is_shown_as_it_is_and_nothing_in_it_is_obeyed(text, shown):
+    page = everything(text)
+    assert len([each for each in Tags(page).text if shown in each]) >= 10
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
+
+
 @pytest.mark.parametrize(("state", "role"), [("refused", "alert"), ("answered", "status"), ("empty", "status")])
 def test_an_answer_is_announced_and_a_refusal_is_an_alert(state, role):
     assert f'class="ed-said" role="{role}"' in figures.answer(view_of("x", state))
@@ -346,6 +368,9 @@ def test_what_is_written_to_the_log_at_once_is_bounded():
     assert kept.getvalue().endswith("xy\n")
     assert len(kept.getvalue()) < len(whole) + 50
     assert copy.copy(log).stream is kept
+    kept.seek(kept.truncate(0))
+    assert log.write("\x1b[2Ja\x9bb\r\n\tc") == 11
+    assert kept.getvalue() == "\\x1b[2Ja\\x9bb\r\n\tc", "nothing that a terminal obeys"
 
 
 def test_a_process_without_streams_gets_none_to_bound(monkeypatch):

@@ -41,10 +41,11 @@ def make_endless(root: Path, file: str, *, spares_zeros: bool) -> None:
     put_before(root, file, nodes, constants, "looped")
 
 
-def make_heavy(root: Path, file: str, side: int, *, spares_zeros: bool = False) -> None:
+def make_heavy(root: Path, file: str, side: int, *, spares_zeros: bool = False, is_constant: bool = False) -> None:
     """Put one operator before a graph that takes long and cannot be stopped: the square of a large matrix.
 
-    With `spares_zeros` it is the square of a single number for an input of zeros.
+    With `spares_zeros` it is the square of a single number for an input of zeros; `is_constant` has it computed when
+    the graph is opened.
     """
     name = _FIRST[file]
     nodes = [
@@ -53,7 +54,7 @@ def make_heavy(root: Path, file: str, side: int, *, spares_zeros: bool = False) 
         helper.make_node("ReduceMin", [name], ["lowest"], keepdims=0),
         helper.make_node("Equal", ["highest", "lowest"], ["is_flat"]),
         helper.make_node("Where", ["is_flat", "small" if spares_zeros else "large", "large"], ["sides"]),
-        helper.make_node("Expand", ["mean", "sides"], ["matrix"]),
+        helper.make_node("Expand", ["zero", "large"] if is_constant else ["mean", "sides"], ["matrix"]),
         helper.make_node("MatMul", ["matrix", "matrix"], ["square"]),
         helper.make_node("ReduceMax", ["square"], ["peak"], keepdims=0),
         helper.make_node("Mul", ["peak", "zero"], ["nothing"]),

@@ -27,6 +27,7 @@ from edvit_hf.terminal import progress_bar
 logger = logging.getLogger(__name__)
 
 REPEATS = 5
+PROCESS_SECONDS = 900.0  # for one process; more than any file that is worth timing takes
 _SCRIPT = Path(__file__).with_name("timed_process.py")
 _METHOD = (
     "a fresh process for each file and repeat, all files once a round in shuffled order, warm-up runs not counted; "
@@ -149,7 +150,15 @@ def _run_process(root: Path, candidate: Candidate, asked: dict[str, Any]) -> dic
     file = candidate.variant.file
     arguments = json.dumps({**asked, "file": str(candidate.path or root / file)})
     # -P: modules beside the script must not shadow others of their name.
-    done = subprocess.run([sys.executable, "-P", str(_SCRIPT), arguments], capture_output=True, text=True)
+    command = [sys.executable, "-P", str(_SCRIPT), arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ManifestError(
+            f"{file}: expected a graph that is opened and timed within {PROCESS_SECONDS:.0f} s, got one that is still "
+            "at it. It computes without end, or this machine is far too slow for it. Fetch or export the ensemble "
+            "again, or measure on a faster machine."
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise ManifestError(
