@@ -169,13 +169,16 @@ sys.exit(7)
 """
 
 
-@pytest.mark.parametrize("kind", ["stops after its operator", "does not stop"])
-def test_an_operator_that_still_runs_at_exit_costs_neither_answer_nor_exit_code(root, kind):
-    is_short = kind == "stops after its operator"
-    make_heavy(root, SUB_MODEL, 1600 if is_short else 6000)
+@pytest.mark.parametrize(
+    ("side", "exit_seconds", "deadline_ms"),
+    [(2400, 20, 80), (2400, 0.001, 80), (6000, 0.1, 800)],
+    ids=["stops after its operator", "stops while the interpreter ends", "does not stop"],
+)
+def test_an_operator_that_still_runs_at_exit_costs_neither_answer_nor_exit_code(root, side, exit_seconds, deadline_ms):
+    make_heavy(root, SUB_MODEL, side)
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", _LATE, str(root), "20" if is_short else "0.1", "20" if is_short else "800"],
+        [sys.executable, "-c", _LATE, str(root), str(exit_seconds), str(deadline_ms)],
         **{"capture_output": True, "text": True, "timeout": 60, "check": False},
     )
     assert (done.returncode, done.stdout) == (7, "deadline\n"), done.stderr

@@ -188,9 +188,12 @@ if hasattr(os, "register_at_fork"):
 def _stop_at_exit() -> None:
     if stop_everything(EXIT_SECONDS):
         return
-    # An operator goes on. The exit code is kept; what is skipped is the teardown of libraries that are still in use.
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # only the GNU C library has it
-        for stream in filter(None, (sys.stdout, sys.stderr)):
+    # An operator goes on. Its thread is to wait where C++ would abort the process, and libraries that are still in use
+    # are not torn down; the exit code is kept. What the system lacks of this is left out.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
         library.on_exit(library._exit, None)
+        ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(library.pause)
