@@ -2,6 +2,7 @@
 """Decode audio files with soundfile: the header first, then only as much as is needed, mixed down to mono."""
 
 import struct
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,9 +22,13 @@ FORMATS = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, AU"
 WHAT_TO_DO = f"Give an audio file ({FORMATS}), its bytes, or an array with its sampling rate."
 
 # Other readers of libsndfile are never reached: formats nobody sends are where parsers have their errors.
-_DECODED = {"WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "AU"}
+_DECODED = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU"}
 _BLOCK = 1 << 16
-_UNKNOWN = {0xFFFFFFFF, 0}  # lengths that programs write into the header of a stream
+# Whoever writes a stream does not know its length: 0, -1, -2, the largest number, that less a header or a block. A file
+# that really has so many bytes is too long for anybody here.
+_UNKNOWN_FROM = 0x7FFF0000
+_UNKNOWN = 0xFFFFFFFF
+_SLOPPY = 64  # bytes that a program adds to a length by mistake, such as its header's
 _LARGEST_OGG_PAGE = 65_307
 _MOST_CHUNKS = 1000
 
@@ -46,16 +51,16 @@ def decode(
         DataError: Not audio, of another format, truncated, without samples, longer than `max_seconds` (both read from
             the header where it tells, before anything is decoded), or with values that are not finite. Whether what
             follows the wanted part can be decoded is not looked at. An MP3 file without a length in its first frame and
-            an AU or WAV stream of unknown length cannot be told from a truncated one.
+            a stream whose writer did not know its length cannot be told from a truncated one.
         MissingExtraError: soundfile is not installed.
     """
     soundfile = _soundfile()
     kind = _kind(file, what)
-    _refuse_truncated(file, kind, what)
+    known = _refuse_truncated(file, kind, what)
     knows_length = kind != "MP3" or _mp3_has_length(file)
     file.seek(0)
     try:
-        with soundfile.SoundFile(_Nameless(file)) as sound:
+        with soundfile.SoundFile(_Nameless(file, known)) as sound:
             if sound.format not in _DECODED:
                 raise _not_audio(what, f"the format {sound.format}")
             promised = sound.frames if knows_length and sound.frames < 1 << 62 else None
@@ -112,11 +117,30 @@ def truncated(what: str, how: str) -> DataError:
 
 
 class _Nameless:
-    """A file without its name: soundfile takes everything called `*.raw` for headerless samples."""
+    """A file without its name: soundfile takes everything called `*.raw` for headerless samples.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-        self.readinto = file.readinto  # type: ignore[attr-defined]
+    `known`: bytes that are read at some places instead of the file's own: lengths that it does not know.
+    """
+
+    def __init__(self, file: BinaryIO, known: Mapping[int, bytes]) -> None:
+        self._file, self._known = file, known
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """See `io.RawIOBase`."""
+        start = self._file.tell()
+        content = self._file.read(count)
+        for place, true in self._known.items():
+            first, last = max(place, start), min(place + len(true), start + len(content))
+            if first < last:
+                content = content[: first - start] + true[first - place : last - place] + content[last - start :]
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def _soundfile() -> Any:
@@ -138,7 +162,7 @@ def _kind(file: BinaryIO, what: str) -> str:
     start = _bytes_at(file, 0, 12)
     if not start:
         raise DataError(f"Expected the bytes of an audio file, got 0 bytes in {what}. Nothing is there. {WHAT_TO_DO}")
-    if start[:4] == b"RIFF" and start[8:12] == b"WAVE":
+    if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
         return "WAV"
     if start[:4] == b"FORM" and start[8:12] in (b"AIFF", b"AIFC"):
         return "AIFF"
@@ -152,25 +176,20 @@ def _kind(file: BinaryIO, what: str) -> str:
     raise _not_audio(what, "something else")
 
 
-def _refuse_truncated(file: BinaryIO, kind: str, what: str) -> None:
-    """Look at what libsndfile silently puts up with: it plays what is there."""
+def _refuse_truncated(file: BinaryIO, kind: str, what: str) -> dict[int, bytes]:
+    """Look at what libsndfile silently puts up with: it plays what is there.
+
+    Returns where the file's header says a length that its writer did not know, and the true one.
+    """
     size = file.seek(0, 2)
     if kind in ("WAV", "AIFF"):
-        order, name = ("<", b"data") if kind == "WAV" else (">", b"SSND")
-        position = 12
-        for _ in range(_MOST_CHUNKS):
-            if position + 8 > size:
-                raise truncated(what, "its header ends before the samples")
-            chunk, length = struct.unpack(f"{order}4sI", _bytes_at(file, position, 8))
-            if chunk == name:
-                if length not in _UNKNOWN and position + 8 + length > size:
-                    raise truncated(what, f"{length} bytes of samples promised, {size - position - 8} found")
-                return
-            position += 8 + length + length % 2
+        return _in_chunks(file, kind, size, what)
     if kind == "AU":
         header = _bytes_at(file, 0, 12)
         offset, length = struct.unpack(">II", header[4:]) if len(header) == 12 else (24, 1)
-        if length not in _UNKNOWN and offset + length > size:
+        if length >= _UNKNOWN_FROM or (length == 0 and offset < size):
+            return {8: struct.pack(">I", _UNKNOWN)}
+        if offset + length > size + _SLOPPY:
             raise truncated(what, f"{length} bytes of samples promised, {max(0, size - offset)} found")
     if kind == "OGG":
         # The standard (RFC 3533) has the last page marked: without the mark, pages are missing.
@@ -179,6 +198,49 @@ def _refuse_truncated(file: BinaryIO, kind: str, what: str) -> None:
         whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
         if not whole or not page[5] & 4:
             raise truncated(what, "its last page is missing or incomplete")
+    return {}
+
+
+def _in_chunks(file: BinaryIO, kind: str, size: int, what: str) -> dict[int, bytes]:
+    """The chunk with the samples of a WAV or AIFF file: whole, of a length that is unknown or wrong, or cut off."""
+    order, name = ("<", b"data") if kind == "WAV" else (">", b"SSND")
+    start, promised = _bytes_at(file, 0, 8), size
+    if start[:4] != b"RF64":
+        (promised,) = struct.unpack(f"{order}I", start[4:])
+    position, long_length = 12, 0
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > size:
+            raise truncated(what, "its header ends before the samples")
+        chunk, length = struct.unpack(f"{order}4sI", _bytes_at(file, position, 8))
+        begin = position + 8
+        if chunk == b"ds64" and start[:4] == b"RF64" and length >= 16:
+            (long_length,) = struct.unpack("<Q", _bytes_at(file, begin + 8, 8).ljust(8, b"\0"))
+        if chunk == name:
+            if start[:4] == b"RF64" and length == _UNKNOWN and 0 < long_length < 1 << 62:
+                if begin + long_length > size + _SLOPPY:
+                    raise truncated(what, f"{long_length} bytes of samples promised, {size - begin} found")
+                return {}
+            is_stream = length >= _UNKNOWN_FROM or (length == 0 and not _is_chunks(file, begin, size, order))
+            if not is_stream and begin + length <= size:
+                return {}
+            if not is_stream and begin + length > size + _SLOPPY and abs(promised + 8 - size) > 1:
+                raise truncated(what, f"{length} bytes of samples promised, {size - begin} found")
+            return {position + 4: struct.pack(f"{order}I", size - begin)}
+        position = begin + length + length % 2
+    return {}
+
+
+def _is_chunks(file: BinaryIO, position: int, size: int, order: str) -> bool:
+    """Whether nothing but chunks follows, or nothing at all: the samples before it are none."""
+    for _ in range(_MOST_CHUNKS):
+        if position >= size:
+            return position <= size + 1
+        header = _bytes_at(file, position, 8)
+        if len(header) < 8 or not header[:4].isascii() or not header[:4].decode("ascii").isprintable():
+            return False
+        (length,) = struct.unpack(f"{order}I", header[4:])
+        position += 8 + length + length % 2
+    return False
 
 
 def _mp3_has_length(file: BinaryIO) -> bool:
