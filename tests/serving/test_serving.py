@@ -216,6 +216,44 @@ def test_the_message_says_what_is_wrong_with_an_image_without_quoting_libraries(
     assert error["message"].startswith("The input cannot be read: it is damaged")
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_byte_order_mark_before_json_or_a_text_is_passed_over(clients, task):
+    field = {IMAGE: "image_base64", AUDIO: "audio_base64"}.get(task, "text")
+    value = TEXT if task == TEXT_TASK else base64.b64encode(encoded(task)).decode()
+    bodies = [json.dumps({field: value}).encode()]
+    headers = [{"content-type": "application/json"}] * 2
+    if task == TEXT_TASK:
+        bodies, headers = [*bodies, TEXT.encode()], [headers[0], {"content-type": "text/plain"}]
+    for body, header in zip(bodies, headers, strict=False):
+        expected, found = (
+            clients[task].post("/predict", content=each, headers=header) for each in (body, b"\xef\xbb\xbf" + body)
+        )
+        assert expected.status_code == found.status_code == 200, found.text
+        assert found.json()["probabilities"] == expected.json()["probabilities"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"text": "word1", "text": "word3"}',
+        b'{"text": "word1", "top_k": 1, "top_k": 2}',
+        b'{"text": "word1", "\\u0074ext": "word1"}',
+        b'{"text": "word1", "top_k": NaN}',
+        '{"text": "word1"}'.encode("utf-16"),
+        b'{"text": "\\ud800"}',
+        b'{"text": "word1"} {}',
+        b"[" * 100_000,
+        b"\xef\xbb\xbf",
+        b"",
+        b"null",
+        b"[]",
+    ],
+)
+def test_json_that_readers_understand_differently_is_refused(clients, body):
+    response = clients[TEXT_TASK].post("/predict", content=body, headers={"content-type": "application/json"})
+    assert_refused(response, 400, "bad_request")
+
+
 def test_texts_that_are_empty_long_or_not_utf_8(clients):
     client = clients[TEXT_TASK]
     assert_refused(client.post("/predict", json={"text": "  "}), 422, "empty_input")
@@ -308,7 +346,9 @@ def test_a_fault_of_the_server_is_500_with_a_number_and_the_log_tells_why(folder
         error = assert_refused(client.post("/predict", files={"file": png()}), 500, "internal")
         assert 'result="internal"} 1.0' in client.get("/metrics").text
     assert "secret" not in json.dumps(error)
-    assert any(error["request_id"] in record.getMessage() and record.exc_info for record in caplog.records)
+    told = next(record.getMessage() for record in caplog.records if error["request_id"] in record.getMessage())
+    assert "Traceback" in told
+    assert "KeyError: '/secret/path'" in told
     service.close()
 
 

@@ -2,12 +2,15 @@
 """Whatever is sent to `edvit serve`: a status of ours, our JSON, and nothing of the inside."""
 
 import json
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.serving import Limits
+from edvit_hf.serving.questions import parse_question
+from edvit_hf.serving.refusals import RefusedError
 from edvit_hf.tasks import TASKS
 from support.serving_setup import INSIDE, encoded, make_client, make_folders, make_service, media
 
@@ -121,6 +124,15 @@ def test_what_is_refused_is_not_repeated(clients, body):
         check(response)
         assert response.status_code == 400
         assert "9999" not in response.text
+
+
+def test_a_name_that_is_there_twice_among_many_is_found_at_once():
+    names = ", ".join(f'"{number}": 0' for number in range(100_000))
+    begin = time.process_time()
+    for body in (f'{{{names}, "99999": 0}}', f'{{"99999": 0, {names}}}'):
+        with pytest.raises(RefusedError, match="'99999' twice"):
+            parse_question(TASKS[0], "application/json", b"", body.encode())
+    assert time.process_time() - begin < 2
 
 
 def test_a_form_of_many_parts_is_not_read_to_its_end(clients):

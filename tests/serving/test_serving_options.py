@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from edvit_hf.errors import EDViTError
 from edvit_hf.serving import Limits, ServeConfig
 from edvit_hf.serving.exposure import allowed_hosts, callable_name, open_socket, read_tokens
+from edvit_hf.serving.proxies import Proxies
 from edvit_hf.serving.server import _uvicorn_config
 from support.serving_setup import IMAGE, TOKEN, URL, make_client, make_service, png
 from support.tiny_ensemble import write_tiny_ensemble
@@ -20,6 +21,57 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("options")
     write_tiny_ensemble(root, [[0, 3], [1], [2, 4]], task=IMAGE)
     return root
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "client"),
+    [
+        (["10.0.0.0/8"], ["192.0.2.1"], "192.0.2.1"),
+        (["10.0.0.0/8"], ["1.2.3.4, 192.0.2.1"], "192.0.2.1"),  # the left one is made up
+        (["10.0.0.0/8"], ["1.2.3.4", "192.0.2.1"], "192.0.2.1"),
+        (["10.0.0.0/8"], ["192.0.2.1, 10.0.0.7", "10.0.0.8"], "192.0.2.1"),
+        (["10.0.0.0/8"], ["10.0.0.7, 10.0.0.8"], "10.0.0.7"),
+        (["*"], ["1.2.3.4, 192.0.2.1"], "192.0.2.1"),
+        (["*"], ["1.2.3.4", "192.0.2.1:4711"], "192.0.2.1"),
+        (["*"], ["[2001:DB8::1]:80"], "2001:db8::1"),
+        (["*"], ["2001:DB8:0::1"], "2001:db8::1"),
+        (["*"], ["::ffff:192.0.2.1"], "192.0.2.1"),
+        (["*"], [], "10.0.0.1"),
+        *(
+            (["*"], [text], "10.0.0.1")
+            for text in ("", ",", "unknown", "_hidden", "a.example", "1.2.3", "\x1b[31m1.2.3.4")
+        ),
+        *((["*"], [text], "10.0.0.1") for text in ("fe80::1%\x1b[31m", "[::1", "[::1]x", "1.2.3.4:x", "1.2.3.4, ")),
+        (["10.0.0.0/8"], ["192.0.2.1, nonsense, 10.0.0.7"], "10.0.0.7"),
+        (["10.0.0.2"], ["192.0.2.1"], "10.0.0.1"),
+    ],
+)
+def test_the_client_is_the_nearest_that_no_trusted_proxy_is(trusted, forwarded, client):
+    assert Proxies(trusted).client("10.0.0.1", [each.encode("latin-1") for each in forwarded]) == client
+
+
+def test_made_up_addresses_free_nobody_from_the_rate_and_reach_no_log(folder, caplog):
+    service = make_service(folder, trusted_proxies=("*",), limits=Limits(rate=0.001))
+    client = make_client(service)
+    with caplog.at_level("INFO", logger="edvit_hf.serving.access"):
+        for number, status in ((1, 200), (2, 429), (3, 429)):
+            headers = {"x-forwarded-for": f"198.51.100.{number}, 192.0.2.1"}
+            assert client.get("/info", headers=headers).status_code == status
+        client.get("/info", headers={"x-forwarded-for": b"\x1b[31m\xe4"})
+        client.request("GE\x1b[31mT", "/a%1b%5b31m%0ab")
+    lines = [record.getMessage() for record in caplog.records if record.name == "edvit_hf.serving.access"]
+    assert [line.split()[0] for line in lines] == ["192.0.2.1"] * 3 + ["127.0.0.1"] * 2
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    service.close()
+
+
+def test_a_fault_in_the_log_quotes_nothing_that_moves_the_cursor(folder, caplog, monkeypatch):
+    service = make_service(folder)
+    monkeypatch.setattr(service, "_answer", lambda *_: 1 / 0 if "\x1b[31m" else None)
+    monkeypatch.setattr("traceback.format_exc", lambda: "ValueError: \x1b[2J\nforged \u202e")
+    make_client(service).post("/predict", files={"file": png()})
+    assert "ValueError: \\x1b[2J\nforged \\u202e" in caplog.text
+    service.close()
 
 
 def believed(folder, proxies, peer):

@@ -143,7 +143,7 @@ def received(connection):
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_a_request_in_flight_end_and_then_the_process_ends_well(folder, number):
     with Process("-c", SLOW, folder, 700, LONG, LONG) as server:
         thread, replies = in_flight(server)

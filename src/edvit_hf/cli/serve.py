@@ -109,7 +109,7 @@ def serve(
 ) -> None:
     """Answer over HTTP: POST /predict takes a file or JSON. Also /ready, /metrics, /info and a page at /docs.
 
-    Needs no torch. SIGTERM or Ctrl-C finishes what is in flight, a second one stops at once.
+    Needs no torch. SIGTERM, SIGHUP or Ctrl-C finishes what is in flight, a second one stops at once.
     """
     from edvit_hf.serving import serve as serve_forever
     from edvit_hf.serving.exposure import read_tokens

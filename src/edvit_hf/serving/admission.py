@@ -3,13 +3,15 @@
 
 import asyncio
 import logging
+import traceback
 import uuid
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edvit_hf.serving.exposure import Tokens, allowed_hosts, host_name, is_cross_origin
-from edvit_hf.serving.refusals import RefusedError, internal, stopping
+from edvit_hf.serving.proxies import Proxies
+from edvit_hf.serving.refusals import RefusedError, escaped, internal, stopping
 from edvit_hf.serving.service import RequestState, Service
 from edvit_hf.serving.throttle import Rates, client_of
 
@@ -31,6 +33,7 @@ class AdmissionMiddleware:
         self._hosts = allowed_hosts(service.config, is_local)
         self._tokens = Tokens(service.config.tokens)
         self._rates = Rates(self._limits.rate)
+        self._proxies = Proxies(service.config.trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -40,6 +43,12 @@ class AdmissionMiddleware:
             return
         state, status = RequestState(uuid.uuid4().hex), 0
         scope["edvit"] = state
+        peer = (scope.get("client") or [None])[0]
+        client = peer
+        if self._proxies:
+            forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            client = self._proxies.client(peer, forwarded)
+            scope["client"] = None if client is None else (client, 0)
 
         async def tell(message: Message) -> None:
             nonlocal status
@@ -59,15 +68,15 @@ class AdmissionMiddleware:
             if not status:
                 await _refuse(stopping(), state, tell)
         except Exception:
-            logger.exception("%s failed", state.request_id)
+            logger.error("%s failed\n%s", state.request_id, "\n".join(map(escaped, traceback.format_exc().split("\n"))))
             if not status:
                 await _refuse(internal(), state, tell)
             state.result = "internal"
         finally:
             self._service.metrics.count(state.result, is_predict=scope["path"] == "/predict")
-            client, method = (scope.get("client") or ["-"])[0], scope["method"][:_LONGEST_LOGGED]
-            path, done = ascii(scope["path"][:_LONGEST_LOGGED])[1:-1], (status, state.result, state.milliseconds)
-            access_logger.info("%s %s %s %d %s %.1f ms %s", client, method, path, *done, state.request_id)
+            asked = (escaped(str(each)[:_LONGEST_LOGGED]) for each in (client or "-", scope["method"], scope["path"]))
+            done = (status, state.result, state.milliseconds, state.request_id)
+            access_logger.info("%s %s %s %d %s %.1f ms %s", *asked, *done)
 
     def _check(self, scope: Scope) -> None:
         """Raise a `RefusedError` for what goes no further."""

@@ -183,24 +183,6 @@ def callable_name(host: str, names: Sequence[str]) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def proxy_addresses(config: ServeConfig) -> list[str]:
-    """The trusted proxies as uvicorn compares them with a client's address.
-
-    A socket for both kinds of addresses (`--host ::`) shows 10.0.0.1 as ::ffff:10.0.0.1, which is another address to
-    uvicorn: IPv4 proxies are named in both ways, whichever of the two was given.
-    """
-    found = list(config.trusted_proxies)
-    for proxy in config.trusted_proxies:
-        if proxy == "*" or "%" in proxy:  # the latter is a link's address, of IPv6 alone
-            continue
-        network = ipaddress.ip_network(proxy)
-        if network.version == 4:
-            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
-        elif network.network_address.ipv4_mapped is not None and network.prefixlen >= 96:
-            found.append(f"{network.network_address.ipv4_mapped}/{network.prefixlen - 96}")
-    return list(dict.fromkeys(found))
-
-
 def host_name(header: str) -> str:
     """The name in a `Host` header, without its port, lower case; empty if it is none."""
     try:

@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from edvit_hf.serving.refusals import RefusedError, bad_request, unsupported
+from edvit_hf.strict import parse_json
 from edvit_hf.tasks import Task
 
 _KIND: dict[Task, str] = {
@@ -100,7 +101,7 @@ def parse_question(task: Task, content_type: str | None, query: bytes, body: byt
     kind = media_type(task, content_type)
     fields = _options_of(_query(query))
     if kind == _JSON:
-        asked = _validated(partial(PredictRequest.model_validate_json, body, strict=True))
+        asked = _validated(partial(PredictRequest.model_validate, _json(body), strict=True))
         given = asked.model_dump(exclude_unset=True)
         source = _json_source(task, {name: given.pop(name, None) for name in ("text", "image_base64", "audio_base64")})
         return Question(source, _options({**fields, **given}))
@@ -109,6 +110,14 @@ def parse_question(task: Task, content_type: str | None, query: bytes, body: byt
         fields |= _options_of([field for field in form.fields if field[0] != "text"])
         return Question(_form_source(task, form), _options(fields))
     return Question(_text(body) if task == "text-classification" else body, _options(fields))
+
+
+def _json(body: bytes) -> Any:
+    """The value of a JSON body. Of a name that is there twice, one reader takes the first and another the last."""
+    try:
+        return parse_json(body)
+    except ValueError as error:
+        raise bad_request(f"Expected a JSON object, got {str(error)[:200]}.") from None
 
 
 def _parsed(content_type: str) -> tuple[str, dict[str, str]]:
@@ -188,7 +197,7 @@ def _form_source(task: Task, form: "_Form") -> bytes | str:
 
 def _text(body: bytes) -> str:
     try:
-        return body.decode("utf-8")
+        return body.decode("utf-8-sig")  # files of some editors begin with a mark
     except UnicodeDecodeError:
         raise bad_request("The text is not UTF-8.") from None
 

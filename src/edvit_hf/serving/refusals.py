@@ -112,6 +112,11 @@ def _for_callers(error: DataError, task: Task) -> str:
     return f"{text[:_LONGEST_MESSAGE]} {_SEND[task]}" if cut else text[:_LONGEST_MESSAGE]
 
 
+def escaped(text: str) -> str:
+    """Text for a log, on one line: what is no visible ASCII is written as a number, and moves no cursor."""
+    return text.encode("unicode_escape").decode("ascii")
+
+
 def bad_request(message: str) -> RefusedError:
     """The request is not written as it must be."""
     return RefusedError(400, "bad_request", message)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the server: binds its address, loads the ensemble, answers, and stops without losing what is in flight."""
 
+import contextlib
 import logging
 import math
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -15,7 +17,7 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving.app import create_app
 from edvit_hf.serving.connections import guarded_protocol
-from edvit_hf.serving.exposure import callable_name, check_tls, open_socket, proxy_addresses
+from edvit_hf.serving.exposure import callable_name, check_tls, open_socket
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.service import Service
 
@@ -27,7 +29,7 @@ _PATIENCE_S = 2.0  # for threads, after the grace period
 def serve(
     load: Callable[[], EDViTRuntime], config: ServeConfig, *, on_listening: Callable[[str, Service], None] | None = None
 ) -> bool:
-    """Serve until SIGTERM or SIGINT. Blocks; call it from the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP. Blocks; call it from the main thread.
 
     The first signal stops new connections and lets requests in flight end within `grace_seconds`; a second one does
     not wait for them.
@@ -80,6 +82,21 @@ class _Server(uvicorn.Server):
             name = callable_name(host, self._service.config.allowed_hosts)
             self._on_listening(f"{'https' if self.config.is_ssl else 'http'}://{name}:{port}", self._service)
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See `uvicorn.Server`; a terminal that is closed stops like SIGTERM, unless hang-ups are ignored (nohup)."""
+        with super().capture_signals():
+            hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+            is_main = threading.current_thread() is threading.main_thread()
+            if not is_main or signal.getsignal(hang_up) is not signal.SIG_DFL:
+                yield
+                return
+            signal.signal(hang_up, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hang_up, signal.SIG_DFL)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; uvicorn's own would raise it again at the end, and the exit code would be its number."""
         told = "stopping at once" if self.should_exit else "requests in flight are finished; once more stops at once"
@@ -101,8 +118,7 @@ def _uvicorn_config(config: ServeConfig, service: Service, is_local: bool) -> uv
         server_header=False,
         log_config=None,
         access_log=False,
-        proxy_headers=bool(config.trusted_proxies),
-        forwarded_allow_ips=proxy_addresses(config),
+        proxy_headers=False,  # the admission reads them, from their other end
         h11_max_incomplete_event_size=limits.max_header_bytes,
         timeout_graceful_shutdown=math.ceil(config.grace_seconds),
         ssl_certfile=config.tls_cert,

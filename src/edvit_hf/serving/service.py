@@ -23,7 +23,7 @@ from edvit_hf.serving.bodies import Budget, DisconnectedError, read_body
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.metrics import Metrics
 from edvit_hf.serving.questions import Options, check_question, media_type, parse_question
-from edvit_hf.serving.refusals import RefusedError, refusal_of, stopping
+from edvit_hf.serving.refusals import RefusedError, escaped, refusal_of, stopping
 from edvit_hf.serving.replies import predict_reply
 from edvit_hf.serving.throttle import Line
 from edvit_hf.transforms import FORMATS_OF_STRANGERS, AudioTransform, ImageTransform, Transform
@@ -129,7 +129,7 @@ class Service:
             refusal = refusal_of(error, self.runtime.task, 1e3 * self.runtime.coordinator.config.probe_pause_s)
             if not isinstance(error, RefusedError):
                 level = logging.INFO if refusal.status < 500 else logging.WARNING
-                logger.log(level, "%s: %s", state.request_id, ascii(str(error))[1:-1])  # it may quote what was sent
+                logger.log(level, "%s: %s", state.request_id, escaped(str(error)))  # it may quote what was sent
             raise refusal from error
 
     def close(self, patience_s: float = 1.0) -> bool:
