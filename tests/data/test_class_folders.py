@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from edvit_hf.data import DatasetConfig, load_task
+from edvit_hf.data import DatasetConfig, class_folders, load_task
 from edvit_hf.data.sources import open_splits
 from edvit_hf.errors import DataError
 from support.dataset_files import OFF, own_cache, png, tone  # noqa: F401
@@ -88,7 +88,7 @@ def test_hidden_and_foreign_files_are_no_rows_and_no_classes(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("task", "suffixes"),
     [
-        (IMAGES, ".png .PNG .jpg .JPG .jpeg .JPEG .jfif .jpe .webp .tif .TIFF .gif .bmp .ppm .pgm .jp2 .avif"),
+        (IMAGES, ".png .PNG .jpg .JPG .jpeg .JPEG .jfif .jpe .webp .tif .TIFF .gif .bmp .ppm .pgm .jp2"),
         (SOUNDS, ".wav .WAV .flac .ogg .oga .opus .mp3 .aiff .aif .au"),
     ],
 )
@@ -189,3 +189,10 @@ def test_a_file_of_metadata_that_may_say_other_labels_is_refused(tmp_path, name)
     write(tmp_path, ["train/cat/1.png", "train/dog/1.png", name])
     with pytest.raises(DataError, match=rf"labels by folders .*got {name}.*`path: csv`"):
         rows(tmp_path, test_split=None)
+
+
+def test_suffixes_are_known_for_every_format_that_is_read_and_for_no_other():
+    from edvit_hf.transforms import audio_files, images
+
+    assert set(class_folders.FORMATS[IMAGES]) == set(images.FORMATS)
+    assert set(class_folders.FORMATS[SOUNDS]) == audio_files._DECODED - {"WAVEX"}

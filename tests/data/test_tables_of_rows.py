@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from edvit_hf.data import DatasetConfig, load_task
@@ -184,7 +186,9 @@ def test_relative_paths_of_sounds_start_at_their_table_too(tmp_path):
     assert loaded.label_names == ["high", "low"]
 
 
-@pytest.mark.parametrize("cell", ["absent.png", "http://example.org/a.png", "hf://a/b.png", "*.png", "a::b.png"])
+@pytest.mark.parametrize(
+    "cell", ["absent.png", "x" * 300, "nul\0l", "http://example.org/a.png", "hf://a/b.png", "*.png", "a::b.png"]
+)
 def test_a_file_that_is_not_there_is_refused_with_its_row(tmp_path, cell):
     (tmp_path / "1.png").write_bytes(png(1))
     write_paths(tmp_path, "csv", ["1.png", "1.png", "1.png", cell] * 3, ["a", "b", "a", "b"] * 3)
@@ -205,12 +209,19 @@ def test_a_path_of_what_is_no_file_is_refused_before_it_is_read(tmp_path, form, 
 
 
 def test_an_empty_shard_and_views_of_texts_are_read(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     view = pa.table({"text": pa.array(["a", "b"], pa.string_view()), "label": pa.array(["x", "y"], pa.string_view())})
     pq.write_table(view, tmp_path / "train-0-of-3.parquet")
     pq.write_table(view.slice(0, 0), tmp_path / "train-1-of-3.parquet")
     pq.write_table(view, tmp_path / "train-2-of-3.parquet")
     split = open_splits(parquet(tmp_path, test_split=None), TEXTS)["train"]
     assert (split.labels, split.items.read(np.arange(4))) == (["x", "y"] * 2, ["a", "b"] * 2)
+
+
+@pytest.mark.parametrize("sounds", [False, True])
+def test_a_table_without_rows_is_an_empty_split(tmp_path, sounds):
+    columns = ("audio", "label") if sounds else ("image", "label")
+    write_split(tmp_path, "train", [0], datasets.Value("int64"), sounds=sounds, columns=columns)
+    file = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    split = open_splits(parquet(tmp_path, test_split=None), SOUNDS if sounds else IMAGES)["train"]
+    assert split.labels == []

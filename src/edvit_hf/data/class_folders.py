@@ -14,15 +14,29 @@ from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES: dict[Task, tuple[str, ...]] = {
-    "image-classification": (
-        ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm",
-        ".pbm", ".pnm", ".mpo", ".jp2", ".j2k", ".jpx", ".avif", ".ico",
-    ),
-    "audio-classification": (
-        ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",
-    ),
-}  # fmt: skip
+FORMATS: dict[Task, dict[str, tuple[str, ...]]] = {
+    "image-classification": {
+        "PNG": (".png",),
+        "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+        "WEBP": (".webp",),
+        "GIF": (".gif",),
+        "BMP": (".bmp", ".dib"),
+        "TIFF": (".tif", ".tiff"),
+        "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+        "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    },
+    "audio-classification": {
+        "WAV": (".wav", ".wave"),
+        "FLAC": (".flac",),
+        "OGG": (".ogg", ".oga", ".opus"),
+        "MP3": (".mp3",),
+        "AIFF": (".aiff", ".aif", ".aifc"),
+        "AU": (".au", ".snd"),
+    },
+}
+"""What the transforms of each task read, and how names of such files end."""
+_SUFFIXES = {task: tuple(suffix for each in formats.values() for suffix in each) for task, formats in FORMATS.items()}
+# How files begin that no text begins like: two letters, as of BMP, say too little.
 _STARTS: dict[Task, tuple[bytes, ...]] = {
     "image-classification": (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*"),
     "audio-classification": (b"fLaC", b"OggS", b"ID3", b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2"),

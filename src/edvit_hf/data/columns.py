@@ -257,11 +257,19 @@ def _check_paths(split: str, inputs: Any, place: Place) -> None:
                 f"{name!r}, which leads to {target}. The file would be missing where the folder is moved or compared. "
                 "Set `data_dir` to the folder that holds both, or write the whole path."
             )
-        if (base / name).exists() and not (base / name).is_file():
+        if _is_no_file(base / name):
             raise DataError(
                 f"Expected the path of a file in row {row} of split {split!r}, got {name!r}, which is a folder or a "
                 "device. Reading it may never end. Correct the path."
             )
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether something else than a file lies there; a name that no file can have has nothing."""
+    try:
+        return path.exists() and not path.is_file()
+    except OSError:
+        return False
 
 
 class _DatasetItems:

@@ -25,6 +25,9 @@ def open_parquet(files: Sequence[Path], *, streaming: bool) -> list[Any]:
         paths = [str(file) for _, file in group]
         marks = [tuple(str(value) for value in _state(path)) for path in paths]
         listed = DataFilesDict({"rows": DataFilesList(paths, marks)})
+        if not sum(pq.read_metadata(path).num_rows for path in paths):
+            found.append(datasets.Dataset.from_dict({name: [] for name in features}, features=features))
+            continue
         builder = LiteralParquet(data_files=listed, features=features)
         if streaming:
             found.append(builder.as_streaming_dataset(split="rows"))
