@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from edvit_hf.data import DatasetConfig, load_task
-from edvit_hf.data.sources import open_splits
+from edvit_hf.data.sources import files_elsewhere, open_splits
 from edvit_hf.data.tables import table_files
 from edvit_hf.errors import DataError
 from support.dataset_files import NAMES, OFF, own_cache, parquet, png, tone, write_split, write_texts  # noqa: F401
@@ -225,3 +225,23 @@ def test_a_table_without_rows_is_an_empty_split(tmp_path, sounds):
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     split = open_splits(parquet(tmp_path, test_split=None), SOUNDS if sounds else IMAGES)["train"]
     assert split.labels == []
+
+
+@pytest.mark.parametrize("form", ["csv", "strings", "struct"])
+def test_files_that_a_table_names_outside_of_its_folder_are_known(tmp_path, form):
+    for name in ("a.png", "set/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(0))
+    paths = [str(tmp_path / "c.png"), "b.png", str(tmp_path / "set/b.png"), str(tmp_path / "a.png"), "/absent.png"]
+    write_paths(tmp_path / "set", form, paths, list("xyxyx"))
+    config = parquet(tmp_path / "set", path="csv" if form == "csv" else "parquet")
+    assert files_elsewhere(config, IMAGES) == [tmp_path / "a.png", tmp_path / "c.png"]
+    assert files_elsewhere(config, TEXTS) == []
+
+
+@pytest.mark.parametrize("content", [b"PAR1", b""])
+def test_a_damaged_table_is_told_of_when_it_is_opened_not_when_it_is_compared(tmp_path, content):
+    (tmp_path / "train.parquet").write_bytes(content)
+    assert files_elsewhere(parquet(tmp_path, test_split=None), IMAGES) == []
+    with pytest.raises(DataError, match=r"got the file train\.parquet, whose columns cannot be read"):
+        open_splits(parquet(tmp_path, test_split=None))

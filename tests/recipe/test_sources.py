@@ -190,3 +190,13 @@ def test_a_stage_whose_data_changed_runs_again(tmp_path, monkeypatch):
     assert [r.skipped for r in run(recipe, tmp_path / "work", stages=["teacher"])] == [True]
     rewrite(tmp_path / "data/test.csv", invert)
     assert [r.skipped for r in run(recipe, tmp_path / "work", stages=["teacher"])] == [False]
+
+
+def test_a_picture_that_a_table_names_by_its_whole_path_is_compared(tmp_path):
+    (tmp_path / "picture.png").write_bytes(png(0))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train.csv").write_text(f"image,label\n{tmp_path / 'picture.png'},a\n")
+    recipe = tiny_recipe(tmp_path, dataset={"path": "csv", "data_dir": str(tmp_path / "set")})
+    found = sources(recipe)
+    rewrite(tmp_path / "picture.png", flip_last)
+    assert sources(recipe) != found

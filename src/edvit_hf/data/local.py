@@ -56,6 +56,10 @@ class LocalData:
             raise no_split(self._config, split, found, ", ".join(map(str, self._folders)))
         return parts[0] if len(parts) == 1 else concatenated(parts)
 
+    def whole_paths(self, splits: Sequence[str]) -> set[str]:
+        """The absolute paths by which tables name the inputs of these splits; a split that is not there has none."""
+        return {path for reader in self._readers for split in splits for path in reader.whole_paths(split)}
+
 
 class _Classes:
     """A reader of class folders."""
@@ -69,6 +73,9 @@ class _Classes:
     def open(self, split: str) -> list[RawSplit]:
         rows = _limited(self._found.open(split), split, self._config)
         return [raw_split(split, rows, self._config, self._task, self._place)]
+
+    def whole_paths(self, split: str) -> list[str]:
+        return []
 
 
 class _Tables:
@@ -103,6 +110,22 @@ class _Tables:
             raise
         except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
             raise load_error(config, self._folder, error) from error
+
+    def whole_paths(self, split: str) -> list[str]:
+        if self._task == "text-classification":
+            return []
+        files, config, task = self._files.get(split, []), self._config, self._task
+        if files and self._builder == "csv":
+            from edvit_hf.data.csv_files import open_csv
+
+            table, config = open_csv(files, config, task)
+            column = config.input_column
+            found = [path for path in table[column] if path] if column in table.column_names else []
+        else:
+            from edvit_hf.data.parquet_files import paths_in
+
+            found = [path for file in files for path in paths_in(file, config, task)]
+        return [path for path in found if Path(path).is_absolute()]
 
 
 def _reader(config: DatasetConfig, task: Task, folder: Path) -> Any:

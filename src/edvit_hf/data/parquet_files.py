@@ -10,8 +10,11 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.data_files import DataFilesDict, DataFilesList
 
+from edvit_hf.data.columns import input_column, is_value
+from edvit_hf.data.config import DatasetConfig
 from edvit_hf.data.literal_parquet import LiteralParquet, plain
 from edvit_hf.errors import DataError
+from edvit_hf.tasks import Task
 
 
 def open_parquet(files: Sequence[Path], *, streaming: bool) -> list[Any]:
@@ -35,6 +38,18 @@ def open_parquet(files: Sequence[Path], *, streaming: bool) -> list[Any]:
             builder.download_and_prepare()
             found.append(builder.as_dataset(split="rows"))
     return found
+
+
+def paths_in(file: Path, config: DatasetConfig, task: Task) -> list[str]:
+    """The file names in the column of the inputs, whether or not bytes lie beside them."""
+    features = _features(file)
+    column = config.input_column or input_column(features, config.label_column, task)
+    feature = features.get(column)
+    if feature is None or is_value(feature, r"(large_)?binary"):
+        return []
+    names = column if is_value(feature, r"(large_)?string") else f"{column}.path"
+    table = pq.read_table(file, columns=[names]).flatten()
+    return [name for name in table.column(0).to_pylist() if name] if table.num_columns else []
 
 
 def _features(file: Path) -> Any:

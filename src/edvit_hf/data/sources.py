@@ -12,7 +12,7 @@ import numpy as np
 
 from edvit_hf.data.agreement import agreed, by_name
 from edvit_hf.data.columns import RawSplit, raw_split
-from edvit_hf.data.config import BUILDERS, EMBEDDED_DATASET, DatasetConfig
+from edvit_hf.data.config import BUILDERS, EMBEDDED_DATASET, FOLDER_BUILDERS, DatasetConfig
 from edvit_hf.data.listing import list_folder
 from edvit_hf.data.loading_errors import NoSplitError, load_error, no_split
 from edvit_hf.data.local import LocalData
@@ -80,6 +80,27 @@ def local_files(config: DatasetConfig) -> list[Path]:
         DataError: A folder does not exist or cannot be read.
     """
     return [folder / name for folder in local_folders(config) for name in list_folder(folder).files]
+
+
+def files_elsewhere(config: DatasetConfig, task: Task) -> list[Path]:
+    """The files outside of `local_folders` that tables name by whole paths, sorted.
+
+    What is not there is left out, and so are tables that cannot be read: whoever opens the splits is told of both.
+
+    Raises:
+        DataError: A folder does not exist.
+    """
+    splits = [name for name in (config.train_split, config.test_split, config.validation_split) if name is not None]
+    folders = local_folders(config)
+    if not folders or task == "text-classification" or config.path in FOLDER_BUILDERS.values():
+        return []
+    try:
+        named = {Path(path) for path in LocalData(folders, config, task).whole_paths(splits)}
+    except (DataError, OSError, ValueError) as error:
+        logger.debug("data: no table is looked at for paths: %s", error)
+        return []
+    inside = [folder.absolute() for folder in folders]
+    return sorted(p for p in named if not any(p.is_relative_to(folder) for folder in inside) and p.is_file())
 
 
 def _folders(config: DatasetConfig) -> list[Path]:

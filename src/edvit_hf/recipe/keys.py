@@ -16,7 +16,7 @@ from edvit_hf.card.render import template_path
 from edvit_hf.data.config import EMBEDDED_DATASET
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.data.listing import list_folder
-from edvit_hf.data.sources import local_folders
+from edvit_hf.data.sources import files_elsewhere, local_folders
 from edvit_hf.errors import DataError
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import load_profiles
@@ -83,8 +83,10 @@ def teacher_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
     if not folders and dataset.path != EMBEDDED_DATASET and Path(dataset.path).is_dir():
         folders = [Path(dataset.path)]
     is_here = checkpoint is not None and Path(checkpoint).is_dir()
+    elsewhere = [(str(path), _hash(path, hashes)) for path in files_elsewhere(dataset, recipe.task)]
     return {
         "data": [_contents(folder, hashes) for folder in folders] or None,
+        **({"elsewhere": elsewhere} if elsewhere else {}),
         # Without its own processor a checkpoint was once fed as the recipe says.
         "checkpoint": [_contents(Path(checkpoint), hashes)] if checkpoint is not None and is_here else None,
         **({} if checkpoint is None else {"processor": "of the checkpoint"}),
@@ -119,14 +121,17 @@ def card_sources(recipe: Recipe, hashes: FileHashes) -> str:
 
 def _contents(folder: Path, hashes: FileHashes) -> list[tuple[str, str]]:
     """Name below the folder and SHA-256 of every file in it; hidden and foreign ones are left out."""
-    begin, found = time.perf_counter(), []
-    for name in list_folder(folder).files:
-        try:
-            found.append((name.as_posix(), hashes.of(folder / name)))
-        except OSError as error:
-            raise DataError(
-                f"Expected a file that can be read at {folder / name}, got: {error.strerror}. Whether it changed since "
-                "the last run is not known. Grant access to it, or move it out."
-            ) from error
+    begin = time.perf_counter()
+    found = [(name.as_posix(), _hash(folder / name, hashes)) for name in list_folder(folder).files]
     logger.info("data: %d files of %s compared in %.1f s", len(found), folder, time.perf_counter() - begin)
     return found
+
+
+def _hash(file: Path, hashes: FileHashes) -> str:
+    try:
+        return hashes.of(file)
+    except OSError as error:
+        raise DataError(
+            f"Expected a file that can be read at {file}, got: {error.strerror}. Whether it changed since "
+            "the last run is not known. Grant access to it, or move it out."
+        ) from error
