@@ -201,10 +201,10 @@ def load_model(folder: Path, task: Task = "image-classification") -> "PreTrained
     Raises:
         CheckpointError: The folder is damaged or incomplete.
     """
-    from edvit_hf.auto import stock_auto_class
+    from edvit_hf.auto import load_stock
 
     try:
-        model, report = stock_auto_class(task).from_pretrained(folder, output_loading_info=True)
+        model, report = load_stock(task, folder)
     except Exception as error:
         raise CheckpointError(
             f"the model in {folder} cannot be loaded: {error}. A later stage needs it whole. "

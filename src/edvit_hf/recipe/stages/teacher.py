@@ -174,19 +174,23 @@ def load_teacher(
         RecipeError: It cannot be loaded, or it is to be used as it is and its head or labels do not fit.
         CheckpointError: Its weights are damaged, incomplete or not finite.
     """
-    from edvit_hf.auto import stock_auto_class
+    from edvit_hf.auto import load_stock
 
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     own = {} if is_final else {"ignore_mismatched_sizes": True, **labels}
     try:
-        model, report = stock_auto_class(task).from_pretrained(
-            checkpoint, revision=revision or "main", output_loading_info=True, **own
-        )
+        model, report = load_stock(task, str(checkpoint), revision=revision, **own)
     except Exception as error:
         raise RecipeError(
             f"`teacher.checkpoint` {checkpoint!r} cannot be loaded: {error}. "
             "Give a folder written by save_pretrained, or a Hub id that this machine can reach."
         ) from error
+    if is_final and model.config.problem_type not in (None, "single_label_classification"):
+        raise RecipeError(
+            f"`teacher.checkpoint` {checkpoint!r} is a model for {model.config.problem_type}, and an ensemble answers "
+            "with one class. With `epochs: 0` it is used as it is. Fine-tune it (epochs above 0), or name a classifier."
+        )
+    model.config.problem_type = None  # what is fine-tuned here learns one class of many
     found = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if is_final and found != names:
         raise RecipeError(
