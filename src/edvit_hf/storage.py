@@ -21,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from edvit_hf.errors import CheckpointError, EDViTError, WorkDirError
-from edvit_hf.strict import parse_json
+from edvit_hf.strict import MAX_YAML_BYTES, load_yaml, parse_json
 
 try:
     import fcntl
@@ -127,6 +129,27 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def user_path(path: str | Path) -> Path:
+    """A path with `~` written out, and as it stands where nobody knows that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, see `load_yaml`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is no ordinary file, too long, cannot be read, or no YAML. The message is what came instead.
+    """
+    try:
+        return load_yaml(read_bytes(path, MAX_YAML_BYTES))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:

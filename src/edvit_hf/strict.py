@@ -19,10 +19,22 @@ from edvit_hf.errors import EDViTError, RecipeError, did_you_mean
 
 _MAX_DEPTH = 64  # of lists and objects inside each other
 _MAX_DIGITS = 100  # of a whole number
+MAX_YAML_BYTES = 2**18  # a fleet of thousands of devices; parsed in pure Python, which takes seconds
+_MAX_YAML_VALUES = 200_000  # with every alias written out
 
 
 class _Loader(yaml.SafeLoader):
-    """`SafeLoader` without doubled keys."""
+    """`SafeLoader` without doubled keys and without depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"lists or mappings more than {_MAX_DEPTH} deep inside each other")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -36,13 +48,45 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def load_yaml(text: str) -> Any:
-    """Parse YAML into plain values.
+def load_yaml(text: str | bytes) -> Any:
+    """Parse YAML into plain values; a byte order mark is passed over.
 
     Raises:
-        yaml.YAMLError: The text is no YAML, or a mapping names a key twice.
+        yaml.YAMLError: It is no YAML, no UTF-8, or a mapping names a key twice; or it is made to harm: too long, nested
+            too deeply, an alias within what it names, or aliases that multiply into more values than anybody writes.
     """
-    return yaml.load(text, Loader=_Loader)
+    if len(text) > MAX_YAML_BYTES:
+        raise yaml.YAMLError(f"more than {MAX_YAML_BYTES} characters")
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_values(node, {})
+        return loader.construct_document(node)
+    except UnicodeDecodeError as error:
+        raise yaml.YAMLError(f"bytes that are not UTF-8 at position {error.start}") from error
+    except (ValueError, OverflowError) as error:  # a date that no calendar has, a number of thousands of digits
+        raise yaml.YAMLError(f"a value that cannot be: {error}") from error
+
+
+def _count_values(node: yaml.Node, known: dict[yaml.Node, int | None]) -> int:
+    """How many values a node stands for when every alias in it is written out."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if node in known:
+        count = known[node]
+        if count is None:
+            raise yaml.YAMLError(f"an alias inside of what it names, at line {node.start_mark.line + 1}")
+        return count
+    known[node] = None
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    count = 1 + sum(_count_values(part, known) for part in parts)
+    if count > _MAX_YAML_VALUES:
+        raise yaml.YAMLError(f"aliases or lists that stand for more than {_MAX_YAML_VALUES} values")
+    known[node] = count
+    return count
 
 
 def parse_json(text: str | bytes) -> Any:

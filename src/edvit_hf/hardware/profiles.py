@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import yaml
 
 from edvit_hf.errors import ManifestError, did_you_mean
-from edvit_hf.storage import read_bytes, whole_file
-from edvit_hf.strict import Form, is_finite, load_yaml, number, read_fields, read_strictly
+from edvit_hf.storage import read_yaml, whole_file
+from edvit_hf.strict import Form, is_finite, number, read_fields, read_strictly
 
 QUANTIZATION_PRESETS = ("arm64", "avx2", "avx512", "avx512_vnni")
 STATIC_PRESETS = (*QUANTIZATION_PRESETS, "tensorrt")  # of static int8: a GPU reads other files than the processor
@@ -25,7 +25,6 @@ LATENCY_FEATURES = (
     *("weight_millions", "stream_millions", "ffn_millions", "softmax_millions"),
 )
 SCHEMA_VERSION = 1  # of a file that holds one profile
-_MAX_BYTES = 2**20  # far above any
 _FILE = Form(mapping="a mapping of keys to values", error=ManifestError)
 
 
@@ -163,14 +162,14 @@ def profile_dict(profile: DeviceProfile) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return load_yaml(read_bytes(path, _MAX_BYTES).decode("utf-8-sig"))
+        return read_yaml(path)
     except FileNotFoundError as error:
         raise ManifestError(
             f"Expected a device profile at {path}, found no file. Without it nothing is known of the device. "
             f"Write one on the device with `edvit profile --output {path.name}`, or name a kind of hardware of "
             f"devices.yaml."
         ) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ManifestError(
             f"{path.name}: expected device profiles as YAML, but it cannot be read: {str(error)!r:.200}. "
             f"Nothing in it can be trusted. Correct it, or measure again with `edvit profile`."

@@ -20,6 +20,7 @@ import yaml
 from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_files, hash_of_content
 from edvit_hf.manifest.graphs import verify_graph
+from edvit_hf.strict import load_yaml
 
 MAX_PARITY = 1e-4  # of fp32 against torch, over the largest logit
 _ROUNDING = 1e-6  # absolute; below it a small logit alone makes the ratio large
@@ -310,7 +311,7 @@ def card_faults(text: str | None, files: Set[str]) -> Iterator[str]:
 
 def _metadata_faults(block: str) -> Iterator[str]:
     try:
-        data: Any = yaml.safe_load(block)
+        data: Any = load_yaml(block)
     except yaml.YAMLError as error:
         yield f"README.md: the metadata block is no YAML ({str(error).splitlines()[0]}). Render it anew."
         return

@@ -160,9 +160,15 @@ def _pulled_into_cache(
     repo: str, revision: str | None, precision: Precision, profile: str | None, sub_models: Sequence[int] | None
 ) -> Path:
     name = "_".join(("all" if sub_models is None else "-".join(map(str, sorted(set(sub_models)))), precision))
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "edvit_hf")
-    folder = cache / repo.replace("/", "--") / (revision or "main").replace("/", "--") / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = _cache() / repo.replace("/", "--") / (revision or "main").replace("/", "--") / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkDirError(
+            f"Expected a cache that can be written, got {folder.parent}, which cannot ({error.strerror}). What is "
+            f"fetched has to lie somewhere. Set {CACHE_VARIABLE} to a folder of yours, or fetch into a folder: edvit "
+            "pull REPO --output FOLDER"
+        ) from error
     if precision == "int8" and profile is None:
         profile = detect_profile()
     try:
@@ -177,6 +183,23 @@ def _pulled_into_cache(
             raise
         logger.warning("using what was fetched of %s before: %s", repo, error)
     return folder
+
+
+def _cache() -> Path:
+    """The folder of what is fetched.
+
+    Raises:
+        WorkDirError: No variable names one, and this user has no home.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "edvit_hf"
+    except RuntimeError as error:
+        raise WorkDirError(
+            f"Expected a home folder for the cache, got none: HOME is not set. What is fetched has to lie somewhere. "
+            f"Set {CACHE_VARIABLE} to a folder, or fetch into a folder: edvit pull REPO --output FOLDER"
+        ) from error
 
 
 def _default_name(source: Source, selection: Selection, device: str | None) -> str:

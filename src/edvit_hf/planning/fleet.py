@@ -4,17 +4,19 @@
 Read strictly from `recipes/fleets/*.yaml`: a budget that is misspelt would silently mean no limit.
 """
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
-from edvit_hf.strict import NOT_READ, YAML, is_finite, load_yaml, read_fields
+from edvit_hf.storage import read_yaml, user_path
+from edvit_hf.strict import NOT_READ, YAML, is_finite, read_fields
 
 BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
+MAX_DEVICES = 1000
 _PROFILE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -62,13 +64,18 @@ class Fleet:
     def __post_init__(self) -> None:
         if not self.devices:
             raise RecipeError("a fleet needs at least one device, got none. Add a device to the fleet file.")
+        if len(self.devices) > MAX_DEVICES:
+            raise RecipeError(
+                f"a fleet has at most {MAX_DEVICES} devices, got {len(self.devices)}. Each runs one sub-model of an "
+                "ensemble or a copy of one; more would only be planned for minutes. Leave devices out."
+            )
         names = [device.name for device in self.devices]
         if not all(name.strip() for name in names):
             raise RecipeError(
                 f"every device of a fleet needs a name, got {names}. Placement and errors speak of devices by name. "
                 "Name it."
             )
-        doubled = sorted({n for n in names if names.count(n) > 1})
+        doubled = sorted(name for name, count in Counter(names).items() if count > 1)
         if doubled:
             raise RecipeError(
                 f"device names must be unique in a fleet, got {doubled} more than once. "
@@ -131,11 +138,11 @@ def load_fleet(path: Path) -> Fleet:
             profiles or impossible budgets.
         ManifestError: A device names a profile file that breaks its format.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  (which does not mind a name longer than any)
         raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
     try:
-        data = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
+        data = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"fleet file {path} is no readable YAML: {error}. Correct the file.") from error
     try:
         values = read_fields(Fleet, data, form=YAML)
@@ -145,16 +152,12 @@ def load_fleet(path: Path) -> Fleet:
     return Fleet(devices=devices, name=path.stem, **values)
 
 
-def _profile_path(profile: str, fleet_file: Path) -> Path:
-    return (fleet_file.parent / Path(profile).expanduser()).resolve()
-
-
 def _measured(profile: str, fleet_file: Path, device: str) -> DeviceProfile | None:
     """The profile that a device names by path, relative to the fleet file; None where it names a shipped one."""
     if profile in load_profiles() or not profile.endswith(_PROFILE_SUFFIXES):
         return None
-    path = _profile_path(profile, fleet_file)
-    if not path.is_file():
+    path = fleet_file.parent / user_path(profile)
+    if not os.path.isfile(path):  # noqa: PTH113
         raise RecipeError(
             f"device {device!r} names the profile file {profile!r}, but {path} does not exist. Paths are relative to "
             "the fleet file. Correct it, or write one with `edvit profile`."

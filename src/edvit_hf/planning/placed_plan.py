@@ -14,7 +14,16 @@ import numpy as np
 from edvit_hf.errors import BudgetError, MissingExtraError, RecipeError
 from edvit_hf.planning.costs import FleetCosts
 from edvit_hf.planning.fleet import BUDGETS
-from edvit_hf.planning.placing import Problem, TimeBudget, fastest, feasible, greedy, has_solver, raise_budgets
+from edvit_hf.planning.placing import (
+    TOLERANCE,
+    Problem,
+    TimeBudget,
+    fastest,
+    feasible,
+    greedy,
+    has_solver,
+    raise_budgets,
+)
 from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
 from edvit_hf.storage import MIB
 
@@ -90,14 +99,14 @@ def _replicas(problem: Problem, costs: FleetCosts, placement: Sequence[int]) -> 
 
     The sub-model with the fewest copies comes first, then the one whose own device is the slowest.
     """
-    extended, copies = list(range(len(placement))), [1] * len(placement)
-    devices, result = list(placement), []
+    copies, result, total = [1] * len(placement), [], problem.total(placement)
     slowness = problem.device_ms(placement)
     spare = [d for d in range(problem.shape[1]) if d not in placement]
     for device in sorted(spare, key=lambda d: (float(problem.busy_ms[:, d].sum()), d)):
         for item in sorted(range(len(placement)), key=lambda i: (copies[i], -slowness[placement[i]], i)):
-            if problem.taking([*extended, item]).fits([*devices, device]):
-                extended, devices = [*extended, item], [*devices, device]
+            added = total + float(problem.costs[problem.total_kind][item, device])
+            if problem.takes_first(item, device) and added <= problem.total_limit * (1 + TOLERANCE):
+                total = added
                 copies[item] += 1
                 result.append((item, device))
                 break

@@ -39,11 +39,12 @@ class Problem:
         """N sub-models, D devices."""
         return self.busy_ms.shape[0], self.busy_ms.shape[1]
 
-    def taking(self, items: Sequence[int]) -> "Problem":
-        """A copy of the problem with these sub-models as its rows; one may appear twice."""
-        rows = list(items)
-        costs = {kind: table[rows] for kind, table in self.costs.items()}
-        return replace(self, costs=costs, busy_ms=self.busy_ms[rows], remote_ms=self.remote_ms[rows])
+    def takes_first(self, item: int, device: int) -> bool:
+        """Whether a device that runs nothing yet has room for a sub-model."""
+        return all(
+            self.reserved[kind][device] + self.costs[kind][item, device] <= limit[device] * (1 + TOLERANCE)
+            for kind, limit in self.limits.items()
+        )
 
     def load(self, kind: str, placement: Sequence[int]) -> np.ndarray:
         """(D,) what each device carries of a kind of budget."""

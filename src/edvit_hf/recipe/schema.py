@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edvit_hf.data import Augmentation, DatasetConfig
 from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import RecipeError
@@ -17,7 +15,8 @@ from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
-from edvit_hf.strict import RECIPE, load_yaml, number, read_strictly, whole_number
+from edvit_hf.storage import read_yaml
+from edvit_hf.strict import RECIPE, number, read_strictly, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 
@@ -214,12 +213,14 @@ def find_fleet(fleet: str | os.PathLike[str]) -> Path:
 def _find(what: str, given: str | os.PathLike[str], folder: Path) -> Path:
     path = Path(given)
     packaged = folder / f"{path.stem}.yaml"
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113  (which does not mind a name longer than any)
         return path
-    if path.parent == Path() and packaged.is_file():
+    if path.parent == Path() and os.path.isfile(packaged):  # noqa: PTH113
         return packaged
     known = sorted(p.stem for p in folder.glob("*.yaml"))
-    raise RecipeError(f"{what} {str(given)!r} does not exist. Give a YAML file or one of the packaged names: {known}.")
+    raise RecipeError(
+        f"{what} {str(given)!r:.200} does not exist. Give a YAML file or one of the packaged names: {known}."
+    )
 
 
 def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
@@ -242,8 +243,8 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         RecipeError: Broken YAML, no mapping, or a key that the file's path gives.
     """
     try:
-        data = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {path} is no readable YAML: {error}. Correct the file.") from error
     if not isinstance(data, dict):
         raise RecipeError(

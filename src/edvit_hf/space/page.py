@@ -12,6 +12,7 @@ from pathlib import Path
 from edvit_hf.errors import EDViTError, MissingExtraError
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
+from edvit_hf.storage import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def _checked(source: str | Path | None) -> str | None:
     """An absolute folder whose files are whole, or a Hub id."""
     if source is None:
         return None
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if folder.is_dir():
         if (folder / APP).is_file() and not (folder / "manifest.json").exists():
             raise EDViTError(
