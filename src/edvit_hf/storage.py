@@ -131,14 +131,6 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def user_path(path: str | Path) -> Path:
-    """A path with `~` written out, and as it stands where nobody knows that home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, see `load_yaml`.
 

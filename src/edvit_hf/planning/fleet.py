@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
-from edvit_hf.storage import read_yaml, user_path
+from edvit_hf.storage import read_yaml
 from edvit_hf.strict import NOT_READ, YAML, is_finite, read_fields
 
 BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
@@ -156,7 +156,7 @@ def _measured(profile: str, fleet_file: Path, device: str) -> DeviceProfile | No
     """The profile that a device names by path, relative to the fleet file; None where it names a shipped one."""
     if profile in load_profiles() or not profile.endswith(_PROFILE_SUFFIXES):
         return None
-    path = fleet_file.parent / user_path(profile)
+    path = fleet_file.parent / os.path.expanduser(profile)  # noqa: PTH111  (which minds no unknown home)
     if not os.path.isfile(path):  # noqa: PTH113
         raise RecipeError(
             f"device {device!r} names the profile file {profile!r}, but {path} does not exist. Paths are relative to "

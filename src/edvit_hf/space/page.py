@@ -12,7 +12,6 @@ from pathlib import Path
 from edvit_hf.errors import EDViTError, MissingExtraError
 from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
-from edvit_hf.storage import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ def _checked(source: str | Path | None) -> str | None:
     """An absolute folder whose files are whole, or a Hub id."""
     if source is None:
         return None
-    folder = user_path(source)
+    folder = Path(os.path.expanduser(source))  # noqa: PTH111  (which minds no unknown home)
     if folder.is_dir():
         if (folder / APP).is_file() and not (folder / "manifest.json").exists():
             raise EDViTError(
