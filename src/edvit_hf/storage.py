@@ -135,8 +135,7 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds, see `load_yaml`.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is no ordinary file, too long, cannot be read, or no YAML. The message is what came instead.
+        FileNotFoundError: There is none. ValueError: See `read_bytes`, or it is no YAML.
     """
     try:
         return load_yaml(read_bytes(path, MAX_YAML_BYTES))
