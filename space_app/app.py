@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 MAX_BODY_BYTES = inputs.MAX_FILE_BYTES + 2**20  # of one request: a file and what is around it
 MAX_WAITING = 64  # requests in the queue; further ones are turned away
-# Answered and opened at a time. Ensembles of strangers take fewer places than there are, so that the others stay free.
-ANSWERS, OPENINGS_AT_ONCE, MAX_THREADS = isolation.MAX_ASKED + 7, ensembles.MAX_OPENING + 1, 24
+# Answered and opened at a time. What may take long has fewer places than there are, so that the others stay free.
+ANSWERS, OPENINGS_AT_ONCE = isolation.MAX_ASKED + isolation.MAX_READING + 4, ensembles.MAX_WAITING + 2
+MAX_THREADS = ANSWERS + OPENINGS_AT_ONCE + 8
 STATE_SECONDS = 3600  # after which a visitor who does nothing is forgotten
 FILE_SECONDS = (600, 3600)  # how often uploads are looked through, and how old they become
 TITLE = "edvit_hf: one transformer, several small devices"

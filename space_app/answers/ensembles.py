@@ -45,8 +45,9 @@ OWN = "own"
 SPACE_VARIABLE = "SPACE_ID"
 """Set where the page runs as a Space of the Hub: there visitors name no folders."""
 
-OPEN_SECONDS, MAX_OPENING, MAX_NAMED, MAX_NAMED_EACH = 90.0, 3, 4, 2
-"""See `OpenedOnce`: how long a visitor waits, how many are fetched at a time, how many stay open, in all and of one."""
+OPEN_SECONDS, MAX_OPENING, MAX_WAITING, MAX_NAMED, MAX_NAMED_EACH = 90.0, 3, 6, 4, 2
+"""See `OpenedOnce`: how long a visitor waits, how many are fetched at a time, how many wait for them, and how many stay
+open, in all and of one visitor."""
 _BUNDLE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # as `edvit space bundle` takes them
 _DRAW_HINT = "Draw a digit or upload a picture of one."
 _TEXTS: Mapping[str, tuple[str, Task, str]] = {
@@ -70,6 +71,7 @@ openings: OpenedOnce[OpenEnsemble] = OpenedOnce(
     max_opening=MAX_OPENING,
     seconds=OPEN_SECONDS,
     max_each=MAX_NAMED_EACH,
+    max_waiting=MAX_WAITING,
     is_usable=lambda opened: opened.is_alive,
 )
 

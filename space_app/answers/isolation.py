@@ -38,6 +38,8 @@ by the deadline, so that one slow sub-model is missing from an answer and does n
 READER_LIMITS = ChildLimits(memory_bytes=768 * MIB, cpu_seconds=READ_SECONDS)
 ENSEMBLE_LIMITS = ChildLimits(memory_bytes=1536 * MIB, cpu_seconds=OPEN_SECONDS, may_start_threads=True)
 MAX_MESSAGE_BYTES = 64 * MIB
+MAX_READING = READERS + 3
+"""Visitors whose files are read, or wait for a reader; more are told at once, so that the others' places stay free."""
 MAX_IN_LINE, MAX_ASKED = 2, 5
 """Visitors who wait for one ensemble of a stranger, and who are at or wait for any: the others' places stay free."""
 
@@ -53,6 +55,7 @@ _PAGE = str(Path(__file__).resolve().parents[1])
 _lock = threading.Lock()
 _readers: Pool | None = None
 _asked = threading.BoundedSemaphore(MAX_ASKED)
+_reading = threading.BoundedSemaphore(MAX_READING)
 
 
 def start(takers: Sequence[tuple[Path, Taker]] = ()) -> None:
@@ -94,6 +97,8 @@ def read(folder: Path, taker: Taker, kind: Kind, content: bytes) -> Reading:
     """
     readers = _readers
     question = Message(kind, {"taker": _taker_values(folder, taker)}, {"content": as_bytes(content)})
+    if not _reading.acquire(blocking=False):
+        raise DataError(READERS_BUSY)
     try:
         if readers is None:
             raise IsolationError("Expected processes that read files, got none.", "closed")
@@ -102,6 +107,8 @@ def read(folder: Path, taker: Taker, kind: Kind, content: bytes) -> Reading:
         logger.warning("a file was not read: %s", error)
         is_busy = isinstance(error, IsolationError) and error.why in ("busy", "closed", "start")
         raise DataError(READERS_BUSY if is_busy else TOO_MUCH) from error
+    finally:
+        _reading.release()
 
 
 def _child(entry: str, setup: Message, limits: ChildLimits) -> Child:

@@ -38,6 +38,7 @@ WEIGHTS = "model.safetensors"
 _PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")
 TRIES = 2
 """Tries of each question to the Hub: a visitor who waits is told soon, and can try again."""
+_OTHERS_OPEN = "Others open ensembles at this moment. Try again in a minute."
 _HIDDEN = (401, 403, 404)
 _ANONYMOUS: Any = False  # what the client takes for "no token, not even a stored one"
 
@@ -52,6 +53,7 @@ class OpenedOnce(Generic[Item]):
         max_opening: int,
         seconds: float,
         max_each: int = 2,
+        max_waiting: int = 6,
         is_usable: Callable[[Item], bool] = lambda _: True,
     ) -> None:
         """Begin with nothing.
@@ -61,10 +63,12 @@ class OpenedOnce(Generic[Item]):
             max_opening: Of those, how many are opened at a time; whoever asks for one more is told to try again.
             seconds: A visitor waits no longer; what was begun goes on, and is there at the next try.
             max_each: Of those that are kept, how many one visitor may have brought.
+            max_waiting: How many wait for those that visitors named, at most; the places of others stay free.
             is_usable: Whether one can be asked still; else it counts as closed.
         """
         self._max_named, self._max_opening, self._seconds = max_named, max_opening, seconds
-        self._max_each, self._is_usable = max_each, is_usable
+        self._max_each, self._max_waiting, self._is_usable = max_each, max_waiting, is_usable
+        self._num_waiting = 0
         self._lock = threading.RLock()
         self._bundled: dict[str, Item] = {}
         self._named: OrderedDict[str, Item] = OrderedDict()
@@ -81,6 +85,8 @@ class OpenedOnce(Generic[Item]):
             if found is not None:
                 return found
             opening = self._opening.get(key)
+            if not is_bundle and self._num_waiting >= self._max_waiting:
+                raise VisitorError(_OTHERS_OPEN)
             if opening is None:
                 if not is_bundle:
                     self._check_places(visitor)
@@ -89,6 +95,7 @@ class OpenedOnce(Generic[Item]):
                 threading.Thread(
                     target=self._open, args=(key, load, opening), kwargs={"is_bundle": is_bundle}, daemon=True
                 ).start()
+            self._num_waiting += not is_bundle
         try:
             return opening.result(self._seconds)
         except TimeoutError as error:
@@ -97,6 +104,9 @@ class OpenedOnce(Generic[Item]):
             raise VisitorError(
                 f"Opening this ensemble takes longer than {self._seconds:.0f} s. It goes on: try again in a minute."
             ) from error
+        finally:
+            with self._lock:
+                self._num_waiting -= not is_bundle
 
     def find(self, key: str) -> Item | None:
         """What is open under that key; None where it is not, or not any more."""
@@ -120,7 +130,7 @@ class OpenedOnce(Generic[Item]):
         if visitor is not None and visitor in opening:
             raise VisitorError("An ensemble is being opened for you already. Wait until it is there.")
         if len(opening) >= self._max_opening:
-            raise VisitorError("Others open ensembles at this moment. Try again in a minute.")
+            raise VisitorError(_OTHERS_OPEN)
 
     def _open(self, key: str, load: Callable[[], Item], opening: "Future[Item]", *, is_bundle: bool) -> None:
         try:

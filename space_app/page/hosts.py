@@ -27,9 +27,9 @@ class Hosts:
         told = os.environ if environment is None else environment
         bound = told.get("GRADIO_SERVER_NAME") or "127.0.0.1"
         self._is_local = bound == _LOOPBACK or _is_loopback(bound)
-        self._is_space = bool(told.get("SPACE_ID"))
+        self.is_space = bool(told.get("SPACE_ID"))
         names = [_LOOPBACK, bound, *told.get(NAMES_VARIABLE, "").split(",")]
-        if self._is_space:
+        if self.is_space:
             names += told.get("SPACE_HOST", "").split(",")
         if not self._is_local:
             names += [socket.gethostname(), socket.getfqdn()]
@@ -38,7 +38,7 @@ class Hosts:
     def takes(self, header: str | None) -> bool:
         """Whether the page may be called by the name in this `Host` header."""
         name = host_name(header or "")
-        if name in self._names or (self._is_space and _is_of_the_hub(name)):
+        if name in self._names or (self.is_space and _is_of_the_hub(name)):
             return True
         return _is_loopback(name) if self._is_local else _is_address(name)
 
@@ -50,7 +50,7 @@ class Hosts:
             name = (urlsplit(origin).hostname or "").lower()
         except ValueError:
             return True
-        return not (self._is_space and _is_of_the_hub(name))
+        return not (self.is_space and _is_of_the_hub(name))
 
 
 def _is_of_the_hub(name: str) -> bool:

@@ -132,7 +132,9 @@ class Guard:
             return
         upload: Upload | None = None
         if refusal is None and self.uploads is not None and _is_upload(scope):
-            upload = self.uploads.begin(_visitor(scope), int(headers.get(b"content-length", "0")))
+            is_space = self.hosts is not None and self.hosts.is_space
+            visitor = _visitor(scope, headers.get(b"x-forwarded-for", "") if is_space else "")
+            upload = self.uploads.begin(visitor, int(headers.get(b"content-length", "0")))
             refusal = None if upload is not None else (429, "You have sent many files. Wait some minutes.")
         if refusal is not None:
             await _refuse(with_headers, *refusal)
@@ -172,8 +174,14 @@ def _is_upload(scope: Message) -> bool:
     return scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith("/upload")
 
 
-def _visitor(scope: Message) -> str:
-    """The address that a request came from, as far as the server knows it."""
+def _visitor(scope: Message, forwarded: str) -> str:
+    """The address that a request came from, as far as it is known; on a Space, as the Hub's proxy forwards it.
+
+    Whoever makes up such a header is told apart from others all the same; what all leave together is bounded too.
+    """
+    first = forwarded.partition(",")[0].strip()
+    if first:
+        return first[:64]
     client = scope.get("client")
     return str(client[0]) if client else ""
 

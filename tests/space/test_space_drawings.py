@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from answers import answering, ensembles, inputs
-from answers.digit_form import digit_from_drawing
+from answers.digit_form import digit_from_drawing, digit_from_picture
 from edvit_hf.errors import DataError
 from support.space_ensembles import STROKES, digit_data, drawn, write_digits
 
@@ -88,6 +88,15 @@ def test_what_a_drawing_is_read_as_and_that_its_accuracy_is_not_measured(opened)
 def test_an_empty_or_odd_drawing_is_answered_with_a_sentence(opened, drawing):
     with pytest.raises(DataError, match=r"^The drawing is empty\. Draw one digit"):
         inputs.prepare_drawing(opened, drawing)
+
+
+@pytest.mark.parametrize("side", [8, 28, 32])
+def test_a_small_picture_on_light_paper_reads_as_the_same_one_on_dark_paper(side):
+    light = np.full((side, side, 3), 250, np.uint8)
+    light[side // 4 : -side // 4, side // 2 - 1 : side // 2 + 1] = 10
+    dark = 255 - light
+    np.testing.assert_array_equal(digit_from_picture(Image.fromarray(dark), 8), dark)
+    np.testing.assert_array_equal(digit_from_picture(Image.fromarray(light), 8), dark)
 
 
 def test_a_picture_without_contrast_is_refused_where_ink_is_needed(opened, tmp_path):

@@ -324,3 +324,51 @@ def test_an_ensemble_of_int8_files_alone_opens(tmp_path):
     Manifest.load(tmp_path)
     opened = ensembles.open_other(str(tmp_path))
     assert len(opened.devices) == 1
+
+
+def test_one_visitor_has_one_ensemble_opened_at_a_time_and_keeps_the_last_two():
+    go, begun = threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        go.wait(60)
+        return object()
+
+    openings = OpenedOnce(max_named=4, max_opening=2, seconds=60, max_each=2)
+    asking = threading.Thread(target=openings.get, args=("slow", slow), kwargs={"is_bundle": False, "visitor": "a"})
+    asking.start()
+    begun.wait(60)
+    with pytest.raises(EDViTError, match="being opened for you already"):
+        openings.get("other", object, is_bundle=False, visitor="a")
+    assert openings.get("other", lambda: 1, is_bundle=False, visitor="b") == 1
+    go.set()
+    asking.join(60)
+    for name in ("x", "y"):
+        openings.get(name, lambda: name, is_bundle=False, visitor="a")  # noqa: B023
+    assert [openings.find(name) is not None for name in ("slow", "x", "y", "other")] == [False, True, True, True]
+
+
+def test_not_all_places_are_taken_by_those_who_wait_for_one_ensemble():
+    go = threading.Event()
+    openings = OpenedOnce(max_named=4, max_opening=2, seconds=60, max_waiting=2)
+    load = {"load": lambda: go.wait(60), "is_bundle": False}
+    asking = [threading.Thread(target=openings.get, args=("slow",), kwargs=load) for _ in range(2)]
+    for each in asking:
+        each.start()
+    while openings._num_waiting < 2:
+        time.sleep(0.001)
+    with pytest.raises(EDViTError, match="Others open ensembles"):
+        openings.get("slow", pytest.fail, is_bundle=False)
+    go.set()
+    for each in asking:
+        each.join(60)
+    assert openings.get("slow", pytest.fail, is_bundle=False) is True
+
+
+def test_one_whose_process_is_gone_counts_as_closed():
+    alive = {"is": True}
+    openings = OpenedOnce(max_named=4, max_opening=2, seconds=60, is_usable=lambda _: alive["is"])
+    assert openings.get("a", lambda: 1, is_bundle=False) == 1
+    alive["is"] = False
+    assert openings.find("a") is None
+    assert openings.get("a", lambda: 2, is_bundle=False) == 2

@@ -144,6 +144,15 @@ def test_one_visitor_may_leave_so_many_bytes_and_others_still_may(tmp_path, cloc
     assert asked(guard, chunks=[part()]) == 200
 
 
+def test_on_a_space_visitors_are_told_apart_though_all_come_through_its_proxy(tmp_path, clock):
+    guard = guarded(tmp_path, clock, each_files=1)
+    for hosts, taken in ((Hosts(SPACE), 200), (Hosts({}), 429)):
+        guard.hosts, guard.uploads = hosts, uploads.Uploads(tmp_path, uploads.UploadLimits(each_files=1))
+        for number, status in ((1, 200), (1, 429), (2, taken)):
+            name = "owner-name.hf.space" if taken == 200 else "localhost"
+            assert asked(guard, chunks=[part()], host=name, x_forwarded_for=f"192.0.2.{number}, 10.0.0.1") == status
+
+
 def test_one_visitor_may_leave_so_many_files(tmp_path, clock):
     guard = guarded(tmp_path, clock, each_files=5)
     for _ in range(5):

@@ -173,6 +173,21 @@ def test_whoever_asks_an_ensemble_that_many_wait_for_is_told_at_once(folders, tm
     assert answering.view(opened, prepared, ()).state == "answered"
 
 
+def test_whoever_sends_a_file_while_many_are_read_is_told_at_once(tmp_path):
+    opened, taken = ensembles.open_bundle("digits"), []
+    while isolation._reading.acquire(blocking=False):
+        taken.append(1)
+    try:
+        with pytest.raises(DataError) as refused:
+            inputs.prepare_image(opened, picture(tmp_path))
+        assert str(refused.value) == isolation.READERS_BUSY
+        assert inputs.prepare_image(opened, opened.examples[0].value).seen is not None, "an example is the page's own"
+    finally:
+        for _ in taken:
+            isolation._reading.release()
+    assert len(taken) == isolation.MAX_READING
+
+
 def test_a_file_that_hangs_its_reader_is_refused_and_the_next_one_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "READ_SECONDS", 0.0)
     opened = ensembles.open_bundle("digits")
