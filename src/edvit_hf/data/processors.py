@@ -12,10 +12,10 @@ from typing import Any
 
 from edvit_hf.data.config import DatasetConfig
 from edvit_hf.errors import DataError
+from edvit_hf.storage import read_json_object
 from edvit_hf.strict import number
 from edvit_hf.tasks import Task
 from edvit_hf.transforms import AudioTransform, ImageTransform
-from edvit_hf.transforms.reading import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _stored(folder: Path, task: Task) -> tuple[dict[str, Any], Path] | None:
         path = folder / name
         if not path.is_file():
             continue
-        values = read_json_object(path, "a processor", _WHY)
+        values = read_json_object(path, "a processor", _WHY, error=DataError)
         if not is_nested:
             return values, path
         if isinstance(values.get(_PART[task]), dict):
@@ -109,7 +109,11 @@ def _kind(values: dict[str, Any], folder: Path, suffix: str) -> str:
             name = name.removesuffix(ending)
         return name
     config = folder / "config.json"
-    model = read_json_object(config, "a model's config", _WHY).get("model_type") if config.is_file() else None
+    model = (
+        read_json_object(config, "a model's config", _WHY, error=DataError).get("model_type")
+        if config.is_file()
+        else None
+    )
     return _KIND_OF_MODEL.get(str(model), "ViT" if suffix == "ImageProcessor" else "AST")
 
 

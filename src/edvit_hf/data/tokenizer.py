@@ -14,9 +14,9 @@ from edvit_hf.data.config import as_json
 from edvit_hf.data.modalities import TextConfig
 from edvit_hf.data.text_split import SpecialTokens
 from edvit_hf.errors import DataError, named_extra
+from edvit_hf.storage import read_json_object
 from edvit_hf.tasks import PROCESSOR_FILES
 from edvit_hf.transforms import TextTransform
-from edvit_hf.transforms.reading import read_json_object
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Ids 0 to 4 of a tokenizer that is trained here."""
@@ -112,7 +112,11 @@ def read_tokenizer(folder: Path, config: TextConfig | None) -> tuple[TextTransfo
 def _positions(folder: Path) -> int | None:
     """How many tokens the model beside the tokenizer can read, as its config.json says."""
     path = folder / "config.json"
-    found = read_json_object(path, "a model's config", "Its length is not known.") if path.is_file() else {}
+    found = (
+        read_json_object(path, "a model's config", "Its length is not known.", error=DataError)
+        if path.is_file()
+        else {}
+    )
     number = found.get("max_position_embeddings")
     return number if type(number) is int and number > 0 else None
 
