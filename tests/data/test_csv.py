@@ -34,6 +34,7 @@ def opened(folder, **options):
         ["01", "02"], ["007", "7"], ["1", "x"], ["1e5", "2e5"], ["NA", "null"], ["None", "nan"], ["NaN", "N/A"],
         ["inf", "-inf"], ["true", "false"], ["TRUE", "no"], ["2024-01-01", "01/02/2024"], ["0x10", "1_000"],
         ["1,5", "2,5"], ["+1", "+2"], ["-01", "-02"], ["#N/A", "-"], ["١", "٢"], ["1st", "2nd"], ["00", "0"],
+        ["9" * 20, "1" * 5000],
     ],
 )  # fmt: skip
 def test_a_label_is_the_text_that_stands_there(tmp_path, cells):

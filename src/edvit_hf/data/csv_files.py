@@ -17,7 +17,7 @@ from edvit_hf.errors import DataError
 from edvit_hf.tasks import Task
 
 _DELIMITERS = (",", ";", "\t")
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")  # pandas writes 3.0 where a label is missing beside it
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")  # pandas writes 3.0 where a label is missing beside it
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SIZE_LIMIT = threading.Lock()  # of a cell: the module `csv` has one for all
 

@@ -28,6 +28,7 @@ class _Table:
 def table_files(folder: Path, builder: str) -> dict[str, list[Path]]:
     """The files of each split: SPLIT.parquet, or all of SPLIT-00000-of-00003.parquet, in the order of their numbers.
 
+    Where neither is there, SPLIT-0.parquet, SPLIT-1.parquet and so on are the split; each is one of its own name, too.
     They lie in the folder itself, or else all in one folder below it (a clone's `data`), or as SPLIT/0000.parquet, as
     the Hub's converted copies do. Nothing found: no splits.
 
@@ -101,4 +102,17 @@ def _by_split(tables: list[_Table]) -> dict[str, list[Path]]:
                 f"{len(parts)}: {shown}; the first number missing is {missing[0] if missing else 'none'}. The rest of "
                 "the rows would be missing without a word. Fetch all of them."
             )
-    return {split: [part.path for part in splits[split]] for split in sorted(splits)}
+    files = {split: [part.path for part in parts] for split, parts in splits.items()}
+    files |= {split: paths for split, paths in _numbered(tables).items() if split not in files}
+    return {split: files[split] for split in sorted(files)}
+
+
+def _numbered(tables: list[_Table]) -> dict[str, list[Path]]:
+    """Files called SPLIT-0, SPLIT-1 and so on without a gap, as one split beside those that each of them is."""
+    found: dict[str, dict[int, Path]] = {}
+    for table in tables:
+        split, _, number = table.path.stem.rpartition("-")
+        if split and table.total is None and number.isascii() and number.isdecimal():
+            found.setdefault(split, {})[int(number)] = table.path
+    whole = {split: parts for split, parts in found.items() if max(parts) - min(parts) == len(parts) - 1}
+    return {split: [parts[number] for number in sorted(parts)] for split, parts in whole.items() if min(parts) < 2}
