@@ -8,12 +8,15 @@ in MiB; a missing value is printed as "not measured".
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from edvit_hf.card.markup import plain
+
 NOT_MEASURED = "not measured"
 NOT_RECORDED = "not recorded"  # of what is no figure: a command, a commit
 PLAIN_DEVICE_SIZE = "plain model, per-device size"
 PLAIN_TOTAL_SIZE = "plain model, total size"
 TFIDF = "TF-IDF + linear"
 BASELINE_NOTE = "same hyper-parameters as the sub-models, not tuned for the baselines."
+_SAME_SIZE = 0.8  # of what the fullest device holds: below it, a rival is smaller and not of its size
 _SIZE_SLACK = 1.05  # sizes are matched by whole layers, so a baseline "of one device's size" may be a little larger
 
 
@@ -121,7 +124,7 @@ def cost_table(results: Mapping[str, Any], ensemble_ms: float | None = None) -> 
         for line, row, time in zip(lines, results["rows"], times, strict=True):
             own = ensemble_ms if row.get("kind") == "ensemble" else time
             line.append(NOT_MEASURED if own is None else f"{own:.3g} ms")
-    notes = [f"- {row['name']}: {row['note']}" for row in results["rows"] if row.get("note")]
+    notes = [f"- {plain(row['name'])}: {plain(row['note'])}" for row in results["rows"] if row.get("note")]
     distilled = [row for row in results["rows"] if row.get("kind") == "baseline" and not is_tfidf(row)]
     if distilled:
         kind = "distilled " if any(map(is_tfidf, results["rows"])) else ""
@@ -135,7 +138,7 @@ def cost_table(results: Mapping[str, Any], ensemble_ms: float | None = None) -> 
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    name = str(row.get("name", NOT_MEASURED))
+    name = plain(row.get("name", NOT_MEASURED))
     return f"**{name}**" if row.get("kind") == "ensemble" else name
 
 
@@ -154,9 +157,8 @@ def splitting_finding(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         is_other = row.get("kind") == "baseline" and row.get("name") not in (PLAIN_DEVICE_SIZE, PLAIN_TOTAL_SIZE)
         if is_other and row.get("against_ensemble") and not any(row is each for each in fitting):
-            beside += (
-                f" The {row['name']}, larger than what one device holds: {points(row['against_ensemble'])} points."
-            )
+            difference = points(row["against_ensemble"])
+            beside += f" The {plain(row['name'])}, larger than what one device holds: {difference} points."
     return _per_device_finding(results) + beside
 
 
@@ -177,7 +179,7 @@ def _verdict(results: Mapping[str, Any]) -> tuple[str, list[str], dict[str, Mapp
     It pays only if all baselines of one device's size fall short, each by an interval that excludes zero.
     """
     rows = _device_baselines(results)
-    found = {f"the {str(row['name']).replace(', ', ' of ')}": row.get("against_ensemble") or {} for row in rows}
+    found = {f"the {plain(row['name']).replace(', ', ' of ')}": row.get("against_ensemble") or {} for row in rows}
     if not any(row["name"] == PLAIN_DEVICE_SIZE for row in rows) or any(
         i.get("low") is None or i.get("high") is None for i in found.values()
     ):
@@ -198,6 +200,7 @@ def _per_device_finding(results: Mapping[str, Any]) -> str:
     figures = (
         "In one trained run, against the ensemble and with 95 % intervals over the test items, the baselines of one "
         f"device's size differ by {'; '.join(f'{points(each)} points ({name})' for name, each in found.items())}."
+        f"{_smaller_rival(results)}"
     )
     if verdict == "no":
         return (
@@ -210,6 +213,14 @@ def _per_device_finding(results: Mapping[str, Any]) -> str:
             "evidence that splitting pays on this task."
         )
     return f"{figures} All of them fall short: in this run splitting pays on this task."
+
+
+def _smaller_rival(results: Mapping[str, Any]) -> str:
+    """A sentence where the plain model is far smaller than what the fullest device holds, as of one sub-model alone."""
+    plain, whole = (result_row(results, name).get("parameters_per_device") for name in (PLAIN_DEVICE_SIZE, "ensemble"))
+    if not plain or not whole or plain / whole > _SAME_SIZE:
+        return ""
+    return f" The plain model has {percent(plain / whole)} of the parameters that the fullest device holds."
 
 
 def _short_verdict(results: Mapping[str, Any]) -> str:
@@ -232,7 +243,7 @@ def glance_table(results: Mapping[str, Any], dataset_name: str, absent: Sequence
     held, whole = (row.get("bytes_per_device", row.get("bytes")) for row in (ensemble, teacher))
     lines = [
         ["task", f"{results['task']}, {len(label_names(results))} labels"],
-        ["data", f"{dataset_name}, {f'{items:,}' if items else NOT_MEASURED} test items"],
+        ["data", f"{plain(dataset_name)}, {f'{items:,}' if items else NOT_MEASURED} test items"],
         ["accuracy", f"{percent(ensemble.get('accuracy'))} (teacher {percent(teacher.get('accuracy'))})"],
         ["sub-models", str(len(results["class_groups"]))],
         ["one device holds", f"{mebibytes(held)} of float32 weights (teacher {mebibytes(whole)}{_times(whole, held)})"],
@@ -250,9 +261,13 @@ def group_table(results: Mapping[str, Any]) -> str:
     """Accuracy per class group: every row that measured it, and the sub-model's own vote; long groups cut short."""
     rows = [row for row in results["rows"] if row.get("per_group_accuracy")]
     votes = {entry["index"]: entry.get("group_accuracy") for entry in results.get("sub_models") or []}
-    header = ["class group", *(str(row["name"]) for row in rows), "own vote of its sub-model"]
+    header = ["class group", *(plain(row["name"]) for row in rows), "own vote of its sub-model"]
     lines = [
-        [shortened(name), *(percent(row["per_group_accuracy"][index]) for row in rows), percent(votes.get(index))]
+        [
+            plain(shortened(name)),
+            *(percent(row["per_group_accuracy"][index]) for row in rows),
+            percent(votes.get(index)),
+        ]
         for index, name in enumerate(group_names(results))
     ]
     return markdown_table(header, lines)
@@ -269,7 +284,7 @@ def sub_model_table(results: Mapping[str, Any], feature_sizes: Mapping[int, int]
         lines.append(
             [
                 f"`sub_models/{index:02d}`",
-                name,
+                plain(name),
                 count(entry.get("parameters")),
                 mebibytes(entry.get("bytes")),
                 count(entry.get("macs")),

@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import own_values
+from edvit_hf.card.tables import PLAIN_DEVICE_SIZE, PLAIN_TOTAL_SIZE, TFIDF
 from edvit_hf.data import TextSplit, class_group_indices, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
 from edvit_hf.evaluation.evaluator import Evaluation, Predict, torch_predict
 from edvit_hf.evaluation.evaluator import evaluate as measure
+from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.stages.cut import distill_into, prune_for
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import whole_folder
 from edvit_hf.training import DistillConfig
 
 _CUTTING = ("importance", "samples_per_class", "batch_size", "compensate", "compensation_samples", "seed")
+TFIDF_DEVICE_SIZE = f"{TFIDF}, per-device size"
 COMPUTE_CAP = 2.0  # a larger plain model trains with at most this many times the sub-models' compute
 
 
@@ -55,20 +59,37 @@ def baselines(trip: Trip) -> list[ComparedModel]:
 
     The models learn from the same teacher outputs with the same hyper-parameters, see `fair_budget`.
     """
-    plan, shape, labels = trip.plan, trip.teacher_shape, trip.teacher.config.num_labels
-    assert plan.keep_heads is not None  # only the plan of a published ensemble has none
-    total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
-    shapes = {k: shape.keep(k, num_labels=labels) for k in range(1, shape.widths.heads + 1)}
-    total_keep = min(shapes, key=lambda k: abs(np.log(shapes[k].parameters / total)))
-    rows = []
-    for name, keep in (("plain model, per-device size", plan.keep_heads), ("plain model, total size", total_keep)):
-        config = fair_budget(trip, shapes[keep].macs)
-        note = f"{keep} of {shape.widths.heads} heads kept; {_note(config)}"
-        rows.append(_row(trip, name, plain_model(trip, keep, config), shapes[keep].macs, note))
-    per_device = shapes[plan.keep_heads].parameters
+    shape, labels = trip.teacher_shape, trip.teacher.config.num_labels
+    rows, keeps = [], plain_keeps(trip.plan, shape, labels)
+    for name, keep in keeps.items():
+        macs = shape.keep(keep, num_labels=labels).macs
+        config = fair_budget(trip, macs)
+        both = "" if len(keeps) > 1 else "the nearest to the total size too; "
+        note = f"{keep} of {shape.widths.heads} heads kept; {both}{_note(config)}"
+        rows.append(_row(trip, name, plain_model(trip, keep, config), macs, note))
+    per_device = rows[0].parameters
     if trip.recipe.task == "text-classification":
-        return [*rows, _tfidf(trip, per_device), _tfidf(trip, None)]
+        return [*rows, *_tfidf_rows(trip, per_device)]
     return [*rows, _small_cnn(trip, per_device)]
+
+
+def plain_keeps(plan: Plan, shape: ModelShape, labels: int) -> dict[str, int]:
+    """How many heads the plain models keep, by the names of their rows: nearest in parameters to what they stand for.
+
+    The one of per-device size stands for all sub-models of the fullest device together, as the ensemble's own size per
+    device does. Where one model is the nearest to that and to the total, it stands there once.
+    """
+    total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
+    sizes = {k: shape.keep(k, num_labels=labels).parameters for k in range(1, shape.widths.heads + 1)}
+    wanted = {PLAIN_DEVICE_SIZE: on_fullest_device(plan, "parameters"), PLAIN_TOTAL_SIZE: total}
+    found = {name: min(sizes, key=lambda k: abs(np.log(sizes[k] / size))) for name, size in wanted.items()}
+    return dict.fromkeys([PLAIN_DEVICE_SIZE], found[PLAIN_DEVICE_SIZE]) if len(set(found.values())) == 1 else found
+
+
+def on_fullest_device(plan: Plan, figure: str) -> int:
+    """The largest sum of "parameters" or "macs" over the sub-models of one device."""
+    devices = {s.device for s in plan.sub_models}
+    return max(sum(getattr(s, figure) for s in plan.sub_models if s.device == device) for device in devices)
 
 
 def _note(config: DistillConfig) -> str:
@@ -85,7 +106,7 @@ def fair_budget(trip: Trip, macs: int) -> DistillConfig:
     config, labels, prune, fuse = (trip.recipe.distill, trip.data.train.labels, trip.recipe.prune, trip.recipe.fuse)
     given = trip.recipe.evaluate.baseline_epochs
     if given is not None:
-        passes, compute = given * len(labels), given * len(labels) * max(s.macs for s in trip.plan.sub_models)
+        passes, compute = given * len(labels), given * len(labels) * on_fullest_device(trip.plan, "macs")
     else:
         epochs = config.epochs + (prune.rounds - 1) * prune.round_epochs  # pruning rounds train too
         joint = fuse.joint_epochs * len(labels) if fuse.joint else 0
@@ -150,6 +171,15 @@ def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
     return _row(trip, "small CNN", model, macs, _note(config))
 
 
+def _tfidf_rows(trip: Trip, per_device: int) -> list[ComparedModel]:
+    """At the size of one device and without a limit; one row where the texts give no more than one device holds."""
+    free = _tfidf(trip, None)
+    if free.parameters > per_device:
+        return [_tfidf(trip, per_device), free]
+    note = f"{free.note}; every term of the texts fits one device"
+    return [dataclasses.replace(free, name=TFIDF_DEVICE_SIZE, note=note)]
+
+
 def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:
     """TF-IDF and a linear classifier on the labels: nothing is distilled, and it costs next to nothing to train.
 
@@ -176,6 +206,6 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:
         lambda inputs: logits[inputs["rows"]], [batch], num_labels=logits.shape[1], class_groups=trip.class_groups
     )
     macs = round(model.macs_per_item(texts["test"]))
-    name = "TF-IDF + linear" + (", per-device size" if max_parameters else "")
+    name = TFIDF_DEVICE_SIZE if max_parameters else TFIDF
     note = model.describe() + "; trained on the labels, its vocabulary is not counted"
     return ComparedModel(name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs, note)

@@ -15,7 +15,7 @@ from edvit_hf.evaluation.evaluator import absent_subsets, paired_interval, torch
 from edvit_hf.published.data import data_record
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
-from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
+from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured, on_fullest_device
 from edvit_hf.recipe.trip import OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
@@ -124,9 +124,9 @@ def _ensemble(trip: Trip) -> ComparedModel:
         "ensemble",
         evaluation,
         sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters,
-        max(sum(s.parameters for s in plan.sub_models if s.device == d) for d in devices),
+        on_fullest_device(plan, "parameters"),
         sum(s.macs for s in plan.sub_models) + plan.fusion_parameters,
-        max(sum(s.macs for s in plan.sub_models if s.device == d) for d in devices),
+        on_fullest_device(plan, "macs"),
         note=f"{len(plan.sub_models)} sub-models on {len(devices)} devices; the fusion head "
         f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone",
     )
