@@ -70,7 +70,7 @@ def render(folder: Path, output: Path) -> ZooRow:
     figures = draw_figures(card.run.results, assets, card.run.manifest)
     content = render_card(card, figures={k: path.relative_to(output).as_posix() for k, path in figures.items()})
     _write(output / f"{name}.md", content)
-    return zoo_row(Manifest.load(root), read_json(root / RESULTS_NAME), f"[{name}]({name}.md)")
+    return zoo_row(Manifest.load(root), read_json(root / RESULTS_NAME), name)
 
 
 def write_zoo(readme: Path, rows: Sequence[ZooRow]) -> None:
@@ -86,7 +86,7 @@ def write_zoo(readme: Path, rows: Sequence[ZooRow]) -> None:
         raise EDViTError(
             f"Expected the marks {BEGIN!r} and {END!r} in {readme}, found none. The table has no place. Add both."
         )
-    new = zoo_table_markdown(rows).splitlines()
+    new = zoo_table_markdown(rows, link="{}.md").splitlines()
     head = [line for line in new if not _LINKED.match(line)]
     lines = {line.split("|")[1]: line for line in old.splitlines() if _keeps(line, readme.parent, head)}
     lines |= {line.split("|")[1]: line for line in new if _LINKED.match(line)}

@@ -256,7 +256,7 @@ def agreement(folder: Path) -> dict[str, Any]:
 
     from edvit_hf.auto import ensemble_class
     from edvit_hf.data import Augmentation, iterate_batches, load_task
-    from edvit_hf.published.measure import recorded_dataset
+    from edvit_hf.published.data import recorded_dataset
     from edvit_hf.runtime import EDViTRuntime
 
     runtime = EDViTRuntime.from_pretrained(folder, schedule="in_turn")

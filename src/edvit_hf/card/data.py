@@ -15,6 +15,7 @@ from edvit_hf.hub.source import is_hub_id
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import read_json_object
 from edvit_hf.tasks import TASKS
+from edvit_hf.terminal import visible
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -215,7 +216,7 @@ class CardData:
             metrics=["accuracy", "f1"],
             base_model=self.base_model,
             base_model_relation="finetune" if self.base_model else None,
-            model_name=self.text.model_name,
+            model_name=visible(self.text.model_name),
             eval_results=self._eval_results() or None,
         )
 
@@ -228,8 +229,8 @@ class CardData:
         return [
             EvalResult(
                 task_type=self.run.results["task"],
-                dataset_type=self.dataset_id or self._dataset_path or "unnamed",
-                dataset_name=self.dataset_name,
+                dataset_type=visible(self.dataset_id or self._dataset_path or "unnamed"),
+                dataset_name=visible(self.dataset_name),
                 dataset_split="test",
                 metric_type=metric,
                 metric_name=name,

@@ -8,6 +8,7 @@ the largest file is, how far the worst is from torch, and which class group lost
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edvit_hf.card.markup import code, plain
 from edvit_hf.card.other_data import described
 from edvit_hf.card.tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span, text_or_not
 from edvit_hf.manifest import Manifest, Variant, hash_of_files
@@ -45,9 +46,9 @@ def files_table(manifest: Manifest | None) -> str:
     header = ["variant", "numbers", "made for", "one file", "int8 weights, share of fp32", "latency"]
     lines = [
         [
-            f"`{name}`" + _coverage(files, manifest),
+            code(name) + _coverage(files, manifest),
             numbers(files[0]),
-            ", ".join(files[0].profiles) or "any hardware",
+            plain(", ".join(files[0].profiles)) or "any hardware",
             span([file.bytes for file in files], mebibytes),
             _weight_share(files),
             span([latency_ms(file) for file in files], milliseconds),
@@ -55,9 +56,9 @@ def files_table(manifest: Manifest | None) -> str:
         for name, files in named.items()
     ]
     prepared = {name: files for name, files in named.items() if files[0].inputs == "prepared"}
-    notes = [f"- `{name}`: {text}" for name, files in prepared.items() if (text := _how_quantized(files))]
+    notes = [f"- {code(name)}: {text}" for name, files in prepared.items() if (text := _how_quantized(files))]
     reasons = {f.latency_note.rstrip(".") for files in named.values() for f in files if f.latency_note}
-    notes += [f"- Latency: {reason}." for reason in sorted(reasons)]
+    notes += [f"- Latency: {plain(reason)}." for reason in sorted(reasons)]
     return "\n".join([markdown_table(header, lines), *(["", *notes] if notes else [])])
 
 
@@ -68,7 +69,7 @@ def fidelity_table(manifest: Manifest | None, group_names: Sequence[str]) -> str
     for name, files in variants_by_name(manifest).items():
         parity = max(file.parity.relative_to_largest_logit for file in files)
         same = percent(min(file.parity.argmax_agreement for file in files))
-        lines.append([f"`{name}`", f"{parity:.1e}", same, *_measured(manifest, name, files, group_names)])
+        lines.append([code(name), f"{parity:.1e}", same, *_measured(manifest, name, files, group_names)])
     return markdown_table(header, lines)
 
 
@@ -80,7 +81,7 @@ def _measured(manifest: Manifest | None, name: str, files: Sequence[Variant], gr
     accuracies = accuracy_by_name(manifest)
     twin = same_graph(files[0], manifest) if manifest else None
     if name not in accuracies and twin in accuracies and twin != name:
-        return [f"as `{twin}`"] * 4
+        return [f"as {code(twin)}"] * 4
     votes = span([(file.accuracy or {}).get("accuracy") for file in files], percent)
     losses = _losses(accuracies.get("fp32"), accuracies.get(name), group_names, is_reference=name == "fp32")
     return [votes, percent(accuracies.get(name, {}).get("accuracy")), *losses]
@@ -92,7 +93,7 @@ def whole_table(manifest: Manifest | None) -> str:
     header = ["file", "numbers", "size", "parity", "same answer", "accuracy", "latency"]
     lines = [
         [
-            f"`{file.file}`",
+            code(file.file),
             numbers(file),
             mebibytes(file.bytes),
             f"{file.parity.relative_to_largest_logit:.1e}",
@@ -115,19 +116,19 @@ def _accuracy_of(file: Variant, manifest: Manifest | None) -> str:
     if file.accuracy or manifest is None:
         return percent((file.accuracy or {}).get("accuracy"))
     twin = same_graph(file, manifest)
-    return f"as `{twin}`" if twin in accuracy_by_name(manifest) else NOT_MEASURED
+    return f"as {code(twin)}" if twin in accuracy_by_name(manifest) else NOT_MEASURED
 
 
 def exports_finding(manifest: Manifest | None) -> str:
     """The accuracy of the whole ensemble on onnxruntime, by variant."""
     rows = accuracy_by_name(manifest)
-    figures = [f"`{name}` {percent(row.get('accuracy'))}" for name, row in rows.items()]
-    splits = " and ".join(sorted({str(row["split"]) for row in rows.values() if row.get("split")}))
-    hardware = " and ".join(sorted({f"`{row['measured_on']}`" for row in rows.values() if row.get("measured_on")}))
+    figures = [f"{code(name)} {percent(row.get('accuracy'))}" for name, row in rows.items()]
+    splits = " and ".join(sorted({plain(row["split"]) for row in rows.values() if row.get("split")}))
+    hardware = " and ".join(sorted({code(row["measured_on"]) for row in rows.values() if row.get("measured_on")}))
     where = f"onnxruntime, {splits} split" if splits else "onnxruntime"
     where += f", measured on hardware of kind {hardware}" if hardware else ""
     others = [row["dataset"] for row in rows.values() if row.get("is_own_data") is False]
-    other = " and ".join(dict.fromkeys(described(each) for each in others))
+    other = " and ".join(dict.fromkeys(plain(described(each)) for each in others))
     where += f", measured on other data than the rest of this card: {other}" if other else ""
     return f"Accuracy of the whole ensemble on {where}: {', '.join(figures) or NOT_MEASURED}."
 
@@ -138,8 +139,8 @@ def gates_table(manifest: Manifest | None, group_names: Sequence[str]) -> str:
     header = ["variant", "split", "fp32", "variant", "more items wrong (allowed)", "worst class group (allowed)"]
     lines = [
         [
-            f"`{name}`",
-            f"{gate['split']}, {gate['num_items']:,} items",
+            code(name),
+            f"{plain(gate['split'])}, {gate['num_items']:,} items",
             percent(gate["accuracy_fp32"]),
             percent(next(v for k, v in gate.items() if k.startswith("accuracy_") and k != "accuracy_fp32")),
             _flips(gate),
@@ -154,7 +155,7 @@ def gates_table(manifest: Manifest | None, group_names: Sequence[str]) -> str:
     }
     ungated = {name: file.accuracy_note for name, file in judged.items() if name not in gates}
     notes = [
-        f"- `{name}` passed no accuracy gate{f'; {why.rstrip(chr(46))}' if why else ''}."
+        f"- {code(name)} passed no accuracy gate{f'; {plain(why.rstrip(chr(46)))}' if why else ''}."
         for name, why in ungated.items()
     ]
     rules = {
@@ -175,7 +176,7 @@ def _worst_group(groups: Sequence[Mapping[str, Any]], names: Sequence[str]) -> s
     if len(groups) != len(names) or not groups:
         return NOT_MEASURED
     worst = max(range(len(groups)), key=lambda i: groups[i]["net_flips"] / max(1, groups[i]["num_items"]))
-    return f"{_flips(groups[worst])} of {groups[worst]['num_items']:,}: {shortened(names[worst])}"
+    return f"{_flips(groups[worst])} of {groups[worst]['num_items']:,}: {plain(shortened(names[worst]))}"
 
 
 def own_vote_finding(manifest: Manifest | None) -> str:
@@ -183,7 +184,9 @@ def own_vote_finding(manifest: Manifest | None) -> str:
     files = [file for files in variants_by_name(manifest).values() for file in files]
     rows = [file.accuracy for file in files if file.accuracy]
     counted = [(row["num_items"], row.get("split")) for row in rows if row.get("num_items")]
-    items = sorted({f"{number} items" + (f" of the {split} split" if split else "") for number, split in counted})
+    items = sorted(
+        {f"{number} items" + (f" of the {plain(split)} split" if split else "") for number, split in counted}
+    )
     measured = f"on {' or '.join(items)}" if items else NOT_MEASURED
     return f"*Own vote*: accuracy of a sub-model by itself, `other` included, {measured}."
 
@@ -256,15 +259,16 @@ def _how_quantized(files: Sequence[Variant]) -> str:
     made = [file.quantization for file in files if file.quantization]
     if not made:
         return ""
-    operators = ", ".join(sorted({kind for file in files for kind in file.op_types_quantized}))
+    operators = ", ".join(sorted({plain(kind) for file in files for kind in file.op_types_quantized}))
     nodes = span([file.num_quantized_nodes for file in files], lambda n: f"{n} nodes")
-    text = f"{nodes} of {operators} in int8 ({made[0].weight_type} weights, {made[0].activation_type} activations)"
+    types = f"{plain(made[0].weight_type)} weights, {plain(made[0].activation_type)} activations"
+    text = f"{nodes} of {operators} in int8 ({types})"
     kept = {index: len(q.kept_float) for index, q in enumerate(made) if q.kept_float}
     places = ", ".join(f"{number} in sub-model {index}" for index, number in kept.items())
     text += f"; kept in float to hold accuracy: {places}" if kept else "; none kept in float"
     ranges = made[0].calibration
     if ranges:
-        text += f"; ranges by {ranges.method} on {ranges.num_items} items of the {ranges.split} split"
+        text += f"; ranges by {ranges.method} on {ranges.num_items} items of the {plain(ranges.split)} split"
     return f"{text}."
 
 
@@ -282,7 +286,7 @@ def _losses(
     if len(lost) != len(names):
         return [overall, NOT_MEASURED]
     worst = max(range(len(lost)), key=lost.__getitem__)
-    return [overall, f"{100 * lost[worst]:.2f} points ({shortened(names[worst])})"]
+    return [overall, f"{100 * lost[worst]:.2f} points ({plain(shortened(names[worst]))})"]
 
 
 def latency_protocols(manifest: Manifest | None) -> list[Mapping[str, Any]]:
@@ -313,7 +317,7 @@ def absent_table(results: Mapping[str, Any], manifest: Manifest | None) -> str:
     """Mean accuracy with k sub-models absent, and from the lowest to the highest subset, for each measured variant."""
     variants = runtime_variants(results, manifest) or {"torch": list(results.get("absent") or [])}
     by_number = [{entry["num_absent"]: entry for entry in entries} for entries in variants.values()]
-    header = ["sub-models absent", "subsets measured", *(f"`{name}`" if name != "torch" else name for name in variants)]
+    header = ["sub-models absent", "subsets measured", *(code(name) if name != "torch" else name for name in variants)]
     lines = [
         [str(number), text_or_not(entry.get("num_subsets")), *(_spread(each.get(number, {})) for each in by_number)]
         for number, entry in by_number[0].items()
@@ -341,7 +345,7 @@ def _measured_by(results: Mapping[str, Any], manifest: Manifest | None) -> str:
             f"the runtime's own answers are {NOT_MEASURED}."
         )
     record = results["runtime"]
-    where = f" on hardware of kind `{record['measured_on']}`" if record.get("measured_on") else ""
+    where = f" on hardware of kind {code(record['measured_on'])}" if record.get("measured_on") else ""
     return (
         f"Each column is a variant of the exported files, answered by the runtime that devices use{where}, on "
         f"{record['num_items']:,} test items: the mean over the subsets, in brackets the lowest and the highest."

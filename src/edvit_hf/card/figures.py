@@ -45,6 +45,13 @@ def draw_figures(results: Mapping[str, Any], assets_dir: Path, manifest: Manifes
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
+    with named_extra("Drawing the figures of a model card", "train"):
+        import matplotlib
+    with matplotlib.rc_context({"text.parse_math": False}):  # a dollar in the name of a class begins no formula
+        return _drawn(results, assets_dir, manifest)
+
+
+def _drawn(results: Mapping[str, Any], assets_dir: Path, manifest: Manifest | None) -> dict[str, Path]:
     drawings = {
         "size": accuracy_against_size(results),
         "latency": accuracy_against_latency(manifest),

@@ -5,6 +5,8 @@ It takes the graphs with the preprocessing inside where they were exported, and 
 tests/card/test_javascript.py extracts the code from rendered cards and runs it in node.
 """
 
+import json
+
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.tasks import Task
 
@@ -85,13 +87,13 @@ async function classify(file, names) {
 
 _WHOLE = """
 const { label_names } = await json("manifest.json");
-console.log("ensemble", await classify("%s", label_names));
+console.log("ensemble", await classify(%s, label_names));
 """
 
 _SUB_MODEL = """
 // One sub-model answers by itself: one of its own classes, or "other".
 const { id2label } = await json("%s/config.json");
-console.log("sub-model %d", await classify("%s", Object.values(id2label)));
+console.log("sub-model %d", await classify(%s, Object.values(id2label)));
 """
 
 _INPUTS: dict[Task, dict[str, str]] = {
@@ -114,8 +116,8 @@ def javascript(task: Task, manifest: Manifest | None, index: int) -> str:
     head = _HEAD + ('import { Tokenizer } from "@huggingface/tokenizers";\n' if task == "text-classification" else "")
     parts = [head, _OPEN, _INPUTS[task][kind], _RUN]
     if whole:
-        parts.append(_WHOLE % whole)
-    parts.append(_SUB_MODEL % (folder, index, sub_model))
+        parts.append(_WHOLE % json.dumps(whole))
+    parts.append(_SUB_MODEL % (folder, index, json.dumps(sub_model)))
     return "".join(parts).strip()
 
 

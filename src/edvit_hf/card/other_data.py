@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from edvit_hf.card.markup import code, plain
 from edvit_hf.card.tables import markdown_table, percent
 from edvit_hf.manifest import Manifest, hash_of_files
 
@@ -30,7 +31,8 @@ def named(results: Mapping[str, Any]) -> str:
     if not isinstance(record, dict) or "fingerprint" not in record:
         return ""
     config = f" ({record['config']})" if record.get("config") else ""
-    return f" of {record['name']}{config}, split {record['split']} (fingerprint `{record['fingerprint'][:12]}`)"
+    told = plain(f"{record['name']}{config}, split {record['split']}")
+    return f" of {told} (fingerprint {code(str(record['fingerprint'])[:12])})"
 
 
 def other_data_table(results: Mapping[str, Any], manifest: Manifest | None) -> str:
@@ -42,9 +44,8 @@ def other_data_table(results: Mapping[str, Any], manifest: Manifest | None) -> s
                 continue
             rows = measured["absent"]
             without = percent(rows[1]["accuracy_mean"]) if len(rows) > 1 else "none to take away"
-            what, command = described(record["dataset"]), f"`{record['command']}`"
-            shown = record["dataset"]["fingerprint"][:12]
-            lines.append([what, f"`{shown}`", f"`{name}`", percent(rows[0]["accuracy_mean"]), without, command])
+            shown = [plain(described(record["dataset"])), code(str(record["dataset"]["fingerprint"])[:12]), code(name)]
+            lines.append([*shown, percent(rows[0]["accuracy_mean"]), without, code(record["command"])])
     header = ["measured on other data", "fingerprint", "variant", "accuracy", "one sub-model absent", "command"]
     return markdown_table(header, lines) if lines else ""
 

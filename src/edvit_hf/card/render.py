@@ -13,6 +13,7 @@ from typing import Any
 from edvit_hf.card import exports, javascript, other_data, sources, tables, words
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
+from edvit_hf.card.markup import plain
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.storage import whole_file
 
@@ -47,6 +48,7 @@ def render_card(card: CardData, *, figures: Mapping[str, str] | None = None) -> 
         lstrip_blocks=True,
         autoescape=False,
     )
+    environment.filters["plain"] = plain
     body = environment.get_template(_TEMPLATE).render(**_variables(card), figures=figures or {})
     return f"---\n{card.metadata().to_yaml()}\n---\n\n{body.strip()}\n"
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edvit_hf.card.exports import accuracy_by_name, latency_protocols, runtime_variants
+from edvit_hf.card.markup import code, plain
 from edvit_hf.card.tables import NOT_MEASURED, NOT_RECORDED, markdown_table, text_or_not
 from edvit_hf.manifest import Manifest
 
@@ -16,7 +17,7 @@ def source_line(results: Mapping[str, Any]) -> str:
     environment = results.get("environment") or {}
     command = results.get("command")
     return (
-        f"Measured by {f'`{command}`' if command else 'a command that was not recorded'}: seed "
+        f"Measured by {code(command) if command else 'a command that was not recorded'}: seed "
         f"{_recorded(results.get('seed'))}, commit {_short_commit(environment.get('commit'))}, "
         f"{_machine_text(environment.get('machine'), brief=True)}, {_recorded(environment.get('date'))}."
     )
@@ -35,7 +36,7 @@ def sources_table(results: Mapping[str, Any], manifest: Manifest | None) -> str:
     """What measured each kind of figure: one line per source."""
     header = ["figures", "command", "seed", "commit", "machine", "date"]
     environment = results.get("environment") or {}
-    command = f"`{results['command']}`" if results.get("command") else NOT_RECORDED
+    command = code(results["command"]) if results.get("command") else NOT_RECORDED
     seed = _recorded(results.get("seed"))
     what = "accuracies, sizes, absences, class groups, and the figures drawn of them"
     run = [what, command, seed, *_where(environment)]
@@ -55,10 +56,10 @@ def _export_lines(results: Mapping[str, Any], manifest: Manifest | None, command
         environment = row.get("environment") or stage
         machine = _machine_text(environment.get("machine"))
         if machine == NOT_RECORDED and row.get("measured_on"):
-            machine = f"hardware of kind `{row['measured_on']}`"
-        own = f"`{row['command']}`" if row.get("command") else f"{command}, stage `export`" if stage else NOT_RECORDED
+            machine = f"hardware of kind {code(row['measured_on'])}"
+        own = code(row["command"]) if row.get("command") else f"{command}, stage `export`" if stage else NOT_RECORDED
         source = (own, seed, _short_commit(environment.get("commit")), machine, _recorded(environment.get("date")))
-        lines.setdefault(source, []).append(f"`{name}`")
+        lines.setdefault(source, []).append(code(name))
     if not lines and manifest and stage:
         lines[f"{command}, stage `export`", seed, _short_commit(stage.get("commit")), NOT_RECORDED, NOT_RECORDED] = []
     if not lines:
@@ -73,7 +74,7 @@ def _runtime_lines(results: Mapping[str, Any], manifest: Manifest | None) -> lis
     if not names:
         return []
     record = results["runtime"]
-    command = f"`{record['command']}`" if record.get("command") else NOT_RECORDED
+    command = code(record["command"]) if record.get("command") else NOT_RECORDED
     where = _where(record.get("environment") or {})
     return [["answers of the runtime, absences by variant", command, "none", *where]]
 
@@ -82,7 +83,7 @@ def _latency_lines(manifest: Manifest | None) -> list[list[str]]:
     """One line per way in which latencies were measured."""
     lines = []
     for protocol in latency_protocols(manifest):
-        command = f"`{protocol['command']}`" if protocol.get("command") else NOT_RECORDED
+        command = code(protocol["command"]) if protocol.get("command") else NOT_RECORDED
         where = _where(protocol.get("environment") or protocol)
         lines.append(["latency" + _protocol_words(protocol), command, _recorded(protocol.get("seed")), *where])
     return lines or [["latency", *[NOT_MEASURED] * 5]]
@@ -102,7 +103,7 @@ def _protocol_words(protocol: Mapping[str, Any]) -> str:
     for key, form in forms.items():
         if (value := protocol.get(key)) is not None:
             plural = "" if value == 1 else "es" if "process" in form else "s"
-            words.append(form.format(value, plural))
+            words.append(plain(form.format(value, plural)))
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -110,7 +111,7 @@ def stage_table(results: Mapping[str, Any]) -> str:
     """What each stage of the run took, and the commit it ran at."""
     lines = [
         [
-            str(stage["name"]),
+            plain(stage["name"]),
             text_or_not(stage.get("seconds"), "{:.0f} s"),
             text_or_not(stage.get("peak_memory_mib"), "{:.0f} MiB"),
             _short_commit(stage.get("commit")),
@@ -123,8 +124,8 @@ def stage_table(results: Mapping[str, Any]) -> str:
 def versions_line(results: Mapping[str, Any]) -> str:
     """Seeds of the stages and versions of what ran, as one sentence each."""
     environment = results.get("environment") or {}
-    seeds = ", ".join(f"{stage} {seed}" for stage, seed in (results.get("seeds") or {}).items())
-    versions = ", ".join(f"{name} {v}" for name, v in (environment.get("versions") or {}).items() if v)
+    seeds = ", ".join(plain(f"{stage} {seed}") for stage, seed in (results.get("seeds") or {}).items())
+    versions = ", ".join(plain(f"{name} {v}") for name, v in (environment.get("versions") or {}).items() if v)
     return f"Seeds: {seeds or NOT_RECORDED}. Versions: {versions or NOT_RECORDED}."
 
 
@@ -133,7 +134,7 @@ def _short_commit(commit: object) -> str:
     if not commit:
         return NOT_RECORDED
     digits, _, changes = str(commit).partition("+")
-    return f"`{digits[:_COMMIT_DIGITS]}{'+' + changes if changes else ''}`"
+    return code(f"{digits[:_COMMIT_DIGITS]}{'+' + changes if changes else ''}")
 
 
 def _machine_text(machine: Mapping[str, Any] | None, *, brief: bool = False) -> str:
@@ -141,9 +142,9 @@ def _machine_text(machine: Mapping[str, Any] | None, *, brief: bool = False) -> 
     if not machine:
         return NOT_RECORDED
     forms: Sequence[tuple[str, str]] = (("cpu", "{}"), ("cores", "{} cores"), ("memory_gib", "{} GiB memory"))
-    parts = [form.format(machine[key]) for key, form in forms if machine.get(key) is not None]
+    parts = [plain(form.format(machine[key])) for key, form in forms if machine.get(key) is not None]
     return ", ".join(parts[: 2 if brief else 3]) or NOT_RECORDED
 
 
 def _recorded(value: object) -> str:
-    return NOT_RECORDED if value is None else str(value)
+    return NOT_RECORDED if value is None else plain(value)

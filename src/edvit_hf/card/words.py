@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edvit_hf.card.markup import code, plain
 from edvit_hf.card.tables import NOT_RECORDED, markdown_table
 from edvit_hf.tasks import Task
 
@@ -87,7 +88,7 @@ def architecture(task: Task, recipe: Mapping[str, Any]) -> str:
     teacher = recipe.get("teacher") or {}
     values = (teacher.get("from_scratch") or teacher.get("config") or {}) if isinstance(teacher, Mapping) else {}
     model_type = values.get("model_type")
-    return ARCHITECTURES.get(str(model_type), str(model_type)) if model_type else TASK_WORDS[task].architecture
+    return ARCHITECTURES.get(str(model_type), plain(model_type)) if model_type else TASK_WORDS[task].architecture
 
 
 _SCORES = {
@@ -125,13 +126,13 @@ def making_table(recipe: Mapping[str, Any]) -> str:
     ]
     entries = prune.get("from_scratch") or []
     if entries:
-        new = ", ".join(f"{i} (`{entry['model_type']}`)" for i, entry in enumerate(entries) if entry)
+        new = ", ".join(f"{i} ({code(entry['model_type'])})" for i, entry in enumerate(entries) if entry)
         lines.insert(1, ["not cut from the teacher", f"built from scratch: sub-models {new}"])
     return markdown_table(["step", "how"], lines)
 
 
 def _named(value: Any, meanings: Mapping[str, str]) -> str:
-    return NOT_RECORDED if value is None else f"`{value}`: {meanings.get(str(value), 'see the recipe')}"
+    return NOT_RECORDED if value is None else f"{code(value)}: {meanings.get(str(value), 'see the recipe')}"
 
 
 def _groups(split: Mapping[str, Any]) -> str:
@@ -139,8 +140,8 @@ def _groups(split: Mapping[str, Any]) -> str:
     if strategy is None:
         return NOT_RECORDED
     if strategy != "similarity":
-        return f"`{strategy}`"
-    return f"`{strategy}`, direction `{split.get('similarity') or NOT_RECORDED}`"
+        return code(strategy)
+    return f"{code(strategy)}, direction {code(split.get('similarity') or NOT_RECORDED)}"
 
 
 def _compensation(prune: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from edvit_hf.card.data import RESULTS_NAME
 from edvit_hf.card.exports import latency_ms, variants_by_name
+from edvit_hf.card.markup import plain
 from edvit_hf.card.tables import NOT_MEASURED, markdown_table
 from edvit_hf.card.words import known_data
 from edvit_hf.errors import HubError, named_extra
@@ -174,10 +175,18 @@ def zoo_cells(row: ZooRow) -> list[str]:
     return [cell(row) for cell in _COLUMNS.values()]
 
 
-def zoo_table_markdown(rows: Sequence[ZooRow]) -> str:
-    """The table for a README; the last column is left out where no row has a place."""
+def zoo_table_markdown(rows: Sequence[ZooRow], *, link: str | None = None) -> str:
+    """The table for a README; the last column is left out where no row has a place.
+
+    `link` is what an ensemble's name leads to, with "{}" for that name; None: nowhere.
+    """
     width = len(ZOO_HEADER) if any(row.place for row in rows) else -1
-    return markdown_table(list(ZOO_HEADER[:width]), [zoo_cells(row)[:width] for row in rows])
+    cells = [[plain(cell) for cell in zoo_cells(row)[:width]] for row in rows]
+    if link is not None:
+        cells = [
+            [f"[{first}]({link.format(row.name)})", *others] for row, (first, *others) in zip(rows, cells, strict=True)
+        ]
+    return markdown_table(list(ZOO_HEADER[:width]), cells)
 
 
 def _row_or_warning(load: Callable[[], Manifest], results: str | None, name: str, place: str) -> ZooRow | None:
