@@ -99,12 +99,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> Path:
-    """Write a matplotlib figure as PNG; the file appears complete or not at all. Returns `path`.
-
-    Its texts hold names that people give: a dollar in them begins no formula.
-    """
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)
+    """Write a matplotlib figure as PNG; the file appears complete or not at all. Returns `path`."""
     with whole_file(path) as partial:  # no software tag: the same bytes whatever matplotlib release drew them
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
     return path

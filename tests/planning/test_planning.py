@@ -389,3 +389,11 @@ def test_random_fleets_are_planned_within_every_budget():
     assert result["summary"]["num_exact_faster"] >= 1
     assert result["summary"]["num_infeasible"] >= 2
     assert all(row["nearest"] for row in result["rows"] if "keep_heads" not in row)
+
+
+def test_a_dollar_in_the_name_of_a_device_or_fleet_begins_no_formula(tmp_path):
+    from edvit_hf.planning.figure import save_plan_figure
+
+    devices = tuple(Device(name=f"$x^{{2{i}$", profile="x86-avx2") for i in range(3))
+    placed = small_plan(Fleet(devices=devices, name="$\\frac$"))
+    assert save_plan_figure(placed, tmp_path / "plan.png").is_file()

@@ -40,6 +40,7 @@ def draw_plan(plan: Plan) -> "Figure":
     """Two panels that share one row per device: MiB of weights and predicted milliseconds, each in its parts."""
     with named_extra("Drawing a plan", "train"):
         from matplotlib.figure import Figure
+        from matplotlib.text import Text
 
     height = 1.9 + 0.34 * len(plan.devices)
     figure = Figure(figsize=(9, height), layout="constrained")
@@ -57,6 +58,8 @@ def draw_plan(plan: Plan) -> "Figure":
     ratio = "" if plan.size_ratio is None else f", {plan.size_ratio:.1f} times smaller than the teacher"
     title = f"{_shortened(plan.fleet, 2 * _NAME_LENGTH)}: {plan.keep_text}{ratio}"
     figure.suptitle(textwrap.fill(title, _TITLE_LENGTH), fontsize=10, color=_INK)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in the name of a device begins no formula
     return figure
 
 
