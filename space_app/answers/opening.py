@@ -217,7 +217,7 @@ def _fetch(repo: str, folder: Path) -> bool:
         )
     if sizes[MANIFEST_NAME] > MAX_SMALL_BYTES:
         raise ManifestError(f"the manifest of {repo} has {sizes[MANIFEST_NAME]} bytes")
-    text = read_file(api, repo, MANIFEST_NAME, commit)
+    text = read_file(api, repo, MANIFEST_NAME, commit, most=MAX_SMALL_BYTES)
     manifest = Manifest.from_json(text.decode("utf-8", "replace"), source=f"{repo}/{MANIFEST_NAME}")
     indices = range(len(manifest.sub_models))
     needed = select_by_profile(manifest, indices, profile=None, precision="fp32", fusion=True).files
@@ -229,7 +229,7 @@ def _fetch(repo: str, folder: Path) -> bool:
     pull(repo, sub_models=indices, precision="fp32", fusion=True, revision=commit, output=folder, token=_ANONYMOUS)
     for name in BESIDE:
         if sizes.get(name, MAX_SMALL_BYTES + 1) <= MAX_SMALL_BYTES:
-            fetch_file(api, repo, name, commit, folder)
+            fetch_file(api, repo, name, commit, folder, most=MAX_SMALL_BYTES)
     return {"config.json", WEIGHTS} <= set(sizes)
 
 

@@ -206,6 +206,10 @@ def read_strictly(expected: Any, value: Any, where: str = "", form: Form = JSON)
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             raise form.error(f"{key} must be a list, got {value!r:.60}.")
+        if arguments[0] in (int, str) and all(type(item) is arguments[0] for item in value):
+            return origin(value)  # a label or class each: there may be very many
+        if arguments[0] is float and all(type(item) is float and math.isfinite(item) for item in value):
+            return origin(value)
         return origin(read_strictly(arguments[0], item, f"{where}[{i}]", form) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):

@@ -8,7 +8,7 @@ import base64
 import json
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -26,6 +26,7 @@ class Fault:
     """What goes wrong with the next `times` requests that `match` finds (a pattern on "METHOD /path").
 
     `status` answers with an error, `cut` ends the connection after half of the body, `damage` flips a byte of it,
+    `endless` sends so many bytes after it, whatever its length was said to be,
     `before` is called first (for example to land a commit), and the request then goes on as usual.
     """
 
@@ -36,6 +37,7 @@ class Fault:
     message: str = "a fault made for the test"
     cut: bool = False
     damage: bool = False
+    endless: int = 0
     before: object = None
 
 
@@ -62,6 +64,7 @@ class LoopbackHub:
         }
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.sent_beyond = 0  # bytes after the end, see `Fault.endless`
         self.part_size = 1 << 20  # larger uploads go in parts
         self.lock = threading.RLock()
         self.url = self.cdn = ""
@@ -187,10 +190,19 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.damage and data:
             data = bytes([data[0] ^ 0xFF]) + data[1:]
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": len(data), **(headers or {})}.items():
+        said = {"Connection": "close"} if fault and fault.endless else {"Content-Length": len(data)}
+        for name, value in {"Content-Type": kind, **said, **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if fault and fault.endless:
+            self.close_connection = True
+            with suppress(OSError):  # the client has had enough
+                self.wfile.write(data)
+                for _ in range(fault.endless >> 16):
+                    self.wfile.write(bytes(1 << 16))
+                    self.hub.sent_beyond += 1 << 16
             return
         if fault and fault.cut:
             self.wfile.write(data[: len(data) // 2])

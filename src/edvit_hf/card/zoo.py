@@ -16,6 +16,7 @@ from edvit_hf.card.words import known_data
 from edvit_hf.errors import HubError, named_extra
 from edvit_hf.hub.client import ask, commit_of, connect, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
+from edvit_hf.manifest.document import MAX_BYTES
 from edvit_hf.storage import MIB
 from edvit_hf.strict import parse_json
 
@@ -132,7 +133,7 @@ def zoo_of_hub(org: str, *, token: str | None = None, endpoint: str | None = Non
         texts: dict[str, str | None] = {}
         for file in (MANIFEST_NAME, RESULTS_NAME):
             try:
-                texts[file] = read_file(api, info.id, file, commit).decode("utf-8", errors="replace")
+                texts[file] = read_file(api, info.id, file, commit, most=MAX_BYTES).decode("utf-8", errors="replace")
             except HubError as error:
                 if not isinstance(error.__cause__, EntryNotFoundError) or error.status != 404:
                     raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edvit_hf.errors import EDViTError, HubError, named_extra
+from edvit_hf.storage import MIB
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -21,6 +22,8 @@ TRIES_OF_TRANSFERS = 2  # the client itself tries these several times
 LONGEST_SILENCE_S = 120.0  # without one byte in either direction; the Hub itself gives up earlier
 LONGEST_WAIT_S = 300  # a server that asks for more is not waited for: the message says how long
 _FIRST_WAIT_S = 1.0
+MAX_SMALL_BYTES = 64 * MIB  # of configs, cards and whatever else holds no weights
+_WEIGHTS = (".safetensors", ".onnx")
 _PASSING = (408, 429, 500, 502, 503, 504)
 CONFLICT = (409, 412)  # another commit came first
 
@@ -104,13 +107,26 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def fetch_file(
-    api: "HfApi", repo: str, file: str, revision: str, folder: Path, *, again: bool = False, repo_type: str = "model"
+    api: "HfApi",
+    repo: str,
+    file: str,
+    revision: str,
+    folder: Path,
+    *,
+    most: int,
+    again: bool = False,
+    repo_type: str = "model",
 ) -> Path:
-    """Download one file of one commit below `folder`; what was there is fetched anew only with `again`."""
+    """Download one file of one commit below `folder`; what was there is fetched anew only with `again`.
+
+    Raises:
+        HubError: The Hub says that it has more than `most` bytes, before one is fetched, or sends more than it said.
+    """
+    bar = _limited_bar(repo, file, most)
 
     def download() -> Path:
         found = api.hf_hub_download(
-            repo, file, revision=revision, local_dir=folder, force_download=again, repo_type=repo_type
+            repo, file, revision=revision, local_dir=folder, force_download=again, repo_type=repo_type, tqdm_class=bar
         )
         return Path(found)
 
@@ -130,16 +146,60 @@ def fetch_matching(repo: str, patterns: Sequence[str], revision: str | None = No
         from huggingface_hub import HfApi
     api, what = HfApi(library_name="edvit_hf"), ", ".join(patterns[:2])
 
+    sizes: dict[str, int] = {}
+
     def download() -> Path:
+        try:
+            for file in api.snapshot_download(repo, revision=revision, allow_patterns=list(patterns), dry_run=True):
+                if not file.filename.endswith(_WEIGHTS):
+                    sizes[file.filename] = file.file_size or 0
+        except Exception as error:
+            if status_of(error) is not None:
+                raise
+            # without an answer the cache may help
+        for name, size in sizes.items():
+            if size > MAX_SMALL_BYTES:
+                raise _too_long(repo, name, MAX_SMALL_BYTES, size)
         return Path(api.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
 
     return ask(f"fetching {what}", repo, download, tries=TRIES_OF_TRANSFERS)
 
 
-def read_file(api: "HfApi", repo: str, file: str, revision: str, *, repo_type: str = "model") -> bytes:
-    """The bytes of one small file of one commit; nothing of it stays on disk."""
+def read_file(
+    api: "HfApi", repo: str, file: str, revision: str, *, most: int = MAX_SMALL_BYTES, repo_type: str = "model"
+) -> bytes:
+    """The bytes of one small file of one commit; nothing of it stays on disk. For `most` see `fetch_file`."""
     with tempfile.TemporaryDirectory() as folder:
-        return fetch_file(api, repo, file, revision, Path(folder), repo_type=repo_type).read_bytes()
+        return fetch_file(api, repo, file, revision, Path(folder), most=most, repo_type=repo_type).read_bytes()
+
+
+def _limited_bar(repo: str, file: str, most: int) -> Any:
+    """The client's progress bar, which it tells how long a file is and of every piece, and which can refuse both."""
+    from huggingface_hub.utils import tqdm
+
+    class LimitedBar(tqdm):
+        fetched = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            if (options.get("total") or 0) > most:
+                raise _too_long(repo, file, most, options["total"])
+            super().__init__(*args, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.fetched += int(n or 0)
+            if self.fetched > most:
+                raise _too_long(repo, file, most, None)
+            return super().update(n)
+
+    return LimitedBar
+
+
+def _too_long(repo: str, file: str, most: int, size: int | None) -> HubError:
+    got = "more, and more than the Hub said" if size is None else f"{size}"
+    return HubError(
+        f"Expected at most {most} bytes of {file} from {repo}, got {got}. It is not what it should be and could fill "
+        "memory or disk, so it was not fetched. Its owner has to push the ensemble again."
+    )
 
 
 def commit_of(api: "HfApi", repo: str, revision: str | None) -> str:

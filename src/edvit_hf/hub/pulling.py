@@ -19,6 +19,7 @@ from edvit_hf.hub.client import UnreachableError
 from edvit_hf.hub.selection import NeededFile, Precision, Selection, select_by_placement, select_by_profile
 from edvit_hf.hub.source import Source, is_hub_id, open_source, refuse_revision
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, verify_file
+from edvit_hf.manifest.hashes import check_name
 from edvit_hf.manifest.placement import load_placement
 from edvit_hf.storage import MIB, held_folder
 
@@ -28,6 +29,7 @@ CACHE_VARIABLE = "EDVIT_CACHE_DIR"
 # Beside the folder, under names that nobody else uses: what lies there is removed without asking.
 _STAGED, _FORMER = ".{}.edvit-partial", ".{}.edvit-old"
 _TRIES_PER_FILE = 2  # bytes damaged on the way are fetched once more; bytes that stay wrong are wrong at the source
+_LONGEST_NAME = 150
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -204,7 +206,8 @@ def _cache() -> Path:
 
 def _default_name(source: Source, selection: Selection, device: str | None) -> str:
     name = Path(source.name).resolve().name if source.revision is None else source.name.rpartition("/")[2]
-    return f"{name}_{device or '_'.join(map(str, selection.variants)) or 'fusion'}"
+    chosen = device or "_".join(map(str, selection.variants)) or "fusion"
+    return check_name(f"{name or 'ensemble'}_{chosen}"[:_LONGEST_NAME], "the name of the folder", HubError)
 
 
 def _fetch_selection(source: Source, manifest: bytes, selection: Selection, folder: Path) -> tuple[int, bool]:
@@ -275,7 +278,7 @@ def _install_file(source: Source, needed: NeededFile, partial: Path, folder: Pat
         return 0
     for attempt in range(_TRIES_PER_FILE):
         target.unlink(missing_ok=True)
-        source.fetch(needed.file, partial, again=attempt > 0)
+        source.fetch(needed.file, partial, most=needed.bytes, again=attempt > 0)
         try:
             verify_file(partial, needed)
             return needed.bytes

@@ -15,7 +15,7 @@ from edvit_hf.hub.checks import README, LocalFile, check_folder, filled_card, li
 from edvit_hf.hub.client import ask, connect, read_file
 from edvit_hf.hub.commits import Changes, Remote, check_repo_name, check_write_rights, commit_changes, is_there
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
-from edvit_hf.manifest.document import joined_protocols, renumbered
+from edvit_hf.manifest.document import MAX_BYTES, joined_protocols, renumbered
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -170,7 +170,7 @@ def _merged_with(api: "HfApi", prepared: Push, manifest: Manifest, remote: Remot
             f"Expected an ensemble at {repo} to add the files of {profile!r} to, found no {MANIFEST_NAME}. Push the "
             "whole folder first, without --profile."
         )
-    text = read_file(api, repo, MANIFEST_NAME, remote.commit)
+    text = read_file(api, repo, MANIFEST_NAME, remote.commit, most=MAX_BYTES)
     theirs = Manifest.from_json(text, source=f"{repo}/{MANIFEST_NAME}")
     check_same_content(manifest, theirs, repo)
     return merged_manifest(manifest, theirs, profile, repo)

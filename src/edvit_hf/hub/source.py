@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.hub.client import commit_of, connect, fetch_file, read_file
 from edvit_hf.manifest import MANIFEST_NAME, check_relative_path
+from edvit_hf.manifest.document import MAX_BYTES
+from edvit_hf.storage import read_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -36,11 +38,16 @@ class HubSource:
 
     def read_manifest(self) -> bytes:
         """The bytes of manifest.json."""
-        return read_file(self._api, self.name, MANIFEST_NAME, self._commit)
+        return read_file(self._api, self.name, MANIFEST_NAME, self._commit, most=MAX_BYTES)
 
-    def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
-        """Write `file` below `folder`, under the same relative path; `again`: not from any cache."""
-        fetch_file(self._api, self.name, check_relative_path(file, "`file`"), self._commit, folder, again=again)
+    def fetch(self, file: str, folder: Path, *, most: int, again: bool = False) -> None:
+        """Write `file` below `folder`, under the same relative path; `again`: not from any cache.
+
+        Raises:
+            HubError: It has more than `most` bytes.
+        """
+        path = check_relative_path(file, "`file`")
+        fetch_file(self._api, self.name, path, self._commit, folder, most=most, again=again)
 
 
 class FolderSource:
@@ -52,13 +59,26 @@ class FolderSource:
 
     def read_manifest(self) -> bytes:
         """The bytes of manifest.json."""
-        return self._path(MANIFEST_NAME).read_bytes()
+        path = self._path(MANIFEST_NAME)
+        try:
+            return read_bytes(path, MAX_BYTES)
+        except ValueError as error:
+            raise ManifestError(f"Expected a manifest at {path}, got {error}. Export the ensemble again.") from error
 
-    def fetch(self, file: str, folder: Path, *, again: bool = False) -> None:
-        """Write `file` below `folder`, under the same relative path."""
-        target = folder / file
+    def fetch(self, file: str, folder: Path, *, most: int, again: bool = False) -> None:
+        """Write `file` below `folder`, under the same relative path.
+
+        Raises:
+            ManifestError: It has more than `most` bytes.
+        """
+        source, target = self._path(file), folder / file
+        if (size := source.stat().st_size) > most:
+            raise ManifestError(
+                f"{file}: expected at most {most} bytes, got {size}. It is another file than the manifest promises. "
+                "Export the ensemble again."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._path(file), target)
+        shutil.copyfile(source, target)
 
     def _path(self, file: str) -> Path:
         path = self._root

@@ -17,6 +17,7 @@ from edvit_hf.manifest.hashes import (
     hash_of_content,
     refuse_stale,
     require,
+    same_file,
     verify_file,
 )
 from edvit_hf.storage import MIB, parse_json_object, read_bytes, whole_file
@@ -28,6 +29,8 @@ STALE_NAME = "manifest.json.stale"  # once other weights were saved into the fol
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
 _NUMBER_LISTS = re.compile(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]")
 MAX_BYTES = 16 * MIB  # far above any ensemble's; more is read by nobody who means well
+_MOST = {"label_names": 100_000, "class_groups": 1000, "sub_models": 1000, "whole": 1000}
+_MOST |= {"latency_protocols": 1000, "content": 20_000}
 _WHY = "Nothing it lists can be trusted: the file is truncated or edited, or none. Fetch or export it again."
 Protocol = dict[str, Any]  # how latencies were measured
 SCHEMA_VERSION = 3  # 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights
@@ -50,6 +53,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Check that groups, labels and sub-models fit together."""
+        _check_counts(vars(self))
         check_relative_path(self.preprocessing, "`preprocessing`")
         unfit = label_names_fault(self.label_names)
         require(unfit is None, f"`label_names` must give every class a name of its own: {unfit}")
@@ -80,8 +84,8 @@ class Manifest:
                 f"{variant.file!r} was timed by protocol {number!r}, `latency_protocols` has "
                 f"{len(self.latency_protocols)}. A time says nothing without how it was measured.",
             )
-        files = [v.file for v in self.variants]
-        require(len(files) == len(set(files)), f"two variants name the same file: {sorted(files)}.")
+        _check_distinct([v.file for v in self.variants], "two variants")
+        _check_distinct(list(self.content), "two keys of `content`")
 
     @property
     def variants(self) -> list[Variant]:
@@ -119,6 +123,7 @@ class Manifest:
                 f"{source}: expected schema version {SCHEMA_VERSION}, got {version}. Older manifests lack what "
                 f"is checked now. Export again."
             )
+        _check_counts(data, source)
         try:
             return read_strictly(cls, data)
         except ValueError as error:
@@ -188,6 +193,28 @@ class Manifest:
         for variant in self.whole if sub_models is None else ():
             if precision in (None, variant.precision):
                 verify_file(Path(root), variant)
+
+
+def _check_distinct(files: Sequence[str], which: str) -> None:
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.get(same_file(file))
+        require(
+            other is None,
+            f"{which} name the same file: {other!r} and {file!r}. On some systems one would be read as the other.",
+        )
+        seen[same_file(file)] = file
+
+
+def _check_counts(values: Mapping[str, Any], source: str = MANIFEST_NAME) -> None:
+    """Refuse more of anything than an ensemble has: later work grows faster than their number."""
+    for name, most in _MOST.items():
+        value = values.get(name)
+        require(
+            not isinstance(value, list | dict) or len(value) <= most,
+            f"{source}: `{name}`: expected at most {most} entries, got more. It is no ensemble of this library. Do not "
+            "use it.",
+        )
 
 
 def protocol_numbers(variants: Iterable[Variant]) -> list[int]:

@@ -5,16 +5,19 @@ import functools
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from edvit_hf.errors import ManifestError
+from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.tasks import PROCESSOR_FILES
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_RESERVED = re.compile(r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]", re.IGNORECASE)
+_LONGEST_NAME, _LONGEST_PATH = 200, 1000
 
 
 def require(condition: bool, message: str) -> None:
@@ -35,19 +38,54 @@ def require_identity(file: "ContentFile | ListedFile", where: str = "") -> None:
 
 
 def check_relative_path(path: str, where: str) -> str:
-    """Return `path` if it stays inside the ensemble folder.
+    """Return `path` if it stays inside the ensemble folder, on every system.
 
     Raises:
-        ManifestError: If it is empty, absolute, uses backslashes or a drive, or climbs with "..".
+        ManifestError: If it is empty, absolute, uses backslashes or a drive, climbs with "..", or has a part that some
+            system reads as something else (`name_fault`).
     """
     parts = PurePosixPath(path).parts
-    inside = bool(parts) and not path.startswith("/") and ".." not in parts
-    if not inside or "\\" in path or "\0" in path or ":" in parts[0]:
+    inside = bool(parts) and not path.startswith("/") and len(path) <= _LONGEST_PATH
+    if not inside or any(name_fault(part) for part in parts):
         raise ManifestError(
             f"{where} must be a path inside the ensemble folder, with forward slashes and no '..', "
-            f"got {path!r}. A path that leaves the folder could read or overwrite other files. Export again."
+            f"got {path!r:.200}. A path that leaves the folder could read or overwrite other files. Export again."
         )
     return path
+
+
+def check_name(name: str, where: str, error: type[EDViTError] = ManifestError) -> str:
+    """Return `name` if it can be the name of one file or folder on every system.
+
+    Names of devices become names of folders.
+
+    Raises:
+        EDViTError: `error`, if it cannot.
+    """
+    if fault := name_fault(name):
+        raise error(
+            f"{where} must be a name that a folder can have, got {name!r:.200}, {fault}. Files could be written "
+            "elsewhere. Rename it, with letters, digits, '-' and '_'."
+        )
+    return name
+
+
+def name_fault(name: str) -> str | None:
+    """Why a text cannot be the name of one file or folder on every system; None if it can."""
+    if name in ("", ".", ".."):
+        return "which names no file"
+    if any(character in '/\\:*?"<>|' or not character.isprintable() for character in name):
+        return "which holds a separator, a wildcard or what cannot be printed"
+    if name != name.strip() or name.endswith("."):
+        return "which begins or ends with a space or ends with a dot"
+    if _RESERVED.fullmatch(name.partition(".")[0].rstrip()):
+        return "which is a device of Windows"
+    return "which is too long" if len(name.encode("utf-8", "replace")) > _LONGEST_NAME else None
+
+
+def same_file(path: str) -> str:
+    """What paths have in common that some system takes for one file: other case, other forms of letters, `a//b`."""
+    return unicodedata.normalize("NFC", PurePosixPath(path).as_posix()).casefold()
 
 
 @dataclass(frozen=True, kw_only=True)

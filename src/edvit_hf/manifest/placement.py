@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edvit_hf.errors import ManifestError
+from edvit_hf.manifest.hashes import check_name
 from edvit_hf.storage import read_json_object, write_json
 from edvit_hf.strict import read_strictly
 
@@ -62,6 +63,7 @@ class PlacementFile:
                 f"`devices` must run each of the {self.num_sub_models} sub-models exactly once, got {placed}."
             )
         for name, device in self.devices.items():
+            check_name(name, "a name in `devices`")
             held = [entry.index for entry in [*device.sub_models, *device.replicas]]
             if len(held) != len(set(held)) or not set(held) <= set(placed):
                 raise ValueError(f"`devices.{name}` holds a sub-model twice or one that does not exist: {held}.")

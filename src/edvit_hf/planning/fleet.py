@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
+from edvit_hf.manifest.hashes import check_name
 from edvit_hf.storage import read_yaml
 from edvit_hf.strict import NOT_READ, YAML, is_finite, read_fields
 
@@ -75,6 +76,8 @@ class Fleet:
                 f"every device of a fleet needs a name, got {names}. Placement and errors speak of devices by name. "
                 "Name it."
             )
+        for name in names:
+            check_name(name, "the name of a device", RecipeError)
         doubled = sorted(name for name, count in Counter(names).items() if count > 1)
         if doubled:
             raise RecipeError(
