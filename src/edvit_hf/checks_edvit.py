@@ -6,6 +6,7 @@ This file travels to the Hub beside `configuration_edvit.py`, which asks it: it 
 
 import difflib
 import json
+import math
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,6 +136,12 @@ def check_sizes(config: Any, index: int) -> int:
     Raises:
         ValueError: If a size is no whole number, not positive or beyond reason, or the sizes contradict each other.
     """
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"Expected `{name}` of sub-model {index} to be a finite number, got {value}. It could not answer. "
+                "Correct its config."
+            )
     sizes = {name: getattr(config, name) for name in _LARGEST if hasattr(config, name)}
     for name, value in sizes.items():
         for side in value if isinstance(value, list | tuple) else [value]:

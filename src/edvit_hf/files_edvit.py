@@ -31,6 +31,7 @@ PUBLISHED = ["README.md", "config.json", *PROCESSOR_FILES, "model.safetensors*",
 PUBLISHED += ["configuration_edvit.py", "checks_edvit.py", "modeling_edvit.py", "parts_edvit.py"]
 PUBLISHED += ["saved_edvit.py", "files_edvit.py", "sub_models/*"]
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MANIFEST, STALE_MANIFEST = "manifest.json", "manifest.json.stale"  # of the exported files; of other weights now
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _READ_INSTEAD = ("adapter_config.json", "shard-*-model-*.safetensors")  # the stock loader prefers these
@@ -59,6 +60,15 @@ def refuse_other_files(options: Mapping[str, Any]) -> None:
 def _cuts(dtype: Any) -> bool:
     """Whether a dtype holds no floats of at least 16 bits; "auto" is the config's."""
     return str(dtype).removeprefix("torch.") not in ("auto", "float", "half", *_FLOAT_NAMES)
+
+
+def refuse_pickled_adapter(source: Any, **hub: Any) -> None:
+    """Raise OSError unless an adapter's weights are there as safetensors; `hub` is for `cached_file`."""
+    if cached_file(source, ADAPTER_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False}) is None:
+        raise OSError(
+            f"Expected an adapter's weights as safetensors ({ADAPTER_WEIGHTS}) in {source}, got none. Pickles are "
+            "never read: opening one can run code. Load it where you trust it, and save it with `save_pretrained`."
+        )
 
 
 def weight_files(source: Any, **hub: Any) -> list[str]:
@@ -131,6 +141,15 @@ def check_weight_files(paths: Sequence[str], source: Any) -> int:
             "made by an export."
         )
     return count
+
+
+def refuse_integers(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a state dict of integers or truth values, which the stock loader would cast."""
+    if foreign := [f"{key} ({t.dtype})" for key, t in weights.items() if not t.is_floating_point()]:
+        raise ValueError(
+            f"Expected a `state_dict` of floats, got {', '.join(foreign[:3])} ({len(foreign)}). Cast to floats they "
+            "would be other weights. Pass the state dict of the model itself."
+        )
 
 
 def refuse_other_sizes(expected: int, held: int, source: Any) -> None:

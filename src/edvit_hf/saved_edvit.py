@@ -30,8 +30,10 @@ from .files_edvit import (
     has_stale_export,
     plain_weights,
     refuse_damage,
+    refuse_integers,
     refuse_other_files,
     refuse_other_sizes,
+    refuse_pickled_adapter,
     refuse_unloadable,
     weight_files,
     whole_save,
@@ -68,6 +70,8 @@ class SavedEnsemble(PreTrainedModel):
         """
         source = pretrained_model_name_or_path
         refuse_other_files(kwargs)
+        if kwargs.get("state_dict"):
+            refuse_integers(kwargs["state_dict"])
         try:
             if source is not None:
                 kwargs = cls._read(source, sub_models, kwargs)
@@ -119,6 +123,14 @@ class SavedEnsemble(PreTrainedModel):
             weights |= {prefix + key: tensor for key, tensor in load_file(path).items()}
         return {**kwargs, "state_dict": weights, "sub_models": present}
 
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Add an adapter (LoRA) that PEFT saved, from safetensors; the stock method opens a pickle where none lie."""
+        if peft_model_id is not None:
+            options = {**kwargs, **(kwargs.get("adapter_kwargs") or {})}
+            hub = {name: options[name] for name in DownloadKwargs.__annotations__ if name in options}
+            refuse_pickled_adapter(peft_model_id, **hub)
+        return super().load_adapter(peft_model_id, *args, **kwargs)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights under the model's names or under those in its files, which may be older ones.
 
@@ -162,6 +174,8 @@ class SavedEnsemble(PreTrainedModel):
             super().save_pretrained(save_directory, is_main_process=False, state_dict=state_dict, **kwargs)
             return
         self.config.validate_ensemble()
+        if not str(save_directory):
+            raise ValueError("Expected a folder to save the ensemble to, got an empty name. Name one.")
         directory = Path(save_directory)
         wrapped, self.sub_models = self.sub_models, nn.ModuleList(map(merged_model, self.sub_models))
         try:

@@ -309,6 +309,8 @@ def test_tables_of_labels_that_disagree_are_refused(id2label, label2id, message)
         ({"image_size": [8, 0]}, "`image_size`"),
         ({"num_channels": -1}, "`num_channels`"),
         ({"head_dim": None}, "`head_dim`"),
+        ({"layer_norm_eps": float("nan")}, "`layer_norm_eps` of sub-model 1 to be a finite number"),
+        ({"initializer_range": float("inf")}, "`initializer_range`"),
         ({"problem_type": "regression"}, "`problem_type` of sub-model 1"),
         ({"problem_type": "multi_label_classification"}, "`problem_type` of sub-model 1"),
         ({"quantization_config": {"load_in_8bit": True}}, "no `quantization_config`"),

@@ -256,6 +256,8 @@ def test_a_file_in_the_way_is_an_error_and_not_a_save_that_never_was(ensemble, t
     with pytest.raises(OSError, match="Expected a folder to save an ensemble to, got the file"):
         ensemble.save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(ValueError, match="got an empty name"):
+        ensemble.save_pretrained("")
 
 
 def test_only_the_main_process_writes(ensemble, tmp_path):

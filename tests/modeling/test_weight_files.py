@@ -137,6 +137,34 @@ def test_floats_of_another_width_become_those_of_the_config(copy, dtype):
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
 
+def test_an_adapter_that_is_a_pickle_is_refused_before_anybody_looks_at_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    torch.save({"weights": Opened()}, tmp_path / "adapter_model.bin")
+    with pytest.raises(OSError, match=r"adapter's weights as safetensors .*got none"):
+        tiny_torch_ensemble().load_adapter(str(tmp_path))
+    assert not Path("opened").exists()
+
+
+def test_a_state_dict_of_integers_is_refused_too():
+    ensemble = tiny_torch_ensemble()
+    weights = ensemble.state_dict() | {LEAF: torch.ones(3, 32, dtype=torch.int8)}
+    with pytest.raises(ValueError, match=rf"`state_dict` of floats, got {LEAF} \(torch\.int8\)"):
+        EDViTForImageClassification.from_pretrained(None, config=ensemble.config, state_dict=weights)
+    given = EDViTForImageClassification.from_pretrained(
+        None, config=ensemble.config, state_dict=dict(ensemble.state_dict())
+    )
+    assert torch.equal(given.state_dict()[LEAF], ensemble.state_dict()[LEAF])
+
+
+@pytest.mark.parametrize("fields", [{"hidden_act": "no_such_function"}, {"hidden_dropout_prob": 7.0}])
+def test_a_sub_model_that_the_stock_class_cannot_build_is_named(fields, saved):
+    config = EDViTForImageClassification.config_class.from_pretrained(saved)
+    config.sub_model_configs[1] |= fields
+    with pytest.raises(ValueError, match="Expected sub-model 1 to be a stock `vit`"):
+        EDViTForImageClassification(config)
+
+
 def test_a_config_of_a_far_larger_model_is_refused_before_its_memory_is_taken(copy, monkeypatch):
     config = json.loads((copy / "config.json").read_text()) | {"fusion_hidden_size": 2**22}  # 1.7 GB of missing weights
     (copy / "config.json").write_text(json.dumps(config))
