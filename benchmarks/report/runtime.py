@@ -13,7 +13,7 @@ CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
 def runtime(results: Results, full: bool) -> list[str]:
     """Overhead, schedules, one device, agreement; then the faults."""
     lines = [*local(results, full), *faults(results, full), *served(results, full), *space(results, full)]
-    lines += hostile(results, full)
+    lines += [*hostile(results, full), *hostile_requests(results, full), *isolation(results, full)]
     return section("Runtime", lines, full)
 
 
@@ -153,4 +153,36 @@ def hostile(data: Any, full: bool) -> list[str]:
         f"{figure(failed)} of {figure(at(beside, 'answers'))} failed {goal(failed, 0, '=')}; without that visitor "
         f"{figure(at(alone, 'p50_ms'), '.0f')}, {figure(at(alone, 'p95_ms'), '.0f')} and "
         f"{figure(at(alone, 'max_ms'), '.0f')} ms ({source('hostile_visitor', data, full)})"
+    ]
+
+
+@of_file("hostile_load")
+def hostile_requests(data: Any, full: bool) -> list[str]:
+    """What hostile requests to `edvit serve` cost the honest ones."""
+    ratio, failed, memory, untrue = (
+        at(data, "reached", name, "found")
+        for name in ("honest_p95_over_without", "honest_failed", "memory_end_over_start", "ready_untrue")
+    )
+    tasks = at(data, "tasks") or {}
+    p95 = " and ".join(
+        f"{figure(at(found, 'honest_with', 'p95_ms'), '.0f')} ms ({name})" for name, found in tasks.items()
+    )
+    return [
+        f"- `edvit serve` with a hostile client beside an honest one: p95 of the honest {p95 or ABSENT}, at most "
+        f"{figure(ratio, '.2f')} times that without {goal(ratio, 1.5, '≤')}, {figure(failed)} failed "
+        f"{goal(failed, 0, '=')}; memory of the server and its children at the end {figure(memory, '.2f')} of that at "
+        f"the start {goal(memory, 1.05, '≤')}; `/ready` untrue {figure(untrue)} times, with all readers stopped and "
+        f"killed too {goal(untrue, 0, '=')} ({source('hostile_load', data, full)})"
+    ]
+
+
+@of_file("isolation_cost")
+def isolation(data: Any, full: bool) -> list[str]:
+    """What it costs to read an input in a child process."""
+    image = at(data, "inputs", "image", "cost_p50_ms")
+    others = {name: at(data, "inputs", name, "cost_p50_ms") for name in ("sound", "text")}
+    told = ", ".join(f"{name} {figure(cost, '.2f')}" for name, cost in others.items())
+    return [
+        f"- reading a 224 px JPEG in a child process costs {figure(image, '.2f')} ms more than in the server's own "
+        f"{goal(image, 2, '≤', ' ms')}, median of pairs ({told} ms; {source('isolation_cost', data, full)})"
     ]

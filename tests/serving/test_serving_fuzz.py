@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edvit_hf.serving import Limits
 from edvit_hf.serving.questions import parse_question
 from edvit_hf.serving.refusals import RefusedError
+from edvit_hf.strict import parse_json
 from edvit_hf.tasks import TASKS
 from support.serving_setup import INSIDE, encoded, make_client, make_folders, make_service, media
 
@@ -126,12 +127,38 @@ def test_what_is_refused_is_not_repeated(clients, body):
         assert "9999" not in response.text
 
 
+NAMES = ", ".join(f'"{number}": 0' for number in range(100_000))
+MANY_VALUES = [f"{{{NAMES}}}", "[" * 200_000, '{"absent": [' + "0," * 300_000 + "0]}", "{}," * 99_999]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "body", [f"{{{NAMES}}}", "[" * 200_000, '{"absent": [' + "0," * 300_000 + "0]}", "{}," * 99_999]
+)
+def test_json_of_many_values_is_refused_before_it_is_read(task, body):
+    begin = time.process_time()
+    with pytest.raises(RefusedError, match=r"more than 1200 values|more than 100000 characters"):
+        parse_question(task, "application/json", b"", body.encode(), 100_000)
+    assert time.process_time() - begin < 0.1
+
+
+def test_a_long_text_may_have_all_signs_of_json():
+    text = '{"a": [1, 2], "\\"\n' * 5000
+    body = json.dumps({"text": text, "absent": list(range(500)), "top_k": 2}, ensure_ascii=True).encode()
+    question = parse_question("text-classification", "application/json", b"", body, 100_000)
+    assert (question.source, len(question.options.absent)) == (text, 500)
+    body = json.dumps({"text": "\U0001f600" * 100_000}).encode()
+    assert len(parse_question("text-classification", "application/json", b"", body, 100_000).source) == 100_000
+    with pytest.raises(RefusedError, match="more than 10000 characters"):
+        parse_question("text-classification", "application/json", b"", body, 10_000)
+
+
 def test_a_name_that_is_there_twice_among_many_is_found_at_once():
     names = ", ".join(f'"{number}": 0' for number in range(100_000))
     begin = time.process_time()
-    for body in (f'{{{names}, "99999": 0}}', f'{{"99999": 0, {names}}}'):
-        with pytest.raises(RefusedError, match="'99999' twice"):
-            parse_question(TASKS[0], "application/json", b"", body.encode())
+    for content in (f'{{{names}, "99999": 0}}', f'{{"99999": 0, {names}}}'):
+        with pytest.raises(ValueError, match="'99999' twice"):
+            parse_json(content)
     assert time.process_time() - begin < 2
 
 

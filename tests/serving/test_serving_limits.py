@@ -293,6 +293,24 @@ def test_a_few_clients_that_wait_for_their_answers_are_never_turned_away():
     assert line.load == pytest.approx(1, abs=0.15)
 
 
+def test_one_that_takes_long_turns_nobody_else_away():
+    clock = Clock()
+    line = Line(4, clock=clock)
+    for _ in range(40):  # one client sends what takes long, another what does not
+        line.arrive()
+        slow = fill(line, 1)
+        for _ in range(20):
+            clock.now += 0.002
+            line.arrive()
+            quick = fill(line, 1)
+            clock.now += 0.003
+            quick[0].__exit__(None, None, None)
+        clock.now += 0.1
+        slow[0].__exit__(None, None, None)
+    assert line.rejected == 0
+    assert line.load < 1
+
+
 def test_the_line_learns_how_long_an_answer_takes_without_the_waiting():
     clock = Clock()
     line = Line(8, clock=clock)

@@ -6,6 +6,7 @@ The docstrings and descriptions of the models are the OpenAPI page's.
 
 import base64
 import binascii
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,9 @@ _FORM, _JSON, _BYTES = "multipart/form-data", "application/json", "application/o
 _MOST_FIELDS = 64
 _MOST_COMPLAINTS = 3
 _MOST_ERRORS = 1000
+_SHORT_JSON, _MOST_VALUES = 1 << 15, 1200  # bytes; values are names, options and the sub-models to leave out
+_BYTES_A_CHARACTER = 12  # two escapes of six
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -92,8 +96,10 @@ def media_type(task: Task, content_type: str | None) -> str:
     return "raw"
 
 
-def parse_question(task: Task, content_type: str | None, query: bytes, body: bytes) -> Question:
-    """What a request asks. Options in the body come before those of the query.
+def parse_question(
+    task: Task, content_type: str | None, query: bytes, body: bytes, max_characters: int = 1_000_000
+) -> Question:
+    """What a request asks. Options in the body come before those of the query; a text has `max_characters` at most.
 
     Raises:
         RefusedError: 400 where the body or an option is not written as it must be, 415 for another content type.
@@ -101,7 +107,7 @@ def parse_question(task: Task, content_type: str | None, query: bytes, body: byt
     kind = media_type(task, content_type)
     fields = _options_of(_query(query))
     if kind == _JSON:
-        asked = _validated(partial(PredictRequest.model_validate, _json(body), strict=True))
+        asked = _validated(partial(PredictRequest.model_validate, _json(task, body, max_characters), strict=True))
         given = asked.model_dump(exclude_unset=True)
         source = _json_source(task, {name: given.pop(name, None) for name in ("text", "image_base64", "audio_base64")})
         return Question(source, _options({**fields, **given}))
@@ -112,8 +118,24 @@ def parse_question(task: Task, content_type: str | None, query: bytes, body: byt
     return Question(_text(body) if task == "text-classification" else body, _options(fields))
 
 
-def _json(body: bytes) -> Any:
-    """The value of a JSON body. Of a name that is there twice, one reader takes the first and another the last."""
+def _json(task: Task, body: bytes, max_characters: int) -> Any:
+    """The value of a JSON body. Of a name that is there twice, one reader takes the first and another the last.
+
+    A body is one long string and a few values, or reading it would keep the server from everything else: it is counted
+    first what stands outside of strings, where an encoded file has none of these signs, inside of them too.
+    """
+    if len(body) > _SHORT_JSON:
+        if task == "text-classification":
+            if len(body) > _SHORT_JSON + _BYTES_A_CHARACTER * max_characters:
+                raise RefusedError(
+                    422, "text_too_long", f"The text has more than {max_characters} characters, the most taken here."
+                )
+            strings = (body.count(b'"') - body.count(b'\\"')) // 2  # at least so many
+            outside = _STRING.sub(b"", body) if strings <= _MOST_VALUES else b"," * (_MOST_VALUES + 1)
+        else:
+            outside = body
+        if sum(map(outside.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise bad_request(f"The JSON has more than {_MOST_VALUES} values.")
     try:
         return parse_json(body)
     except ValueError as error:

@@ -156,7 +156,7 @@ class Service:
 
     def _prepare(self, content_type: str | None, query: bytes, body: bytes) -> tuple[Options, dict[str, np.ndarray]]:
         runtime, limits = self.runtime, self.config.limits
-        question = parse_question(runtime.task, content_type, query, body)
+        question = parse_question(runtime.task, content_type, query, body, limits.max_characters)
         num_sub_models = len(runtime.manifest.sub_models)
         check_question(runtime.task, question, num_sub_models, runtime.loaded, limits.max_characters)
         return question.options, self._decoders.inputs(question.source)

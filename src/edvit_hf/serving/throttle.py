@@ -24,10 +24,11 @@ class Line:
 
     A burst is worth waiting for: after it the line is empty again. Where more has come for a while than can be
     answered, waiting helps nobody: the line would stay full, and every answer late by all of it. So the load that is
-    offered (arrivals a second times seconds an answer) decides whether anybody may wait. It counts those that are
-    turned away too: what is accepted says nothing about what comes. A few clients that each wait for their answer
-    before they ask again offer a load of 1 however long they go on, and may wait; from 1.5 on nobody may. The load is
-    taken over a second, or over twice what a full line takes if that is longer.
+    offered (the seconds that those took who were answered, and arrivals times seconds an answer for the others)
+    decides whether anybody may wait. It counts those that are turned away too: what is accepted says nothing about what
+    comes. A few clients that each wait for their answer before they ask again offer a load of 1 however long they go
+    on, and may wait; from 1.5 on nobody may. The load is taken over a second, or over twice what a full line takes if
+    that is longer.
 
     For the thread of the event loop only.
     """
@@ -40,6 +41,7 @@ class Line:
         self._clock = clock
         self._left = clock()  # when the last one did
         self._arrivals: deque[float] = deque(maxlen=_MOST_ARRIVALS)
+        self._served: deque[tuple[float, float]] = deque(maxlen=_MOST_ARRIVALS)  # when, seconds
 
     @property
     def load(self) -> float:
@@ -48,7 +50,11 @@ class Line:
         oldest = self._clock() - window
         while self._arrivals and self._arrivals[0] < oldest:
             self._arrivals.popleft()
-        return len(self._arrivals) * self.service / window
+        while self._served and self._served[0][0] < oldest:
+            self._served.popleft()
+        # Those that were served count with what they took: one that takes long, once, is no reason to turn others away.
+        waiting = max(0, len(self._arrivals) - len(self._served))
+        return (sum(taken for _, taken in self._served) + waiting * self.service) / window
 
     def arrive(self) -> None:
         """Count a request, and turn it away if there is no place.
@@ -78,6 +84,7 @@ class Line:
             now = self._clock()
             taken = now - max(begin, self._left)  # they are answered one after the other
             self._left = now
+            self._served.append((now, taken))
             self.service = taken if not self.service else (1 - _WEIGHT) * self.service + _WEIGHT * taken
 
 
