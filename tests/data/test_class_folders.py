@@ -196,3 +196,15 @@ def test_suffixes_are_known_for_every_format_that_is_read_and_for_no_other():
 
     assert set(class_folders.FORMATS[IMAGES]) == set(images.FORMATS)
     assert set(class_folders.FORMATS[SOUNDS]) == audio_files._DECODED - {"WAVEX"}
+
+
+@pytest.mark.parametrize("written", ["{}/pe[t]s", "./pe[t]s", "../here/pe[t]s"])
+def test_a_path_that_can_be_no_hub_id_is_a_folder(tmp_path, monkeypatch, written):
+    here = tmp_path / "here"
+    write(here, [f"pe[t]s/{split}/{kind}/1.png" for split in ("train", "test") for kind in ("cat", "test")])
+    write(here, ["pets/train/wrong/1.png", "pets/test/wrong/1.png"])
+    monkeypatch.chdir(here)
+    splits = open_splits(DatasetConfig(path=written.format(here)))
+    assert splits["test"].class_names == ["cat", "test"]
+    with pytest.raises(DataError, match="Expected `path` to be an existing folder"):
+        open_splits(DatasetConfig(path="./absent"))

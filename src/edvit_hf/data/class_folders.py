@@ -27,6 +27,7 @@ FORMATS: dict[Task, dict[str, tuple[str, ...]]] = {
     },
     "audio-classification": {
         "WAV": (".wav", ".wave"),
+        "RF64": (".rf64",),
         "FLAC": (".flac",),
         "OGG": (".ogg", ".oga", ".opus"),
         "MP3": (".mp3",),
@@ -43,7 +44,7 @@ _STARTS: dict[Task, tuple[bytes, ...]] = {
 }
 _FORMS: dict[Task, tuple[bytes, ...]] = {
     "image-classification": (b"RIFF....WEBP",),
-    "audio-classification": (b"RIFF....WAVE", b"FORM....AIFF", b"FORM....AIFC"),
+    "audio-classification": (b"RIFF....WAVE", b"RF64....WAVE", b"FORM....AIFF", b"FORM....AIFC"),
 }
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _LAYOUTS = {2: "CLASS/FILE", 3: "SPLIT/CLASS/FILE"}

@@ -27,7 +27,7 @@ class DatasetConfig:
 
     Attributes:
         path: "digits" (embedded in scikit-learn), a Hub id, or a builder name ("parquet", "csv", "imagefolder",
-            "audiofolder").
+            "audiofolder"). An absolute path, or one that begins with `./` or `../`, is a `data_dir`.
         name: Configuration of a Hub dataset.
         revision: Git revision of a Hub dataset.
         data_dir: Local folder of parquet or csv files (SPLIT.csv, or SPLIT-00000-of-00003.parquet and so on) or of

@@ -118,7 +118,8 @@ def _folders(config: DatasetConfig) -> list[Path]:
                 f"Expected `data_dir` beside path {config.path!r}, got none: the builder has nothing to read. Set "
                 "`data_dir` to a local folder, or `local_name` and the environment variable EDVIT_DATA_DIR."
             )
-        return []
+        is_written_as_path = Path(config.path).is_absolute() or config.path.startswith(("./", "../", "~/"))
+        return [_existing(config.path, "path")] if is_written_as_path else []
     names = (config.data_dir,) if isinstance(config.data_dir, str) else config.data_dir
     folders = [_existing(name, "data_dir") for name in names]
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -158,7 +159,8 @@ def _open_hub(config: DatasetConfig, task: Task, wanted: list[str]) -> dict[str,
         raise DataError(
             f"Expected the id of a dataset on the Hub in `path`, got {config.path!r}, which is also a file or folder "
             f"here. Which of them is meant is not known. For the folder, write one of {', '.join(BUILDERS)} as `path` "
-            f"and {config.path!r} as `data_dir`; for the Hub, run where no such folder is."
+            f"and {config.path!r} as `data_dir`, or './{config.path}' as `path`; for the Hub, run where no such folder "
+            "is."
         )
     try:
         splits = datasets.load_dataset(config.path, config.name, revision=config.revision, streaming=config.streaming)
