@@ -33,13 +33,16 @@ runner = CliRunner()
 def ensemble(tmp_path):
     """A finished ensemble: the exports the page needs, and the rest of a published folder."""
     root = tmp_path / "ensemble"
-    write_tiny_ensemble(root, [[0, 1], [2, 3]])
+    manifest = write_tiny_ensemble(root, [[0, 1], [2, 3]])
     (root / "README.md").write_text("the card")
     (root / "results.json").write_text(json.dumps({"rows": []}))
     (root / "assets").mkdir()
     (root / "assets/figure.png").write_bytes(b"png")
     for name in ("model.safetensors", "config.json", "modeling_edvit.py", "sub_models/00/model.safetensors"):
         (root / name).write_text("not needed")
+    content = content_files(root)
+    entry = replace(manifest.ensemble, content_hash=hash_of_content(content))
+    replace(manifest, ensemble=entry, content=content).save(root)  # else the graphs would be of other weights
     return root
 
 
