@@ -6,7 +6,7 @@ import yaml
 
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe.schema import find_recipe, load_recipe, packaged_recipes, recipe_values
-from support.tiny_recipe import tiny_recipe
+from support.tiny_recipe import tiny_recipe, write_tiny_recipe
 
 RECIPES = sorted(packaged_recipes().glob("*.yaml"))
 
@@ -146,3 +146,16 @@ def test_a_key_given_twice_is_refused(tmp_path):
 def test_a_number_that_nothing_can_use_is_refused_whatever_its_size(tmp_path, section, key, value):
     with pytest.raises(RecipeError, match=key):
         tiny_recipe(tmp_path, **{section: {key: value}})
+
+
+def test_a_recipe_without_a_fleet_plans_a_device_for_each_sub_model_and_says_so(tmp_path):
+    from edvit_hf.recipe.stages.plan import plan_recipe
+
+    path = write_tiny_recipe(tmp_path)
+    path.write_text(path.read_text().replace("fleet: fleet.yaml\n", ""))
+    found = plan_recipe(load_recipe(path))
+    assert [(s.device, s.keep_heads) for s in found.sub_models] == [("device_00", 1), ("device_01", 1)]
+    assert found.notes[0].startswith("no fleet is named")
+    path.write_text(path.read_text().replace("keep_heads: 1", "keep_heads: auto"))
+    with pytest.raises(RecipeError, match="names no `fleet`"):
+        load_recipe(path)

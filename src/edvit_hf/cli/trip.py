@@ -92,7 +92,7 @@ def plan(
     fleet: Annotated[
         str | None,
         typer.Option(
-            help="Fleet file, or the name of a packaged one. Default: the recipe's. A published ensemble needs one."
+            help="Fleet file, or the name of a packaged one. Default: the recipe's, or a device for each sub-model."
         ),
     ] = None,
     placement: Annotated[
@@ -117,10 +117,10 @@ def plan(
     from edvit_hf.published.plan import is_published, plan_published
     from edvit_hf.recipe.schema import find_fleet
 
-    destination = _checked_outputs(is_published(target), num_classes, fleet, figure, destination)
+    destination = _checked_outputs(is_published(target), num_classes, figure, destination)
     fleet_path = None if fleet is None else find_fleet(fleet)
     placed = None
-    if fleet_path is not None and is_published(target):
+    if is_published(target):
         result, placed = plan_published(target, fleet_path, placement=placement)
     else:
         from edvit_hf.recipe import load_recipe
@@ -144,14 +144,12 @@ def plan(
 
 
 def _checked_outputs(
-    is_published: bool, num_classes: int | None, fleet: str | None, figure: Path | None, destination: Path | None
+    is_published: bool, num_classes: int | None, figure: Path | None, destination: Path | None
 ) -> Path:
     """Refuse options that would be ignored and files that could not be written; the path of the placement."""
     from edvit_hf.manifest.placement import PLACEMENT_NAME
     from edvit_hf.storage import check_writable
 
-    if is_published and fleet is None:
-        raise typer.BadParameter("a published ensemble is placed on your fleet: give --fleet FILE")
     if is_published and num_classes is not None:
         raise typer.BadParameter("--num-classes is for a recipe: a published ensemble knows its classes")
     if not is_published and destination is not None:

@@ -16,6 +16,10 @@ from edvit_hf.manifest.hashes import check_name
 from edvit_hf.storage import read_yaml
 from edvit_hf.strict import NOT_READ, YAML, is_finite, read_fields
 
+DEFAULT_KIND = "arm64"  # of the devices of `default_fleet`: a family of processors without figures
+DEFAULT_FLEET_NOTE = (
+    f"no fleet is named: one device of the kind {DEFAULT_KIND}, without budgets, is assumed for each sub-model"
+)
 BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
 MAX_DEVICES = 1000
 _PROFILE_SUFFIXES = (".yaml", ".yml")
@@ -153,6 +157,12 @@ def load_fleet(path: Path) -> Fleet:
         raise RecipeError(f"fleet file {path}: {error} Correct the file.") from error
     devices = tuple(replace(d, measured=_measured(d.profile, path, d.name)) for d in values.pop("devices"))
     return Fleet(devices=devices, name=path.stem, **values)
+
+
+def default_fleet(count: int) -> Fleet:
+    """One device without budgets for each of so many sub-models, where no fleet is named."""
+    devices = tuple(Device(name=f"device_{index:02d}", profile=DEFAULT_KIND) for index in range(count))
+    return Fleet(devices=devices, name="default")
 
 
 def _measured(profile: str, fleet_file: Path, device: str) -> DeviceProfile | None:

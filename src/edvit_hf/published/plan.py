@@ -13,7 +13,7 @@ from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, FusionCosts, Load
-from edvit_hf.planning.fleet import Device, Fleet, load_fleet
+from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Device, Fleet, default_fleet, load_fleet
 from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, read_published
@@ -26,19 +26,24 @@ def is_published(target: str) -> bool:
     return path.is_dir() or (not is_recipe and is_hub_id(target, with_owner=True))
 
 
-def plan_published(target: str, fleet_path: Path, *, placement: PlacementMethod = "auto") -> tuple[Plan, PlacementFile]:
+def plan_published(
+    target: str, fleet_path: Path | None = None, *, placement: PlacementMethod = "auto"
+) -> tuple[Plan, PlacementFile]:
     """Place a finished ensemble on a fleet.
 
     `target` is an ensemble folder, or a Hub id (then only config.json and manifest.json are fetched). Each device gets
     the int8 file that was exported for its kind of instructions where there is one, else the fp32 file; its memory
-    budget counts that file's bytes.
+    budget counts that file's bytes. Without a fleet file there is a device without budgets for each sub-model.
 
     Raises:
         ManifestError: `target` is no published ensemble, or cannot be fetched.
         BudgetError: It does not fit the fleet.
     """
     ensemble = read_published(target)
-    plan = place_published(ensemble, load_fleet(fleet_path), placement=placement)
+    fleet = default_fleet(len(ensemble.class_groups)) if fleet_path is None else load_fleet(fleet_path)
+    plan = place_published(ensemble, fleet, placement=placement)
+    if fleet_path is None:
+        plan = dataclasses.replace(plan, notes=[DEFAULT_FLEET_NOTE, *plan.notes])
     return plan, placement_file(plan, ensemble.manifest)
 
 

@@ -96,7 +96,7 @@ def teacher_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
 def fleet_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
     """Text of the fleet file, what is known of the hardware that it names, and the form of the plan."""
     path = recipe.fleet_path
-    if not path.is_file():
+    if path is None or not path.is_file():
         return {"plan_format": PLAN_FORMAT, "fleet": None}
     hardware = [dataclasses.asdict(device.hardware) for device in load_fleet(path).devices]
     return {"plan_format": PLAN_FORMAT, "fleet": path.read_text(encoding="utf-8"), "hardware": hardware}

@@ -13,6 +13,7 @@ from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import RecipeError
 from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
+from edvit_hf.planning.fleet import Fleet, default_fleet, load_fleet
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
 from edvit_hf.storage import read_yaml
@@ -95,7 +96,6 @@ class Recipe:
         task: What is classified.
         dataset: Where the data come from and how they become the model's input.
         teacher: The classifier that is split.
-        fleet: Fleet file, relative to the recipe: the devices and what each may carry.
         split: How the classes are divided into class groups.
         prune: How much of the teacher each sub-model keeps, and how that is chosen.
         distill: How each sub-model learns from the teacher.
@@ -104,6 +104,8 @@ class Recipe:
         evaluate: What stands beside the ensemble in the results.
         export: Which files are written, and what they must satisfy.
         card: What only the owner can say.
+        fleet: Fleet file, relative to the recipe: the devices and what each may carry. None: a device without budgets
+            for each sub-model, of a family of processors (arm64); `prune.keep_heads` is then a number.
     """
 
     name: str
@@ -111,7 +113,6 @@ class Recipe:
     task: Task
     dataset: DatasetConfig
     teacher: TeacherConfig
-    fleet: str
     split: SplitConfig
     prune: PruneConfig
     distill: DistillConfig
@@ -120,8 +121,14 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     card: CardConfig = field(default_factory=CardConfig)
+    fleet: str | None = None
 
     def __post_init__(self) -> None:
+        if self.fleet is None and isinstance(self.prune.keep_heads, str) and self.prune.keep_ratios is None:
+            raise RecipeError(
+                f"`prune.keep_heads: {self.prune.keep_heads}` follows what the devices may carry, but the recipe names "
+                "no `fleet`. Without budgets nothing would be pruned. Write `fleet`, or a number as `keep_heads`."
+            )
         if self.fuse.views > self.distill.views:
             raise RecipeError(
                 f"`fuse.views` ({self.fuse.views}) cannot exceed `distill.views` ({self.distill.views}): "
@@ -145,9 +152,14 @@ class Recipe:
                 )
 
     @property
-    def fleet_path(self) -> Path:
-        """The fleet file, relative to the recipe."""
-        return (self.folder / self.fleet).resolve()
+    def fleet_path(self) -> Path | None:
+        """The fleet file, relative to the recipe; None where it names none."""
+        return None if self.fleet is None else (self.folder / self.fleet).resolve()
+
+    def load_fleet(self) -> Fleet:
+        """The devices. Raises what `planning.fleet.load_fleet` raises."""
+        path = self.fleet_path
+        return default_fleet(self.split.num_sub_models) if path is None else load_fleet(path)
 
     @property
     def main_input(self) -> str:

@@ -20,7 +20,7 @@ from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import MissingExtraError, RecipeError
 from edvit_hf.planning import keep_search
 from edvit_hf.planning.figure import save_plan_figure
-from edvit_hf.planning.fleet import load_fleet
+from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE
 from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
@@ -89,7 +89,7 @@ def plan_groups(
     result = keep_search.plan(
         shape,
         groups,
-        load_fleet(recipe.fleet_path),
+        recipe.load_fleet(),
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
         from_scratch=sub_model_shapes(recipe, shape),
         fusion_hidden_size=recipe.fuse.hidden_size,
@@ -97,7 +97,7 @@ def plan_groups(
         placement=placement,
     )
     check_rounds(shape, result, prune.rounds)
-    return result
+    return result if recipe.fleet else dataclasses.replace(result, notes=[DEFAULT_FLEET_NOTE, *result.notes])
 
 
 def _given_classes(recipe: Recipe) -> int | None:

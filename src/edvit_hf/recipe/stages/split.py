@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edvit_hf.errors import RecipeError
-from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.splitting import placeholder_groups, similarity_within, split_classes
 from edvit_hf.storage import write_json
@@ -58,7 +57,7 @@ def capability(recipe: Recipe) -> list[float] | None:
     split = recipe.split
     if split.sizes != "proportional":
         return None
-    devices = load_fleet(recipe.fleet_path).devices
+    devices = recipe.load_fleet().devices
     chosen = [devices[i % len(devices)] for i in range(split.num_sub_models)]
     speeds = [device.hardware.sustained_gflops for device in chosen]
     for device, speed in zip(chosen, speeds, strict=True):
