@@ -37,6 +37,7 @@ LINKED_SUFFIXES = {".safetensors", ".onnx"}
 DPI = 150  # of pictures
 MAX_JSON_BYTES = 64 * MIB  # far above any file of ours; more is written by nobody who means well
 _NAMED = 48  # characters of a name that its temporary sibling carries
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _UNDER_WAY: set[str] = set()  # names of what this process is writing
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE, AT_FDCWD
 _JSON_NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
@@ -84,8 +85,7 @@ def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON; the file appears complete or not at all.
 
     Raises:
-        WorkDirError: See `whole_file`.
-        EDViTError: It holds NaN or an infinite number, which JSON has not.
+        EDViTError: It holds NaN or an infinite number, which JSON has not; and what `whole_file` raises.
     """
     try:
         text = json.dumps(data, indent=2, allow_nan=False)
@@ -260,13 +260,8 @@ def _system_exchange() -> Any:
 
 def _sibling(path: Path) -> Path:
     """A free name beside `path` that says which process of which machine made it."""
-    made_by = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    made_by = f"{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f"{path.name[:_NAMED]}.{made_by}{PARTIAL_SUFFIX}")
-
-
-@functools.cache
-def _machine() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 @contextlib.contextmanager
@@ -289,9 +284,14 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
         _UNDER_WAY.discard(partial.name)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is one of ours that is being written, or was when its process ended."""
+    return re.fullmatch(rf".+\.[0-9a-f]{{6}}-\d+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}", name) is not None
+
+
 def _remove_left_over(path: Path) -> None:
     """Remove what processes of this machine left of earlier attempts at `path` when they were killed."""
-    name = re.compile(re.escape(path.name[:_NAMED]) + rf"\.{_machine()}-(\d+)-[0-9a-f]+" + re.escape(PARTIAL_SUFFIX))
+    name = re.compile(re.escape(path.name[:_NAMED]) + rf"\.{_MACHINE}-(\d+)-[0-9a-f]+" + re.escape(PARTIAL_SUFFIX))
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(path.parent)) if os.name == "posix" else ():
             match = name.fullmatch(entry.name)

@@ -143,9 +143,7 @@ def test_the_zoo_stays_one_table(name):
     assert "| [digits](digits.md) |" in linked
 
 
-@pytest.mark.parametrize(
-    "name", ['onnx/a"b.onnx', "onnx/`${x}`.onnx", "onnx/a\nb.onnx", "onnx/\u2028.onnx", "onnx/```.onnx"]
-)
+@pytest.mark.parametrize("name", ["onnx/a'b.onnx", "onnx/`${x}`.onnx", "onnx/a$b.onnx", "onnx/ä.onnx", "onnx/```.onnx"])
 def test_the_javascript_names_a_file_as_a_string_whatever_it_is_called(name):
     manifest = sample_manifest()
     whole = [dataclasses.replace(v, file=name) for v in manifest.whole if v.name == "fp32"]

@@ -15,6 +15,7 @@ from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.card.markup import plain
 from edvit_hf.errors import EDViTError, named_extra
+from edvit_hf.hub.listed import made_from
 from edvit_hf.storage import whole_file
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def write_card(ensemble_dir: str | Path, card: CardData) -> Path:
         )
     figures = draw_figures(card.run.results, root / "assets", card.run.manifest)
     content = render_card(card, figures={name: f"assets/{path.name}" for name, path in figures.items()})
+    content = content.replace("\n---\n", f"\nmade_from: {made_from(root)}\n---\n", 1)  # says when it is stale
     ModelCard(content)  # raises on a YAML block that the Hub's client would refuse
     target = root / "README.md"
     with whole_file(target) as partial:

@@ -18,24 +18,22 @@ from typing import Any
 import yaml
 
 from edvit_hf.errors import HubError, ManifestError
+from edvit_hf.hub.listed import README, code_faults, holds_secret, is_part, is_stale
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, content_files, hash_of_content
 from edvit_hf.manifest.graphs import verify_graph
+from edvit_hf.storage import is_temporary
 from edvit_hf.strict import load_yaml
 
 MAX_PARITY = 1e-4  # of fp32 against torch, over the largest logit
 _ROUNDING = 1e-6  # absolute; below it a small logit alone makes the ratio large
 _MOST_SHOWN = 12
 
-README = "README.md"
 _NOT_SENT = (".git", ".cache")  # the Hub's client never sends these folders either
 _HIDDEN_ALLOWED = (".gitattributes", ".eval_results")
 _PICKLE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".pyc", ".pyo", ".dill"}
 _LEFTOVER = {".partial", ".tmp", ".incomplete", ".lock", ".swp", ".bak", ".orig"}
 _KEYS = {".pem", ".key", ".p12", ".pfx", ".kdbx"}
 _KEY_NAMES = {"id_rsa", "id_ed25519", "credentials", "credentials.json", "token", "secrets.json", "stored_tokens"}
-_TEXT = {".md", ".json", ".txt", ".yaml", ".yml", ".py", ".toml", ".cfg", ".ini", ".sh", ".csv"}
-_SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----")
-_LARGEST_TEXT = 2**24
 
 LOCAL_FOLDER = "path/to/this/folder"  # what a card rendered without a repository id calls the place it lies in
 _BLANKS = (
@@ -68,8 +66,10 @@ def list_files(root: Path) -> list[LocalFile]:
     for folder, folders, names in os.walk(root):
         here = Path(folder)
         links = [name for name in folders if (here / name).is_symlink()]
-        folders[:] = [name for name in folders if name not in (*_NOT_SENT, *links)]
+        folders[:] = [name for name in folders if name not in (*_NOT_SENT, *links) and not is_temporary(name)]
         for name in [*names, *links]:
+            if is_temporary(name):  # of a process that is writing, or was killed
+                continue
             path = here / name
             found.append(LocalFile(path=path.relative_to(root).as_posix(), bytes=path.lstat().st_size))
     return sorted(found, key=lambda file: PurePosixPath(file.path).parts)
@@ -85,15 +85,21 @@ def check_folder(root: Path, files: Sequence[LocalFile], *, needs_card: bool = T
     """
     faults: list[str] = []
     manifest = _load(root, faults)
-    faults += file_faults(root, files, manifest)
+    faults += [*file_faults(root, files, manifest), *code_faults(root)]
     if manifest is not None:
         faults += _hash_faults(root, manifest)
         if not faults:  # weights that are missing or altered were named already
             faults += weight_faults(root, manifest)
         faults += _gate_faults(manifest)
     paths = {file.path for file in files}
+    stale = []
     if needs_card or README in paths:
-        faults += card_faults(_card(root, faults) if README in paths else None, paths)
+        card = _card(root, faults) if README in paths else None
+        faults += card_faults(card, paths)
+        if card is not None and is_stale(root, front_matter(card)[0] or ""):
+            stale = ["README.md was made from another manifest.json or results.json than lie here: render it anew"]
+    if needs_card:
+        faults += [f"{each} with `edvit card`." for each in stale]
     if faults or manifest is None:
         shown = "\n".join(f"- {fault}" for fault in faults[:_MOST_SHOWN])
         more = f"\n- and {len(faults) - _MOST_SHOWN} more" if len(faults) > _MOST_SHOWN else ""
@@ -101,7 +107,7 @@ def check_folder(root: Path, files: Sequence[LocalFile], *, needs_card: bool = T
             f"Expected a folder that is ready to publish, got {len(faults)} fault{'s' * (len(faults) != 1)} in {root}. "
             f"Whoever loads it would be misled. Nothing was sent. Put right:\n{shown}{more}"
         )
-    return manifest, list(_remarks(manifest))
+    return manifest, [*_remarks(manifest), *stale]
 
 
 def _load(root: Path, faults: list[str]) -> Manifest | None:
@@ -184,7 +190,7 @@ def file_faults(root: Path, files: Sequence[LocalFile], manifest: Manifest | Non
         hidden = [part for part in path.parts if part.startswith(".") and part not in _HIDDEN_ALLOWED]
         if (root / file.path).is_symlink():
             yield f"{path} is a link: it could lead to any file of this machine. Put the file itself there."
-        elif name.startswith(".env") or suffix in _KEYS or name in _KEY_NAMES or _holds_secret(root / file.path):
+        elif name.startswith(".env") or suffix in _KEYS or name in _KEY_NAMES or holds_secret(root / file.path):
             yield f"{path} looks like a secret (key, token or password). Remove it; withdraw it if it ever was public."
         elif suffix in _PICKLE:
             yield f"{path} is a pickle, or of a kind that can hold one: opening it can run code. Remove it."
@@ -194,12 +200,8 @@ def file_faults(root: Path, files: Sequence[LocalFile], manifest: Manifest | Non
             yield f"{path} is no ordinary file. Remove it."
         elif manifest is not None and suffix in (".onnx", ".safetensors") and file.path not in known:
             yield f"{path} is not in the manifest: no hash, parity or gate vouches for it. Remove it or export again."
-
-
-def _holds_secret(path: Path) -> bool:
-    if path.suffix.lower() not in _TEXT or path.is_symlink() or path.stat().st_size > _LARGEST_TEXT:
-        return False
-    return _SECRET.search(path.read_bytes()) is not None
+        elif manifest is not None and not is_part(file.path, manifest):
+            yield f"{path} is no file of an ensemble: nothing lists it, and nobody vouches for it. Move it elsewhere."
 
 
 def weight_faults(root: Path, manifest: Manifest) -> Iterator[str]:
