@@ -51,8 +51,7 @@ def test_a_grid_runs_every_number_behind_one_teacher_and_gathers_the_cells(grid,
     for cell in result["cells"]:
         check_cell(cell)
     rows = [{row["name"]: row["accuracy"] for row in cell["rows"]} for cell in (own, other)]
-    for shared in ("teacher", "plain model, per-device size"):  # made once per seed
-        assert rows[0][shared] == rows[1][shared]
+    assert rows[0]["teacher"] == rows[1]["teacher"]  # made once per seed; the plain models follow the fullest device
 
 
 def check_cell(cell):

@@ -275,18 +275,26 @@ def test_a_cut_off_export_that_cannot_be_trusted_is_dropped(exported, root, monk
         EDViTRuntime.from_pretrained(root)
 
 
-@pytest.mark.parametrize("file", ["sub_models/00/onnx/model.onnx", "manifest.json.tmp"])
-def test_a_full_disk_is_reported_and_leaves_the_former_state(exported, root, file):
-    former = exported[-1]
+@pytest.mark.parametrize("file", ["sub_models/00/onnx/model.onnx", MANIFEST_NAME])
+def test_a_full_disk_is_reported_and_leaves_the_former_state(exported, root, file, monkeypatch):
+    former, write_text = exported[-1], Path.write_text
+
+    def write(path, *arguments, **options):
+        # The manifest is written under a temporary name. /dev/full takes no byte: the kernel's own "no space left".
+        full = path.parent.name == STAGING_NAME and MANIFEST_NAME in path.name
+        return write_text(Path("/dev/full") if full else path, *arguments, **options)
+
     (root / STAGING_NAME).mkdir()
     (root / STAGING_NAME / "left_over").write_text("of a killed export")
 
     def run_out_of_space():
         with staging_folder(root) as staging:
             assert not list(staging.iterdir())
-            (staging / file).parent.mkdir(parents=True, exist_ok=True)
-            (staging / file).symlink_to("/dev/full")  # takes no byte: the kernel's own "no space left"
-            if file.endswith(".onnx"):
+            if file == MANIFEST_NAME:
+                monkeypatch.setattr(Path, "write_text", write)
+            else:
+                (staging / file).parent.mkdir(parents=True, exist_ok=True)
+                (staging / file).symlink_to("/dev/full")
                 (staging / file).write_bytes(b"half")
             publish(staging, root, former)
 

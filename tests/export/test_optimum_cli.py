@@ -47,7 +47,17 @@ def test_reading_the_command_loads_nothing_heavy():
 def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble, tmp_path, monkeypatch):
     before = sorted(ensemble.rglob("*"))
     output = tmp_path / "exported"
-    call(monkeypatch, "export", "edvit", "--model", ensemble, "--profile", "raspberry-pi-5", output)
+    call(
+        monkeypatch,
+        "export",
+        "edvit",
+        "--model",
+        ensemble,
+        "--profile",
+        "raspberry-pi-5",
+        "--without-accuracy-gate",
+        output,
+    )
     manifest = Manifest.load(output)
     manifest.verify_files(output)
     (entry,) = manifest.sub_models
@@ -57,8 +67,9 @@ def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble,
     for variant in manifest.variants:
         assert variant.accuracy is None
     assert manifest.ensemble.accuracy is None
-    reason = "not measured: nothing says which dataset it belongs to where it was exported"
-    assert manifest.ensemble.accuracy_note == entry.variants[0].accuracy_note == reason
+    reason = "not measured: it was exported without an accuracy gate, as asked"
+    assert entry.variants[0].accuracy_note == reason
+    assert manifest.ensemble.accuracy_note == f"{reason}; qint8_arm64 passed no accuracy gate"
     assert manifest.ensemble.gates is None
     assert manifest.ensemble.parity.num_items == 64 * 2  # random token numbers at two lengths
     loaded = EDViTRuntime.from_pretrained(output, precision="int8")
@@ -120,7 +131,18 @@ def test_a_repository_is_fetched_without_its_code_and_exported(ensemble, tmp_pat
     output = tmp_path / "out"
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump({"devices": [{"name": "a", "profile": "intel-n100"}]}))
     options = ["--fleet", tmp_path / "fleet.yaml", "--precision", "fp16", "--precision", "int8", "--opset", "18"]
-    call(monkeypatch, "export", "edvit", "--model", "somebody/words", *options, "--no-whole", "--auto", output)
+    call(
+        monkeypatch,
+        "export",
+        "edvit",
+        "--model",
+        "somebody/words",
+        *options,
+        "--no-whole",
+        "--auto",
+        "--without-accuracy-gate",
+        output,
+    )
     ((folder, config),) = exported
     assert sorted(p.name for p in output.glob("*.py")) == sorted(p.name for p in ensemble.glob("*.py"))
     assert (output / "configuration_edvit.py").read_bytes() == (ensemble / "configuration_edvit.py").read_bytes()

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edvit_hf.errors import DataError, EDViTError, ManifestError
 from edvit_hf.manifest import ContentFile, Manifest, file_sha256, hash_of_content
 from edvit_hf.runtime import EDViTRuntime
-from support.tiny_ensemble import FEATURES, SIZE, bless_processor, write_tiny_ensemble
+from support.tiny_ensemble import FEATURES, SIZE, bless_content, bless_processor, write_tiny_ensemble
 
 GROUPS = [[0, 3], [1], [2, 4]]
 GRAPH = "sub_models/01/onnx/model.onnx"
@@ -356,6 +356,7 @@ def test_pickles_and_code_in_the_folder_are_never_opened(root, tmp_path_factory)
             {"auto_map": {"AutoModel": "modeling_edvit.EDViTModel"}, "trust_remote_code": True, "model_type": "edvit"}
         )
     )
+    bless_content(root)
     run = (
         "import numpy as np\nfrom edvit_hf.runtime import EDViTRuntime\n"
         f"print(EDViTRuntime.from_pretrained({str(root)!r}, schedule='in_turn')(np.zeros((9, 9, 3), np.uint8)).label)"

@@ -2,7 +2,7 @@
 """A real exported ensemble at toy size, for each task: linear ONNX graphs that keep the manifest's promises."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from edvit_hf.manifest import (
     Quantization,
     SubModelEntry,
     Variant,
+    content_files,
     file_sha256,
     hash_of_content,
 )
@@ -168,6 +169,15 @@ def bless_processor(root):
     content |= vouched_processor(root)
     entry = replace(manifest.ensemble, content_hash=hash_of_content(content))
     replace(manifest, ensemble=entry, content=content).save(root)
+
+
+def bless_content(root):
+    """Have the manifest vouch for whatever configs, weights and processor's files lie in the folder."""
+    path, content = root / "manifest.json", content_files(root)
+    data = json.loads(path.read_text())  # `Manifest.load` would refuse what has changed
+    data["ensemble"]["content_hash"] = hash_of_content(content)
+    data["content"] = {name: asdict(file) for name, file in content.items()}
+    path.write_text(json.dumps(data))
 
 
 def _matched_filter(picture):

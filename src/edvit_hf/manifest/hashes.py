@@ -169,7 +169,7 @@ def refuse_stale(root: Path, manifest: Path, content: Mapping[str, ContentFile])
         require(
             fits,
             f"{root}: expected the {name} that the graphs were exported from, got another one. They would answer for "
-            f"weights that are gone. Run `edvit export {root}`, or fetch the ensemble again.",
+            f"an ensemble that is gone. Run `edvit export {root}`, or fetch the ensemble again.",
         )
 
 

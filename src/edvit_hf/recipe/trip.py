@@ -64,9 +64,9 @@ class Trip:
 
     def _processor_dir(self) -> Path | None:
         """Where the processor lies that the teacher is fed by; None where a recipe alone says how inputs are made."""
-        folder, checkpoint = self.folders["teacher"] / PROCESSOR_FOLDER, self.recipe.teacher.checkpoint
-        if folder.is_dir():
-            return folder
+        teacher, checkpoint = self.folders.get("teacher"), self.recipe.teacher.checkpoint
+        if teacher is not None and (teacher / PROCESSOR_FOLDER).is_dir():
+            return teacher / PROCESSOR_FOLDER
         return None if checkpoint is None else checkpoint_files(checkpoint, self.recipe.teacher.revision)
 
     def keep_processor(self) -> None:
