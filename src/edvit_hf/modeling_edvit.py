@@ -130,9 +130,9 @@ class EDViTPreTrainedModel(SavedEnsemble):
         loaded = [i in self.present for i in range(self.config.num_sub_models)]
         present = torch.tensor(loaded, device=features.device)
         if mask is not None:
-            shape = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-            if shape not in ((len(loaded),), (features.shape[0], len(loaded)), (1, len(loaded))):
-                shapes = f"({len(loaded)},) or (batch, {len(loaded)}), got {shape}"
+            if not isinstance(mask, Tensor) or mask.ndim not in (1, 2) or mask.shape[-1] != len(loaded):
+                found = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+                shapes = f"({len(loaded)},) or (batch, {len(loaded)}), got {found}"
                 raise ValueError(f"Expected `sub_model_mask` {shapes}: pass a tensor with one value per sub-model.")
             present = present & (mask != 0)
         return present.expand(features.shape[0], -1)

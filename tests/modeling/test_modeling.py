@@ -143,6 +143,12 @@ def test_a_mask_of_another_shape_is_refused(ensemble, pixels, shape):
         ensemble(pixels, sub_model_mask=torch.ones(shape))
 
 
+@pytest.mark.parametrize("mask", [[1, 0, 1], (True, True, True), 1])
+def test_a_mask_that_is_no_tensor_is_refused(ensemble, pixels, mask):
+    with pytest.raises(ValueError, match=rf"Expected `sub_model_mask` .*got a {type(mask).__name__}"):
+        ensemble(pixels, sub_model_mask=mask)
+
+
 @torch.no_grad()
 def test_features_only_model_puts_zeros_for_masked_sub_models(pixels):
     model = tiny_torch_ensemble(cls=EDViTModel)

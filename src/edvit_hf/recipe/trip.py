@@ -236,7 +236,7 @@ def stock_model(recipe: Recipe, config: Mapping[str, Any], names: list[str], whe
         stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
         stock.architectures = []  # where a type has several classifiers (deit), the plain one
         model: PreTrainedModel = stock_auto_class(recipe.task).from_config(stock)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
         raise RecipeError(
             f"`{where}` {dict(config)} is no stock model for {recipe.task}: {error}. Nothing can be built from it. "
             "Correct it."
