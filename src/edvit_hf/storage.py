@@ -52,7 +52,7 @@ def check_writable(path: Path, suffixes: Sequence[str] = ()) -> None:
         WorkDirError: The folder does not exist or cannot be written, the path is a folder, or the file ends in none of
             `suffixes` (none given: any).
     """
-    folder = path.resolve().parent
+    folder = Path(os.path.realpath(path)).parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise WorkDirError(
             f"Expected a file in a folder that exists and can be written, got {path}. The result would be lost. "

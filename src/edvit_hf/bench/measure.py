@@ -16,7 +16,7 @@ import onnxruntime
 from edvit_hf.bench.report import BenchReport, BenchRow
 from edvit_hf.bench.selection import Candidate, Hardware, choose, input_sizes, vocabulary_size
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.hardware.machine import check_threads
+from edvit_hf.hardware.machine import check_repeats, check_threads
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import disturbance
 from edvit_hf.manifest import Manifest, Parity, Variant, file_sha256
@@ -125,7 +125,7 @@ def _beside(name: str, path: Path) -> Candidate:
 
 def _check_numbers(repeats: int, batch: int, tokens: int | None) -> None:
     why = f"it is the number of fresh processes per file; {REPEATS} or more give a median that no slow spell moves"
-    whole_number("repeats", repeats, 1, why, EDViTError)
+    check_repeats(repeats, why)
     whole_number("batch", batch, 1, "it is the number of inputs per call", EDViTError)
     if tokens is not None:
         whole_number("tokens", tokens, 1, "it is the length of a text", EDViTError)

@@ -9,7 +9,7 @@ import os
 import sys
 
 from edvit_hf.cli import exporting, hub, machine, measure, serve, space, trip
-from edvit_hf.cli.app import app, ended_by_signals
+from edvit_hf.cli.app import app, check_current_folder, ended_by_signals
 from edvit_hf.cli.output import checked_output
 
 __all__ = ["app", "main"]
@@ -25,6 +25,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with checked_output(), ended_by_signals():
+            check_current_folder()
             app()
     except SystemExit as ended:
         _end_at_once_if_stuck(ended.code)

@@ -152,6 +152,11 @@ def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callabl
             except EDViTError as error:
                 tell(f"error: {error}", style="red")
                 raise typer.Exit(1) from error
+            except RuntimeError as error:
+                if not str(error).startswith("Symlink loop"):  # as pathlib says it before Python 3.13
+                    raise
+                tell(f"error: {_refusal(OSError(str(error)))}", style="red")
+                raise typer.Exit(1) from error
             except (OSError, MemoryError) as error:
                 tell(f"error: {_refusal(error)}", style="red")
                 raise typer.Exit(1) from error
@@ -177,6 +182,22 @@ def _refusal(error: OSError | MemoryError) -> str:
         f"Expected the system to do what the command needs, got `{error.strerror or error}`{name}. It cannot go on. "
         "Check that the file or folder exists, that you may read or write it, and that there is space left."
     )
+
+
+def check_current_folder() -> None:
+    """Refuse to work where there is nothing: relative paths lead nowhere, and libraries fail to load.
+
+    Raises:
+        SystemExit: The current folder was deleted.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        tell(
+            "error: Expected a current folder, got one that was deleted. Paths lead nowhere from there, and libraries "
+            "fail to load. Change to another: cd"
+        )
+        raise SystemExit(1) from error
 
 
 def quiet_transformers() -> None:

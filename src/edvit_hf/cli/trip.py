@@ -100,7 +100,7 @@ def plan(
         typer.Option(help="`greedy` is the paper's, `exact` needs scipy, `auto` is the best that is here."),
     ] = "auto",
     num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes of a RECIPE that does not tell it.")
+        int | None, typer.Option(max=100_000, help="Number of classes of a RECIPE that does not tell it.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the plan into this PNG file.")] = None,
     destination: Annotated[

@@ -7,11 +7,13 @@ import platform
 from pathlib import Path, PurePosixPath
 
 from edvit_hf.errors import EDViTError, ManifestError
+from edvit_hf.strict import whole_number
 
 logger = logging.getLogger(__name__)
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
+_MAX_REPEATS = 10_000
 # Board names as the kernel's device tree gives them; the longer name first where one contains another.
 _BOARDS = {
     "Raspberry Pi 4 Model B": "raspberry-pi-4b",
@@ -88,6 +90,16 @@ def check_threads(threads: int) -> None:
         raise EDViTError(
             f"`threads` must lie between 1 and the {usable} cores that this process may use, got {threads}. More "
             "threads than cores only wait for each other. Correct it, or leave it out."
+        )
+
+
+def check_repeats(repeats: int, why: str) -> None:
+    """Raise an EDViTError unless something can be timed so often."""
+    whole_number("repeats", repeats, 1, why, EDViTError)
+    if repeats > _MAX_REPEATS:
+        raise EDViTError(
+            f"`repeats` must be at most {_MAX_REPEATS}, got {repeats}. More take days and tell nothing new. Ask for "
+            "fewer."
         )
 
 

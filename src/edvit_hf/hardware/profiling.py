@@ -10,13 +10,13 @@ from typing import Any
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hardware.latency import fit, fit_quality, total_ms
-from edvit_hf.hardware.machine import check_threads, detect_profile, usable_cores
+from edvit_hf.hardware.machine import check_repeats, check_threads, detect_profile, usable_cores
 from edvit_hf.hardware.profiles import DeviceProfile, load_profiles
 from edvit_hf.hardware.profiling_graphs import encoder_graph, matmul_graph, shapes_to_measure
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hardware.timing import disturbance, open_session, summary, time_rounds
 from edvit_hf.storage import MIB
-from edvit_hf.strict import is_finite, whole_number
+from edvit_hf.strict import is_finite
 from edvit_hf.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _check(name: str, threads: int, repeats: int, watts: float | None) -> None:
     if not name:
         raise EDViTError("Expected a name for the profile, got an empty one. Fleets name devices by it. Pass `--name`.")
     check_threads(threads)
-    whole_number("repeats", repeats, 1, "it is the number of timed runs of every encoder; 5 or more", EDViTError)
+    check_repeats(repeats, "it is the number of timed runs of every encoder; 5 or more")
     if watts is not None and not (is_finite(watts) and watts > 0):
         raise EDViTError(
             f"`watts` must be a positive number, got {watts}. Energy budgets are watts times milliseconds. Give what a "

@@ -212,7 +212,12 @@ def _default_name(source: Source, selection: Selection, device: str | None) -> s
 
 def _fetch_selection(source: Source, manifest: bytes, selection: Selection, folder: Path) -> tuple[int, bool]:
     """Make `folder` hold the manifest and the files, and nothing else; bytes fetched, and whether it did before."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
+    if not folder.name or folder.is_symlink():
+        raise WorkDirError(
+            f"Expected a folder that can be made or replaced, got {folder}, which cannot. What is fetched has to lie "
+            "somewhere. Name another with --output."
+        )
     old = folder.with_name(_FORMER.format(folder.name))
     if not old.exists() and _is_complete(folder, manifest, selection):
         return 0, True  # nothing has to be written, so the disk may be read-only
