@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import app
 from answers import answering, ensembles, inputs, isolation
 from answers.isolation import IsolatedEnsemble
 from answers.runtimes import VisitorError
@@ -171,6 +172,13 @@ def test_whoever_asks_an_ensemble_that_many_wait_for_is_told_at_once(folders, tm
         for _ in taken:
             isolation._asked.release()
     assert answering.view(opened, prepared, ()).state == "answered"
+
+
+def test_for_own_files_alone_it_can_be_switched_off(monkeypatch, caplog):
+    monkeypatch.setenv("EDVIT_SPACE_ISOLATION", "off")
+    monkeypatch.setattr(isolation, "start", lambda: pytest.fail("it was started"))
+    app.start_isolation()
+    assert "isolation is off" in caplog.text
 
 
 def test_whoever_sends_a_file_while_many_are_read_is_told_at_once(tmp_path):
