@@ -42,7 +42,7 @@ from support.tiny_ensemble import write_tiny_ensemble
 
 TASKS = {"image-classification": "image", "audio-classification": "audio", "text-classification": "text"}
 LIMITS = {"honest_p95_over_without": 1.5, "honest_failed": 0.0, "memory_end_over_start": 1.05, "ready_untrue": 0.0}
-PAUSE = 0.01
+PAUSE = 0.02
 DECODE_SECONDS = 4.0
 OPTIONS = ("--rate", "0", "--num-threads", "1", "--quiet", "--decode-seconds", f"{DECODE_SECONDS:g}")
 

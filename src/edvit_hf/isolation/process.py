@@ -41,6 +41,8 @@ START_SECONDS = 60.0
 _PIPE_BYTES = 1 << 20
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "EDVIT_NUM_THREADS")
 _SET = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# glibc: what prepared inputs need is kept, what a large picture needed is given back at once.
+_SET |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 22), "MALLOC_TRIM_THRESHOLD_": str(1 << 24), "MALLOC_ARENA_MAX": "2"}
 _BOOT = (
     "import json, sys; told = json.loads(sys.argv[1]); sys.path[:] = told['path']; "
     "from edvit_hf.isolation.child import main; main(told)"
