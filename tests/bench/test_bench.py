@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -359,3 +360,13 @@ def test_the_figure_shows_every_file(benched, tmp_path):
         save_bench_figure(report, tmp_path / "a.png").read_bytes()
         == save_bench_figure(report, tmp_path / "b.png").read_bytes()
     )
+
+
+def test_two_measurements_saved_at_once_both_stand_in_the_manifest(tmp_path):
+    write_tiny_ensemble(tmp_path, GROUPS)
+    reports = [bench_ensemble(tmp_path, sub_models=[i], precisions=["fp32"], repeats=1, progress=False) for i in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(save_latencies, report, tmp_path) for report in reports]:
+            done.result()
+    timed = {v.file for v in Manifest.load(tmp_path).variants if v.latency_ms is not None}
+    assert timed >= {row.file for report in reports for row in report.rows}

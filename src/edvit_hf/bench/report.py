@@ -14,7 +14,7 @@ from edvit_hf.bench.selection import FUSION, UntimedFile
 from edvit_hf.errors import ManifestError, named_extra
 from edvit_hf.manifest import Manifest, Variant
 from edvit_hf.manifest.document import joined_protocols, protocol_numbers, renumbered
-from edvit_hf.storage import MIB, write_figure
+from edvit_hf.storage import MIB, held_folder, write_figure
 from edvit_hf.terminal import PlainTable, new_table
 
 if TYPE_CHECKING:
@@ -196,7 +196,14 @@ def save_latencies(report: BenchReport, root: Path | str) -> Manifest:
         ManifestError: If the folder holds another ensemble by now, or a measured file has been exported anew.
     """
     root = Path(root)
-    manifest = Manifest.load(root)
+    Manifest.load(root)
+    with held_folder(root):  # what another process changes meanwhile is read first
+        changed = _with_report(report, Manifest.load(root), root)
+        changed.save(root)
+    return changed
+
+
+def _with_report(report: BenchReport, manifest: Manifest, root: Path) -> Manifest:
     rows = {row.file: row for row in report.rows}
     files = {variant.file: variant for variant in manifest.variants}
     stale = [f for f, row in rows.items() if f not in files or files[f].bytes != row.bytes]
@@ -216,15 +223,13 @@ def save_latencies(report: BenchReport, root: Path | str) -> Manifest:
             for v in variants
         ]
 
-    changed = replace(
+    return replace(
         manifest,
         latency_protocols=protocols,
         sub_models=[replace(entry, variants=with_latency(entry.variants)) for entry in manifest.sub_models],
         fusion=replace(manifest.fusion, variants=with_latency(manifest.fusion.variants)),
         whole=with_latency(manifest.whole),
     )
-    changed.save(root)
-    return changed
 
 
 def _with_latency(variant: Variant, row: BenchRow, report: BenchReport, protocol: int) -> Variant:
