@@ -7,7 +7,6 @@ import platform
 from pathlib import Path, PurePosixPath
 
 from edvit_hf.errors import EDViTError, ManifestError
-from edvit_hf.strict import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +94,9 @@ def check_threads(threads: int) -> None:
 
 def check_repeats(repeats: int, why: str) -> None:
     """Raise an EDViTError unless something can be timed so often."""
-    whole_number("repeats", repeats, 1, why, EDViTError)
-    if repeats > _MAX_REPEATS:
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= _MAX_REPEATS:
         raise EDViTError(
-            f"`repeats` must be at most {_MAX_REPEATS}, got {repeats}. More take days and tell nothing new. Ask for "
-            "fewer."
+            f"`repeats` must be a whole number of at least 1 and at most {_MAX_REPEATS}, got {repeats!r:.60}: {why}."
         )
 
 
