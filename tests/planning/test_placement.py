@@ -254,7 +254,7 @@ def test_a_measured_profile_without_sizes_predicts_nothing_instead_of_its_peak_s
     measured = device("mine", "mine.yaml", measured=MEASURED)
     plan = place(costs_of([load()], measured), exact=True)
     assert plan.sub_models[0].predicted_ms is None
-    assert any("the calibration of mine needs sizes" in note for note in plan.notes)
+    assert any("the latency model of mine needs sizes" in note for note in plan.notes)
     mixed = place(costs_of([load()], measured, device("pi")), exact=True)
     assert mixed.sub_models[0].device == "pi"  # the peak of 100 GFLOP/s does not draw it
     shape = ModelShape.from_config({"model_type": "vit"}, num_labels=2)
@@ -270,7 +270,7 @@ def test_notes_tell_where_the_fusion_head_is_timed_that_speeds_mix_and_how_long_
     measured = device("mine", "mine.yaml", measured=MEASURED)
     notes = " ".join(costs_of([text], measured, device("pi")).notes())
     assert "timed at the speed of pi, the slowest: no `coordinator` is given" in notes
-    assert "mine by a measured calibration, pi by published GFLOP/s" in notes
+    assert "mine by a measured latency model, pi by published GFLOP/s" in notes
     assert "texts of 512 tokens" in notes
     silent = " ".join(costs_of([load()], device("pi"), coordinator="pi").notes())
     assert not any(word in silent for word in ("fusion head", "calibration", "tokens"))

@@ -144,7 +144,7 @@ def test_an_older_folder_without_configs_is_placed_by_what_was_recorded_and_says
     assert (plan.sub_models[0].parameters, plan.sub_models[0].macs) == (row.parameters, row.macs)
     assert plan.sub_models[0].predicted_ms is None
     assert plan.latency_ms is None
-    assert any("the calibration of a needs sizes" in note for note in plan.notes)
+    assert any("the latency model of a needs sizes" in note for note in plan.notes)
 
 
 SUB_MODELS = [

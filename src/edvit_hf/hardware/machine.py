@@ -96,7 +96,7 @@ def check_repeats(repeats: int, why: str) -> None:
     """Raise an EDViTError unless something can be timed so often."""
     if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= _MAX_REPEATS:
         raise EDViTError(
-            f"`repeats` must be a whole number of at least 1 and at most {_MAX_REPEATS}, got {repeats!r:.60}: {why}."
+            f"`repeats` must be a whole number of at least 1, got {repeats!r:.60}: {why}; at most {_MAX_REPEATS}."
         )
 
 

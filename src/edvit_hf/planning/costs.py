@@ -119,7 +119,7 @@ class FleetCosts:
             if device.energy_mj is not None and np.isnan(known[:, d]).any():
                 raise RecipeError(
                     f"device {device.name!r}: `energy_mj` is watts times predicted milliseconds, but the sizes of the "
-                    "sub-models are not known, which its calibration needs. The budget could not be checked. Give a "
+                    "sub-models are not known, which its latency model needs. The budget could not be checked. Give a "
                     "`macs` budget instead, or the ensemble's folder with its config.json."
                 )
         return cls(fleet=fleet, loads=tuple(loads), fusion=fusion, known_ms=known)
@@ -234,7 +234,7 @@ class FleetCosts:
         unused = [device.name for device in unknown if device.hardware.latency is not None]
         if unused:
             notes.append(
-                f"the calibration of {_names(unused)} needs sizes of the sub-models that their files do not tell: "
+                f"the latency model of {_names(unused)} needs sizes of the sub-models that their files do not tell: "
                 f"{assumed}; give the ensemble's folder with its config.json"
             )
         known = [device for device, is_known in zip(devices, self.is_known, strict=True) if is_known]
@@ -242,7 +242,7 @@ class FleetCosts:
         published = [device.name for device in known if device.hardware.latency is None]
         if measured and published:
             notes.append(
-                f"speeds are not of one kind: {_names(measured)} by a measured calibration, {_names(published)} by "
+                f"speeds are not of one kind: {_names(measured)} by a measured latency model, {_names(published)} by "
                 "published GFLOP/s, most often double-precision Linpack, which is slow for fp32; `edvit profile` on "
                 "every device makes them comparable"
             )

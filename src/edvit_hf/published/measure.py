@@ -25,7 +25,7 @@ from edvit_hf.manifest.entries import Precision
 from edvit_hf.published.data import Measured, MeasuredBy
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import chosen_variants
-from edvit_hf.storage import changed_json
+from edvit_hf.storage import changed_json, check_writable
 
 
 def measure_exported(
@@ -126,6 +126,8 @@ def save_measured(
             f"Expected {path} to record the figures in, found none. A card is made from it. Use the folder that "
             "`edvit run` ended with, or leave --save out."
         )
+    if folder.is_dir():
+        check_writable(path)  # before the minutes that it takes, not after
     measured = Measured.of_manifest(folder, recipe, data_dir)
     data, record = measured.test()
     config = None if recipe is None else recipe.evaluate
