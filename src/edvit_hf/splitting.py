@@ -8,18 +8,23 @@ list of class indices for each sub-model. The recipe's split stage calls it.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from edvit_hf.errors import RecipeError
-from edvit_hf.strict import whole_number
+from edvit_hf.strict import one_of, whole_number
 from edvit_hf.tasks import class_groups_fault
 
 logger = logging.getLogger(__name__)
 
+MAX_CLASSES = 1_000_000
 MAX_STARTS = 16
 """Seeded starts of the similarity search; fewer for many classes, where one start already takes seconds."""
+
+Strategy = Literal["balanced", "similarity", "given"]
+Similarity = Literal["group", "separate"]
+Sizes = Literal["equal", "proportional"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +45,17 @@ class SplitConfig:
     """
 
     num_sub_models: int
-    strategy: Literal["balanced", "similarity", "given"] = "balanced"
+    strategy: Strategy = "balanced"
     seed: int = 0
     class_groups: tuple[tuple[int, ...], ...] | None = None
-    similarity: Literal["group", "separate"] = "group"
-    sizes: Literal["equal", "proportional"] = "equal"
+    similarity: Similarity = "group"
+    sizes: Sizes = "equal"
     samples_per_class: int = 200
 
     def __post_init__(self) -> None:
         whole_number("split.num_sub_models", self.num_sub_models, 1, "each runs on a device")
+        for name, options in (("strategy", Strategy), ("similarity", Similarity), ("sizes", Sizes)):
+            one_of(f"split.{name}", getattr(self, name), get_args(options), "it decides which classes go together")
         whole_number("split.seed", self.seed, 0, "random generators take no other")
         why = "without items the teacher shows no confusions"
         whole_number("split.samples_per_class", self.samples_per_class, 1, why)
@@ -127,16 +134,25 @@ def group_sizes(num_classes: int, config: SplitConfig, capability: Sequence[floa
     Proportional sizes follow the largest-remainder method after every group has its first class.
 
     Raises:
-        RecipeError: More sub-models than classes, or capabilities that are absent or no positive numbers.
+        RecipeError: More sub-models than classes, no whole number of classes, or capabilities that are absent or no
+            positive numbers.
     """
     count = config.num_sub_models
+    num_classes = int(num_classes) if isinstance(num_classes, np.integer) else num_classes
+    whole_number("num_classes", num_classes, 1, "every class goes to one group")
+    if num_classes > MAX_CLASSES:
+        raise RecipeError(
+            f"Expected at most {MAX_CLASSES} classes, got {num_classes}. Every one is a row of the teacher's head and "
+            "of the fusion head. Check `dataset.num_labels` (or --num-classes)."
+        )
     if count > num_classes:
         raise RecipeError(
             f"`split.num_sub_models` is {count}, but the dataset has only {num_classes} classes. "
             f"A sub-model without a class has nothing to learn. Use at most {num_classes} sub-models."
         )
     if config.sizes == "equal":
-        return [len(part) for part in np.array_split(np.arange(num_classes), count)]
+        least, more = divmod(num_classes, count)
+        return [least + 1] * more + [least] * (count - more)
     if capability is None or len(capability) != count or not all(np.isfinite(c) and c > 0 for c in capability):
         raise RecipeError(
             f"`split.sizes: proportional` needs one positive number per sub-model ({count}), the capability of its "

@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -21,6 +22,10 @@ _MAX_DEPTH = 64  # of lists and objects inside each other
 _MAX_DIGITS = 100  # of a whole number
 MAX_YAML_BYTES = 2**18  # a fleet of thousands of devices; parsed in pure Python, which takes seconds
 _MAX_YAML_VALUES = 200_000  # with every alias written out
+
+
+# `Path.is_file` and `Path.is_dir` raise on a name that is too long or has a zero byte; here it is that of no file.
+is_file, is_folder = os.path.isfile, os.path.isdir
 
 
 class _Loader(yaml.SafeLoader):
@@ -300,5 +305,6 @@ def whole_number(name: str, value: Any, low: int, why: str, error: type[EDViTErr
 
 def one_of(name: str, value: Any, options: Collection[str], why: str, error: type[EDViTError] = RecipeError) -> None:
     """Raise `error` unless `value` is one of `options`; `why` tells what it decides."""
-    if value not in options:
+    # A list or a mapping can be no key, so it is not looked for.
+    if not isinstance(value, Hashable) or value not in options:
         raise error(f"`{name}` must be one of {', '.join(options)}, got {value!r:.60}: {why}.")

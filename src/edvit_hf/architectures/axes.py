@@ -17,6 +17,7 @@ AttentionKind = Literal["whole", "thin", "merged"]  # see `PruneConfig.attention
 # attention, ffn, pooled and label; every other name is a size that stays, read by the table's `fixed_sizes`.
 Axes = tuple[str, ...]
 Config = Any  # a stock config or its `to_dict()`
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +160,17 @@ class Architecture:
             head_dim=int(head_dim or residual // heads),
             ffn=self.count(config, self.ffn_key) if self.ffn_key is not None else int(residual * ratio),
             labels=_num_labels(config) if num_labels is None else _count("num_labels", num_labels),
-            layers=self.count(config, self.layers_key),
+            layers=self._layers(config),
         )
+
+    def _layers(self, config: Config) -> int:
+        count = self.count(config, self.layers_key)
+        if count > MOST_LAYERS:
+            raise PruningError(
+                f"`{self.layers_key}` must be at most {MOST_LAYERS}, got {count}. No stock model is a tenth as deep; "
+                "every layer's parameters are listed. Correct the config."
+            )
+        return count
 
     def count(self, config: Config, key: str) -> int:
         """A config value that counts something.

@@ -13,6 +13,7 @@ from edvit_hf.errors import DataError
 from edvit_hf.strict import RECIPE, number, one_of, read_strictly, whole_number
 from edvit_hf.tasks import OTHER_LABEL, Task, label_names_fault
 
+_MAX_SIDE = 8192  # of a prepared image, in pixels
 EMBEDDED_DATASET = "digits"
 """Path of the set that ships inside scikit-learn: 1,797 handwritten digits of 8 x 8 px, 16 grey levels."""
 FILE_BUILDERS = ("parquet", "csv")
@@ -118,6 +119,7 @@ class DatasetConfig:
             whole_number("num_labels", self.num_labels, 2, "one class leaves no choice", DataError)
         if self.image_size is not None:
             whole_number("image_size", self.image_size, 2, "it is the side of an image in pixels", DataError)
+            number("image_size", self.image_size, f"[2, {_MAX_SIDE}]", "each image would fill the memory", DataError)
         whole_number("seed", self.seed, 0, "random generators take no other", DataError)
         one_of("on_error", self.on_error, ("raise", "skip"), "it is what a damaged row does", DataError)
         one_of("on_overlap", self.on_overlap, ("raise", "drop", "keep"), "it is what shared rows do", DataError)

@@ -20,6 +20,7 @@ from edvit_hf.data.split import ArrayStore
 from edvit_hf.data.streams import first_rows
 from edvit_hf.data.subsets import stratified_split
 from edvit_hf.errors import DataError, MissingExtraError
+from edvit_hf.strict import is_folder
 from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -132,8 +133,8 @@ def _folders(config: DatasetConfig) -> list[Path]:
 
 def _existing(name: str, key: str) -> Path:
     folder = _without_tilde(name, key)
-    if not folder.is_dir():
-        raise DataError(f"Expected `{key}` to be an existing folder, got {name!r}. Correct the path.")
+    if not is_folder(folder):
+        raise DataError(f"Expected `{key}` to be an existing folder, got {name!r:.200}. Correct the path.")
     return folder
 
 

@@ -70,6 +70,14 @@ def memory_mib(field: str) -> float | None:
     return None if found is None else round(int(found.split()[1]) / 2**10, 1)
 
 
+def machine_memory_bytes() -> float:
+    """Main memory of this machine; infinity where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf; others may lack the names
+        return float("inf")
+
+
 def usable_cores() -> int:
     """Logical cores that this process may be on, at most the whole ones in its control group's quota; at least 1.
 

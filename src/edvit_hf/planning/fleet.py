@@ -14,7 +14,7 @@ from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
 from edvit_hf.manifest.hashes import check_name
 from edvit_hf.storage import read_yaml
-from edvit_hf.strict import NOT_READ, YAML, is_finite, read_fields
+from edvit_hf.strict import NOT_READ, YAML, is_file, is_finite, read_fields
 
 DEFAULT_KIND = "arm64"  # of the devices of `default_fleet`: a family of processors without figures
 DEFAULT_FLEET_NOTE = (
@@ -145,7 +145,7 @@ def load_fleet(path: Path) -> Fleet:
             profiles or impossible budgets.
         ManifestError: A device names a profile file that breaks its format.
     """
-    if not os.path.isfile(path):  # noqa: PTH113  (which does not mind a name longer than any)
+    if not is_file(path):
         raise RecipeError(f"fleet file {path} does not exist. Without it nothing can be placed. Correct `fleet`.")
     try:
         data = read_yaml(path)
@@ -170,7 +170,7 @@ def _measured(profile: str, fleet_file: Path, device: str) -> DeviceProfile | No
     if profile in load_profiles() or not profile.endswith(_PROFILE_SUFFIXES):
         return None
     path = fleet_file.parent / os.path.expanduser(profile)  # noqa: PTH111  (which minds no unknown home)
-    if not os.path.isfile(path):  # noqa: PTH113
+    if not is_file(path):
         raise RecipeError(
             f"device {device!r} names the profile file {profile!r}, but {path} does not exist. Paths are relative to "
             "the fleet file. Correct it, or write one with `edvit profile`."

@@ -23,6 +23,7 @@ from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.planning.plan import PLAN_FORMAT
 from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe, recipe_values
+from edvit_hf.strict import is_file, is_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ def teacher_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
     """
     dataset, checkpoint = recipe.dataset, recipe.teacher.checkpoint
     folders = local_folders(dataset)
-    if not folders and dataset.path != EMBEDDED_DATASET and Path(dataset.path).is_dir():
+    if not folders and dataset.path != EMBEDDED_DATASET and is_folder(dataset.path):
         folders = [Path(dataset.path)]
-    is_here = checkpoint is not None and Path(checkpoint).is_dir()
+    is_here = checkpoint is not None and is_folder(checkpoint)
     elsewhere = [(str(path), _hash(path, hashes)) for path in files_elsewhere(dataset, recipe.task)]
     return {
         "data": [_contents(folder, hashes) for folder in folders] or None,
@@ -96,7 +97,7 @@ def teacher_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
 def fleet_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
     """Text of the fleet file, what is known of the hardware that it names, and the form of the plan."""
     path = recipe.fleet_path
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         return {"plan_format": PLAN_FORMAT, "fleet": None}
     hardware = [dataclasses.asdict(device.hardware) for device in load_fleet(path).devices]
     return {"plan_format": PLAN_FORMAT, "fleet": path.read_text(encoding="utf-8"), "hardware": hardware}

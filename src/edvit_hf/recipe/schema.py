@@ -17,7 +17,7 @@ from edvit_hf.planning.fleet import Fleet, default_fleet, load_fleet
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.splitting import SplitConfig
 from edvit_hf.storage import read_yaml
-from edvit_hf.strict import RECIPE, number, read_strictly, whole_number
+from edvit_hf.strict import RECIPE, is_file, number, read_strictly, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 
@@ -225,9 +225,9 @@ def find_fleet(fleet: str | os.PathLike[str]) -> Path:
 def _find(what: str, given: str | os.PathLike[str], folder: Path) -> Path:
     path = Path(given)
     packaged = folder / f"{path.stem}.yaml"
-    if os.path.isfile(path):  # noqa: PTH113  (which does not mind a name longer than any)
+    if is_file(path):
         return path
-    if path.parent == Path() and os.path.isfile(packaged):  # noqa: PTH113
+    if path.parent == Path() and is_file(packaged):
         return packaged
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     raise RecipeError(

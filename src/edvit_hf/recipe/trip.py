@@ -16,12 +16,13 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.data import TaskData, iterate_batches, load_task
 from edvit_hf.errors import CheckpointError, DataError, HubError, RecipeError
 from edvit_hf.evaluation.evaluator import evaluate, torch_predict
+from edvit_hf.hardware.machine import machine_memory_bytes
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.storage import read_json_object, whole_file, whole_folder
-from edvit_hf.strict import read_strictly
+from edvit_hf.strict import is_folder, read_strictly
 from edvit_hf.tasks import PROCESSOR_FILES, Task
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def checkpoint_files(checkpoint: str, revision: str | None) -> Path:
     Raises:
         RecipeError: They cannot be fetched.
     """
-    if Path(checkpoint).is_dir():
+    if is_folder(checkpoint):
         return Path(checkpoint)
     try:
         return fetch_matching(checkpoint, (*PROCESSOR_FILES, "processor_config.json", "config.json"), revision)
@@ -224,24 +225,36 @@ def stock_model(recipe: Recipe, config: Mapping[str, Any], names: list[str], whe
         where: Dotted path of the config in the recipe, for the message.
 
     Raises:
-        RecipeError: No such model can be built.
+        RecipeError: No such model can be built, or this machine cannot hold it.
+        PruningError: A size that no model can have.
     """
     from transformers import AutoConfig
 
     from edvit_hf.auto import stock_auto_class
 
+    check_size(ModelShape.from_config(dict(config), num_labels=len(names)).bytes, f"`{where}`")
     values = dict(config)
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     try:
         stock = AutoConfig.for_model(values.pop("model_type"), **values, **labels)
         stock.architectures = []  # where a type has several classifiers (deit), the plain one
         model: PreTrainedModel = stock_auto_class(recipe.task).from_config(stock)
-    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:  # the stock classes raise nearly every type on values that do not fit
         raise RecipeError(
-            f"`{where}` {dict(config)} is no stock model for {recipe.task}: {error}. Nothing can be built from it. "
-            "Correct it."
+            f"`{where}` {dict(config)} is no stock model for {recipe.task}: {type(error).__name__}: {error}. Nothing "
+            "can be built from it. Correct it."
         ) from error
     return model
+
+
+def check_size(num_bytes: int, what: str) -> None:
+    """Raise `RecipeError` for what this machine's memory cannot hold, before it is asked for."""
+    memory = machine_memory_bytes()
+    if num_bytes > memory:
+        raise RecipeError(
+            f"{what} would take {num_bytes / 2**30:.3g} GiB, this machine has {memory / 2**30:.3g} GiB. Training "
+            "needs a multiple of it. Correct the sizes, or use a larger machine."
+        )
 
 
 def check_weights(model: "PreTrainedModel", missing: list[str], source: str) -> None:

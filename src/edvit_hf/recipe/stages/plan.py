@@ -26,7 +26,7 @@ from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages.split import groups_before_training
 from edvit_hf.storage import read_json_object
-from edvit_hf.strict import whole_number
+from edvit_hf.strict import is_file, whole_number
 
 if TYPE_CHECKING:
     from edvit_hf.recipe.trip import Trip
@@ -112,7 +112,7 @@ def _teacher_config(recipe: Recipe) -> dict[str, Any]:
     local = Path(teacher.checkpoint or "") / "config.json"
     if teacher.from_scratch is not None:
         return _written_config(recipe, teacher.from_scratch, "teacher.from_scratch")
-    if teacher.checkpoint is not None and local.is_file():
+    if teacher.checkpoint is not None and is_file(local):
         return _stored_config(local)
     if teacher.config is not None:
         return _written_config(recipe, teacher.config, "teacher.config")

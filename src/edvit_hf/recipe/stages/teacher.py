@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edvit_hf.architectures.costs import ModelShape
+from edvit_hf.architectures.costs import BYTES_PER_PARAMETER, ModelShape
 from edvit_hf.architectures.tables import architecture_of_config, check_keys
 from edvit_hf.data.overlap import find_overlaps, refuse_overlaps
 from edvit_hf.errors import RecipeError
@@ -18,6 +18,7 @@ from edvit_hf.recipe.stages.split import groups_before_training
 from edvit_hf.recipe.trip import (
     OVERLAP_FILE,
     Trip,
+    check_size,
     check_weights,
     drop_checkpoints,
     save_model,
@@ -210,7 +211,8 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
     Raises:
         PruningError: The axis table of its architecture does not describe the model (or one that is built from
             scratch), or the keep cannot be cut.
-        RecipeError: The split, the pruning rounds or a sub-model from scratch is impossible.
+        RecipeError: The split, the pruning rounds or a sub-model from scratch is impossible, or this machine's memory
+            cannot hold what is to be made.
         BudgetError: Nothing fits the fleet.
         DataError: A class group has no training items.
     """
@@ -220,7 +222,11 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
     if note is None:  # else the groups only stand in for others
         trip.refuse_empty_groups(groups)
     shape = ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
-    plan_groups(trip.recipe, shape, groups)
+    plan = plan_groups(trip.recipe, shape, groups)
+    check_size(plan.fusion_parameters * BYTES_PER_PARAMETER, "the fusion head (`fuse.hidden_size`)")
+    views = 1 if trip.data.train.augmentation.is_off else trip.recipe.distill.views
+    outputs = views * len(trip.data.train) * (shape.widths.labels + shape.widths.residual) * BYTES_PER_PARAMETER
+    check_size(outputs, f"the teacher's stored outputs on {views} views (`distill.views`)")
     for index, group in enumerate(groups):
         values = sub_model_config(trip.recipe, shape, index)
         if values is not None:
