@@ -47,17 +47,11 @@ def test_reading_the_command_loads_nothing_heavy():
 def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble, tmp_path, monkeypatch):
     before = sorted(ensemble.rglob("*"))
     output = tmp_path / "exported"
-    call(
-        monkeypatch,
-        "export",
-        "edvit",
-        "--model",
-        ensemble,
-        "--profile",
-        "raspberry-pi-5",
-        "--without-accuracy-gate",
-        output,
-    )
+    options = ["--model", ensemble, "--profile", "raspberry-pi-5"]
+    with pytest.raises(SystemExit, match="Expected labelled data to judge int8 by"):
+        call(monkeypatch, "export", "edvit", *options, output)
+    assert not list(tmp_path.iterdir())
+    call(monkeypatch, "export", "edvit", *options, "--without-accuracy-gate", output)
     manifest = Manifest.load(output)
     manifest.verify_files(output)
     (entry,) = manifest.sub_models
@@ -131,18 +125,8 @@ def test_a_repository_is_fetched_without_its_code_and_exported(ensemble, tmp_pat
     output = tmp_path / "out"
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump({"devices": [{"name": "a", "profile": "intel-n100"}]}))
     options = ["--fleet", tmp_path / "fleet.yaml", "--precision", "fp16", "--precision", "int8", "--opset", "18"]
-    call(
-        monkeypatch,
-        "export",
-        "edvit",
-        "--model",
-        "somebody/words",
-        *options,
-        "--no-whole",
-        "--auto",
-        "--without-accuracy-gate",
-        output,
-    )
+    options += ["--no-whole", "--auto", "--without-accuracy-gate"]
+    call(monkeypatch, "export", "edvit", "--model", "somebody/words", *options, output)
     ((folder, config),) = exported
     assert sorted(p.name for p in output.glob("*.py")) == sorted(p.name for p in ensemble.glob("*.py"))
     assert (output / "configuration_edvit.py").read_bytes() == (ensemble / "configuration_edvit.py").read_bytes()
