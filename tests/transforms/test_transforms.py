@@ -3,6 +3,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -165,7 +166,18 @@ def test_a_saved_processor_is_read_from_its_file_and_from_its_folder(tmp_path):
         ({"image_mean": "half"}, "image_mean"),
         ({"image_std": [0.5, 0.5, 0.0]}, "std"),
         ({"size": {"height": 1, "width": 8}}, "size"),
+        ({"size": {"height": 100_000, "width": 100_000}}, "size"),
+        ({"size": {"height": 8.5, "width": 8}}, "size"),
+        ({"size": {"height": "8", "width": 8}}, "size"),
+        ({"size": True}, "size"),
         ({"resample": 9}, "resample"),
+        ({"resample": 2.5}, "resample"),
+        ({"resample": "bilinear"}, "resample"),
+        ({"rescale_factor": 0}, "rescale_factor"),
+        ({"rescale_factor": math.inf}, "rescale_factor"),
+        ({"rescale_factor": "1/255"}, "rescale_factor"),
+        ({"do_resize": "false"}, "do_resize"),
+        ({"do_normalize": 3}, "do_normalize"),
     ],
 )
 def test_a_preprocessor_that_cannot_be_followed_is_refused(change, named):

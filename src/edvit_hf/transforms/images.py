@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from edvit_hf.errors import DataError, named_extra
+from edvit_hf.strict import number
 from edvit_hf.tasks import Task
 from edvit_hf.transforms.containers import (
     Scan,
@@ -39,8 +40,8 @@ ImageSource: TypeAlias = "bytes | str | Path | Image.Image | np.ndarray"
 
 MAX_PIXELS = 64_000_000
 """Largest accepted image, in pixels: 64 Mpx decode to 192 MB of RGB."""
-MIN_SIDE = 2
-"""Smallest accepted side, in pixels."""
+MIN_SIDE, MAX_SIDE = 2, 8192
+"""Smallest accepted side, in pixels, and the largest side of what a model reads."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,12 @@ class ImageTransform:
     formats: tuple[str, ...] = FORMATS
 
     def __post_init__(self) -> None:
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < MIN_SIDE):
-            raise DataError(f"`size` must be (height, width) of at least {MIN_SIDE} px each, got {self.size}.")
+        sides = () if self.size is None else self.size
+        if self.size is not None and (len(sides) != 2 or not all(_is_side(side) for side in sides)):
+            raise DataError(
+                f"`size` must be (height, width) of {MIN_SIDE} to {MAX_SIDE} px each, got {self.size!s:.60}: no model "
+                "reads other images, and all of it is held in memory."
+            )
         if (self.mean is None) != (self.std is None):
             raise DataError("`mean` and `std` belong together, got one without the other. Give both or neither.")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -151,8 +156,10 @@ class ImageTransform:
                 raise DataError(f"`{name}` must be three finite numbers (images are read as RGB), got {values}.")
         if self.std is not None and min(self.std) <= 0:
             raise DataError(f"`std` must be positive, got {self.std}: pixels are divided by it.")
-        if self.resample not in range(6):
-            raise DataError(f"`resample` must be a Pillow filter number in 0..5, got {self.resample}.")
+        if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample not in range(6):
+            raise DataError(f"`resample` must be a Pillow filter number in 0..5, got {self.resample!r:.60}.")
+        if self.rescale_factor is not None:
+            number("rescale_factor", self.rescale_factor, "(0, inf)", "pixels are multiplied by it", DataError)
 
     @property
     def task(self) -> Task:
@@ -174,13 +181,20 @@ class ImageTransform:
                 f"Expected a preprocessor that resizes, rescales and normalises, got one with {', '.join(extra)}. "
                 "Leaving that step out would change what the model sees. Use a plain `ViTImageProcessor` config."
             )
-        normalises, rescales = preprocessor.get("do_normalize", True), preprocessor.get("do_rescale", True)
+        does = {name: preprocessor.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize")}
+        unclear = next((name for name, value in does.items() if value not in (True, False, None)), None)
+        if unclear is not None:
+            raise DataError(
+                f"Expected the preprocessor's `{unclear}` to be true or false, got {does[unclear]!r:.60}. Whether the "
+                "step is done changes what the model sees. Correct the file, or export the folder again."
+            )
+        normalises, rescales = does["do_normalize"], does["do_rescale"]
         return cls(
-            size=_size(preprocessor.get("size", 224)) if preprocessor.get("do_resize", True) else None,
+            size=_size(preprocessor.get("size", 224)) if does["do_resize"] else None,
             mean=_per_channel("image_mean", preprocessor) if normalises else None,
             std=_per_channel("image_std", preprocessor) if normalises else None,
             rescale_factor=preprocessor.get("rescale_factor", 1 / 255) if rescales else None,
-            resample=int(preprocessor.get("resample", 2)),
+            resample=preprocessor.get("resample", 2),
         )
 
     @classmethod
@@ -361,11 +375,15 @@ def _bytes_from_floats(values: np.ndarray) -> np.ndarray:
     return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
 
 
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and MIN_SIDE <= value <= MAX_SIDE
+
+
 def _size(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     if isinstance(value, Mapping) and {"height", "width"} == {k for k, v in value.items() if v is not None}:
-        return int(value["height"]), int(value["width"])
+        return value["height"], value["width"]
     raise DataError(
         f"Expected a preprocessor `size` of {{'height', 'width'}}, got {value!r}. "
         "Other resizing rules are not done on devices. Use a plain `ViTImageProcessor` config."
