@@ -177,7 +177,7 @@ def test_integers_without_names_are_the_names_that_training_gave_them_and_no_pla
     [
         (["cat", "dog"], "only there: 'emu'"),
         (["cat", "dog", "eel"], "only there: 'emu'; missing there: 'eel'"),
-        (["cat", "dog", "emu", "fox", "gnu"], "missing there: 'fox', 'gnu'"),
+        (["dog", "emu", "fox", "gnu"], "only there: 'cat'; missing there: 'fox', 'gnu'"),
         (["Cat", "dog", "emu"], "only there: 'cat'; missing there: 'Cat'"),
     ],
 )
@@ -185,6 +185,25 @@ def test_other_classes_are_refused_with_the_first_differences(tmp_path, processo
     with pytest.raises(DataError, match="Every answer would be compared with another class") as error:
         load_test(parquet(write_animals(tmp_path)), task=IMAGES, label_names=names, processor_dir=processor)
     assert difference in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "rows", "of_model"),
+    [(["a", "b", "c"], [0, 2, 0], ["a", "c"]), (["a", "c"], [0, 1, 0], ["a", "b", "c"]), (["c", "a"], [1, 0], ["a", "b", "c"])],
+)
+def test_what_training_takes_as_test_rows_is_measured_too_by_the_classes_that_have_rows(
+    tmp_path, processor, declared, rows, of_model, caplog
+):
+    ids = list(range(len(of_model))) * 6
+    write_split(tmp_path / "set", "train", ids, datasets.ClassLabel(names=of_model))
+    write_split(tmp_path / "set", "test", rows, datasets.ClassLabel(names=declared))
+    config = parquet(tmp_path / "set")
+    trained = load_task(config.as_the_model(), OFF, processor_dir=processor)
+    measured = load_test(config, task=IMAGES, label_names=of_model, processor_dir=processor)
+    assert measured.test.labels.tolist() == trained.test.labels.tolist()
+    assert [of_model[label] for label in measured.test.labels] == [declared[row] for row in rows]
+    assert measured.fingerprint == trained.fingerprint("test")
+    assert ("no row of 1 of 3 classes" in caplog.text) == (len(of_model) == 3)
 
 
 @pytest.mark.parametrize("labels", [["yes", "perhaps"], [0, 1], ["Yes", "no"]])

@@ -9,10 +9,9 @@ from edvit_hf.data.config import DatasetConfig
 from edvit_hf.data.labels import (
     HIDDEN,
     class_ids,
+    classes_of_model,
     label_names_of,
-    refuse_other_labels,
     refuse_surplus_names,
-    same_classes,
     with_label_names,
 )
 from edvit_hf.data.subsets import group_codes, group_split, stratified_split, stratified_subset, warn_of_shared_groups
@@ -123,8 +122,8 @@ def needed_for_test(config: DatasetConfig) -> list[str]:
 def choose_test(config: DatasetConfig, raw: dict[str, RawSplit], label_names: list[str]) -> Role:
     """Return the test rows alone, the same that `choose_roles` chooses, with the class ids of a model's `label_names`.
 
-    Names that the data declare must be those of the model, in any order: classes are told by name, never by number. Of
-    labels without declared names some may be missing, but none may be another.
+    Classes are told by name, never by number, so their order may be another. Some may have no rows, as training takes
+    it, but no row may be of another class.
 
     Raises:
         DataError: The data have other classes, a label is no class, or there are no rows.
@@ -133,9 +132,7 @@ def choose_test(config: DatasetConfig, raw: dict[str, RawSplit], label_names: li
     if config.label_names is not None:
         pool = with_label_names(pool, config.label_names)
     own = pool.class_names or label_names
-    order = same_classes(own, label_names, f"{config.path!r}")
-    if pool.class_names is None:
-        refuse_other_labels(pool, label_names, config.path)
+    order = classes_of_model(pool, label_names, config.path)
     ids = class_ids(pool, own, config.on_error)
     test = Role(pool, ids, np.arange(len(ids)))  # rows are drawn by the data's own ids, as for training
     if config.test_groups:
