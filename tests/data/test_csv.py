@@ -175,3 +175,17 @@ def test_a_row_without_a_label_is_refused_or_left_out(tmp_path, hidden):
     with pytest.raises(DataError, match="row 5: "):
         load_task(parquet(tmp_path, **config), OFF, task=TEXTS)
     assert sum(load_task(parquet(tmp_path, on_error="skip", **config), OFF, task=TEXTS).skipped.values()) == 1
+
+
+def test_classes_that_are_numbered_below_nought_are_hidden_labels_and_the_message_says_what_to_do(tmp_path):
+    two, three = tmp_path / "two", tmp_path / "three"
+    write(two, [(f"text {i}", (-1, 1)[i % 2]) for i in range(8)])
+    write(three, [(f"text {i}", i % 3 - 1) for i in range(12)])
+    for folder in (two, three):
+        with pytest.raises(DataError, match=r"A negative number marks a row without a label.*`label_names`"):
+            load_task(parquet(folder, path="csv", test_split=None), OFF, task=TEXTS)
+    config = parquet(three, path="csv", test_split=None, label_names=("-1", "0", "1"))
+    data = load_task(config, OFF, task=TEXTS)
+    assert data.label_names == ["-1", "0", "1"]
+    for text, label in zip(data.train.texts(np.arange(len(data.train))), data.train.labels, strict=True):
+        assert int(text.split()[1]) % 3 == label

@@ -189,7 +189,11 @@ def test_other_classes_are_refused_with_the_first_differences(tmp_path, processo
 
 @pytest.mark.parametrize(
     ("declared", "rows", "of_model"),
-    [(["a", "b", "c"], [0, 2, 0], ["a", "c"]), (["a", "c"], [0, 1, 0], ["a", "b", "c"]), (["c", "a"], [1, 0], ["a", "b", "c"])],
+    [
+        (["a", "b", "c"], [0, 2, 0], ["a", "c"]),
+        (["a", "c"], [0, 1, 0], ["a", "b", "c"]),
+        (["c", "a"], [1, 0], ["a", "b", "c"]),
+    ],
 )
 def test_what_training_takes_as_test_rows_is_measured_too_by_the_classes_that_have_rows(
     tmp_path, processor, declared, rows, of_model, caplog
@@ -211,3 +215,14 @@ def test_labels_that_are_no_class_of_the_model_are_refused(tmp_path, labels):
     config = write_labels(tmp_path, labels)
     with pytest.raises(DataError, match="only there"):
         load_test(config, task=TEXTS, label_names=["no", "yes"], processor_dir=tmp_path / "model")
+
+
+def test_a_folder_of_classes_alone_says_how_all_of_it_is_measured(tmp_path, processor):
+    for name in NAMES:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.png").write_bytes(png(NAMES.index(name)))
+    config = parquet(tmp_path / "set", path="imagefolder")
+    with pytest.raises(DataError, match=r"finished ensemble.*`test_split: train`"):
+        load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
+    whole = dataclasses.replace(config, test_split="train")
+    assert len(load_test(whole, task=IMAGES, label_names=NAMES, processor_dir=processor).test) == len(NAMES)

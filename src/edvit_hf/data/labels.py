@@ -29,7 +29,7 @@ def label_names_of(train: RawSplit) -> list[str]:
     if len(distinct) < 2:
         raise DataError(
             f"Expected at least two classes in split {train.name!r}, got {len(distinct)}: {sorted(distinct)[:1]}. "
-            "There is nothing to classify or to split. Check `label_column` and `train_split`."
+            f"There is nothing to classify or to split. {_of_negative(train)}Check `label_column` and `train_split`."
         )
     names = train.class_names or [str(label) for label in sorted(distinct)]
     _refuse_twins(names, train.name)
@@ -207,10 +207,19 @@ def class_ids(split: RawSplit, label_names: list[str], on_error: Literal["raise"
         near = did_you_mean(text, label_names) if (text := next(texts, None)) is not None else ""
         raise DataError(
             f"Expected {expected} in split {split.name!r}, got {len(rows)} row(s) with another label: {shown}.{near} "
-            "A wrong or hidden label would corrupt training and every score. Correct the rows, or use another "
-            "split; rows without a label are left out with `on_error: skip`."
+            f"A wrong or hidden label would corrupt training and every score. {_of_negative(split)}Correct the rows, "
+            "or use another split; rows without a label are left out with `on_error: skip`."
         )
     return np.asarray(ids, np.int64)
+
+
+def _of_negative(split: RawSplit) -> str:
+    if not any(isinstance(label, int) and label < 0 for label in split.labels):
+        return ""
+    return (
+        "A negative number marks a row without a label; if it is a class here, number the classes from 0, or in csv "
+        "files write all of them as `label_names`. "
+    )
 
 
 def _is_hidden(label: object) -> bool:

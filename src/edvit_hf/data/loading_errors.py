@@ -19,6 +19,8 @@ def no_split(config: DatasetConfig, name: str, found: Sequence[str], where: str)
             f"Write `train_split: {found[0]}` and `test_split: null`, which holds out `test_fraction` of its rows; "
             "one split cannot be both."
         )
+        if name == config.test_split:
+            remedy += f" To measure a finished ensemble on all of them, write `test_split: {found[0]}`."
     else:
         held_out = ", or `test_split: null` to hold out training rows" if name == config.test_split else ""
         remedy = f"Set `train_split`, `test_split` and `validation_split` each to another of these{held_out}."
