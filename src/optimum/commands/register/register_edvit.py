@@ -63,7 +63,7 @@ class EDViTExportCommand(BaseOptimumCLICommand):
             on = {"recipe": recipe, "data_dir": args.data_dir, "without_accuracy_gate": args.without_accuracy_gate}
             with copied_ensemble(args.model, args.output, revision=args.revision) as folder:
                 export_folder(folder, config, **on)
-        except EDViTError as error:
+        except (EDViTError, OSError) as error:
             sys.exit(f"optimum-cli export edvit: {visible_lines(error)}")
 
 
