@@ -226,3 +226,18 @@ def test_a_folder_of_classes_alone_says_how_all_of_it_is_measured(tmp_path, proc
         load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
     whole = dataclasses.replace(config, test_split="train")
     assert len(load_test(whole, task=IMAGES, label_names=NAMES, processor_dir=processor).test) == len(NAMES)
+
+
+@pytest.mark.parametrize("change", [{"image_mean": [0, 0, 0]}, {"resample": 0}, {}])
+def test_a_second_processor_that_devices_do_not_read_is_refused_where_it_says_otherwise(tmp_path, processor, change):
+    config = parquet(write_animals(tmp_path))
+    own = json.loads((processor / "preprocessor_config.json").read_text())
+    alone = load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
+    (processor / "processor_config.json").write_text(json.dumps({"image_processor": {**own, **change}}))
+    if change:
+        with pytest.raises(DataError, match=r"Devices read preprocessor_config.json.*Remove processor_config.json"):
+            load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
+    else:
+        both = load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
+        pixels = [data.test.inputs([0, 1])["pixel_values"] for data in (alone, both)]
+        np.testing.assert_array_equal(*pixels)

@@ -67,9 +67,9 @@ def processor_of(
     Raises:
         DataError: The file asks for a step that is not done here, is damaged, or says something else than the recipe.
     """
-    stored = None if folder is None else _stored(folder, task)
+    stored = [] if folder is None else _stored(folder, task)
     is_audio = task == "audio-classification"
-    if stored is None or folder is None:
+    if not stored or folder is None:
         if is_required:
             raise DataError(
                 f"Expected the processor of a finished model in {folder} ({_FILES[-1][0]}), got none. {_WHY} Fetch or "
@@ -79,26 +79,43 @@ def processor_of(
             logger.warning("data: %s holds no processor: inputs are prepared as the `dataset` section says", folder)
         values = config.preprocessor(task)
     else:
-        values, path = stored
+        values, path = stored[0]
         values = _sounds(values, folder, path) if is_audio else _images(values, folder, path)
+        if is_required:
+            _refuse_second(values, stored, folder, is_audio)
         logger.info("data: inputs are prepared as %s says", path)
         _check_agreement(config.written_preprocessor(task), values, path)
     transform = AudioTransform.from_preprocessor(values) if is_audio else ImageTransform.from_preprocessor(values)
     return transform, values
 
 
-def _stored(folder: Path, task: Task) -> tuple[dict[str, Any], Path] | None:
-    """What the processor's file says, and that file; None where there is none."""
+def _stored(folder: Path, task: Task) -> list[tuple[dict[str, Any], Path]]:
+    """What each of the processor's files says, and that file; the stock loader takes the first."""
+    found = []
     for name, is_nested in _FILES:
         path = folder / name
         if not path.is_file():
             continue
         values = read_json_object(path, "a processor", _WHY, error=DataError)
         if not is_nested:
-            return values, path
-        if isinstance(values.get(_PART[task]), dict):
-            return values[_PART[task]], path
-    return None
+            found.append((values, path))
+        elif isinstance(values.get(_PART[task]), dict):
+            found.append((values[_PART[task]], path))
+    return found
+
+
+def _refuse_second(
+    values: dict[str, Any], stored: list[tuple[dict[str, Any], Path]], folder: Path, audio: bool
+) -> None:
+    """Refuse a finished model with two files that differ: stock classes follow the first, devices the last."""
+    others, last = stored[-1]
+    if len(stored) > 1 and values != (_sounds(others, folder, last) if audio else _images(others, folder, last)):
+        first = stored[0][1]
+        raise DataError(
+            f"Expected one processor in {folder}, got {first.name} beside {last.name}, and they say different things. "
+            f"Devices read {last.name}, so that figures by the other would be of no answer they give. Remove "
+            f"{first.name}."
+        )
 
 
 def _kind(values: dict[str, Any], folder: Path, suffix: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, TestData, load_task, load_test
 from edvit_hf.data.config import dataset_from_values
+from edvit_hf.data.processors import processor_of
 from edvit_hf.errors import RecipeError
 from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.manifest import Manifest
@@ -113,6 +114,8 @@ class Measured:
             RecipeError: See `config`. And what `load_task` raises, also if the data have other classes.
         """
         config = self.config()
+        if self.task != "text-classification":
+            processor_of(config.as_the_model(), self.task, self.folder, is_required=True)
         found = load_task(config.as_the_model(), Augmentation(), task=self.task, processor_dir=self.folder)
         data = found.numbered_as(self.label_names)
         record = data_record(config, len(data.test), data.skipped.get("test", 0), data.fingerprint("test"))
