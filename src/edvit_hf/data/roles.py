@@ -122,8 +122,8 @@ def needed_for_test(config: DatasetConfig) -> list[str]:
 def choose_test(config: DatasetConfig, raw: dict[str, RawSplit], label_names: list[str]) -> Role:
     """Return the test rows alone, the same that `choose_roles` chooses, with the class ids of a model's `label_names`.
 
-    Classes are told by name, never by number, so their order may be another. Some may have no rows, as training takes
-    it, but no row may be of another class.
+    Classes are told by name, never by number, so their order may be another. Some may be missing, as training takes
+    it, but none may be another.
 
     Raises:
         DataError: The data have other classes, a label is no class, or there are no rows.
