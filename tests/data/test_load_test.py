@@ -241,3 +241,13 @@ def test_a_second_processor_that_devices_do_not_read_is_refused_where_it_says_ot
         both = load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
         pixels = [data.test.inputs([0, 1])["pixel_values"] for data in (alone, both)]
         np.testing.assert_array_equal(*pixels)
+
+
+@pytest.mark.parametrize("others", [None, "gone"])
+def test_test_rows_in_a_folder_of_their_own_need_no_other_folder(tmp_path, processor, others):
+    write_split(tmp_path / "apart", "test", TEST, datasets.ClassLabel(names=NAMES))
+    config = dataclasses.replace(parquet(tmp_path, test_data_dir=str(tmp_path / "apart")), data_dir=others)
+    data = load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor)
+    assert data.test.labels.tolist() == TEST
+    with pytest.raises(DataError, match="`data_dir`"):
+        load_task(config, OFF)

@@ -39,7 +39,6 @@ def open_splits(
     """
     named = (config.train_split, config.test_split, config.validation_split) if only is None else only
     wanted = [name for name in named if name is not None]
-    folders = _folders(config)
     opened: dict[str, RawSplit] = {}
     if config.test_data_dir is not None and config.test_split in wanted:
         apart = LocalData([_existing(config.test_data_dir, "test_data_dir")], config, task)
@@ -47,12 +46,15 @@ def open_splits(
         knows_order = config.train_split in wanted or config.label_names is not None
         opened[config.test_split] = test if knows_order else by_name(test)
     rest = [name for name in wanted if name not in opened]
-    if config.path == EMBEDDED_DATASET and not folders:
+    folders = _folders(config) if rest else []  # the test rows alone may lie apart, where no others are
+    if not rest:
+        pass
+    elif config.path == EMBEDDED_DATASET and not folders:
         opened |= _open_digits(config, task)
-    elif folders and rest:
+    elif folders:
         local = LocalData(folders, config, task)
         opened |= {name: local.open(name) for name in rest}
-    elif rest:
+    else:
         opened |= _open_hub(config, task, rest)
     if config.train_split in opened:
         return agreed(opened, config.train_split, config.label_names)
