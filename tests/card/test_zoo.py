@@ -2,8 +2,10 @@
 """The table of ensembles: what was measured, what was not, and where each is."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -94,6 +96,24 @@ def test_a_folder_of_ensembles_and_of_work_directories_is_searched_and_a_broken_
     for empty in (root / "other", root / "none"):
         with pytest.raises(HubError):
             zoo_of_folder(empty)
+
+
+def test_a_folder_that_may_not_be_read_and_results_that_are_a_pipe_hide_no_other_ensemble(folder, caplog, monkeypatch):
+    for name in ("locked", "pipe"):
+        shutil.copytree(folder, folder.parent / name)
+    (folder.parent / "pipe/results.json").unlink(missing_ok=True)
+    os.mkfifo(folder.parent / "pipe/results.json")
+    is_file = Path.is_file
+
+    def refused(path):
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert [row.name for row in zoo_of_folder(folder.parent)] == ["first"]
+    assert "locked left out" in caplog.text
+    assert "pipe left out" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from edvit_hf.errors import HubError, named_extra
 from edvit_hf.hub.client import ask, commit_of, connect, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
 from edvit_hf.manifest.document import MAX_BYTES
-from edvit_hf.storage import MIB
+from edvit_hf.storage import MIB, read_bytes
 from edvit_hf.strict import parse_json
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,14 @@ def zoo_of_folder(root: str | Path) -> list[ZooRow]:
     places = [(root.resolve().name, root), *((p.name, p) for p in sorted(root.iterdir()) if p.is_dir())]
     rows = []
     for name, place in places:
-        folder = next((p for p in (place / _FROM_WORK_DIR, place) if (p / MANIFEST_NAME).is_file()), None)
-        if folder is None:
+        try:
+            folder = next((p for p in (place / _FROM_WORK_DIR, place) if (p / MANIFEST_NAME).is_file()), None)
+            results = folder / RESULTS_NAME if folder is not None else None
+            text = read_bytes(results).decode("utf-8", "replace") if results is not None and results.exists() else None
+        except (OSError, ValueError) as error:  # a folder of somebody else's, or a pipe in place of results
+            logger.warning("zoo: %s left out: %s", name, error)
             continue
-        text = (folder / RESULTS_NAME).read_text("utf-8", "replace") if (folder / RESULTS_NAME).is_file() else None
-        if row := _row_or_warning(partial(Manifest.load, folder), text, name, str(folder)):
+        if folder is not None and (row := _row_or_warning(partial(Manifest.load, folder), text, name, str(folder))):
             rows.append(row)
     if not rows:
         raise HubError(
