@@ -250,6 +250,16 @@ def test_a_width_that_no_terminal_has_is_forgotten(monkeypatch, variable, value)
     assert "sub-model 0" in file.getvalue().decode()
 
 
+@pytest.fixture
+def default_signals():
+    """As a process starts: what this one has loaded may have handlers of its own, which commands leave alone."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_command_as_ctrl_c_does(run, timed, monkeypatch, tmp_path, name):
     number = getattr(signal, name)
@@ -287,6 +297,7 @@ def test_a_signal_that_is_ignored_stays_ignored(run, timed, monkeypatch, tmp_pat
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_outside_of_any_command_has_its_code_too(run, monkeypatch, number, code):
     monkeypatch.setattr(_Group, "resolve_command", lambda *_: signal.raise_signal(number))

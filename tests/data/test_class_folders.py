@@ -78,7 +78,7 @@ def test_hidden_and_foreign_files_are_no_rows_and_no_classes(tmp_path, caplog):
         "train/cat/._1.png", "__MACOSX/train/cat/._1.png", "train/__MACOSX/1.png", "train/cat/Thumbs.db",
         "train/.git/1.png", "train/cat/1.png~", "train/dog/@eaDir/1.png", ".DS_Store", "train/.DS_Store", "desktop.ini",
     ]  # fmt: skip
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "edvit_hf"):
         found = rows(write(write(tmp_path, names), foreign))
     assert {path for split in found.values() for _, path in split} == set(names)
     assert "13 hidden or foreign" in caplog.text

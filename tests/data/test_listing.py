@@ -32,7 +32,7 @@ def test_a_folder_is_the_one_that_is_named_and_none_like_it(tmp_path, name):
 def test_hidden_and_foreign_files_are_left_out_and_counted(tmp_path, caplog):
     for name in (*FOREIGN, "cat/1.png", "cat/~2.png"):
         write(tmp_path / name)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "edvit_hf"):
         found = list_folder(tmp_path)
     assert [path.as_posix() for path in found.files] == ["cat/1.png", "cat/~2.png"]
     assert found.ignored == len(FOREIGN)
