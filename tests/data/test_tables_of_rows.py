@@ -75,6 +75,7 @@ def test_numbered_files_come_in_the_order_of_their_numbers(tmp_path):
         (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "once, got files that say different"),
         (["train.parquet", "train.PARQUET"], "once, got files that say different"),
         (["plus/train.parquet", "raw/train.parquet"], r"got them in 2: plus, raw\. .*Name one of these"),
+        (["test/rows.parquet", "train/rows.parquet"], r"number its files: test/0000\.parquet"),
     ],
 )
 def test_files_that_are_missing_or_there_twice_are_refused(tmp_path, names, said):
