@@ -66,7 +66,7 @@ def _of_folder(root: Path, place: Path, names: list[Path]) -> dict[str, list[Pat
     raise DataError(
         f"Expected the tables in {root / place} itself, or in one folder below it, got them in {len(below)}: "
         f"{', '.join(sorted(below)[:8])}. Which of them belong together is not known. Name one of these folders as "
-        "`data_dir`, or several as a list, whose rows are then put together split by split. If each of them is a split, "
+        "`data_dir`, or several as a list, whose rows then are put together by split. If each of them is a split, "
         f"number its files: {sorted(below)[0]}/0000{names[0].suffix} and so on."
     )
 
