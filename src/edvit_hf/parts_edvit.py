@@ -190,7 +190,7 @@ def cross_entropy(logits_BL: Tensor, labels: Any) -> Tensor:
     if fits:
         labels = labels.to(logits_BL.device, torch.long)
         if not (torch.compiler.is_compiling() or labels.is_meta):
-            first, last = labels.min().item(), labels.max().item()
+            first, last = torch.stack(labels.aminmax()).tolist()  # one wait for the device
             fits, found = first >= 0 and last < num_classes, f"{found} from {first} to {last}"
     if not fits:
         raise ValueError(
