@@ -196,7 +196,9 @@ def load_teacher(
     if is_final and found != names:
         raise RecipeError(
             f"`teacher.checkpoint` {checkpoint!r} answers with {found[:5]}..., the dataset has {names[:5]}... With "
-            "`epochs: 0` the model is used as it is, so its classes would be mixed up. Fine-tune it (epochs above 0)."
+            "`epochs: 0` the model is used as it is, so its classes would be mixed up. Fine-tune it (epochs above 0), "
+            "or, if they are the same classes in the same order under other names, correct `id2label` and `label2id` "
+            "in its config.json."
         )
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     heads = ("classifier", "pre_classifier", "bert.pooler")  # what a checkpoint for another task lacks
