@@ -35,7 +35,7 @@ _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*(?:#.*)?
 # No piece of these reaches over the start of the next one, so that a text of such starts alone takes no longer.
 _IMAGE = re.compile(r"!\[[^\[\]]*\](?:\([^()]*\)|\[[^\[\]]*\])?")
 _HTML = re.compile(r"</?[A-Za-z][^<>]*>")
-_IMAGE_START = re.compile(r"!+\[")
+_IMAGE_START = re.compile(r"(?<!!)!+\[")
 _TAG_START = re.compile(r"<(?=[A-Za-z/!?])")
 
 MAX_EXAMPLES = 12

@@ -142,6 +142,17 @@ def test_json_of_many_values_is_refused_before_it_is_read(task, body):
     assert time.process_time() - begin < 0.1
 
 
+@pytest.mark.parametrize("piece", [r"\"", r"\\", "\\\n", "x", "\\", r"\\\"", ",[{"])
+@pytest.mark.parametrize("start", ['{"text": "', '"', '{"text": "a", "'])
+@pytest.mark.parametrize("end", ["", "\\"])
+def test_a_string_that_does_not_end_is_found_at_once(start, piece, end):
+    body = (start + piece * 20_000 + end).encode()
+    begin = time.process_time()
+    with pytest.raises(RefusedError, match="Expected a JSON object"):
+        parse_question("text-classification", "application/json", b"", body, 100_000)
+    assert time.process_time() - begin < 0.3
+
+
 def test_a_long_text_may_have_all_signs_of_json():
     text = '{"a": [1, 2], "\\"\n' * 5000
     body = json.dumps({"text": text, "absent": list(range(500)), "top_k": 2}, ensure_ascii=True).encode()
