@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a graph leads to other files is read from its protobuf, wherever tensors stand and however it is written."""
 
+import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,59 @@ def test_functions_are_counted_as_they_will_be_written_out():
         check_graph(calling(60, 2), "g.onnx")
     with pytest.raises(ManifestError, match=rf"at most {MAX_NODES} nodes, got inf"):
         check_graph(calling(3, 1, last="F1"), "g.onnx")
+
+
+def function(name, *calls):
+    return entry(25, entry(1, name) + b"".join(entry(7, entry(4, call)) for call in calls))
+
+
+CALLS_F = entry(7, entry(1, entry(4, b"f")))
+WRITTEN_TWICE = {
+    "the same": function(b"f") * 2,
+    "with others between": function(b"f", b"g") + function(b"g") + function(b"f"),
+    "under the domain's other name": function(b"f") + entry(25, entry(1, b"f") + entry(10, b"ai.onnx")),
+}
+
+
+@pytest.mark.parametrize("functions", WRITTEN_TWICE.values(), ids=WRITTEN_TWICE.keys())
+def test_a_function_that_is_written_twice_is_refused(functions):
+    with pytest.raises(ManifestError, match=r"g\.onnx: expected an ONNX graph, got two functions called b'f'"):
+        check_graph(CALLS_F + functions, "g.onnx")
+
+
+def chain(length, times, *, last=b"Relu"):
+    names = [b"f", *(b"f%d" % number for number in range(1, length)), last]
+    return CALLS_F + b"".join(function(name, *[after] * times) for name, after in itertools.pairwise(names))
+
+
+HOSTILE = {  # of about 4 MB
+    "functions written often": CALLS_F + (function(b"f", b"g") + function(b"g", b"h")) * 150_000,
+    "a chain that doubles": chain(120_000, 2),
+    "a chain that grows": chain(7_000, 60),
+    "a ring": chain(200_000, 1, last=b"f"),
+    "everyone calls everyone": CALLS_F
+    + function(b"f", *(b"a%d" % i for i in range(700)))
+    + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(700))) for i in range(700)),
+    "nodes": entry(7, b"\x0a\0" * 2_000_000),
+    "entries": b"\x0a\0" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_however_much_a_file_asks_for_it_is_refused_within_a_second(content):
+    begin = time.process_time()
+    with pytest.raises(ManifestError, match=r"two functions|more than \d+ entries|at most \d+ nodes"):
+        check_graph(content, "g.onnx")
+    assert time.process_time() - begin < 1.5  # on a slow machine
+
+
+def test_a_function_that_many_call_is_looked_at_once():
+    layers = [[b"f"], *([b"%d-%d" % (depth, i) for i in range(3)] for depth in range(8_000)), [b"Relu"]]
+    functions = (function(name, *after) for here, after in itertools.pairwise(layers) for name in here)
+    begin = time.process_time()
+    with pytest.raises(ManifestError, match=rf"at most {MAX_NODES} nodes, got"):
+        check_graph(CALLS_F + b"".join(functions), "g.onnx")
+    assert time.process_time() - begin < 1.5
 
 
 @pytest.mark.parametrize("path", sorted(SPACE.glob("*/onnx/*.onnx")) + sorted(SPACE.glob("digits/*/00/onnx/*.onnx")))

@@ -9,7 +9,7 @@ else is passed over by its length, weights too.
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from edvit_hf.manifest.hashes import ListedFile, check_relative_path, verify_fil
 
 MAX_NODES = 200_000  # after functions are written out; twelve layers have about a thousand
 _MAX_DEPTH = 32  # of graphs within nodes
-_MAX_FIELDS = 4_000_000  # some seconds of reading
+_MAX_FIELDS = 400_000  # below a second of reading; twelve layers have about ten thousand
 
 # Message -> its fields that hold other messages.
 _INSIDE = {
@@ -40,7 +40,6 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 class _Body:
     """The nodes of the main graph, or of a function, with those of the graphs inside them."""
 
-    key: tuple[bytes, bytes] = (b"", b"")  # domain and name
     num_nodes: int = 0
     calls: dict[tuple[bytes, bytes], int] = field(default_factory=dict)  # kind of node -> how many
 
@@ -107,16 +106,16 @@ def verify_graph(root: Path, listed: ListedFile) -> None:
 
 def _read(content: memoryview) -> tuple[bool, float]:
     """Whether any tensor lies in another file, and the number of nodes."""
-    bodies = [_Body()]
-    waiting: list[tuple[str, memoryview, _Body, int]] = [("model", content, bodies[0], 0)]
-    num_fields = 0
+    main = _Body()
+    functions: dict[tuple[bytes, bytes], _Body] = {}
+    waiting: list[tuple[str, memoryview, _Body, int]] = [("model", content, main, 0)]
+    num_fields = num_nodes = 0
     while waiting:
         kind, message, body, depth = waiting.pop()
         if depth > _MAX_DEPTH * 3:  # graph, node, attribute
             raise ValueError(f"graphs more than {_MAX_DEPTH} deep inside each other")
         if kind == "function":
             body = _Body()
-            bodies.append(body)
         name = domain = b""
         for number, value in _fields(message):
             num_fields += 1
@@ -133,12 +132,18 @@ def _read(content: memoryview) -> tuple[bool, float]:
                     name = bytes(value)
                 elif number == (_NODE_DOMAIN if kind == "node" else _FUNCTION_DOMAIN):
                     domain = bytes(value)
+        key = (b"" if domain == b"ai.onnx" else domain, name)  # two words for the same
         if kind == "node":
+            num_nodes += 1
+            if num_nodes > MAX_NODES:
+                return False, num_nodes
             body.num_nodes += 1
-            body.calls[domain, name] = body.calls.get((domain, name), 0) + 1
+            body.calls[key] = body.calls.get(key, 0) + 1
         elif kind == "function":
-            body.key = (domain, name)
-    return False, _written_out(bodies)
+            if key in functions:  # which of them is meant depends on the reader
+                raise ValueError(f"two functions called {key[1][:64]!r}")
+            functions[key] = body
+    return False, _written_out(main, functions)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -180,17 +185,20 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _written_out(bodies: list[_Body]) -> float:
-    """Nodes of the main graph when every call of a function is its nodes; infinite where functions call themselves."""
-    functions: dict[tuple[bytes, bytes], list[_Body]] = {}
-    for body in bodies[1:]:
-        functions.setdefault(body.key, []).append(body)
+def _written_out(main: _Body, functions: Mapping[tuple[bytes, bytes], _Body]) -> float:
+    """Nodes of the main graph when every call of a function is its nodes; infinite where functions call themselves.
+
+    Every body is looked at twice, so that this takes no longer than reading the file did.
+    """
     sizes: dict[int, float] = {}
     under_way: set[int] = set()
-    stack = [bodies[0]]
+    stack = [main]
     while stack:  # no recursion: a chain of functions may be long
         body = stack[-1]
-        called = [(each, count) for key, count in body.calls.items() for each in functions.get(key, ())]
+        if id(body) in sizes:  # several call it
+            stack.pop()
+            continue
+        called = [(functions[key], count) for key, count in body.calls.items() if key in functions]
         missing = [each for each, _ in called if id(each) not in sizes]
         if any(id(each) in under_way for each in missing):
             return float("inf")
@@ -201,4 +209,4 @@ def _written_out(bodies: list[_Body]) -> float:
         sizes[id(body)] = body.num_nodes + sum(min(sizes[id(each)], 1e18) * count for each, count in called)
         under_way.discard(id(body))
         stack.pop()
-    return sizes[id(bodies[0])]
+    return sizes[id(main)]
