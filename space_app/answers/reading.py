@@ -4,21 +4,26 @@
 Every refusal is a `DataError` with one sentence that a visitor understands; what went wrong in detail is logged.
 """
 
-import io
 import logging
-import warnings
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from answers.digit_form import digit_from_picture
 from answers.sounds import read_sound, spectrogram_picture
 from edvit_hf.errors import DataError, EDViTError
 from edvit_hf.tasks import Task
-from edvit_hf.transforms import AudioTransform, ImageTransform, TextTransform, Transform, open_image
+from edvit_hf.transforms import (
+    FORMATS_OF_STRANGERS,
+    AudioTransform,
+    ImageTransform,
+    TextTransform,
+    Transform,
+    open_image,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,9 @@ MAX_PIXELS_UNSCALED = 1_000_000
 """Pixels where the ensemble takes pictures in their own size, so that every pixel costs time."""
 MAX_CHARACTERS = 20_000
 """Characters of a text that are looked at. No model here reads so many."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+
+_TOO_LARGE = re.compile(r"image of at most \S+ Mpx, got (?:(\d+ x \d+) px|more) in ")  # as `open_image` says it
+_TOO_NARROW = "with sides of at least"
 
 _WRONG_KIND = "This ensemble takes {}. Give it one, or choose another ensemble."
 _KINDS = {"image-classification": "pictures", "audio-classification": "sounds", "text-classification": "texts"}
@@ -99,11 +106,11 @@ def read(taker: Taker, kind: Kind, content: bytes) -> Reading:
 def read_picture(taker: Taker, content: bytes) -> Reading:
     """A picture: no picture, damaged, too large or too small, or without contrast where that is needed is refused."""
     transform = taker.of_kind(ImageTransform)
-    _check_pixels(content, MAX_PIXELS if transform.size is not None else MAX_PIXELS_UNSCALED)
+    limit = MAX_PIXELS if transform.size is not None else MAX_PIXELS_UNSCALED
     try:
-        image = open_image(content)
+        image = open_image(content, max_pixels=limit, formats=FORMATS_OF_STRANGERS)
     except (EDViTError, MemoryError) as error:
-        raise _no_picture(error) from error
+        raise _refused(error, limit) from error
     return of_picture(transform, digit_from_picture(image, side_of(taker)) if taker.can_draw else image)
 
 
@@ -151,29 +158,18 @@ def read_text(taker: Taker, given: str) -> Reading:
     return Reading(inputs=transform.pad([ids]), tokens=tokens, remark=remark)
 
 
-def _check_pixels(content: bytes, limit: int) -> None:
-    """Refuse by the header, before anything is decoded."""
-    Image.init()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=[n for n in _FORMATS if n in Image.OPEN]) as image:
-                width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels("too many", limit) from error
-    except Exception as error:  # Pillow's readers raise nearly every type on damaged input
-        raise _no_picture(error) from error
-    if width * height > limit:
-        raise _too_many_pixels(f"{width} x {height}", limit)
-    if min(width, height) < 2:
-        raise DataError("This picture is only one pixel wide or high. Choose a larger one.")
-
-
-def _too_many_pixels(got: str, limit: int) -> DataError:
-    return DataError(
-        f"This picture has {got} pixels, more than the {limit // 1_000_000} million that fit here. "
-        "Scale it down or choose a smaller one."
-    )
+def _refused(error: BaseException, limit: int) -> DataError:
+    """An error of `open_image` in a visitor's words."""
+    told = str(error)
+    if (size := _TOO_LARGE.search(told)) is not None:
+        logger.info("refused a picture: %s", error)
+        return DataError(
+            f"This picture has {size[1] or 'too many'} pixels, more than the {limit // 1_000_000} million that fit "
+            "here. Scale it down or choose a smaller one."
+        )
+    if _TOO_NARROW in told:
+        return DataError("This picture is only one pixel wide or high. Choose a larger one.")
+    return _no_picture(error)
 
 
 def _no_picture(error: BaseException) -> DataError:

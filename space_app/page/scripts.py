@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from edvit_hf.errors import DataError
+from edvit_hf.transforms.containers import scan_png
 
 SIDE = 280  # px
 MAX_CHARACTERS = 300_000  # of the drawing as it comes: strokes of one colour take a few thousand
@@ -113,10 +114,13 @@ def read_drawing(png: Any) -> dict[str, Any]:
     if not isinstance(png, str) or not png.startswith(_PREFIX) or len(png) > MAX_CHARACTERS:
         raise DataError(_UNREADABLE)
     try:
-        with Image.open(io.BytesIO(base64.b64decode(png[len(_PREFIX) :], validate=True)), formats=["PNG"]) as image:
+        file = io.BytesIO(base64.b64decode(png[len(_PREFIX) :], validate=True))
+        scan_png(file, "a drawing", SIDE * SIDE)
+        file.seek(0)
+        with Image.open(file, formats=["PNG"]) as image:
             if image.size != (SIDE, SIDE):
                 raise DataError(_UNREADABLE)
             pixels = np.asarray(image.convert("RGBA"))
-    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (DataError, binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(_UNREADABLE) from error
     return {"layers": [pixels], "composite": None}

@@ -15,6 +15,8 @@ from PIL import Image
 from answers import answering, ensembles, inputs, sounds
 from answers.reading import MAX_PIXELS
 from edvit_hf.errors import DataError, EDViTError
+from edvit_hf.transforms import FORMATS_OF_STRANGERS
+from support.bombs import IMAGES, OWN_IMAGES
 from support.space_ensembles import write_each
 from support.tiny_ensemble import MAX_TOKENS
 
@@ -95,12 +97,31 @@ def test_pictures_that_cannot_be_read_are_refused_with_sentences(opened, file, t
 
 
 def test_too_many_pixels_are_refused_before_anything_is_decoded(opened, file, monkeypatch):
-    def decode(*_):
-        raise AssertionError("it was decoded")
-
-    monkeypatch.setattr("answers.reading.open_image", decode)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
     side = int(MAX_PIXELS**0.5) + 1
     assert "million" in refusal(inputs.prepare_image, opened[IMAGE], file(header_only_png(side, side)))
+
+
+BOMBS = ["gif: a comment of one-byte blocks", "gif: many comments", "jpeg: many comments", "png: many texts"]
+BOMBS += ["webp: many chunks", "tiff: many strips", "ppm: many comments between numbers", "ico: a large picture"]
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pictures_that_a_decoder_would_not_end_with_are_refused_by_a_look_at_them(opened, file, name, monkeypatch):
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a decoder was given it"))
+    given = file({**IMAGES, **OWN_IMAGES}[name]())
+    assert "not a readable picture" in refusal(inputs.prepare_image, opened[IMAGE], given)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "ICO"])
+def test_of_strangers_the_formats_for_strangers_alone_are_read(opened, file, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(buffer, kind)
+    given = file(buffer.getvalue())
+    if kind in (*FORMATS_OF_STRANGERS, "MPO"):  # how telephones write a JPEG
+        assert inputs.prepare_image(opened[IMAGE], given).seen.shape == (8, 8, 3)
+    else:
+        assert "not a readable picture" in refusal(inputs.prepare_image, opened[IMAGE], given)
 
 
 def test_pictures_that_are_taken_in_their_own_size_have_fewer_pixels(opened, file):

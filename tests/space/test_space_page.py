@@ -31,6 +31,7 @@ from answers.views import Device, Model, Span, Timeline, View, percent
 from edvit_hf.errors import DataError
 from page import charts, figures, safety
 from page.scripts import MAX_CHARACTERS, SIDE, read_drawing
+from support.bombs import chunk, png
 
 SPACE = Path(__file__).resolve().parents[2] / "space_app"
 VOID = {"img", "input", "br"}
@@ -286,6 +287,15 @@ def drawn(size=(SIDE, SIDE), mode="RGBA", kind="PNG"):
     buffer = io.BytesIO()
     Image.new(mode, size, 7).save(buffer, kind)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+DRAWN_WITH_TEXTS = "data:image/png;base64," + base64.b64encode(png(chunk(b"tEXt", b"a\0b") * 4000)).decode()
+
+
+def test_a_drawing_of_many_pieces_is_not_given_to_a_decoder(monkeypatch):
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a decoder was given it"))
+    with pytest.raises(DataError):
+        read_drawing(DRAWN_WITH_TEXTS)
 
 
 def test_a_drawing_comes_back_as_it_was():
