@@ -5,6 +5,7 @@ What hangs, swells or crashes there ends there. `start` switches it on, as app.p
 this process, which is for one's own files.
 """
 
+import contextlib
 import logging
 import sys
 import threading
@@ -17,7 +18,7 @@ import numpy as np
 
 from answers.reading import Kind, Reading, Taker
 from answers.runtimes import VisitorError
-from answers.wire import answer_of, inputs_message, reading_of
+from answers.wire import answer_of, described_of, inputs_message, reading_of
 from edvit_hf.errors import DataError, EDViTError, OverloadedError
 from edvit_hf.isolation import Child, ChildLimits, IsolationError, Message, Pool, as_bytes
 from edvit_hf.isolation.protocol import ProtocolError
@@ -146,13 +147,16 @@ class IsolatedEnsemble:
         setup = Message("setup", {"folder": str(folder), "title": title, "deadline_ms": DEADLINE_MS})
         try:
             self._child = _child("answers.jobs:EnsembleJob", setup, ENSEMBLE_LIMITS)
-            told = self._child.ask(Message("describe"), seconds=ASK_SECONDS).values
-        except IsolationError as error:
+            with contextlib.ExitStack() as unless_described:
+                unless_described.callback(self._child.close)
+                told = self._child.ask(Message("describe"), seconds=ASK_SECONDS)
+                self.can_draw, self.side = described_of(told)
+                unless_described.pop_all()
+        except (IsolationError, ProtocolError) as error:
             logger.warning("could not open %s: %s", title, error)
             raise VisitorError(TOO_LARGE) from error
         except EDViTError as error:  # the child's sentence
             raise VisitorError(str(error)) from error
-        self.can_draw, self.side = told.get("can_draw") is True, int(told.get("side") or 0)
         self._line = RequestLine(MonotonicClock(), max_in_flight=1, max_queued=MAX_IN_LINE)
         self.close = weakref.finalize(self, self._child.close)  # it ends when nobody holds it
 

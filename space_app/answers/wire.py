@@ -4,12 +4,12 @@
 An ensemble of a stranger may have taken over its child: nothing but finite numbers of the right shapes gets out of it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
+from answers.digit_form import FORM_SIDES
 from answers.reading import Reading
 from edvit_hf.isolation import Message
 from edvit_hf.isolation.protocol import ProtocolError
@@ -17,9 +17,11 @@ from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import Answer
 from edvit_hf.runtime.engines import Reason
 from edvit_hf.tasks import vote_sizes
+from edvit_hf.transforms.images import MAX_SIDE
 
 MAX_TOKENS, MAX_TEXT, MAX_TOKEN_TEXT = 20_000, 1000, 100
 MAX_SEEN_SIDE = 4096
+MAX_MILLISECONDS, MAX_SENT_BYTES = 1e9, 1 << 50
 _INPUT = "input:"
 
 
@@ -46,7 +48,8 @@ def reading_of(message: Message) -> Reading:
     _check(is_picture and (seen is None or 0 < min(seen.shape) <= max(seen.shape) <= MAX_SEEN_SIDE), "picture")
     inputs = {name.removeprefix(_INPUT): a for name, a in message.arrays.items() if name.startswith(_INPUT)}
     _check(bool(inputs) and all(len(values) == 1 for values in inputs.values() if values.ndim), "inputs")
-    return Reading(inputs=inputs, seen=seen, tokens=tuple(t[:MAX_TOKEN_TEXT] for t in tokens or ()), remark=str(remark))
+    shown = tuple(_encodable(each[:MAX_TOKEN_TEXT]) for each in tokens or ())
+    return Reading(inputs=inputs, seen=seen, tokens=shown, remark=_encodable(str(remark)))
 
 
 def inputs_message(kind: str, inputs: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Message:
@@ -74,22 +77,44 @@ def answer_message(answer: Answer, without: Sequence[np.ndarray] = ()) -> Messag
     return Message("answer", values, arrays)
 
 
+def described_of(message: Message) -> tuple[bool, int]:
+    """What an ensemble says of itself, as it came: whether it reads drawings, and the side of its pictures.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    can_draw, side = message.values.get("can_draw"), message.values.get("side")
+    _check(type(can_draw) is bool and type(side) is int and 0 <= side <= MAX_SIDE, "description")
+    _check(not can_draw or side in FORM_SIDES, "description")  # drawings are scaled to it in the page's process
+    return bool(can_draw), int(side or 0)
+
+
 def answer_of(message: Message, manifest: Manifest, num_without: int = 0) -> tuple[Answer, list[np.ndarray]]:
     """An answer as it came, of an ensemble with that manifest.
 
     Raises:
         ProtocolError: It is none.
     """
+    try:
+        return _answer_of(message, manifest, num_without)
+    except (TypeError, ValueError, OverflowError) as error:  # of what is looked at before it is checked
+        raise ProtocolError(f"Expected an answer from a child process, got something else: {error!s:.200}") from error
+
+
+def _answer_of(message: Message, manifest: Manifest, num_without: int) -> tuple[Answer, list[np.ndarray]]:
     values, count, names = message.values, len(manifest.sub_models), tuple(manifest.label_names)
     present, missing = values.get("present"), values.get("missing")
     _check(isinstance(present, list) and len(present) == count and all(type(p) is bool for p in present), "present")
     _check(isinstance(missing, list) and all(isinstance(m, list) and len(m) == 2 for m in missing), "missing")
+    _check(all(type(index) is int and type(reason) is str for index, reason in missing or ()), "missing")
     reasons: dict[int, Reason] = dict(missing or ())
     absent = [index for index, there in enumerate(present or ()) if not there]
-    _check(sorted(reasons) == absent and set(reasons.values()) <= set(get_args(Reason)), "missing")
+    is_each_once = sorted(index for index, _ in missing or ()) == absent
+    _check(is_each_once and set(reasons.values()) <= set(get_args(Reason)), "missing")
     times, sent = values.get("milliseconds"), values.get("bytes_sent")
     _check(isinstance(times, list) and len(times) == count, "times")
-    _check(isinstance(sent, list) and len(sent) == count and all(type(b) is int and b >= 0 for b in sent), "bytes")
+    _check(isinstance(sent, list) and len(sent) == count, "bytes")
+    _check(all(type(each) is int and 0 <= each <= MAX_SENT_BYTES for each in sent or ()), "bytes")
     tables = [_table(message, "probabilities", [len(names)])]
     tables += [_table(message, f"without:{i}", [len(names)]) for i in range(num_without)]
     votes = [
@@ -121,8 +146,13 @@ def _table(message: Message, name: str, widths: Sequence[int]) -> np.ndarray:
 
 
 def _time(value: Any) -> float:
-    _check(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0, "times")
+    _check(type(value) in (int, float) and 0 <= value <= MAX_MILLISECONDS, "times")  # which no NaN is
     return float(value)
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold halves of letters, which nothing can be sent with."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _check(is_right: bool, what: str) -> None:
