@@ -6,10 +6,14 @@ standard library.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
+import platform
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,8 @@ MANIFEST, STALE_MANIFEST = "manifest.json", "manifest.json.stale"  # of the expo
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _READ_INSTEAD = ("adapter_config.json", "shard-*-model-*.safetensors")  # the stock loader prefers these
 _OWNED = ("model*.safetensors", WEIGHTS_INDEX, "fusion.safetensors")  # of a folder that a save writes
+_SAVING = f".saving.{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}"  # what saves of this machine write
+_UNDER_WAY: set[str] = set()  # names of what this process saves
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 _COUNTERS = ("position_ids", "token_type_ids", "num_batches_tracked")  # whole numbers by nature; older files hold them
@@ -234,8 +240,11 @@ def whole_save(directory: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"Expected a folder to save an ensemble to, got the file {directory}. Name another.")
     was_there = directory.is_dir()
     directory.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", suffix=".partial", dir=directory))
+    _remove_left_over(directory)
+    staging = directory / f"{_SAVING}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+    _UNDER_WAY.add(staging.name)
     try:
+        staging.mkdir()
         yield staging
         names = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
         names.sort(key=lambda name: (len(name.parts) == 1, name.name == WEIGHTS, str(name)))  # the whole comes last
@@ -249,9 +258,27 @@ def whole_save(directory: Path) -> Iterator[Path]:
                     path.unlink()
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        _UNDER_WAY.discard(staging.name)
         if not was_there:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # only where nothing was saved
+
+
+def _remove_left_over(directory: Path) -> None:
+    """Remove what saves of this machine left that were killed."""
+    for path in directory.glob(f"{_SAVING}-*.partial") if os.name == "posix" else ():
+        match = re.fullmatch(rf"{re.escape(_SAVING)}-(\d{{1,9}})-[0-9a-f]{{8}}\.partial", path.name)
+        if match and path.name not in _UNDER_WAY and not _is_alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process of that number runs; ours has another life than one that left something."""
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return process != os.getpid()
 
 
 def _put_stale_export_aside(directory: Path, staging: Path, names: Sequence[Path]) -> None:

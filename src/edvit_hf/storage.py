@@ -8,7 +8,6 @@ between. Every room that reads or writes files calls it.
 import contextlib
 import ctypes
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -39,9 +38,11 @@ MAX_JSON_BYTES = 64 * MIB  # far above any file of ours; more is written by nobo
 _NAMED = 48  # characters of a name that its temporary sibling carries
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _UNDER_WAY: set[str] = set()  # names of what this process is writing
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE, AT_FDCWD
 _JSON_NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_UNSUPPORTED = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EACCES)
 _DISK_FAULTS_IN_WORDS = ("No space left on device", "os error 28", "os error 27", "os error 122")
 
 
@@ -113,7 +114,7 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         ValueError: It is something else, longer, or cannot be read. The message is what came instead of the file.
     """
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _WITHOUT_WAITING)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ValueError("something that is no ordinary file")
@@ -125,10 +126,6 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         raise
     except OSError as error:
         raise ValueError(f"a file that cannot be read ({error.strerror or error})") from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_yaml(path: Path) -> Any:
@@ -246,16 +243,11 @@ def take_place(partial: Path, target: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two paths change places in one step; whether the system did it."""
-    swap = _system_exchange()
-    return swap is not None and swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
-
-
-@functools.cache
-def _system_exchange() -> Any:
     try:
-        return ctypes.CDLL(None).renameat2  # Linux
+        swap = ctypes.CDLL(None).renameat2  # Linux
     except (AttributeError, OSError, TypeError):
-        return None
+        return False
+    return bool(swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def _sibling(path: Path) -> Path:
@@ -286,12 +278,13 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
 
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of that name is one of ours that is being written, or was when its process ended."""
-    return re.fullmatch(rf".+\.[0-9a-f]{{6}}-\d+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}", name) is not None
+    made_by = r"(.+\.[0-9a-f]{6}-\d+-[0-9a-f]{8}|\.saving-[a-z0-9_]{8})"  # the latter by earlier releases
+    return re.fullmatch(made_by + re.escape(PARTIAL_SUFFIX), name) is not None
 
 
 def _remove_left_over(path: Path) -> None:
     """Remove what processes of this machine left of earlier attempts at `path` when they were killed."""
-    name = re.compile(re.escape(path.name[:_NAMED]) + rf"\.{_MACHINE}-(\d+)-[0-9a-f]+" + re.escape(PARTIAL_SUFFIX))
+    name = re.compile(re.escape(path.name[:_NAMED]) + rf"\.{_MACHINE}-(\d{{1,9}})-\w+" + re.escape(PARTIAL_SUFFIX))
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(path.parent)) if os.name == "posix" else ():
             match = name.fullmatch(entry.name)
@@ -301,19 +294,27 @@ def _remove_left_over(path: Path) -> None:
 
 def _is_alive(process: int) -> bool:
     """Whether another process of that number runs; ours has another life than one that left something."""
-    if process == os.getpid():
-        return False
     try:
         os.kill(process, 0)
     except OSError as error:
         return error.errno != errno.ESRCH
-    return True
+    return process != os.getpid()
 
 
 def _flush(path: Path) -> None:
-    """Have the bytes of a file on the disk."""
-    with path.open("rb") as file:
+    """Have the bytes of a file on the disk, where that can be asked for."""
+    with _where_supported(), path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:  # Windows wants "+"
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _where_supported() -> Iterator[None]:
+    """Go on without what a file system has not, such as locks or flushing on one that lies in a network."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
 def remove(path: Path) -> None:
@@ -355,7 +356,7 @@ def is_disk_fault(error: BaseException | None) -> bool:
 def held_folder(folder: Path) -> Iterator[None]:
     """Make a folder and lock it for as long as the block runs; another process that wants it waits.
 
-    The folder itself is locked, so that no other file has to lie there. On systems without `fcntl` nobody waits.
+    The folder itself is locked, so that no other file has to lie there. On systems or disks without locks nobody waits.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -367,7 +368,8 @@ def held_folder(folder: Path) -> Iterator[None]:
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with _where_supported():
+                fcntl.flock(handle, fcntl.LOCK_EX)
             if _is_open_at(handle, folder):  # else it was finished and renamed while we waited
                 yield
                 return
@@ -389,12 +391,10 @@ def link_tree(source: Path, target: Path) -> None:
     """
 
     def link(src: str, dst: str) -> str:
-        if Path(src).suffix not in LINKED_SUFFIXES:
-            return str(shutil.copy2(src, dst))
-        try:
-            os.link(src, dst)
-        except OSError:  # another file system, or one without hard links
-            shutil.copy2(src, dst)
-        return dst
+        if Path(src).suffix in LINKED_SUFFIXES:
+            with contextlib.suppress(OSError):  # another file system, or one without hard links
+                os.link(src, dst)
+                return dst
+        return str(shutil.copy2(src, dst))
 
     shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)

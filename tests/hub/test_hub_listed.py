@@ -86,6 +86,9 @@ def test_what_a_killed_process_left_neither_blocks_a_push_nor_is_sent(hub, folde
         (folder / name).write_text("")
     (folder / "sub.0123ab-9-0123abcd.partial").mkdir()
     (folder / "sub.0123ab-9-0123abcd.partial/x.py").write_text("")
+    for name in (".saving-ab3_xyz9.partial", ".saving.0123ab-9-0123abcd.partial"):  # of `save_pretrained`
+        (folder / name / "sub_models/00").mkdir(parents=True)
+        (folder / name / "sub_models/00/model.safetensors").write_text("")
     assert send(folder).changed
     assert not [path for path in hub.repositories[REPO].files() if "partial" in path]
 

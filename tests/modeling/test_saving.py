@@ -3,7 +3,10 @@
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 
 from edvit_hf import files_edvit
 from edvit_hf.auto import EDViTForImageClassification, EDViTModel
+from edvit_hf.storage import is_temporary
 from support.torch_ensemble import tiny_torch_ensemble
 
 
@@ -249,6 +253,26 @@ def test_a_save_that_breaks_off_leaves_what_was_there(ensemble, tmp_path, monkey
             ensemble.save_pretrained(tmp_path / name)
     assert tree(tmp_path / "there") == before
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_save_left_is_no_part_of_the_folder_and_goes_with_the_next(ensemble, tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = []
+    for process in (killed.pid, os.getpid(), os.getppid()):
+        with files_edvit.whole_save(tmp_path) as staging:
+            left.append(staging.with_name(staging.name.replace(f"-{os.getpid()}-", f"-{process}-", 1)))
+            assert is_temporary(staging.name)
+    other = tmp_path / ".saving.ffffff-1-0123abcd.partial"  # of another machine
+    for folder in (*left, other):
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+    with files_edvit.whole_save(tmp_path) as first, files_edvit.whole_save(tmp_path) as second:
+        assert first.is_dir()  # what is under way is not left over
+        assert second.is_dir()
+        assert [folder.is_dir() for folder in (*left, other)] == [False, False, True, True]
+    ensemble.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob(".saving*")) == sorted([left[2].name, other.name])
 
 
 def test_a_file_in_the_way_is_an_error_and_not_a_save_that_never_was(ensemble, tmp_path):

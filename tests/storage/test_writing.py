@@ -104,7 +104,7 @@ def test_concurrent_writers_of_one_folder_leave_one_whole(tmp_path):
 
 
 def test_where_the_system_cannot_exchange_folders_the_older_one_comes_back_after_a_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_system_exchange", lambda: None)
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     target = tmp_path / "folder"
     for value in ("older", "newer"):
         with whole_folder(target) as partial:
@@ -226,3 +226,58 @@ def test_a_change_that_fails_changes_nothing(tmp_path):
     with pytest.raises(EDViTError, match="found no file"), changed_json(tmp_path / "none" / "x.json", "results"):
         pass
     assert names(tmp_path) == ["x.json"]
+
+
+MISSING = [errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK]
+
+
+@pytest.mark.parametrize("writer", [whole_file, whole_folder])
+@pytest.mark.parametrize("code", [None, *MISSING])
+def test_what_is_flushed_can_be_written_and_what_cannot_be_flushed_is_written_all_the_same(
+    tmp_path, monkeypatch, writer, code
+):
+    """Windows flushes only through a handle that may write: EBADF."""
+    flushed = []
+
+    def fsync(handle):
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+        assert os.write(handle, b"") == 0  # EBADF for a handle that only reads
+        flushed.append(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with writer(tmp_path / "x") as partial:
+        (partial / "a" if partial.is_dir() else partial).write_text("new")
+    assert (tmp_path / "x/a" if writer is whole_folder else tmp_path / "x").read_text() == "new"
+    assert len(flushed) == (code is None)
+
+
+@pytest.mark.parametrize("writer", [whole_file, whole_folder])
+def test_a_read_only_file_is_written_whole_and_a_disk_that_breaks_is_still_named(tmp_path, monkeypatch, writer):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be allowed everything
+    with writer(tmp_path / "x") as partial:
+        (partial / "a" if partial.is_dir() else partial).write_text("new")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(WorkDirError, match="broken"), writer(tmp_path / "x") as partial:
+        (partial / "a" if partial.is_dir() else partial).write_text("newer")
+    assert (tmp_path / "x/a" if writer is whole_folder else tmp_path / "x").read_text() == "new"
+
+
+@pytest.mark.skipif(storage.fcntl is None, reason="a system without locks")
+@pytest.mark.parametrize("code", MISSING)
+def test_where_a_disk_has_no_locks_nobody_waits_and_other_errors_pass(tmp_path, monkeypatch, code):
+    def flock(handle, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    write_json(tmp_path / "x.json", {"a": 1})
+    with changed_json(tmp_path / "x.json", "a test") as values:
+        values["a"] = 2
+    assert read_json(tmp_path / "x.json") == {"a": 2}
+    fault = OSError(code, "of the block")
+    with pytest.raises(OSError, match="of the block") as found, storage.held_folder(tmp_path):
+        raise fault
+    assert found.value is fault
+    code = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), storage.held_folder(tmp_path):
+        pass
