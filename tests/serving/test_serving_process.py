@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import uvicorn
 from typer.testing import CliRunner
 
 from edvit_hf.cli import app
@@ -25,6 +26,7 @@ from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving import ServeConfig
 from edvit_hf.serving import serve as serve_forever
+from edvit_hf.serving.server import _Server
 from support.serving_setup import GROUPS, IMAGE, TOKEN, png
 from support.tiny_ensemble import write_tiny_ensemble
 
@@ -156,6 +158,33 @@ def test_a_signal_lets_a_request_in_flight_end_and_then_the_process_ends_well(fo
         assert "Traceback" not in stderr
         with pytest.raises(ConnectionRefusedError):
             server.connect()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_lets_a_request_in_flight_end_too(folder, number):
+    with Process("-m", "edvit_hf.cli", "serve", folder, "--port", 0, "--decode-in-process", lines=3) as server:
+        body, connection = png(), server.connect()
+        connection.sendall(START + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body))
+        assert b" 100 " in connection.recv(65536)  # it is being read
+        server.process.send_signal(number)
+        assert any("once more stops at once" in line for line in iter(server.process.stderr.readline, ""))
+        connection.sendall(body)
+        assert received(connection).startswith(b"HTTP/1.1 200 ")
+        _, stderr = server.process.communicate(timeout=LONG / 3)
+        assert "Traceback" not in stderr
+        assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize("former", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+def test_a_hang_up_is_taken_over_unless_it_is_ignored_and_given_back(former):
+    before = signal.signal(signal.SIGHUP, former)
+    try:
+        server = _Server(uvicorn.Config(None), None, None)
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) == (former if former is signal.SIG_IGN else server.handle_exit)
+        assert signal.getsignal(signal.SIGHUP) is former
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_stops_at_once(folder):

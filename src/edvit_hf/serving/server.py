@@ -86,16 +86,17 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """See `uvicorn.Server`; a terminal that is closed stops like SIGTERM, unless hang-ups are ignored (nohup)."""
         with super().capture_signals():
-            hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+            hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
             is_main = threading.current_thread() is threading.main_thread()
-            if not is_main or signal.getsignal(hang_up) is not signal.SIG_DFL:
+            former = signal.SIG_IGN if hang_up is None or not is_main else signal.getsignal(hang_up)
+            if hang_up is None or former in (signal.SIG_IGN, None):  # None: not of Python, it could not be put back
                 yield
                 return
             signal.signal(hang_up, self.handle_exit)
             try:
                 yield
             finally:
-                signal.signal(hang_up, signal.SIG_DFL)
+                signal.signal(hang_up, former)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; uvicorn's own would raise it again at the end, and the exit code would be its number."""
