@@ -34,6 +34,7 @@ MAX_BODY_BYTES = inputs.MAX_FILE_BYTES + 2**20  # of one request: a file and wha
 MAX_WAITING = 64  # requests in the queue; further ones are turned away
 # Answered and opened at a time. What may take long has fewer places than there are, so that the others stay free.
 ANSWERS, OPENINGS_AT_ONCE = isolation.MAX_ASKED + isolation.MAX_READING + 4, ensembles.MAX_WAITING + 2
+ANSWERS_EACH = ANSWERS // 2  # of one address
 MAX_THREADS = ANSWERS + OPENINGS_AT_ONCE + 8
 STATE_SECONDS = 3600  # after which a visitor who does nothing is forgotten
 FILE_SECONDS = (600, 3600)  # how often uploads are looked through, and how old they become
@@ -160,7 +161,7 @@ class Page:
     ) -> visits.Visit:
         if visit is None:
             visit = visits.resume(shown) if shown else visits.start(self.first)
-        visit.visitor = visitor_of(request)
+        visit.session, visit.address = told_by(request)
         return visit
 
     def _event(self, act: Callable[..., visits.Panels], *names: str) -> Callable[..., tuple[Any, ...]]:
@@ -203,17 +204,21 @@ class Page:
 
 
 TURNS = turns.Turns()
+PLACES = turns.Places(ANSWERS, ANSWERS_EACH)
 
 
-def visitor_of(request: gr.Request | None) -> str | None:
-    """What tells this visitor from others; None where nothing does."""
-    return None if request is None else request.session_hash or (request.client.host if request.client else None)
+def told_by(request: gr.Request | None) -> tuple[str | None, str | None]:
+    """The session, as the browser calls it, and the address, as `Guard` found it."""
+    if request is None:
+        return None, None
+    address = request.client.host if request.client else None
+    return request.session_hash or address, address
 
 
 def in_turn(visit: visits.Visit, act: Callable[[], visits.Panels]) -> visits.Panels:
-    """Act when this visitor's turn comes; refuse where too many of the same visitor wait."""
+    """Act when this session's turn comes; refuse where too many of the same session or address wait."""
     try:
-        with TURNS.enter(visit.visitor):
+        with PLACES.hold(visit.address), TURNS.enter(visit.session), turns.asking(visit.address):
             return act()
     except OverloadedError:
         return visits.show(visit, visits.TOO_MANY)

@@ -18,6 +18,7 @@ import numpy as np
 
 from answers.reading import Kind, Reading, Taker
 from answers.runtimes import VisitorError
+from answers.turns import Places
 from answers.wire import answer_of, described_of, inputs_message, reading_of
 from edvit_hf.errors import DataError, EDViTError, OverloadedError
 from edvit_hf.isolation import Child, ChildLimits, IsolationError, Message, Pool, as_bytes
@@ -43,6 +44,8 @@ MAX_READING = READERS + 3
 """Visitors whose files are read, or wait for a reader; more are told at once, so that the others' places stay free."""
 MAX_IN_LINE, MAX_ASKED = 2, 5
 """Visitors who wait for one ensemble of a stranger, and who are at or wait for any: the others' places stay free."""
+MAX_EACH = 2
+"""Of the readers' places, and of those at ensembles of strangers, what one address holds: one reader stays free."""
 
 TOO_MUCH = "This file takes too long or too much memory to be read here. Choose a smaller or simpler one."
 READERS_BUSY = "Many files are read at this moment. Try again in a few seconds."
@@ -55,8 +58,8 @@ TOO_LARGE = (
 _PAGE = str(Path(__file__).resolve().parents[1])
 _lock = threading.Lock()
 _readers: Pool | None = None
-_asked = threading.BoundedSemaphore(MAX_ASKED)
-_reading = threading.BoundedSemaphore(MAX_READING)
+_asked = Places(MAX_ASKED, MAX_EACH)
+_reading = Places(MAX_READING, MAX_EACH)
 
 
 def start(takers: Sequence[tuple[Path, Taker]] = ()) -> None:
@@ -98,18 +101,17 @@ def read(folder: Path, taker: Taker, kind: Kind, content: bytes) -> Reading:
     """
     readers = _readers
     question = Message(kind, {"taker": _taker_values(folder, taker)}, {"content": as_bytes(content)})
-    if not _reading.acquire(blocking=False):
-        raise DataError(READERS_BUSY)
     try:
-        if readers is None:
-            raise IsolationError("Expected processes that read files, got none.", "closed")
-        return reading_of(readers.ask(question, seconds=READ_SECONDS, wait_seconds=WAIT_SECONDS))
+        with _reading.hold_mine():
+            if readers is None:
+                raise IsolationError("Expected processes that read files, got none.", "closed")
+            return reading_of(readers.ask(question, seconds=READ_SECONDS, wait_seconds=WAIT_SECONDS))
+    except OverloadedError as error:
+        raise DataError(READERS_BUSY) from error
     except (IsolationError, ProtocolError) as error:
         logger.warning("a file was not read: %s", error)
         is_busy = isinstance(error, IsolationError) and error.why in ("busy", "closed", "start")
         raise DataError(READERS_BUSY if is_busy else TOO_MUCH) from error
-    finally:
-        _reading.release()
 
 
 def _child(entry: str, setup: Message, limits: ChildLimits) -> Child:
@@ -202,15 +204,11 @@ class IsolatedEnsemble:
     def _ask(self, question: Message) -> Message:
         """Raises `VisitorError` where the process is gone, `OverloadedError` where too many ask, and what it raises."""
         clock = MonotonicClock()
-        if not _asked.acquire(blocking=False):
-            raise OverloadedError("Expected a free place, got others who ask such ensembles.", retry_after_ms=1e3)
         try:
-            with self._line.enter(clock.now() + 2 * ASK_SECONDS):
+            with _asked.hold_mine(), self._line.enter(clock.now() + 2 * ASK_SECONDS):
                 return self._child.ask(question, seconds=ASK_SECONDS)
         except IsolationError as error:
             raise VisitorError(self._ended(error)) from error
-        finally:
-            _asked.release()
 
     def _ended(self, error: Exception) -> str:
         logger.warning("an ensemble of a visitor was closed: %s", error)

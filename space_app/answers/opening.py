@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from answers.runtimes import VisitorError
-from edvit_hf.errors import EDViTError, HubError, ManifestError, MissingExtraError
+from answers.turns import Places
+from edvit_hf.errors import EDViTError, HubError, ManifestError, MissingExtraError, OverloadedError
 from edvit_hf.hub.client import UnreachableError, ask, connect, fetch_file, read_file
 from edvit_hf.hub.pulling import pull
 from edvit_hf.hub.selection import select_by_profile
@@ -54,6 +55,7 @@ class OpenedOnce(Generic[Item]):
         seconds: float,
         max_each: int = 2,
         max_waiting: int = 6,
+        max_waiting_each: int = 2,
         is_usable: Callable[[Item], bool] = lambda _: True,
     ) -> None:
         """Begin with nothing.
@@ -64,11 +66,12 @@ class OpenedOnce(Generic[Item]):
             seconds: A visitor waits no longer; what was begun goes on, and is there at the next try.
             max_each: Of those that are kept, how many one visitor may have brought.
             max_waiting: How many wait for those that visitors named, at most; the places of others stay free.
+            max_waiting_each: Of those, how many of one visitor.
             is_usable: Whether one can be asked still; else it counts as closed.
         """
         self._max_named, self._max_opening, self._seconds = max_named, max_opening, seconds
-        self._max_each, self._max_waiting, self._is_usable = max_each, max_waiting, is_usable
-        self._num_waiting = 0
+        self._max_each, self._is_usable = max_each, is_usable
+        self._waiting = Places(max_waiting, max_waiting_each)
         self._lock = threading.RLock()
         self._bundled: dict[str, Item] = {}
         self._named: OrderedDict[str, Item] = OrderedDict()
@@ -78,15 +81,25 @@ class OpenedOnce(Generic[Item]):
     def get(self, key: str, load: Callable[[], Item], *, is_bundle: bool, visitor: str | None = None) -> Item:
         """What is open under that key, or what `load` opens on a thread of its own, once for all who ask.
 
-        A `visitor` has one opened at a time.
+        A `visitor`, which is an address, has one opened at a time.
         """
+        found = self.find(key)
+        if found is not None:
+            return found
+        if is_bundle:
+            return self._wait(key, load, is_bundle=True, visitor=None)
+        try:
+            with self._waiting.hold(visitor):
+                return self._wait(key, load, is_bundle=False, visitor=visitor)
+        except OverloadedError as error:
+            raise VisitorError(_OTHERS_OPEN) from error
+
+    def _wait(self, key: str, load: Callable[[], Item], *, is_bundle: bool, visitor: str | None) -> Item:
         with self._lock:
             found = self.find(key)
             if found is not None:
                 return found
             opening = self._opening.get(key)
-            if not is_bundle and self._num_waiting >= self._max_waiting:
-                raise VisitorError(_OTHERS_OPEN)
             if opening is None:
                 if not is_bundle:
                     self._check_places(visitor)
@@ -95,7 +108,6 @@ class OpenedOnce(Generic[Item]):
                 threading.Thread(
                     target=self._open, args=(key, load, opening), kwargs={"is_bundle": is_bundle}, daemon=True
                 ).start()
-            self._num_waiting += not is_bundle
         try:
             return opening.result(self._seconds)
         except TimeoutError as error:
@@ -104,9 +116,6 @@ class OpenedOnce(Generic[Item]):
             raise VisitorError(
                 f"Opening this ensemble takes longer than {self._seconds:.0f} s. It goes on: try again in a minute."
             ) from error
-        finally:
-            with self._lock:
-                self._num_waiting -= not is_bundle
 
     def find(self, key: str) -> Item | None:
         """What is open under that key; None where it is not, or not any more."""
@@ -128,7 +137,9 @@ class OpenedOnce(Generic[Item]):
     def _check_places(self, visitor: str | None) -> None:
         opening = [self._brought[key] for key in self._opening if key in self._brought]
         if visitor is not None and visitor in opening:
-            raise VisitorError("An ensemble is being opened for you already. Wait until it is there.")
+            raise VisitorError(
+                "An ensemble is being opened for you, or for somebody at your address. Wait until it is there."
+            )
         if len(opening) >= self._max_opening:
             raise VisitorError(_OTHERS_OPEN)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from page.hosts import NAMES_VARIABLE, Hosts
 from page.uploads import Upload, Uploads
+from page.visitors import visitor_address
 
 LOGGED_CHARACTERS = 8000  # of the beginning and of the end of what is written at once: tracebacks stay whole
 
@@ -125,6 +126,7 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
+        self._tell_visitor(scope)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if scope["type"] == "websocket":
@@ -132,8 +134,7 @@ class Guard:
             return
         upload: Upload | None = None
         if refusal is None and self.uploads is not None and _is_upload(scope):
-            is_space = self.hosts is not None and self.hosts.is_space
-            visitor = _visitor(scope, headers.get(b"x-forwarded-for", "") if is_space else "")
+            visitor = scope["client"][0] if scope["client"] else ""
             upload = self.uploads.begin(visitor, int(headers.get(b"content-length", "0")))
             refusal = None if upload is not None else (429, "You have sent many files. Wait some minutes.")
         if refusal is not None:
@@ -151,6 +152,13 @@ class Guard:
             return message if seen <= self.max_bytes and is_taken else {"type": "http.disconnect"}
 
         await self.app(scope, bounded, with_headers)
+
+    def _tell_visitor(self, scope: Message) -> None:
+        """Put who asks where everything behind looks for it, gradio's requests included."""
+        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        is_space = self.hosts is not None and self.hosts.is_space
+        visitor = visitor_address((scope.get("client") or (None,))[0], forwarded, is_space=is_space)
+        scope["client"] = None if visitor is None else (visitor, 0)
 
     def _refusal(self, scope: Message, headers: Mapping[bytes, str]) -> tuple[int, str] | None:
         """Status and sentence where the headers tell that nobody should answer."""
@@ -172,18 +180,6 @@ class Guard:
 
 def _is_upload(scope: Message) -> bool:
     return scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith("/upload")
-
-
-def _visitor(scope: Message, forwarded: str) -> str:
-    """The address that a request came from, as far as it is known; on a Space, as the Hub's proxy forwards it.
-
-    Whoever makes up such a header is told apart from others all the same; what all leave together is bounded too.
-    """
-    first = forwarded.partition(",")[0].strip()
-    if first:
-        return first[:64]
-    client = scope.get("client")
-    return str(client[0]) if client else ""
 
 
 async def _refuse(send: Send, status: int, sentence: str) -> None:

@@ -35,14 +35,16 @@ MAX_HELD_BYTES = 256 * 2**20
 class Visit:
     """What one visitor does. Ensembles are shared by all, so only the name of theirs is kept.
 
-    `visitor` tells visitors apart, so that one cannot take the places of all; None where nobody is told apart.
+    `session` is the browser's, whose events are answered in order. `address` is where they come from: one cannot take
+    the places of all. None where nothing is known.
     """
 
     source: str | None
     prepared: inputs.PreparedInput | None = None
     unplugged: tuple[int, ...] = ()
     fleet: str | None = None
-    visitor: str | None = None
+    session: str | None = None
+    address: str | None = None
 
 
 class Held:
@@ -207,7 +209,7 @@ def choose_bundle(visit: Visit, name: Any) -> Choice:
 
 def choose_other(visit: Visit, source: str | None) -> Choice:
     """An ensemble of the Hub or of a folder."""
-    return _choose(visit, lambda: ensembles.open_other(source or "", visit.visitor), is_bundle=False)
+    return _choose(visit, lambda: ensembles.open_other(source or "", visit.address), is_bundle=False)
 
 
 def _choose(visit: Visit, opening: Callable[[], OpenEnsemble], *, is_bundle: bool) -> Choice:

@@ -338,7 +338,7 @@ def test_one_visitor_has_one_ensemble_opened_at_a_time_and_keeps_the_last_two():
     asking = threading.Thread(target=openings.get, args=("slow", slow), kwargs={"is_bundle": False, "visitor": "a"})
     asking.start()
     begun.wait(60)
-    with pytest.raises(EDViTError, match="being opened for you already"):
+    with pytest.raises(EDViTError, match="being opened for you"):
         openings.get("other", object, is_bundle=False, visitor="a")
     assert openings.get("other", lambda: 1, is_bundle=False, visitor="b") == 1
     go.set()
@@ -355,7 +355,7 @@ def test_not_all_places_are_taken_by_those_who_wait_for_one_ensemble():
     asking = [threading.Thread(target=openings.get, args=("slow",), kwargs=load) for _ in range(2)]
     for each in asking:
         each.start()
-    while openings._num_waiting < 2:
+    while len(openings._waiting) < 2:
         time.sleep(0.001)
     with pytest.raises(EDViTError, match="Others open ensembles"):
         openings.get("slow", pytest.fail, is_bundle=False)
@@ -363,6 +363,24 @@ def test_not_all_places_are_taken_by_those_who_wait_for_one_ensemble():
     for each in asking:
         each.join(60)
     assert openings.get("slow", pytest.fail, is_bundle=False) is True
+
+
+def test_one_address_holds_no_more_than_its_part_of_the_places_to_wait_in():
+    go = threading.Event()
+    openings = OpenedOnce(max_named=4, max_opening=3, seconds=60, max_waiting=6, max_waiting_each=2)
+    load = {"load": lambda: go.wait(60), "is_bundle": False, "visitor": "192.0.2.1"}
+    asking = [threading.Thread(target=openings.get, args=("slow",), kwargs=load) for _ in range(2)]
+    for each in asking:
+        each.start()
+    while len(openings._waiting) < 2:
+        time.sleep(0.001)
+    with pytest.raises(EDViTError, match="Try again in a minute"):
+        openings.get("slow", pytest.fail, is_bundle=False, visitor="192.0.2.1")
+    assert openings.get("other", lambda: 1, is_bundle=False, visitor="192.0.2.2") == 1
+    go.set()
+    for each in asking:
+        each.join(60)
+    assert len(openings._waiting) == 0
 
 
 def test_one_whose_process_is_gone_counts_as_closed():

@@ -5,15 +5,18 @@ import asyncio
 import os
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
+import app as space
 from answers import turns
 from answers.reading import Reading
 from edvit_hf.errors import OverloadedError
 from page import safety, uploads, visits
 from page.hosts import Hosts
+from page.visitors import visitor_address
 
 SPACE = {
     "SPACE_ID": "owner/name",
@@ -151,6 +154,94 @@ def test_on_a_space_visitors_are_told_apart_though_all_come_through_its_proxy(tm
         for number, status in ((1, 200), (1, 429), (2, taken)):
             name = "owner-name.hf.space" if taken == 200 else "localhost"
             assert asked(guard, chunks=[part()], host=name, x_forwarded_for=f"192.0.2.{number}, 10.0.0.1") == status
+
+
+CHAINS = {
+    "one address": (["192.0.2.1"], "192.0.2.1"),
+    "through private hops": (["192.0.2.1, 10.0.0.1, 172.16.3.4,192.168.1.1, 100.64.0.9, fd00::1"], "192.0.2.1"),
+    "a first entry of the sender's": (["198.51.100.7, 192.0.2.1, 10.0.0.1"], "192.0.2.1"),
+    "a private first entry of the sender's": (["10.9.9.9, 192.0.2.1"], "192.0.2.1"),
+    "nonsense of the sender's": (["x, , <b>, 192.0.2.1"], "192.0.2.1"),
+    "a line of the sender's": (["198.51.100.7", "192.0.2.1, 10.0.0.1"], "192.0.2.1"),
+    "a port": (["192.0.2.1:4711"], "192.0.2.1"),
+    "IPv4 written as IPv6": (["::ffff:192.0.2.1"], "192.0.2.1"),
+    "IPv6": (["2001:db8:1:2:3:4:5:6"], "2001:db8:1:2::"),
+    "IPv6 of the same network": (["2001:db8:1:2:ffff::1, 10.0.0.1"], "2001:db8:1:2::"),
+    "private hops alone": (["10.9.9.9, 10.0.0.7"], "10.0.0.7"),
+    "nonsense alone": (["nobody"], "10.0.0.1"),
+    "nothing": ([], "10.0.0.1"),
+}
+
+
+def who_asks(guard, lines, host):
+    """The address that the application is told."""
+    found = []
+
+    async def telling(scope, receive, send):
+        found.append(scope["client"])
+        await app(scope, receive, send)
+
+    async def end():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    headers = [(b"host", host.encode()), *((b"x-forwarded-for", line.encode()) for line in lines)]
+    guard.app = telling
+    scope = {"type": "http", "method": "POST", "path": "/", "client": ("10.0.0.1", 1), "headers": headers}
+    asyncio.run(guard(scope, end, send))
+    return found[0][0]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_who_asks_is_what_the_hubs_proxy_saw_and_not_what_the_sender_says(chain):
+    lines, expected = CHAINS[chain]
+    assert who_asks(safety.Guard(app, 100, Hosts(SPACE)), lines, "owner-name.hf.space") == expected
+    assert who_asks(safety.Guard(app, 100, Hosts({})), lines, "localhost") == "10.0.0.1", "nobody is believed there"
+
+
+def test_an_unknown_sender_is_nobody():
+    assert visitor_address(None, [], is_space=True) is None
+    assert visitor_address("/a/socket", [], is_space=False) == "/a/socket"
+
+
+def test_a_made_up_first_entry_makes_no_other_visitor(tmp_path, clock):
+    guard = guarded(tmp_path, clock, each_files=2)
+    guard.hosts = Hosts(SPACE)
+    told = [f"198.51.100.{number}, 192.0.2.1, 10.0.0.1" for number in range(3)]
+    statuses = [asked(guard, chunks=[part()], host="owner-name.hf.space", x_forwarded_for=each) for each in told]
+    assert statuses == [200, 200, 429]
+
+
+class Asked:
+    """A request as gradio passes it on."""
+
+    def __init__(self, session, address):
+        self.session_hash, self.client = session, types.SimpleNamespace(host=address)
+
+
+def test_a_new_session_for_each_event_takes_no_more_places():
+    def visit(session, address):
+        visit = visits.Visit(None)
+        visit.session, visit.address = space.told_by(Asked(session, address))
+        return visit
+
+    taken, too_many = [], visits.show(visits.Visit(None), visits.TOO_MANY)
+
+    def ask(number=0):
+        """One event inside another, as if that went on meanwhile."""
+        if number > space.ANSWERS:
+            return too_many
+        taken.append(number)
+        return space.in_turn(visit(f"session {number}", "192.0.2.1"), lambda: ask(number + 1))
+
+    assert ask() == too_many
+    assert len(taken) == space.ANSWERS_EACH + 1, "the last one was refused"
+    answered = visits.show(visits.Visit(None))
+    assert space.in_turn(visit("session 0", "192.0.2.2"), lambda: answered) == answered
+    assert len(space.PLACES) == len(space.TURNS) == 0
+    assert space.told_by(None) == (None, None)
 
 
 def test_one_visitor_may_leave_so_many_files(tmp_path, clock):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Space: files and ensembles of strangers get processes of their own, and what one of them does delays nobody."""
 
+import contextlib
 import io
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import app
-from answers import answering, ensembles, inputs, isolation
+from answers import answering, ensembles, inputs, isolation, turns
 from answers.isolation import IsolatedEnsemble
 from answers.runtimes import VisitorError
 from edvit_hf.errors import DataError
@@ -164,13 +165,10 @@ def test_one_that_takes_too_much_memory_is_told(tmp_path, monkeypatch):
 def test_whoever_asks_an_ensemble_that_many_wait_for_is_told_at_once(folders, tmp_path):
     opened = ensembles.open_other(str(folders[IMAGE]))
     prepared = inputs.prepare_image(opened, picture(tmp_path))
-    taken = [isolation._asked.acquire(blocking=False) for _ in range(isolation.MAX_ASKED)]
-    try:
-        assert all(taken)
+    with contextlib.ExitStack() as held:
+        for _ in range(isolation.MAX_ASKED):
+            held.enter_context(isolation._asked.hold(None))
         assert answering.view(opened, prepared, ()).sentence == answering.BUSY
-    finally:
-        for _ in taken:
-            isolation._asked.release()
     assert answering.view(opened, prepared, ()).state == "answered"
 
 
@@ -182,18 +180,31 @@ def test_for_own_files_alone_it_can_be_switched_off(monkeypatch, caplog):
 
 
 def test_whoever_sends_a_file_while_many_are_read_is_told_at_once(tmp_path):
-    opened, taken = ensembles.open_bundle("digits"), []
-    while isolation._reading.acquire(blocking=False):
-        taken.append(1)
-    try:
+    opened = ensembles.open_bundle("digits")
+    with contextlib.ExitStack() as held:
+        for _ in range(isolation.MAX_READING):
+            held.enter_context(isolation._reading.hold(None))
         with pytest.raises(DataError) as refused:
             inputs.prepare_image(opened, picture(tmp_path))
         assert str(refused.value) == isolation.READERS_BUSY
         assert inputs.prepare_image(opened, opened.examples[0].value).seen is not None, "an example is the page's own"
-    finally:
-        for _ in taken:
-            isolation._reading.release()
-    assert len(taken) == isolation.MAX_READING
+
+
+def test_one_address_holds_no_more_than_its_part_of_the_places_whatever_it_calls_its_sessions(folders, tmp_path):
+    named, bundle = ensembles.open_other(str(folders[IMAGE])), ensembles.open_bundle("digits")
+    given, prepared = picture(tmp_path), inputs.prepare_image(named, picture(tmp_path))
+    with contextlib.ExitStack() as held:
+        for places in (isolation._asked, isolation._reading):
+            for _ in range(isolation.MAX_EACH):
+                held.enter_context(places.hold("192.0.2.1"))
+        with turns.asking("192.0.2.1"):
+            assert answering.view(named, prepared, ()).sentence == answering.BUSY
+            with pytest.raises(DataError, match="Many files are read"):
+                inputs.prepare_image(bundle, given)
+        with turns.asking("192.0.2.2"):
+            assert answering.view(named, prepared, ()).state == "answered"
+            assert inputs.prepare_image(bundle, given).seen is not None
+    assert len(isolation._asked) == len(isolation._reading) == 0
 
 
 def test_a_file_that_hangs_its_reader_is_refused_and_the_next_one_is_read(tmp_path, monkeypatch):
