@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs that never end, in a sub-model or the fusion head: loading ends, deadlines hold, and so does the exit code."""
 
+import contextlib
 import copy
 import pickle
 import signal
@@ -10,11 +11,12 @@ import threading
 import time
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 from edvit_hf.errors import DeadlineError, EDViTError, ManifestError
-from edvit_hf.runtime import EDViTRuntime
+from edvit_hf.runtime import EDViTRuntime, sessions
 from edvit_hf.runtime.engines import lanes
 from support.hostile_graphs import FUSION, SUB_MODEL, make_endless, make_heavy
 from support.tiny_ensemble import SIZE, write_tiny_ensemble
@@ -129,6 +131,74 @@ def test_what_is_constant_in_a_graph_is_not_computed_for_ever_while_it_is_opened
     with pytest.raises(ManifestError, match=f"{SUB_MODEL}: expected a graph that opens within"):
         load(root)
     assert time.monotonic() - begin < 2
+
+
+def slowly(monkeypatch, seconds):
+    """Have onnxruntime take so long for the n-th file that is opened; later ones open at once."""
+    real, waits = onnxruntime.InferenceSession, iter(seconds)
+
+    def opened(*arguments, **options):
+        time.sleep(next(waits, 0))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("edvit_hf.runtime.sessions.onnxruntime.InferenceSession", opened)
+
+
+def test_every_file_has_its_own_time_and_reading_it_costs_none(root, monkeypatch):
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.OPEN_SECONDS", 1.0)
+    real = sessions.verified_graph
+
+    @contextlib.contextmanager
+    def slow_disk(*arguments):
+        time.sleep(0.4)
+        with real(*arguments) as path:
+            yield path
+
+    monkeypatch.setattr(sessions, "verified_graph", slow_disk)
+    slowly(monkeypatch, [0.4] * 3)
+    with load(root) as runtime:
+        assert runtime.loaded == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds", "named"),
+    [
+        (5, [0, 0.5], r"model\.onnx: expected a graph that opens within 0\.2 s, got"),
+        (0.5, [0.5], r"opens within 0\.1 s, what was left for all files together, got"),
+    ],
+)
+def test_the_seconds_that_a_file_had_are_named(root, monkeypatch, limit, seconds, named):
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.OPEN_SECONDS", 0.2)
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.FILES_AT_THEIR_LIMIT", limit)
+    slowly(monkeypatch, seconds)
+    with pytest.raises(ManifestError, match=named):
+        load(root)
+
+
+SLOW = {
+    "the first schedule takes all the time": ([0.4] * 3, {"in_turn"}),
+    "a file of the second does not open": ([0, 0, 0, 1.2], {"in_turn"}),
+    "a file of the third does not open": ([0] * 7 + [1.2], {"in_turn", "in_turn_spinning"}),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_schedules_that_cannot_be_opened_in_time_are_given_up_rather_than_the_ensemble(root, monkeypatch, case, caplog):
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.OPEN_SECONDS", 1.0)
+    seconds, tried = SLOW[case]
+    slowly(monkeypatch, seconds)
+    with load(root, num_threads=2, schedule="auto") as runtime:
+        assert runtime.coordinator.engine.schedule in tried
+        assert runtime.predict(PIXELS).missing == {}
+    assert "not tried" in caplog.text
+
+
+def test_of_the_schedules_that_are_left_the_last_is_taken_where_a_sub_model_hangs(root, monkeypatch):
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.OPEN_SECONDS", 1.0)
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.WARM_UP_SECONDS", 0.1)
+    make_endless(root, SUB_MODEL, spares_zeros=False)
+    slowly(monkeypatch, [0] * 7 + [1.2])
+    assert load(root, num_threads=2).coordinator.engine.schedule == "in_turn_spinning"
 
 
 def test_closing_stops_what_runs(root):

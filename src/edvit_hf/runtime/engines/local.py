@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The local engine: all sub-models in this process, in turn on all threads, or each on a worker of its own."""
 
+import logging
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,20 @@ from edvit_hf.runtime.engines import ProbeResponse, SubModelRequest, SubModelRes
 from edvit_hf.runtime.engines.lanes import CLOSE_SECONDS, Job, Lane, close_all, join_all
 from edvit_hf.runtime.engines.schedules import AT_ONCE, SCHEDULES, Schedule
 from edvit_hf.runtime.inputs import probe_inputs
-from edvit_hf.runtime.sessions import OPEN_SECONDS, check_share, check_sub_model, chosen_variants, open_verified
+from edvit_hf.runtime.sessions import (
+    FILES_AT_THEIR_LIMIT,
+    OPEN_SECONDS,
+    OpeningTime,
+    SlowGraphError,
+    check_share,
+    check_sub_model,
+    chosen_variants,
+    open_verified,
+)
 from edvit_hf.strict import one_of
 from edvit_hf.tasks import MAIN_INPUT
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_SECONDS = 10.0  # more than any first run that is worth waiting for
 MEASURE_SECONDS = 60.0  # usually one; more than a dozen slow requests of every schedule
@@ -86,7 +98,8 @@ class LocalEngine:
         """Open the exported files of an ensemble's folder, after checking their hashes, and run each once.
 
         The arguments and errors are those of `EDViTRuntime.from_pretrained`. While "auto" times the schedules, every
-        sub-model is in memory once per schedule; with one thread there is nothing to choose: they run in turn.
+        sub-model is in memory once per schedule; with one thread there is nothing to choose: they run in turn. Those
+        whose files are not open in time are left out.
         """
         one_of("schedule", schedule, ("auto", *SCHEDULES), "it is how sub-models share the cores", EDViTError)
         chosen = range(len(manifest.sub_models)) if sub_models is None else sorted(set(sub_models))
@@ -99,14 +112,16 @@ class LocalEngine:
         cores = num_threads or usable_cores()
         if schedule == "auto" and (cores == 1 or len(chosen) == 1):
             schedule = "in_turn"
-        until = time.monotonic() + OPEN_SECONDS
-        if schedule != "auto":
-            engine = cls._open(root, manifest, variants, schedule, num_threads, until)
-            engine.run_all(time.monotonic() + WARM_UP_SECONDS)  # what fails or hangs is found when it is asked
-            return engine
+        opened = partial(cls._open, root, manifest, variants, num_threads)
         # With a core for each, one worker per core is one per sub-model.
         tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
-        engines = {each: cls._open(root, manifest, variants, each, num_threads, until) for each in tried}
+        first, *others = tried if schedule == "auto" else [schedule]
+        until = time.monotonic() + OPEN_SECONDS
+        engines = {first: opened(first, OpeningTime(OPEN_SECONDS, FILES_AT_THEIR_LIMIT * OPEN_SECONDS))}
+        engines |= _opened_in_time(opened, others, until)
+        if len(engines) == 1:
+            engines[first].run_all(time.monotonic() + WARM_UP_SECONDS)  # what fails or hangs is found when it is asked
+            return engines[first]
         best = _quickest(engines)
         for each, engine in engines.items():
             if each != best:
@@ -119,16 +134,16 @@ class LocalEngine:
         root: Path,
         manifest: Manifest,
         variants: Mapping[int, Variant],
-        schedule: Schedule,
         num_threads: int | None,
-        until: float,
+        schedule: Schedule,
+        within: OpeningTime,
     ) -> "LocalEngine":
         options = schedules.options_for(schedule, len(variants), num_threads)
         # At once the answer waits for the largest; in turn, a deadline leaves out fewer if the small ones come first.
         order = sorted(variants, key=lambda index: variants[index].bytes, reverse=schedule in AT_ONCE)
         sessions = {}
         for index in order:
-            sessions[index] = open_verified(root, variants[index], options, seconds=until - time.monotonic())
+            sessions[index] = open_verified(root, variants[index], options, within=within)
             check_sub_model(manifest, index, sessions[index])
         task = manifest.ensemble.task
         return cls(
@@ -209,8 +224,29 @@ class LocalEngine:
         return job
 
 
+def _opened_in_time(
+    opened: Callable[[Schedule, OpeningTime], LocalEngine], others: Sequence[Schedule], until: float
+) -> dict[Schedule, LocalEngine]:
+    """Engines of other schedules, as far as their files are open at `until`, a time of the monotonic clock.
+
+    An engine is there already: a choice of them is not worth losing it, or waiting for longer.
+    """
+    engines: dict[Schedule, LocalEngine] = {}
+    for each in others:
+        left = until - time.monotonic()
+        try:
+            if left <= 0:
+                raise SlowGraphError("No time is left for another schedule.")
+            engines[each] = opened(each, OpeningTime(left, left))
+        except SlowGraphError as error:
+            logger.warning("the schedule %s and those after it are not tried: %s", each, error)
+            break
+    return engines
+
+
 def _quickest(engines: Mapping[Schedule, LocalEngine]) -> Schedule:
-    """Try out what engine answers soonest; where a sub-model hangs, the one that lets it hold up no other."""
+    """Try out what engine answers soonest; where a sub-model hangs, the one that lets it hold up the fewest others."""
+    patient = list(engines)[-1]  # in the order of `SCHEDULES`
     until = time.monotonic() + MEASURE_SECONDS
     late: list[Schedule] = []
 
@@ -219,9 +255,9 @@ def _quickest(engines: Mapping[Schedule, LocalEngine]) -> Schedule:
             late.append(each)
 
     if not next(iter(engines.values())).run_all(time.monotonic() + WARM_UP_SECONDS):
-        return "workers"
+        return patient
     best = schedules.quickest(schedules.measure_schedules({each: partial(run, each) for each in engines}))
-    return "workers" if late else best
+    return patient if late else best
 
 
 def _run(
