@@ -191,6 +191,22 @@ def _wait_for(is_so, seconds=20):
         time.sleep(0.02)
 
 
+def test_a_pool_under_load_does_not_try_to_start_children_more_often():
+    attempts = []
+
+    def start_once():
+        attempts.append(None)
+        if len(attempts) > 1:
+            raise IsolationError("no memory", "start")
+        return start()
+
+    with Pool(start_once, workers=1, spares=1) as pool:
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            double(pool)
+        assert 2 <= len(attempts) <= 6  # the first one, then after 0, 0.25, 0.75 and 1.75 s; else dozens
+
+
 def test_a_pool_whose_children_do_not_start_says_so_and_comes_back():
     can_start = [True]
 

@@ -2,6 +2,7 @@
 """Who may ask `edvit serve`, how much, how often, and what happens when more comes than can be answered."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import httpx
@@ -10,13 +11,15 @@ from starlette.testclient import TestClient
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.serving import Limits, ServeConfig, create_app
+from edvit_hf.serving import Limits, ServeConfig, create_app, serve
 from edvit_hf.serving.exposure import Tokens, open_socket, read_tokens
 from edvit_hf.serving.refusals import RefusedError
 from edvit_hf.serving.server import _uvicorn_config
 from edvit_hf.serving.throttle import Line, Rates, client_of
+from support.hostile_graphs import FUSION, make_endless
 from support.serving_setup import (
     AUDIO,
+    GROUPS,
     IMAGE,
     TEXT_TASK,
     TOKEN,
@@ -29,6 +32,7 @@ from support.serving_setup import (
     slow,
     wav,
 )
+from support.tiny_ensemble import write_tiny_ensemble
 
 
 @pytest.fixture(scope="module")
@@ -373,3 +377,32 @@ def test_limits_that_limit_nothing_are_refused(wrong):
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(EDViTError, match="Expected a positive deadline"):
         ServeConfig(**wrong)
+
+
+def test_a_fusion_head_that_is_late_is_503_with_a_hint(tmp_path):
+    write_tiny_ensemble(tmp_path, GROUPS)
+    make_endless(tmp_path, FUSION, spares_zeros=True)
+    service = make_service(tmp_path)
+    with make_client(service) as client:
+        response = client.post("/predict?deadline_ms=300", files={"file": png()})
+        error = assert_refused(response, 503, "too_late")
+        assert error["retry_after_ms"] > 0
+        assert 'edvit_requests_total{result="too_late"} 1.0' in client.get("/metrics").text
+    service.close()
+
+
+def test_a_server_that_cannot_be_made_leaves_no_process(tmp_path, monkeypatch):
+    write_tiny_ensemble(tmp_path, GROUPS)
+    pids = []
+
+    def fail(config, service, is_local):
+        pids.extend(service._decoders.pool.pids())
+        raise EDViTError("no")
+
+    monkeypatch.setattr("edvit_hf.serving.server._uvicorn_config", fail)
+    with pytest.raises(EDViTError, match="no"):
+        serve(lambda: EDViTRuntime.from_pretrained(tmp_path, schedule="in_turn"), ServeConfig(port=0))
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

@@ -148,6 +148,13 @@ class Pool:
         if dead:
             self._changed.notify_all()
 
+    def _rest(self, seconds: float) -> None:
+        """Wait for so long, whoever is given back meanwhile, unless this pool is closed."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            while not self._is_closed and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+
     def _keep(self) -> None:
         """Start children until there are as many as wanted, whenever one is gone."""
         pause, is_first = _SHORTEST_PAUSE, self._wanted - 1
@@ -164,8 +171,7 @@ class Pool:
             except Exception as error:  # whatever it is: this thread must go on
                 self._last_error = error
                 logger.warning("a process for inputs does not start: %s", error)
-                with self._changed:
-                    self._changed.wait(pause)
+                self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             pause, self._last_error = _SHORTEST_PAUSE, None

@@ -30,7 +30,7 @@ _WHAT = {
     429: "This client asks too often (Retry-After)",
     431: "Headers that are too long",
     500: "A fault of the server",
-    503: "Overloaded, too few sub-models, or stopping (Retry-After)",
+    503: "Overloaded, too few sub-models, too late, or stopping (Retry-After)",
 }
 _OF_EVERY_PATH = (400, 403, 421, 431, 500)
 _BEHIND_THE_TOKEN = (401, 429, *_OF_EVERY_PATH)

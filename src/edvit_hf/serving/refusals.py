@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.errors import DataError, EDViTError, OverloadedError, QuorumError
+from edvit_hf.errors import DataError, DeadlineError, EDViTError, OverloadedError, QuorumError
 from edvit_hf.isolation import IsolationError
 from edvit_hf.tasks import Task
 
@@ -76,7 +76,7 @@ class RefusedError(EDViTError):
 def refusal_of(error: Exception, task: Task, retry_quorum_ms: float = 1000.0) -> RefusedError:
     """What a caller is told about an error of the library; anything unexpected is an internal one.
 
-    `retry_quorum_ms` tells when a device may be back after a lost quorum.
+    `retry_quorum_ms` tells when a device may be back after a lost quorum, or a late fusion head be in time.
     """
     if isinstance(error, RefusedError):
         return error
@@ -88,6 +88,12 @@ def refusal_of(error: Exception, task: Task, retry_quorum_ms: float = 1000.0) ->
             "deadline_ms if you set one."
         )
         return RefusedError(503, "too_few_sub_models", message, retry_after_ms=retry_quorum_ms, missing=error.missing)
+    if isinstance(error, DeadlineError):
+        message = (
+            "The sub-models' answers were not joined in time. Ask again later, or allow a longer deadline_ms if you "
+            "set one."
+        )
+        return RefusedError(503, "too_late", message, retry_after_ms=retry_quorum_ms)
     if isinstance(error, IsolationError):
         return _without_process(error)
     if isinstance(error, DataError):

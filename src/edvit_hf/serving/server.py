@@ -50,12 +50,14 @@ def serve(
     listening, is_local = open_socket(config)
     with listening, load() as runtime:
         service = Service(runtime, config)
-        server = _Server(_uvicorn_config(config, service, is_local), service, on_listening)
+        server: _Server | None = None
         try:
+            server = _Server(_uvicorn_config(config, service, is_local), service, on_listening)
             service.warm_up()
             server.run(sockets=[listening])
         finally:
-            has_ended = service.close(0.0 if server.force_exit else _PATIENCE_S)
+            is_forced = server is not None and server.force_exit
+            has_ended = service.close(0.0 if is_forced else _PATIENCE_S)
     return has_ended
 
 
