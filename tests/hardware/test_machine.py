@@ -2,10 +2,11 @@
 """Cores: the machine's, those this process is pinned to, and what its control groups allow it, read from fake files."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from edvit_hf.hardware.machine import usable_cores
+from edvit_hf.hardware.machine import give_memory_back, usable_cores
 
 ALLOWED = 16
 
@@ -87,3 +88,17 @@ def test_the_runtime_starts_no_more_threads_than_the_quota_has_cores(machine):
     machine("0::/\n", {"": "150000 100000\n"})
     assert threads_for("in_turn", 3, None) == 1
     assert num_lanes("per_core", 3, None) == 1
+
+
+def test_freed_memory_goes_back_to_the_system_where_the_c_library_can(monkeypatch):
+    told = []
+    library = SimpleNamespace(mallopt=lambda option, value: told.append((option, value)))
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("sys.platform", "linux")
+    give_memory_back()
+    assert dict(told)[-8] == 2  # M_ARENA_MAX
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())  # musl has no mallopt
+    give_memory_back()
+    monkeypatch.setattr("sys.platform", "darwin")
+    give_memory_back()
+    assert len(told) == 3

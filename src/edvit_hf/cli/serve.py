@@ -111,9 +111,11 @@ def serve(
 
     Needs no torch. SIGTERM, SIGHUP or Ctrl-C finishes what is in flight, a second one stops at once.
     """
+    from edvit_hf.hardware.machine import give_memory_back
     from edvit_hf.serving import serve as serve_forever
     from edvit_hf.serving.exposure import read_tokens
 
+    give_memory_back()
     _log_requests(quiet)
     limits = Limits(
         max_bytes=max_bytes,
