@@ -97,6 +97,68 @@ def test_bytes_are_read_only_of_what_is_newer_than_the_manifest_and_once(exporte
     assert read == ["model.safetensors"]
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the files whose bytes were read."""
+    names, real = [], hashes.file_sha256
+    monkeypatch.setattr(hashes, "file_sha256", lambda path: names.append(path.name) or real(path))
+    return names
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def copied(folder):
+    """As `cp -r`, `git clone` and a build do it: everything is new, the manifest among the first."""
+    for number, path in enumerate(sorted(files(folder), key=lambda path: path.relative_to(folder).as_posix())):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        os.utime(path, ns=(0, time.time_ns() + 10**9 * number))
+
+
+def downloaded_at_once(folder):
+    for path in files(folder):
+        os.utime(path, ns=(0, 10**18))
+
+
+def given_to_another(folder):
+    time.sleep(0.01)
+    for path in files(folder):
+        path.chmod(0o640)
+
+
+@pytest.mark.parametrize("moved", [copied, downloaded_at_once, given_to_another])
+def test_a_copy_is_run_without_reading_its_weights_and_a_change_after_it_is_noticed(exported, moved, read):
+    moved(exported)
+    for _ in range(2):
+        Manifest.load(exported, only_to_run=True)
+    assert read == []
+    Manifest.load(exported)  # whoever publishes reads them
+    assert "model.safetensors" in read
+    path = exported / "model.safetensors"
+    same_size(path)
+    os.utime(path, ns=(0, time.time_ns() + 10**12))
+    with pytest.raises(ManifestError, match=r"expected the model\.safetensors that the graphs were exported from"):
+        Manifest.load(exported, only_to_run=True)
+
+
+@pytest.mark.parametrize("change", [other_size, same_size])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_to_run_graphs_a_later_date_or_another_size_of_any_weights_is_enough(exported, name, change):
+    change(exported / name)
+    with pytest.raises(ManifestError, match=f"expected the {name} that the graphs were exported from"):
+        Manifest.load(exported, only_to_run=True)
+
+
+def test_to_run_graphs_a_file_of_a_later_date_is_read_once_and_taken_if_it_is_the_same(exported, read):
+    os.utime(exported / "fusion.safetensors", ns=(0, time.time_ns() + 10**12))
+    for _ in range(3):
+        Manifest.load(exported, only_to_run=True)
+    assert read == ["fusion.safetensors"]
+
+
 def test_a_manifest_that_a_save_put_aside_is_named(exported):
     (exported / "manifest.json").replace(exported / "manifest.json.stale")
     with pytest.raises(ManifestError, match=r"exported from other weights than were saved there later.*edvit export"):

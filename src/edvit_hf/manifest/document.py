@@ -130,13 +130,17 @@ class Manifest:
             raise ManifestError(f"{source}: {error} Export again, or use the version that wrote it.") from error
 
     @classmethod
-    def load(cls, path: Path | str, *, source: str | None = None, fresh: bool = True) -> Self:
+    def load(
+        cls, path: Path | str, *, source: str | None = None, fresh: bool = True, only_to_run: bool = False
+    ) -> Self:
         """Read a manifest from a file, or from the `manifest.json` of a folder.
 
         Args:
             path: The file or the folder.
             source: Named in errors.
             fresh: Refuse a folder whose weights or configs are no longer those that it was exported from.
+            only_to_run: Its graphs are run, and nothing is said about the weights: after a copy these are not read to
+                find out whether they changed (`refuse_stale`).
 
         Raises:
             ManifestError: If it is missing, invalid or of other weights than lie beside it.
@@ -161,7 +165,8 @@ class Manifest:
             raise ManifestError(f"Expected a manifest at {path}, got {error}. {_WHY}") from error
         manifest = cls.from_json(text, source=source or path.name)
         if is_folder and fresh:
-            refuse_stale(path.parent, path, manifest.content)
+            exported = [variant.file for variant in manifest.variants] if only_to_run else None
+            refuse_stale(path.parent, path, manifest.content, exported)
         return manifest
 
     def save(self, path: Path | str) -> Path:

@@ -148,29 +148,49 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_stale(root: Path, manifest: Path, content: Mapping[str, ContentFile]) -> None:
+def refuse_stale(
+    root: Path, manifest: Path, content: Mapping[str, ContentFile], exported: Iterable[str] | None = None
+) -> None:
     """Raise `ManifestError` where other weights or configs lie in an exported folder than its graphs were made from.
 
-    What is not there is not missed: a device holds its share only. Bytes are read only of a file that was written or
-    put there after the manifest, and once per process; an export writes the manifest last.
+    What is not there is not missed: a device holds its share only. Sizes are always compared. Bytes are read, once per
+    process, only of a file that may have been changed after the export, which writes the manifest last:
+
+    * With `exported`, the graphs that the manifest lists, of a file dated later than they and the manifest. That is for
+      whoever runs the graphs alone. A copy or a clone dates all anew, in the order of names, and no weights come last;
+      a download may have fetched one file of weights last, which is read. What was put there with an old date is not
+      noticed; `save_pretrained` needs no date, it puts the manifest aside.
+    * Without, of a file whose date or change of state (ctime) is not older than the manifest's. That is for whoever
+      measures, publishes or exports again, and tells what is in the weights.
     """
+    states = [found for name in exported or () if (found := _stat(root / name)) is not None]
     since = manifest.stat()
+    latest = max(found.st_mtime_ns for found in [since, *states])
     for name, listed in content.items():
         path = root / name
         if path.suffix != ".safetensors" and path.name != "config.json":
             continue  # the processor's files are checked by whoever opens them
-        try:
-            found = path.stat()
-        except OSError:
+        found = _stat(path)
+        if found is None:
             continue
         state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-        is_older = max(found.st_mtime_ns, found.st_ctime_ns) < min(since.st_mtime_ns, since.st_ctime_ns)
+        if exported is None:
+            is_older = max(found.st_mtime_ns, found.st_ctime_ns) < min(since.st_mtime_ns, since.st_ctime_ns)
+        else:
+            is_older = found.st_mtime_ns <= latest
         fits = found.st_size == listed.bytes and (is_older or _sha256_of(path.absolute(), state) == listed.sha256)
         require(
             fits,
             f"{root}: expected the {name} that the graphs were exported from, got another one. They would answer for "
             f"an ensemble that is gone. Run `edvit export {root}`, or fetch the ensemble again.",
         )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -128,7 +128,7 @@ class EDViTRuntime:
         deadline_ms = check_deadline(deadline_ms)
         sub_models = None if sub_models is None else as_indices(sub_models, "sub_models")
         root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
-        manifest = Manifest.load(root)
+        manifest = Manifest.load(root, only_to_run=True)
         check_profile(manifest, profile)
         local = None
         if isinstance(engine, str):
