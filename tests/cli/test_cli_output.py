@@ -16,7 +16,7 @@ import pytest
 from edvit_hf import bench, cli
 from edvit_hf.bench import BenchReport, BenchRow
 from edvit_hf.cli.app import _Group
-from edvit_hf.cli.output import console
+from edvit_hf.cli.output import console, end_at_once
 from edvit_hf.errors import WorkDirError
 from support.serving_setup import GROUPS, TEXT_TASK
 from support.tiny_ensemble import write_tiny_ensemble
@@ -349,3 +349,16 @@ def test_a_real_process(redirection, expected, told):
     assert done.stderr.startswith(told)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, 0), (None, 0), (3, 3), ("told", 1)])
+def test_the_end_at_once_keeps_the_code_and_what_was_said(monkeypatch, code, ended):
+    said, codes = io.StringIO(), []
+    closed = io.StringIO()
+    closed.close()
+    for stdout, stderr in ((None, said), (closed, said)):  # neither keeps the process from its end
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(os, "_exit", codes.append)
+        end_at_once(code)
+    assert codes == [ended, ended]

@@ -4,13 +4,12 @@
 The console script and `python -m edvit_hf.cli` call `main`; nothing in the library does.
 """
 
-import contextlib
 import os
 import sys
 
 from edvit_hf.cli import exporting, hub, machine, measure, serve, space, trip
 from edvit_hf.cli.app import app, check_current_folder, ended_by_signals
-from edvit_hf.cli.output import checked_output
+from edvit_hf.cli.output import checked_output, end_at_once
 
 __all__ = ["app", "main"]
 
@@ -35,9 +34,5 @@ def main() -> None:
 def _end_at_once_if_stuck(code: object) -> None:
     """End here and now where an operator of a graph does not stop: torn out of it, the process would abort."""
     lanes = sys.modules.get("edvit_hf.runtime.engines.lanes")  # without it, no graph was run
-    if lanes is None or lanes.stop_everything(lanes.EXIT_SECONDS):
-        return
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    if lanes is not None and not lanes.stop_everything(lanes.EXIT_SECONDS):
+        end_at_once(code)

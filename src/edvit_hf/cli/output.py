@@ -9,7 +9,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
 
@@ -56,6 +56,14 @@ def keep_all(*writes: Callable[[], object]) -> None:
         tell(f"error: {one}", style="red")
     if failed:
         raise failed[0]
+
+
+def end_at_once(code: object) -> NoReturn:
+    """End the process with the exit code of a `SystemExit`, without waiting for threads; what was said is written."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # nobody may read it any more, or it was closed
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def print_files(files: "Sequence[LocalFile]", destination: str) -> None:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edvit serve`: its options become the server's limits and configuration."""
 
-import contextlib
 import logging
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from edvit_hf.cli.app import (
     SubModelOption,
     command,
 )
-from edvit_hf.cli.output import say
+from edvit_hf.cli.output import end_at_once, say
 from edvit_hf.serving import Limits, ServeConfig
 
 if TYPE_CHECKING:
@@ -145,7 +143,7 @@ def serve(
     options: dict[str, Any] = {"revision": revision, "precision": precision, "sub_models": sub_model}
     options |= {"num_threads": num_threads, "profile": profile, "schedule": schedule}
     if not serve_forever(partial(_load, ensemble, max_queued, options), config, on_listening=_announce):
-        _end_at_once()
+        end_at_once(0)  # an ordinary exit would wait for threads for which nobody waits any more
 
 
 def _load(ensemble: str, max_queued: int, options: dict[str, Any]) -> "EDViTRuntime":
@@ -157,14 +155,6 @@ def _load(ensemble: str, max_queued: int, options: dict[str, Any]) -> "EDViTRunt
 def _log_requests(quiet: bool) -> None:
     logging.getLogger("edvit_hf.serving").setLevel(logging.INFO)
     logging.getLogger("edvit_hf.serving.access").setLevel(logging.WARNING if quiet else logging.INFO)
-
-
-def _end_at_once() -> None:
-    """Without waiting for threads, as an ordinary exit would: nobody waits for them any more."""
-    with contextlib.suppress(OSError):  # nobody may read it any more
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(0)
 
 
 def _announce(url: str, service: "Service") -> None:
