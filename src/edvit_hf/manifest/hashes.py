@@ -157,9 +157,9 @@ def refuse_stale(
     process, only of a file that may have been changed after the export, which writes the manifest last:
 
     * With `exported`, the graphs that the manifest lists, of a file dated later than they and the manifest. That is for
-      whoever runs the graphs alone. A copy or a clone dates all anew, in the order of names, and no weights come last;
-      a download may have fetched one file of weights last, which is read. What was put there with an old date is not
-      noticed; `save_pretrained` needs no date, it puts the manifest aside.
+      whoever runs the graphs alone. A copy, a clone or a download dates all anew: only weights that came after the
+      last graph are read, if there are any. What was put there with an old date is not noticed; `save_pretrained`
+      needs no date, it puts the manifest aside.
     * Without, of a file whose date or change of state (ctime) is not older than the manifest's. That is for whoever
       measures, publishes or exports again, and tells what is in the weights.
     """
