@@ -201,25 +201,28 @@ def chain(length, times, *, last=b"Relu"):
     return CALLS_F + b"".join(function(name, *[after] * times) for name, after in itertools.pairwise(names))
 
 
-HOSTILE = {  # of about 4 MB
-    "functions written often": CALLS_F + (function(b"f", b"g") + function(b"g", b"h")) * 150_000,
-    "a chain that doubles": chain(120_000, 2),
-    "a chain that grows": chain(7_000, 60),
-    "a ring": chain(200_000, 1, last=b"f"),
-    "everyone calls everyone": CALLS_F
-    + function(b"f", *(b"a%d" % i for i in range(700)))
-    + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(700))) for i in range(700)),
-    "nodes": entry(7, b"\x0a\0" * 2_000_000),
-    "entries": b"\x0a\0" * 2_000_000,
+HOSTILE = {  # of about 4 MB, made when they are asked for
+    "functions written often": lambda: CALLS_F + (function(b"f", b"g") + function(b"g", b"h")) * 150_000,
+    "a chain that doubles": lambda: chain(120_000, 2),
+    "a chain that grows": lambda: chain(7_000, 60),
+    "a ring": lambda: chain(200_000, 1, last=b"f"),
+    "everyone calls everyone": lambda: (
+        CALLS_F
+        + function(b"f", *(b"a%d" % i for i in range(700)))
+        + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(700))) for i in range(700))
+    ),
+    "nodes": lambda: entry(7, b"\x0a\0" * 2_000_000),
+    "entries": lambda: b"\x0a\0" * 2_000_000,
 }
+SECONDS = 15  # of a second's work on a machine that does other things too; what is not bounded takes hours
 
 
-@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
-def test_however_much_a_file_asks_for_it_is_refused_within_a_second(content):
-    begin = time.process_time()
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE.keys())
+def test_however_much_a_file_asks_for_it_is_refused_soon(make):
+    content, begin = make(), time.process_time()
     with pytest.raises(ManifestError, match=r"two functions|more than \d+ entries|at most \d+ nodes"):
         check_graph(content, "g.onnx")
-    assert time.process_time() - begin < 1.5  # on a slow machine
+    assert time.process_time() - begin < SECONDS
 
 
 def test_a_function_that_many_call_is_looked_at_once():
@@ -228,7 +231,7 @@ def test_a_function_that_many_call_is_looked_at_once():
     begin = time.process_time()
     with pytest.raises(ManifestError, match=rf"at most {MAX_NODES} nodes, got"):
         check_graph(CALLS_F + b"".join(functions), "g.onnx")
-    assert time.process_time() - begin < 1.5
+    assert time.process_time() - begin < SECONDS
 
 
 @pytest.mark.parametrize("path", sorted(SPACE.glob("*/onnx/*.onnx")) + sorted(SPACE.glob("digits/*/00/onnx/*.onnx")))

@@ -14,6 +14,9 @@ from edvit_hf.serving.limits import Limits
 from edvit_hf.serving.refusals import RefusedError, bad_request, too_slow
 
 
+_READ_BYTES = 1 << 14
+
+
 class GuardedProtocol(H11Protocol):
     """One connection. `limits` is set on a subclass: uvicorn makes the objects."""
 
@@ -27,6 +30,10 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         # `pause_writing` as soon as the client leaves anything unread; with high=0 TLS would pause for ever.
         transport.set_write_buffer_limits(high=1, low=0)
+        if hasattr(
+            transport, "max_size"
+        ):  # asyncio's own: how much of a large body is read before others have their turn
+            transport.max_size = _READ_BYTES
         self._watch()
         if len(self.connections) > self.limits.max_connections:
             message = "Too many connections are open. Ask again later."
