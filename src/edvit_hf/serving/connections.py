@@ -13,7 +13,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edvit_hf.serving.limits import Limits
 from edvit_hf.serving.refusals import RefusedError, bad_request, too_slow
 
-
 _READ_BYTES = 1 << 14
 
 
