@@ -13,7 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edvit_hf.serving.limits import Limits
 from edvit_hf.serving.refusals import RefusedError, bad_request, too_slow
 
-_READ_BYTES = 1 << 14
+# Large headers are read whole, so that a refusal is not lost with what is left unread; large bodies in small pieces.
+_HEADER_BYTES, _BODY_BYTES = 1 << 18, 1 << 14
 
 
 class GuardedProtocol(H11Protocol):
@@ -29,10 +30,6 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         # `pause_writing` as soon as the client leaves anything unread; with high=0 TLS would pause for ever.
         transport.set_write_buffer_limits(high=1, low=0)
-        if hasattr(
-            transport, "max_size"
-        ):  # asyncio's own: how much of a large body is read before others have their turn
-            transport.max_size = _READ_BYTES
         self._watch()
         if len(self.connections) > self.limits.max_connections:
             message = "Too many connections are open. Ask again later."
@@ -43,6 +40,8 @@ class GuardedProtocol(H11Protocol):
         if self._is_refused:
             return
         super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._read_at_once(_BODY_BYTES)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,12 +63,18 @@ class GuardedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Uvicorn's hook: the connection is ready for the next request."""
         super().on_response_complete()
+        self._read_at_once(_HEADER_BYTES)
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
         """Uvicorn's hook for what is no HTTP: our JSON instead of its text."""
         request = bad_request("The request is not written as HTTP, or its headers are too long.")
         self._refuse(RefusedError(400, request.code, str(request), close=True))
+
+    def _read_at_once(self, count: int) -> None:
+        """How much asyncio reads before other connections have their turn."""
+        if hasattr(self.transport, "max_size"):
+            self.transport.max_size = count
 
     def _watch(self) -> None:
         """Run the timer while nothing is being answered: headers that come too slowly, bodies nobody reads."""
