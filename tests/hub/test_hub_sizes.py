@@ -61,10 +61,10 @@ def test_a_folder_is_held_to_the_same_sizes(tmp_path, monkeypatch, name):
 
 
 def test_a_config_longer_than_any_is_not_fetched_for_a_plan(published, hub, monkeypatch):
-    monkeypatch.setattr(client, "MAX_SMALL_BYTES", 5000)
-    published[0].put("config.json", b" " * 5001)
+    monkeypatch.setattr(client, "MAX_SMALL_BYTES", MIB)  # more than the manifest, whichever is looked at first
+    published[0].put("config.json", b" " * (MIB + 1))
     hub.requests.clear()
-    with pytest.raises(Exception, match=r"at most 5000 bytes of config\.json"):
+    with pytest.raises(Exception, match=rf"at most {MIB} bytes of config\.json"):
         read_published(REPO)
     assert not hub.seen("GET .*config.json")
 

@@ -186,13 +186,15 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _stop_at_exit() -> None:
-    if stop_everything(EXIT_SECONDS):
-        return
-    # An operator goes on. Its thread is to wait where C++ would abort the process, and libraries that are still in use
-    # are not torn down; the exit code is kept. What the system lacks of this is left out.
+    has_stopped = stop_everything(EXIT_SECONDS)
+    # Whatever other libraries' threads do from here on, what was said is written.
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if has_stopped:
+        return
+    # An operator goes on. Its thread is to wait where C++ would abort the process, and libraries that are still in use
+    # are not torn down; the exit code is kept. What the system lacks of this is left out.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
         library.on_exit(library._exit, None)
