@@ -252,7 +252,9 @@ def test_what_is_opened_is_what_was_checked(tmp_path):
     with verified_graph(tmp_path, listed(path)) as found:
         (tmp_path / "other").write_bytes(b"other")
         (tmp_path / "other").replace(path)
-        assert Path(found).read_bytes() == content
+        assert Path(found.path).read_bytes() == content
+    with path.open("rb"):  # takes the lowest free number: that of the handle that checked
+        assert Path(found.path).read_bytes() == content
 
 
 def test_what_is_written_to_while_it_is_opened_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -173,6 +174,26 @@ def test_the_seconds_that_a_file_had_are_named(root, monkeypatch, limit, seconds
     slowly(monkeypatch, seconds)
     with pytest.raises(ManifestError, match=named):
         load(root)
+
+
+def test_what_is_opened_after_it_was_given_up_is_still_the_file_that_was_checked(root, monkeypatch):
+    monkeypatch.setattr("edvit_hf.runtime.engines.local.OPEN_SECONDS", 0.1)
+    found, is_over = [], threading.Event()
+
+    def opened(path, *_, **__):
+        is_over.wait(30)
+        found.append(Path(path).read_bytes())
+
+    monkeypatch.setattr("edvit_hf.runtime.sessions.onnxruntime.InferenceSession", opened)
+    with pytest.raises(ManifestError, match="expected a graph that opens within"):
+        load(root)
+    with contextlib.ExitStack() as files:  # whatever number became free is somebody else's now
+        for _ in range(20):
+            files.enter_context((root / "manifest.json").open("rb"))
+        is_over.set()
+        assert lanes.stop_everything(30)
+    assert len(found) == 1
+    assert found[0] in [path.read_bytes() for path in root.rglob("*.onnx")]
 
 
 SLOW = {

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from edvit_hf.errors import ManifestError
 from edvit_hf.manifest.hashes import ListedFile, check_relative_path, verify_file, verify_open
@@ -72,12 +73,31 @@ def check_graph(content: bytes | memoryview, name: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def verified_graph(root: Path, listed: ListedFile) -> Iterator[str]:
-    """Check one ONNX file as `verify_file` and `check_graph` do, and yield the path under which it is to be opened.
+class CheckedGraph:
+    """A checked ONNX file that may be opened as long as this object lives, even after the block that checked it.
 
-    What is opened is what was checked: on Linux the path leads to the open file, whatever is renamed over its name, and
-    when the block ends it must not have been written to since.
+    Whoever opens it may have been given up by those who wait for it, and would find another file under the number of
+    a handle that was closed meanwhile: so it has one of its own.
+
+    Attributes:
+        path: What to open. On Linux it leads to the file that was checked, whatever is renamed over its name.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._handle = os.dup(file.fileno())
+        held = Path(f"/proc/self/fd/{self._handle}")
+        self.is_held = held.exists()
+        self.path = str(held if self.is_held else path)
+
+    def __del__(self) -> None:
+        os.close(self._handle)
+
+
+@contextlib.contextmanager
+def verified_graph(root: Path, listed: ListedFile) -> Iterator[CheckedGraph]:
+    """Check one ONNX file as `verify_file` and `check_graph` do, and yield what is to be opened.
+
+    What is opened is what was checked: when the block ends it must not have been written to since.
 
     Raises:
         ManifestError: It is missing, altered or no graph to open.
@@ -89,10 +109,10 @@ def verified_graph(root: Path, listed: ListedFile) -> Iterator[str]:
         before = os.fstat(file.fileno())
         verify_open(file, listed)
         check_graph(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), listed.file)
-        held = Path(f"/proc/self/fd/{file.fileno()}")
-        yield str(held if held.exists() else path)
+        graph = CheckedGraph(file, path)
+        yield graph
         now = os.fstat(file.fileno())
-        if not held.exists() and not os.path.samestat(path.stat(), now):
+        if not graph.is_held and not os.path.samestat(path.stat(), now):
             raise ManifestError(f"{listed.file} was replaced while it was opened. Load the ensemble again.")
         if (before.st_ctime_ns, before.st_size) != (now.st_ctime_ns, now.st_size):
             verify_open(file, listed)

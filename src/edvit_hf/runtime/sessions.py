@@ -196,9 +196,9 @@ def open_verified(
     """
     within = within or OpeningTime(OPEN_SECONDS, OPEN_SECONDS)
     try:
-        with verified_graph(root, variant) as path:
+        with verified_graph(root, variant) as graph:
             return within.run(
-                lambda: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]),
+                lambda: onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"]),
                 lambda: options.set_load_cancellation_flag(True),
             )
     except ManifestError:
