@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 
 from starlette.requests import Request
@@ -12,6 +13,8 @@ from edvit_hf.serving.refusals import RefusedError, bad_request, encoded, overlo
 
 _DISCARDED_BYTES = 1 << 20
 _DISCARDED_SECONDS = 1.0
+_PIECE_BYTES, _REST_SECONDS = 1 << 16, 0.004
+_RECENT_SECONDS = 0.25
 
 
 class Budget:
@@ -49,12 +52,38 @@ class BudgetShare:
         self._own = 0
 
 
+class Turns:
+    """Lets small requests pass between the pieces of large ones. For the thread of the event loop only.
+
+    Reading ten megabytes keeps the loop and the sender's core busy for as long as it takes to answer several small
+    requests, and the sockets behind it fill again at once. So while others ask too, all bodies together rest after
+    each piece: some 15 MB a second are read. Nobody rests for a client that is alone.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._seen: dict[object, float] = {}
+
+    def begin(self, client: object) -> None:
+        """A request of a connection, by anything that names it."""
+        now = time.monotonic()
+        self._seen = {each: at for each, at in self._seen.items() if now - at < _RECENT_SECONDS}
+        self._seen[client] = now
+
+    async def rest(self, client: object) -> None:
+        """Wait, if others have asked a moment ago."""
+        since = time.monotonic() - _RECENT_SECONDS
+        if any(at > since for each, at in self._seen.items() if each != client):
+            async with self._turn:
+                await asyncio.sleep(_REST_SECONDS)
+
+
 class DisconnectedError(Exception):
     """The client has gone: nobody waits for an answer."""
 
 
-async def read_body(request: Request, limits: Limits, share: BudgetShare) -> bytes:
-    """The whole body.
+async def read_body(request: Request, limits: Limits, share: BudgetShare, turns: Turns) -> bytes:
+    """The whole body, read in turn with those of others.
 
     Raises:
         RefusedError: Compressed, too large (at once if Content-Length says so, else as soon as it is), too slow, or too
@@ -70,7 +99,7 @@ async def read_body(request: Request, limits: Limits, share: BudgetShare) -> byt
         if int(declared) > limits.max_bytes:
             raise too_large(limits.max_bytes)
         async with asyncio.timeout(limits.send_seconds):
-            return await _collected(request, limits, share)
+            return await _collected(request, limits, share, turns)
     except TimeoutError:
         raise too_slow() from None
     except RefusedError as refusal:
@@ -79,9 +108,10 @@ async def read_body(request: Request, limits: Limits, share: BudgetShare) -> byt
         raise
 
 
-async def _collected(request: Request, limits: Limits, share: BudgetShare) -> bytes:
+async def _collected(request: Request, limits: Limits, share: BudgetShare, turns: Turns) -> bytes:
     parts: list[bytes] = []
-    size, more = 0, True
+    size, piece, more = 0, 0, True
+    turns.begin(request.client)
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -92,6 +122,10 @@ async def _collected(request: Request, limits: Limits, share: BudgetShare) -> by
             raise too_large(limits.max_bytes, more=more)
         share.add(len(part))
         parts.append(part)
+        piece += len(part)
+        if more and piece >= _PIECE_BYTES:
+            await turns.rest(request.client)
+            piece = 0
     return b"".join(parts)
 
 

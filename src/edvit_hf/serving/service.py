@@ -19,7 +19,7 @@ from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.isolation.decoding import Decoders, DecodersInProcess, load_libraries
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.inputs import probe_inputs
-from edvit_hf.serving.bodies import Budget, DisconnectedError, read_body
+from edvit_hf.serving.bodies import Budget, DisconnectedError, Turns, read_body
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.metrics import Metrics
 from edvit_hf.serving.questions import Options, check_question, media_type, parse_question
@@ -82,6 +82,7 @@ class Service:
         self.is_stopping = False
         self.line = Line(config.max_queued)
         self.budget = Budget(config.limits.max_held_bytes)
+        self.turns = Turns()
         self.metrics = Metrics(runtime, self.line, self.why_not_ready)
         self._decoders = _decoders_of(_limited(runtime.transform, config), config)
         self._decoding = ThreadPoolExecutor(_DECODERS, thread_name_prefix="edvit-decode")
@@ -145,7 +146,7 @@ class Service:
         content_type, query = request.headers.get("content-type"), request.scope.get("query_string", b"")
         media_type(self.runtime.task, content_type)  # before anything is read
         with self.budget.share() as share:
-            body = await read_body(request, self.config.limits, share)
+            body = await read_body(request, self.config.limits, share, self.turns)
             with self.line.place():
                 arrived = time.perf_counter()
                 options, inputs = await self._on(self._decoding, self._prepare, content_type, query, body)
