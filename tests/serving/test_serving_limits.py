@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.serving import Limits, ServeConfig, create_app, serve
+from edvit_hf.serving import Limits, ServeConfig, bodies, create_app, serve
 from edvit_hf.serving.exposure import Tokens, open_socket, read_tokens
 from edvit_hf.serving.refusals import RefusedError
 from edvit_hf.serving.server import _uvicorn_config
@@ -86,6 +86,47 @@ def test_all_bodies_together_are_bounded(serving):
     service._answer = lambda *arguments: held.append(service.budget.held) or answer(*arguments)
     assert client.post("/predict", content=png(), headers=raw).status_code == 200
     assert held == [0]  # what waits for its turn holds no body any more
+
+
+@pytest.mark.parametrize(("others", "rests"), [([], 0), ([("other", 1)], 10), ([("own", 1)], 0)])
+def test_a_large_body_rests_between_its_pieces_while_others_ask(monkeypatch, others, rests):
+    slept, real = [], asyncio.sleep
+
+    async def sleep(seconds):
+        slept.append(seconds)
+        await real(0)
+
+    class Asked:
+        client, headers, left = ("own", 1), {}, 11
+
+        async def receive(self):
+            self.left -= 1
+            return {"type": "http.request", "body": b"x" * (1 << 16), "more_body": self.left > 0}
+
+    async def read():
+        turns, limits = bodies.Turns(), Limits()
+        for other in others:
+            turns.begin(other)
+        with bodies.Budget(limits.max_held_bytes).share() as share:
+            return await bodies.read_body(Asked(), limits, share, turns)
+
+    monkeypatch.setattr(bodies.asyncio, "sleep", sleep)
+    assert len(asyncio.run(read())) == 11 << 16
+    assert len(slept) == rests
+
+
+def test_of_several_large_bodies_one_rests_after_the_other(monkeypatch):
+    monkeypatch.setattr(bodies, "_REST_SECONDS", 0.02)
+
+    async def rest():
+        turns = bodies.Turns()
+        for client in range(3):
+            turns.begin(client)
+        begin = asyncio.get_running_loop().time()
+        await asyncio.gather(*(turns.rest(client) for client in range(3)))
+        return asyncio.get_running_loop().time() - begin
+
+    assert asyncio.run(rest()) >= 0.06
 
 
 def test_pixels_seconds_and_characters_have_limits_of_their_own(serving):
