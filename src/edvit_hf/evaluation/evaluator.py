@@ -185,31 +185,42 @@ def paired_interval(
 ) -> PairedInterval:
     """Percentile bootstrap over items of accuracy a minus accuracy b.
 
-    An item adds -1, 0 or +1 to the difference, so drawing N items with replacement is one multinomial draw of
-    three counts: exact, and independent of N in time and memory.
+    The difference of an item takes few values (-1, 0 or +1; more where a share over subsets stands for right or wrong),
+    so drawing N items with replacement is one multinomial draw of their counts: exact, and independent of N in time and
+    memory.
 
     Args:
-        correct_a: (N,) bool, whether a is right on each item.
-        correct_b: (N,) bool, for the same items in the same order.
+        correct_a: (N,) bool, whether a is right on each item; or in 0..1, the share of several answers that are.
+        correct_b: (N,) of the same kind, for the same items in the same order.
         level: Coverage in (0, 1).
         num_resamples: Bootstrap draws.
         seed: Seed of the draws.
+
+    Raises:
+        ValueError: Other shapes, values outside 0..1, or an argument out of range.
     """
-    correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    correct_a, correct_b = np.asarray(correct_a, dtype=np.float64), np.asarray(correct_b, dtype=np.float64)
     if correct_a.shape != correct_b.shape or correct_a.ndim != 1 or len(correct_a) == 0:
         raise ValueError(
             f"`correct_a` and `correct_b` must be vectors over the same items, got {correct_a.shape} and "
             f"{correct_b.shape}: a paired interval compares item by item."
         )
+    if not all(((each >= 0) & (each <= 1)).all() for each in (correct_a, correct_b)):  # also where one is no number
+        raise ValueError(
+            "`correct_a` and `correct_b` must lie in 0..1: they say whether, or how often, an item's answer is right."
+        )
     number("level", level, "(0, 1)", "it is the share of draws inside the interval", DataError)
     whole_number("num_resamples", num_resamples, 1, "quantiles need draws", DataError)
     num_items = len(correct_a)
-    better, worse = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
-    shares = [better / num_items, worse / num_items, (num_items - better - worse) / num_items]
+    own, own_counts = np.unique(np.round(correct_a - correct_b, 9), return_counts=True)
+    values = np.union1d(own, [-1.0, 0.0, 1.0])
+    values = values[np.lexsort((-values, -np.abs(values)))]  # better, worse, the same: the order of the draws
+    of = dict(zip(own.tolist(), own_counts.tolist(), strict=True))
+    shares = np.array([of.get(value, 0) for value in values.tolist()]) / num_items
     counts = np.random.default_rng(seed).multinomial(num_items, shares, size=num_resamples)
-    differences = (counts[:, 0] - counts[:, 1]) / num_items
+    differences = counts @ values / num_items
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return PairedInterval((better - worse) / num_items, float(low), float(high), num_items)
+    return PairedInterval(float(own_counts @ own / num_items), float(low), float(high), num_items)
 
 
 def absent_subsets(num_sub_models: int, num_absent: int, limit: int = 20, seed: int = 0) -> list[tuple[int, ...]]:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to deploy, by figures: the rule against noise that results, cards and the choice of a strategy share.
+
+A candidate is known by which items it gets right with 0, 1, 2, ... devices absent, on test or on validation items. It
+is chosen in place of the baseline (one plain model on every device) only where the paired interval of its accuracy,
+averaged over the absences, lies above the baseline's. Light: no torch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edvit_hf.errors import DataError, did_you_mean
+from edvit_hf.evaluation.evaluator import PairedInterval, paired_interval
+
+MOST_ABSENT = 2  # of the absences that decide: 0, 1 and 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that could be deployed.
+
+    Attributes:
+        correct: For 0, 1, ... absent, of each item the share of the measured subsets of absent devices with which its
+            answer is right, (N,) in 0..1 (or bool). A single array stands for any absence: the same model on every
+            device.
+        what: How the sentence calls it; empty: by its name.
+    """
+
+    correct: Sequence[np.ndarray]
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to deploy, and why.
+
+    Attributes:
+        name: Of the chosen candidate.
+        what: How the sentence calls it.
+        why: The figures, as the sentence's second half.
+        baseline: Name of the candidate that the others had to exceed.
+        accuracies: Of every candidate with 0, 1, ... absent, in 0..1.
+        intervals: Of every candidate but the baseline: accuracy averaged over the absences, minus the baseline's.
+    """
+
+    name: str
+    what: str
+    why: str
+    baseline: str
+    accuracies: dict[str, list[float]]
+    intervals: dict[str, PairedInterval] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """What is said of it: "deploy: ... because ...", without a full stop."""
+        return f"deploy: {self.what} because {self.why}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        intervals = {n: {"difference": i.difference, "low": i.low, "high": i.high} for n, i in self.intervals.items()}
+        known = {name: getattr(self, name) for name in ("name", "what", "baseline", "accuracies")}
+        return {**known, "intervals": intervals, "verdict": self.verdict}
+
+
+def choose(
+    candidates: Mapping[str, Candidate], baseline: str, *, items: str = "test", level: float = 0.95, seed: int = 0
+) -> Choice:
+    """The candidate with the best accuracy averaged over 0, 1 and 2 absent, if it exceeds the baseline beyond noise.
+
+    Args:
+        candidates: By name, all measured on the same items in the same order.
+        baseline: Name of the candidate that stays where nothing is better: the simplest to deploy.
+        items: Which split the items are of, for the sentence ("validation").
+        level: Of the paired intervals, in (0, 1): the lower, the sooner something exceeds the baseline.
+        seed: Of the resampling.
+
+    Raises:
+        DataError: No candidate called `baseline`, or arrays that do not fit each other.
+    """
+    if baseline not in candidates:
+        raise DataError(
+            f"Expected a candidate called {baseline!r}, got {list(candidates)}.{did_you_mean(baseline, candidates)} "
+            "Without a baseline nothing says what is better. Name one of the candidates."
+        )
+    count = min(MOST_ABSENT + 1, max(len(candidate.correct) for candidate in candidates.values()))
+    known = {name: _shares(name, candidate, count) for name, candidate in candidates.items()}
+    if len({shares.shape for shares in known.values()}) != 1:
+        sizes = {name: shares.shape[1] for name, shares in known.items()}
+        raise DataError(
+            f"Expected candidates that were measured on the same items, got {sizes} items. A paired interval compares "
+            "item by item. Measure them all on one split."
+        )
+    means = {name: shares.mean(axis=0) for name, shares in known.items()}
+    intervals = {
+        name: paired_interval(mean, means[baseline], level=level, seed=seed)
+        for name, mean in means.items()
+        if name != baseline
+    }
+    better = [name for name, interval in intervals.items() if interval.low > 0]
+    chosen = max(better, key=lambda name: intervals[name].difference) if better else baseline
+    called = {name: candidate.what or name for name, candidate in candidates.items()}
+    why = _why(called, known, chosen, baseline, intervals, items)
+    below = _below(known[chosen], known[baseline], level=level, seed=seed) if better else ""
+    accuracies = {name: [float(value) for value in shares.mean(axis=1)] for name, shares in known.items()}
+    return Choice(chosen, called[chosen], why + below, baseline, accuracies, intervals)
+
+
+def _shares(name: str, candidate: Candidate, count: int) -> np.ndarray:
+    """(count, N) shares in 0..1, one row for each number absent.
+
+    Raises:
+        DataError: Another number of absences than the other candidates, other shapes, or values outside 0..1.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for row in candidate.correct[:count]]
+    rows = rows * count if len(rows) == 1 else rows
+    shapes = {row.shape for row in rows}
+    if len(rows) != count or len(shapes) != 1 or rows[0].ndim != 1 or rows[0].size == 0:
+        raise DataError(
+            f"Expected of candidate {name!r} a vector over the items for each of {count} absences, or a single one, "
+            f"got {[row.shape for row in rows]}. It could not be compared with the others. Measure it anew."
+        )
+    return np.stack(rows)
+
+
+def _why(
+    called: Mapping[str, str],
+    known: Mapping[str, np.ndarray],
+    chosen: str,
+    baseline: str,
+    intervals: Mapping[str, PairedInterval],
+    items: str,
+) -> str:
+    """The figures behind a choice, in words."""
+    shares = known[chosen]
+    num_items = f"{shares.shape[1]:,} {items} items"
+    over = "with all present" if len(shares) == 1 else f"averaged over {_listed(map(str, range(len(shares))))} absent"
+    own = f"{100 * shares.mean():.1f} %"
+    if chosen != baseline:
+        each = _listed(f"{100 * value:.1f}" for value in shares.mean(axis=1))
+        apart = f" ({each} %)" if len(shares) > 1 else ""
+        other = f"{100 * known[baseline].mean():.1f} % ({called[baseline]})"
+        return f"{over} it answers {own}{apart} of {num_items} right, against {other}: {_points(intervals[chosen])}"
+    if not intervals:
+        return f"nothing else was measured: {over} it answers {own} of {num_items} right"
+    best = max(intervals, key=lambda name: intervals[name].difference)
+    return (
+        f"nothing that was measured is better beyond noise: {over} it answers {own} of {num_items} right, and the best "
+        f"of the others ({called[best]}) differs by {_points(intervals[best])}"
+    )
+
+
+def _below(shares: np.ndarray, baseline: np.ndarray, *, level: float, seed: int) -> str:
+    """Where the chosen one falls below the baseline with some number absent: its average does not say it."""
+    found = [paired_interval(own, other, level=level, seed=seed) for own, other in zip(shares, baseline, strict=True)]
+    texts = [f"with {absent} absent {_points(each)}" for absent, each in enumerate(found) if each.high < 0]
+    return f"; but it is below it {_listed(texts)}" if texts else ""
+
+
+def _points(interval: PairedInterval) -> str:
+    """As "+5.4 points [+4.6, +6.2]"."""
+    return f"{100 * interval.difference:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """As "0, 1 and 2"."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
