@@ -67,7 +67,7 @@ def accuracy(head: FusionHead, features: torch.Tensor, labels: np.ndarray, count
     if absent is not None:
         mask[:, absent] = False
     with torch.inference_mode():
-        return float((head(features, mask).argmax(-1).numpy() == labels).mean())
+        return float((head(features, None, mask).argmax(-1).numpy() == labels).mean())
 
 
 def features_of(trip: Trip, split: Split) -> torch.Tensor:

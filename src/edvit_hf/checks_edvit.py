@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 OTHER_LABEL = "other"  # the last label of every sub-model: "a class of another group"
+FUSION_KINDS = ("mlp", "average", "residual")
+FUSION_OTHERS = (None, "spread")
 MAX_CONFIG_BYTES = 64 * 2**20  # far above any ensemble's; reading more would only cost memory
 MAX_SUB_MODELS = 1024
 MAX_LAYERS = 4096  # of all sub-models together
@@ -104,6 +106,62 @@ def check_stock_fields(config: Any) -> None:
         raise ValueError(
             f"Expected `dtype` to be one of {', '.join(_DTYPES)}, got {config.dtype!s:.60}. Weights would be cut to "
             "it. Correct the config; exported files may be int8, checkpoints are not."
+        )
+
+
+def check_groups(groups: Sequence[Sequence[int]], num_classes: int, num_sub_models: int) -> None:
+    """Raise ValueError unless every sub-model has a class group, and every class stands in at least one of them."""
+    if len(groups) != num_sub_models or not groups:
+        raise ValueError(
+            f"Expected one class group per sub-model, got {len(groups)} groups for {num_sub_models} "
+            "sub-models. Group i names the classes of sub-model i. Give as many groups as sub-models."
+        )
+    if not all(groups):
+        raise ValueError(
+            f"Expected at least one class in every group, got {groups}. A sub-model without a class has "
+            "nothing to say. Remove empty groups together with their sub-models."
+        )
+    known = {c for group in groups for c in group}
+    wrong = {
+        "nowhere": sorted(set(range(num_classes)) - known),
+        "out of range": sorted(known - set(range(num_classes))),
+        "twice in one group": sorted({c for group in groups for c in group if list(group).count(c) > 1}),
+    }
+    if found := ", ".join(f"{where}: {ids[:20]}" for where, ids in wrong.items() if ids):
+        raise ValueError(
+            f"Expected every class 0..{num_classes - 1} of `id2label` in at least one class group, and once in each, "
+            f"got {found}. A class would have no sub-model, or two labels. Correct `class_groups` or `id2label`."
+        )
+
+
+def check_focus(focus_groups: Sequence[Sequence[int]] | None, num_classes: int, num_sub_models: int) -> None:
+    """Raise ValueError unless the classes that each sub-model was cut for, where given, are some of the classes."""
+    if focus_groups is None:
+        return
+    fits = all(g and len(set(g)) == len(g) and set(g) <= set(range(num_classes)) for g in focus_groups)
+    if len(focus_groups) != num_sub_models or not fits:
+        raise ValueError(
+            f"Expected `focus_groups` to hold, for each of {num_sub_models} sub-models, distinct classes in "
+            f"0..{num_classes - 1} that it was cut for, got {focus_groups!r:.200}. Cards would tell what is not so. "
+            "Correct them, or leave them out."
+        )
+
+
+def check_fusion(kind: str, other: str | None, groups: Sequence[Sequence[int]], num_classes: int) -> None:
+    """Raise ValueError for a kind of fusion that does not exist, or that these class groups do not allow."""
+    for name, value, choices in (("fusion_kind", kind, FUSION_KINDS), ("fusion_other", other, FUSION_OTHERS)):
+        if value not in choices:
+            raise ValueError(
+                f"Expected `{name}` to be one of {', '.join(map(str, choices))}, got {value!r:.60}. No other fusion "
+                "is known here. Correct it, or use a version of edvit_hf that knows it."
+            )
+    partial = [i for i, group in enumerate(groups) if len(group) < num_classes]
+    if kind != "mlp" and other is None and partial:
+        raise ValueError(
+            f"Expected sub-models that all vote over the same {num_classes} classes for `fusion_kind: {kind}`, got "
+            f"class groups without some of them: {partial[:20]}. Votes over different labels have no mean. Let every "
+            'sub-model vote over all classes, or set `fusion_other` to "spread" (in a recipe `distill.votes: all`, '
+            "`split.coverage`, or `fuse.other: spread`)."
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`EDViTConfig`: the sub-models' stock configs, the class groups they answer for, the fusion head's shape.
+"""`EDViTConfig`: the sub-models' stock configs, the class groups they answer for, how their answers are fused.
 
 This file travels to the Hub beside `modeling_edvit.py`: it imports only transformers, huggingface_hub, the standard
 library and, relatively, its sibling. Sub-models may differ in width, depth and architecture; what they must share is
@@ -8,7 +8,6 @@ what they are fed.
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any, ClassVar
@@ -19,6 +18,9 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .checks_edvit import (
     OTHER_LABEL,
+    check_focus,
+    check_fusion,
+    check_groups,
     check_indices,
     check_label_tables,
     check_name,
@@ -84,16 +86,20 @@ class EDViTConfig(PreTrainedConfig):
     Args:
         sub_model_configs (`list[dict]`): One stock config per sub-model, as a dict with its `model_type`.
         class_groups (`list[list[int]]`): Global class ids of each sub-model; label j of sub-model i is the
-            global class `class_groups[i][j]`, its last label is "other". Disjoint, covering, none empty.
+            global class `class_groups[i][j]`, its last label is "other". They may overlap; every class is in one.
         fusion_hidden_size (`int`): Units in the fusion head's hidden layer; 0 makes the head linear.
         fusion_dropout (`float`): Dropout after the hidden layer, in [0, 1).
         sub_model_dropout (`float`): Chance in [0, 1) that training hides a sub-model from the fusion head.
+        fusion_kind (`str`): "mlp" on features, "average" of votes, or "residual", the average and what an mlp adds.
+        fusion_other (`str`, *optional*): For an average where groups differ: "spread" shares the probability of
+            "other" evenly among the classes outside the group.
+        focus_groups (`list[list[int]]`, *optional*): Classes that each sub-model was cut for, if not its group.
         parent (`dict`): What is known of the teacher (id, revision, parameters, MACs), for cards and ratios.
 
     Raises:
         ValueError: If the parts do not fit together, or a keyword is not known.
 
-    A single sub-model over all classes may leave "other" out; any other sub-model has |group| + 1 labels.
+    A sub-model over all classes may leave "other" out; any other has |group| + 1 labels.
     """
 
     model_type = "edvit"
@@ -104,6 +110,9 @@ class EDViTConfig(PreTrainedConfig):
     fusion_hidden_size: int = 128
     fusion_dropout: float | int = 0.1
     sub_model_dropout: float | int = 0.1
+    fusion_kind: str = "mlp"
+    fusion_other: str | None = None
+    focus_groups: list[list[int]] | None = None
     parent: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -116,7 +125,7 @@ class EDViTConfig(PreTrainedConfig):
         self.sub_model_configs = [_plain_config(config, i) for i, config in enumerate(self.sub_model_configs)]
         kwargs.setdefault("auto_map", _auto_map(self.task))
         if self.id2label is None:  # type: ignore[has-type]
-            self.id2label = {i: f"LABEL_{i}" for i in range(sum(map(len, self.class_groups)))}
+            self.id2label = {i: f"LABEL_{i}" for i in range(len({c for g in self.class_groups for c in g}))}
         check_label_tables(self.id2label, self.label2id)  # type: ignore[has-type]
         super().__post_init__(**kwargs)
         if self.label2id is None:  # type: ignore[has-type]
@@ -193,6 +202,11 @@ class EDViTConfig(PreTrainedConfig):
     def feature_sizes(self) -> list[int]:
         """Feature size (hidden size) of each sub-model."""
         return [self.sub_model_config(i).hidden_size for i in range(self.num_sub_models)]
+
+    @property
+    def vote_sizes(self) -> list[int]:
+        """Number of labels that each sub-model votes over."""
+        return [self.sub_model_config(i).num_labels for i in range(self.num_sub_models)]
 
     @property
     def hidden_size(self) -> int:
@@ -287,33 +301,10 @@ class EDViTConfig(PreTrainedConfig):
         if self.fusion_hidden_size < 0:
             raise ValueError(f"`fusion_hidden_size` must be 0 (linear) or more units, got {self.fusion_hidden_size}.")
         check_label_tables(self.id2label, self.label2id)
-        self._check_groups()
+        check_groups(self.class_groups, self.num_labels, self.num_sub_models)
+        check_focus(self.focus_groups, self.num_labels, self.num_sub_models)
+        check_fusion(self.fusion_kind, self.fusion_other, self.class_groups, self.num_labels)
         self._check_sub_models()
-
-    def _check_groups(self) -> None:
-        groups, num_classes = self.class_groups, self.num_labels
-        if len(groups) != self.num_sub_models or not groups:
-            raise ValueError(
-                f"Expected one class group per sub-model, got {len(groups)} groups for {self.num_sub_models} "
-                "sub-models. Group i names the classes of sub-model i. Give as many groups as sub-models."
-            )
-        if not all(groups):
-            raise ValueError(
-                f"Expected at least one class in every group, got {groups}. A sub-model without a class has "
-                "nothing to say. Remove empty groups together with their sub-models."
-            )
-        counts = Counter(c for group in groups for c in group)
-        if sorted(counts.elements()) != list(range(num_classes)):
-            wrong = {
-                "twice": sorted(c for c, count in counts.items() if count > 1),
-                "nowhere": sorted(set(range(num_classes)) - set(counts)),
-                "out of range": sorted(set(counts) - set(range(num_classes))),
-            }
-            found = ", ".join(f"{where}: {ids[:20]}" for where, ids in wrong.items() if ids)
-            raise ValueError(
-                f"Expected every class 0..{num_classes - 1} of `id2label` in exactly one class group, got "
-                f"{found}. A class would have no sub-model, or two. Correct `class_groups` or `id2label`."
-            )
 
     def _check_sub_models(self) -> None:
         shared = _SHARED_FIELDS[self.task]
@@ -321,7 +312,7 @@ class EDViTConfig(PreTrainedConfig):
         num_layers, num_features, num_parameters = 0, 0, 0
         for i, group in enumerate(self.class_groups):
             config = self.sub_model_config(i)
-            allowed = {len(group) + 1} | ({len(group)} if self.num_sub_models == 1 else set())
+            allowed = {len(group) + 1} | ({len(group)} if len(group) == self.num_labels else set())
             if config.num_labels not in allowed:
                 raise ValueError(
                     f"Expected sub-model {i} to have {len(group) + 1} labels (its {len(group)} classes and "

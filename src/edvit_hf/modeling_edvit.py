@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: N806 (shape letters)
-"""The ensemble: stock sub-models, each answering for a class group, and a fusion head on their features.
+"""The ensemble: stock sub-models, each answering for a class group, and the fusion of their answers.
 
 This file travels to the Hub beside `configuration_edvit.py`, `parts_edvit.py` and `saved_edvit.py`: it imports only
 torch, transformers, the standard library and, relatively, its siblings.
 
-Shape letters: B batch, S sub-models, D features of all sub-models side by side, L labels.
+Shape letters: B batch, S sub-models, D features of all sub-models side by side, V their votes side by side,
+L labels.
 """
 
 import functools
@@ -22,13 +23,18 @@ from transformers.utils import can_return_tuple
 from .configuration_edvit import INPUT_NAMES, EDViTConfig
 from .parts_edvit import (
     STOCK_AUTO_CLASSES,
-    FusionHead,
+    Fusion,
     build_sub_model,
     cross_entropy,
     forward_sub_model,
     hide_absent,
+    make_fusion,
     sample_sub_model_mask,
+    side_by_side,
 )
+from .parts_edvit import FusionHead as FusionHead  # others take the fusions from here
+from .parts_edvit import ResidualFusion as ResidualFusion
+from .parts_edvit import VoteAverage as VoteAverage
 from .saved_edvit import SavedEnsemble
 
 _GATHERED = ("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules")
@@ -50,7 +56,7 @@ class EDViTPreTrainedModel(SavedEnsemble):
         config.validate_ensemble()
         self._take_task(config)
         self.present = config.present_indices(sub_models)
-        self.feature_sizes = config.feature_sizes
+        self.feature_sizes, self.vote_sizes = config.feature_sizes, config.vote_sizes
         self.sub_models = nn.ModuleList(nn.Identity() for _ in range(config.num_sub_models))  # no weights
         for i in self.present:
             self.sub_models[i] = build_sub_model(config, i)
@@ -101,12 +107,20 @@ class EDViTPreTrainedModel(SavedEnsemble):
             features.append(feature)
         return torch.cat(features, dim=1), votes
 
+    def features_and_logits(self, **inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run every present sub-model once: features (B, D) and votes side by side (B, V), zeros where absent.
+
+        With a mask they are what the fusion takes; `inputs` and errors are those of `features_and_votes`.
+        """
+        features, votes = self.features_and_votes(**inputs)
+        return features, side_by_side(votes, self.vote_sizes, like=features)
+
     def features(self, **inputs: Tensor | None) -> Tensor:
         """Return the features of all sub-models side by side, (B, D), zeros for absent ones."""
         return self.features_and_votes(**inputs)[0]
 
     def votes(self, **inputs: Tensor | None) -> list[Tensor | None]:
-        """Return each sub-model's logits (B, |group| + 1), the last for "other"; None for absent ones."""
+        """Return each sub-model's logits (B, its labels), the last for "other" if it has one; None for absent ones."""
         return self.features_and_votes(**inputs)[1]
 
     def _check_inputs(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -141,10 +155,11 @@ class EDViTPreTrainedModel(SavedEnsemble):
     def from_sub_models(
         cls, sub_models: Sequence[PreTrainedModel], class_groups: list[list[int]], **config_fields: Any
     ) -> Any:
-        """Put stock sub-models together under a fresh fusion head, in eval mode.
+        """Put stock sub-models together under a fresh fusion, in eval mode.
 
-        Sub-model i votes over `class_groups[i]` and "other"; `config_fields` are the other fields of
-        `EDViTConfig` (`id2label`, `fusion_hidden_size`, ...). Weights are copied: the given models stay
+        Sub-model i votes over `class_groups[i]` and "other" (which may be missing where the group holds every class);
+        groups may overlap. `config_fields` are the other fields of
+        `EDViTConfig` (`id2label`, `fusion_kind`, ...). Weights are copied: the given models stay
         untouched, and tensors they share are shared no more.
 
         Raises:
@@ -205,13 +220,14 @@ class EDViTModel(EDViTPreTrainedModel):
 
 
 class _EDViTClassifier(EDViTPreTrainedModel):
-    """The sub-models and the fusion head: logits over all classes."""
+    """The sub-models and their fusion: logits over all classes."""
+
+    fusion: Fusion
 
     _part_files: ClassVar[dict[str, str]] = {"fusion.": "fusion.safetensors"}
 
     def _add_head(self, config: EDViTConfig) -> None:
-        shape = (self.feature_sizes, config.num_labels, config.fusion_hidden_size)
-        self.fusion = FusionHead(*shape, dropout=config.fusion_dropout)
+        self.fusion = make_fusion(config)
 
     def _classify(
         self, labels: Tensor | None, sub_model_mask: Tensor | None, **inputs: Tensor | None
@@ -221,14 +237,14 @@ class _EDViTClassifier(EDViTPreTrainedModel):
         `sub_model_mask` is (S,) or (B, S), non-zero where present. Without it all loaded sub-models are, less
         those that sub-model dropout hides in training mode.
         """
-        features_BD = self.features(**inputs)
+        features_BD, logits_BV = self.features_and_logits(**inputs)
         mask_BS = self._complete_mask(sub_model_mask, features_BD)
         if sub_model_mask is None and self.training:
             mask_BS = mask_BS.clone()
             mask_BS[:, self.present] = sample_sub_model_mask(
                 mask_BS.shape[0], len(self.present), self.config.sub_model_dropout, device=mask_BS.device
             )
-        logits_BL = self.fusion(features_BD, mask_BS)
+        logits_BL = self.fusion(features_BD, logits_BV, mask_BS)
         loss = None if labels is None else cross_entropy(logits_BL, labels)
         return {"loss": loss, "logits": logits_BL}
 

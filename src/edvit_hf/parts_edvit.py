@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: N803, N806 (shape letters)
-"""The parts of an ensemble: stock sub-models, what is read from them, and the fusion head.
+"""The parts of an ensemble: stock sub-models, what is read from them, and how their answers are fused.
 
 This file travels to the Hub beside `modeling_edvit.py`: it imports only torch, transformers, the standard library
 and, relatively, its sibling.
 
-Shape letters: B batch, S sub-models, D features of all sub-models side by side, L labels.
+Shape letters: B batch, S sub-models, D features of all sub-models side by side, V their votes side by side,
+L labels.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,15 +160,158 @@ class FusionHead(nn.Module):
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(torch.where(std > 0, std, 1.0))
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, logits: Tensor | None, mask: Tensor) -> Tensor:
         """Return logits (B, L) from features (B, D) and mask (B, S), non-zero where a sub-model is present.
 
-        A row with nobody present gets the head's constant answer; refusing it is the caller's business.
+        Votes, `logits` (B, V), are not asked; every kind of fusion takes the same three. A row with nobody present
+        gets the head's constant answer; refusing it is the caller's business.
         """
         present_BS = mask != 0
         scaled_BD = (features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std
         inputs = hide_absent(scaled_BD, present_BS, self.feature_sizes)
         return self.layers(torch.cat([inputs, present_BS.to(inputs.dtype)], dim=1))
+
+
+class VoteAverage(nn.Module):
+    """Votes of the present sub-models -> the mean of their log-probabilities over all classes.
+
+    Each sub-model's logits are divided by its `temperature` first. Probability that a sub-model gives to "other" is
+    spread evenly among the classes outside its group; where the group holds every class, "other" is left out.
+
+    Args:
+        class_groups (`list[list[int]]`): Classes of each sub-model, label j of sub-model i is `class_groups[i][j]`.
+        vote_sizes (`list[int]`): Labels that each sub-model votes over, "other" included where there is one.
+        num_labels (`int`): Number of classes, L.
+        feature_sizes (`list[int]`): Feature size of each sub-model; features are not asked.
+
+    Source: linear opinion pools on a logarithmic scale (Heskes, NIPS 1997, "Selecting weighting factors in
+    logarithmic opinion pools"), equal weights; temperatures as in Guo et al., arXiv 1706.04599.
+    Differs: "other" is spread, so that sub-models that know different classes can be pooled.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self, class_groups: list[list[int]], vote_sizes: list[int], num_labels: int, feature_sizes: list[int]
+    ) -> None:
+        super().__init__()
+        self.class_groups, self.vote_sizes, self.num_labels = class_groups, vote_sizes, num_labels
+        self.feature_sizes = feature_sizes
+        self.register_buffer("temperature", torch.ones(len(class_groups)))
+
+    @torch.no_grad()
+    def set_temperatures(self, temperatures: Tensor) -> None:
+        """Set what each sub-model's logits are divided by, (S,), all finite and above 0."""
+        given = torch.as_tensor(temperatures)
+        if given.shape != self.temperature.shape or not (given.isfinite() & (given > 0)).all():
+            raise ValueError(
+                f"Expected {len(self.class_groups)} finite temperatures above 0, one per sub-model, got "
+                f"{given.tolist()!r:.200}. Votes would turn around, or say nothing. Fit them on validation items."
+            )
+        self.temperature.copy_(given)
+
+    def forward(self, features: Tensor | None, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return logits (B, L), a mean of log-probabilities, from votes (B, V) and mask (B, S).
+
+        `mask` is non-zero where a sub-model is present; whatever stands in the votes of others does not matter. A row
+        with nobody present gets zeros; refusing it is the caller's business.
+        """
+        present_BS = mask != 0
+        votes = hide_absent(logits.to(self.temperature.dtype), present_BS, self.vote_sizes)
+        parts = [self._over_all_classes(i, vote) for i, vote in enumerate(votes.split(self.vote_sizes, dim=1))]
+        heard = [part.masked_fill(~present_BS[:, i : i + 1], 0.0) for i, part in enumerate(parts)]
+        num_present = present_BS.to(votes.dtype).sum(dim=1, keepdim=True)
+        return torch.stack(heard).sum(dim=0) / num_present.clamp(min=1.0)
+
+    def _over_all_classes(self, index: int, vote: Tensor) -> Tensor:
+        """Log-probabilities (B, L) from the logits of one sub-model, (B, |group|) or with one more for "other"."""
+        group, num_outside = self.class_groups[index], self.num_labels - len(self.class_groups[index])
+        vote = vote[:, : len(group) + (num_outside > 0)] / self.temperature[index]
+        known = vote.log_softmax(dim=1)
+        if num_outside:
+            known = torch.cat([known[:, :-1], known[:, -1:] - math.log(num_outside)], dim=1)
+        place = {c: j for j, c in enumerate(group)}
+        order = [place.get(c, len(group)) for c in range(self.num_labels)]
+        if order == list(range(known.shape[1])):
+            return known
+        return known.index_select(1, torch.tensor(order, device=known.device))
+
+
+class ResidualFusion(nn.Module):
+    """The average of the votes, and `scale` times what a head on the features adds to it.
+
+    With `scale` 0, as at first, the answer is the average itself, so that a scale chosen on validation among 0 and
+    others never falls below it there.
+
+    Args:
+        average (`VoteAverage`): Of the votes.
+        head (`FusionHead`): On the features.
+    """
+
+    scale: Tensor
+
+    def __init__(self, average: VoteAverage, head: FusionHead) -> None:
+        super().__init__()
+        self.average, self.head = average, head
+        self.feature_sizes, self.vote_sizes = average.feature_sizes, average.vote_sizes
+        self.register_buffer("scale", torch.zeros(()))
+
+    @property
+    def feature_mean(self) -> Tensor:
+        """Mean of each feature over the training data, (D,)."""
+        return self.head.feature_mean
+
+    @property
+    def feature_std(self) -> Tensor:
+        """Deviation of each feature over the training data, (D,)."""
+        return self.head.feature_std
+
+    def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set the features' mean and deviation, both (D,), see `FusionHead.set_feature_statistics`."""
+        self.head.set_feature_statistics(mean, std)
+
+    def set_temperatures(self, temperatures: Tensor) -> None:
+        """Set what each sub-model's logits are divided by, (S,), see `VoteAverage.set_temperatures`."""
+        self.average.set_temperatures(temperatures)
+
+    @torch.no_grad()
+    def set_scale(self, scale: float) -> None:
+        """Set how much of the head's answer is added, a finite number of at least 0; 0 leaves the average."""
+        if not 0 <= scale < math.inf:
+            raise ValueError(
+                f"Expected a finite scale of at least 0, got {scale}. The average would be drowned or unlearnt. "
+                "Choose it on validation items."
+            )
+        self.scale.fill_(scale)
+
+    def forward(self, features: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return logits (B, L) from features (B, D), votes (B, V) and mask (B, S); absent ones do not matter."""
+        average = self.average(features, logits, mask)
+        return average + self.scale * self.head(features, logits, mask).to(average.dtype)
+
+
+Fusion = FusionHead | VoteAverage | ResidualFusion
+
+
+def make_fusion(config: EDViTConfig) -> Fusion:
+    """The fusion that a config describes, with fresh weights."""
+    sizes, num_labels = config.feature_sizes, config.num_labels
+    head = FusionHead(sizes, num_labels, config.fusion_hidden_size, dropout=config.fusion_dropout)
+    if config.fusion_kind == "mlp":
+        return head
+    groups = [list(group) for group in config.class_groups]
+    average = VoteAverage(groups, config.vote_sizes, num_labels, sizes)
+    return average if config.fusion_kind == "average" else ResidualFusion(average, head)
+
+
+def side_by_side(votes: Sequence[Tensor | None], sizes: Sequence[int], like: Tensor) -> Tensor:
+    """Put votes side by side, (B, V), in the order of the sub-models; zeros of width `sizes[i]` where one is None.
+
+    `like` (B, ...) gives the number of rows, and the dtype and device of the zeros.
+    """
+    rows = like.shape[0]
+    parts = [like.new_zeros((rows, size)) if vote is None else vote for vote, size in zip(votes, sizes, strict=True)]
+    return torch.cat(parts, dim=1)
 
 
 def hide_absent(features_BD: Tensor, present_BS: Tensor, feature_sizes: Sequence[int]) -> Tensor:

@@ -256,7 +256,7 @@ def check_class_groups(
             f"`split.class_groups` holds {len(class_groups)} groups, but `split.num_sub_models` is {num_groups}. "
             "Each sub-model needs exactly one group. Make the two agree."
         )
-    fault = class_groups_fault(class_groups, num_classes)
+    fault = class_groups_fault(class_groups, num_classes, is_disjoint=True)
     if fault is not None:
         raise RecipeError(f"{fault} Every class belongs to exactly one sub-model. Correct `split.class_groups`.")
     return [sorted(int(label) for label in group) for group in class_groups]

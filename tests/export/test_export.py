@@ -59,7 +59,7 @@ def test_the_fusion_graph_answers_like_torch_with_any_sub_model_absent(exported,
     graph = session(root / manifest.fusion.variant().file)
     (logits,) = graph.run(["logits"], {"features": features, "mask": rows})
     with torch.no_grad():
-        expected = model.fusion(torch.from_numpy(features), torch.from_numpy(rows) > 0)
+        expected = model.fusion(torch.from_numpy(features), None, torch.from_numpy(rows) > 0)
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
 
 

@@ -109,9 +109,9 @@ def test_masking_all_but_one_leaves_logits_to_that_one_alone(ensemble, kept, see
     sizes = ensemble.feature_sizes
     own = torch.cat([torch.full((size,), i == kept) for i, size in enumerate(sizes)])
     mask = (torch.arange(NUM_SUB_MODELS) == kept).expand(3, -1)
-    expected = ensemble.fusion(features, mask)
-    assert torch.equal(ensemble.fusion(torch.where(own, features, others), mask), expected)
-    assert not torch.equal(ensemble.fusion(torch.where(own, -features, features), mask), expected)
+    expected = ensemble.fusion(features, None, mask)
+    assert torch.equal(ensemble.fusion(torch.where(own, features, others), None, mask), expected)
+    assert not torch.equal(ensemble.fusion(torch.where(own, -features, features), None, mask), expected)
 
 
 @torch.no_grad()
@@ -120,8 +120,8 @@ def test_an_absent_sub_model_counts_as_its_mean_but_is_known_to_be_absent(ensemb
     features = torch.randn(2, NUM_FEATURES)
     at_mean = torch.cat([ensemble.fusion.feature_mean[:size].expand(2, -1), features[:, size:]], dim=1)
     mask = torch.tensor([[False, True, True]] * 2)
-    assert torch.equal(ensemble.fusion(at_mean, mask), ensemble.fusion(features, mask))
-    assert not torch.equal(ensemble.fusion(at_mean, mask), ensemble.fusion(at_mean, torch.ones(2, 3)))
+    assert torch.equal(ensemble.fusion(at_mean, None, mask), ensemble.fusion(features, None, mask))
+    assert not torch.equal(ensemble.fusion(at_mean, None, mask), ensemble.fusion(at_mean, None, torch.ones(2, 3)))
 
 
 @torch.no_grad()
@@ -202,9 +202,9 @@ def test_feature_statistics_standardise():
     head = FusionHead([2, 3], num_labels=4, hidden_size=0, dropout=0.0)
     features, mask = torch.randn(6, 5) * 3 + 2, torch.ones(6, 2)
     standardised = (features - features.mean(0)) / features.std(0)
-    expected = head(standardised, mask)
+    expected = head(standardised, None, mask)
     head.set_feature_statistics(features.mean(0), features.std(0))
-    assert torch.allclose(head(features, mask), expected, atol=1e-5)
+    assert torch.allclose(head(features, None, mask), expected, atol=1e-5)
     head.set_feature_statistics(torch.zeros(5), torch.zeros(5))
     assert torch.equal(head.feature_std, torch.ones(5))
 

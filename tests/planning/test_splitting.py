@@ -78,7 +78,18 @@ def test_groups_that_are_no_partition_are_refused(groups, message):
 
 
 @pytest.mark.parametrize(
-    "groups", [[[0, 1], [2]], [[2], [1, 0]], [[0, 1, 2]], [[0, 1], []], [[0, 1], [1, 2]], [[0], [1]], [[0, 3], [1, 2]]]
+    "groups",
+    [
+        [[0, 1], [2]],
+        [[2], [1, 0]],
+        [[0, 1, 2]],
+        [[0, 1], []],
+        [[0, 1], [1, 2]],
+        [[0], [1]],
+        [[0, 1, 0], [2]],
+        [[0, 1, 2], [0]],
+        [[0, 3], [1, 2]],
+    ],
 )
 def test_the_config_that_travels_alone_has_the_same_rules_for_class_groups_and_labels(groups):
     stock = [

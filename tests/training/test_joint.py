@@ -119,7 +119,7 @@ def test_the_joint_loss_is_its_formula(outputs):
     labels = batch["labels"]
     answers = [forward_sub_model(sub_model, batch["inputs"]) for sub_model in model.ensemble.sub_models]
     features = torch.cat([feature for feature, _ in answers], dim=1)
-    fused = model.ensemble.fusion(features, torch.ones(10, 2))
+    fused = model.ensemble.fusion(features, torch.cat([vote for _, vote in answers], dim=1), torch.ones(10, 2))
     token = ((model.mapping(features) - batch["teacher_features"]) ** 2).mean()
     votes = [
         kd(answers[0][1], labels.clamp(max=2), GROUPS[0]),

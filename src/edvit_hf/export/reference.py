@@ -95,10 +95,11 @@ def run_torch(model: EDViTPreTrainedModel, inputs: Arrays) -> TorchReference:
     batches = [batch for each in rounds for batch in _tensor_batches(each)]
     votes = [torch.cat([sub_model(**b).logits for b in batches]).numpy() for sub_model in model.sub_models]
     features = torch.cat([model.features(**b) for b in batches])
+    side_by_side = torch.from_numpy(np.concatenate(votes, axis=1))
     logits: dict[tuple[int, ...], np.ndarray] = {(): torch.cat([model(**b).logits for b in batches]).numpy()}
     for absent in range(num_sub_models) if num_sub_models > 1 else ():
         mask = torch.tensor([i != absent for i in range(num_sub_models)]).expand(len(features), -1)
-        logits[(absent,)] = model.fusion(features, mask).numpy()
+        logits[(absent,)] = model.fusion(features, side_by_side, mask).numpy()
     parts = [part.numpy() for part in features.split(model.config.feature_sizes, dim=1)]
     return TorchReference(rounds=rounds, features=parts, votes=votes, logits=logits)
 

@@ -53,7 +53,8 @@ class JointModel(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Logits (B, C) of the sub-models that `mask` (B, S) leaves, every vote, and the mapped features (B, W)."""
         features, votes = self.ensemble.features_and_votes(**inputs)
-        return self.ensemble.fusion(features, mask), votes, self.mapping(features)
+        logits = self.ensemble.fusion(features, torch.cat(votes, dim=1), mask)
+        return logits, votes, self.mapping(features)
 
 
 def joint_objective(class_groups: Sequence[list[int]], config: FuseConfig) -> Objective:

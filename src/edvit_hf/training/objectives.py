@@ -92,8 +92,9 @@ def fuse_objective(
 ) -> Objective:
     """Cross-entropy and divergence from the teacher for a `FusionHead`, sub-models absent at random.
 
-    The model is a `FusionHead`; a batch holds `features` (B, D), `labels` (B,), `teacher_logits` (B, C). The masks come
-    from torch's global generator, whose state travels with the checkpoints, so a resumed run sees the same absences.
+    The model is a `FusionHead`; a batch holds `features` (B, D), `labels` (B,), `teacher_logits` (B, C), and the votes
+    side by side, `logits` (B, V), where the fusion asks them. The masks come from torch's global generator, whose state
+    travels with the checkpoints, so a resumed run sees the same absences.
     """
 
     def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -101,7 +102,7 @@ def fuse_objective(
         head = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         num_sub_models = len(cast(FusionHead, head).feature_sizes)
         mask = sample_sub_model_mask(features.shape[0], num_sub_models, sub_model_dropout, device=features.device)
-        logits = model(features, mask)
+        logits = model(features, batch.get("logits"), mask)
         return distillation_loss(logits, labels, batch["teacher_logits"], None, temperature, weight, label_smoothing)
 
     return objective

@@ -120,7 +120,7 @@ class FusionGraph(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the logits by name."""
-        return {"logits": self.fusion(features, mask)}
+        return {"logits": self.fusion(features, None, mask)}
 
 
 @contextlib.contextmanager

@@ -132,20 +132,22 @@ def _ensemble(trip: Trip) -> ComparedModel:
     )
 
 
-def _test_features(trip: Trip) -> np.ndarray:
-    """Features of all sub-models on the test split, (N, D) float32: every subset of them is fused from these."""
-    path = trip.folders["evaluate"] / "test_features.safetensors"
-    if not path.is_file():
+def _test_answers(trip: Trip) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and votes (N, V) of all sub-models on the test split, from which every subset is fused."""
+    paths = [trip.folders["evaluate"] / f"test_{name}.safetensors" for name in ("features", "logits")]
+    if not all(path.is_file() for path in paths):
         with torch.inference_mode():
             batches = iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
-            features = [trip.ensemble.features(**batch["inputs"]).numpy() for batch in batches]
-        save_array(path, np.concatenate(features))
-    return load_array(path)
+            answers = [trip.ensemble.features_and_logits(**batch["inputs"]) for batch in batches]
+        for path, parts in zip(paths, zip(*answers, strict=True), strict=True):
+            save_array(path, torch.cat(parts).numpy())
+    return load_array(paths[0]), load_array(paths[1])
 
 
 def _absent(trip: Trip) -> list[dict[str, Any]]:
     """Accuracy over all classes with 0, 1, ... sub-models absent, over all (or `max_subsets`) subsets."""
-    features, labels = torch.from_numpy(_test_features(trip)), trip.data.test.labels
+    features, logits = map(torch.from_numpy, _test_answers(trip))
+    labels = trip.data.test.labels
     count, rows = len(trip.class_groups), []
     for num_absent in range(count):
         subsets = absent_subsets(count, num_absent, limit=trip.recipe.evaluate.max_subsets)
@@ -154,7 +156,7 @@ def _absent(trip: Trip) -> list[dict[str, Any]]:
             mask = torch.ones(len(features), count, dtype=torch.bool)
             mask[:, list(subset)] = False
             with torch.inference_mode():
-                predicted = trip.ensemble.fusion(features, mask).argmax(-1).numpy()
+                predicted = trip.ensemble.fusion(features, logits, mask).argmax(-1).numpy()
             accuracies.append(float((predicted == labels).mean()))
         rows.append(absence_row(num_absent, accuracies))
     return rows
