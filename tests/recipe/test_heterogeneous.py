@@ -20,9 +20,10 @@ from edvit_hf.pruning.config import PruneConfig
 from edvit_hf.published.files import read_published
 from edvit_hf.recipe import STAGES, load_recipe, run
 from edvit_hf.recipe.keys import key_values
-from edvit_hf.recipe.running import _key, _trip, ensemble_dir, stage_dir
+from edvit_hf.recipe.running import ensemble_dir, open_trip, stage_dir
 from edvit_hf.recipe.stages.cut import prune_round
 from edvit_hf.recipe.stages.plan import plan_recipe, sub_model_config, sub_model_shapes
+from edvit_hf.recipe.staging import key_of
 from edvit_hf.recipe.trip import load_model, stock_model
 from edvit_hf.storage import read_json
 from support.tiny_recipe import tiny_recipe
@@ -128,7 +129,7 @@ def test_a_recipe_without_it_keeps_its_stage_keys(tmp_path):
     def keys(recipe):
         found = {"plan.keep_heads": "1"}
         for stage in STAGES:
-            found[stage.name] = _key(stage, recipe, found, stage.sources(recipe, FileHashes()))
+            found[stage.name] = key_of(stage, recipe, found, stage.sources(recipe, FileHashes()))
         return found
 
     before, after = keys(recipe), keys(tiny_recipe(tmp_path, prune=PRUNE))
@@ -177,7 +178,7 @@ def test_a_cut_vit_and_a_new_deit_go_through_every_stage(mixed_trip):
 
 def test_two_builds_agree_bit_for_bit(mixed_trip, tmp_path):
     recipe, work = mixed_trip
-    trip = _trip(recipe, work, "")
+    trip = open_trip(recipe, work, "")
     trip.folders["prune"] = tmp_path / "again"
     shutil.copytree(stage_dir(work, "prune") / "sub_models/00", tmp_path / "again/sub_models/00")
     prune_round(trip, 1)  # resumed: the first is there

@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 
 from edvit_hf.errors import DataError, RecipeError
-from edvit_hf.recipe import run, running
-from edvit_hf.recipe.running import _trip, stage_dir
+from edvit_hf.recipe import run, running, staging
+from edvit_hf.recipe.running import open_trip, stage_dir
 from edvit_hf.recipe.stages import teacher as teacher_stage
 from edvit_hf.recipe.stages.evaluate import _overlap
 from edvit_hf.storage import read_json
@@ -64,7 +64,7 @@ def test_kept_and_dropped_rows_are_counted_in_the_results(tmp_path, leaking, mon
     monkeypatch.setattr(running, "STAGES", (checks, *running.STAGES[1:]))
     recipe = recipe_of(tmp_path, on_overlap=choice)
     run(recipe, tmp_path / "work", stages=["teacher"])
-    found = _overlap(_trip(recipe, tmp_path / "work", ""))
+    found = _overlap(open_trip(recipe, tmp_path / "work", ""))
     assert found == read_json(stage_dir(tmp_path / "work", "teacher") / "overlap.json")
     assert found["on_overlap"] == choice
     in_training, in_validation = (found["shared"][f"{role}_test"]["num_shared"] for role in ("train", "validation"))
@@ -74,4 +74,4 @@ def test_kept_and_dropped_rows_are_counted_in_the_results(tmp_path, leaking, mon
 
 def test_another_choice_is_another_teacher(tmp_path, leaking):
     recipes = [recipe_of(tmp_path, on_overlap=choice) for choice in ("raise", "drop", "keep")]
-    assert len({running._key(running.STAGES[0], recipe, {}, None) for recipe in recipes}) == 3
+    assert len({staging.key_of(running.STAGES[0], recipe, {}, None) for recipe in recipes}) == 3

@@ -7,8 +7,9 @@ import os
 import pytest
 
 from edvit_hf.errors import CheckpointError, WorkDirError
-from edvit_hf.recipe.running import _open_stage, _owned, _stored
+from edvit_hf.recipe.running import _owned
 from edvit_hf.recipe.stages.evaluate import RECORDED, record
+from edvit_hf.recipe.staging import open_stage, stored_record
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import write_json
 
@@ -29,29 +30,29 @@ DAMAGED = {
 def test_a_stage_with_a_damaged_record_is_not_done(tmp_path, content):
     done = tmp_path / "done.json"
     write_json(done, WHOLE)
-    assert _stored(done, "k") == WHOLE
-    assert _stored(done, "other") is None
+    assert stored_record(done, "k") == WHOLE
+    assert stored_record(done, "other") is None
     done.write_bytes(content)
-    assert _stored(done, "k") is None
+    assert stored_record(done, "k") is None
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_record_that_is_no_file_is_none_and_makes_way(tmp_path, make):
     folder = tmp_path / "stage"
-    assert not _open_stage(folder, "k")
+    assert not open_stage(folder, "k")
     make(folder / "done.json")
-    assert _stored(folder / "done.json", "k") is None
-    assert _open_stage(folder, "k")
+    assert stored_record(folder / "done.json", "k") is None
+    assert open_stage(folder, "k")
     assert not (folder / "done.json").exists()
 
 
 @pytest.mark.parametrize("content", [*DAMAGED.values()][:3], ids=[*DAMAGED][:3])
 def test_damaged_inputs_empty_the_stage(tmp_path, content):
     folder = tmp_path / "stage"
-    _open_stage(folder, "k")
+    open_stage(folder, "k")
     (folder / "half").write_text("x")
     (folder / "inputs.json").write_bytes(content)
-    assert not _open_stage(folder, "k")
+    assert not open_stage(folder, "k")
     assert not (folder / "half").exists()
 
 

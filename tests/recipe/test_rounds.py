@@ -13,8 +13,9 @@ from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import STAGES, run
-from edvit_hf.recipe.running import _key, stage_dir, stages_of
+from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.stages.plan import round_widths
+from edvit_hf.recipe.staging import key_of
 from edvit_hf.recipe.trip import load_model
 from support.tiny_recipe import tiny_recipe
 
@@ -98,7 +99,7 @@ def test_rounds_leave_every_key_of_a_single_round_alone(tmp_path):
     plain, one = tiny_recipe(tmp_path / "a"), tiny_recipe(tmp_path / "b", prune={"rounds": 1})
     assert stages_of(plain) == STAGES
     needs = {"plan.keep_heads": "1"} | {stage.name: "x" for stage in STAGES}
-    assert [_key(s, plain, needs, None) for s in STAGES] == [_key(s, one, needs, None) for s in STAGES]
+    assert [key_of(s, plain, needs, None) for s in STAGES] == [key_of(s, one, needs, None) for s in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_a_changed_value_re_runs_from_the_round_that_reads_it(tmp_path, section,
     def keys(folder, **changes):
         recipe, found = tiny_recipe(folder, **(FOUR_HEADS | changes)), {"plan.keep_heads": "1"}
         for stage in stages_of(recipe):
-            found[stage.name] = _key(stage, recipe, found, stage.sources(recipe, FileHashes()))
+            found[stage.name] = key_of(stage, recipe, found, stage.sources(recipe, FileHashes()))
         return found
 
     before = keys(tmp_path / "a", prune=prune)

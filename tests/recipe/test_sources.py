@@ -14,7 +14,7 @@ import yaml
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import DataError
 from edvit_hf.recipe import keys, run, running
-from edvit_hf.recipe.running import _read_sources, _trip, stages_of
+from edvit_hf.recipe.running import _read_sources, open_trip, stages_of
 from support.dataset_files import own_cache, png  # noqa: F401
 from support.tiny_recipe import tiny_recipe
 from support.tiny_tasks import TEXT, task_recipe
@@ -169,7 +169,7 @@ def test_inverted_labels_of_equal_size_and_time_are_read_anew(tmp_path):
     recipe = task_recipe(tmp_path, TEXT)
     found = []
     for _ in range(2):
-        trip = _trip(recipe, tmp_path / "work", "")
+        trip = open_trip(recipe, tmp_path / "work", "")
         found.append((sources(recipe), trip.data.test.labels))
         for split in ("train.csv", "test.csv"):
             rewrite(tmp_path / "data" / split, invert)

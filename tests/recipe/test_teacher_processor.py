@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from edvit_hf.data import DatasetConfig, load_task
 from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.recipe import run
-from edvit_hf.recipe.running import _trip, stage_dir
+from edvit_hf.recipe.running import open_trip, stage_dir
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.storage import read_json
@@ -42,7 +42,7 @@ def recipe_of(folder, checkpoint, **dataset):
 def test_the_teacher_of_a_trip_answers_as_the_checkpoint_does_by_its_own_processor(tmp_path, checkpoint):
     recipe = recipe_of(tmp_path, checkpoint)
     run(recipe, tmp_path / "work", stages=["teacher"])
-    trip = _trip(recipe, tmp_path / "work", "")
+    trip = open_trip(recipe, tmp_path / "work", "")
     images = load_task(DatasetConfig(path="digits", image_size=8, max_train_samples=200, max_test_samples=60), OFF).test
     stock = ViTImageProcessor.from_pretrained(checkpoint)
     pixels = (images.inputs(range(60))["pixel_values"] * 0.5 + 0.5).mul(255).round().to(torch.uint8)

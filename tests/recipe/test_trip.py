@@ -16,8 +16,9 @@ from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import STAGES, run, running
-from edvit_hf.recipe.running import _key, _stored, ensemble_dir, stage_dir
+from edvit_hf.recipe.running import ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
+from edvit_hf.recipe.staging import key_of, stored_record
 from edvit_hf.recipe.trip import load_array, load_model
 from edvit_hf.splitting import similarity_within
 from support.tiny_recipe import fingerprint, tiny_recipe, write_tiny_recipe
@@ -32,7 +33,7 @@ def keys(recipe):
     """The key of every stage, with the keep that the recipe gives."""
     found = {"plan.keep_heads": str(recipe.prune.keep_heads)}
     for stage in STAGES:
-        found[stage.name] = _key(stage, recipe, found, stage.sources(recipe, FileHashes()))
+        found[stage.name] = key_of(stage, recipe, found, stage.sources(recipe, FileHashes()))
     return {name: found[name] for name in NAMES}
 
 
@@ -121,9 +122,12 @@ def test_a_second_run_skips_every_stage(finished_trip):
 def test_changing_a_value_re_runs_exactly_the_stages_it_touches(finished_trip, tmp_path, change, touched):
     path, work = finished_trip
     changed = keys(tiny_recipe(tmp_path, **change))
-    assert {name for name in NAMES if _stored(stage_dir(work, name) / "done.json", changed[name]) is None} == touched
+    assert {
+        name for name in NAMES if stored_record(stage_dir(work, name) / "done.json", changed[name]) is None
+    } == touched
     assert all(
-        _stored(stage_dir(work, n) / "done.json", k) is not None for n, k in keys(tiny_recipe(path.parent)).items()
+        stored_record(stage_dir(work, n) / "done.json", k) is not None
+        for n, k in keys(tiny_recipe(path.parent)).items()
     )
 
 
@@ -185,7 +189,7 @@ def test_an_interrupted_clean_up_does_not_leave_a_stage_that_counts_as_done(fini
     monkeypatch.setattr(running.shutil, "rmtree", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_recipe(tmp_path, card={"title": "Mine"}), work)
-    assert _stored(stage_dir(work, "card") / "done.json", keys(tiny_recipe(tmp_path))["card"]) is None
+    assert stored_record(stage_dir(work, "card") / "done.json", keys(tiny_recipe(tmp_path))["card"]) is None
 
 
 def test_other_data_under_the_same_recipe_is_another_run(tmp_path, monkeypatch):

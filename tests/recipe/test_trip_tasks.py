@@ -11,7 +11,7 @@ from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.manifest import Manifest
 from edvit_hf.published.measure import measure_exported
 from edvit_hf.recipe import load_recipe, run
-from edvit_hf.recipe.running import ensemble_dir, stage_dir
+from edvit_hf.recipe.running import ensemble_dir, open_trip, stage_dir
 from edvit_hf.storage import read_json
 from support.tiny_tasks import AUDIO, TEXT, task_recipe
 
@@ -119,9 +119,8 @@ def test_the_tokenizer_is_stored_before_the_teacher_trains_and_read_again(tmp_pa
     stored = tmp_path / "work/01_teacher/processor/tokenizer.json"
     words = json.loads(stored.read_text())["model"]["vocab"]
     assert (tmp_path / "work/01_teacher/model/tokenizer.json").read_text() == stored.read_text()
-    from edvit_hf.recipe.running import _trip
 
-    trip = _trip(recipe, tmp_path / "work", "")
+    trip = open_trip(recipe, tmp_path / "work", "")
     assert json.loads(trip.data.processor["tokenizer.json"])["model"]["vocab"] == words
 
 

@@ -1,71 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of the stages, and what makes each of them skippable and resumable.
-
-A stage owns `work_dir/NN_stage/`. `inputs.json` is written first and names the hash of everything the stage depends
-on; `done.json` is written last. A re-run skips a stage whose `done.json` carries the same hash, resumes one that was
-interrupted (same `inputs.json`, no `done.json`), and empties one whose inputs have changed.
-"""
+"""The order of the stages, and a recipe's way through them; what makes a stage skippable and resumable: `staging`."""
 
 import contextlib
 import dataclasses
 import fcntl
 import functools
-import hashlib
-import json
-import logging
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edvit_hf.data.contents import FileHashes
-from edvit_hf.errors import CheckpointError, RecipeError, WorkDirError
-from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory, versions
+from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.recipe import keys
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages import cut
-from edvit_hf.recipe.stages.evaluate import RECORDED, evaluate
+from edvit_hf.recipe.stages.evaluate import evaluate
 from edvit_hf.recipe.stages.fuse import fuse
 from edvit_hf.recipe.stages.plan import plan
 from edvit_hf.recipe.stages.publish import card, export
 from edvit_hf.recipe.stages.split import split
 from edvit_hf.recipe.stages.teacher import train_teacher
+from edvit_hf.recipe.staging import DONE, Observer, Stage, StageRecord, key_of, run_stage, stored_record, tell_nobody
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.storage import is_disk_fault, read_json_object, remove, write_json
+from edvit_hf.storage import is_disk_fault
 from edvit_hf.training import DistillConfig
-from edvit_hf.training.processes import (
-    is_main_process,
-    main_process_first,
-    num_processes,
-    start_processes,
-    wait_for_everyone,
-)
+from edvit_hf.training.processes import is_main_process, main_process_first, start_processes
 
-logger = logging.getLogger(__name__)
-
-_DONE = "done.json"
 HASHES_FILE = "file_hashes.json"  # in the work directory: what is known of the data's files
-FORMAT = 2  # raised when a stage writes other files than before: every stage then runs anew
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step: its function, the stages whose output it reads, and the recipe values it depends on.
-
-    A need is the name of a stage (its whole output) or one of the `parts` that a stage declares: pruning needs the
-    keep that the planner chose, but not the placement, so a wider fusion head does not prune and distil again.
-    """
-
-    name: str
-    function: Callable[[Trip], None]
-    needs: tuple[str, ...]
-    values: tuple[str, ...]
-    parts: Callable[[Trip], dict[str, str]] = field(default=lambda trip: {})
-    is_shared: bool = False  # every process of a launch takes part; else the main process alone
-    # What it reads outside the recipe, from the hashes of files.
-    sources: Callable[[Recipe, FileHashes], Any] = field(default=lambda recipe, hashes: None)
 
 
 def _pruning_part(trip: Trip) -> dict[str, str]:
@@ -97,8 +58,6 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
     The fixed stages keep their folders: the rounds' are `04_prune_round1`, `05_retrain_round1` and so on.
     """
-    if recipe.prune.rounds == 1:
-        return STAGES
     result: list[Stage] = []
     for stage in STAGES:
         if stage.name == "prune":
@@ -117,23 +76,6 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 # A round trains as the distill stage does, but for `prune.round_epochs`: the last retraining's length is not its own.
 _RETRAIN_VALUES = tuple(f"distill.{f.name}" for f in dataclasses.fields(DistillConfig) if f.name != "epochs")
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What happened to one stage in this run."""
-
-    name: str
-    skipped: bool
-    seconds: float
-    peak_memory_mib: float
-
-
-Observer = Callable[[str, str], None]  # (stage, "skipped" | "started" | "finished")
-
-
-def _tell_nobody(stage: str, what: str) -> None:
-    pass
 
 
 def run(
@@ -166,14 +108,14 @@ def run(
     wanted = _wanted(trip_stages, None if stages is None else [name.strip() for name in stages])
     start_processes()
     with _owned(work_dir):
-        trip = _trip(recipe, work_dir, command)
+        trip = open_trip(recipe, work_dir, command)
         sources = _read_sources(trip_stages, recipe, work_dir)
         stage_keys: dict[str, str] = {}
         records = []
         for stage in trip_stages:
-            stage_keys[stage.name] = _key(stage, recipe, stage_keys, sources[stage.name])
+            stage_keys[stage.name] = key_of(stage, trip.recipe, stage_keys, sources[stage.name])
             folder = trip.folders[stage.name]
-            done = _stored(folder / _DONE, stage_keys[stage.name])
+            done = stored_record(folder / DONE, stage_keys[stage.name])
             if done is None and stage.name not in wanted:
                 if any(s.name in wanted for s in trip_stages[trip_stages.index(stage) + 1 :]):
                     raise RecipeError(
@@ -182,7 +124,7 @@ def run(
                     )
                 break
             if stage.name in wanted:
-                records.append(_run_stage(stage, trip, folder, stage_keys[stage.name], done, observer or _tell_nobody))
+                records.append(run_stage(stage, trip, folder, stage_keys[stage.name], done, observer or tell_nobody))
             stage_keys |= stage.parts(trip)
     return records
 
@@ -208,7 +150,8 @@ def _wanted(trip_stages: Sequence[Stage], names: Sequence[str] | None) -> set[st
     return set(known if names is None else names)
 
 
-def _trip(recipe: Recipe, work_dir: Path, command: str) -> Trip:
+def open_trip(recipe: Recipe, work_dir: Path, command: str = "") -> Trip:
+    """What the stages share, on the results that lie in a work directory."""
     folders = {stage.name: stage_dir(work_dir, stage.name) for stage in stages_of(recipe)}
     return Trip(recipe=recipe, folders=folders, command=command)
 
@@ -221,96 +164,6 @@ def _read_sources(trip_stages: Sequence[Stage], recipe: Recipe, work_dir: Path) 
         if is_main_process():
             hashes.save()
     return sources
-
-
-def _key(stage: Stage, recipe: Recipe, stage_keys: dict[str, str], sources: Any) -> str:
-    """Hash of everything a stage's result depends on: its recipe values and the keys of the stages it reads."""
-    content = {
-        "format": FORMAT,
-        "stage": stage.name,
-        "values": keys.chosen_values(recipe, stage.values),
-        "sources": sources,
-        "needs": {n: stage_keys[n] for n in stage.needs},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _stored(path: Path, key: str) -> dict[str, Any] | None:
-    """What `done.json` or `inputs.json` holds, if it was written for the same inputs, else None.
-
-    A damaged one counts as none, so that its stage runs again.
-    """
-    if not path.exists():
-        return None
-    try:
-        stored = read_json_object(path, "a stage's record")
-        if path.name == _DONE and (absent := [name for name in RECORDED if name not in stored]):
-            raise CheckpointError(f"Expected a stage's record in {path}, found none of {', '.join(absent)}.")
-    except CheckpointError as error:
-        logger.warning("%s The stage runs again.", error)
-        return None
-    return stored if stored.get("key") == key else None
-
-
-def _run_stage(
-    stage: Stage, trip: Trip, folder: Path, key: str, done: dict[str, Any] | None, observer: Observer
-) -> StageRecord:
-    if done is not None:
-        logger.info("%s: up to date, skipped", stage.name)
-        observer(stage.name, "skipped")
-        return StageRecord(stage.name, True, done["seconds"], done["peak_memory_mib"])
-    wait_for_everyone()  # all have read what was done before anyone changes it
-    resumed = _open_stage(folder, key) if is_main_process() else False
-    wait_for_everyone()
-    logger.info("%s: started", stage.name)
-    observer(stage.name, "started")
-    reset_peak_memory()
-    begin = time.perf_counter()
-    if stage.is_shared or is_main_process():
-        stage.function(trip)
-    wait_for_everyone()
-    seconds = round(time.perf_counter() - begin, 2)
-    record = StageRecord(stage.name, False, seconds, peak_memory_mib())
-    if is_main_process():
-        _write_done(stage, trip, folder, key, record, resumed=resumed)
-    wait_for_everyone()
-    logger.info("%s: done in %.1f s, peak memory %.0f MiB", stage.name, seconds, record.peak_memory_mib)
-    observer(stage.name, "finished")
-    return record
-
-
-def _write_done(stage: Stage, trip: Trip, folder: Path, key: str, record: StageRecord, *, resumed: bool) -> None:
-    write_json(
-        folder / _DONE,
-        {
-            "stage": stage.name,
-            "key": key,
-            "seconds": record.seconds,
-            "num_processes": num_processes(),
-            "resumed": resumed,  # then `seconds` are those of the last process alone
-            "peak_memory_mib": record.peak_memory_mib,
-            "seeds": trip.recipe.seeds,
-            "versions": versions(),
-            "commit": trip.environment["commit"],
-        },
-    )
-
-
-def _open_stage(folder: Path, key: str) -> bool:
-    """Keep what an interrupted run with the same inputs left (True), or empty the folder (False)."""
-    inputs = folder / "inputs.json"
-    if _stored(inputs, key) is not None:
-        remove(folder / _DONE)
-        logger.info("%s: resuming an interrupted run", folder.name)
-        return True
-    if folder.exists():
-        # First what makes the folder count as done or resumable: the rest may be interrupted half-way.
-        remove(folder / _DONE)
-        remove(inputs)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_json(inputs, {"key": key})
-    return False
 
 
 @contextlib.contextmanager
