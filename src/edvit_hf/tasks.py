@@ -94,12 +94,10 @@ def check_class_group(
     return [label for label in group if label is not None]
 
 
-def class_groups_fault(
-    class_groups: Sequence[Sequence[int]], num_classes: int, *, is_disjoint: bool = False
-) -> str | None:
+def class_groups_fault(class_groups: Sequence[Sequence[int]], num_classes: int) -> str | None:
     """Why the groups do not cover the classes 0..num_classes - 1, as a sentence; None if they do.
 
-    Groups may overlap, unless they are to be disjoint; a group names no class twice.
+    Groups may overlap; a group names no class twice.
     """
     owners: dict[int, int] = {}
     for index, group in enumerate(class_groups):
@@ -113,8 +111,6 @@ def class_groups_fault(
                 return f"class group {index} names class {label}; classes run from 0 to {num_classes - 1}."
             if owners.get(label) == index:
                 return f"class {label} stands twice in class group {index}."
-            if label in owners and is_disjoint:
-                return f"class {label} stands in group {owners[label]} and in group {index}."
             owners[label] = index
     missing = sorted(set(range(num_classes)) - set(owners))
     return f"classes {missing} stand in no class group: no sub-model would answer for them." if missing else None

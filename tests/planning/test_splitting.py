@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import RecipeError
+from edvit_hf.recipe.stages.split import voting_groups
 from edvit_hf.splitting import (
     SplitConfig,
     check_class_groups,
@@ -70,11 +73,136 @@ def test_more_sub_models_than_classes_is_refused():
         ([[0, 1], [2, 3]], "names class 3; classes run from 0 to 2"),
         ([[0, 1.7], [2]], "group 0 holds 1.7"),
         ([[0, 2], [True]], "group 1 holds True"),
+        ([[0, 1, 1], [2]], "class 1 stands twice in class group 0"),
     ],
 )
 def test_groups_that_are_no_partition_are_refused(groups, message):
     with pytest.raises(RecipeError, match=message):
         check_class_groups(groups, 3)
+
+
+@pytest.mark.parametrize(
+    ("groups", "coverage", "message"),
+    [
+        (
+            ((0, 1), (1, 2), (2, 0)),
+            1,
+            r"class 0 stands in group 0 and in group 2.*exactly 1 sub-model\. .*coverage: 2`",
+        ),
+        (((0, 1), (1, 2), (2,)), 2, "class 0 stands in group 0, and every class belongs to exactly 2 sub-models"),
+        (((0,), (1,), (2,)), 3, r"coverage: 3`: class 0 stands in group 0, .* or write `coverage: 1`"),
+        (((0, 1), (0, 1, 2), (1, 0, 2)), 2, "class 0 stands in group 0 and in group 1 and in group 2"),
+        (((0, 1), (0, 1), (0, 1)), 3, r"classes \[2\] stand in no class group"),
+    ],
+)
+def test_given_groups_that_contradict_the_coverage_are_refused_with_the_class_that_does(groups, coverage, message):
+    config = SplitConfig(num_sub_models=3, strategy="given", class_groups=groups, coverage=coverage)
+    with pytest.raises(RecipeError, match=message):
+        split_classes(3, config)
+
+
+def test_given_groups_may_overlap_as_often_as_the_coverage_says():
+    config = SplitConfig(num_sub_models=3, strategy="given", class_groups=((1, 0), (2, 1), (0, 2)), coverage=2)
+    assert split_classes(3, config) == [[0, 1], [1, 2], [0, 2]]
+    config = SplitConfig(num_sub_models=3, strategy="given", class_groups=((1, 0),) * 3, coverage=3)
+    assert split_classes(2, config) == [[0, 1]] * 3
+
+
+@pytest.mark.parametrize("coverage", [0, -1, 1.5, "2", True, None])
+def test_a_coverage_that_is_no_number_of_sub_models_is_refused(coverage):
+    with pytest.raises(RecipeError, match=r"`split\.coverage` must be a whole number of at least 1, got"):
+        SplitConfig(num_sub_models=3, coverage=coverage)
+
+
+def test_a_coverage_above_the_number_of_sub_models_is_refused():
+    with pytest.raises(RecipeError, match=r"`split\.coverage` must be at most `split\.num_sub_models` \(3\), got 4"):
+        SplitConfig(num_sub_models=3, coverage=4)
+
+
+def test_overlap_leaves_no_sizes_to_follow_the_devices():
+    with pytest.raises(RecipeError, match="neighbours share their classes"):
+        SplitConfig(num_sub_models=3, coverage=2, sizes="proportional")
+
+
+OVERLAPS = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(n, 60), st.integers(2, n), st.integers(0, 9))
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(OVERLAPS, st.sampled_from(["balanced", "similarity", "separate"]))
+def test_with_overlap_any_single_absent_sub_model_leaves_every_class_known(case, kind):
+    num_groups, num_classes, coverage, seed = case
+    strategy = "balanced" if kind == "balanced" else "similarity"
+    chosen = {"similarity": "separate"} if kind == "separate" else {}
+    config = SplitConfig(num_sub_models=num_groups, coverage=coverage, seed=seed, strategy=strategy, **chosen)
+    groups = split_classes(num_classes, config, similarity=confusions(num_classes, seed))
+    assert len(groups) == num_groups
+    for absent in range(num_groups):
+        assert {c for i, group in enumerate(groups) if i != absent for c in group} == set(range(num_classes))
+    counts = np.bincount([c for group in groups for c in group], minlength=num_classes)
+    assert (counts == coverage).all()
+    assert all(group == sorted(set(group)) for group in groups)
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    if coverage == num_groups:
+        assert groups == [list(range(num_classes))] * num_groups
+
+
+@pytest.mark.parametrize(("num_groups", "num_classes"), [(1, 1), (5, 3), (4, 4), (7, 1)])
+def test_more_sub_models_than_classes_are_taken_where_each_knows_all(num_groups, num_classes):
+    config = SplitConfig(num_sub_models=num_groups, coverage=num_groups, strategy="similarity")
+    assert split_classes(num_classes, config) == [list(range(num_classes))] * num_groups
+    assert placeholder_groups(num_classes, config) == ([list(range(num_classes))] * num_groups, None)
+    if 1 < num_classes < num_groups:
+        with pytest.raises(RecipeError, match=rf"only {num_classes} classes.*or `coverage: {num_groups}`"):
+            split_classes(num_classes, SplitConfig(num_sub_models=num_groups, coverage=2))
+
+
+@pytest.mark.parametrize(("kind", "pick"), [("group", max), ("separate", min)])
+@pytest.mark.parametrize(("num_groups", "coverage"), [(4, 2), (5, 2), (6, 2), (6, 3), (6, 4)])
+def test_neighbours_in_the_circle_are_those_that_confuse_most_or_least(kind, pick, num_groups, coverage):
+    num_classes = 2 * num_groups
+    for seed in range(3):
+        matrix = confusions(num_classes, seed)
+        config = SplitConfig(num_sub_models=num_groups, strategy="similarity", similarity=kind, coverage=coverage)
+        groups = split_classes(num_classes, config, similarity=matrix)
+        base = split_classes(num_classes, dataclasses.replace(config, coverage=1), similarity=matrix)
+
+        def seen(found, matrix=matrix):
+            return sum(float(matrix[np.ix_(g, g)].sum()) for g in found)
+
+        def overlap(order, base=base):
+            turns = range(num_groups)
+            return [[c for s in range(coverage) for c in base[order[(i + s) % num_groups]]] for i in turns]
+
+        orders = [(0, *rest) for rest in itertools.permutations(range(1, num_groups))]
+        assert seen(groups) == pytest.approx(pick(seen(overlap(order)) for order in orders))
+
+
+def test_a_confused_pair_that_base_groups_must_part_meets_in_a_sub_model():
+    matrix = np.full((8, 8), 0.01)
+    for ring in ((0, 4), (4, 1), (1, 5), (5, 0)):  # one strong ring of pairs, whose middle two base groups part
+        matrix[ring] = 1.0
+    for pair in ((2, 3), (6, 7), (0, 1), (4, 5)):
+        matrix[pair] = 3.0
+    config = SplitConfig(num_sub_models=4, strategy="similarity", coverage=2)
+    groups = split_classes(8, config, similarity=matrix)
+    assert [0, 1, 4, 5] in groups
+
+
+def test_confusions_inside_overlapping_groups_count_once():
+    matrix = np.ones((3, 3))
+    assert similarity_within([[0, 1], [1, 2], [0, 1]], matrix) == pytest.approx(2 / 3)
+    assert similarity_within([[0, 1, 2]] * 2, matrix) == 1.0
+
+
+@pytest.mark.parametrize("coverage", [1, 2, 4])
+def test_placeholders_of_overlapping_groups_have_their_sizes(coverage):
+    config = SplitConfig(num_sub_models=4, strategy="similarity", coverage=coverage)
+    real = split_classes(10, config, similarity=confusions(10))
+    groups, note = placeholder_groups(10, config)
+    assert [len(group) for group in groups] == [len(group) for group in real]
+    assert (note is None) == (coverage == 4)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +350,10 @@ def test_proportional_sizes_without_a_figure_per_sub_model_are_refused(capabilit
 def test_given_groups_leave_no_sizes_to_compute():
     with pytest.raises(RecipeError, match="Both cannot hold"):
         SplitConfig(num_sub_models=2, strategy="given", class_groups=((0,), (1,)), sizes="proportional")
+
+
+def test_sub_models_that_vote_over_all_classes_are_still_cut_for_their_groups():
+    groups, recipe = [[0, 2], [1]], SimpleNamespace(distill=SimpleNamespace(votes="all"))
+    assert voting_groups(recipe, groups, 3) == [[0, 1, 2]] * 2
+    recipe.distill.votes = "group"
+    assert voting_groups(recipe, groups, 3) == groups

@@ -65,6 +65,27 @@ def test_a_damaged_result_of_an_earlier_stage_is_named(tmp_path, name, file, con
         getattr(trip, name)
 
 
+def groups_of(folder, content):
+    write_json(folder / "class_groups.json", content)
+    trip = Trip(recipe=None, folders={"split": folder}, environment={})
+    return trip.class_groups, trip.focus_groups
+
+
+def test_what_sub_models_are_cut_for_and_vote_over_are_read_apart(tmp_path):
+    votes, focus = [[0, 1, 2]] * 2, [[0, 2], [1]]
+    assert groups_of(tmp_path, {"class_groups": votes, "focus_groups": focus}) == (votes, focus)
+
+
+def test_groups_of_an_earlier_version_are_what_sub_models_were_cut_for(tmp_path):
+    assert groups_of(tmp_path, {"class_groups": [[0, 2], [1]]}) == ([[0, 2], [1]],) * 2
+
+
+@pytest.mark.parametrize("focus", [[[0, 1], [2]], [[0, 2]], "x"])
+def test_focus_groups_that_do_not_belong_to_the_class_groups_are_named(tmp_path, focus):
+    with pytest.raises(CheckpointError, match=r"class_groups|focus groups inside the class groups"):
+        groups_of(tmp_path, {"class_groups": [[0, 2], [1]], "focus_groups": focus})
+
+
 def test_a_damaged_record_of_an_earlier_stage_is_named(tmp_path):
     (tmp_path / "done.json").write_bytes(b"[]")
     with pytest.raises(CheckpointError, match=r"done\.json, got a list"):

@@ -18,6 +18,7 @@ from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.recipe import STAGES, run, running
 from edvit_hf.recipe.running import ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
+from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.recipe.staging import key_of, stored_record
 from edvit_hf.recipe.trip import load_array, load_model
 from edvit_hf.splitting import similarity_within
@@ -306,6 +307,21 @@ def test_groups_by_similarity_follow_the_trained_teachers_confusions(finished_tr
         within[kind] = found["similarity_within"]
     balanced = json.loads((stage_dir(finished_trip[1], "split") / "class_groups.json").read_text())["class_groups"]
     assert within["separate"] < similarity_within(balanced, matrix) < within["group"]
+
+
+def test_overlapping_groups_are_planned_with_their_own_outputs(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    recipe = tiny_recipe(tmp_path, split={"num_sub_models": 3, "coverage": 2})
+    run(recipe, work, stages=["split", "plan"])
+    found = json.loads((stage_dir(work, "split") / "class_groups.json").read_text())
+    groups = found["class_groups"]
+    assert found["focus_groups"] == groups
+    assert sorted(c for group in groups for c in group) == sorted([*range(10)] * 2)
+    planned = json.loads((stage_dir(work, "plan") / "plan.json").read_text())["sub_models"]
+    assert [entry["classes"] for entry in planned] == groups
+    assert [entry["widths"]["labels"] for entry in planned] == [len(group) + 1 for group in groups]
+    assert plan_recipe(recipe).to_dict()["sub_models"] == planned
 
 
 def test_group_sizes_follow_the_speed_of_the_devices(finished_trip, tmp_path):

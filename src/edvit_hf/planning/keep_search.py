@@ -7,6 +7,7 @@ Works from sizes alone (no weights, no torch), so `edvit plan` answers before an
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NoReturn, Protocol
 
 import numpy as np
@@ -53,7 +54,8 @@ def plan(
 
     Args:
         teacher (`ModelShape`): Sizes of the teacher.
-        class_groups: Classes of each sub-model; each gets one output more for "other".
+        class_groups: Classes that each sub-model votes over, which may overlap; each gets one output more for "other",
+            unless it votes over all.
         fleet (`Fleet`): Devices with budgets.
         keep: Heads kept in every layer: one number, one per sub-model, "auto" for the largest number that fits every
             budget, or "per-sub-model": that number first, then more in single sub-models while everything fits.
@@ -112,9 +114,14 @@ class _Search:
                 "says whether sub-model i is cut or built. Give one for each."
             )
 
+    @cached_property
+    def num_classes(self) -> int:
+        """Of all groups together, which may overlap."""
+        return len({label for group in self.groups for label in group})
+
     def shape(self, cut: Cut, group: Sequence[int]) -> ModelShape:
-        """The teacher after the cut, voting over the group and "other" (a single group of all classes has none)."""
-        labels = num_labels_of(group, sum(map(len, self.groups)))
+        """The teacher after the cut, voting over the group and "other" (a group of all classes has none)."""
+        labels = num_labels_of(group, self.num_classes)
         if isinstance(cut, ModelShape):
             return cut.resized(dataclasses.replace(cut.widths, labels=labels))
         before = self.teacher.widths

@@ -63,14 +63,14 @@ class EnsembleConfig:
             )
         fault = class_groups_fault(groups, self.num_classes)
         if fault is not None or not groups:
-            raise ValueError(f"`class_groups` must hold every class from 0 on once, and no empty group: {fault}")
+            raise ValueError(f"`class_groups` must hold every class from 0 on, and no empty group: {fault}")
         if not 0 <= self.fusion_hidden_size < 2**31:
             raise ValueError(f"`fusion_hidden_size` must be 0 or more units, got {self.fusion_hidden_size}.")
 
     @property
     def num_classes(self) -> int:
-        """Of all class groups together."""
-        return sum(map(len, self.class_groups))
+        """Of all class groups together, which may overlap."""
+        return len({label for group in self.class_groups for label in group})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,11 @@ class Published:
     manifest: Manifest | None  # of the exported files
     results: Results | None  # of the run that made it
     image_size: tuple[int, int] | None  # height and width of an input
+
+    @property
+    def num_classes(self) -> int:
+        """Of all class groups together, which may overlap."""
+        return len({label for group in self.class_groups for label in group})
 
 
 def read_published(target: str) -> Published:

@@ -157,7 +157,7 @@ def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> 
 def _fusion(ensemble: Published, loads: Sequence[Load]) -> FusionCosts:
     """Costs of the fusion head; of older folders only, told by what else their files say."""
     if ensemble.fusion_hidden_size is not None:
-        return FusionCosts.of(loads, sum(map(len, ensemble.class_groups)), ensemble.fusion_hidden_size)
+        return FusionCosts.of(loads, ensemble.num_classes, ensemble.fusion_hidden_size)
     whole = None if ensemble.results is None else ensemble.results.ensemble
     if whole is None or whole.parameters is None:
         assert ensemble.manifest is not None

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("split", "sizes"): "equal",
+    ("split", "coverage"): 1,
     ("prune", "compensate"): False,
     ("prune", "rounds"): 1,
     ("prune", "keep_ratios"): None,

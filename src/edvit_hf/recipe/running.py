@@ -42,7 +42,7 @@ _PLAN_VALUES = (
 )
 STAGES: tuple[Stage, ...] = (
     Stage("teacher", train_teacher, (), _DATA_VALUES, sources=keys.teacher_sources, is_shared=True),
-    Stage("split", split, ("teacher",), ("split",), sources=keys.split_sources),
+    Stage("split", split, ("teacher",), ("split", "distill.votes"), sources=keys.split_sources),
     Stage("plan", plan, ("teacher", "split"), _PLAN_VALUES, sources=keys.fleet_sources, parts=_pruning_part),
     Stage("prune", cut.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
     Stage("distill", cut.distill, ("teacher", "split", "prune"), ("distill",), is_shared=True),

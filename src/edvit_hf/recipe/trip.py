@@ -107,11 +107,28 @@ class Trip:
 
     @functools.cached_property
     def class_groups(self) -> list[list[int]]:
-        """Result of the split stage."""
+        """Result of the split stage: the classes that each sub-model votes over."""
+        return self._groups("class_groups")
+
+    @functools.cached_property
+    def focus_groups(self) -> list[list[int]]:
+        """Result of the split stage: the classes that each sub-model is cut for, all of them in its class group."""
+        focus = self._groups("focus_groups")
+        votes = self.class_groups
+        if len(focus) != len(votes) or any(set(own) - set(vote) for own, vote in zip(focus, votes, strict=True)):
+            raise CheckpointError(
+                f"Expected focus groups inside the class groups in {self.folders['split']}, got {focus} for "
+                f"{votes}. {_OF_A_STAGE}"
+            )
+        return focus
+
+    def _groups(self, name: str) -> list[list[int]]:
         path = self.folders["split"] / "class_groups.json"
         stored = read_json_object(path, "the class groups", _OF_A_STAGE)
+        # Of an earlier version: every sub-model was cut for what it votes over.
+        value = stored.get(name, stored.get("class_groups"))
         try:
-            groups: list[list[int]] = read_strictly(list[list[int]], stored.get("class_groups"), "class_groups")
+            groups: list[list[int]] = read_strictly(list[list[int]], value, name)
         except ValueError as error:
             raise CheckpointError(f"Expected class groups in {path}, but {error} {_OF_A_STAGE}") from error
         return groups

@@ -104,7 +104,7 @@ def _given_classes(recipe: Recipe) -> int | None:
     if recipe.dataset.label_names is not None:
         return len(recipe.dataset.label_names)
     groups = recipe.split.class_groups
-    return None if groups is None else sum(map(len, groups))
+    return None if groups is None else len({label for group in groups for label in group})
 
 
 def _teacher_config(recipe: Recipe) -> dict[str, Any]:

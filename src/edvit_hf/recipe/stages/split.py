@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The split stage: classes -> class groups, by the teacher's confusions and the fleet's speeds where asked for.
+"""The split stage: classes -> what each sub-model is cut for and what it votes over.
+
+By the teacher's confusions and the fleet's speeds where asked for.
 
 Light until a stage runs: `edvit plan` asks for the groups before anything is trained.
 """
@@ -18,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def split(trip: "Trip") -> None:
-    """Teacher (and, for groups by similarity, its confusions) -> class groups."""
+    """Teacher (and, for groups by similarity, its confusions) -> focus groups and class groups."""
     from edvit_hf.recipe.trip import save_array
 
     folder, config = trip.folders["split"], trip.recipe.split
     found: dict[str, Any] = {}
     num_classes, confusions = trip.teacher.config.num_labels, None
-    if config.strategy == "similarity":
+    if config.strategy == "similarity" and not config.is_all:
         confusions = teacher_confusions(trip, config.samples_per_class, config.seed)
         save_array(folder / "confusions.safetensors", confusions)
     groups = split_classes(num_classes, config, similarity=confusions, capability=capability(trip.recipe))
@@ -32,17 +34,27 @@ def split(trip: "Trip") -> None:
     if confusions is not None:
         found = {"similarity": config.similarity, "similarity_within": similarity_within(groups, confusions)}
     names = [[trip.teacher.config.id2label[c] for c in group] for group in groups]
-    content = {"class_groups": groups, "class_names": names, "strategy": config.strategy, **found}
+    votes = {"class_groups": voting_groups(trip.recipe, groups, num_classes), "focus_groups": groups}
+    content = {**votes, "class_names": names, "strategy": config.strategy, "coverage": config.coverage, **found}
     write_json(folder / "class_groups.json", content)
 
 
+def voting_groups(recipe: Recipe, focus_groups: list[list[int]], num_classes: int) -> list[list[int]]:
+    """The classes that each sub-model votes over: its own, or with `distill.votes: all` every class."""
+    if getattr(recipe.distill, "votes", "group") == "all":
+        return [list(range(num_classes)) for _ in focus_groups]
+    return focus_groups
+
+
 def groups_before_training(recipe: Recipe, num_classes: int) -> tuple[list[list[int]], str | None]:
-    """The class groups as far as sizes alone tell them, and a note where they only stand in for others.
+    """The classes that each sub-model votes over as far as sizes tell them, and a note where they stand in for others.
 
     Raises:
         RecipeError: The recipe's split is impossible.
     """
-    return placeholder_groups(num_classes, recipe.split, capability=capability(recipe))
+    groups, note = placeholder_groups(num_classes, recipe.split, capability=capability(recipe))
+    votes = voting_groups(recipe, groups, num_classes)
+    return votes, note if votes == groups else None
 
 
 def capability(recipe: Recipe) -> list[float] | None:
