@@ -17,6 +17,7 @@ from edvit_hf.modeling_edvit import FusionHead, forward_sub_model
 from edvit_hf.training import (
     ClassifyData,
     DistillData,
+    Focus,
     FuseConfig,
     FuseData,
     JointData,
@@ -231,3 +232,36 @@ def test_a_fusion_head_learns_and_resumes_to_the_same_bits(tmp_path):
         run(head, tmp_path / "cut", config, interrupting(objective, 10, ZeroDivisionError()), data)
     log_again = run(head, tmp_path / "cut", config, objective, data)
     assert_same_run(head, log_again, expected, log)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    st.floats(0.1, 10.0),
+    st.floats(0.0, 1.0),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_an_item_of_the_focus_counts_as_often_as_its_weight_says(labels, focus_weight, weight, smoothing):
+    batch = {
+        "inputs": {},
+        "labels": torch.tensor(labels),
+        "teacher_logits": torch.randn(len(labels), 6, dtype=torch.float64),
+    }
+    model = FixedLogits(torch.randn(len(labels), 6, dtype=torch.float64))
+    focus = Focus([1, 4], focus_weight)
+    found, _ = distill_objective(None, 2.0, weight, smoothing, focus=focus)(model, batch)
+    plain = distill_objective(None, 2.0, weight, smoothing)
+    counts = [focus_weight if label in (1, 4) else 1.0 for label in labels]
+    by_item = [
+        plain(FixedLogits(model.logits[[i]]), {**batch, **{k: batch[k][[i]] for k in ("labels", "teacher_logits")}})[0]
+        for i in range(len(labels))
+    ]
+    expected = sum(c * float(loss) for c, loss in zip(counts, by_item, strict=True)) / sum(counts)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_focus_of_weight_one_changes_no_bit():
+    batch = {"inputs": {}, "labels": torch.tensor([0, 1, 4]), "teacher_logits": torch.randn(3, 6)}
+    model = FixedLogits(torch.randn(3, 6))
+    found, plain = (distill_objective(None, 2.0, 0.7, focus=focus)(model, batch)[0] for focus in (Focus([1]), None))
+    assert torch.equal(found, plain)

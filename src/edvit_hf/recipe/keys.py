@@ -35,6 +35,7 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("prune", "keep_ratios"): None,
     ("prune", "from_scratch"): None,
     ("prune", "attention"): "whole",
+    ("distill", "votes"): "group",
 }
 """Values at which a stage does what it did before they existed: results of an earlier version then stay good."""
 

@@ -274,6 +274,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("split", ("similarity", "samples_per_class"), lambda r: r.split.strategy == "similarity", "strategy: similarity"),
     ("prune", ("compensation_samples",), lambda r: r.prune.compensate, "compensate: true"),
     ("prune", ("round_epochs",), lambda r: r.prune.rounds > 1, "rounds` above `1"),
+    ("distill", ("focus_weight",), lambda r: r.distill.votes == "all", "votes: all"),
     ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
     ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
 )

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 PROCESSOR_FOLDER = "processor"  # of the teacher stage
 OVERLAP_FILE = "overlap.json"  # of the teacher stage: how many rows its roles share
+SEED_STRIDE = 10_007  # between sub-models: a trip of the next seed draws nothing that this one's sub-models drew
 _OF_A_STAGE = "Later stages read it. Remove the folder of that stage and run the recipe again."
 
 
@@ -132,6 +133,15 @@ class Trip:
         except ValueError as error:
             raise CheckpointError(f"Expected class groups in {path}, but {error} {_OF_A_STAGE}") from error
         return groups
+
+    def sub_model_seed(self, seed: int, index: int) -> int:
+        """The seed of one sub-model's samples and training.
+
+        Sub-models that vote over disjoint groups differ by what they learn and share `seed`. Where classes have several
+        sub-models each has a seed of its own: else two of one group would be the same model.
+        """
+        is_disjoint = len({c for group in self.class_groups for c in group}) == sum(map(len, self.class_groups))
+        return seed if is_disjoint else seed + SEED_STRIDE * index
 
     @functools.cached_property
     def plan(self) -> Plan:

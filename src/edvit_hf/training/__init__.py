@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edvit_hf.training.lockstep import Lockstep, lockstep_objective
     from edvit_hf.training.loop import train
     from edvit_hf.training.objectives import (
+        Focus,
         Objective,
         classify_objective,
         distill_objective,
@@ -46,7 +47,14 @@ __getattr__, __dir__, __all__ = lazy(
         "joint": ("JointModel", "joint_objective"),
         "lockstep": ("Lockstep", "lockstep_objective"),
         "loop": ("train",),
-        "objectives": ("Objective", "classify_objective", "distill_objective", "fuse_objective", "group_distribution"),
+        "objectives": (
+            "Focus",
+            "Objective",
+            "classify_objective",
+            "distill_objective",
+            "fuse_objective",
+            "group_distribution",
+        ),
         "processes": ("my_share", "process_state"),
         "teacher": ("TeacherOutputs", "teacher_outputs"),
         "threads": ("use_all_cores",),

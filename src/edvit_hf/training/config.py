@@ -9,6 +9,7 @@ from edvit_hf.strict import number, one_of, whole_number
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DistillKind = Literal["kd", "dekd", "none"]
+Votes = Literal["group", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,11 @@ class DistillConfig(TrainConfig):
         negatives_per_positive: "Other" items per item of the class group in every epoch. With 0 a sub-model sees its
             own classes alone, as in DeViT, and its vote cannot tell them from others.
         views: Replayed augmented views whose teacher outputs are computed once and stored.
+        votes: What a sub-model votes over: "group", its class group and "other"; "all", every class, so that it answers
+            alone as a plain model does. It is still cut for its group, and with "all" sees every training item in every
+            epoch: `negatives_per_positive` is then not read.
+        focus_weight: Only with `votes: all`: weight in the loss of an item of the group that the sub-model is cut for;
+            the other items' weight is 1, and a batch's loss is the weighted mean.
     """
 
     objective: DistillKind = "kd"
@@ -102,6 +108,8 @@ class DistillConfig(TrainConfig):
     relation_weights: tuple[float, ...] = (0.2, 0.1, 0.3)
     negatives_per_positive: float = 1.0
     views: int = 4
+    votes: Votes = "group"
+    focus_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -115,6 +123,8 @@ class DistillConfig(TrainConfig):
         _check_relation_weights(self)
         number("negatives_per_positive", self.negatives_per_positive, "[0, inf)", "it is a number of items")
         whole_number("views", self.views, 1, "at least one view of every item is needed")
+        one_of("votes", self.votes, get_args(Votes), "it is what a sub-model answers with")
+        number("focus_weight", self.focus_weight, "(0, inf)", "without its own classes a sub-model is cut for nothing")
 
 
 def _check_relation_weights(config: DistillConfig) -> None:

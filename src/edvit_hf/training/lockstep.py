@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edvit_hf.errors import TrainingError
 from edvit_hf.training.config import DistillConfig
-from edvit_hf.training.objectives import Objective, distillation_loss, group_distribution, group_targets
+from edvit_hf.training.objectives import (
+    Focus,
+    Objective,
+    distillation_loss,
+    group_distribution,
+    group_targets,
+    weighted_cross_entropy,
+)
 from edvit_hf.training.relations import (
     RelationSource,
     captured,
@@ -49,6 +55,7 @@ def lockstep_objective(
     class_groups: Sequence[list[int] | None],
     config: DistillConfig,
     teacher: "PreTrainedModel | None" = None,
+    foci: Sequence[Focus | None] | None = None,
 ) -> Objective:
     """The sum of the sub-models' losses, each as if it trained by itself on its rows of the batch.
 
@@ -72,6 +79,7 @@ def lockstep_objective(
         config (`DistillConfig`): Which losses, and their weights.
         teacher (`PreTrainedModel`, *optional*): Needed for "dekd". Its weights stay as they are, and it is not copied:
             with the first batch it moves to the batch's device and into eval mode, and stays there.
+        foci (`Sequence[Focus | None]`, *optional*): One per sub-model: whose items count more in its answers' loss.
 
     Raises:
         TrainingError: If "dekd" lacks a teacher, or relations of these models cannot be compared.
@@ -81,6 +89,7 @@ def lockstep_objective(
             f"Expected one class group per sub-model ({len(lockstep.sub_models)}), got {len(class_groups)}: they are "
             "paired by position. Pass them in the same order."
         )
+    foci = foci or [None] * len(class_groups)
     relations = None
     if config.objective == "dekd":
         if teacher is None:
@@ -100,9 +109,9 @@ def lockstep_objective(
             found = [] if relations is None else [stack.enter_context(captured(s)) for s in relations.sources]
             logits = model(inputs, rows)
         pieces = []
-        for own, answers, group in zip(rows, logits, class_groups, strict=True):
-            labels, stored = batch["labels"][own], batch["teacher_logits"][own]
-            pieces.append(_classification(answers, labels, stored, group, config))
+        for own, answers, group, focus in zip(rows, logits, class_groups, foci, strict=True):
+            targets = batch["labels"][own], batch["teacher_logits"][own]
+            pieces.append(_classification(answers, targets, group, focus, config))
         if relations is not None:
             divergences = relations.divergences(inputs, rows, found)
             pieces = [
@@ -125,20 +134,26 @@ def _sum(pieces: list[tuple[Tensor, dict[str, Tensor]]], weights: list[float]) -
 
 
 def _classification(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor, class_group: list[int] | None, config: DistillConfig
+    logits: Tensor,
+    learnt: tuple[Tensor, Tensor],
+    class_group: list[int] | None,
+    focus: Focus | None,
+    config: DistillConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a sub-model's answers cost, and its figures."""
+    """What a sub-model's answers cost, given the labels and the teacher's logits, and its figures."""
+    labels, teacher_logits = learnt
     is_hard = config.objective == "dekd" and config.hard
     weight = config.distillation_weight if config.objective != "none" else 0.0
+    item_weights = None if focus is None else focus.weights(labels)
     soft, figures = distillation_loss(
-        logits, labels, teacher_logits, class_group, config.temperature, weight, config.label_smoothing
+        logits, labels, teacher_logits, class_group, config.temperature, weight, config.label_smoothing, item_weights
     )
     if not is_hard:
         return soft, figures
     answers = group_distribution(teacher_logits, class_group).argmax(dim=-1)
     targets = group_targets(labels, class_group, teacher_logits.shape[-1])
-    from_labels = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-    from_teacher = F.cross_entropy(logits, answers)
+    from_labels = weighted_cross_entropy(logits, targets, item_weights, config.label_smoothing)
+    from_teacher = weighted_cross_entropy(logits, answers, item_weights)
     return (1 - config.hard_weight) * from_labels + config.hard_weight * from_teacher, figures
 
 

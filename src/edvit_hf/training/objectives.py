@@ -2,6 +2,7 @@
 """The losses: plain classification, distillation for a class group, fusion with sub-models absent at random."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,21 @@ from edvit_hf.modeling_edvit import FusionHead, sample_sub_model_mask
 Objective = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, dict[str, Tensor]]]
 
 # Shape letters: B batch, C classes, G classes of the group, D feature size of all sub-models together.
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The classes that a sub-model which votes over all of them is cut for, and how much more their items count."""
+
+    classes: Sequence[int]
+    weight: float = 1.0
+
+    def weights(self, labels: Tensor) -> Tensor | None:
+        """Weights of items with these labels (B,): `weight` for the focus's own, 1 for others; None if all are 1."""
+        if self.weight == 1:
+            return None
+        is_own = torch.isin(labels, torch.as_tensor(list(self.classes), device=labels.device))
+        return torch.where(is_own, self.weight, 1.0)
 
 
 def group_distribution(logits: Tensor, class_group: Sequence[int] | None, *, temperature: float = 1.0) -> Tensor:
@@ -50,21 +66,27 @@ def classify_objective(label_smoothing: float = 0.0) -> Objective:
 
 
 def distill_objective(
-    class_group: Sequence[int] | None, temperature: float, weight: float, label_smoothing: float = 0.0
+    class_group: Sequence[int] | None,
+    temperature: float,
+    weight: float,
+    label_smoothing: float = 0.0,
+    *,
+    focus: Focus | None = None,
 ) -> Objective:
     """From stored teacher logits: weight * T^2 * KL(teacher || sub-model) + (1 - weight) * cross-entropy.
 
     A batch holds `inputs`, global `labels` (B,) and `teacher_logits` (B, C). Both terms live on the class group plus
     "other"; `class_group` None or all classes is distillation into a plain model; weight 0 is plain cross-entropy.
+    With a `focus` the loss is the mean weighted by item.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; T^2 keeps the two gradients on one scale.
     """
 
     def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(**batch["inputs"]).logits
-        return distillation_loss(
-            logits, batch["labels"], batch["teacher_logits"], class_group, temperature, weight, label_smoothing
-        )
+        labels, item_weights = batch["labels"], None if focus is None else focus.weights(batch["labels"])
+        values = (temperature, weight, label_smoothing, item_weights)
+        return distillation_loss(logits, labels, batch["teacher_logits"], class_group, *values)
 
     return objective
 
@@ -77,12 +99,13 @@ def distillation_loss(
     temperature: float,
     weight: float,
     label_smoothing: float = 0.0,
+    item_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of `distill_objective`, given logits (B, G + 1), and its figures."""
+    """The loss of `distill_objective`, given logits (B, G + 1), and its figures; weighted by `item_weights` (B,)."""
     targets = group_targets(labels, class_group, teacher_logits.shape[-1])
     teacher = group_distribution(teacher_logits, class_group, temperature=temperature)
-    distillation = softened_divergence(teacher, logits, temperature)
-    cross_entropy = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    distillation = softened_divergence(teacher, logits, temperature, item_weights)
+    cross_entropy = weighted_cross_entropy(logits, targets, item_weights, label_smoothing)
     loss = weight * distillation + (1 - weight) * cross_entropy
     return loss, {"accuracy": accuracy(logits, targets), "divergence": distillation.detach()}
 
@@ -108,9 +131,24 @@ def fuse_objective(
     return objective
 
 
-def softened_divergence(teacher_log_probabilities: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || model), nats per item."""
+def weighted_cross_entropy(
+    logits: Tensor, targets: Tensor, item_weights: Tensor | None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy with `targets` (B,), the mean over the items, weighted by `item_weights` (B,) if given."""
+    if item_weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    by_item = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    return (item_weights * by_item).sum() / item_weights.sum()
+
+
+def softened_divergence(
+    teacher_log_probabilities: Tensor, logits: Tensor, temperature: float, item_weights: Tensor | None = None
+) -> Tensor:
+    """T^2 * KL(teacher || model), nats per item; the mean over the items, weighted by `item_weights` (B,)."""
     own = F.log_softmax(logits / temperature, dim=-1)
+    if item_weights is not None:
+        by_item = F.kl_div(own, teacher_log_probabilities, reduction="none", log_target=True).sum(dim=-1)
+        return temperature**2 * (item_weights * by_item).sum() / item_weights.sum()
     return temperature**2 * F.kl_div(own, teacher_log_probabilities, reduction="batchmean", log_target=True)
 
 

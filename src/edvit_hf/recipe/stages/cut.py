@@ -20,6 +20,7 @@ from edvit_hf.training import (
     DistillConfig,
     DistillData,
     EpochData,
+    Focus,
     Lockstep,
     LockstepData,
     distill_objective,
@@ -48,17 +49,18 @@ def prune_round(trip: Trip, number: int) -> None:
     """
     rounds = trip.recipe.prune.rounds
     folder = trip.folders["prune" if number == rounds else f"prune_round{number}"]
-    for index, group in enumerate(trip.class_groups):
+    for index, (group, focus) in enumerate(zip(trip.class_groups, trip.focus_groups, strict=True)):
         target = folder / f"sub_models/{index:02d}"
         if target.is_dir() or _build(trip, index, target):
             continue
         widths = round_widths(trip.teacher_shape.widths, _final_widths(trip, index), rounds)[number - 1]
+        seed = trip.sub_model_seed(trip.recipe.prune.seed, index)
         if number == 1:
-            model, pruning_plan = prune_for(trip, group, widths)
+            model, pruning_plan = prune_for(trip, group, widths, focus=focus, seed=seed)
         else:
             last = trip.load(trip.folders[f"retrain_round{number - 1}"] / f"sub_models/{index:02d}")
-            model, pruning_plan = _cut(trip, last, group, widths, trip.recipe.prune.attention)
-        logger.info("sub-model %d, classes %s\n%s", index, group, pruning_plan)
+            model, pruning_plan = _cut(trip, last, group, focus, widths, trip.recipe.prune.attention, seed)
+        logger.info("sub-model %d, classes %s\n%s", index, focus, pruning_plan)
         write_json(folder / f"pruning_plan_{index:02d}.json", pruning_plan.to_dict())
         save_model(model, target, trip.data.processor)
 
@@ -109,28 +111,40 @@ def retrain_all(trip: Trip, folder: Path, source: Path, config: DistillConfig, d
             continue
         models = [trip.load(source / f"sub_models/{index:02d}") for index in indices]
         groups: list[list[int] | None] = [trip.class_groups[index] for index in indices]
+        foci = [_focus(trip, config, index) for index in indices]
+        own = dataclasses.replace(config, seed=trip.sub_model_seed(config.seed, indices[0]))
         name = f"sub-model {indices[0]}" if len(indices) == 1 else f"{len(indices)} sub-models"
         training = folder / f"training/{indices[0]:02d}"
-        distill_into(trip, models, groups, config, folder=training, description=f"{description} {name}")
+        distill_into(trip, models, groups, own, foci=foci, folder=training, description=f"{description} {name}")
         for index, model in zip(indices, models, strict=True):
             save_model(model, targets[index], trip.data.processor)
     for indices in sets:
         drop_checkpoints(folder / f"training/{indices[0]:02d}")
 
 
-def prune_for(trip: Trip, class_group: list[int], keep: Widths | int) -> "tuple[PreTrainedModel, Any]":
+def _focus(trip: Trip, config: DistillConfig, index: int) -> Focus | None:
+    """Whose items count more where a sub-model votes over all classes; None where its group says it."""
+    return Focus(trip.focus_groups[index], config.focus_weight) if config.votes == "all" else None
+
+
+def prune_for(
+    trip: Trip, class_group: list[int], keep: Widths | int, *, focus: list[int] | None = None, seed: int | None = None
+) -> "tuple[PreTrainedModel, Any]":
     """Score the teacher's units for these classes, keep the best, and cut; also returns the pruning plan.
 
     Args:
         trip (`Trip`): With a trained teacher.
         class_group: Classes of the sub-model; all of them make a plain model.
         keep: Its sizes, shrunk as `prune.attention` says; or so many whole heads and the same share of the rest.
+        focus: Classes that its units are scored for. None: its classes.
+        seed: Of the samples. None: `prune.seed`.
     """
     config, labels = trip.recipe.prune, trip.teacher.config.num_labels
     attention: AttentionKind = config.attention if isinstance(keep, Widths) else "whole"
     if not isinstance(keep, Widths):
         keep = trip.teacher_shape.keep(keep, num_labels=num_labels_of(class_group, labels)).widths
-    return _cut(trip, trip.teacher, class_group, keep, attention)
+    seed = config.seed if seed is None else seed
+    return _cut(trip, trip.teacher, class_group, focus or class_group, keep, attention, seed)
 
 
 def _final_widths(trip: Trip, index: int) -> Widths:
@@ -140,22 +154,29 @@ def _final_widths(trip: Trip, index: int) -> Widths:
 
 
 def _cut(
-    trip: Trip, model: "PreTrainedModel", class_group: list[int], widths: Widths, attention: AttentionKind
+    trip: Trip,
+    model: "PreTrainedModel",
+    class_group: list[int],
+    focus: list[int],
+    widths: Widths,
+    attention: AttentionKind,
+    seed: int,
 ) -> "tuple[PreTrainedModel, Any]":
-    """Score a model on items of the class group, cut it, and compensate if asked to.
+    """Score a model on items of the focus, cut it, and compensate if asked to.
 
-    The teacher is scored and cut for the labels of the group; a sub-model is cut further for its own labels.
+    The teacher is cut for the labels of the class group; a sub-model is cut further for its own labels. Units are
+    scored by what they do to those labels; where they are all classes and the focus is fewer, by what they do to the
+    focus and "other".
     """
     config, inputs = trip.recipe.prune, trip.data.train.inputs
     labels = class_group if model is trip.teacher else list(range(model.config.num_labels))
-    sample = inputs(trip.training_sample(class_group, config.samples_per_class, config.seed))
-    scores = unit_scores(
-        model, sample, labels, method=config.importance, batch_size=config.batch_size, seed=config.seed
-    )
+    scored = labels if focus == class_group else focus
+    sample = inputs(trip.training_sample(focus, config.samples_per_class, seed))
+    scores = unit_scores(model, sample, scored, method=config.importance, batch_size=config.batch_size, seed=seed)
     pruning_plan = make_plan(scores, model.config, widths, attention=attention)
     pruned = cut_model(model, pruning_plan, labels)
     if config.compensate:
-        mixed = trip.mixed_training_sample(class_group, config.compensation_samples, config.seed)
+        mixed = trip.mixed_training_sample(focus, config.compensation_samples, seed)
         compensate(pruned, model, pruning_plan, labels, inputs(mixed))
     return pruned, pruning_plan
 
@@ -168,8 +189,10 @@ def distill_into(
     *,
     folder: Path,
     description: str,
+    foci: list[Focus | None] | None = None,
 ) -> None:
     """Retrain models in place, each on its class group or (None) on all classes; several of them in lockstep."""
+    foci = [None] * len(models) if foci is None else foci
     split, outputs = trip.data.train, trip.teacher_outputs
     ratio, seed = config.negatives_per_positive, config.seed
     data: EpochData
@@ -177,12 +200,13 @@ def distill_into(
     if config.objective == "dekd":
         data = LockstepData(split, outputs.logits, class_groups, negatives_per_positive=ratio, seed=seed)
         model = lockstep = Lockstep(models)
-        objective = lockstep_objective(lockstep, class_groups, config, trip.teacher)
+        objective = lockstep_objective(lockstep, class_groups, config, trip.teacher, foci)
     else:
-        ((model,), (group,)) = (models, class_groups)
+        ((model,), (group,), (focus,)) = (models, class_groups, foci)
         data = DistillData(split, outputs.logits, group, negatives_per_positive=ratio, seed=seed)
         weight = 0.0 if config.objective == "none" else config.distillation_weight
-        objective = distill_objective(group, config.temperature, weight, label_smoothing=config.label_smoothing)
+        smoothing = config.label_smoothing
+        objective = distill_objective(group, config.temperature, weight, label_smoothing=smoothing, focus=focus)
     checkpoints = folder / "checkpoints"
     log = train(model, data, objective, config, checkpoint_dir=checkpoints, description=description, distributed=False)
     for each in models:

@@ -41,7 +41,7 @@ def split(trip: "Trip") -> None:
 
 def voting_groups(recipe: Recipe, focus_groups: list[list[int]], num_classes: int) -> list[list[int]]:
     """The classes that each sub-model votes over: its own, or with `distill.votes: all` every class."""
-    if getattr(recipe.distill, "votes", "group") == "all":
+    if recipe.distill.votes == "all":
         return [list(range(num_classes)) for _ in focus_groups]
     return focus_groups
 
