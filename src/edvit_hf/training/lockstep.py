@@ -66,8 +66,8 @@ def lockstep_objective(
 
         (1 - a) * CE(labels) + a * CE(teacher's answers) + (w_q * L_q + w_k * L_k + w_v * L_v) / depth
 
-    with a = `hard_weight` and L the divergence of the teacher's relations from the sub-model's; unless `hard`, the
-    soft loss of `distill_objective` stands in for the first two terms. Figures are means over the sub-models.
+    with a = `hard_weight` and L the divergence of the teacher's relations from its own; unless `hard`, the soft loss
+    of `distill_objective` stands in for the first two terms. Figures are means.
 
     Source: DeViT, arXiv 2309.05015, stage 3 (a = 0.5, w = 0.2, 0.1, 0.3).
     Differs: labels and answers are those of the class group and "other" (DeViT has no "other"); one teacher for
@@ -79,7 +79,7 @@ def lockstep_objective(
         config (`DistillConfig`): Which losses, and their weights.
         teacher (`PreTrainedModel`, *optional*): Needed for "dekd". Its weights stay as they are, and it is not copied:
             with the first batch it moves to the batch's device and into eval mode, and stays there.
-        foci (`Sequence[Focus | None]`, *optional*): One per sub-model: whose items count more in its answers' loss.
+        foci (`Sequence[Focus | None]`, *optional*): One per sub-model: whose items count more in its answers.
 
     Raises:
         TrainingError: If "dekd" lacks a teacher, or relations of these models cannot be compared.
@@ -89,7 +89,6 @@ def lockstep_objective(
             f"Expected one class group per sub-model ({len(lockstep.sub_models)}), got {len(class_groups)}: they are "
             "paired by position. Pass them in the same order."
         )
-    foci = foci or [None] * len(class_groups)
     relations = None
     if config.objective == "dekd":
         if teacher is None:
@@ -109,9 +108,9 @@ def lockstep_objective(
             found = [] if relations is None else [stack.enter_context(captured(s)) for s in relations.sources]
             logits = model(inputs, rows)
         pieces = []
-        for own, answers, group, focus in zip(rows, logits, class_groups, foci, strict=True):
-            targets = batch["labels"][own], batch["teacher_logits"][own]
-            pieces.append(_classification(answers, targets, group, focus, config))
+        for own, answers, group, focus in zip(rows, logits, class_groups, foci or [None] * len(rows), strict=True):
+            learnt = batch["labels"][own], batch["teacher_logits"][own]
+            pieces.append(_classification(answers, learnt, group, focus, config))
         if relations is not None:
             divergences = relations.divergences(inputs, rows, found)
             pieces = [
