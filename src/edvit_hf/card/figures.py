@@ -5,41 +5,32 @@ Colours are those of Okabe and Ito (readable with every form of colour blindness
 shapes and labels carry the same distinction. A figure without any measured value is not drawn.
 """
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edvit_hf.card.canvas import INK, OTHER_STYLE, STYLES, canvas, legend_below, save, style_of, title
 from edvit_hf.card.exports import absent_entries, accuracy_by_name, latency_ms, same_graph, variants_by_name
+from edvit_hf.card.rival_figures import accuracy_of_rivals, gap_recovered
+from edvit_hf.card.rows import result_row
 from edvit_hf.card.sources import figure_source
-from edvit_hf.card.tables import TFIDF, group_names, result_row, shortened
+from edvit_hf.card.tables import group_names, shortened
 from edvit_hf.errors import named_extra
 from edvit_hf.manifest import Manifest
-from edvit_hf.storage import DPI, MIB, whole_file
+from edvit_hf.storage import MIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_COLOURS = 64  # of the saved palette: a drawing has few, and a card is read over the network
-_INK, _GRID = "#222222", "#d9d9d9"
-_STYLES: tuple[tuple[str, str, str], ...] = (
-    ("teacher", "#000000", "D"),
-    ("ensemble", "#0072B2", "o"),
-    ("plain model, per-device size", "#D55E00", "s"),
-    ("plain model, total size", "#E69F00", "^"),
-    ("small CNN", "#009E73", "v"),
-    (TFIDF, "#009E73", "v"),  # never beside the small CNN
-)
-_OTHER_STYLE = ("#CC79A7", "P")
 
 
 def draw_figures(results: Mapping[str, Any], assets_dir: Path, manifest: Manifest | None = None) -> dict[str, Path]:
     """Draw what the results allow into `assets_dir`; returns figure name -> PNG path.
 
     Names: `size` (accuracy against size), `latency` (accuracy against latency, by exported variant), `absent`
-    (accuracy with k sub-models absent), `groups` (accuracy per class group). A figure of an earlier drawing that has
+    (accuracy with k sub-models absent), `groups` (accuracy per class group), `rivals` (accuracy of every row with k
+    devices absent), `gap` (the share of the gap that every row recovers). A figure of an earlier drawing that has
     nothing to show any more is removed. Files appear by write-then-rename.
 
     Raises:
@@ -57,6 +48,8 @@ def _drawn(results: Mapping[str, Any], assets_dir: Path, manifest: Manifest | No
         "latency": accuracy_against_latency(manifest),
         "absent": accuracy_with_absent(results, manifest),
         "groups": accuracy_per_group(results),
+        "rivals": accuracy_of_rivals(results),
+        "gap": gap_recovered(results),
     }
     paths = {}
     for name, figure in drawings.items():
@@ -64,20 +57,9 @@ def _drawn(results: Mapping[str, Any], assets_dir: Path, manifest: Manifest | No
         if figure is None:
             path.unlink(missing_ok=True)
         else:
-            _save(figure, path)
+            save(figure, path)
             paths[name] = path
     return paths
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    """Write a PNG with few colours; the same results give the same bytes."""
-    from PIL import Image  # comes with matplotlib
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(buffer) as drawn, whole_file(path) as partial:
-        drawn.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(partial, format="png", optimize=True)
 
 
 def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
@@ -88,7 +70,7 @@ def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
     rows = [row for row in results["rows"] if row.get("accuracy") is not None and row.get("bytes")]
     if not rows:
         return None
-    figure, axes = _canvas(7.2, 4.4)
+    figure, axes = canvas(7.2, 4.4)
     has_interval = any(_interval(row) for row in rows)
     places = _spread([(row.get("bytes_per_device") or row["bytes"]) / MIB for row in rows])
     for row, place in zip(rows, places, strict=True):
@@ -101,8 +83,8 @@ def accuracy_against_size(results: Mapping[str, Any]) -> "Figure | None":
     axes.set_xlabel("size on one device, MiB of float32 weights (logarithmic; equal sizes side by side)")
     axes.set_ylabel("accuracy on the test split, %")
     bars = " Bars: 95 % interval of the difference to the teacher (may pass 100)." if has_interval else ""
-    _title(axes, "Accuracy against size per device", f"Hollow: the whole ensemble.{bars}")
-    _legend_below(figure, figure_source(results))
+    title(axes, "Accuracy against size per device", f"Hollow: the whole ensemble.{bars}")
+    legend_below(figure, figure_source(results))
     return figure
 
 
@@ -114,7 +96,7 @@ def accuracy_against_latency(manifest: Manifest | None) -> "Figure | None":
     found = _timed(manifest) if manifest else []
     if not found:
         return None
-    figure, axes = _canvas(7.2, 4.2)
+    figure, axes = canvas(7.2, 4.2)
     shapes = ["o", "s", "^", "D", "v", "P", "X", "*"]
     colours = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#000000", "#56B4E9", "#7f7f7f"]
     for place, (name, times, accuracy, is_whole) in enumerate(found):
@@ -131,8 +113,8 @@ def accuracy_against_latency(manifest: Manifest | None) -> "Figure | None":
     axes.set_ylim(middle - max(1.0, 1.3 * half), middle + max(1.0, 1.3 * half))  # hundredths must not look like much
     axes.set_xlabel("median time of one input on the slowest sub-model, ms")
     axes.set_ylabel("accuracy on the test split, %")
-    _title(axes, "Accuracy against latency", "Bars: fastest to slowest sub-model. Hollow: whole ensemble, one graph.")
-    _legend_below(figure)
+    title(axes, "Accuracy against latency", "Bars: fastest to slowest sub-model. Hollow: whole ensemble, one graph.")
+    legend_below(figure)
     return figure
 
 
@@ -160,8 +142,8 @@ def accuracy_with_absent(results: Mapping[str, Any], manifest: Manifest | None =
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _canvas(7.2, 4.0)
-    colour = _STYLES[1][1]
+    figure, axes = canvas(7.2, 4.0)
+    colour = STYLES[1][1]
     absent = [entry["num_absent"] for entry in entries]
     mean = [100 * entry["accuracy_mean"] for entry in entries]
     low = [100 * entry.get("accuracy_min", entry["accuracy_mean"]) for entry in entries]
@@ -169,15 +151,15 @@ def accuracy_with_absent(results: Mapping[str, Any], manifest: Manifest | None =
     axes.fill_between(absent, low, high, color=colour, alpha=0.18, linewidth=0, label="lowest to highest subset")
     axes.plot(absent, mean, color=colour, marker="o", linewidth=2, label="mean over subsets")
     for x, y in zip(absent, mean, strict=True):
-        axes.annotate(f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", color=_INK, fontsize=9)
+        axes.annotate(f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", color=INK, fontsize=9)
     chance = 100 / sum(len(group) for group in results["class_groups"])
-    axes.axhline(chance, color=_INK, linewidth=1, linestyle=":", label=f"guessing ({chance:.0f} %)")
+    axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label=f"guessing ({chance:.0f} %)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 106)
     axes.set_xlabel(f"sub-models absent, of {len(results['class_groups'])}")
     axes.set_ylabel("accuracy on the test split, %")
-    _title(axes, "Accuracy with sub-models absent", "The fusion head is told which ones are missing.")
-    _legend_below(figure, figure_source(results))
+    title(axes, "Accuracy with sub-models absent", "The fusion head is told which ones are missing.")
+    legend_below(figure, figure_source(results))
     return figure
 
 
@@ -187,13 +169,13 @@ def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
     names = [shortened(name) for name in group_names(results)]
     series: list[tuple[str, str, str, list[float | None]]] = [
         (name, colour, marker, list(result_row(results, name).get("per_group_accuracy") or []))
-        for name, colour, marker in _STYLES[:2]
+        for name, colour, marker in STYLES[:2]
     ]
-    series.append(("own vote of its sub-model", *_OTHER_STYLE, [votes.get(index) for index in range(len(names))]))
+    series.append(("own vote of its sub-model", *OTHER_STYLE, [votes.get(index) for index in range(len(names))]))
     series = [line for line in series if any(value is not None for value in line[3])]
     if not series:
         return None
-    figure, axes = _canvas(7.2, 1.9 + 0.42 * len(names))
+    figure, axes = canvas(7.2, 1.9 + 0.42 * len(names))
     measured = [[v for *_, values in series if (v := values[i]) is not None] for i in range(len(names))]
     for place, found in enumerate(measured):
         if found:
@@ -208,43 +190,15 @@ def accuracy_per_group(results: Mapping[str, Any]) -> "Figure | None":
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("accuracy on the test items of these classes, %")
-    _title(axes, "Accuracy per class group", "Each line is one sub-model's classes.")
-    _legend_below(figure, figure_source(results))
+    title(axes, "Accuracy per class group", "Each line is one sub-model's classes.")
+    legend_below(figure, figure_source(results))
     return figure
-
-
-def _canvas(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """A figure on the Agg canvas (no display, no global pyplot state) and its axes."""
-    with named_extra("Drawing the figures of a model card", "train"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _title(axes: "Axes", title: str, subtitle: str) -> None:
-    axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold", color=_INK)
-    note = axes.text(0, 1.025, subtitle, transform=axes.transAxes, fontsize=9, color="#555555")
-    note.set_in_layout(False)  # a long line must not squeeze the axes
-
-
-def _legend_below(figure: "Figure", source: str = "") -> None:
-    """Legend under the axes and, above its entries, what measured the figure: it may be seen without the card."""
-    legend = figure.legend(
-        loc="outside lower left", ncols=3, frameon=False, fontsize=9, title=source, title_fontsize=7, alignment="left"
-    )
-    legend.get_title().set_color("#767676")
 
 
 def _draw_row(axes: "Axes", row: Mapping[str, Any], place: float) -> None:
     """One row: a filled mark at `place` MiB; a hollow one at the total size if that differs."""
     name = str(row.get("name", "unnamed"))
-    colour, marker = next(((c, m) for n, c, m in _STYLES if n == name), _OTHER_STYLE)
+    colour, marker = style_of(name)
     accuracy, whole = 100 * row["accuracy"], row["bytes"] / MIB
     if row.get("bytes_per_device") not in (None, row["bytes"]):
         axes.plot([place, whole], [accuracy, accuracy], color=colour, linewidth=1.2, linestyle="--", zorder=1)

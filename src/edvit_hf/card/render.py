@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card of an ensemble: typed data -> Jinja template -> README.md with figures.
 
-The template calls the functions of `tables`, `exports`, `sources`, `words` and `javascript` by name. A value that no
-run has measured is printed as "not measured", never left blank.
+The template calls the functions of `tables`, `rivals`, `exports`, `sources`, `words` and `javascript` by name. A value
+that no run has measured is printed as "not measured", never left blank.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.card import exports, javascript, other_data, sources, tables, words
+from edvit_hf.card import exports, javascript, other_data, rivals, sources, tables, words
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.card.markup import plain
@@ -33,8 +33,8 @@ def render_card(card: CardData, *, figures: Mapping[str, str] | None = None) -> 
 
     Args:
         card: What to say.
-        figures: Figure name (`size`, `latency`, `absent`, `groups`) -> path relative to the card. A figure that is not
-            named is left out of the text.
+        figures: Figure name (`size`, `latency`, `absent`, `groups`, `rivals`, `gap`) -> path relative to the card. A
+            figure that is not named is left out of the text.
 
     Returns:
         `str`: YAML block and markdown, ending in one newline; it parses as a `huggingface_hub.ModelCard`.
@@ -66,6 +66,7 @@ def _variables(card: CardData) -> dict[str, Any]:
         "tables": tables,
         "exports": exports,
         "sources": sources,
+        "rivals": rivals,
         "words": words,
         "javascript": javascript,
         "other_data": other_data,

@@ -9,25 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edvit_hf.card.markup import plain
+from edvit_hf.card.rows import deployed, is_tfidf, large_row, plain_row, result_row
 
 NOT_MEASURED = "not measured"
 NOT_RECORDED = "not recorded"  # of what is no figure: a command, a commit
-PLAIN_DEVICE_SIZE = "plain model, per-device size"
-PLAIN_TOTAL_SIZE = "plain model, total size"
-TFIDF = "TF-IDF + linear"
 BASELINE_NOTE = "same hyper-parameters as the sub-models, not tuned for the baselines."
 _SAME_SIZE = 0.8  # of what the fullest device holds: below it, a rival is smaller and not of its size
 _SIZE_SLACK = 1.05  # sizes are matched by whole layers, so a baseline "of one device's size" may be a little larger
-
-
-def is_tfidf(row: Mapping[str, Any]) -> bool:
-    """Whether a row is the linear classifier of texts, at whatever size: nothing was distilled into it."""
-    return str(row.get("name")).startswith(TFIDF)
-
-
-def result_row(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The result row called `name`; an empty mapping when the run measured none."""
-    return next((row for row in results["rows"] if row.get("name") == name), {})
 
 
 def label_names(results: Mapping[str, Any]) -> list[str]:
@@ -151,11 +139,11 @@ def _pair(row: Mapping[str, Any], key: str, form: Callable[[float | None], str])
 def splitting_finding(results: Mapping[str, Any]) -> str:
     """Whether splitting paid: every baseline that one device could hold, and beside it the larger ones."""
     fitting, beside = _device_baselines(results), ""
-    total = result_row(results, PLAIN_TOTAL_SIZE).get("against_ensemble")
+    total = large_row(results).get("against_ensemble")
     if total:
         beside += f" One plain distilled model of the *total* size: {points(total)} points."
     for row in results["rows"]:
-        is_other = row.get("kind") == "baseline" and row.get("name") not in (PLAIN_DEVICE_SIZE, PLAIN_TOTAL_SIZE)
+        is_other = row.get("kind") == "baseline" and row is not plain_row(results) and row is not large_row(results)
         if is_other and row.get("against_ensemble") and not any(row is each for each in fitting):
             difference = points(row["against_ensemble"])
             beside += f" The {plain(row['name'])}, larger than what one device holds: {difference} points."
@@ -164,7 +152,7 @@ def splitting_finding(results: Mapping[str, Any]) -> str:
 
 def _device_baselines(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The baselines no larger than what one device holds: the plain model of that size, and any other that fits."""
-    plain, ensemble = result_row(results, PLAIN_DEVICE_SIZE), result_row(results, "ensemble")
+    plain, ensemble = plain_row(results), result_row(results, "ensemble")
     limit = _SIZE_SLACK * max(row.get("parameters_per_device") or 0 for row in (plain, ensemble))
     return [
         row
@@ -180,7 +168,7 @@ def _verdict(results: Mapping[str, Any]) -> tuple[str, list[str], dict[str, Mapp
     """
     rows = _device_baselines(results)
     found = {f"the {plain(row['name']).replace(', ', ' of ')}": row.get("against_ensemble") or {} for row in rows}
-    if not any(row["name"] == PLAIN_DEVICE_SIZE for row in rows) or any(
+    if not any(row is plain_row(results) for row in rows) or any(
         i.get("low") is None or i.get("high") is None for i in found.values()
     ):
         return NOT_MEASURED, [], found
@@ -217,7 +205,7 @@ def _per_device_finding(results: Mapping[str, Any]) -> str:
 
 def _smaller_rival(results: Mapping[str, Any]) -> str:
     """A sentence where the plain model is far smaller than what the fullest device holds, as of one sub-model alone."""
-    plain, whole = (result_row(results, name).get("parameters_per_device") for name in (PLAIN_DEVICE_SIZE, "ensemble"))
+    plain, whole = (row.get("parameters_per_device") for row in (plain_row(results), result_row(results, "ensemble")))
     if not plain or not whole or plain / whole > _SAME_SIZE:
         return ""
     return f" The plain model has {percent(plain / whole)} of the parameters that the fullest device holds."
@@ -241,6 +229,7 @@ def glance_table(results: Mapping[str, Any], dataset_name: str, absent: Sequence
     items = (results.get("dataset") or {}).get("num_test_items")
     one: Mapping[str, Any] = next((entry for entry in absent if entry["num_absent"] == 1), {})
     held, whole = (row.get("bytes_per_device", row.get("bytes")) for row in (ensemble, teacher))
+    what = deployed(results)
     lines = [
         ["task", f"{results['task']}, {len(label_names(results))} labels"],
         ["data", f"{plain(dataset_name)}, {f'{items:,}' if items else NOT_MEASURED} test items"],
@@ -248,7 +237,7 @@ def glance_table(results: Mapping[str, Any], dataset_name: str, absent: Sequence
         ["sub-models", str(len(results["class_groups"]))],
         ["one device holds", f"{mebibytes(held)} of float32 weights (teacher {mebibytes(whole)}{_times(whole, held)})"],
         ["one sub-model absent", f"{percent(one.get('accuracy_mean'))} on average"],
-        ["does splitting pay here?", _short_verdict(results)],
+        ["what to deploy", plain(what)] if what else ["does splitting pay here?", _short_verdict(results)],
     ]
     return markdown_table(["at a glance", "this ensemble"], lines)
 

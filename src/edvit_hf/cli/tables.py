@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
+from edvit_hf.card.rivals import accuracy_absent, gap_finding, most_absent, passes, share_of_gap
 from edvit_hf.storage import MIB
 from edvit_hf.terminal import PlainTable, new_table, visible
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def results_tables(results: dict[str, Any]) -> list[PlainTable]:
-    """Results of the trip: every row of the comparison, and accuracy with k sub-models absent."""
+    """Results of the trip: every row of the comparison, accuracy with k sub-models absent, and every row with some."""
     items = results["dataset"]["num_test_items"]
     title = f"{results['recipe']}: {items} test items, difference to the teacher with its paired 95 % interval"
     per_device = (f">{name}\nper device" for name in ("parameters", "x smaller", "MMACs"))
@@ -41,7 +42,31 @@ def results_tables(results: dict[str, Any]) -> list[PlainTable]:
     for row in results["absent"]:
         values = (f"{100 * row[f'accuracy_{k}']:.2f}" for k in ("mean", "min", "max"))
         absent.add_row(str(row["num_absent"]), *values, str(row["num_subsets"]))
-    return [rows, absent]
+    beside = rivals_table(results)
+    return [rows, absent] if beside is None else [rows, absent, beside]
+
+
+def rivals_table(results: Mapping[str, Any]) -> PlainTable | None:
+    """Every row with 0, 1 and 2 devices absent, the share of the gap, and its training; None of earlier results."""
+    last = most_absent(results)
+    if last is None:
+        return None
+    numbers = range(last + 1)
+    absent = (f">{number} absent" for number in numbers)
+    columns = ("", *absent, ">of the gap", ">item passes\nof a device (all)", ">minutes")
+    table = new_table(
+        columns, no_wrap=True, title="with devices absent, accuracy", caption=gap_finding(results) or None
+    )
+    for row in results["rows"]:
+        minutes = row.get("minutes")
+        table.add_row(
+            visible(str(row.get("name"))),
+            *(accuracy_absent(row, number) for number in numbers),
+            share_of_gap(results, str(row.get("name"))),
+            passes(row),
+            "" if minutes is None else f"{minutes:.1f}",
+        )
+    return table
 
 
 def _points(interval: dict[str, float]) -> str:

@@ -59,10 +59,13 @@ def run(
         print_json({"ensemble": ensemble, "results": data, "stages": stage_rows})
         return
     if data is not None:
+        from edvit_hf.card.rows import verdict
         from edvit_hf.cli.tables import results_tables
 
         for table in results_tables(data):
             console.print(table)
+        if said := verdict(data):
+            say(said)
     if ensemble is not None:
         say(f"ensemble: {ensemble}", highlight=True)
 

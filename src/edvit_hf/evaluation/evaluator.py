@@ -10,17 +10,19 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from edvit_hf.errors import DataError
+from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.probabilities import expected_calibration_error, softmax
-from edvit_hf.strict import number, whole_number
+from edvit_hf.strict import number, one_of, whole_number
 
 if TYPE_CHECKING:
     import torch
 
+
+Rival = Literal["replicas", "all_passes", "large", "copies", "device_copies"]
 
 # model inputs by name, rows first, as numpy arrays -> (B, L) logits
 Predict = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -31,15 +33,21 @@ class EvaluateConfig:
     """What stands beside the ensemble in the results.
 
     Attributes:
-        baselines: Train the honest baselines (plain models of per-device and of total size; a small CNN, or TF-IDF with
-            a linear classifier for text).
-        baseline_epochs: Epochs of the plain model of one device's size over all items; larger ones get at most twice
-            its compute. None: as many item passes as the sub-models together, which differs with their number.
+        baselines: Train what the ensemble is compared with: the `rivals`, and a small CNN, or TF-IDF with a linear
+            classifier for text.
+        rivals: Only with `baselines`: which plain models. "replicas": one of a device's size, on every device;
+            "all_passes": the same, trained as long as all devices together; "large": one of the size of all devices
+            together; "copies": one of another seed on each device, votes averaged, trained as long in all as the
+            sub-models in all; "device_copies": the same, each trained as long as the plain one. All are kept beside the
+            teacher and trained once.
+        baseline_epochs: Epochs of a plain model over all items. None: as many item passes as the sub-models together,
+            which differs with their number.
         max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
         batch_size: Test items per forward pass.
     """
 
     baselines: bool = True
+    rivals: tuple[Rival, ...] = ("replicas", "large", "copies")
     baseline_epochs: int | None = None
     max_subsets: int = 20
     batch_size: int = 256
@@ -49,6 +57,14 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None:
                 whole_number(f"evaluate.{name}", value, 1, "nothing would be measured")
+        for rival in self.rivals:
+            one_of("evaluate.rivals", rival, get_args(Rival), "each names a kind of rival that is trained")
+        if len(set(self.rivals)) != len(self.rivals):
+            raise RecipeError(
+                f"`evaluate.rivals` must name each kind once, got {list(self.rivals)}: a row would stand twice. Remove "
+                "what is double."
+            )
+        object.__setattr__(self, "rivals", tuple(each for each in get_args(Rival) if each in self.rivals))
 
 
 @dataclass(frozen=True)

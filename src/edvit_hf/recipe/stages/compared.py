@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands beside the ensemble: plain models and a simple rival for the task, measured on the same test items.
+"""What stands beside the ensemble: plain models, copies of them, and a simple rival, measured on the same test items.
 
 The rivals depend on the teacher and the distillation, not on the split: they lie beside the teacher under a name that
 carries a hash of all that made them, so that another number of sub-models does not train them again.
@@ -17,25 +17,49 @@ import torch
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import own_values
-from edvit_hf.card.tables import PLAIN_DEVICE_SIZE, PLAIN_TOTAL_SIZE, TFIDF
-from edvit_hf.data import TextSplit, class_group_indices, iterate_batches
+from edvit_hf.card.rows import ALL_PASSES, COPIES, DEVICE_COPIES, LARGE, REPLICAS, SMALL_CNN, TFIDF, TFIDF_DEVICE_SIZE
+from edvit_hf.data import TextSplit, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
+from edvit_hf.evaluation.absence import Absence, absences, on_every_device
+from edvit_hf.evaluation.choice import MOST_ABSENT
 from edvit_hf.evaluation.evaluator import Evaluation, Predict, torch_predict
 from edvit_hf.evaluation.evaluator import evaluate as measure
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.stages.cut import distill_into, prune_for
+from edvit_hf.recipe.stages.effort import (
+    Effort,
+    fair_budget,
+    on_devices,
+    on_fullest_device,
+    planned_passes,
+    rival_effort,
+)
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import whole_folder
 from edvit_hf.training import DistillConfig
 
 _CUTTING = ("importance", "samples_per_class", "batch_size", "compensate", "compensation_samples", "seed")
-TFIDF_DEVICE_SIZE = f"{TFIDF}, per-device size"
-COMPUTE_CAP = 2.0  # a larger plain model trains with at most this many times the sub-models' compute
+_SEED_STRIDE = 10_007  # between copies: a trip of the next seed trains none of this one's
 
 
 @dataclasses.dataclass(frozen=True)
 class ComparedModel:
-    """A model that was measured, and its sizes: one row of the comparison before it is written."""
+    """A model that was measured, and its sizes: one row of the comparison before it is written.
+
+    Attributes:
+        name: Of the row, see `card.rows`.
+        kind: "teacher", "ensemble" or "baseline".
+        evaluation: With all present.
+        parameters: Of everything.
+        parameters_per_device: Of the fullest device.
+        macs: Multiply-accumulates per item of everything.
+        macs_per_device: Of the fullest device.
+        note: What else has to be said.
+        config: Of a stock model: `own_values`, which fix its sizes.
+        absent: With 0, 1, ... devices absent; with a single entry nothing answers without it.
+        effort: What training it took; None where that is not known.
+        what: How a sentence calls it; empty where it is no candidate for devices of one device's size.
+    """
 
     name: str
     kind: str
@@ -45,7 +69,10 @@ class ComparedModel:
     macs: int
     macs_per_device: int
     note: str = ""
-    config: Mapping[str, Any] | None = None  # of a stock model: `own_values`, which fix its sizes
+    config: Mapping[str, Any] | None = None
+    absent: list[Absence] = dataclasses.field(default_factory=list)
+    effort: Effort | None = None
+    what: str = ""
 
 
 def measured(trip: Trip, predict: Predict) -> Evaluation:
@@ -54,23 +81,25 @@ def measured(trip: Trip, predict: Predict) -> Evaluation:
     return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
 
 
+def measured_logits(trip: Trip, logits: np.ndarray) -> Evaluation:
+    """The same of logits that are known already, (N, L)."""
+    batch = {"inputs": {"rows": np.arange(len(logits))}, "labels": trip.data.test.labels}
+    groups = trip.class_groups
+    return measure(lambda inputs: logits[inputs["rows"]], [batch], num_labels=logits.shape[1], class_groups=groups)
+
+
 def baselines(trip: Trip) -> list[ComparedModel]:
-    """Plain distilled models of per-device and of total size, and a simple rival of the task.
+    """The rivals that the recipe asks for, and a simple one of the task.
 
     The models learn from the same teacher outputs with the same hyper-parameters, see `fair_budget`.
     """
     shape, labels = trip.teacher_shape, trip.teacher.config.num_labels
-    rows, keeps = [], plain_keeps(trip.plan, shape, labels)
-    for name, keep in keeps.items():
-        macs = shape.keep(keep, num_labels=labels).macs
-        config = fair_budget(trip, macs)
-        both = "" if len(keeps) > 1 else "the nearest to the total size too; "
-        note = f"{keep} of {shape.widths.heads} heads kept; {both}{_note(config)}"
-        rows.append(_row(trip, name, plain_model(trip, keep, config), macs, note))
-    per_device = rows[0].parameters
+    keeps = plain_keeps(trip.plan, shape, labels)
+    size = shape.keep(keeps[REPLICAS], num_labels=labels)
+    rows = [*_plain_rows(trip, keeps, size.macs), *_copies_rows(trip, keeps[REPLICAS], size.macs)]
     if trip.recipe.task == "text-classification":
-        return [*rows, *_tfidf_rows(trip, per_device)]
-    return [*rows, _small_cnn(trip, per_device)]
+        return [*rows, *_tfidf_rows(trip, size.parameters)]
+    return [*rows, _small_cnn(trip, size.parameters)]
 
 
 def plain_keeps(plan: Plan, shape: ModelShape, labels: int) -> dict[str, int]:
@@ -81,50 +110,118 @@ def plain_keeps(plan: Plan, shape: ModelShape, labels: int) -> dict[str, int]:
     """
     total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
     sizes = {k: shape.keep(k, num_labels=labels).parameters for k in range(1, shape.widths.heads + 1)}
-    wanted = {PLAIN_DEVICE_SIZE: on_fullest_device(plan, "parameters"), PLAIN_TOTAL_SIZE: total}
+    wanted = {REPLICAS: on_fullest_device(plan, "parameters"), LARGE: total}
     found = {name: min(sizes, key=lambda k: abs(np.log(sizes[k] / size))) for name, size in wanted.items()}
-    return dict.fromkeys([PLAIN_DEVICE_SIZE], found[PLAIN_DEVICE_SIZE]) if len(set(found.values())) == 1 else found
+    return dict.fromkeys([REPLICAS], found[REPLICAS]) if len(set(found.values())) == 1 else found
 
 
-def on_fullest_device(plan: Plan, figure: str) -> int:
-    """The largest sum of "parameters" or "macs" over the sub-models of one device."""
-    devices = {s.device for s in plan.sub_models}
-    return max(sum(getattr(s, figure) for s in plan.sub_models if s.device == device) for device in devices)
+def _plain_rows(trip: Trip, keeps: dict[str, int], macs: int) -> list[ComparedModel]:
+    """One plain model of a device's size, the same trained as long as all devices together, and one of all their size.
+
+    The large one makes as many passes as the small one, at whatever cost: it stands for what could be gained.
+    """
+    config, every, wanted = fair_budget(trip, macs), _all_passes(trip), trip.recipe.evaluate.rivals
+    longer = dataclasses.replace(config, epochs=max(every, config.epochs))
+    rows = []
+    if "replicas" in wanted:
+        row = _plain(trip, REPLICAS, keeps[REPLICAS], config, also="" if LARGE in keeps else _OF_BOTH_SIZES)
+        rows.append(_everywhere(trip, row, "one plain model on every device"))
+    if "all_passes" in wanted and longer != config:  # else the plain model has had as much already
+        row = dataclasses.replace(_plain(trip, ALL_PASSES, keeps[REPLICAS], longer), config=None)
+        what = "one plain model on every device, trained as long as all devices together,"
+        rows.append(_everywhere(trip, row, what))
+    if "large" in wanted and LARGE in keeps:
+        rows.append(_plain(trip, LARGE, keeps[LARGE], config))
+    return rows
+
+
+_OF_BOTH_SIZES = "the nearest to the total size too; "
+
+
+def _plain(trip: Trip, name: str, keep: int, config: DistillConfig, also: str = "") -> ComparedModel:
+    """The row of one plain model, as a model on a single machine."""
+    heads, labels = trip.teacher_shape.widths.heads, len(trip.data.label_names)
+    as_long = "as long as all devices together, " if config.epochs >= _all_passes(trip) else ""
+    note = f"{keep} of {heads} heads kept; {also}{as_long}{_note(config)}"
+    model, macs = plain_model(trip, keep, config), trip.teacher_shape.keep(keep, num_labels=labels).macs
+    effort = rival_effort(trip, [plain_folder(trip, keep, config)], config)
+    return dataclasses.replace(_row(trip, name, model, macs, note), effort=effort)
+
+
+def _all_passes(trip: Trip) -> int:
+    """Epochs over all items that are as long as the training of all sub-models together."""
+    return max(1, round(sum(planned_passes(trip)) / len(trip.data.train)))
+
+
+def _most_absent(trip: Trip) -> int:
+    """How many absences are compared: 0, 1 and 2 absent, as far as there are as many sub-models."""
+    return min(MOST_ABSENT, len(trip.class_groups) - 1)
+
+
+def _everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
+    """The row of a model that every device carries, so that an absence changes nothing."""
+    found = row.evaluation
+    absent = on_every_device(found.predictions, found.labels, _most_absent(trip))
+    return dataclasses.replace(row, absent=absent, what=what)
+
+
+def _copies_rows(trip: Trip, keep: int, macs: int) -> list[ComparedModel]:
+    """A plain model of another seed on each device in use, votes averaged: equal passes in all, or per device."""
+    count, config = len(on_devices(trip.plan, [0] * len(trip.class_groups))), fair_budget(trip, macs)
+    shared = dataclasses.replace(config, epochs=max(1, round(_all_passes(trip) / count)))
+    rows = []
+    for name, rival, own in ((COPIES, "copies", shared), (DEVICE_COPIES, "device_copies", config)):
+        is_twin = name == DEVICE_COPIES and own == shared and "copies" in trip.recipe.evaluate.rivals
+        if rival in trip.recipe.evaluate.rivals and count > 1 and not is_twin:
+            rows.append(_copies(trip, name, [keep] * count, own))
+    return rows
+
+
+def _copies(trip: Trip, name: str, keeps: list[int], config: DistillConfig) -> ComparedModel:
+    """One row of copies, one for each entry of `keeps`."""
+    labels, votes, folders, parameters = trip.data.test.labels, [], [], []
+    for index, keep in enumerate(keeps):
+        own = dataclasses.replace(config, seed=config.seed + _SEED_STRIDE * index)
+        model = plain_model(trip, keep, own)
+        predict = torch_predict(model.eval())
+        batches = iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
+        logits = [predict({n: np.asarray(v) for n, v in batch["inputs"].items()}) for batch in batches]
+        votes.append(torch.from_numpy(np.concatenate(logits)).log_softmax(dim=-1).numpy())
+        folders.append(plain_folder(trip, keep, own))
+        parameters.append(sum(p.numel() for p in model.parameters()))
+
+    def without(absent: Any) -> np.ndarray:
+        present = [vote for index, vote in enumerate(votes) if index not in absent]
+        return np.asarray(np.mean(present, axis=0).argmax(axis=1))
+
+    limit, last = trip.recipe.evaluate.max_subsets, _most_absent(trip)
+    macs = [trip.teacher_shape.keep(keep, num_labels=len(trip.data.label_names)).macs for keep in keeps]
+    what = f"{len(keeps)} plain models of other seeds, votes averaged"
+    return ComparedModel(
+        name,
+        "baseline",
+        measured_logits(trip, np.mean(votes, axis=0)),
+        sum(parameters),
+        max(parameters),
+        sum(macs),
+        max(macs),
+        f"{what}; each {_note(config)}",
+        absent=absences(without, labels, len(keeps), most_absent=last, max_subsets=limit),
+        effort=rival_effort(trip, folders, config),
+        what=what if name == COPIES else f"{what}, each trained as long as the plain model",
+    )
 
 
 def _note(config: DistillConfig) -> str:
     return f"{config.epochs} epochs over all classes from the same stored teacher outputs"
 
 
-def fair_budget(trip: Trip, macs: int) -> DistillConfig:
-    """The distillation config with the epochs that are fair for a plain model of `macs` per item.
-
-    As many item passes as all sub-models had together, joint tuning included, but at most `COMPUTE_CAP` times their
-    training compute (which binds for models larger than a sub-model). `evaluate.baseline_epochs` sets the passes of a
-    model of one device's size instead, under the same cap; the row's note states what came of it.
-    """
-    config, labels, prune, fuse = (trip.recipe.distill, trip.data.train.labels, trip.recipe.prune, trip.recipe.fuse)
-    given = trip.recipe.evaluate.baseline_epochs
-    if given is not None:
-        passes, compute = given * len(labels), given * len(labels) * on_fullest_device(trip.plan, "macs")
-    else:
-        epochs = config.epochs + (prune.rounds - 1) * prune.round_epochs  # pruning rounds train too
-        joint = fuse.joint_epochs * len(labels) if fuse.joint else 0
-        ratio = config.negatives_per_positive
-        items = [
-            epochs * len(class_group_indices(labels, group, negatives_per_positive=ratio, seed=0, epoch=0)) + joint
-            for group in trip.class_groups
-        ]
-        passes, compute = sum(items), sum(n * s.macs for n, s in zip(items, trip.plan.sub_models, strict=True))
-    affordable = min(passes, COMPUTE_CAP * compute / macs)
-    return dataclasses.replace(config, epochs=max(1, round(affordable / len(labels))))
-
-
 def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> ComparedModel:
     parameters = sum(p.numel() for p in model.parameters())
     evaluation = measured(trip, torch_predict(model.eval()))
     config = own_values(model.config) if hasattr(model, "config") else None
-    return ComparedModel(name, "baseline", evaluation, parameters, parameters, macs, macs, note, config)
+    alone = on_every_device(evaluation.predictions, evaluation.labels, 0)
+    return ComparedModel(name, "baseline", evaluation, parameters, parameters, macs, macs, note, config, absent=alone)
 
 
 def _folder(trip: Trip, name: str, *facts: object) -> Path:
@@ -135,9 +232,14 @@ def _folder(trip: Trip, name: str, *facts: object) -> Path:
     return trip.folders["teacher"] / "compared" / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
+def plain_folder(trip: Trip, keep: int, config: DistillConfig) -> Path:
+    """Where `plain_model` keeps its model and its log."""
+    return _folder(trip, "plain", keep, config)
+
+
 def plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module:
     """One model for all classes with so many heads, cut and distilled like a sub-model; made once."""
-    folder = _folder(trip, "plain", keep, config)
+    folder = plain_folder(trip, keep, config)
     if not (folder / "model").is_dir():
         torch.manual_seed(config.seed)
         model, _ = prune_for(trip, list(range(trip.teacher.config.num_labels)), keep)
@@ -168,16 +270,18 @@ def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
             save_weights(model, str(partial / "model.safetensors"))
     drop_checkpoints(folder)
     load_weights(model, folder / "model" / "model.safetensors")
-    return _row(trip, "small CNN", model, macs, _note(config))
+    row = _row(trip, SMALL_CNN, model, macs, _note(config))
+    effort = rival_effort(trip, [folder], config)
+    return dataclasses.replace(_everywhere(trip, row, f"a {SMALL_CNN} on every device"), effort=effort)
 
 
 def _tfidf_rows(trip: Trip, per_device: int) -> list[ComparedModel]:
     """At the size of one device and without a limit; one row where the texts give no more than one device holds."""
-    free = _tfidf(trip, None)
+    free, what = _tfidf(trip, None), f"{TFIDF} on every device"
     if free.parameters > per_device:
-        return [_tfidf(trip, per_device), free]
+        return [_everywhere(trip, _tfidf(trip, per_device), what), free]
     note = f"{free.note}; every term of the texts fits one device"
-    return [dataclasses.replace(free, name=TFIDF_DEVICE_SIZE, note=note)]
+    return [_everywhere(trip, dataclasses.replace(free, name=TFIDF_DEVICE_SIZE, note=note), what)]
 
 
 def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:
@@ -201,11 +305,9 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:
             fitted.save(partial)
     model = TfidfBaseline.load(folder / "model")
     logits = model.predict_logits(texts["test"])
-    batch = {"inputs": {"rows": np.arange(len(logits))}, "labels": splits["test"].labels}
-    evaluation = measure(
-        lambda inputs: logits[inputs["rows"]], [batch], num_labels=logits.shape[1], class_groups=trip.class_groups
-    )
+    evaluation, size = measured_logits(trip, logits), model.num_parameters
     macs = round(model.macs_per_item(texts["test"]))
     name = TFIDF_DEVICE_SIZE if max_parameters else TFIDF
     note = model.describe() + "; trained on the labels, its vocabulary is not counted"
-    return ComparedModel(name, "baseline", evaluation, model.num_parameters, model.num_parameters, macs, macs, note)
+    alone = on_every_device(evaluation.predictions, evaluation.labels, 0)
+    return ComparedModel(name, "baseline", evaluation, size, size, macs, macs, note, absent=alone)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluate stage: teacher, ensemble, ensemble with k absent and the honest baselines, into `results.json`."""
+"""The evaluate stage: teacher, ensemble, ensemble with k absent and the rivals, into `results.json`."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,36 @@ import torch
 
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
+from edvit_hf.card.rows import LARGE, REPLICAS
 from edvit_hf.data import class_group_labels, iterate_batches
-from edvit_hf.evaluation.evaluator import absent_subsets, paired_interval, torch_predict
+from edvit_hf.evaluation.absence import Absence, absences, on_every_device
+from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate, Choice, choose
+from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
+from edvit_hf.evaluation.gap import gap_of, rare_classes, recall_of
 from edvit_hf.published.data import data_record
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
-from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured, on_fullest_device
+from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
+from edvit_hf.recipe.stages.effort import ensemble_effort, on_fullest_device, teacher_effort
 from edvit_hf.recipe.trip import OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: absences, passes and minutes of every row, the gap, the choice
+_SIZE_SLACK = 1.05  # a rival may be so much larger than a device's share: sizes are matched by whole heads or layers
 RECORDED = ("seconds", "resumed", "peak_memory_mib", "commit")  # of every stage, in its `done.json`
 
 
 def evaluate(trip: Trip) -> None:
-    """Measure teacher, ensemble and baselines on the test split and write `results.json`."""
-    candidates = [_teacher(trip), _ensemble(trip)]
+    """Measure teacher, ensemble and rivals on the test split and write `results.json`."""
+    absent = _absent(trip)
+    candidates = [_teacher(trip), _ensemble(trip, absent)]
     if trip.recipe.evaluate.baselines:
         candidates += baselines(trip)
-    data = trip.data
+    data, found = trip.data, _choice(candidates)
+    rare = rare_classes(data.train.labels, len(data.label_names))
+    accuracies = {candidate.name: candidate.evaluation.accuracy for candidate in candidates}
     write_json(
         trip.folders["evaluate"] / "results.json",
         {
@@ -54,8 +64,11 @@ def evaluate(trip: Trip) -> None:
             },
             "recipe_values": _finite(recipe_values(trip.recipe)),
             "class_groups": trip.class_groups,
-            "rows": [_row(c, candidates, data.test.labels) for c in candidates],
-            "absent": _absent(trip),
+            "rows": [_row(c, candidates, data.test.labels, rare) for c in candidates],
+            "gap": gap_of(accuracies, REPLICAS, LARGE),
+            "choice": None if found is None else found.to_dict(),
+            "rare_classes": [{**each, "name": data.label_names[each["label"]]} for each in rare],
+            "absent": [absence_row(each.num_absent, each.accuracies) for each in absent],
             "sub_models": _sub_models(trip),
             "stages": _stage_records(trip),
         },
@@ -83,7 +96,35 @@ def _overlap(trip: Trip) -> dict[str, Any] | None:
     return read_json_object(path, "how many rows the roles share") if path.is_file() else None
 
 
-def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.ndarray) -> dict[str, Any]:
+def _choice(candidates: list[ComparedModel]) -> Choice | None:
+    """What to deploy on devices of one device's size; None where the plain model on every device was not measured."""
+    plain = next((candidate for candidate in candidates if candidate.name == REPLICAS), None)
+    if plain is None:
+        return None
+    most = _SIZE_SLACK * max(plain.parameters_per_device, candidates[1].parameters_per_device)
+    fitting = [each for each in candidates if each.what and each.parameters_per_device <= most]
+    # Fewer devices than sub-models: copies know fewer absences.
+    count = min(len(each.absent) for each in fitting)
+    known = {each.name: Candidate([a.correct for a in each.absent[:count]], each.what) for each in fitting}
+    return choose(known, REPLICAS)
+
+
+def _against_plain(candidate: ComparedModel, candidates: list[ComparedModel]) -> list[dict[str, float]]:
+    """Paired intervals against the plain model on every device, for each number absent; empty where it is not there."""
+    plain = next((each for each in candidates if each.name == REPLICAS), None)
+    if plain is None or candidate is plain:
+        return []
+    rows = []
+    for own, other in zip(candidate.absent, plain.absent, strict=False):
+        interval = paired_interval(own.correct, other.correct)
+        found = {name: getattr(interval, name) for name in ("difference", "low", "high")}
+        rows.append({"num_absent": own.num_absent, **found})
+    return rows
+
+
+def _row(
+    candidate: ComparedModel, candidates: list[ComparedModel], labels: np.ndarray, rare: list[dict[str, int]]
+) -> dict[str, Any]:
     teacher, ensemble = candidates[0], candidates[1]
 
     def against(other: ComparedModel) -> dict[str, float] | None:
@@ -105,6 +146,10 @@ def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.n
         **{name: getattr(candidate.evaluation, name) for name in shown},
         "against_teacher": against(teacher),
         "against_ensemble": against(ensemble),
+        "against_replicas": _against_plain(candidate, candidates),
+        "absent": [each.to_row() for each in candidate.absent[: MOST_ABSENT + 1]],
+        **(candidate.effort.to_row() if candidate.effort else {"passes": None, "minutes": None}),
+        "rare_recall": recall_of(candidate.evaluation.per_class_accuracy, rare),
         "note": candidate.note,
         **({} if candidate.config is None else {"config": candidate.config}),
     }
@@ -113,10 +158,12 @@ def _row(candidate: ComparedModel, candidates: list[ComparedModel], labels: np.n
 def _teacher(trip: Trip) -> ComparedModel:
     evaluation, shape = measured(trip, torch_predict(trip.teacher)), trip.teacher_shape
     sizes = (shape.parameters, shape.parameters, shape.macs, shape.macs)
-    return ComparedModel("teacher", "teacher", evaluation, *sizes, config=own_values(trip.teacher.config))
+    alone = on_every_device(evaluation.predictions, evaluation.labels, 0)
+    config, effort = own_values(trip.teacher.config), teacher_effort(trip)
+    return ComparedModel("teacher", "teacher", evaluation, *sizes, config=config, absent=alone, effort=effort)
 
 
-def _ensemble(trip: Trip) -> ComparedModel:
+def _ensemble(trip: Trip, absent: list[Absence]) -> ComparedModel:
     evaluation, plan = measured(trip, torch_predict(trip.ensemble)), trip.plan
     devices = {s.device for s in plan.sub_models}
     return ComparedModel(
@@ -129,6 +176,9 @@ def _ensemble(trip: Trip) -> ComparedModel:
         on_fullest_device(plan, "macs"),
         note=f"{len(plan.sub_models)} sub-models on {len(devices)} devices; the fusion head "
         f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone",
+        absent=absent,
+        effort=ensemble_effort(trip),
+        what=f"the ensemble of {len(plan.sub_models)} sub-models",
     )
 
 
@@ -144,22 +194,18 @@ def _test_answers(trip: Trip) -> tuple[np.ndarray, np.ndarray]:
     return load_array(paths[0]), load_array(paths[1])
 
 
-def _absent(trip: Trip) -> list[dict[str, Any]]:
-    """Accuracy over all classes with 0, 1, ... sub-models absent, over all (or `max_subsets`) subsets."""
+def _absent(trip: Trip) -> list[Absence]:
+    """Answers over all classes with 0, 1, ... sub-models absent, over all (or `max_subsets`) subsets."""
     features, logits = map(torch.from_numpy, _test_answers(trip))
-    labels = trip.data.test.labels
-    count, rows = len(trip.class_groups), []
-    for num_absent in range(count):
-        subsets = absent_subsets(count, num_absent, limit=trip.recipe.evaluate.max_subsets)
-        accuracies = []
-        for subset in subsets:
-            mask = torch.ones(len(features), count, dtype=torch.bool)
-            mask[:, list(subset)] = False
-            with torch.inference_mode():
-                predicted = trip.ensemble.fusion(features, logits, mask).argmax(-1).numpy()
-            accuracies.append(float((predicted == labels).mean()))
-        rows.append(absence_row(num_absent, accuracies))
-    return rows
+    count = len(trip.class_groups)
+
+    def without(subset: Sequence[int]) -> np.ndarray:
+        mask = torch.ones(len(features), count, dtype=torch.bool)
+        mask[:, list(subset)] = False
+        with torch.inference_mode():
+            return np.asarray(trip.ensemble.fusion(features, logits, mask).argmax(-1).numpy())
+
+    return absences(without, trip.data.test.labels, count, max_subsets=trip.recipe.evaluate.max_subsets)
 
 
 def _sub_models(trip: Trip) -> list[dict[str, Any]]:

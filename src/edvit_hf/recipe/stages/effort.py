@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long models train: item passes that are fair for a rival, and what a training took, from its log."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from edvit_hf.data import class_group_indices
+from edvit_hf.planning.plan import Plan
+from edvit_hf.recipe.trip import Trip
+from edvit_hf.storage import read_json_object
+from edvit_hf.training import DistillConfig
+
+COMPUTE_CAP = (
+    2.0  # a rival that costs more per item than one device's share trains with at most so many times its compute
+)
+LOG_FILE = "training_log.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a training took.
+
+    Attributes:
+        passes_per_device: Item passes of the device whose models had the most.
+        passes: Of all devices together.
+        seconds: Spent in training, on one machine, all models together; None where no log tells.
+    """
+
+    passes_per_device: int
+    passes: int
+    seconds: float | None
+
+    def to_row(self) -> dict[str, Any]:
+        """As a row of `results.json` states it."""
+        minutes = None if self.seconds is None else round(self.seconds / 60, 2)
+        return {"passes": {"per_device": self.passes_per_device, "total": self.passes}, "minutes": minutes}
+
+
+def on_fullest_device(plan: Plan, figure: str) -> int:
+    """The largest sum of "parameters" or "macs" over the sub-models of one device."""
+    return max(on_devices(plan, [getattr(s, figure) for s in plan.sub_models]))
+
+
+def on_devices(plan: Plan, values: list[int]) -> list[int]:
+    """Sums of what the sub-models have, for each device that carries some."""
+    sums: dict[str, int] = {}
+    for sub_model, value in zip(plan.sub_models, values, strict=True):
+        sums[sub_model.device] = sums.get(sub_model.device, 0) + value
+    return list(sums.values())
+
+
+def items_of_an_epoch(trip: Trip) -> list[int]:
+    """How many training items each sub-model sees in an epoch of its distillation."""
+    labels, ratio = trip.data.train.labels, trip.recipe.distill.negatives_per_positive
+    return [
+        len(class_group_indices(labels, group, negatives_per_positive=ratio, seed=0, epoch=0))
+        for group in trip.class_groups
+    ]
+
+
+def planned_passes(trip: Trip) -> list[int]:
+    """Item passes of each sub-model as the recipe states them: pruning rounds and joint tuning train too."""
+    distill, prune, fuse = trip.recipe.distill, trip.recipe.prune, trip.recipe.fuse
+    epochs = distill.epochs + (prune.rounds - 1) * prune.round_epochs
+    joint = fuse.joint_epochs * len(trip.data.train) if fuse.joint else 0
+    return [epochs * items + joint for items in items_of_an_epoch(trip)]
+
+
+def fair_budget(trip: Trip, macs: int) -> DistillConfig:
+    """The distillation config with the epochs that are fair for a plain model of `macs` per item.
+
+    As many item passes as all sub-models had together, joint tuning included, but at most `COMPUTE_CAP` times their
+    training compute (which binds for what costs more per item than a sub-model). `evaluate.baseline_epochs` sets the
+    passes of a model of one device's size instead, under the same cap; the row's note states what came of it.
+    """
+    config, num_items, given = trip.recipe.distill, len(trip.data.train), trip.recipe.evaluate.baseline_epochs
+    if given is not None:
+        passes, compute = given * num_items, given * num_items * on_fullest_device(trip.plan, "macs")
+    else:
+        items = planned_passes(trip)
+        passes, compute = sum(items), sum(n * s.macs for n, s in zip(items, trip.plan.sub_models, strict=True))
+    affordable = min(passes, COMPUTE_CAP * compute / macs)
+    return dataclasses.replace(config, epochs=max(1, round(affordable / num_items)))
+
+
+def rival_effort(trip: Trip, folders: list[Path], config: DistillConfig) -> Effort:
+    """What plain models took, one on each device, each logged in its folder: as many epochs as their logs have."""
+    logs = [read_log(folder / LOG_FILE) for folder in folders]
+    epochs = [config.epochs if log is None else len(log) for log in logs]
+    passes = [each * len(trip.data.train) for each in epochs]
+    return Effort(max(passes), sum(passes), _seconds(logs))
+
+
+def teacher_effort(trip: Trip) -> Effort | None:
+    """What the teacher took here; None of one that was not trained here."""
+    log = read_log(trip.folders["teacher"] / LOG_FILE)
+    passes = 0 if log is None else len(log) * len(trip.data.train)
+    return Effort(passes, passes, _seconds([log])) if passes else None
+
+
+def ensemble_effort(trip: Trip) -> Effort:
+    """What the sub-models took, every pruning round and the joint tuning included, and in seconds the fusion head too.
+
+    Where a log is not there, the recipe's epochs are taken.
+    """
+    prune, distill, items = trip.recipe.prune, trip.recipe.distill, items_of_an_epoch(trip)
+    stages = [(f"retrain_round{n}", prune.round_epochs) for n in range(1, prune.rounds)] + [("distill", distill.epochs)]
+    passes, logs = [0] * len(items), []
+    for stage, epochs in stages:
+        for index, count in enumerate(items):
+            training = trip.folders[stage] / "training"
+            log = read_log(training / f"{index:02d}" / LOG_FILE)
+            together = read_log(training / "00" / LOG_FILE) if distill.objective == "dekd" else None  # in lockstep
+            known = log if together is None else together
+            passes[index] += count * (epochs if known is None else len(known))
+            if together is None or index == 0:
+                logs.append(known)
+    path = trip.folders["fuse"] / LOG_FILE
+    fused = read_json_object(path, "the log of a training") if path.is_file() else {}
+    parts = {name: _epochs(log) for name, log in fused.items()}
+    logs += list(parts.values()) or [None]
+    if trip.recipe.fuse.joint:
+        joint = parts.get("joint")
+        more = trip.recipe.fuse.joint_epochs if joint is None else len(joint)
+        passes = [each + more * len(trip.data.train) for each in passes]
+    devices = on_devices(trip.plan, passes)
+    return Effort(max(devices), sum(passes), _seconds(logs))
+
+
+def read_log(path: Path) -> list[dict[str, Any]] | None:
+    """The epochs that a training logged; None without a log."""
+    return _epochs(read_json_object(path, "the log of a training")) if path.is_file() else None
+
+
+def _epochs(log: Any) -> list[dict[str, Any]] | None:
+    epochs = log.get("epochs") if isinstance(log, dict) else None
+    return epochs if isinstance(epochs, list) and epochs else None
+
+
+def _seconds(logs: list[list[dict[str, Any]] | None]) -> float | None:
+    """Of all epochs of all logs; None where one is missing: a part would read as the whole."""
+    known = [log for log in logs if log is not None]
+    if not known or len(known) < len(logs):
+        return None
+    return float(sum(epoch.get("seconds", 0.0) for log in known for epoch in log))
