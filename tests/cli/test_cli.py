@@ -31,7 +31,8 @@ def test_run_prints_the_table_and_where_the_ensemble_lies(finished_trip):
     path, work = finished_trip
     done = invoke("run", path, "--work-dir", work)
     assert done.exit_code == 0
-    assert "plain model, total size" in done.output
+    assert "plain, N times the size" in done.output
+    assert "deploy: " in done.output
     assert "up to date, skipped" in done.output
     assert str(ensemble_dir(work)) in done.output.replace("\n", "")
 

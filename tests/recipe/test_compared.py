@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rivals beside an ensemble: each of the size that its name says, and none of them twice."""
 
+import shutil
 import types
 
+import numpy as np
 import pytest
 
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.card.tables import PLAIN_DEVICE_SIZE, PLAIN_TOTAL_SIZE, splitting_finding
+from edvit_hf.card.rows import ALL_PASSES, COPIES, DEVICE_COPIES, LARGE, PLAIN_DEVICE_SIZE, REPLICAS
+from edvit_hf.card.tables import splitting_finding
+from edvit_hf.errors import RecipeError
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import plan
+from edvit_hf.recipe import run
+from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.stages import compared
-from edvit_hf.recipe.stages.compared import ComparedModel, on_fullest_device, plain_keeps
+from edvit_hf.recipe.stages.compared import ComparedModel, plain_keeps
+from edvit_hf.recipe.stages.effort import on_fullest_device
+from edvit_hf.storage import read_json
 from support.card_samples import sample_results
+from support.tiny_recipe import tiny_recipe
 
 HEADS, LABELS = 8, 8
 GROUPS = [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -35,14 +44,14 @@ def test_the_plain_rival_of_per_device_size_is_of_the_fullest_devices_size(num_d
     assert held == carried * found.sub_models[0].parameters
     keeps = plain_keeps(found, SHAPE, LABELS)
     sizes = {k: SHAPE.keep(k, num_labels=LABELS).parameters for k in range(1, HEADS + 1)}
-    kept = keeps[PLAIN_DEVICE_SIZE]
+    kept = keeps[REPLICAS]
     assert all(abs(sizes[kept] / held - 1) <= abs(sizes[k] / held - 1) + 0.05 for k in sizes)
     assert kept == 2 if carried == 1 else kept > 2
-    assert keeps[PLAIN_TOTAL_SIZE] > kept
+    assert keeps[LARGE] > kept
 
 
 def test_one_device_carries_the_total_and_has_one_rival_of_both_sizes():
-    assert list(plain_keeps(planned(1), SHAPE, LABELS)) == [PLAIN_DEVICE_SIZE]
+    assert list(plain_keeps(planned(1), SHAPE, LABELS)) == [REPLICAS]
 
 
 @pytest.mark.parametrize(("free", "names"), [(900, ["per-device size"]), (1100, ["per-device size", "no limit"])])
@@ -52,10 +61,12 @@ def test_tfidf_stands_once_where_the_texts_give_no_more_than_one_device_holds(mo
     def tfidf(trip, limit):
         asked.append(limit)
         parameters, name = free if limit is None else min(limit, free), f"TF-IDF{'' if limit is None else ', limited'}"
-        return ComparedModel(name, "baseline", types.SimpleNamespace(), parameters, parameters, 1, 1, "note")
+        answers = types.SimpleNamespace(predictions=np.zeros(3), labels=np.arange(3))
+        return ComparedModel(name, "baseline", answers, parameters, parameters, 1, 1, "note")
 
     monkeypatch.setattr(compared, "_tfidf", tfidf)
-    rows = compared._tfidf_rows(None, 1000)
+    rows = compared._tfidf_rows(types.SimpleNamespace(class_groups=GROUPS), 1000)
+    assert [each.num_absent for each in rows[0].absent] == [0, 1, 2], "on every device: an absence changes nothing"
     assert len(rows) == len(names)
     assert len({row.parameters for row in rows}) == len(rows), "no two of the same size"
     assert (rows[0].name == "TF-IDF + linear, per-device size") == (len(names) == 1)
@@ -69,3 +80,79 @@ def test_an_earlier_card_says_where_its_rival_is_smaller_than_what_the_device_ho
     assert "of the parameters that the fullest device holds" not in splitting_finding(results)
     rows["ensemble"]["parameters_per_device"] *= 2
     assert "The plain model has 50.0 % of the parameters that the fullest device holds." in splitting_finding(results)
+
+
+def results_of(work):
+    return read_json(stage_dir(work, "evaluate") / "results.json")
+
+
+@pytest.fixture(scope="module")
+def all_rivals(finished_trip, tmp_path_factory):
+    """The finished trip with every rival, of one epoch where the recipe's own sub-models have two each."""
+    folder = tmp_path_factory.mktemp("rivals")
+    shutil.copytree(finished_trip[1], folder / "work")
+    names = ["device_copies", "replicas", "all_passes", "large", "copies"]
+    recipe = tiny_recipe(folder, evaluate={"rivals": names, "baseline_epochs": 1})
+    run(recipe, folder / "work", stages=["evaluate"])
+    return folder
+
+
+def test_every_rival_stands_with_its_absences_passes_and_minutes(all_rivals):
+    results = results_of(all_rivals / "work")
+    rows = {row["name"]: row for row in results["rows"]}
+    rivals = [REPLICAS, ALL_PASSES, LARGE, COPIES, DEVICE_COPIES]
+    assert list(rows) == ["teacher", "ensemble", *rivals, "small CNN"]
+    items = results["dataset"]["num_train_items"]
+    epochs = {name: [value / items for value in rows[name]["passes"].values()] for name in ("ensemble", *rivals)}
+    assert epochs == {
+        "ensemble": [2, 4],  # two sub-models; a view holds as many others as own items: all of them here
+        REPLICAS: [1, 1],
+        ALL_PASSES: [4, 4],
+        LARGE: [1, 1],
+        COPIES: [2, 4],
+        DEVICE_COPIES: [1, 2],
+    }
+    assert all(row["minutes"] >= 0 for row in rows.values())
+    numbers = {name: [entry["num_absent"] for entry in row["absent"]] for name, row in rows.items()}
+    assert numbers.pop("teacher") == numbers.pop(LARGE) == [0], "without the one machine nothing answers"
+    assert set(map(tuple, numbers.values())) == {(0, 1)}
+    for name, row in rows.items():
+        first, *others = row["absent"]
+        assert first["accuracy"] == first["worst"] == pytest.approx(row["accuracy"])
+        assert all(entry["worst"] <= entry["accuracy"] for entry in others)
+        assert len(row["against_replicas"]) == (0 if name == REPLICAS else len(row["absent"]))
+        assert row["config"] is not None if name in ("teacher", REPLICAS, LARGE) else "config" not in row
+    assert rows[REPLICAS]["absent"][1]["accuracy"] == rows[REPLICAS]["accuracy"]
+    assert rows["ensemble"]["absent"][1]["accuracy"] == results["absent"][1]["accuracy_mean"]
+    copies, plain = rows[COPIES], rows[REPLICAS]
+    assert (copies["parameters"], copies["parameters_per_device"]) == (2 * plain["parameters"], plain["parameters"])
+    gap = results["gap"]
+    assert gap["points"] == pytest.approx(100 * (rows[LARGE]["accuracy"] - plain["accuracy"]))
+    assert results["schema_version"] == 2
+
+
+def test_the_results_end_with_what_to_deploy(all_rivals):
+    choice = results_of(all_rivals / "work")["choice"]
+    assert choice["baseline"] == REPLICAS
+    assert set(choice["accuracies"]) == {"ensemble", REPLICAS, ALL_PASSES, COPIES, DEVICE_COPIES, "small CNN"}
+    assert LARGE not in choice["accuracies"], "no device of these can hold it"
+    assert choice["verdict"].startswith(f"deploy: {choice['what']} because ")
+
+
+def test_rivals_that_were_trained_are_not_trained_again(all_rivals, monkeypatch):
+    work = all_rivals / "work"
+    before = results_of(work)
+    monkeypatch.setattr(compared, "distill_into", lambda *_, **__: pytest.fail("a finished rival is kept"))
+    names = ["replicas", "copies"]
+    run(tiny_recipe(all_rivals, evaluate={"rivals": names, "baseline_epochs": 1}), work, stages=["evaluate"])
+    fewer = {row["name"]: row for row in results_of(work)["rows"]}
+    assert list(fewer) == ["teacher", "ensemble", REPLICAS, COPIES, "small CNN"]
+    for row in before["rows"]:
+        assert fewer.get(row["name"], row) == row, "minutes are those of the training, not of looking it up"
+    assert results_of(work)["gap"] is None
+
+
+@pytest.mark.parametrize("names", [["replica"], ["copies", "copies"]])
+def test_a_rival_that_does_not_exist_or_stands_twice_is_refused(tmp_path, names):
+    with pytest.raises(RecipeError, match=r"evaluate\.rivals"):
+        tiny_recipe(tmp_path, evaluate={"rivals": names})

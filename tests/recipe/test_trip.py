@@ -79,8 +79,9 @@ def test_the_results_hold_the_ensemble_and_every_honest_baseline(finished_trip):
     assert [row["name"] for row in results["rows"]] == [
         "teacher",
         "ensemble",
-        "plain model, per-device size",
-        "plain model, total size",
+        "replicas",
+        "plain, N times the size",
+        "copies",
         "small CNN",
     ]
     teacher, ensemble, per_device, *_ = results["rows"]

@@ -28,10 +28,11 @@ FILES = {
     "text": {"tokenizer.json", "tokenizer_config.json", "sub_models/01/tokenizer.json"},
 }
 BASELINES = {
-    "audio": ["plain model, per-device size", "plain model, total size", "small CNN"],
+    "audio": ["replicas", "plain, N times the size", "copies", "small CNN"],
     "text": [
-        "plain model, per-device size",
-        "plain model, total size",
+        "replicas",
+        "plain, N times the size",
+        "copies",
         "TF-IDF + linear, per-device size",  # once: these texts give fewer terms than one device holds
     ],
 }

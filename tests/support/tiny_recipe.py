@@ -61,4 +61,6 @@ def fingerprint(work_dir: Path) -> dict[str, Any]:
     files = sorted(p for p in work_dir.rglob("*") if p.suffix in {".safetensors", ".onnx"})
     hashes = {str(p.relative_to(work_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     results = json.loads((work_dir / "07_evaluate" / "results.json").read_text())
-    return {"files": hashes, **{key: results[key] for key in ("rows", "absent", "sub_models", "class_groups")}}
+    rows = [{key: value for key, value in row.items() if key != "minutes"} for row in results["rows"]]
+    kept = ("absent", "sub_models", "class_groups", "gap", "choice")
+    return {"files": hashes, "rows": rows, **{key: results[key] for key in kept}}

@@ -54,9 +54,8 @@ def rivals_table(results: Mapping[str, Any]) -> PlainTable | None:
     numbers = range(last + 1)
     absent = (f">{number} absent" for number in numbers)
     columns = ("", *absent, ">of the gap", ">item passes\nof a device (all)", ">minutes")
-    table = new_table(
-        columns, no_wrap=True, title="with devices absent, accuracy", caption=gap_finding(results) or None
-    )
+    caption = [text] if (text := gap_finding(results)) else []
+    table = new_table(columns, no_wrap=True, title="accuracy with devices absent", caption=caption)
     for row in results["rows"]:
         minutes = row.get("minutes")
         table.add_row(
