@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from edvit_hf.cli import app
 from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.hub import pull, select_by_profile
+from edvit_hf.hub.selection import select_by_placement
 from edvit_hf.manifest import Manifest
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.runtime import EDViTRuntime
@@ -121,6 +122,25 @@ def test_a_placement_says_what_each_device_needs(published, tmp_path):
     assert set(files_of(tmp_path / "hall")) == {"onnx/fusion.onnx", "preprocessor_config.json", "manifest.json"}
     assert hall.selection.variants == {}
     assert pull(REPO, placement=file, device="pi4", fusion=True, output=tmp_path / "pi4").selection.fusion
+
+
+def test_each_device_of_a_single_sub_model_gets_all_that_it_needs_to_answer_alone(published):
+    whole = Manifest.load(published[1])
+    everything = list(range(len(whole.label_names)))
+    only = replace(whole.sub_models[0], class_group=everything)
+    manifest = replace(whole, class_groups=[everything], sub_models=[only])
+    held = [PlacedFile(index=0)]
+    devices = {
+        "hall": PlacedDevice(profile="raspberry-pi-5", sub_models=held),
+        "pi3": PlacedDevice(profile="raspberry-pi-5", replicas=held),
+        "tiny": PlacedDevice(profile="raspberry-pi-5"),
+    }
+    placed = placement(manifest, num_sub_models=1, devices=devices, coordinator=None)
+    for device in ("hall", "pi3"):
+        selection = select_by_placement(manifest, placed, device)
+        assert (list(selection.variants), selection.fusion) == ([0], manifest.fusion.variant("fp32"))
+    with pytest.raises(HubError, match="It is a spare"):
+        select_by_placement(manifest, placed, "tiny")
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,25 @@ def test_a_checkpoint_with_a_config_alone_is_placed_by_its_exact_sizes(fleet, tm
     assert {entry.file for device in placement.devices.values() for entry in device.sub_models} == {None}
 
 
+def test_copies_and_overlapping_groups_are_placed_one_on_each_device_with_spread(fleet, tmp_path):
+    for groups, kind in (([(0, 1, 2)] * 3, "average"), ([(0, 1), (1, 2), (2, 0)], "mlp")):
+        folder = write_checkpoint(tmp_path / kind, groups, fusion_kind=kind)
+        plan, placement = plan_published(str(folder), fleet, objective="spread")
+        assert [len(device.sub_models) for device in placement.devices.values()] == [1, 1, 1]
+        assert [s.classes for s in plan.sub_models] == [sorted(group) for group in groups]
+        assert (plan.fusion_parameters == 0) == (kind == "average")
+        assert plan.placement["objective"] == "spread"
+
+
+def test_a_single_sub_model_is_placed_on_every_device_that_each_pulls(fleet, tmp_path):
+    folder = write_checkpoint(tmp_path / "e", [(0, 1, 2)], fusion_kind="average")
+    plan, placement = plan_published(str(folder), fleet)
+    held = {name: [e.index for e in [*d.sub_models, *d.replicas]] for name, d in placement.devices.items()}
+    assert held == {"laptop": [0], "pi-a": [0], "pi-b": [0]}
+    assert load_placement(placement.save(tmp_path)) == placement
+    assert "one sub-model: each device that carries it answers on its own" in plan.notes
+
+
 MEASURED = DeviceProfile(
     name="mine",
     isa="avx512_vnni",
@@ -161,12 +180,13 @@ SUB_MODELS = [
         ({"sub_model_configs": SUB_MODELS[:1]}, "one group per sub-model"),
         ({"class_groups": [1, 2]}, r"`class_groups\[0\]` must be a list"),
         ({"class_groups": []}, "one group per sub-model"),
-        ({"class_groups": [[0, 1], [1]]}, "every class from 0 on, and no empty group"),
+        ({"class_groups": [[0, 1], [1, 1]]}, "class 1 stands twice in class group 1"),
         ({"class_groups": [[0, 1], [3]]}, "every class from 0 on, and no empty group"),
         ({"class_groups": [[0, 1, 2], []]}, "no empty group"),
         ({"class_groups": [["a"], ["b"]]}, "must be of type int"),
         ({"fusion_hidden_size": "x"}, "`fusion_hidden_size` must be of type int"),
         ({"fusion_hidden_size": None}, "`fusion_hidden_size` must be of type int"),
+        ({"fusion_kind": "median"}, r"`fusion_kind` must be one of \['mlp', 'average', 'residual'\]"),
         ({"fusion_hidden_size": -8}, "`fusion_hidden_size` must be 0 or more"),
         ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": 0}]}, r"\[1\]`: `hidden_size` must be"),
         ({"sub_model_configs": [SUB_MODELS[0], {**SUB_MODELS[1], "hidden_size": 1.5}]}, "`hidden_size` must be"),

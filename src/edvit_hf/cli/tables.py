@@ -80,7 +80,7 @@ def plan_table(plan: "Plan") -> PlainTable:
     sizes = (">keep", ">parameters", ">MiB fp32", ">MMACs", ">predicted ms", ">energy mJ")
     columns = ("", "device", "classes", *sizes)
     table = new_table(columns, title=title, caption=_plan_caption(plan))
-    teacher = plan.teacher
+    teacher, num_classes = plan.teacher, len({label for s in plan.sub_models for label in s.classes})
     if teacher["parameters"] is not None:
         cells = _size_cells(teacher["parameters"], teacher["macs"])
         table.add_row("teacher", "", "all", str(plan.num_heads or ""), *cells, "", "")
@@ -88,7 +88,7 @@ def plan_table(plan: "Plan") -> PlainTable:
         keep = s.from_scratch or ("" if s.keep_heads is None else str(s.keep_heads))
         cells = _size_cells(s.parameters, s.macs)
         predicted = _or_unknown(s.predicted_ms), _or_unknown(s.energy_mj)
-        table.add_row(f"sub-model {s.index}", s.device, _class_cell(s.classes), keep, *cells, *predicted)
+        table.add_row(f"sub-model {s.index}", s.device, _class_cell(s.classes, num_classes), keep, *cells, *predicted)
     for r in plan.replicas:
         table.add_row(f"replica of {r.index}", r.device, "", "", "", "", "", _or_unknown(r.predicted_ms), "")
     return table
@@ -129,7 +129,7 @@ def _plan_caption(plan: "Plan") -> list[str]:
     gap = f", gap {100 * found['gap']:.1f} %" if found["method"] == "exact" else ""
     return [
         f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters{head}; from input to answer {latency}; "
-        f"{found['method']} placement{gap}",
+        f"{found['method']} placement for {found.get('objective', 'latency')}{gap}",
         *plan.notes,
     ]
 
@@ -139,7 +139,9 @@ def _size_cells(parameters: int, macs: int | None) -> tuple[str, str, str]:
     return f"{parameters:,}", f"{size:.2f}", "" if macs is None else f"{macs / 1e6:.2f}"
 
 
-def _class_cell(classes: Sequence[int]) -> str:
+def _class_cell(classes: Sequence[int], num_classes: int) -> str:
+    if len(classes) == num_classes:
+        return f"all {num_classes}"
     return " ".join(map(str, classes)) if len(classes) <= 8 else f"{len(classes)} classes"
 
 

@@ -102,6 +102,13 @@ def plan(
         Literal["auto", "exact", "greedy"],
         typer.Option(help="`greedy` is the paper's, `exact` needs scipy, `auto` is the best that is here."),
     ] = "auto",
+    objective: Annotated[
+        Literal["latency", "spread"] | None,
+        typer.Option(
+            help="`latency`: the fastest placement; `spread`: as few sub-models per device as possible, so that a "
+            "failure costs little, then the fastest. Default: the fleet's, which is `latency` unless it says otherwise."
+        ),
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(max=100_000, help="Number of classes of a RECIPE that does not tell it.")
     ] = None,
@@ -124,12 +131,14 @@ def plan(
     fleet_path = None if fleet is None else find_fleet(fleet)
     placed = None
     if is_published(target):
-        result, placed = plan_published(target, fleet_path, placement=placement)
+        result, placed = plan_published(target, fleet_path, placement=placement, objective=objective)
     else:
         from edvit_hf.recipe import load_recipe
         from edvit_hf.recipe.stages.plan import plan_recipe
 
-        result = plan_recipe(load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement)
+        result = plan_recipe(
+            load_recipe(target), num_classes=num_classes, fleet=fleet_path, placement=placement, objective=objective
+        )
     if figure is not None:
         from edvit_hf.planning.figure import save_plan_figure
 

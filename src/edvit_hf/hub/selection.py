@@ -88,6 +88,8 @@ def select_by_placement(
 ) -> Selection:
     """What a named device of a placement needs: its sub-models, those it stands in for, and the head if it fuses.
 
+    Of an ensemble of one sub-model every device that holds it fuses: it answers on its own.
+
     Raises:
         HubError: The placement is of another ensemble, or names a device or file that does not exist.
     """
@@ -98,8 +100,8 @@ def select_by_placement(
             f"{device!r}.{did_you_mean(device, placement.devices)} It holds nothing here. Correct the name."
         )
     placed = placement.devices[device]
-    fuses = fusion or placement.coordinator == device
     chosen = _placed_variants(manifest, placed, device)
+    fuses = fusion or placement.coordinator == device or (placement.num_sub_models == 1 and bool(chosen))
     if not chosen and not fuses:
         raise HubError(
             f"Expected something to fetch for {device!r}, but the placement gives it no sub-model and another device "

@@ -9,8 +9,8 @@ import numpy as np
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER, ModelShape, fusion_parameters
 from edvit_hf.errors import RecipeError
 from edvit_hf.hardware.latency import ms_at, predicted_ms
-from edvit_hf.planning.fleet import BUDGETS, Device, Fleet
-from edvit_hf.planning.placing import Problem
+from edvit_hf.planning.fleet import ASSUMED_LINK_MS, ASSUMED_MBIT_PER_S, BUDGETS, Device, Fleet
+from edvit_hf.planning.problem import Problem
 from edvit_hf.storage import MIB
 
 UNKNOWN_PENALTY = 1.001  # on assumed times: where it costs nothing, devices of known speed are used first
@@ -64,13 +64,15 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionCosts:
-    """The fusion head on the concatenated features."""
+    """The fusion head on the concatenated features; an average of votes has no parameters."""
 
     parameters: int
 
     @classmethod
-    def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int) -> "FusionCosts":
-        """The costs of the fusion head on the features of these sub-models."""
+    def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int, *, kind: str = "mlp") -> "FusionCosts":
+        """The costs of what fuses these sub-models: `mlp`, `residual` (the same beside an average) or `average`."""
+        if kind == "average":
+            return cls(parameters=0)
         widths = [load.feature_bytes // FEATURE_BYTES for load in loads]
         return cls(parameters=fusion_parameters(widths, num_labels, hidden_size))
 
@@ -163,7 +165,7 @@ class FleetCosts:
         entry = self.fleet.devices[device]
         if not own or entry.name == self.fleet.coordinator:
             return 0.0
-        return (entry.link_ms or 0.0) + sum(_transfer_ms(load.feature_bytes, entry.link_mbit_per_s) for load in own)
+        return entry.message_ms + sum(_transfer_ms(load.feature_bytes, entry.mbit_per_s) for load in own)
 
     def predicted_ms(self, item: int, device: int) -> float | None:
         """Milliseconds of a sub-model on a device, None where nothing tells them."""
@@ -180,8 +182,8 @@ class FleetCosts:
         fleet, devices, loads = self.fleet, self.fleet.devices, self.loads
         shape = (len(loads), len(devices))
         remote = np.array([device.name != fleet.coordinator for device in devices])
-        link = [[_transfer_ms(load.feature_bytes, device.link_mbit_per_s) for device in devices] for load in loads]
-        uplink = [_transfer_ms(load.input_bytes, fleet.uplink_mbit_per_s) for load in loads]
+        link = [[_transfer_ms(load.feature_bytes, device.mbit_per_s) for device in devices] for load in loads]
+        uplink = [_transfer_ms(load.input_bytes, fleet.input_mbit_per_s) for load in loads]
         energy = [[self.energy_mj(i, d) or 0.0 for d in range(shape[1])] for i in range(shape[0])]
         limits = {kind: [getattr(device, kind) for device in devices] for kind in BUDGETS}
         memory = [device.memory_limit_mib for device in devices]
@@ -198,7 +200,7 @@ class FleetCosts:
             total_limit=np.inf if fleet.total_mib is None else fleet.total_mib * MIB,
             total_reserved=float(self.fusion.bytes),
             busy_ms=self.assumed_ms + np.array(link) * remote,
-            fixed_ms=np.array([device.link_ms or 0.0 for device in devices]) * remote,
+            fixed_ms=np.array([device.message_ms for device in devices]) * remote,
             remote_ms=np.array(uplink)[:, None] * remote,
         )
 
@@ -256,12 +258,16 @@ class FleetCosts:
     def _notes_on_links(self) -> list[str]:
         notes = []
         elsewhere = [device for device in self.fleet.devices if device.name != self.fleet.coordinator]
-        for key in ("link_ms", "link_mbit_per_s"):
+        for key, assumed in (("link_ms", ASSUMED_LINK_MS), ("link_mbit_per_s", ASSUMED_MBIT_PER_S)):
             silent = [device.name for device in elsewhere if getattr(device, key) is None]
             if silent:
-                notes.append(f"no `{key}` is given for {_names(silent)}: counted as no time")
-        if self.fleet.uplink_mbit_per_s is None:
-            notes.append("no `uplink_mbit_per_s` is given: sending the inputs counts as no time")
+                notes.append(
+                    f"link not stated: `{key}` of {_names(silent)} is assumed to be {assumed:g} (a modest Wi-Fi)"
+                )
+        if self.fleet.uplink_mbit_per_s is None and elsewhere:
+            notes.append(
+                f"link not stated: `uplink_mbit_per_s` is assumed to be {ASSUMED_MBIT_PER_S:g} (a modest Wi-Fi)"
+            )
         return notes
 
 
@@ -277,8 +283,8 @@ def input_bytes(shape: ModelShape) -> int:
     return 4 * shape.tokens
 
 
-def _transfer_ms(size: float, mbit_per_s: float | None) -> float:
-    return 0.0 if mbit_per_s is None else 8 * size / mbit_per_s / 1e3
+def _transfer_ms(size: float, mbit_per_s: float) -> float:
+    return 8 * size / mbit_per_s / 1e3
 
 
 def _names(names: Sequence[str]) -> str:

@@ -9,17 +9,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from edvit_hf.errors import RecipeError, did_you_mean
 from edvit_hf.hardware.profiles import DeviceProfile, load_profile, load_profiles
 from edvit_hf.manifest.hashes import check_name
 from edvit_hf.storage import read_yaml
-from edvit_hf.strict import NOT_READ, YAML, is_file, is_finite, read_fields
+from edvit_hf.strict import NOT_READ, YAML, is_file, is_finite, one_of, read_fields
 
 DEFAULT_KIND = "arm64"  # of the devices of `default_fleet`: a family of processors without figures
 DEFAULT_FLEET_NOTE = (
     f"no fleet is named: one device of the kind {DEFAULT_KIND}, without budgets, is assumed for each sub-model"
 )
+# Of a link that the fleet file does not state: a modest Wi-Fi, as small boards have it. Assumptions, no paper says.
+# They count, so that sending is never free by accident, and every plan says where it took them.
+ASSUMED_LINK_MS = 2.0
+ASSUMED_MBIT_PER_S = 50.0  # of a device's link and of the shared uplink
+
+Objective = Literal["latency", "spread"]
 BUDGETS = ("memory_mib", "macs", "energy_mj")  # of one device
 MAX_DEVICES = 1000
 _PROFILE_SUFFIXES = (".yaml", ".yml")
@@ -27,7 +34,7 @@ _PROFILE_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A named member of a fleet. A budget of `None` means no limit, a link value of `None` is not known."""
+    """A named member of a fleet. A budget of `None` means no limit, a link value of `None` that a link is assumed."""
 
     name: str  # unique in the fleet
     profile: str  # name of a shipped device profile, or path of one that `edvit profile` wrote
@@ -52,6 +59,16 @@ class Device:
         """What the weights may take: the budget, or else all the memory that such a device has."""
         return self.hardware.memory_mib if self.memory_mib is None else self.memory_mib
 
+    @property
+    def message_ms(self) -> float:
+        """Delay of one message: what is stated, else `ASSUMED_LINK_MS`."""
+        return ASSUMED_LINK_MS if self.link_ms is None else self.link_ms
+
+    @property
+    def mbit_per_s(self) -> float:
+        """Rate of its link: what is stated, else `ASSUMED_MBIT_PER_S`."""
+        return ASSUMED_MBIT_PER_S if self.link_mbit_per_s is None else self.link_mbit_per_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
@@ -64,6 +81,9 @@ class Fleet:
     # Device that takes the input in and fuses the features; its own sub-models need no link. None: a machine outside
     # the fleet, so every sub-model is remote.
     coordinator: str | None = None
+    # What the placement is chosen for. "latency": the lowest predicted time from input to answer. "spread": as few
+    # sub-models per device as possible, so that a device's failure costs as little as can be; then the lowest time
+    objective: Objective = "latency"
     name: str = field(default="unnamed", metadata=NOT_READ)  # for messages and files
 
     def __post_init__(self) -> None:
@@ -90,12 +110,19 @@ class Fleet:
             )
         for device in self.devices:
             _check_device(device)
+        why = "it decides whether devices are chosen for speed or so that a failure costs little"
+        one_of(f"fleet {self.name!r}: objective", self.objective, get_args(Objective), why)
         _refuse_empty(self, ("total_mib", "uplink_mbit_per_s"), f"fleet {self.name!r}")
         if self.coordinator is not None and self.coordinator not in names:
             raise RecipeError(
                 f"fleet {self.name!r}: `coordinator` must be the name of one of its devices, got {self.coordinator!r}."
                 f"{did_you_mean(self.coordinator, names)} Leave it out if the inputs arrive outside the fleet."
             )
+
+    @property
+    def input_mbit_per_s(self) -> float:
+        """Rate of the shared uplink: what is stated, else `ASSUMED_MBIT_PER_S`."""
+        return ASSUMED_MBIT_PER_S if self.uplink_mbit_per_s is None else self.uplink_mbit_per_s
 
 
 def _check_device(device: Device) -> None:

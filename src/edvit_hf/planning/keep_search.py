@@ -5,9 +5,9 @@ Works from sizes alone (no weights, no torch), so `edvit plan` answers before an
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, NoReturn, Protocol
 
 import numpy as np
@@ -17,9 +17,18 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import BudgetError, PruningError, RecipeError
 from edvit_hf.planning.costs import FleetCosts, FusionCosts, Load
 from edvit_hf.planning.fleet import Fleet
-from edvit_hf.planning.placed_plan import FEASIBILITY_SECONDS, PlacementMethod, nearest_budgets, place, search_method
-from edvit_hf.planning.placing import TimeBudget, feasible
+from edvit_hf.planning.placed_plan import (
+    FEASIBILITY_SECONDS,
+    PlacementMethod,
+    goal,
+    nearest_budgets,
+    place,
+    search_method,
+)
+from edvit_hf.planning.placing import feasible, spread_out
 from edvit_hf.planning.plan import Plan
+from edvit_hf.planning.problem import TOLERANCE
+from edvit_hf.planning.program import TimeBudget
 from edvit_hf.storage import MIB
 from edvit_hf.tasks import num_labels_of
 
@@ -47,10 +56,14 @@ def plan(
     keep: Keep = "auto",
     from_scratch: Sequence[ModelShape | None] | None = None,
     fusion_hidden_size: int,
+    fusion_kind: str = "mlp",
     attention: AttentionKind = "whole",
     placement: PlacementMethod = "auto",
 ) -> Plan:
-    """Choose the keep (unless given), then the placement with the lowest predicted latency.
+    """Choose the keep (unless given), then the placement: the fastest, or the fastest that spreads sub-models most.
+
+    With the fleet's `objective: spread` a larger keep is never bought with a more crowded device: the keep is the
+    largest at which sub-models can be spread as far as the smallest ones can.
 
     Args:
         teacher (`ModelShape`): Sizes of the teacher.
@@ -58,12 +71,13 @@ def plan(
             unless it votes over all.
         fleet (`Fleet`): Devices with budgets.
         keep: Heads kept in every layer: one number, one per sub-model, "auto" for the largest number that fits every
-            budget, or "per-sub-model": that number first, then more in single sub-models while everything fits.
-            Or three shares (`KeepRatios`).
+            budget (of a single sub-model on every device, where one does), or "per-sub-model": that number first, then
+            more in single sub-models while everything fits. Or three shares (`KeepRatios`).
         from_scratch: One entry per sub-model: its sizes where it is not cut from the teacher, else None. Its labels
             are set here, and `keep` says nothing about it (None in a list).
         fusion_hidden_size: Hidden width of the fusion head, which counts for the total budget and, where the fleet
             names a coordinator, for that device's.
+        fusion_kind: What fuses: an `average` of votes has no head.
         attention: How attention shrinks; see `PruneConfig.attention`.
         placement: "greedy" is the paper's; "exact" searches on from there (needs scipy); "auto" is "exact" where scipy
             is installed.
@@ -80,7 +94,10 @@ def plan(
     latency from input to answer.
     """
     given: list[ModelShape | None] = [None] * len(class_groups) if from_scratch is None else list(from_scratch)
-    search = _Search(teacher, class_groups, fleet, fusion_hidden_size, attention, given, *search_method(placement))
+    fusion = functools.partial(
+        FusionCosts.of, num_labels=teacher.widths.labels, hidden_size=fusion_hidden_size, kind=fusion_kind
+    )
+    search = _Search(teacher, class_groups, fleet, fusion, attention, given, *search_method(placement))
     cuts = search.choose(keep)
     result = place(search.costs(cuts), exact=search.exact, notes=search.notes, start=search.starts.get(_key(cuts)))
     return search.describe(result, cuts)
@@ -97,13 +114,14 @@ class _Search:
     teacher: ModelShape
     groups: Sequence[Sequence[int]]
     fleet: Fleet
-    hidden: int  # width of the fusion head
+    fusion: Callable[[Sequence[Load]], FusionCosts]  # costs of what fuses such sub-models
     attention: AttentionKind
     given: list[ModelShape | None]  # sizes of the sub-models that are not cut from the teacher
     exact: bool
     notes: list[str]
     time_budget: TimeBudget = field(default_factory=lambda: TimeBudget(FEASIBILITY_SECONDS))
     starts: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # placements that fit, by cuts
+    crowding_limit: int | None = None  # with `objective: spread`, for the keeps that are tried
     _shapes: dict[Widths, ModelShape] = field(default_factory=dict)
     _loads: dict[Widths, Load] = field(default_factory=dict)
 
@@ -114,7 +132,7 @@ class _Search:
                 "says whether sub-model i is cut or built. Give one for each."
             )
 
-    @cached_property
+    @functools.cached_property
     def num_classes(self) -> int:
         """Of all groups together, which may overlap."""
         return len({label for group in self.groups for label in group})
@@ -145,7 +163,7 @@ class _Search:
             if shape.widths not in self._loads:
                 self._loads[shape.widths] = Load.of_shape(shape, (), cut if isinstance(cut, int) else None)
             loads.append(dataclasses.replace(self._loads[shape.widths], classes=tuple(group)))
-        return FleetCosts.of(self.fleet, loads, FusionCosts.of(loads, self.teacher.widths.labels, self.hidden))
+        return FleetCosts.of(self.fleet, loads, self.fusion(loads))
 
     def choose(self, keep: Keep) -> list[Cut]:
         """The cut of every sub-model."""
@@ -155,7 +173,8 @@ class _Search:
             if None not in self.given:
                 return self._all_given()
             uniform = self._largest_uniform()
-            return self._raise_singly(uniform) if keep == "per-sub-model" else self._cuts([uniform] * len(self.groups))
+            is_alone = len(self.groups) == 1
+            return self._raise_singly(uniform) if keep == "per-sub-model" and not is_alone else self._all(uniform)
         keeps: list[Cut | None] = [*keep] if isinstance(keep, Sequence) else [keep] * len(self.groups)
         if len(keeps) != len(self.groups):
             raise RecipeError(
@@ -167,6 +186,9 @@ class _Search:
             remedy = "add devices, use fewer sub-models, or keep less (`prune.keep_heads: auto` finds the largest keep)"
             self._refuse(cuts, f"With {_keep_words(cuts, self.teacher)}", remedy)
         return cuts
+
+    def _all(self, heads: int) -> list[Cut]:
+        return self._cuts([heads] * len(self.groups))
 
     def _cuts(self, keeps: Sequence[Cut | None]) -> list[Cut]:
         """The given sizes where there are some, else the keep."""
@@ -186,13 +208,24 @@ class _Search:
 
     def fits(self, cuts: Sequence[Cut]) -> bool:
         """Whether some placement holds all budgets; an exact search that runs out of time counts as none."""
-        found = feasible(self.costs(cuts).problem(), self.time_budget, exact=self.exact)
+        problem = goal(self.costs(cuts))
+        if self.crowding_limit is not None:
+            problem = dataclasses.replace(problem, crowding_limit=self.crowding_limit)
+        found = feasible(problem, self.time_budget, exact=self.exact)
         if found.placement is not None:
             self.starts[_key(cuts)] = found.placement
         elif not found.is_proven and self.exact:
             note = "the search for a fitting placement ran out of time: a larger keep may fit"
             self.notes += [] if note in self.notes else [note]
         return found.placement is not None
+
+    def _fits_everywhere(self, cuts: Sequence[Cut]) -> bool:
+        """Whether a single sub-model fits every device at once: each then answers on its own (replicas)."""
+        if len(cuts) > 1:
+            return False
+        problem = self.costs(cuts).problem()
+        total = float(problem.costs[problem.total_kind].sum()) + problem.total_reserved
+        return bool(problem.takes_first.all()) and total <= problem.total_limit * (1 + TOLERANCE)
 
     def _is_possible(self, heads: int) -> bool:
         """Whether the kind of attention can say this number of heads (thin heads must come out even)."""
@@ -206,12 +239,24 @@ class _Search:
         possible = [k for k in range(self.teacher.widths.heads, 0, -1) if self._is_possible(k)]
         if not possible:
             self.shape(1, self.groups[0])  # raises and says why
-        fitting = next((heads for heads in possible if self.fits(self._cuts([heads] * len(self.groups)))), None)
+        self._spread_as_far_as(possible[-1])
+        fitting = next((heads for heads in possible if self._fits_everywhere(self._all(heads))), None)
+        fitting = fitting or next((heads for heads in possible if self.fits(self._all(heads))), None)
         if fitting is None:
             smallest, heads = possible[-1], self.teacher.widths.heads
             words = f"Even the smallest possible sub-models ({smallest} of {heads} heads) do not fit:"
-            self._refuse(self._cuts([smallest] * len(self.groups)), words, "add devices, or use fewer sub-models")
+            self._refuse(self._all(smallest), words, "add devices, or use fewer sub-models")
         return fitting
+
+    def _spread_as_far_as(self, smallest: int) -> None:
+        """With `objective: spread`, hold every keep to what the smallest sub-models allow."""
+        problem = goal(self.costs(self._all(smallest)))
+        if problem.crowding_limit is None:
+            return
+        found = feasible(problem, self.time_budget, exact=self.exact).placement
+        if found is not None:
+            apart = spread_out(problem, found, self.time_budget, exact=self.exact).placement or found
+            self.crowding_limit = problem.crowding(apart)
 
     def _raise_singly(self, uniform: int) -> list[Cut]:
         """From a uniform keep, one step more for one sub-model at a time (the smallest first) while all fits."""

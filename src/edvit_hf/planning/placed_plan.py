@@ -14,17 +14,10 @@ import numpy as np
 from edvit_hf.errors import BudgetError, MissingExtraError, RecipeError
 from edvit_hf.planning.costs import FleetCosts
 from edvit_hf.planning.fleet import BUDGETS
-from edvit_hf.planning.placing import (
-    TOLERANCE,
-    Problem,
-    TimeBudget,
-    fastest,
-    feasible,
-    greedy,
-    has_solver,
-    raise_budgets,
-)
+from edvit_hf.planning.placing import evened, fastest, feasible, greedy, raise_budgets, spread_out
 from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
+from edvit_hf.planning.problem import TOLERANCE, Problem
+from edvit_hf.planning.program import TimeBudget, has_solver
 from edvit_hf.storage import MIB
 
 PlacementMethod = Literal["auto", "exact", "greedy"]
@@ -57,15 +50,16 @@ def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Pl
 
 
 def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: Sequence[int] | None = None) -> Plan:
-    """Place given sub-models: the fastest placement that holds every budget, replicas on spare devices, all figures.
+    """Place given sub-models within every budget, with replicas on spare devices and all figures.
 
+    The placement is the fastest; with the fleet's `objective: spread` the fastest of those that crowd devices least.
     With `exact` the search goes on from the greedy placement; `start` is one that fits, where one was found before.
 
     Raises:
         BudgetError: Nothing fits.
     """
     started = time.perf_counter()
-    problem, notes = costs.problem(), [*notes, *costs.notes()]
+    problem, notes = goal(costs), [*notes, *costs.notes()]
     first = greedy(problem)
     if first is None and start is None:
         start = feasible(problem, TimeBudget(FEASIBILITY_SECONDS), exact=exact).placement
@@ -77,21 +71,59 @@ def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: S
             nearest,
         )
     chosen, bound = list(first if first is not None else start or ()), problem.lower_bound
+    if problem.crowding_limit is not None:
+        chosen = min((list(p) for p in (first, start) if p is not None), key=problem.crowding)
+        apart = spread_out(problem, chosen, TimeBudget(FEASIBILITY_SECONDS), exact=exact)
+        chosen = apart.placement or chosen
+        problem = replace(problem, crowding_limit=problem.crowding(chosen))
+        notes += [] if apart.is_proven else ["whether sub-models can be spread further was not found out"]
     if exact:
         found = fastest(problem, chosen, TimeBudget(PLACEMENT_SECONDS))
         chosen, bound = found.placement or chosen, found.bound
         if not found.is_proven:
             notes.append("the search for the fastest placement stopped at its time limit; `gap` bounds what it missed")
+    chosen = chosen if problem.crowding_limit is None else evened(problem, chosen)
     objective = problem.objective(chosen)
+    replicas = _replicas(problem, costs, chosen)
+    notes += _notes_on_failure(problem, costs, chosen, replicas)
     summary = {
+        "objective": costs.fleet.objective,
+        "most_on_one_device": int(problem.counts(chosen).max()),
         "method": "exact" if exact else "greedy",
         "objective_ms": round(objective, 6),
         "greedy_ms": None if first is None else round(problem.objective(first), 6),
         "gap": round(max(0.0, 1 - bound / objective), 6) if objective > 0 else 0.0,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    replicas = _replicas(problem, costs, chosen)
     return _assemble(costs, problem, chosen, replicas, summary, notes)
+
+
+def goal(costs: FleetCosts) -> Problem:
+    """The placement problem under the fleet's objective; with "spread" it counts how devices are crowded."""
+    limit = len(costs.loads) ** 2 if costs.fleet.objective == "spread" else None  # all on one device: no limit yet
+    return replace(costs.problem(), crowding_limit=limit)
+
+
+def _notes_on_failure(
+    problem: Problem, costs: FleetCosts, placement: Sequence[int], replicas: Sequence[tuple[int, int]]
+) -> list[str]:
+    """What the failure of a device would cost where other placements would lose less."""
+    names, counts = [device.name for device in costs.fleet.devices], problem.counts(placement)
+    if len(placement) == 1:
+        lacking = [name for d, name in enumerate(names) if d != placement[0] and (0, d) not in replicas]
+        note = "one sub-model: each device that carries it answers on its own"
+        return [f"{note}; no room on {', '.join(lacking[:_NAMED])}" if lacking else note] if len(names) > 1 else []
+    crowded, empty = int(counts.argmax()), np.flatnonzero(counts == 0)
+    own = [i for i, d in enumerate(placement) if d == crowded]
+    idle = [names[d] for d in empty if problem.takes_first[own, d].any()]
+    if costs.fleet.objective == "spread" or len(own) < 2 or not idle:
+        return []
+    more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
+    return [
+        f"{names[crowded]} runs {len(own)} of {len(placement)} sub-models, which its failure takes away, while "
+        f"{', '.join(idle[:_NAMED])}{more} could run some: the fastest placement; `objective: spread` of the fleet "
+        "(`edvit plan --objective spread`) gives each device as few as it can"
+    ]
 
 
 def _replicas(problem: Problem, costs: FleetCosts, placement: Sequence[int]) -> list[tuple[int, int]]:
@@ -105,7 +137,7 @@ def _replicas(problem: Problem, costs: FleetCosts, placement: Sequence[int]) -> 
     for device in sorted(spare, key=lambda d: (float(problem.busy_ms[:, d].sum()), d)):
         for item in sorted(range(len(placement)), key=lambda i: (copies[i], -slowness[placement[i]], i)):
             added = total + float(problem.costs[problem.total_kind][item, device])
-            if problem.takes_first(item, device) and added <= problem.total_limit * (1 + TOLERANCE):
+            if problem.takes_first[item, device] and added <= problem.total_limit * (1 + TOLERANCE):
                 total = added
                 copies[item] += 1
                 result.append((item, device))

@@ -11,7 +11,7 @@ from edvit_hf.storage import MIB, write_json
 
 # Of `plan.json`: raised with its fields, so that the plan stage of an older work folder runs anew; not with a field
 # whose default is what an older plan means.
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3  # links that are not stated are assumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,8 @@ class Plan:
     latency_ms: float | None = None
     uplink_ms: float = 0.0  # the uplink's part
     fusion_ms: float | None = None  # the fusion head's part
-    # Method ("exact" or "greedy"), objective_ms (slowest device and uplink), greedy_ms (the same of the greedy
+    # Objective of the fleet ("latency" or "spread"), most_on_one_device (sub-models on the device that runs the most),
+    # method ("exact" or "greedy"), objective_ms (slowest device and uplink), greedy_ms (the same of the greedy
     # placement; None where greedy finds none), gap (relative, to the proven bound), seconds
     placement: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what was assumed or left out

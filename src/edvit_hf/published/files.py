@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import HubError, ManifestError, PruningError
@@ -53,6 +53,7 @@ class EnsembleConfig:
     class_groups: list[list[int]]
     sub_model_configs: list[dict[str, Any]]
     fusion_hidden_size: int = 128
+    fusion_kind: Literal["mlp", "average", "residual"] = "mlp"
 
     def __post_init__(self) -> None:
         groups = self.class_groups
@@ -91,6 +92,7 @@ class Published:
     # Sizes of each sub-model, from the ensemble's config.json or its own; None without either
     shapes: list[ModelShape | None]
     fusion_hidden_size: int | None  # units of the fusion head's hidden layer; None without a config.json
+    fusion_kind: str  # what fuses: "mlp", "average" or "residual"
     teacher: Size  # as far as any file tells
     manifest: Manifest | None  # of the exported files
     results: Results | None  # of the run that made it
@@ -148,6 +150,7 @@ def read_published(target: str) -> Published:
         results=results,
         image_size=image_size,
         fusion_hidden_size=None if values is None else values.fusion_hidden_size,
+        fusion_kind="mlp" if values is None else values.fusion_kind,
         teacher=Size(parameters=parent.parameters or teacher.parameters, macs=parent.macs or teacher.macs),
     )
 

@@ -13,7 +13,7 @@ from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, FusionCosts, Load
-from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Device, Fleet, default_fleet, load_fleet
+from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Device, Fleet, Objective, default_fleet, load_fleet
 from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, read_published
@@ -27,13 +27,18 @@ def is_published(target: str) -> bool:
 
 
 def plan_published(
-    target: str, fleet_path: Path | None = None, *, placement: PlacementMethod = "auto"
+    target: str,
+    fleet_path: Path | None = None,
+    *,
+    placement: PlacementMethod = "auto",
+    objective: Objective | None = None,
 ) -> tuple[Plan, PlacementFile]:
     """Place a finished ensemble on a fleet.
 
     `target` is an ensemble folder, or a Hub id (then only config.json and manifest.json are fetched). Each device gets
     the int8 file that was exported for its kind of instructions where there is one, else the fp32 file; its memory
-    budget counts that file's bytes. Without a fleet file there is a device without budgets for each sub-model.
+    budget counts that file's bytes. Without a fleet file there is a device without budgets for each sub-model;
+    `objective` replaces the fleet's own.
 
     Raises:
         ManifestError: `target` is no published ensemble, or cannot be fetched.
@@ -41,6 +46,7 @@ def plan_published(
     """
     ensemble = read_published(target)
     fleet = default_fleet(len(ensemble.class_groups)) if fleet_path is None else load_fleet(fleet_path)
+    fleet = fleet if objective is None else dataclasses.replace(fleet, objective=objective)
     plan = place_published(ensemble, fleet, placement=placement)
     if fleet_path is None:
         plan = dataclasses.replace(plan, notes=[DEFAULT_FLEET_NOTE, *plan.notes])
@@ -157,7 +163,7 @@ def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> 
 def _fusion(ensemble: Published, loads: Sequence[Load]) -> FusionCosts:
     """Costs of the fusion head; of older folders only, told by what else their files say."""
     if ensemble.fusion_hidden_size is not None:
-        return FusionCosts.of(loads, ensemble.num_classes, ensemble.fusion_hidden_size)
+        return FusionCosts.of(loads, ensemble.num_classes, ensemble.fusion_hidden_size, kind=ensemble.fusion_kind)
     whole = None if ensemble.results is None else ensemble.results.ensemble
     if whole is None or whole.parameters is None:
         assert ensemble.manifest is not None

@@ -39,6 +39,7 @@ _PLAN_VALUES = (
     "fleet",
     *(f"prune.{key}" for key in ("keep_heads", "keep_ratios", "from_scratch", "attention", "rounds")),
     "fuse.hidden_size",
+    "fuse.kind",
 )
 STAGES: tuple[Stage, ...] = (
     Stage("teacher", train_teacher, (), _DATA_VALUES, sources=keys.teacher_sources, is_shared=True),

@@ -20,7 +20,7 @@ from edvit_hf.data.modalities import input_sizes
 from edvit_hf.errors import MissingExtraError, RecipeError
 from edvit_hf.planning import keep_search
 from edvit_hf.planning.figure import save_plan_figure
-from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE
+from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Objective
 from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
@@ -47,12 +47,17 @@ def plan(trip: "Trip") -> None:
 
 
 def plan_recipe(
-    recipe: Recipe, *, num_classes: int | None = None, fleet: Path | None = None, placement: PlacementMethod = "auto"
+    recipe: Recipe,
+    *,
+    num_classes: int | None = None,
+    fleet: Path | None = None,
+    placement: PlacementMethod = "auto",
+    objective: Objective | None = None,
 ) -> Plan:
     """The plan of a recipe before any of it has run, on its own or another fleet file.
 
     The teacher's sizes come from `from_scratch`, a local checkpoint folder or `config`; `num_classes` is None where the
-    recipe tells it.
+    recipe tells it, `objective` where the fleet's own holds.
 
     Raises:
         RecipeError: The number of classes or the teacher's sizes are not known, or cannot be.
@@ -71,28 +76,34 @@ def plan_recipe(
         )
     groups, note = groups_before_training(recipe, num_classes)
     shape = ModelShape.from_config(_teacher_config(recipe), num_labels=num_classes)
-    result = plan_groups(recipe, shape, groups, placement=placement)
+    result = plan_groups(recipe, shape, groups, placement=placement, objective=objective)
     return result if note is None else dataclasses.replace(result, notes=[note, *result.notes])
 
 
 def plan_groups(
-    recipe: Recipe, shape: ModelShape, groups: list[list[int]], *, placement: PlacementMethod = "auto"
+    recipe: Recipe,
+    shape: ModelShape,
+    groups: list[list[int]],
+    *,
+    placement: PlacementMethod = "auto",
+    objective: Objective | None = None,
 ) -> Plan:
-    """The plan for given sizes and class groups under the recipe's keep and fleet.
+    """The plan for given sizes and class groups under the recipe's keep and fleet (on another objective, if given).
 
     Raises:
         BudgetError: No plan fits the fleet.
         RecipeError: More pruning rounds than there are heads to remove, or a sub-model from scratch that does not fit
             the teacher.
     """
-    prune = recipe.prune
+    prune, fleet = recipe.prune, recipe.load_fleet()
     result = keep_search.plan(
         shape,
         groups,
-        recipe.load_fleet(),
+        fleet if objective is None else dataclasses.replace(fleet, objective=objective),
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
         from_scratch=sub_model_shapes(recipe, shape),
         fusion_hidden_size=recipe.fuse.hidden_size,
+        fusion_kind=getattr(recipe.fuse, "kind", "mlp"),
         attention=prune.attention,
         placement=placement,
     )
