@@ -126,6 +126,13 @@ def test_links_that_are_not_stated_count_as_a_modest_wifi_and_the_plan_says_so()
     assert alone.problem().fixed_ms.tolist() == [0.0]
 
 
+def test_alike_devices_need_no_search_although_every_input_takes_time_on_the_uplink():
+    costs = costs_of([load() for _ in range(4)], *(device(name) for name in "abcde"))
+    problem = costs.problem()
+    assert problem.objective([0, 1, 2, 3]) == pytest.approx(problem.lower_bound)
+    assert place(costs, exact=True).placement["gap"] == pytest.approx(0.0)
+
+
 def test_the_fleet_file_names_the_objective(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("objective: spread\ndevices: [{name: a, profile: x86-avx2}]\n")
