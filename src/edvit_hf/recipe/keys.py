@@ -36,6 +36,8 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("prune", "from_scratch"): None,
     ("prune", "attention"): "whole",
     ("distill", "votes"): "group",
+    ("fuse", "kind"): "mlp",
+    ("fuse", "other"): None,
 }
 """Values at which a stage does what it did before they existed: results of an earlier version then stay good."""
 
@@ -54,8 +56,8 @@ def key_values(recipe: Recipe) -> dict[str, Any]:
         for key in () if is_read(recipe) else keys:
             del values[section][key]
     for (section, key), plain in _LEFT_OUT_AT.items():
-        if values[section][key] == plain:
-            del values[section][key]
+        if values[section].get(key, plain) == plain:
+            values[section].pop(key, None)
     return values
 
 

@@ -139,6 +139,12 @@ class Recipe:
                 "`teacher.mixup_alpha` and `teacher.cutmix_alpha` blend inputs, and token ids cannot be blended. "
                 "Remove them; `augmentation.token_dropout` is what there is for text."
             )
+        if self.fuse.kind != "mlp" and self.fuse.other is None and not self.votes_over_all:
+            raise RecipeError(
+                f"`fuse.kind: {self.fuse.kind}` averages votes, but each sub-model votes over its own class group. "
+                'All that it says of the other classes is one number, "other". Write `distill.votes: all`, or '
+                f"`split.coverage: {self.split.num_sub_models}`, or share that number evenly by `fuse.other: spread`."
+            )
         _refuse_equal_splits(self.dataset)
         self.augmentation.check_task(self.task)
         self.dataset.check_task(self.task)
@@ -150,6 +156,11 @@ class Recipe:
                     f"`prune.{name}` lists {len(listed)} {what}, but `split.num_sub_models` is "
                     f"{self.split.num_sub_models}: {says}. Make the two agree."
                 )
+
+    @property
+    def votes_over_all(self) -> bool:
+        """Whether every sub-model votes over every class."""
+        return self.distill.votes == "all" or self.split.is_all
 
     @property
     def fleet_path(self) -> Path | None:
@@ -276,6 +287,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("prune", ("round_epochs",), lambda r: r.prune.rounds > 1, "rounds` above `1"),
     ("distill", ("focus_weight",), lambda r: r.distill.votes == "all", "votes: all"),
     ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
+    ("fuse", ("other",), lambda r: r.fuse.kind != "mlp", "kind: average` or `kind: residual"),
     ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
 )
 """Section, its keys that are read only under a condition on the recipe, that condition, and how it is written."""

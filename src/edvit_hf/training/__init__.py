@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edvit_hf.errors import lazy
 
 if TYPE_CHECKING:
+    from edvit_hf.training.absences import absence_masks, fit_temperatures, shares_right
     from edvit_hf.training.checkpoints import TrainLog
     from edvit_hf.training.config import DistillConfig, FuseConfig, TrainConfig, joint_config
     from edvit_hf.training.epoch_data import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "absences": ("absence_masks", "fit_temperatures", "shares_right"),
         "checkpoints": ("TrainLog",),
         "config": ("DistillConfig", "FuseConfig", "TrainConfig", "joint_config"),
         "epoch_data": ("Batch", "ClassifyData", "DistillData", "EpochData", "FuseData", "JointData", "LockstepData"),

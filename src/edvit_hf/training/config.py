@@ -10,6 +10,8 @@ from edvit_hf.strict import number, one_of, whole_number
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DistillKind = Literal["kd", "dekd", "none"]
 Votes = Literal["group", "all"]
+FusionKind = Literal["mlp", "average", "residual"]
+FusionOther = Literal["spread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,19 +143,26 @@ def _check_relation_weights(config: DistillConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(TrainConfig):
-    """How the fusion head is trained on frozen features, and then together with the sub-models.
+    """How the sub-models' answers become one: a fusion head on frozen features, their votes' average, or both.
 
     Source: joint tuning is stage 4 of DeViT, arXiv 2309.05015. Differs: see `edvit_hf.training.joint`.
 
     Attributes:
+        kind: "mlp": a fusion head on features, trained while the sub-models are frozen, then tuned with them.
+            "average": the mean of the present votes' log-probabilities, each calibrated on validation; it has nothing
+            to train. "residual": that average, and what a head on the features adds to it, as much of it as is better
+            on validation items with 0, 1 and 2 absent beyond noise; else the average itself.
+        other: Only with "average" and "residual" of sub-models that vote over different classes: "spread" shares what
+            a vote gives to "other" evenly among the classes outside its group.
         hidden_size: Hidden units of the fusion head; 0 is a linear head.
         dropout: Share of hidden units switched off in training, in [0, 1).
         sub_model_dropout: Share of sub-models taken as absent in training, in [0, 1).
         temperature: Logits are divided by it before they are compared with the teacher's.
         distillation_weight: Share of the divergence from the teacher in the loss, in [0, 1]; the labels get the rest.
         views: Replayed views that the head learns from; at most `distill.views`.
-        joint: Whether sub-models and fusion head are then tuned together, end to end. The loss is that of the fusion
-            head + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` *
+        joint: Whether sub-models and fusion are tuned together, end to end: after the head of "mlp", before that of
+            "residual", whose sub-models are tuned for the average. The loss is that of the fused
+            answer + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` *
             mean distillation loss of the votes.
         joint_epochs: Only with `joint`, as all that follow: epochs of the joint tuning.
         joint_learning_rate: Its peak.
@@ -163,6 +172,8 @@ class FuseConfig(TrainConfig):
         vote_weight: Weight of the votes' loss, so that a sub-model's vote stays good.
     """
 
+    kind: FusionKind = "mlp"
+    other: FusionOther | None = None
     hidden_size: int = 128
     dropout: float = 0.1
     sub_model_dropout: float = 0.1
@@ -180,6 +191,9 @@ class FuseConfig(TrainConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         super().__post_init__()
+        one_of("kind", self.kind, get_args(FusionKind), "it is how the sub-models' answers become one")
+        if self.other is not None:
+            one_of("other", self.other, get_args(FusionOther), 'it says what a vote for "other" is worth')
         whole_number("hidden_size", self.hidden_size, 0, "0 is a linear head")
         number("dropout", self.dropout, "[0, 1)", "it is the share of hidden units switched off")
         number("sub_model_dropout", self.sub_model_dropout, "[0, 1)", "it is the share of sub-models taken as absent")

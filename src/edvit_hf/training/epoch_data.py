@@ -206,15 +206,24 @@ class FuseData:
         features (`np.ndarray`): (V, N, D) or (N, D) float32, all sub-models' features side by side.
         labels (`np.ndarray`): (N,) int64.
         teacher_logits (`np.ndarray`): (V, N, C) or (N, C) float32, of the same views.
+        logits (`np.ndarray`, *optional*): Votes side by side, of the same views and items, for a fusion that asks them.
     """
 
     lengths = None
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray) -> None:
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray, logits: np.ndarray | None = None
+    ) -> None:
+        self.logits = None if logits is None else torch.from_numpy(np.ascontiguousarray(_with_views(logits)))
         self.features = torch.from_numpy(np.ascontiguousarray(_with_views(features)))
         self.teacher_logits = torch.from_numpy(np.ascontiguousarray(_with_views(teacher_logits)))
         self.labels = torch.from_numpy(labels)
         shapes = self.features.shape[:2], self.teacher_logits.shape[:2]
+        if self.logits is not None and self.logits.shape[:2] != shapes[0]:
+            raise DataError(
+                f"Votes {tuple(self.logits.shape)} and features {tuple(features.shape)} must agree in views and items: "
+                "they are paired by position."
+            )
         if shapes[0] != shapes[1] or shapes[0][1] != len(labels):
             raise DataError(
                 f"Features {tuple(features.shape)}, teacher logits {tuple(teacher_logits.shape)} and labels "
@@ -230,9 +239,10 @@ class FuseData:
         return len(self.labels)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """`features` (B, D), `labels` (B,) and `teacher_logits` (B, C)."""
+        """`features` (B, D), `labels` (B,), `teacher_logits` (B, C) and, where there are votes, `logits` (B, V)."""
         chosen = torch.from_numpy(indices)
-        return {
+        votes = {} if self.logits is None else {"logits": self.logits[self.view, chosen]}
+        return votes | {
             "features": self.features[self.view, chosen],
             "labels": self.labels[chosen],
             "teacher_logits": self.teacher_logits[self.view, chosen],

@@ -2,44 +2,53 @@
 """The fuse stage: a fusion head on frozen sub-models, then, if the recipe asks for it, all of them tuned together."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
-from edvit_hf.recipe.trip import Trip, drop_checkpoints, load_array, save_array, validation_accuracy, write_processor
+from edvit_hf.evaluation.evaluator import paired_interval
+from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_arrays, validation_accuracy, write_processor
 from edvit_hf.storage import whole_folder, write_json
-from edvit_hf.training import FuseData, JointData, JointModel, fuse_objective, joint_config, joint_objective, train
+from edvit_hf.training import (
+    FuseData,
+    JointData,
+    JointModel,
+    fit_temperatures,
+    fuse_objective,
+    joint_config,
+    joint_objective,
+    shares_right,
+    train,
+)
+
+if TYPE_CHECKING:
+    from edvit_hf.data.split import Split
 
 logger = logging.getLogger(__name__)
 
+BATCH_SIZE = 512
+SCALES = (0.125, 0.25, 0.5, 1.0)  # of what a residual head adds; 0 where none is better than the average
+
 
 def fuse(trip: Trip) -> None:
-    """Sub-models -> features -> fusion head (and, with `joint`, all of it tuned together) -> ensemble checkpoint."""
-    from edvit_hf.auto import ensemble_class
-
+    """Sub-models -> one answer of them all, tuned together with `joint` -> ensemble checkpoint."""
     folder, config, data = trip.folders["fuse"], trip.recipe.fuse, trip.data
     if (folder / "ensemble").is_dir():
         drop_checkpoints(folder)
         return
     torch.manual_seed(config.seed)
-    head = {"fusion_hidden_size": config.hidden_size, "fusion_dropout": config.dropout}
-    head |= {"sub_model_dropout": config.sub_model_dropout}
-    names, sub_models = trip.teacher.config.id2label, trip.sub_models("distill")
-    ensemble = ensemble_class(trip.recipe.task).from_sub_models(
-        sub_models, trip.class_groups, id2label=names, parent=_parent(trip), **head
-    )
-    ensemble.eval()
-    logs = {"head": _train_head(trip, ensemble)}
-    accuracies = {"frozen": validation_accuracy(ensemble, trip)}
-    if config.joint:
-        logs["joint"] = _tune_jointly(trip, ensemble)
-        accuracies["joint"] = validation_accuracy(ensemble, trip)
+    ensemble = _assembled(trip)
+    if config.kind == "mlp":
+        logs, found = _fuse_features(trip, ensemble)
+    else:
+        logs, found = _fuse_votes(trip, ensemble)
     write_json(folder / "training_log.json", logs)
-    last = list(accuracies.values())[-1]
-    write_json(folder / "validation.json", {"accuracy": last, "num_items": len(data.validation), **accuracies})
-    shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in accuracies.items())
+    write_json(folder / "validation.json", {"num_items": len(data.validation), **found})
+    shown = ", ".join(f"{name} {100 * found[name]:.2f} %" for name in ("frozen", "joint", "accuracy") if name in found)
     logger.info("fuse: %s of %d validation items", shown, len(data.validation))
     with whole_folder(folder / "ensemble") as partial:
         write_processor(partial, data.processor)
@@ -47,10 +56,111 @@ def fuse(trip: Trip) -> None:
     drop_checkpoints(folder)
 
 
-def _train_head(trip: Trip, ensemble: Any) -> dict[str, Any]:
-    """The fusion head on stored features of the frozen sub-models; returns the log."""
+def _assembled(trip: Trip) -> Any:
+    """The ensemble of the retrained sub-models with a fusion that is not trained yet, in eval mode."""
+    from edvit_hf.auto import ensemble_class
+
+    config, names = trip.recipe.fuse, trip.teacher.config.id2label
+    head: dict[str, Any] = {"fusion_hidden_size": config.hidden_size, "fusion_dropout": config.dropout}
+    head |= {"sub_model_dropout": config.sub_model_dropout}
+    if config.kind != "mlp":
+        head |= {"fusion_kind": config.kind, "fusion_other": config.other}
+    if trip.focus_groups != trip.class_groups:
+        head |= {"focus_groups": trip.focus_groups}
+    ensemble = ensemble_class(trip.recipe.task).from_sub_models(
+        trip.sub_models("distill"), trip.class_groups, id2label=names, parent=_parent(trip), **head
+    )
+    return ensemble.eval()
+
+
+def _fuse_features(trip: Trip, ensemble: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fusion head on features, then all of it tuned together; returns the logs and validation accuracies."""
+    logs = {"head": _train_head(trip, ensemble, "features")}
+    accuracies = {"frozen": validation_accuracy(ensemble, trip)}
+    if trip.recipe.fuse.joint:
+        logs["joint"] = _tune_jointly(trip, ensemble)
+        accuracies["joint"] = validation_accuracy(ensemble, trip)
+    return logs, {"accuracy": list(accuracies.values())[-1], **accuracies}
+
+
+def _fuse_votes(trip: Trip, ensemble: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The average of the votes, tuned together if asked for, and what a head adds to it where it is better.
+
+    Returns the logs, and what was found on validation items: accuracies, those with 0, 1, 2 absent among them,
+    temperatures, and of a residual head the scale and what each scale was worth.
+    """
+    config = trip.recipe.fuse
+    logs: dict[str, Any] = {}
+    features, logits = _validation_outputs(trip, ensemble)
+    found: dict[str, Any] = {"temperatures": _calibrate(trip, ensemble, logits)}
+    labels = trip.data.validation.labels
+    average = shares_right(ensemble.fusion, features, logits, labels)
+    found["frozen"] = float(average[0].mean())
+    if config.joint:
+        _reset(ensemble)  # tuned as they are, calibrated after it
+        logs["joint"] = _tune_jointly(trip, ensemble)
+        features, logits = _validation_outputs(trip, ensemble)
+        found["temperatures"] = _calibrate(trip, ensemble, logits)
+        average = shares_right(ensemble.fusion, features, logits, labels)
+        found["joint"] = float(average[0].mean())
+    if config.kind == "residual":
+        logs["head"] = _train_residual(trip, ensemble)
+        found |= _choose_scale(ensemble, features, logits, labels, average)
+        average = shares_right(ensemble.fusion, features, logits, labels)
+    absent = [float(value) for value in average.mean(axis=1)]
+    return logs, {"accuracy": absent[0], **found, "absent": absent}
+
+
+def _calibrate(trip: Trip, ensemble: Any, logits: torch.Tensor) -> list[float]:
+    """Set the votes' temperatures by their likelihood on validation items; returns them."""
+    labels = trip.data.validation.labels
+    temperatures = fit_temperatures(logits, labels, trip.class_groups, ensemble.config.vote_sizes)
+    ensemble.fusion.set_temperatures(temperatures)
+    return [float(value) for value in temperatures]
+
+
+def _reset(ensemble: Any) -> None:
+    ensemble.fusion.set_temperatures(torch.ones(len(ensemble.config.vote_sizes)))
+
+
+def _train_residual(trip: Trip, ensemble: Any) -> dict[str, Any]:
+    """The head of a residual fusion on stored features and votes; it starts at the average itself. Returns the log."""
+    last = ensemble.fusion.head.layers[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    ensemble.fusion.requires_grad_(True)
+    ensemble.fusion.set_scale(1.0)
+    return _train_head(trip, ensemble, "tuned_features", votes=True)
+
+
+def _choose_scale(
+    ensemble: Any, features: torch.Tensor, logits: torch.Tensor, labels: np.ndarray, average: np.ndarray
+) -> dict[str, Any]:
+    """Set the largest scale whose accuracy over 0, 1 and 2 absent exceeds the average's beyond noise, else 0.
+
+    Args:
+        ensemble: With a residual fusion.
+        features: (N, D) of the validation items.
+        logits: (N, V), their votes.
+        labels: (N,).
+        average: (A, N) `shares_right` of the average.
+    """
+    tried, chosen = [], 0.0
+    for scale in SCALES:
+        ensemble.fusion.set_scale(scale)
+        own = shares_right(ensemble.fusion, features, logits, labels)
+        interval = paired_interval(own.mean(axis=0), average.mean(axis=0))
+        tried.append({"scale": scale, "gain": interval.difference, "low": interval.low, "high": interval.high})
+        if interval.low > 0:
+            chosen = scale
+    ensemble.fusion.set_scale(chosen)
+    return {"scale": chosen, "scales": tried}
+
+
+def _train_head(trip: Trip, ensemble: Any, name: str, *, votes: bool = False) -> dict[str, Any]:
+    """The fusion's weights on features (and votes, where it asks them) of the frozen sub-models; returns the log."""
     config, outputs = trip.recipe.fuse, trip.teacher_outputs
-    features = _training_features(trip, ensemble, config.views)
+    features, logits = _training_outputs(trip, ensemble, name, views=config.views, votes=votes)
     ensemble.fusion.set_feature_statistics(*_statistics(features[0]))
     objective = fuse_objective(
         sub_model_dropout=config.sub_model_dropout,
@@ -58,7 +168,7 @@ def _train_head(trip: Trip, ensemble: Any) -> dict[str, Any]:
         temperature=config.temperature,
         label_smoothing=config.label_smoothing,
     )
-    data = FuseData(features, trip.data.train.labels, outputs.logits[: config.views])
+    data = FuseData(features, trip.data.train.labels, outputs.logits[: config.views], logits)
     checkpoints = trip.folders["fuse"] / "checkpoints" / "head"
     log = train(
         ensemble.fusion, data, objective, config, checkpoint_dir=checkpoints, description="fuse", distributed=False
@@ -68,31 +178,63 @@ def _train_head(trip: Trip, ensemble: Any) -> dict[str, Any]:
 
 
 def _tune_jointly(trip: Trip, ensemble: Any) -> dict[str, Any]:
-    """Sub-models and fusion head end to end (DeViT, arXiv 2309.05015, stage 4); returns the log."""
+    """Sub-models and fusion end to end (DeViT, arXiv 2309.05015, stage 4); returns the log."""
     config, outputs = joint_config(trip.recipe.fuse), trip.teacher_outputs
     data = JointData(trip.data.train, outputs.logits[: config.views], outputs.features[: config.views])
+    if config.kind == "residual":
+        ensemble.fusion.requires_grad_(False)  # at scale 0 nothing would move it but weight decay
     model = JointModel(ensemble, teacher_width=outputs.features.shape[-1], seed=config.seed)
-    model.fit_mapping(_training_features(trip, ensemble, trip.recipe.fuse.views)[0], outputs.features[0])
+    views = trip.recipe.fuse.views if config.kind == "mlp" else 1  # as the head has stored them; the first is needed
+    features, _ = _training_outputs(trip, ensemble, "features", views=views)
+    model.fit_mapping(features[0], outputs.features[0])
     objective, checkpoints = joint_objective(trip.class_groups, config), trip.folders["fuse"] / "checkpoints" / "joint"
     log = train(model, data, objective, config, checkpoint_dir=checkpoints, description="joint", distributed=False)
     ensemble.eval()
     return log.to_dict()
 
 
-def _training_features(trip: Trip, ensemble: Any, views: int) -> np.ndarray:
-    """Features of all sub-models on the replayed training views, (V, N, D) float32, stored for a resumed run."""
-    path = trip.folders["fuse"] / "features.safetensors"
+def _training_outputs(
+    trip: Trip, ensemble: Any, name: str, *, views: int, votes: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features (V, N, D) of all sub-models on the replayed training views, stored under a name for a resumed run.
+
+    And their votes side by side (V, N, votes), if asked for. float32.
+    """
+    path, split = trip.folders["fuse"] / f"{name}.safetensors", trip.data.train
     if not path.is_file():
-        split, batch = trip.data.train, 512
-        order = np.arange(len(split)) if split.lengths is None else np.argsort(split.lengths, kind="stable")
-        features = np.empty((views, len(split), sum(ensemble.config.feature_sizes)), dtype=np.float32)
+        sizes = {"array": sum(ensemble.config.feature_sizes)}
+        if votes:
+            sizes["logits"] = sum(ensemble.config.vote_sizes)
+        arrays = {name: np.empty((views, len(split), size), dtype=np.float32) for name, size in sizes.items()}
+        for view in range(views):
+            for indices, *found in _outputs(ensemble, split, view=view):
+                for array, values in zip(arrays.values(), found, strict=False):
+                    array[view, indices] = values.numpy()
+        save_arrays(path, arrays)
+    stored = load_file(path)
+    return stored["array"], stored.get("logits")
+
+
+def _validation_outputs(trip: Trip, ensemble: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (N, D) and votes (N, V) of all sub-models on the validation items."""
+    sizes, count = ensemble.config, len(trip.data.validation)
+    features, logits = torch.empty(count, sum(sizes.feature_sizes)), torch.empty(count, sum(sizes.vote_sizes))
+    for indices, *found in _outputs(ensemble, trip.data.validation):
+        features[indices], logits[indices] = found
+    return features, logits
+
+
+def _outputs(
+    ensemble: Any, split: "Split", view: int | None = None
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Positions of items, shortest first where they are padded, with their features (B, D) and votes (B, V)."""
+    order = np.arange(len(split)) if split.lengths is None else np.argsort(split.lengths, kind="stable")
+    ensemble.eval()
+    for start in range(0, len(split), BATCH_SIZE):
+        indices = order[start : start + BATCH_SIZE]
         with torch.inference_mode():
-            for view in range(views):
-                for start in range(0, len(split), batch):
-                    indices = order[start : start + batch]
-                    features[view, indices] = ensemble.features(**split.inputs(indices, view=view)).numpy()
-        save_array(path, features)
-    return load_array(path)
+            features, logits = ensemble.features_and_logits(**split.inputs(indices, view=view))
+        yield indices, features.float(), logits.float()
 
 
 def _statistics(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
