@@ -54,7 +54,7 @@ def key_values(recipe: Recipe) -> dict[str, Any]:
         del values[section]["track"]
     for section, keys, is_read, _ in READ_ONLY_WITH:
         for key in () if is_read(recipe) else keys:
-            del values[section][key]
+            values.get(section, {}).pop(key, None)
     for (section, key), plain in _LEFT_OUT_AT.items():
         if values[section].get(key, plain) == plain:
             values[section].pop(key, None)

@@ -12,6 +12,7 @@ from typing import Any
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.recipe import keys
+from edvit_hf.recipe.choosing import choose, chosen_strategy
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages import cut
 from edvit_hf.recipe.stages.evaluate import evaluate
@@ -21,6 +22,7 @@ from edvit_hf.recipe.stages.publish import card, export
 from edvit_hf.recipe.stages.split import split
 from edvit_hf.recipe.stages.teacher import train_teacher
 from edvit_hf.recipe.staging import DONE, Observer, Stage, StageRecord, key_of, run_stage, stored_record, tell_nobody
+from edvit_hf.recipe.strategies import as_strategy
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import is_disk_fault
 from edvit_hf.training import DistillConfig
@@ -54,13 +56,23 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+CHOOSE = "choose"
+_CHOOSE_VALUES = ("auto", "split", "fleet", "prune", "distill", "fuse")
+
+
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe: with `prune.rounds` above 1, a prune and a short retrain stage for each earlier round.
 
-    The fixed stages keep their folders: the rounds' are `04_prune_round1`, `05_retrain_round1` and so on.
+    The fixed stages keep their folders: the rounds' are `04_prune_round1`, `05_retrain_round1` and so on, and that of
+    the choice between strategies is `01_choose`.
     """
     result: list[Stage] = []
     for stage in STAGES:
+        if stage.name == "split" and recipe.strategy == "auto":
+            choosing = functools.partial(choose, stages=tried_stages(recipe))
+            result.append(
+                Stage(CHOOSE, choosing, ("teacher",), _CHOOSE_VALUES, sources=keys.fleet_sources, is_shared=True)
+            )
         if stage.name == "prune":
             needs = stage.needs
             for number in range(1, recipe.prune.rounds):
@@ -73,6 +85,12 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
             stage = dataclasses.replace(stage, needs=needs)
         result.append(stage)
     return tuple(result)
+
+
+def tried_stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """What the choose stage runs for each strategy: the stages from split to fuse."""
+    stages = stages_of(dataclasses.replace(recipe, strategy="split"))
+    return stages[1 : [stage.name for stage in stages].index("fuse") + 1]
 
 
 # A round trains as the distill stage does, but for `prune.round_epochs`: the last retraining's length is not its own.
@@ -127,6 +145,10 @@ def run(
             if stage.name in wanted:
                 records.append(run_stage(stage, trip, folder, stage_keys[stage.name], done, observer or tell_nobody))
             stage_keys |= stage.parts(trip)
+            if stage.name == CHOOSE:
+                chosen = as_strategy(recipe, chosen_strategy(trip))
+                trip = dataclasses.replace(open_trip(chosen, work_dir, command), folders=trip.folders)
+                sources = _read_sources(trip_stages, chosen, work_dir)
     return records
 
 
@@ -137,7 +159,7 @@ def ensemble_dir(work_dir: Path) -> Path:
 
 def stage_dir(work_dir: Path, name: str) -> Path:
     """The folder of one stage; of a pruning round, beside the stage that ends the rounds."""
-    kinds = {"prune_round": "prune", "retrain_round": "distill"}
+    kinds = {"prune_round": "prune", "retrain_round": "distill", CHOOSE: "teacher"}
     fixed = next((fixed for start, fixed in kinds.items() if name.startswith(start)), name)
     names = [stage.name for stage in STAGES]
     return work_dir / f"{names.index(fixed) + 1:02d}_{name}"

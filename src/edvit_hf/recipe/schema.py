@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edvit_hf.data import Augmentation, DatasetConfig
 from edvit_hf.data.modalities import input_sizes
@@ -15,9 +15,10 @@ from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.planning.fleet import Fleet, default_fleet, load_fleet
 from edvit_hf.pruning import PruneConfig
+from edvit_hf.recipe.strategies import AutoConfig, Strategy, as_strategy
 from edvit_hf.splitting import SplitConfig
 from edvit_hf.storage import read_yaml
-from edvit_hf.strict import RECIPE, is_file, number, read_strictly, whole_number
+from edvit_hf.strict import RECIPE, is_file, number, one_of, read_strictly, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 
@@ -104,6 +105,11 @@ class Recipe:
         evaluate: What stands beside the ensemble in the results.
         export: Which files are written, and what they must satisfy.
         card: What only the owner can say.
+        strategy: What the devices do for each other. `split`: what the sections say. `replicas`: one plain model, the
+            same on every device. `copies`: plain models of other seeds, votes averaged. `overlap`: class groups of
+            which every class is known by two. `generalists`: sub-models cut for a class group that vote over all
+            classes. `auto`: the one that wins on validation items, see `auto`.
+        auto: What `strategy: auto` tries.
         fleet: Fleet file, relative to the recipe: the devices and what each may carry. None: a device without budgets
             for each sub-model, of a family of processors (arm64); `prune.keep_heads` is then a number.
     """
@@ -121,9 +127,12 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     card: CardConfig = field(default_factory=CardConfig)
+    strategy: Strategy = "split"
+    auto: AutoConfig = field(default_factory=AutoConfig)
     fleet: str | None = None
 
     def __post_init__(self) -> None:
+        one_of("strategy", self.strategy, get_args(Strategy), "it says what the devices do for each other")
         if self.fleet is None and isinstance(self.prune.keep_heads, str) and self.prune.keep_ratios is None:
             raise RecipeError(
                 f"`prune.keep_heads: {self.prune.keep_heads}` follows what the devices may carry, but the recipe names "
@@ -256,7 +265,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     data = read_recipe_file(path)
     built: Recipe = read_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, form=RECIPE)
     _refuse_unread(built, data)
-    return built
+    return as_strategy(built, built.strategy)
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -289,6 +298,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
     ("fuse", ("other",), lambda r: r.fuse.kind != "mlp", "kind: average` or `kind: residual"),
     ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
+    ("auto", ("tries", "min_gap"), lambda r: r.strategy == "auto", "strategy: auto"),
 )
 """Section, its keys that are read only under a condition on the recipe, that condition, and how it is written."""
 
@@ -296,7 +306,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
 def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
     """Raise `RecipeError` for a value that is written although the others leave it unread."""
     for section, keys, is_read, condition in READ_ONLY_WITH:
-        key = next((key for key in keys if key in data[section]), None)
+        key = next((key for key in keys if key in data.get(section, {})), None)
         if key is not None and not is_read(recipe):
             raise RecipeError(
                 f"recipe key `{section}.{key}` is read only with `{condition}`, which this recipe does not say. It "
@@ -315,4 +325,8 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
             del values["dataset"][key]  # so that results of a version without this key stay good
     if values["dataset"]["on_overlap"] == "raise":
         del values["dataset"]["on_overlap"]
+    if recipe.strategy != "auto":
+        del values["auto"]
+        if recipe.strategy == "split":
+            del values["strategy"]
     return values

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROCESSOR_FOLDER = "processor"  # of the teacher stage
+CHOICE_FILE = "choice.json"  # of the choose stage: which strategy, and by which figures
 OVERLAP_FILE = "overlap.json"  # of the teacher stage: how many rows its roles share
 SEED_STRIDE = 10_007  # between sub-models: a trip of the next seed draws nothing that this one's sub-models drew
 _OF_A_STAGE = "Later stages read it. Remove the folder of that stage and run the recipe again."

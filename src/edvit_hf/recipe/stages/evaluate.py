@@ -22,7 +22,7 @@ from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
 from edvit_hf.recipe.stages.effort import ensemble_effort, on_fullest_device, teacher_effort
-from edvit_hf.recipe.trip import OVERLAP_FILE, Trip, load_array, save_array
+from edvit_hf.recipe.trip import CHOICE_FILE, OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def evaluate(trip: Trip) -> None:
             "class_groups": trip.class_groups,
             "rows": [_row(c, candidates, data.test.labels, rare) for c in candidates],
             "gap": gap_of(accuracies, REPLICAS, LARGE),
+            "strategy": _strategy(trip),
             "choice": None if found is None else found.to_dict(),
             "rare_classes": [{**each, "name": data.label_names[each["label"]]} for each in rare],
             "absent": [absence_row(each.num_absent, each.accuracies) for each in absent],
@@ -94,6 +95,12 @@ def _overlap(trip: Trip) -> dict[str, Any] | None:
     """How many rows the roles share, as the teacher stage found; None of a teacher that was trained otherwise."""
     path = trip.folders["teacher"] / OVERLAP_FILE
     return read_json_object(path, "how many rows the roles share") if path.is_file() else None
+
+
+def _strategy(trip: Trip) -> dict[str, Any] | None:
+    """What `strategy: auto` chose on validation items and why; None where the recipe itself says what to do."""
+    folder = trip.folders.get("choose")
+    return None if folder is None else read_json_object(folder / CHOICE_FILE, "which strategy was chosen")
 
 
 def _choice(candidates: list[ComparedModel]) -> Choice | None:

@@ -25,6 +25,7 @@ from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages.split import groups_before_training
+from edvit_hf.recipe.strategies import as_strategy
 from edvit_hf.storage import read_json_object
 from edvit_hf.strict import is_file, whole_number
 
@@ -64,6 +65,11 @@ def plan_recipe(
         PruningError: The teacher's config has a key or a size that no model can have.
         BudgetError: No plan fits the fleet.
     """
+    notes = []
+    if recipe.strategy == "auto":
+        first = recipe.auto.tries[0]
+        notes.append(f"`strategy: auto` chooses on validation items: this is the plan of `{first}`, tried first")
+        recipe = as_strategy(recipe, first)
     if fleet is not None:
         recipe = dataclasses.replace(recipe, fleet=str(fleet.resolve()))
     if num_classes is not None:
@@ -77,7 +83,8 @@ def plan_recipe(
     groups, note = groups_before_training(recipe, num_classes)
     shape = ModelShape.from_config(_teacher_config(recipe), num_labels=num_classes)
     result = plan_groups(recipe, shape, groups, placement=placement, objective=objective)
-    return result if note is None else dataclasses.replace(result, notes=[note, *result.notes])
+    notes += [] if note is None else [note]
+    return dataclasses.replace(result, notes=[*notes, *result.notes])
 
 
 def plan_groups(

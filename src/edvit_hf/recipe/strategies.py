@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strategies: what the devices do for each other, each a preset of recipe values and nothing else.
+
+Comes in: a recipe and the name of a strategy. Goes out: the recipe that says it in its own keys. A light module:
+`edvit plan` asks it before anything is trained. Which one to take is measured by `recipe.choosing`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from edvit_hf.errors import RecipeError
+from edvit_hf.strict import number, one_of
+
+if TYPE_CHECKING:
+    from edvit_hf.recipe.schema import Recipe
+
+Strategy = Literal["split", "replicas", "copies", "overlap", "generalists", "auto"]
+Tried = Literal["split", "copies", "overlap", "generalists"]
+BASE: Strategy = "replicas"
+"""What every other strategy must beat: one plain model of a device's size, the same on every device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoConfig:
+    """What `strategy: auto` tries besides replicas, and when it is worth trying.
+
+    Attributes:
+        tries: Strategies to train, each as long per device as the plain model: all are trained, one is kept.
+        min_gap: Share of the validation items by which one plain model of all devices' size together must be ahead of
+            one of a device's size. Below it nothing is tried: a small model already does what a large one does. -1: all
+            are tried.
+    """
+
+    tries: tuple[Tried, ...] = ("generalists", "overlap")
+    min_gap: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.tries or len(set(self.tries)) != len(self.tries):
+            raise RecipeError(
+                f"`auto.tries` must name strategies, each once, got {list(self.tries)}. Without any there is nothing "
+                "to choose from: write `strategy: replicas` for that."
+            )
+        for name in self.tries:
+            one_of("auto.tries", name, get_args(Tried), "it is trained and compared")
+        number("auto.min_gap", self.min_gap, "[-1, 1]", "it is a share of the validation items")
+
+
+def as_strategy(recipe: "Recipe", name: Strategy) -> "Recipe":
+    """The recipe with the values of a strategy; every other value stays.
+
+    All train as long per device: where there is no joint tuning, its epochs are added to those of the distillation.
+
+    Raises:
+        RecipeError: The strategy and the recipe contradict each other.
+    """
+    one_of("strategy", name, get_args(Strategy), "it says what the devices do for each other")
+    if name in ("split", "auto"):
+        return recipe
+    if recipe.split.class_groups is not None:
+        raise RecipeError(
+            f"`strategy: {name}` makes its own class groups, but `split.class_groups` gives some. Both cannot hold. "
+            "Remove one of them."
+        )
+    changed = _PRESETS[name](recipe)
+    # What was asked for stays readable in the recipe; applied again it changes nothing.
+    return dataclasses.replace(changed, strategy="split")
+
+
+def _replicas(recipe: "Recipe") -> "Recipe":
+    split = dataclasses.replace(recipe.split, num_sub_models=1, coverage=1, strategy="balanced", sizes="equal")
+    prune = dataclasses.replace(recipe.prune, **_of_one(recipe))
+    return _without_joint_tuning(dataclasses.replace(recipe, split=split, prune=prune), votes="group")
+
+
+def _copies(recipe: "Recipe") -> "Recipe":
+    count = recipe.split.num_sub_models
+    split = dataclasses.replace(recipe.split, coverage=count, strategy="balanced", sizes="equal")
+    return _without_joint_tuning(dataclasses.replace(recipe, split=split), votes="group")
+
+
+def _overlap(recipe: "Recipe") -> "Recipe":
+    _refuse_fewer(recipe, "overlap", 2)
+    split = dataclasses.replace(recipe.split, coverage=max(2, recipe.split.coverage))
+    fuse = dataclasses.replace(recipe.fuse, kind="mlp", joint=True)
+    distill = dataclasses.replace(recipe.distill, votes="group")
+    return dataclasses.replace(recipe, split=split, fuse=fuse, distill=distill)
+
+
+def _generalists(recipe: "Recipe") -> "Recipe":
+    _refuse_fewer(recipe, "generalists", 2)
+    fuse = dataclasses.replace(recipe.fuse, kind="residual", joint=True)
+    return dataclasses.replace(recipe, fuse=fuse, distill=dataclasses.replace(recipe.distill, votes="all"))
+
+
+_PRESETS = {"replicas": _replicas, "copies": _copies, "overlap": _overlap, "generalists": _generalists}
+
+
+def _without_joint_tuning(recipe: "Recipe", votes: Literal["group", "all"]) -> "Recipe":
+    more = recipe.fuse.joint_epochs if recipe.fuse.joint else 0
+    distill = dataclasses.replace(recipe.distill, votes=votes, epochs=recipe.distill.epochs + more)
+    return dataclasses.replace(
+        recipe, distill=distill, fuse=dataclasses.replace(recipe.fuse, kind="average", joint=False)
+    )
+
+
+def _of_one(recipe: "Recipe") -> dict[str, Any]:
+    """Lists of one value per sub-model, cut to the first: replicas are one model."""
+    prune = recipe.prune
+    return {
+        name: (listed[0],) if name == "from_scratch" else min(listed)
+        for name in ("keep_heads", "from_scratch")
+        if isinstance(listed := getattr(prune, name), tuple)
+    }
+
+
+def _refuse_fewer(recipe: "Recipe", name: str, least: int) -> None:
+    if recipe.split.num_sub_models < least:
+        raise RecipeError(
+            f"`strategy: {name}` needs `split.num_sub_models` of at least {least}, got {recipe.split.num_sub_models}: "
+            "a lone sub-model shares nothing with others. Use `strategy: replicas`."
+        )
