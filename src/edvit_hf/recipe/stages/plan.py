@@ -110,7 +110,7 @@ def plan_groups(
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
         from_scratch=sub_model_shapes(recipe, shape),
         fusion_hidden_size=recipe.fuse.hidden_size,
-        fusion_kind=getattr(recipe.fuse, "kind", "mlp"),
+        fusion_kind=recipe.fuse.kind,
         attention=prune.attention,
         placement=placement,
     )
