@@ -4,9 +4,11 @@
     python benchmarks/planning/planner_fleets.py
 
 Plans a ViT-Base split into 2 to 20 sub-models on each fleet, checks every plan against all budgets by arithmetic of its
-own, and compares the exact placement with the greedy one at the same keep: results/planner_fleets.json.
+own, and compares the exact placement with the greedy one, and the fastest with the one that spreads sub-models most, at
+the same keep: results/planner_fleets.json.
 """
 
+import dataclasses
 import platform
 import random
 import sys
@@ -131,6 +133,7 @@ def measure(count: int, seed: int) -> dict[str, Any]:
         row["placement_seconds"] = found["seconds"]
         row["broken"] = broken_budgets(result, fleet, groups)
         row["greedy_keep_heads"] = _greedy_keep(groups, fleet)
+        row["spread"] = _spread(result, groups, fleet)
         rows.append(row)
     return {"rows": rows, "summary": summary(rows)}
 
@@ -151,16 +154,32 @@ def _greedy_keep(groups: list[list[int]], fleet: Fleet) -> int | None:
         return None
 
 
+def _spread(result: Plan, groups: list[list[int]], fleet: Fleet) -> dict[str, Any]:
+    """The plan with `objective: spread` at the keep of the fastest, and what it breaks."""
+    keep, apart = result.keep_heads, dataclasses.replace(fleet, objective="spread")
+    started = time.perf_counter()
+    found = plan(TEACHER, groups, apart, keep=keep, fusion_hidden_size=FUSION_HIDDEN, placement="exact")
+    return {
+        "seconds": round(time.perf_counter() - started, 3),
+        **{key: found.placement[key] for key in ("most_on_one_device", "objective_ms")},
+        "num_devices_used": len({s.device for s in found.sub_models}),
+        "num_devices_used_by_fastest": len({s.device for s in result.sub_models}),
+        "broken": broken_budgets(found, fleet, groups),
+    }
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What the table of the report shows."""
     planned = [row for row in rows if "keep_heads" in row]
     both = [row for row in planned if row["greedy_ms"] is not None]
     faster = [1 - row["objective_ms"] / row["greedy_ms"] for row in both]
     gains = [gain for gain in faster if gain > 1e-6]
+    slower = [row["spread"]["objective_ms"] / row["objective_ms"] - 1 for row in planned]
+    most = [(row["most_on_one_device"], row["spread"]["most_on_one_device"]) for row in planned]
     return {
         "num_planned": len(planned),
         "num_infeasible": len(rows) - len(planned),
-        "num_broken_budgets": sum(len(row["broken"]) for row in planned),
+        "num_broken_budgets": sum(len(row["broken"]) + len(row["spread"]["broken"]) for row in planned),
         "num_exact_worse_than_greedy": sum(row["objective_ms"] > row["greedy_ms"] * (1 + 1e-9) for row in both),
         "num_exact_faster": len(gains),
         "mean_reduction_where_faster": round(float(np.mean(gains)), 4) if gains else None,
@@ -172,6 +191,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "max_placement_seconds": max((row["placement_seconds"] for row in planned), default=None),
         "median_seconds": round(float(np.median([row["seconds"] for row in planned])), 3) if planned else None,
         "max_seconds": max((row["seconds"] for row in planned), default=None),
+        "num_less_on_one_device_with_spread": sum(spread < fastest for fastest, spread in most),
+        "mean_most_on_one_device": round(float(np.mean([fastest for fastest, _ in most])), 3) if most else None,
+        "mean_most_on_one_device_with_spread": round(float(np.mean([spread for _, spread in most])), 3)
+        if most
+        else None,
+        "median_slower_with_spread": round(float(np.median(slower)), 4) if slower else None,
+        "max_slower_with_spread": round(max(slower), 4) if slower else None,
+        "max_seconds_with_spread": max((row["spread"]["seconds"] for row in planned), default=None),
         "max_seconds_infeasible": max((row["seconds"] for row in rows if "keep_heads" not in row), default=None),
     }
 

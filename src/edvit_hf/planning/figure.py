@@ -64,9 +64,10 @@ def draw_plan(plan: Plan) -> "Figure":
 
 
 def _label(device: DevicePlan) -> str:
-    runs = ", ".join(map(str, device.sub_models[:_RUNS])) or "spare"
-    more = ", …" if len(device.sub_models) > _RUNS else ""
-    return f"{_shortened(device.name, _NAME_LENGTH)} ({runs}{more})"
+    held = device.sub_models or device.replicas
+    names = ", ".join(map(str, held[:_RUNS])) + (", …" if len(held) > _RUNS else "")
+    runs = names if device.sub_models else f"copy of {names}" if held else "spare"
+    return f"{_shortened(device.name, _NAME_LENGTH)} ({runs})"
 
 
 def _shortened(name: str, length: int) -> str:
