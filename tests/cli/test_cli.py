@@ -111,9 +111,12 @@ def test_evaluate_agrees_with_the_results_of_the_run(finished_trip):
     results = json.loads((folder / "results.json").read_text())
     assert report["rows"][0]["accuracy"] == pytest.approx(results["rows"][1]["accuracy"], abs=1e-9)
     assert [row["absent"] for row in report["rows"]] == [[], [0], [1]]
+    assert report["verdict"] == results["choice"]["verdict"]
     for measured, recorded in zip(report["absent"], results["absent"], strict=True):
         assert measured == pytest.approx(recorded, abs=1e-9), "onnxruntime answers as torch did"
-    assert invoke("evaluate", folder, "--precision", "int8", "--max-items", 10).exit_code == 0
+    done = invoke("evaluate", folder, "--precision", "int8", "--max-items", 10)
+    assert done.exit_code == 0
+    assert done.output.rstrip().endswith(results["choice"]["verdict"]), "it ends with what to deploy"
     done = invoke("evaluate", folder, "--max-items", 0)
     assert done.exit_code == 1
     assert "at least one item" in done.output
@@ -128,7 +131,7 @@ def test_the_card_says_what_the_runtime_answers_and_evaluate_measures_it_anew(fi
     assert [row["num_absent"] for row in recorded["fp32"]["absent"]] == [0, 1]
     assert "answered by the runtime" in (folder / "README.md").read_text()
 
-    del results["runtime"]
+    del results["runtime"], results["choice"]
     (folder / "results.json").write_text(json.dumps(results))
     measured = json.loads(invoke("evaluate", folder, "--save", "--format", "json").stdout)
     saved = json.loads((folder / "results.json").read_text())["runtime"]
@@ -138,6 +141,8 @@ def test_the_card_says_what_the_runtime_answers_and_evaluate_measures_it_anew(fi
 
     assert saved["dataset"] == results["dataset"]["test"]
     assert saved["is_own_data"]
+    said = invoke("evaluate", folder, "--max-items", 3).output
+    assert "what to deploy: the results in DIR do not say" in said, "as those of an earlier version"
 
     done = invoke("evaluate", folder, "--save", "--max-items", 3)
     assert done.exit_code == 1

@@ -64,7 +64,7 @@ def gap_recovered(results: Mapping[str, Any]) -> "Figure | None":
         text.set(ha=side, va="center", fontsize=9)
     axes.axvline(0, color=INK, linewidth=1, label=f"plain model of a device's size ({100 * gap['plain']:.1f} %)")
     large = f"plain model of all devices' size ({100 * gap['large']:.1f} %)"
-    axes.axvline(100, color=INK, linewidth=1, linestyle=":", label=large)
+    axes.axvline(100, color="#7f7f7f", linewidth=1.4, linestyle=":", label=large, zorder=3)
     axes.set_yticks(range(len(names)), names)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.14)

@@ -47,9 +47,11 @@ def evaluate(
 
     The runtime answers, as on a device, and the ensemble's own processor prepares the inputs. With --save all variants
     and the whole split, whatever --precision says; figures of other data than DIR's results are of are recorded apart.
+    Ends with what to deploy, from the rivals that were measured when the ensemble was made.
     """
     from edvit_hf.cli.tables import absent_table, evaluation_table
     from edvit_hf.published import measure_exported, save_measured
+    from edvit_hf.published.data import recorded_verdict
     from edvit_hf.recipe import load_data_recipe
 
     if save and max_items is not None:
@@ -69,6 +71,7 @@ def evaluate(
     if not save:
         console.print(evaluation_table(result))
     console.print(absent_table(result["variants"] if save else {result["variant"]: result}))
+    say(recorded_verdict(folder) or "what to deploy: the results in DIR do not say, they are of an earlier version")
 
 
 @command()

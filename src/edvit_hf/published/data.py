@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from edvit_hf.card.rows import verdict
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, TestData, load_task, load_test
 from edvit_hf.data.config import dataset_from_values
 from edvit_hf.data.processors import processor_of
@@ -179,6 +180,15 @@ def recorded_dataset(folder: Path) -> DatasetConfig:
             f"{folder} does not say which dataset it was measured on (no results.json with recipe values). "
             "Accuracy needs labelled items. Name the recipe: --recipe recipes/NAME.yaml."
         ) from error
+
+
+def recorded_verdict(folder: Path) -> str:
+    """What to deploy and why, as the run that made the ensemble found it; empty where its results do not say.
+
+    Raises:
+        RecipeError: The results are damaged.
+    """
+    return verdict(_results(folder))
 
 
 def _results(folder: Path) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.manifest.entries import Precision
-from edvit_hf.published.data import Measured, MeasuredBy
+from edvit_hf.published.data import Measured, MeasuredBy, recorded_verdict
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
 from edvit_hf.runtime.sessions import chosen_variants
 from edvit_hf.storage import changed_json, check_writable
@@ -50,7 +50,7 @@ def measure_exported(
     Returns:
         JSON-able; fractions in 0..1. `rows`: the whole ensemble, then each sub-model absent alone; `absent`: over
         subsets of k absent, as in `results.json`; `dataset`: what was measured on; `is_own_data`: whether that is what
-        the ensemble's results are of.
+        the ensemble's results are of; `verdict`: what to deploy, from the rivals that its run measured, or None.
 
     Raises:
         DataError: `max_items` is below 1, or the data have other classes.
@@ -66,7 +66,8 @@ def measure_exported(
     data, record = measured.test()
     found = _measure(folder, data, EvaluateConfig(), precision, None, max_items)
     is_own = measured.is_own(record)
-    return {"ensemble": str(folder), "dataset": record, "is_own_data": is_own, **found}
+    said = recorded_verdict(folder) or None
+    return {"ensemble": str(folder), "dataset": record, "is_own_data": is_own, **found, "verdict": said}
 
 
 def measured_by_runtime(
