@@ -6,12 +6,14 @@ from typing import Any
 
 from report.figures import figure, machine, points, seeds_text, spread, table, variants_of
 from report.results import NAMES, at, command, commit, each, reduce
+from report.rivals import LARGE, PLAIN, named, rivals
 
 MARGIN = 0.005  # half a point
 COLUMNS = " | accuracy % | macro-F1 % | points to the teacher | parameters per device | times smaller | "
 COLUMNS += "KiB per device | MMACs per device"
+COPIES = ("plain, all passes", "copies", "copies, passes per device")
 RIVALS = ("small CNN", "TF-IDF + linear, per-device size")
-SHARED = ("teacher", "plain model, per-device size", "small CNN", "TF-IDF + linear, per-device size", "TF-IDF + linear")
+SHARED = ("teacher", PLAIN, "small CNN", "TF-IDF + linear, per-device size", "TF-IDF + linear")
 
 
 def grid(name: str, data: Any, full: bool) -> list[str]:
@@ -27,7 +29,11 @@ def grid(name: str, data: Any, full: bool) -> list[str]:
         lines.append(row("ensemble", chosen, f"ensemble of {count}"))
     for count in counts:
         chosen = [cell for cell in cells if cell["num_sub_models"] == count]
-        lines.append(row("plain model, total size", chosen, f"plain model, total size of {count}"))
+        large = each([named(cell, LARGE) for cell in chosen], "name")
+        lines.append(row(LARGE, chosen, f"{large[0]} of {count}" if large else None))
+    for rival in COPIES:
+        for count in counts:
+            lines.append(row(rival, [c for c in cells if c["num_sub_models"] == count], f"{rival} of {count}"))
     lines += [row(shared, of_own) for shared in SHARED[1:]]
     items = at(of_own[0], "num_test_items")
     return [
@@ -36,6 +42,7 @@ def grid(name: str, data: Any, full: bool) -> list[str]:
         *table(COLUMNS, [line for line in lines if line]),
         "",
         *verdicts(cells, counts),
+        *rivals(cells, list(counts)),
         *effort(data, of_own),
         *absent(cells, counts),
         *exported(of_own),
@@ -50,11 +57,11 @@ def overview(found: dict[str, Any]) -> list[str]:
     for name, data in found.items():
         for count in sorted({cell["num_sub_models"] for cell in data["cells"]}):
             cells = [cell for cell in data["cells"] if cell["num_sub_models"] == count]
-            rivals = [named(cell, rival) for cell in cells for rival in RIVALS]
+            small = [named(cell, rival) for cell in cells for rival in RIVALS]
             size = at(named(cells[0], "ensemble"), "parameters_per_device")
             absent_one = [cell["absent"][1]["accuracy_mean"] for cell in cells if len(cell["absent"]) > 1]
-            names = ("teacher", "ensemble", "plain model, per-device size", "plain model, total size")
-            found_of = [[named(cell, one) for cell in cells] for one in names] + [[r for r in rivals if r]]
+            names = ("teacher", "ensemble", PLAIN, LARGE)
+            found_of = [[named(cell, one) for cell in cells] for one in names] + [[r for r in small if r]]
             accuracies = [spread(each(rows_of, "accuracy"), ".1f") for rows_of in found_of]
             smaller = figure(at(named(cells[0], "teacher"), "parameters") / size, ".1f")
             sizes = [smaller, figure(size * 4 / 1024, ",.0f"), spread(absent_one, ".1f")]
@@ -84,7 +91,7 @@ def row(name: str, cells: list[Any], shown: str | None = None) -> list[str]:
     teacher = reduce(max, each([named(cell, "teacher") for cell in cells], "parameters"))
     size, macs = at(rows[0], "parameters_per_device"), at(rows[0], "macs_per_device")
     return [
-        shown or name,
+        shown or rows[0]["name"],
         spread(each(rows, "accuracy")),
         spread(each(rows, "macro_f1")),
         points(each(rows, "against_teacher")),
@@ -93,11 +100,6 @@ def row(name: str, cells: list[Any], shown: str | None = None) -> list[str]:
         figure(size * 4 / 1024 if size else None, ",.0f"),
         figure(macs / 1e6 if macs is not None else None, ".2f"),
     ]
-
-
-def named(cell: Any, name: str) -> Any:
-    """The row of this name, or None."""
-    return next((found for found in at(cell, "rows") or [] if found["name"] == name), None)
 
 
 def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
@@ -109,7 +111,7 @@ def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
         ensembles = [named(cell, "ensemble") for cell in chosen]
         is_near = sum(near_teacher(ensemble["against_teacher"]) for ensemble in ensembles)
         near.append(f"{count}: {is_near} of {len(chosen)}")
-        plain = [named(cell, "plain model, per-device size") for cell in chosen]
+        plain = [named(cell, PLAIN) for cell in chosen]
         short = [p for p in plain if p and p["against_teacher"]["difference"] <= -0.03]
         asked.append(len(short))
         wins = sum(p["against_ensemble"]["high"] < 0 for p in plain if p)
@@ -132,7 +134,7 @@ def verdicts(cells: list[Any], counts: list[int]) -> list[str]:
 def effort(data: Any, cells: list[Any]) -> list[str]:
     """How long both sides trained: passes over the training items."""
     passes = at(data, "item_passes_of_sub_models")
-    plain = named(cells[0], "plain model, per-device size")
+    plain = named(cells[0], PLAIN)
     if not passes or not plain:
         return []
     epochs = re.search(r"(\d+) epochs", plain["note"])

@@ -18,6 +18,8 @@ from report.figures import (
 )
 from report.grids import grid, overview
 from report.results import NAMES, Results, at, command, commit, each, reduce
+from report.rivals import overview as overview_of_rivals
+from report.rivals import rivals
 
 
 def trips(results: Results, full: bool) -> list[str]:
@@ -30,6 +32,7 @@ def trips(results: Results, full: bool) -> list[str]:
         elif at(data, "cells") and full:
             lines += grid(name, data, full)
     if not full:
+        lines += overview_of_rivals({name: data for name in NAMES if (data := results.get(name))})
         lines += overview({name: data for name in NAMES if at(data := results.get(name), "cells")})
     return ["## Trips", "", *lines] if full and lines else lines
 
@@ -58,6 +61,7 @@ def trip(name: str, data: Any, full: bool) -> list[str]:
         "",
         *table(head, rows),
         "",
+        *rivals(runs, [None]),
         f"Ensemble with 0, 1, 2 sub-models absent: {absent(runs)}.",
         f"Cost a seed: {cost(runs)}, on {machine(runs[0])}. {trip_source(name, data, full)}",
         "",

@@ -24,7 +24,7 @@ from edvit_hf.recipe import Recipe, load_recipe, run
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.storage import read_json, write_json
-from trips.grid import UP_TO_RESULTS, is_finished
+from trips.grid import OF_RESULTS, UP_TO_RESULTS, is_finished
 
 FOLDS = (1, 2, 3, 4, 5)
 FIGURES = ("accuracy", "macro_f1")
@@ -56,7 +56,7 @@ def run_fold(recipe: Recipe, fold: int, folder: Path) -> None:
     run(recipe, folder, stages=UP_TO_RESULTS, command=f"edvit run {recipe.name} (test_groups [{fold}])")
     results = read_json(stage_dir(folder, "evaluate") / "results.json")
     seconds = sum(read_json(path)["seconds"] for path in sorted(folder.glob("*/done.json")))
-    keys = ("seed", "dataset", "environment", "class_groups", "rows", "absent", "sub_models")
+    keys = [key for key in ("seed", "dataset", *OF_RESULTS) if key in results]
     found = {"fold": fold, "stage_seconds_total": round(seconds, 1), **{key: results[key] for key in keys}}
     write_json(cell, {**found, "recipe_values": values})
 

@@ -28,6 +28,8 @@ from edvit_hf.recipe.running import STAGES, ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.storage import read_json, write_json
 
+# What a benchmark keeps of results.json; earlier results lack some of it.
+OF_RESULTS = ("environment", "class_groups", "rows", "absent", "sub_models", "gap", "choice", "rare_classes")
 UP_TO_RESULTS = [stage.name for stage in STAGES if stage.name not in ("export", "card")]
 
 
@@ -94,7 +96,7 @@ def describe(folder: Path, *, is_own: bool) -> dict[str, Any]:
         "stage_seconds_total": round(sum(s["seconds"] for s in stages.values()), 1),
         "peak_memory_mib": max(s["peak_memory_mib"] for s in stages.values()),
         "stages": stages,
-        **{key: results[key] for key in ("environment", "class_groups", "rows", "absent", "sub_models")},
+        **{key: results[key] for key in OF_RESULTS if key in results},
     }
     if is_own:
         manifest = read_json(ensemble_dir(folder) / "manifest.json")

@@ -20,7 +20,8 @@ from harness import command_line, write_results
 
 from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.recipe.schema import Recipe, load_recipe
-from edvit_hf.recipe.stages.compared import fair_budget, measured, plain_model
+from edvit_hf.recipe.stages.compared import measured, plain_model
+from edvit_hf.recipe.stages.effort import fair_budget
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json
 from trips.reduced_trip import Reduction, reduced_trip, run_stages

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import command_line, write_results
 
 from edvit_hf.storage import read_json
-from trips.grid import stage_costs
+from trips.grid import OF_RESULTS, stage_costs
 
 
 def run_seed(recipe: str, seed: int, work_dir: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run_seed(recipe: str, seed: int, work_dir: Path) -> dict[str, Any]:
         "stage_seconds_total": round(sum(s["seconds"] for s in stages.values()), 1),
         "peak_memory_mib": max(s["peak_memory_mib"] for s in stages.values()),
         "stages": stages,
-        **{key: results[key] for key in ("environment", "class_groups", "rows", "absent", "sub_models")},
+        **{key: results[key] for key in OF_RESULTS if key in results},
         "export": {key: exported[key] for key in ("parity", "accuracy")},
         "second_run_seconds": second_run(words),
     }

@@ -159,6 +159,55 @@ def test_the_table_of_a_grid_has_a_line_for_each_number_and_one_for_what_they_sh
     assert "Cost: 4 minutes" in text
 
 
+def rival_cell(seed, count, gap, share, deployed):
+    """The same as results of schema 2 state it."""
+    cell = report_cell(seed, count, 0.0, -0.02)
+    names = {"plain model, total size": "plain, N times the size", "plain model, per-device size": "replicas"}
+    copies = {**cell["rows"][1], "name": "copies", "against_ensemble": against(-0.01)}
+    cell["rows"].append(copies)
+    for row in cell["rows"]:
+        row["name"] = names.get(row["name"], row["name"])
+        most = 0 if row["name"] in ("teacher", "plain, N times the size") else count - 1
+        accuracies = [row["accuracy"] - 0.05 * k for k in range(most + 1)]
+        row["absent"] = [
+            {"num_absent": k, "accuracy": a, "worst": a, "num_subsets": 1} for k, a in enumerate(accuracies)
+        ]
+        row |= {"passes": {"per_device": 1000, "total": 1000 * count}, "minutes": 2.5 + seed}
+    cell["class_groups"] = [[c] for c in range(count)]
+    cell["gap"] = {"plain": 0.88, "large": 0.88 + gap / 100, "points": gap, "share": share}
+    cell["choice"] = deployed and {"name": deployed, "what": deployed, "verdict": f"deploy: {deployed} because"}
+    return cell
+
+
+def test_results_with_rivals_have_a_table_with_devices_absent_the_gap_and_what_to_deploy():
+    cells = [
+        rival_cell(0, 3, 4.0, {"ensemble": 0.5}, "the ensemble"),
+        rival_cell(1, 3, 6.0, {"ensemble": 1.0}, "copies"),
+    ]
+    text = report([*cells, report_cell(0, 2, -0.01, -0.02)])
+    assert "| copies of 3 |" in text
+    table = [line.strip("| ").split(" | ") for line in text[text.index("beside the ensemble of 3") :].splitlines()[2:8]]
+    rows = {name: [value.split(" ")[0] for value in values] for name, *values in table}
+    assert rows["ensemble"] == ["90.0", "85.0", "80.0", "75", "1,000", "3,000", "3.0"]
+    assert rows["plain, N times the size"][1:3] == ["no", "no"]
+    assert dict(zip(["name", "0", "1", "2", "gap"], table[1], strict=False))["gap"] == "75 (50 to 100)"
+    assert "two plain models: 5.0 (4.0 to 6.0) points. Deploy: the ensemble (1 of 2), copies (1 of 2)." in text
+    assert "beside the ensemble of 2" not in text, "results of an earlier version state none of it"
+
+
+def test_the_overview_of_rivals_leaves_out_what_earlier_results_lack():
+    write = benchmark("report.rivals").overview
+    earlier = {"cells": [report_cell(0, 2, -0.01, -0.02)]}
+    assert write({"fsdd_small": earlier}) == []
+    small = {"cells": [rival_cell(0, 2, 1.0, {}, None)]}
+    text = "\n".join(write({"fsdd_small": earlier, "trec6_small": small}))
+    line = next(line for line in text.splitlines() if line.startswith("| TREC"))
+    assert line.strip("| ").split(" | ")[1:] == [
+        *("not measured", "2", "1", "88.0", "89.0", "90.0", "1.0"),
+        *("90.0", "85.0", "no answer", "gap too small"),  # with both absent
+    ]
+
+
 def test_one_seed_carries_its_paired_interval():
     text = report([report_cell(0, 2, -0.02, -0.05)])
     assert "-2.00 [-3.00, -1.00]" in next(line for line in text.splitlines() if line.startswith("| ensemble of 2"))

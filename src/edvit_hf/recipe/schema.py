@@ -297,7 +297,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("distill", ("focus_weight",), lambda r: r.distill.votes == "all", "votes: all"),
     ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
     ("fuse", ("other",), lambda r: r.fuse.kind != "mlp", "kind: average` or `kind: residual"),
-    ("evaluate", ("rivals", "baseline_epochs"), lambda r: r.evaluate.baselines, "baselines: true"),
+    ("evaluate", ("rivals",), lambda r: r.evaluate.baselines, "baselines: true"),
     ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
     ("auto", ("tries", "min_gap"), lambda r: r.strategy == "auto", "strategy: auto"),
 )

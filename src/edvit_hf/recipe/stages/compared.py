@@ -234,7 +234,13 @@ def _folder(trip: Trip, name: str, *facts: object) -> Path:
 
 def plain_folder(trip: Trip, keep: int, config: DistillConfig) -> Path:
     """Where `plain_model` keeps its model and its log."""
-    return _folder(trip, "plain", keep, config)
+    another = _further_seed(trip, config)
+    return _folder(trip, "plain", keep, config, *([another] if another else []))
+
+
+def _further_seed(trip: Trip, config: DistillConfig) -> int:
+    """How far the seed of a copy is from the recipe's: its pruning samples are drawn so far from the recipe's too."""
+    return config.seed - trip.recipe.distill.seed
 
 
 def plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module:
@@ -242,7 +248,8 @@ def plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module
     folder = plain_folder(trip, keep, config)
     if not (folder / "model").is_dir():
         torch.manual_seed(config.seed)
-        model, _ = prune_for(trip, list(range(trip.teacher.config.num_labels)), keep)
+        seed = trip.recipe.prune.seed + _further_seed(trip, config)
+        model, _ = prune_for(trip, list(range(trip.teacher.config.num_labels)), keep, seed=seed)
         distill_into(trip, [model], [None], config, folder=folder, description=f"plain model, {keep} heads")
         save_model(model, folder / "model", trip.data.processor)
     drop_checkpoints(folder)
