@@ -112,16 +112,16 @@ class Witness:
         self._manifest, self._fusion = manifest, fusion
         stub = StubEngine(manifest)
         request = SubModelRequest(request_id="", content_hash="", budget_ms=None, inputs=INPUTS)
-        self._features = {i: stub.submit(i, request).result().features for i in stub.sub_models}
+        self._responses = {i: stub.submit(i, request).result() for i in stub.sub_models}
         self.wrong: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def look_at(self, found: Gathered) -> np.ndarray:
         """Fuse as the runtime does, and compare with what should come out."""
         present = [index in found.responses for index in range(NUM_SUB_MODELS)]
-        joined = self._fusion.join({i: response.features for i, response in found.responses.items()})
+        joined = self._fusion.join(found.responses)
         probabilities = self._fusion.probabilities(joined, present)
-        expected = self._fusion.probabilities(self._fusion.join(self._features), present)
+        expected = self._fusion.probabilities(self._fusion.join(self._responses), present)
         responses = found.responses.values()
         faults = {
             "version": any(r.content_hash != self._manifest.ensemble.content_hash for r in responses),

@@ -16,7 +16,7 @@ from edvit_hf.isolation.protocol import ProtocolError
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import Answer
 from edvit_hf.runtime.engines import Reason
-from edvit_hf.tasks import vote_sizes
+from edvit_hf.tasks import unknown_classes, vote_sizes
 from edvit_hf.transforms.images import MAX_SIDE
 
 MAX_TOKENS, MAX_TEXT, MAX_TOKEN_TEXT = 20_000, 1000, 100
@@ -121,14 +121,14 @@ def _answer_of(message: Message, manifest: Manifest, num_without: int) -> tuple[
         _table(message, f"vote:{entry.index}", vote_sizes(entry.class_group, len(names))) if there else None
         for entry, there in zip(manifest.sub_models, present or (), strict=True)
     ]
-    groups = zip(manifest.class_groups, present or (), strict=True)
+    unknown = unknown_classes(manifest.class_groups, present or ())
     answer = Answer(
         label_names=names,
         probabilities=tables[0],
         vote_logits=tuple(votes),
         present=tuple(present or ()),
         missing=reasons,
-        missing_classes=tuple(names[c] for group, there in groups if not there for c in group),
+        missing_classes=tuple(names[c] for c in unknown),
         milliseconds=tuple(_time(t) if there else None for t, there in zip(times or (), present or (), strict=True)),
         bytes_sent=tuple(sent or ()),
         fusion_milliseconds=_time(values.get("fusion_milliseconds")),

@@ -18,6 +18,26 @@ Task = Literal["image-classification", "audio-classification", "text-classificat
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
+FusionKind = Literal["mlp", "average", "residual"]
+
+FUSION_KINDS: tuple[FusionKind, ...] = get_args(FusionKind)
+
+FUSION_READS: dict[FusionKind, tuple[str, ...]] = {
+    "mlp": ("features",),
+    "average": ("votes",),
+    "residual": ("features", "votes"),
+}
+"""What of a sub-model's answer each kind of fusion looks at: its features, its vote, or both."""
+
+FUSION_INPUTS = ("features", "votes", "mask")
+"""Inputs of an exported fusion: features (B, D), votes (B, V), mask (B, S); older ones take no votes.
+
+Votes are the sub-models' `logits` side by side: a graph's input cannot be called as its output is.
+"""
+
+ANSWERS = {"features": "features", "votes": "logits"}
+"""Input of an exported fusion -> the output of the sub-models that it holds side by side."""
+
 GRAPH_INPUTS: dict[Task, tuple[str, ...]] = {
     "image-classification": ("pixel_values",),
     "audio-classification": ("input_values",),
@@ -114,6 +134,12 @@ def class_groups_fault(class_groups: Sequence[Sequence[int]], num_classes: int) 
             owners[label] = index
     missing = sorted(set(range(num_classes)) - set(owners))
     return f"classes {missing} stand in no class group: no sub-model would answer for them." if missing else None
+
+
+def unknown_classes(class_groups: Sequence[Sequence[int]], present: Sequence[bool]) -> list[int]:
+    """Classes that no present sub-model votes over, in the order of the groups that hold them."""
+    known = {label for group, there in zip(class_groups, present, strict=True) if there for label in group}
+    return [label for label in dict.fromkeys(label for group in class_groups for label in group) if label not in known]
 
 
 def label_names_fault(names: Sequence[object]) -> str | None:

@@ -57,7 +57,8 @@ def test_the_fusion_graph_answers_like_torch_with_any_sub_model_absent(exported,
     features = np.random.default_rng(1).standard_normal((5, 48), dtype=np.float32)
     rows = np.tile(np.float32(mask), (5, 1))
     graph = session(root / manifest.fusion.variant().file)
-    (logits,) = graph.run(["logits"], {"features": features, "mask": rows})
+    votes = np.full((5, sum(model.vote_sizes)), np.nan, np.float32)  # which a head on features does not ask
+    (logits,) = graph.run(["logits"], {"features": features, "votes": votes, "mask": rows})
     with torch.no_grad():
         expected = model.fusion(torch.from_numpy(features), None, torch.from_numpy(rows) > 0)
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
@@ -177,7 +178,8 @@ def test_optimum_resolves_our_graphs_by_model_type_and_task(exported):
     fusion = resolve_onnx_config(config, model_type=FUSION_MODEL_TYPE)
     assert type(fusion) is FusionOnnxConfig
     inputs = fusion.example_inputs()
-    assert {name: tuple(value.shape) for name, value in inputs.items()} == {"features": (3, 48), "mask": (3, 2)}
+    shapes = {"features": (3, 48), "votes": (3, 6), "mask": (3, 2)}
+    assert {name: tuple(value.shape) for name, value in inputs.items()} == shapes
     assert inputs["mask"].eq(1).all()
     assert fusion.example_inputs()["features"].equal(inputs["features"])  # seeded
 

@@ -14,7 +14,7 @@ from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, SubModelOnnxConfig
 from edvit_hf.export.reference import check_inputs, parity_rounds, random_inputs
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime import EDViTRuntime
-from edvit_hf.tasks import MAIN_INPUT, PREPROCESSING_FILE, TASKS
+from edvit_hf.tasks import FUSION_INPUTS, MAIN_INPUT, PREPROCESSING_FILE, TASKS
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model
 from support.tiny_export import IMAGES, NUM_ITEMS, PROFILE, exported_architectures
 
@@ -174,7 +174,7 @@ def test_optimum_knows_the_ensemble_of_every_task(exported):
     with torch.no_grad():
         assert model(**whole.example_inputs()).logits.shape == (3, 2 * len(names))
     assert list(resolve_onnx_config(model.config, task="feature-extraction").outputs) == ["features"]
-    assert list(resolve_onnx_config(model.config, model_type=FUSION_MODEL_TYPE).inputs) == ["features", "mask"]
+    assert list(resolve_onnx_config(model.config, model_type=FUSION_MODEL_TYPE).inputs) == list(FUSION_INPUTS)
 
 
 def test_only_names_of_ours_are_registered_and_any_tool_finds_them_under_onnx():

@@ -241,7 +241,7 @@ def test_a_search_keeps_float_what_it_must_and_the_manifest_says_what(maker):
     reference = []
 
     def measure(predict, class_group=None):
-        features = predict.features({"pixel_values": PIXELS})
+        features = predict.answers({"pixel_values": PIXELS})["features"]
         reference.append(features)
         error = np.abs(features - reference[0]).mean()
         errors.append(error)

@@ -158,10 +158,10 @@ def closeness(planted, limit):
     """A gate that passes ensembles whose features are close to those of the fp32 files."""
     from edvit_hf.export.gates import OnnxEnsemble
 
-    expected = OnnxEnsemble(*planted).features({"pixel_values": PIXELS})
+    expected = OnnxEnsemble(*planted).answers({"pixel_values": PIXELS})["features"]
 
     def gate(ensemble):
-        got = ensemble.features({"pixel_values": PIXELS})
+        got = ensemble.answers({"pixel_values": PIXELS})["features"]
         error = float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
         return {"passed": error <= limit, "net_flips": round(1000 * error)}
 

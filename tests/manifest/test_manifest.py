@@ -197,7 +197,7 @@ BROKEN = [
     (_set("sub_models", 0, "class_group", value=[0]), "differs from"),
     (_set("sub_models", 1, "index", value=0), "must be numbered 0 to 1"),
     (_set("sub_models", 0, "variants", value=[]), "at least one variant"),
-    (_set("class_groups", value=[[0, 2], [2]]), "exactly once"),
+    (_set("class_groups", value=[[0, 2], [2]]), "classes [1] stand in no class group"),
     (_set("label_names", value=["a", "a", "b"]), "`label_names` must give every class a name of its own: classes 0"),
     (_set("label_names", value=["a", " ", "b"]), "class 1 has the empty name"),
     (_set("label_names", value=["a", "b", "other"]), "class 2 is named 'other'"),
@@ -206,7 +206,7 @@ BROKEN = [
     (_set("schema_version", value="1"), "must be a positive integer"),
     (_set("schema_version", value=True), "must be a positive integer"),
     (_set("schema_version", value=SCHEMA_VERSION + 1), "Upgrade edvit_hf"),
-    (_set("schema_version", value=2), "expected schema version 3, got 2. Older manifests lack what"),
+    (_set("schema_version", value=2), "expected schema version 3 to 4, got 2. Older manifests lack what"),
 ]
 
 

@@ -95,12 +95,13 @@ def test_a_missing_graph_is_named_and_nothing_is_renumbered(root):
 @pytest.mark.parametrize(
     ("groups", "named"),
     [
-        ([[0, 3], [1], [2]], "exactly once"),
-        ([[0, 3], [1, 2], [2, 4]], "exactly once"),
+        ([[0, 3], [1], [2]], r"must hold each of the 5 labels.*\[4\] stand in no class group"),
+        ([[0, 3], [1, 2, 1], [2, 4]], "class 1 stands twice in class group 1"),
+        ([[0, 3], [1, 2], [2, 4]], "differs"),
         ([[0, 1], [3], [2, 4]], "differs"),
     ],
 )
-def test_class_groups_that_overlap_leave_gaps_or_disagree_are_refused(root, groups, named):
+def test_class_groups_that_leave_gaps_or_disagree_are_refused(root, groups, named):
     edit_manifest(root, lambda data: data.update(class_groups=groups))
     with pytest.raises(ManifestError, match=named):
         load(root)
@@ -111,6 +112,7 @@ def test_labels_of_another_number_than_the_fusion_head_gives_are_refused(root):
         data["label_names"].append("one more")
         data["class_groups"][2].append(5)
         data["sub_models"][2]["class_group"].append(5)
+        data["sub_models"][2]["vote_size"] += 1
 
     edit_manifest(root, edit)
     with pytest.raises(ManifestError, match="sub-model 2: the manifest promises logits of size 4, the graph gives 3"):

@@ -256,7 +256,7 @@ def test_predict_without_refuses_sets_that_leave_nobody_and_unknown_sub_models(e
 
 
 def test_bytes_sent_are_shape_times_float32(ensemble):
-    assert [ensemble.feature_bytes(i) for i in range(3)] == [FEATURES * 4] * 3
+    assert [ensemble.sent_bytes(i) for i in range(3)] == [FEATURES * 4] * 3
 
 
 def test_threads_are_fixed_and_never_spin():

@@ -67,10 +67,10 @@ def features_by_hand(folder, index, inputs):
 @pytest.mark.parametrize("task", TASKS)
 def test_an_answer_comes_from_what_every_graph_gives_for_these_inputs(folders, ensembles, task):
     inputs, ensemble = batch(task), ensembles[task]
-    answer, features = ensemble._answer(inputs, [1], None)
-    for index, columns in enumerate(ensemble._fusion.columns):
+    answer, joined = ensemble._answer(inputs, [1], None)
+    for index, columns in enumerate(ensemble._fusion.columns["features"]):
         expected = features_by_hand(folders[task], index, inputs)
-        np.testing.assert_allclose(features[:, columns], 0 if index == 1 else expected, atol=1e-6)
+        np.testing.assert_allclose(joined["features"][:, columns], 0 if index == 1 else expected, atol=1e-6)
     assert answer.present == (True, False, True)
     assert answer.probabilities.shape == (3, 5)
     np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, atol=1e-6)

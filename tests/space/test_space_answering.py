@@ -68,7 +68,7 @@ def assert_whole(view, opened, unplugged=()):
             assert device.vote in (*device.classes, "other")
             assert 0 < device.vote_share <= 1
             assert device.milliseconds >= 0
-            assert device.bytes_sent == opened.runtime.feature_bytes(device.index)
+            assert device.bytes_sent == opened.runtime.sent_bytes(device.index)
             assert device.changes_answer == (device.answer_without not in (None, view.label))
     measured, *predicted = view.timelines
     assert measured.is_measured

@@ -22,7 +22,7 @@ from edvit_hf.manifest import (
     file_sha256,
     hash_of_content,
 )
-from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES
+from edvit_hf.tasks import PREPROCESSING_FILE, PROCESSOR_FILES, num_labels_of
 
 SIZE = 8
 TASK_GROUPS = [[0, 3], [1], [2, 4]]  # of tests that take one ensemble for each task
@@ -95,22 +95,23 @@ def write_processor(root: Path, task) -> None:
 
 
 def write_tiny_ensemble(
-    root: Path, class_groups, *, label_names=None, broken=None, templates=None, task="image-classification"
+    root: Path, class_groups, *, label_names=None, broken=None, templates=None, task="image-classification", kind="mlp"
 ) -> Manifest:
     """Write graphs and manifest; returns the manifest.
 
     `broken`: index of a sub-model whose features are NaN. `templates`: (L, SIZE, SIZE) pictures in 0..1; a
     feature is then the match with the picture of one class, so that the ensemble really recognises them.
-    Without, random weights.
+    Without, random weights. `kind`: of fusion; "average" takes votes of sub-models that all know every class in order,
+    "mlp" is what was exported before there were kinds, a graph from features and mask.
     """
-    num_labels = sum(len(group) for group in class_groups)
+    num_labels = 1 + max(c for group in class_groups for c in group)
     rng = np.random.default_rng(0)
     entries, columns = [], []
     for index, group in enumerate(class_groups):
         width = len(group) if templates is not None else FEATURES
         if templates is None:
             weight = rng.normal(size=(_INPUT_SIZES[task], width)) / 4
-            vote = rng.normal(size=(width, len(group) + 1))
+            vote = rng.normal(size=(width, num_labels_of(group, num_labels)))
         else:
             weight = np.stack([_matched_filter(templates[c]) for c in group], axis=1)
             vote = np.concatenate([40 * np.eye(width), np.full((width, 1), 8.0)], axis=1)
@@ -127,9 +128,10 @@ def write_tiny_ensemble(
             SubModelEntry(
                 index=index,
                 class_group=list(group),
+                vote_size=vote.shape[1],
                 feature_size=width,
                 feature_mean=[0.0] * width,
-                feature_std=[1.0] * width,
+                feature_std=[0.0 if kind == "average" else 1.0] * width,
                 path=f"sub_models/{index:02d}",
                 variants=files,
             )
@@ -140,7 +142,9 @@ def write_tiny_ensemble(
         if templates is None
         else np.concatenate([40 * np.eye(num_labels)[columns], np.zeros((len(class_groups), num_labels))])
     )
-    _save(root / "onnx/fusion.onnx", _fusion_graph(fusion, len(columns), len(class_groups)))
+    average = _average_graph(len(columns), len(class_groups), num_labels)
+    head = _fusion_graph(fusion, len(columns), len(class_groups))
+    _save(root / "onnx/fusion.onnx", average if kind == "average" else head)
     write_processor(root, task)
     content = {**CONTENT, **vouched_processor(root)}
     manifest = Manifest(
@@ -149,7 +153,7 @@ def write_tiny_ensemble(
         class_groups=[list(group) for group in class_groups],
         preprocessing=PREPROCESSING_FILE[task],
         sub_models=entries,
-        fusion=FusionEntry(variants=[_variant(root, "onnx/fusion.onnx", "fp32")]),
+        fusion=FusionEntry(kind=kind, variants=[_variant(root, "onnx/fusion.onnx", "fp32")]),
         content=content,
     )
     manifest.save(root)
@@ -252,6 +256,25 @@ def _fusion_graph(weight, num_features, num_sub_models):
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weight.shape[1]])],
         [_tensor(weight, "weight")],
     )
+
+
+def _average_graph(num_features, num_sub_models, num_labels):
+    """The mean of the present votes' log-probabilities, where every sub-model knows all classes in order."""
+    nodes = [
+        helper.make_node("Reshape", ["votes", "by_sub_model"], ["each"]),
+        helper.make_node("LogSoftmax", ["each"], ["log_probabilities"], axis=-1),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["present"]),
+        helper.make_node("Mul", ["log_probabilities", "present"], ["heard"]),
+        helper.make_node("ReduceSum", ["heard", "second"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "second"], ["count"], keepdims=1),
+        helper.make_node("Div", ["total", "count"], ["logits"]),
+    ]
+    sizes = {"features": num_features, "votes": num_sub_models * num_labels, "mask": num_sub_models}
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", size]) for n, size in sizes.items()]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", num_labels])]
+    shapes = {"by_sub_model": [0, num_sub_models, num_labels], "last": [-1], "second": [1]}
+    constants = [numpy_helper.from_array(np.array(values, np.int64), name) for name, values in shapes.items()]
+    return helper.make_graph(nodes, "fusion", inputs, outputs, constants)
 
 
 def _tensor(values, name):

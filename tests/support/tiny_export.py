@@ -36,9 +36,9 @@ def save_tiny_ensemble(root, class_groups):
     return save_ensemble(root, sub_models, class_groups)
 
 
-def save_ensemble(root, sub_models, class_groups):
+def save_ensemble(root, sub_models, class_groups, **fields):
     """Save an ensemble of these sub-models with what prepares their inputs, and return it in eval mode."""
-    num_classes = sum(map(len, class_groups))
+    num_classes = 1 + max(c for group in class_groups for c in group)
     for sub_model, group in zip(sub_models, class_groups, strict=True):
         names = [f"c{c}" for c in group] + ["other"] * (sub_model.config.num_labels - len(group))
         sub_model.config.id2label = dict(enumerate(names))
@@ -46,11 +46,15 @@ def save_ensemble(root, sub_models, class_groups):
     torch.manual_seed(0)
     task = TASK_OF[sub_models[0].config.model_type]
     model = ensemble_class(task).from_sub_models(
-        sub_models, class_groups, id2label={i: f"c{i}" for i in range(num_classes)}, fusion_hidden_size=8
+        sub_models, class_groups, id2label={i: f"c{i}" for i in range(num_classes)}, fusion_hidden_size=8, **fields
     )
-    model.fusion.set_feature_statistics(
-        torch.randn(sum(model.fusion.feature_sizes)), torch.rand(sum(model.fusion.feature_sizes)) + 0.5
-    )
+    size = sum(model.fusion.feature_sizes)
+    if model.config.fusion_kind != "average":
+        model.fusion.set_feature_statistics(torch.randn(size), torch.rand(size) + 0.5)
+    if model.config.fusion_kind != "mlp":
+        model.fusion.set_temperatures(torch.rand(len(class_groups)) + 0.5)
+    if model.config.fusion_kind == "residual":
+        model.fusion.set_scale(0.5)
     root.mkdir(parents=True, exist_ok=True)
     write_processor(root, task)
     model.save_pretrained(root)
@@ -62,6 +66,29 @@ def exported_images(tmp_path_factory):
     if "images" not in _EXPORTED:
         _EXPORTED["images"] = _export_images(tmp_path_factory)
     return _EXPORTED["images"]
+
+
+SHAPES_OF_FUSION = {  # kind -> class groups over four classes that suit it
+    "average": [[0, 1, 2, 3], [0, 1, 2, 3]],
+    "residual": [[0, 2, 1], [3, 1]],
+    "replica": [[0, 1, 2, 3]],
+}
+
+
+def exported_fusion(tmp_path_factory, shape):
+    """An export with another fusion than a head on features, see `SHAPES_OF_FUSION`: folder, torch model, manifest."""
+    if ("fusion", shape) not in _EXPORTED:
+        root, groups = tmp_path_factory.mktemp(shape) / "ensemble", SHAPES_OF_FUSION[shape]
+        sub_models = [
+            one_layer_model("vit", seed=i, num_labels=len(group) + (len(group) < 4), hidden_size=16)
+            for i, group in enumerate(groups)
+        ]
+        kind = "average" if shape == "replica" else shape
+        fields = {"fusion_kind": kind, "fusion_other": "spread" if shape == "residual" else None}
+        model = save_ensemble(root, sub_models, groups, focus_groups=[[i] for i in range(len(groups))], **fields)
+        config = ExportConfig(profiles=(PROFILE,), precisions=("int8", "fp16"))
+        _EXPORTED["fusion", shape] = root, model, _export_with_measures(root, model, config, [])
+    return _EXPORTED["fusion", shape]
 
 
 def exported_architectures(tmp_path_factory, *names):
@@ -105,9 +132,10 @@ def tiny_measure(model, split, items, asked):
         asked.append((split, class_group))
         right = labels
         if class_group is not None:
+            group_size = len(class_group) + (len(class_group) < model.config.num_labels)
             right = np.array([class_group.index(c) if c in class_group else len(class_group) for c in labels])
         logits = np.concatenate([predict({"pixel_values": part}) for part in np.split(PIXELS[items], [1, 3])])
-        assert logits.shape == (len(right), 4 if class_group is None else len(class_group) + 1)
+        assert logits.shape == (len(right), 4 if class_group is None else group_size)
         figures = {"mean_logit": np.float64(logits.mean())}  # a measure may give numbers as numpy has them
         return SplitAnswers(split=split, labels=right, predictions=logits.argmax(1), figures=figures)
 

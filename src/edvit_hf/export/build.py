@@ -19,9 +19,11 @@ from edvit_hf.export.gates import (
     SplitMeasure,
     as_feeds,
     check_parity,
+    mask_without,
     measure_parity,
     run_batches,
     run_rounds,
+    side_by_side,
 )
 from edvit_hf.export.graphs.derived import join_graphs
 from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, draw_sub_model, save_graph
@@ -120,13 +122,14 @@ class GraphBuilder:
         onnx_config = resolve_onnx_config(self.model.config, model_type=FUSION_MODEL_TYPE)
         graph = draw_graph(FusionGraph(self.model.fusion).eval(), onnx_config, opset=self.config.opset)
         save_graph(graph, self.staging / FUSION_FILE)
-        features = np.concatenate(self.reference.features, axis=1)
+        reference = self.reference
+        pairs = zip(reference.features, reference.votes, strict=True)
+        answers = side_by_side([{"features": features, "logits": votes} for features, votes in pairs])
         session = GraphSession(self.staging / FUSION_FILE)
         parts = []
-        for absent in self.reference.logits:
-            mask = np.ones((len(features), len(self.groups)), np.float32)
-            mask[:, list(absent)] = 0.0
-            parts.append(run_batches(session, {"features": features, "mask": mask})["logits"])
+        for absent in reference.logits:
+            mask = mask_without(absent, answers, len(self.groups))
+            parts.append(run_batches(session, {**answers, "mask": mask})["logits"])
         parity = self._compare_logits(parts, what=FUSION_FILE)
         return self.describe(FUSION_FILE, parity, accuracy_note=_FUSION_NOTE)
 
@@ -161,8 +164,8 @@ class GraphBuilder:
 
     def check_ensemble(self, ensemble: OnnxEnsemble) -> Parity:
         """Check the whole trip, from inputs to logits."""
-        run = run_rounds(lambda **inputs: {"features": ensemble.features(inputs)}, self.reference.rounds)
-        parts = [ensemble.fuse(run["features"], absent) for absent in self.reference.logits]
+        answers = run_rounds(lambda **inputs: ensemble.answers(inputs), self.reference.rounds)
+        parts = [ensemble.fuse(answers, absent) for absent in self.reference.logits]
         return self._compare_logits(parts, what="the exported ensemble")
 
     def _compare_logits(

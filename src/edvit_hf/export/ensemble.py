@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from edvit_hf.manifest import (
 )
 from edvit_hf.modeling_edvit import EDViTPreTrainedModel
 from edvit_hf.storage import held_folder
-from edvit_hf.tasks import PREPROCESSING_FILE
+from edvit_hf.tasks import PREPROCESSING_FILE, FusionKind
 from edvit_hf.transforms import Transform, load_transform
 
 logger = logging.getLogger(__name__)
@@ -253,16 +254,25 @@ def _shortest(values: torch.Tensor) -> list[float]:
     return [float(str(value)) for value in values.numpy()]
 
 
+def _feature_statistics(model: EDViTPreTrainedModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Mean and deviation of each sub-model's feature; zeros where the fusion knows none, which says just that."""
+    nothing = torch.zeros(sum(model.config.feature_sizes))
+    known = (getattr(model.fusion, name, nothing) for name in ("feature_mean", "feature_std"))
+    mean, std = (list(values.split(model.config.feature_sizes)) for values in known)
+    return mean, std
+
+
 def _make_manifest(
     model: EDViTPreTrainedModel, entry: EnsembleEntry, exported: ExportedFiles, content: dict[str, ContentFile]
 ) -> Manifest:
     """The manifest, checked by reading it back."""
-    config, sizes = model.config, model.config.feature_sizes
-    means, stds = (values.split(sizes) for values in (model.fusion.feature_mean, model.fusion.feature_std))
+    config, sizes, focus = model.config, model.config.feature_sizes, model.config.focus_groups
+    means, stds = _feature_statistics(model)
     sub_models = [
         SubModelEntry(
             index=index,
             class_group=list(config.class_groups[index]),
+            vote_size=config.vote_sizes[index],
             feature_size=sizes[index],
             feature_mean=_shortest(means[index]),
             feature_std=_shortest(stds[index]),
@@ -275,9 +285,10 @@ def _make_manifest(
         ensemble=entry,
         label_names=[config.id2label[i] for i in range(config.num_labels)],
         class_groups=[list(group) for group in config.class_groups],
+        focus_groups=None if focus in (None, config.class_groups) else [list(group) for group in focus],
         preprocessing=PREPROCESSING_FILE[entry.task],
         sub_models=sub_models,
-        fusion=FusionEntry(variants=[exported.fusion]),
+        fusion=FusionEntry(kind=cast(FusionKind, config.fusion_kind), variants=[exported.fusion]),
         whole=exported.whole,
         latency_protocols=exported.latency_protocols,
         content=content,

@@ -17,6 +17,7 @@ import onnxruntime
 from edvit_hf.errors import DataError, ExportGateError
 from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.manifest import Parity
+from edvit_hf.tasks import ANSWERS
 
 Arrays = Mapping[str, np.ndarray]
 Predict = Callable[[Arrays], np.ndarray]  # model inputs by name, rows first -> logits (B, L)
@@ -62,18 +63,28 @@ class OnnxEnsemble:
 
     def __call__(self, inputs: Arrays, absent: Sequence[int] = ()) -> np.ndarray:
         """Logits (B, L) of inputs by name, rows first, with the named sub-models absent."""
-        return self.fuse(self.features(inputs), absent)
+        return self.fuse(self.answers(inputs), absent)
 
-    def features(self, inputs: Arrays) -> np.ndarray:
-        """Features (B, D) of all sub-models side by side."""
+    def answers(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """`features` (B, D) and `votes` (B, V) of all sub-models side by side."""
         feeds = as_feeds(inputs)
-        return np.concatenate([run(**feeds)["features"] for run in self.sub_models], axis=1)
+        return side_by_side([run(**feeds) for run in self.sub_models])
 
-    def fuse(self, features: np.ndarray, absent: Sequence[int] = ()) -> np.ndarray:
-        """Logits (B, L) of features (B, D) with the named sub-models absent."""
-        mask = np.ones((len(features), len(self.sub_models)), np.float32)
-        mask[:, list(absent)] = 0.0
-        return self.fusion(features=features, mask=mask)["logits"]
+    def fuse(self, answers: Arrays, absent: Sequence[int] = ()) -> np.ndarray:
+        """Logits (B, L) of what `answers` gave, with the named sub-models absent."""
+        return self.fusion(**answers, mask=mask_without(absent, answers, len(self.sub_models)))["logits"]
+
+
+def side_by_side(answers: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """`features` (B, D) and `votes` (B, V) of all sub-models from the `features` and `logits` of each."""
+    return {name: np.concatenate([each[of] for each in answers], axis=1) for name, of in ANSWERS.items()}
+
+
+def mask_without(absent: Sequence[int], answers: Arrays, num_sub_models: int) -> np.ndarray:
+    """Mask (B, S) float32 for as many rows as there are answers: 0 for the sub-models that are named."""
+    mask = np.ones((len(answers["features"]), num_sub_models), np.float32)
+    mask[:, list(absent)] = 0.0
+    return mask
 
 
 def as_feeds(inputs: Arrays) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import ExportGateError, named_extra
-from edvit_hf.tasks import GRAPH_INPUTS, TASKS, Task
+from edvit_hf.tasks import FUSION_INPUTS, GRAPH_INPUTS, TASKS, Task
 
 with named_extra("Exporting", "export"):
     from optimum.exporters.base import ExporterConfig
@@ -146,26 +146,27 @@ class SubModelOnnxConfig(EDViTOnnxConfig):
 
 
 class DummyFusionInputGenerator(DummyInputGenerator):
-    """Features drawn evenly from [-1, 1) with every sub-model present."""
+    """Features and votes drawn evenly from [-1, 1) with every sub-model present."""
 
-    SUPPORTED_INPUT_NAMES = ("features", "mask")
+    SUPPORTED_INPUT_NAMES = FUSION_INPUTS
 
     def __init__(self, task: str, normalized_config: NormalizedConfig, batch_size: int, **_: Any) -> None:
-        sizes = normalized_config.config.feature_sizes
-        self.shapes = {"features": [batch_size, sum(sizes)], "mask": [batch_size, len(sizes)]}
+        config = normalized_config.config
+        sizes = {"features": sum(config.feature_sizes), "votes": sum(config.vote_sizes), "mask": config.num_sub_models}
+        self.shapes = {name: [batch_size, size] for name, size in sizes.items()}
 
     def generate(
         self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
     ) -> "Tensor":
-        """Return `features` (B, D) or `mask` (B, S), both float."""
-        low = -1 if input_name == "features" else 1
+        """Return `features` (B, D), `votes` (B, V) or `mask` (B, S), all float."""
+        low = 1 if input_name == "mask" else -1
         shape, kind = self.shapes[input_name], {"framework": framework, "dtype": float_dtype}
         return cast("Tensor", self.random_float_tensor(shape, min_value=low, max_value=1, **kind))
 
 
 @_register(FUSION_MODEL_TYPE, *TASKS)
 class FusionOnnxConfig(EDViTOnnxConfig):
-    """The fusion head: features (B, D) and mask (B, S), non-zero where present -> logits (B, L)."""
+    """The fusion: features (B, D), votes (B, V) and mask (B, S), non-zero where present -> logits (B, L)."""
 
     def __init__(self, config: "PreTrainedConfig", task: str, **kwargs: Any) -> None:
         super().__init__(config, task, **kwargs)
@@ -175,7 +176,7 @@ class FusionOnnxConfig(EDViTOnnxConfig):
     @property
     def inputs(self) -> Axes:
         """Inputs and their dynamic axes."""
-        return {"features": {0: "batch"}, "mask": {0: "batch"}}
+        return {name: {0: "batch"} for name in FUSION_INPUTS}
 
     @property
     def largest_axes(self) -> dict[str, int]:

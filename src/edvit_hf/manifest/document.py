@@ -22,18 +22,21 @@ from edvit_hf.manifest.hashes import (
 )
 from edvit_hf.storage import MIB, parse_json_object, read_bytes, whole_file
 from edvit_hf.strict import read_strictly
-from edvit_hf.tasks import class_groups_fault, label_names_fault
+from edvit_hf.tasks import class_groups_fault, label_names_fault, num_labels_of, vote_sizes
 
 MANIFEST_NAME = "manifest.json"
 STALE_NAME = "manifest.json.stale"  # once other weights were saved into the folder
 # Every device holds the manifest: a number a line would make it a fifth larger. No text in JSON holds a line break.
 _NUMBER_LISTS = re.compile(r"\[\n\s+(-?\d[^\[\]{}\"]*?)\n\s+\]")
 MAX_BYTES = 16 * MIB  # far above any ensemble's; more is read by nobody who means well
-_MOST = {"label_names": 100_000, "class_groups": 1000, "sub_models": 1000, "whole": 1000}
+_MOST = {"label_names": 100_000, "class_groups": 1000, "focus_groups": 1000, "sub_models": 1000, "whole": 1000}
 _MOST |= {"latency_protocols": 1000, "content": 20_000}
 _WHY = "Nothing it lists can be trusted: the file is truncated or edited, or none. Fetch or export it again."
 Protocol = dict[str, Any]  # how latencies were measured
-SCHEMA_VERSION = 3  # 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights
+# 1 knew images alone; 2 no fp16, no raw inputs, no whole graph and no hashes of the weights; 3 no kinds of fusion and
+# no overlapping groups: it says what 4 says where nothing is said of them
+SCHEMA_VERSION = 4
+OLDEST_VERSION = 3  # that is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     ensemble: EnsembleEntry
     label_names: list[str]
-    class_groups: list[list[int]]
+    class_groups: list[list[int]]  # what each sub-model votes over; they may overlap
+    focus_groups: list[list[int]] | None = None  # what each was cut for, where that is something else
     preprocessing: str  # file that says how a raw input becomes the model's: see `PREPROCESSING_FILE`
     sub_models: list[SubModelEntry]
     fusion: FusionEntry
@@ -58,17 +62,13 @@ class Manifest:
         unfit = label_names_fault(self.label_names)
         require(unfit is None, f"`label_names` must give every class a name of its own: {unfit}")
         fault, count = class_groups_fault(self.class_groups, len(self.label_names)), len(self.label_names)
-        require(fault is None, f"`class_groups` must hold each of the {count} labels exactly once: {fault}")
+        require(fault is None, f"`class_groups` must hold each of the {count} labels, no group one twice: {fault}")
         indices = [entry.index for entry in self.sub_models]
         require(
             indices == list(range(len(self.class_groups))),
             f"`sub_models` must be numbered 0 to {len(self.class_groups) - 1} in order, got {indices}.",
         )
-        for entry, group in zip(self.sub_models, self.class_groups, strict=True):
-            require(
-                entry.class_group == group,
-                f"sub-model {entry.index}: `class_group` {entry.class_group} differs from {group} in `class_groups`.",
-            )
+        self._check_groups()
         for name in self.content:
             check_relative_path(name, "a key of `content`")
         found = hash_of_content(self.content)
@@ -86,6 +86,32 @@ class Manifest:
             )
         _check_distinct([v.file for v in self.variants], "two variants")
         _check_distinct(list(self.content), "two keys of `content`")
+
+    def _check_groups(self) -> None:
+        num_labels = len(self.label_names)
+        for entry, group in zip(self.sub_models, self.class_groups, strict=True):
+            require(
+                entry.class_group == group,
+                f"sub-model {entry.index}: `class_group` {entry.class_group} differs from {group} in `class_groups`.",
+            )
+            sizes = vote_sizes(group, num_labels)
+            require(
+                entry.vote_size in (sizes if self.fusion.kind != "mlp" else [None, *sizes]),
+                f"sub-model {entry.index}: `vote_size` must be {' or '.join(map(str, sizes))} for {len(group)} of "
+                f"{num_labels} classes, got {entry.vote_size}. Its vote could not be put beside the others.",
+            )
+        focus = self.focus_groups
+        require(
+            focus is None
+            or (len(focus) == len(self.class_groups) and all(f and set(f) <= set(range(num_labels)) for f in focus)),
+            f"`focus_groups` must name some of the {num_labels} labels for each sub-model, or be null, got {focus}.",
+        )
+
+    @property
+    def vote_sizes(self) -> list[int]:
+        """Labels that each sub-model votes over."""
+        usual = [num_labels_of(group, len(self.label_names)) for group in self.class_groups]
+        return [entry.vote_size or size for entry, size in zip(self.sub_models, usual, strict=True)]
 
     @property
     def variants(self) -> list[Variant]:
@@ -118,12 +144,13 @@ class Manifest:
                 f"{source}: schema version {version} is newer than {SCHEMA_VERSION}, the newest read here. "
                 f"Its fields may mean something else. Upgrade edvit_hf."
             )
-        if version < SCHEMA_VERSION:
+        if version < OLDEST_VERSION:
             raise ManifestError(
-                f"{source}: expected schema version {SCHEMA_VERSION}, got {version}. Older manifests lack what "
-                f"is checked now. Export again."
+                f"{source}: expected schema version {OLDEST_VERSION} to {SCHEMA_VERSION}, got {version}. Older "
+                "manifests lack what is checked now. Export again."
             )
         _check_counts(data, source)
+        data["schema_version"] = SCHEMA_VERSION
         try:
             return read_strictly(cls, data)
         except ValueError as error:

@@ -10,7 +10,7 @@ from edvit_hf.errors import ManifestError
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest.hashes import check_relative_path, require, require_identity, require_sha256
 from edvit_hf.strict import number, whole_number
-from edvit_hf.tasks import TASKS, Task
+from edvit_hf.tasks import FUSION_KINDS, TASKS, FusionKind, Task
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -187,7 +187,10 @@ class SubModelEntry:
     """One sub-model: what it answers for, the statistics of its feature, and its files."""
 
     index: int
-    class_group: list[int]  # ascending indices of the global classes; its own last label is "other"
+    class_group: list[int]  # indices of the global classes, in the order of its labels
+    vote_size: int | None = (
+        None  # its labels: one more than its classes where the last is "other"; older ones tell none
+    )
     feature_size: int
     feature_mean: list[float]
     feature_std: list[float]
@@ -217,12 +220,19 @@ class SubModelEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionEntry:
-    """The fusion head's files. Inputs: features (B, D) and mask (B, S), float32. Output: logits (B, L)."""
+    """The fusion's files. Inputs: features (B, D), votes (B, V) and mask (B, S), float32. Output: logits (B, L).
 
+    Votes are the sub-models' logits side by side; files of earlier exports do not take them.
+    """
+
+    kind: FusionKind = "mlp"
     variants: list[Variant]
 
     def __post_init__(self) -> None:
-        """Check that there is a file."""
+        """Check the kind, and that there is a file."""
+        require(
+            self.kind in FUSION_KINDS, f"fusion: `kind` must be one of {', '.join(FUSION_KINDS)}, got {self.kind!r}."
+        )
         require(bool(self.variants), "fusion: at least one variant is needed, got none. Export again.")
 
     def variant(self, precision: str = "fp32", profile: str | None = None) -> Variant:

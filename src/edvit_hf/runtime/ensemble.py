@@ -23,6 +23,7 @@ from edvit_hf.runtime.answers import (
     AbsentAnswer,
     Answer,
     Fusion,
+    Joined,
     Outcome,
 )
 from edvit_hf.runtime.arguments import (
@@ -41,10 +42,10 @@ from edvit_hf.runtime.engines.schedules import Schedule
 from edvit_hf.runtime.inputs import Inputs, check_inputs, prepared_shape, read_once
 from edvit_hf.runtime.opening import fusion_of, shape_of_inputs, transform_of
 from edvit_hf.runtime.sessions import check_profile, check_share
-from edvit_hf.tasks import Task
+from edvit_hf.tasks import FUSION_READS, Task, unknown_classes
 from edvit_hf.transforms import Transform, source_inputs
 
-BYTES_PER_FEATURE = 4
+BYTES_PER_NUMBER = 4
 
 
 class EDViTRuntime:
@@ -174,10 +175,15 @@ class EDViTRuntime:
         """Indices of the sub-models that the engine reaches."""
         return tuple(sorted(self.coordinator.engine.sub_models))
 
-    def feature_bytes(self, index: int) -> int:
-        """Bytes that sub-model `index` sends to the fusion head for one input (float32 features)."""
+    def sent_bytes(self, index: int) -> int:
+        """Bytes that sub-model `index` sends to the fusion for one input: features, vote or both, float32.
+
+        Which of them depends on the kind of fusion, see `FUSION_READS`.
+        """
         check_indices([index], len(self.manifest.sub_models), "index")
-        return BYTES_PER_FEATURE * self.manifest.sub_models[index].feature_size
+        entry, votes = self.manifest.sub_models[index], self.manifest.vote_sizes
+        sizes = {"features": entry.feature_size, "votes": votes[index]}
+        return BYTES_PER_NUMBER * sum(sizes[name] for name in FUSION_READS[self.manifest.fusion.kind])
 
     def __call__(self, source: Any, absent: Sequence[int] = (), *, deadline_ms: float | None = None) -> Answer:
         """Answer for one image, sound or text (B = 1), prepared as in training: whatever `transform.inputs` takes.
@@ -250,10 +256,10 @@ class EDViTRuntime:
             source: What `transform.inputs` takes.
             absent: Sub-models to leave out of all these answers. They are not run.
         """
-        answer, features = self._answer(source_inputs(self.transform, source), absent, None)
+        answer, joined = self._answer(source_inputs(self.transform, source), absent, None)
         whole, changes = answer.probabilities.argmax(axis=1), []
         for index in np.flatnonzero(answer.present) if sum(answer.present) > 1 else ():
-            without = self._without(answer, features, (int(index),))
+            without = self._without(answer, joined, (int(index),))
             winners = without.argmax(axis=1)
             labels, changed = [self.label_names[winner] for winner in winners], (winners != whole).tolist()
             changes.append(AbsentAnswer(index=int(index), probabilities=without, labels=labels, changed=changed))
@@ -279,18 +285,18 @@ class EDViTRuntime:
             QuorumError: A set leaves nobody. And what `predict` raises.
         """
         wanted = [check_indices(subset, len(self.manifest.sub_models), "subsets") for subset in subsets]
-        answer, features = self._answer(inputs, absent, None)
-        return answer, [self._without(answer, features, subset) for subset in wanted]
+        answer, joined = self._answer(inputs, absent, None)
+        return answer, [self._without(answer, joined, subset) for subset in wanted]
 
-    def _without(self, answer: Answer, features: np.ndarray, subset: Sequence[int]) -> np.ndarray:
-        """(B, L) probabilities from the features of an answer, with a further set of sub-models taken away."""
+    def _without(self, answer: Answer, joined: Joined, subset: Sequence[int]) -> np.ndarray:
+        """(B, L) probabilities from what an answer was fused from, with a further set of sub-models taken away."""
         present = [there and index not in subset for index, there in enumerate(answer.present)]
         if not any(present):
             raise QuorumError(
                 f"Expected at least one sub-model to be left, got {sorted(subset)} taken away from "
                 f"{[i for i, there in enumerate(answer.present) if there]}. Nobody would answer. Leave one in."
             )
-        return self._fusion.probabilities(features, present, seconds=self._fusion_seconds(None, 0.0))
+        return self._fusion.probabilities(joined, present, seconds=self._fusion_seconds(None, 0.0))
 
     def status(self) -> dict[str, Any]:
         """Requests, missing sub-models, breakers and the line since the start: JSON-able."""
@@ -322,8 +328,8 @@ class EDViTRuntime:
 
     def _answer(
         self, inputs: Inputs | np.ndarray, absent: Sequence[int], deadline_ms: float | None
-    ) -> tuple[Answer, np.ndarray]:
-        """The answer and the features (B, D) it was fused from, zero where absent."""
+    ) -> tuple[Answer, Joined]:
+        """The answer, and the features and votes that it was fused from, zero where absent."""
         if os.getpid() != self._process:
             raise EDViTError(
                 "Expected the process that loaded this runtime, got one that was forked from it. Its threads were not "
@@ -335,23 +341,23 @@ class EDViTRuntime:
         deadline_ms = check_deadline(deadline_ms)
         gathered = self.coordinator.gather(feeds, absent, deadline_ms=deadline_ms)
         found = gathered.responses
-        features = self._fusion.join({index: found[index].features for index in found})
+        joined = self._fusion.join(found)
         present = tuple(index in found for index in range(len(self.manifest.sub_models)))
         before = time.perf_counter()
         left = self._fusion_seconds(deadline_ms, before - start)
-        probabilities = self._fusion.fused(features, present, seconds=left)
+        probabilities = self._fusion.fused(joined, present, seconds=left)
         end = time.perf_counter()
-        groups = zip(self.manifest.class_groups, present, strict=True)
+        unknown = unknown_classes(self.manifest.class_groups, present)
         answer = Answer(
             label_names=self.label_names,
             probabilities=probabilities,
             vote_logits=tuple(found[i].logits if p else None for i, p in enumerate(present)),
             present=present,
             missing=gathered.missing,
-            missing_classes=tuple(self.label_names[c] for group, there in groups if not there for c in group),
+            missing_classes=tuple(self.label_names[c] for c in unknown),
             milliseconds=tuple(found[i].compute_ms if p else None for i, p in enumerate(present)),
-            bytes_sent=tuple(len(features) * self.feature_bytes(i) if p else 0 for i, p in enumerate(present)),
+            bytes_sent=tuple(len(probabilities) * self.sent_bytes(i) if p else 0 for i, p in enumerate(present)),
             fusion_milliseconds=1e3 * (end - before),
             total_milliseconds=1e3 * (end - start),
         )
-        return answer, features
+        return answer, joined

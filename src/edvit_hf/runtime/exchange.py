@@ -42,7 +42,8 @@ class ResponseCheck:
             return "version"
         entry = self._entries[index]
         features, logits = response.features, response.logits
-        votes = vote_sizes(entry.class_group, self._num_labels)
+        usual = vote_sizes(entry.class_group, self._num_labels)
+        votes = usual if entry.vote_size is None else [entry.vote_size]
         for values, sizes in ((features, [entry.feature_size]), (logits, votes)):
             is_table = isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind == "f"
             if not is_table or values.shape[0] != request.batch_size or values.shape[1] not in sizes:

@@ -4,8 +4,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
-
 from edvit_hf.errors import DeadlineError, EDViTError, ManifestError
 from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.hub.selection import NeededFile
@@ -13,7 +11,7 @@ from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import Fusion
 from edvit_hf.runtime.engines.local import WARM_UP_SECONDS, LocalEngine, input_shape
 from edvit_hf.runtime.inputs import common_shape, prepared_shape
-from edvit_hf.runtime.sessions import check_signature, open_verified
+from edvit_hf.runtime.sessions import check_fusion, open_verified
 from edvit_hf.tasks import MAIN_INPUT, NEEDED_PROCESSOR_FILES, PREPROCESSING_FILE, PROCESSOR_FILES
 from edvit_hf.transforms import Transform, load_transform
 
@@ -49,11 +47,10 @@ def fusion_of(manifest: Manifest, root: Path) -> Fusion:
     """The fusion head, which has run once."""
     variant = manifest.fusion.variant("fp32")
     session = open_verified(root, variant, quiet_options(1))
-    check_signature(session, inputs=("features", "mask"), outputs=("logits",), what="the fusion head")
+    check_fusion(manifest, session)
     fusion = Fusion(manifest, session)
     try:
-        empty = np.zeros((1, fusion.columns[-1].stop), np.float32)
-        fusion.fused(empty, [True] * len(manifest.sub_models), seconds=WARM_UP_SECONDS)
+        fusion.fused(fusion.empty(1), [True] * len(manifest.sub_models), seconds=WARM_UP_SECONDS)
     except DeadlineError as error:
         raise ManifestError(
             f"{variant.file}: expected a fusion head that answers an empty input within {WARM_UP_SECONDS:.0f} s, got "

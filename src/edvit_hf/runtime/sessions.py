@@ -17,7 +17,7 @@ from edvit_hf.manifest import Manifest, SubModelEntry, Variant
 from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.graphs import verified_graph
 from edvit_hf.runtime.engines.lanes import run_within
-from edvit_hf.tasks import GRAPH_INPUTS, vote_sizes
+from edvit_hf.tasks import FUSION_INPUTS, FUSION_READS, GRAPH_INPUTS, vote_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,8 @@ def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.Inferen
     what = f"sub-model {index}"
     check_signature(session, inputs=GRAPH_INPUTS[manifest.ensemble.task], outputs=("features", "logits"), what=what)
     widths = {output.name: output.shape[-1] for output in session.get_outputs()}
-    votes = vote_sizes(entry.class_group, len(manifest.label_names))
+    usual = vote_sizes(entry.class_group, len(manifest.label_names))
+    votes = usual if entry.vote_size is None else [entry.vote_size]
     promised = {"features": [entry.feature_size], "logits": votes}
     for name, sizes in promised.items():
         if isinstance(widths[name], int) and widths[name] not in sizes:
@@ -231,6 +232,16 @@ def check_sub_model(manifest: Manifest, index: int, session: onnxruntime.Inferen
                 f"{what}: the manifest promises {name} of size {sizes[0]}, the graph gives {widths[name]}. "
                 f"Manifest and files do not belong together. Fetch or export the ensemble again."
             )
+
+
+def check_fusion(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+    """The fusion's graph must take what its kind reads, the mask and nothing else, and give logits.
+
+    Graphs that were exported earlier take no votes, others all three whether they read them or not.
+    """
+    needed, found = {*FUSION_READS[manifest.fusion.kind], "mask"}, [item.name for item in session.get_inputs()]
+    expected = [name for name in FUSION_INPUTS if name in needed or name in found]
+    check_signature(session, inputs=expected, outputs=("logits",), what="the fusion head")
 
 
 def check_signature(

@@ -170,7 +170,7 @@ def info_reply(runtime: EDViTRuntime, config: ServeConfig, deadline_ms: float) -
                 "sub_model": index,
                 "classes": _names(runtime, index),
                 "loaded": index in runtime.loaded,
-                "bytes_sent": runtime.feature_bytes(index),
+                "bytes_sent": runtime.sent_bytes(index),
             }
             for index in range(len(runtime.manifest.sub_models))
         ],

@@ -22,6 +22,7 @@ import numpy as np
 from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.export.graphs.draw import clean_graph, save_graph
 from edvit_hf.export.optimum_config import EDViTOnnxConfig
+from edvit_hf.tasks import ANSWERS
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -101,7 +102,9 @@ def sort_nodes(graph: "GraphProto") -> None:
 
 
 def join_graphs(sub_models: Sequence[Path], fusion: Path, onnx_config: EDViTOnnxConfig) -> "ModelProto":
-    """Join the graphs of all sub-models (inputs -> features) and of the fusion head, with everybody present.
+    """Join the graphs of all sub-models and of the fusion, with everybody present.
+
+    Of a sub-model stays what the fusion reads: its features, its vote or both.
 
     Returns:
         `onnx.ModelProto`: One clean graph.
@@ -111,19 +114,20 @@ def join_graphs(sub_models: Sequence[Path], fusion: Path, onnx_config: EDViTOnnx
 
     parts = [onnx.load(path) for path in sub_models]
     head = compose.add_prefix(onnx.load(fusion), "fusion/")
+    read = [name for name in ANSWERS if f"fusion/{name}" in _inputs_of(head.graph)]
     joined = onnx.ModelProto()
     joined.CopyFrom(head)
     graph = joined.graph
     for owner in (graph.node, graph.initializer, graph.input, graph.output):
         del owner[:]
     for index, part in enumerate(parts):
-        features = _without_vote(part.graph)
+        wanted = _needed_for([ANSWERS[name] for name in read], part.graph)
         prefix = f"sub_model_{index:02d}/"
         renamed = compose.add_prefix(part, prefix, rename_inputs=False).graph
-        graph.node.extend(node for node in renamed.node if set(node.output) & {prefix + name for name in features})
+        graph.node.extend(node for node in renamed.node if set(node.output) & {prefix + name for name in wanted})
         graph.initializer.extend(tensor for tensor in renamed.initializer if tensor.name in _inputs_of(graph))
     graph.input.extend(parts[0].graph.input)
-    graph.node.extend(_nodes_between(len(parts), head))
+    graph.node.extend(_nodes_between(len(parts), head, read))
     graph.initializer.append(helper.make_tensor("joined/num_sub_models", TensorProto.INT64, [1], [len(parts)]))
     graph.initializer.extend(head.graph.initializer)
     (logits,) = head.graph.output
@@ -135,25 +139,25 @@ def join_graphs(sub_models: Sequence[Path], fusion: Path, onnx_config: EDViTOnnx
     return joined
 
 
-def _nodes_between(num_sub_models: int, head: "ModelProto") -> "list[NodeProto]":
-    """From the features of all sub-models, with everybody present, through the fusion head to the logits."""
+def _nodes_between(num_sub_models: int, head: "ModelProto", read: Sequence[str]) -> "list[NodeProto]":
+    """From what is `read` of all sub-models, with everybody present, through the fusion to the logits."""
     from onnx import TensorProto, helper
 
-    names = [f"sub_model_{index:02d}/features" for index in range(num_sub_models)]
+    names = {each: [f"sub_model_{index:02d}/{ANSWERS[each]}" for index in range(num_sub_models)] for each in read}
     one, shape = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]), ["joined/mask_shape"]
     return [
-        helper.make_node("Concat", names, ["fusion/features"], name="joined/features", axis=1),
-        helper.make_node("Shape", names[:1], ["joined/batch"], name="joined/batch", start=0, end=1),
+        *(helper.make_node("Concat", names[each], [f"fusion/{each}"], name=f"joined/{each}", axis=1) for each in read),
+        helper.make_node("Shape", names[read[0]][:1], ["joined/batch"], name="joined/batch", start=0, end=1),
         helper.make_node("Concat", ["joined/batch", "joined/num_sub_models"], shape, name=shape[0], axis=0),
         helper.make_node("ConstantOfShape", shape, ["fusion/mask"], name="joined/mask", value=one),
         *head.graph.node,
-        helper.make_node("Identity", ["fusion/logits"], ["logits"], name="joined/logits"),
+        helper.make_node("Identity", [head.graph.output[0].name], ["logits"], name="joined/logits"),
     ]
 
 
-def _without_vote(graph: "GraphProto") -> set[str]:
-    """Names of all values that the features depend on; those of the vote alone are left out."""
-    wanted = {"features"}
+def _needed_for(outputs: Sequence[str], graph: "GraphProto") -> set[str]:
+    """Names of all values that these outputs depend on; what only the others need is left out."""
+    wanted = set(outputs)
     for node in reversed(graph.node):  # a node stands after those that it reads from
         if set(node.output) & wanted:
             wanted.update(node.input)

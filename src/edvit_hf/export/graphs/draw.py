@@ -20,7 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from edvit_hf.errors import ExportGateError, named_extra
 from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
-from edvit_hf.modeling_edvit import FusionHead, forward_sub_model
+from edvit_hf.modeling_edvit import forward_sub_model
+from edvit_hf.parts_edvit import Fusion
 from edvit_hf.tasks import Task
 
 if TYPE_CHECKING:
@@ -112,15 +113,18 @@ _GRAPHS: dict[Task, type[SubModelGraph]] = {
 
 
 class FusionGraph(nn.Module):
-    """What is exported of the fusion head: features (B, D) and float mask (B, S) -> logits (B, L)."""
+    """What is exported of a fusion: features (B, D), votes (B, V) and float mask (B, S) -> logits (B, L).
 
-    def __init__(self, fusion: FusionHead) -> None:
+    Every kind takes all three, whether it reads them or not: whoever feeds one feeds any.
+    """
+
+    def __init__(self, fusion: Fusion) -> None:
         super().__init__()
         self.fusion = fusion
 
-    def forward(self, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, features: Tensor, votes: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the logits by name."""
-        return {"logits": self.fusion(features, None, mask)}
+        return {"logits": self.fusion(features, votes, mask)}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edvit_hf.errors import DataError, ExportGateError
-from edvit_hf.export.gates import Arrays, GraphSession, OnnxEnsemble, as_feeds, run_batches
+from edvit_hf.export.gates import Arrays, GraphSession, OnnxEnsemble, as_feeds, mask_without, run_batches, side_by_side
 from edvit_hf.export.graphs.derived import load_graph
 from edvit_hf.export.int8.dynamic import QuantizationPreset
 from edvit_hf.export.int8.nodes import CONVOLUTION, PRODUCTS, TABLE, NodeGroup, node_groups, quantizable_nodes
@@ -129,7 +129,7 @@ class _Attempts:
         self.groups: dict[str, tuple[int, NodeGroup]] = {}  # label -> sub-model, group
         self.products: list[set[str]] = []  # of each sub-model
         self._written: dict[int, tuple[Any, ...]] = {}
-        self._features: dict[tuple[Any, ...], np.ndarray] = {}
+        self._answers: dict[tuple[Any, ...], Arrays] = {}
         self._contents: set[tuple[str, ...]] = set()
         self._records: dict[tuple[QuantizationPreset, KeptFloat], GateRecord] = {}
 
@@ -179,10 +179,10 @@ class _Attempts:
         parts = []
         for index in range(len(self.sources)):
             key = (index, setting, *self.nodes_of(index, kept))
-            if key not in self._features:
+            if key not in self._answers:
                 is_float = self._candidates(index) <= set(self.nodes_of(index, kept))
-                self._features[key] = self._run(self.sources[index] if is_float else self._file(index, setting, kept))
-            parts.append(self._features[key])
+                self._answers[key] = self._run(self.sources[index] if is_float else self._file(index, setting, kept))
+            parts.append(self._answers[key])
         difference = self._fuse(parts) - self.logits
         return float(np.sqrt(np.mean(difference**2) / max(float(np.mean(self.logits**2)), 1e-30)))
 
@@ -198,13 +198,12 @@ class _Attempts:
             self._written[index] = key
         return file
 
-    def _run(self, file: Path) -> np.ndarray:
-        return run_batches(GraphSession(file), self.inputs)["features"]
+    def _run(self, file: Path) -> Arrays:
+        return run_batches(GraphSession(file), self.inputs)
 
-    def _fuse(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        joined = np.concatenate(features, axis=1)
-        mask = np.ones((len(joined), len(self.sources)), np.float32)
-        return self.fusion(features=joined, mask=mask)["logits"]
+    def _fuse(self, parts: Sequence[Arrays]) -> np.ndarray:
+        answers = side_by_side(parts)
+        return self.fusion(**answers, mask=mask_without((), answers, len(self.sources)))["logits"]
 
 
 @dataclass(frozen=True, kw_only=True)
