@@ -60,6 +60,10 @@ def view(
         unplugged: Indices of devices; those that the ensemble has not are ignored.
         fleet: Name out of `opened.plans` for the predicted timeline; None: the first of them.
     """
+    return replace(_view(opened, prepared, unplugged, fleet), joined=opened.joined)
+
+
+def _view(opened: OpenEnsemble, prepared: PreparedInput | None, unplugged: Sequence[int], fleet: str | None) -> View:
     count = len(opened.devices)
     out = tuple(sorted({int(index) for index in unplugged if 0 <= int(index) < count}))
     waiting = tuple(_waiting(device, device.index in out) for device in opened.devices)
@@ -164,7 +168,7 @@ def _sentence(whole: Answer, answer: Answer) -> str:
         parts.append(f"{verdict}: with all of them it was {whole.label} with {_share(whole)}.")
     names = answer.missing_classes
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    parts.append(f"No device that knows {shown} takes part.")
+    parts.append(f"No device that knows {shown} takes part." if names else "Those that are left know every class.")
     return " ".join(parts)
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from answers import isolation
 from answers.documents import Example, absent_rows, credits_of, load_examples, models_of, read_card, read_results
 from answers.isolation import IsolatedEnsemble
+from answers.knowledge import devices_of, joining_of
 from answers.opened import Bundle, OpenEnsemble
 from answers.opening import OpenedOnce, fetch_ensemble, hub_id_of
 from answers.reading import side_of
 from answers.runtimes import VisitorError, open_runtime, taker_of
 from answers.snippets import EnsembleSource, code_for, place_in_space
 from answers.timelines import fleet_plans
-from answers.views import Device
 from edvit_hf.errors import EDViTError
 from edvit_hf.hub.selection import select_by_profile
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
@@ -261,7 +261,7 @@ def _load(
     examples = () if examples_dir is None else load_examples(examples_dir, runtime.task)
     plans = fleet_plans(_published(folder))
     card, license = read_card(folder)
-    names, task = manifest.label_names, runtime.task
+    task = runtime.task
     engine = runtime.coordinator.engine if isinstance(runtime, EDViTRuntime) else None
     return OpenEnsemble(
         name=name,
@@ -275,10 +275,8 @@ def _load(
         examples=examples,
         card=card,
         license=license,
-        devices=tuple(
-            Device(index=entry.index, classes=tuple(names[label] for label in entry.class_group), state="waiting")
-            for entry in manifest.sub_models
-        ),
+        devices=devices_of(manifest),
+        joined=joining_of(manifest),
         models=models_of(results, manifest),
         absent=absent_rows(results, len(manifest.sub_models)),
         code=code_for(

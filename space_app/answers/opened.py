@@ -44,6 +44,7 @@ class OpenEnsemble:
         can_draw: Whether `prepare_drawing` takes drawings for it.
         side: Of the pictures that it takes, in px; 0 where that is not fixed.
         devices: One for each sub-model, "waiting".
+        joined: How their answers are joined.
         examples: To try.
         models: The comparison; see `Model`.
         code: Heading -> lines that load it elsewhere.
@@ -74,6 +75,7 @@ class OpenEnsemble:
     absent: tuple[AbsentAccuracy, ...] = field(repr=False)
     plans: Mapping[str, FleetPlan] = field(repr=False)
     runtime: EDViTRuntime | IsolatedEnsemble = field(repr=False)
+    joined: str = ""
     schedule: str = "in_turn"
     taker: Taker | None = field(default=None, repr=False)
     folder: Path = field(repr=False)

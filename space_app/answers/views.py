@@ -26,6 +26,7 @@ class Device:
         answer_without: The ensemble's label if this one were missing too; None where nobody would be left.
         changes_answer: Whether that differs from the label now.
         reason: In words, why it is missing.
+        shared: Those of its classes that another device knows too.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Device:
     answer_without: str | None = None
     changes_answer: bool = False
     reason: str | None = None
+    shared: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ class View:
         seen: (H, W, 3) uint8, what the sub-models see of an image or sound; None where there is none.
         tokens: What they see of a text.
         card_note: The accuracy that the card reports with that many devices absent; empty if it does not.
+        joined: How the devices' answers are joined.
     """
 
     state: State
@@ -115,6 +118,7 @@ class View:
     seen: np.ndarray | None = None
     tokens: tuple[str, ...] = ()
     card_note: str = ""
+    joined: str = ""
 
 
 def percent(share: float) -> str:

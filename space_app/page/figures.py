@@ -57,7 +57,8 @@ M32 34 56 40M32 34V58"/><g class="devices"><rect x="7" y="7" width="14" height="
 <circle class="head" cx="32" cy="33" r="9"/></svg>
 <div><h1>One transformer, split over several small devices</h1>
 <p>Unplug some and watch the answer degrade instead of fail. Every device holds one small <b>sub-model</b> that knows a
-few classes and says &ldquo;other&rdquo; to the rest; a <b>fusion head</b> joins what they send.</p></div></header>"""
+few classes and says &ldquo;other&rdquo; to the rest, or knows them all; a <b>fusion</b> joins what they send.</p></div>
+</header>"""
 
 
 # Shown while there is no answer: an input goes to every device, what they send to the fusion head.
@@ -166,9 +167,10 @@ def devices(view: View) -> str:
     cards = "".join(_device(device) for device in items)
     share = f" <small>{_percent(view.probabilities[0][1])}</small>" if view.probabilities else ""
     now = {"empty": "no input yet", "refused": "no answer"}.get(view.state, f"<b>{escape(view.label)}</b>{share}")
+    joined = f" {escape(view.joined)}" if view.joined else ""
     return (
         f'<section class="ed-devices" aria-label="Devices"><div class="ed-section"><h2>Devices</h2>'
-        f"<p>{left} of {len(items)} plugged in. Unplug any of them: the page answers again at once.</p>"
+        f"<p>{left} of {len(items)} plugged in. Unplug any of them: the page answers again at once.{joined}</p>"
         f'<span class="ed-now ed-now-{view.state}" aria-hidden="true">Answer: {now}</span>'
         f'<button type="button" class="ed-quiet" data-all="1"{" hidden" if left == len(items) else ""}>'
         f"Plug all in</button></div><ul>{cards}</ul></section>"
@@ -252,7 +254,9 @@ def png_uri(pixels: np.ndarray) -> str:
 def _device(device: Device) -> str:
     known = device.classes[:MAX_CLASSES]
     more = len(device.classes) - len(known)
-    chips = "".join(f"<li>{escape(name)}</li>" for name in known) + (f'<li class="more">+{more}</li>' if more else "")
+    chips = "".join(_chip(name, name in device.shared) for name in known) + (
+        f'<li class="more">+{more}</li>' if more else ""
+    )
     unplugged = device.state == "unplugged"
     spoken = escape(", ".join(known) + (f" and {more} more" if more else ""))
     verb = "Plug in" if unplugged else "Unplug"
@@ -264,12 +268,19 @@ def _device(device: Device) -> str:
     )
 
 
+def _chip(name: str, is_shared: bool) -> str:
+    """A class of a device; marked, and said to who cannot see the mark, where another device knows it too."""
+    if not is_shared:
+        return f"<li>{escape(name)}</li>"
+    return f'<li class="shared" title="Another device knows it too">{escape(name)}</li>'
+
+
 def _device_body(device: Device) -> str:
     if device.state in ("unplugged", "failed"):
-        reason = device.reason or ("unplugged" if device.state == "unplugged" else "gave no usable features")
+        reason = device.reason or ("unplugged" if device.state == "unplugged" else "gave nothing usable")
         return (
             f'<p class="ed-vote"><b>Missing</b><span>{escape(reason)}</span></p>'
-            '<p class="ed-note">The fusion head goes on without its features.</p>'
+            '<p class="ed-note">The others go on without it.</p>'
         )
     if device.state == "waiting" or device.vote is None:
         return '<p class="ed-vote"><b>Ready</b><span>waiting for an input</span></p>'

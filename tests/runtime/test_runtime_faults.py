@@ -101,7 +101,7 @@ def test_a_missing_graph_is_named_and_nothing_is_renumbered(root):
         ([[0, 1], [3], [2, 4]], "differs"),
     ],
 )
-def test_class_groups_that_leave_gaps_or_disagree_are_refused(root, groups, named):
+def test_class_groups_that_overlap_leave_gaps_or_disagree_are_refused(root, groups, named):
     edit_manifest(root, lambda data: data.update(class_groups=groups))
     with pytest.raises(ManifestError, match=named):
         load(root)

@@ -21,7 +21,7 @@ _SIZE_SLACK = 1.05  # sizes are matched by whole layers, so a baseline "of one d
 def label_names(results: Mapping[str, Any]) -> list[str]:
     """Names of the labels in order; their numbers where the run knows no names."""
     names = (results.get("dataset") or {}).get("label_names")
-    num_labels = sum(len(group) for group in results["class_groups"])
+    num_labels = len({label for group in results["class_groups"] for label in group})  # they may overlap
     return [str(name) for name in names] if names else [str(index) for index in range(num_labels)]
 
 

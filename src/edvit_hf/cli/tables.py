@@ -226,12 +226,9 @@ def prediction_tables(report: dict[str, Any]) -> list[PlainTable]:
     columns = (">sub-model", "classes", "its vote", "answer without it", ">ms", ">bytes sent")
     table = new_table(columns, title=head)
     if missing:
-        table.set_caption(
-            [
-                f"degraded: without sub-model {', '.join(missing)}; least is known about the classes "
-                f"{', '.join(report['missing_classes'])}"
-            ]
-        )
+        least = ", ".join(report["missing_classes"])
+        known = f"least is known about the classes {least}" if least else "others know every class"
+        table.set_caption([f"degraded: without sub-model {', '.join(missing)}; {known}"])
     without = {w["sub_model"]: w for w in report["without"]}
     for row in report["votes"]:
         vote = row["vote"]

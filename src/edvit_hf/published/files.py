@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.errors import HubError, ManifestError, PruningError
@@ -14,7 +14,7 @@ from edvit_hf.hub.client import fetch_matching
 from edvit_hf.manifest import MANIFEST_NAME, Manifest
 from edvit_hf.storage import read_json_object
 from edvit_hf.strict import read_strictly
-from edvit_hf.tasks import class_groups_fault, vote_sizes
+from edvit_hf.tasks import FusionKind, class_groups_fault, vote_sizes
 
 _REMEDY = "Its costs cannot be told from it. Fetch or export the ensemble again."
 _LARGEST = 2**53  # of a count: every whole number up to here is a float too
@@ -53,7 +53,7 @@ class EnsembleConfig:
     class_groups: list[list[int]]
     sub_model_configs: list[dict[str, Any]]
     fusion_hidden_size: int = 128
-    fusion_kind: Literal["mlp", "average", "residual"] = "mlp"
+    fusion_kind: FusionKind = "mlp"
 
     def __post_init__(self) -> None:
         groups = self.class_groups
@@ -92,7 +92,7 @@ class Published:
     # Sizes of each sub-model, from the ensemble's config.json or its own; None without either
     shapes: list[ModelShape | None]
     fusion_hidden_size: int | None  # units of the fusion head's hidden layer; None without a config.json
-    fusion_kind: str  # what fuses: "mlp", "average" or "residual"
+    fusion_kind: FusionKind  # how answers are fused
     teacher: Size  # as far as any file tells
     manifest: Manifest | None  # of the exported files
     results: Results | None  # of the run that made it
@@ -130,7 +130,7 @@ def read_published(target: str) -> Published:
     values, parent, shapes = config or (None, Size(), [])
     own = None if values is None else [sorted(group) for group in values.class_groups]
     groups: list[list[int]] = manifest.class_groups if manifest is not None else own or []
-    if own is not None and own != groups:
+    if own is not None and own != [sorted(group) for group in groups]:
         raise ManifestError(
             f"{target}: config.json and manifest.json must speak of the same class groups, got {own} "
             f"and {groups}. They are of two ensembles. Export again."
@@ -150,7 +150,7 @@ def read_published(target: str) -> Published:
         results=results,
         image_size=image_size,
         fusion_hidden_size=None if values is None else values.fusion_hidden_size,
-        fusion_kind="mlp" if values is None else values.fusion_kind,
+        fusion_kind=values.fusion_kind if values is not None else manifest.fusion.kind if manifest else "mlp",
         teacher=Size(parameters=parent.parameters or teacher.parameters, macs=parent.macs or teacher.macs),
     )
 

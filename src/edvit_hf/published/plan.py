@@ -17,6 +17,7 @@ from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Device, Fleet, Objective
 from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, read_published
+from edvit_hf.tasks import FUSION_READS, num_labels_of
 
 
 def is_published(target: str) -> bool:
@@ -56,7 +57,8 @@ def plan_published(
 def place_published(ensemble: Published, fleet: Fleet, *, placement: PlacementMethod = "auto") -> Plan:
     """Place an ensemble that was read on a fleet that was read. Raises what `plan_published` raises."""
     loads = [_load(ensemble, index, fleet) for index in range(len(ensemble.class_groups))]
-    plan = place_loads(FleetCosts.of(fleet, loads, _fusion(ensemble, loads)), placement=placement)
+    fusion, sent = _fusion(ensemble, loads), [_sending(ensemble, load) for load in loads]
+    plan = place_loads(FleetCosts.of(fleet, sent, fusion), placement=placement)
     plan = _with_files(dataclasses.replace(plan, teacher=_teacher(ensemble)), ensemble.manifest)
     notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest)]
     return dataclasses.replace(plan, notes=notes)
@@ -140,6 +142,13 @@ def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
     return dataclasses.replace(load, bytes_on={device.name: size(device) for device in fleet.devices})
 
 
+def _sending(ensemble: Published, load: Load) -> Load:
+    """The load with the bytes that this kind of fusion has sent: features, its vote, or both."""
+    vote = FEATURE_BYTES * num_labels_of(load.classes, ensemble.num_classes)
+    sizes = {"features": load.feature_bytes, "votes": vote}
+    return dataclasses.replace(load, feature_bytes=sum(sizes[name] for name in FUSION_READS[ensemble.fusion_kind]))
+
+
 def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> Load:
     """Where no config.json tells a sub-model's sizes: what results.json records of its costs."""
     row = None if ensemble.results is None else ensemble.results.sub_models.get(index)
@@ -161,7 +170,9 @@ def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> 
 
 
 def _fusion(ensemble: Published, loads: Sequence[Load]) -> FusionCosts:
-    """Costs of the fusion head; of older folders only, told by what else their files say."""
+    """Costs of the fusion; of older folders only, told by what else their files say."""
+    if ensemble.fusion_kind == "average":
+        return FusionCosts(parameters=0)  # but a temperature for each vote
     if ensemble.fusion_hidden_size is not None:
         return FusionCosts.of(loads, ensemble.num_classes, ensemble.fusion_hidden_size, kind=ensemble.fusion_kind)
     whole = None if ensemble.results is None else ensemble.results.ensemble

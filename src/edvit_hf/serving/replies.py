@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edvit_hf.runtime import Answer, EDViTRuntime
 from edvit_hf.serving.limits import ServeConfig
 from edvit_hf.serving.questions import accepted_types
-from edvit_hf.tasks import Task
+from edvit_hf.tasks import FusionKind, Task
 
 
 class _Reply(BaseModel):
@@ -36,7 +36,7 @@ class SubModelReply(_Reply):
     missing: str | None = Field(description="Why it is not.")
     vote: LabelProbability | None = Field(description="Its own most probable class; `other`: none of its own.")
     milliseconds: float | None = Field(description="Its own run.")
-    bytes_sent: int = Field(description="What its device sends to the fusion head for one answer.")
+    bytes_sent: int = Field(description="What its device sends to the fusion for one answer: features, vote or both.")
 
 
 class Milliseconds(_Reply):
@@ -65,7 +65,7 @@ class PredictReply(_Reply):
     probabilities: list[LabelProbability] = Field(description="Most probable first.")
     present: list[bool] = Field(description="For each sub-model, whether it is in the answer.")
     degraded: bool = Field(description="Whether any sub-model is missing.")
-    missing_classes: list[str] = Field(description="Classes whose sub-model is missing: the answer knows least of them")
+    missing_classes: list[str] = Field(description="Classes that nobody present knows: the answer knows least of them")
     sub_models: list[SubModelReply]
     milliseconds: Milliseconds
 
@@ -126,7 +126,8 @@ class InfoReply(_Reply):
     ensemble: EnsembleReply
     task: Task
     labels: list[str]
-    sub_models: list[ClassGroup]
+    fusion: FusionKind = Field(description="How answers are fused: a head on features, the average of votes, or both.")
+    sub_models: list[ClassGroup] = Field(description="Their classes may overlap.")
     accepts: list[str] = Field(description="Content types of POST /predict.")
     limits: LimitsReply
 
@@ -165,6 +166,7 @@ def info_reply(runtime: EDViTRuntime, config: ServeConfig, deadline_ms: float) -
         "ensemble": ensemble_reply(runtime),
         "task": runtime.task,
         "labels": list(runtime.label_names),
+        "fusion": runtime.manifest.fusion.kind,
         "sub_models": [
             {
                 "sub_model": index,
