@@ -187,7 +187,7 @@ def test_broken_and_empty_graphs_are_refused(source, ranges, tmp_path_factory, t
         quantize_graph_static(tmp_path / "broken.onnx", tmp_path / "int8.onnx", STATIC, ranges)
     root, _, _, manifest = exported_images(tmp_path_factory)
     with pytest.raises(ExportGateError, match="expected at least one product"):
-        calibrate(root / manifest.fusion.variants[0].file, {"features": PIXELS, "mask": PIXELS})
+        calibrate(root / manifest.fusion.variants[0].file, {"features": PIXELS, "votes": PIXELS, "mask": PIXELS})
 
 
 def test_nothing_is_printed(source, capsys):

@@ -347,6 +347,7 @@ def test_ten_sub_models_in_three_variants_leave_the_manifest_room_for_config_and
             first,
             index=i,
             class_group=[i],
+            vote_size=2,
             feature_size=128,
             path=f"sub_models/{i:02d}",
             feature_mean=statistics[i],

@@ -9,8 +9,9 @@ import pytest
 from edvit_hf.errors import ManifestError, QuorumError
 from edvit_hf.manifest import Manifest
 from edvit_hf.probabilities import softmax
-from edvit_hf.runtime import EDViTRuntime
+from edvit_hf.runtime import Coordinator, CoordinatorConfig, EDViTRuntime, MonotonicClock
 from edvit_hf.tasks import unknown_classes
+from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 from support.tiny_ensemble import SIZE, write_tiny_ensemble
 
 ALL = [0, 1, 2]
@@ -86,6 +87,29 @@ def test_a_single_sub_model_on_its_own_answers_and_leaves_nobody_when_it_is_away
         assert changes == []
         with pytest.raises(QuorumError):
             runtime.predict(PIXELS, absent=[0])
+
+
+def test_a_vote_of_another_scale_is_not_averaged(tmp_path):
+    manifest = write_tiny_ensemble(tmp_path, [ALL] * 3, kind="average")
+    engine = FaultyEngine(StubEngine(manifest), MonotonicClock(), {1: Faults(wrong_scale=1.0)})
+    with EDViTRuntime.from_pretrained(tmp_path, engine=engine) as runtime:
+        answer = runtime.predict(PIXELS)
+        assert answer.missing == {1: "out of range"}
+        assert answer.missing_classes == ()
+        assert answer.probabilities.shape == (4, 3)
+
+
+def test_a_single_sub_model_that_fails_leaves_nobody_until_a_probe_finds_it_well(tmp_path):
+    manifest, clock = write_tiny_ensemble(tmp_path, [ALL], kind="average"), SimulatedClock()
+    engine = FaultyEngine(StubEngine(manifest), clock, {0: Faults(is_unavailable=True)})
+    coordinator = Coordinator(manifest, engine, CoordinatorConfig(probe_pause_s=1), clock=clock)
+    for _ in range(2):
+        with pytest.raises(QuorumError) as refused:
+            coordinator.gather({"pixel_values": PIXELS})
+    assert refused.value.missing == {0: "breaker"}
+    engine.faults.clear()
+    clock.advance(1.5)
+    assert coordinator.gather({"pixel_values": PIXELS}).missing == {}
 
 
 def test_what_overlaps_is_missing_only_where_nobody_present_knows_it(tmp_path):

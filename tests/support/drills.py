@@ -40,7 +40,7 @@ class StubEngine:
         rng = np.random.default_rng((self._seed, index))
         noise = rng.standard_normal((request.batch_size, entry.feature_size)).clip(-3, 3)
         features = np.asarray(entry.feature_mean) + np.asarray(entry.feature_std) * noise
-        logits = rng.standard_normal((request.batch_size, len(entry.class_group) + 1))
+        logits = rng.standard_normal((request.batch_size, self._manifest.vote_sizes[index]))
         response = SubModelResponse(
             request_id=request.request_id,
             sub_model=index,
@@ -183,7 +183,8 @@ class FaultyEngine:
         if self._happens(index, "wrong_shape", faults.wrong_shape):
             response = replace(response, features=np.pad(response.features, ((0, 0), (0, 1))))
         if self._happens(index, "wrong_scale", faults.wrong_scale):
-            response = replace(response, features=response.features * np.float32(1e6))
+            scale = np.float32(1e6)
+            response = replace(response, features=response.features * scale, logits=response.logits * scale)
         if self._happens(index, "stale", faults.stale):
             response = replace(response, content_hash=_OTHER_VERSION)
         if self._happens(index, "swapped", faults.swapped):

@@ -13,11 +13,12 @@ from edvit_hf.errors import DataError
 from edvit_hf.manifest import Manifest, SubModelEntry
 from edvit_hf.runtime.clock import Clock
 from edvit_hf.runtime.engines import ON_REQUEST, Pending, Reason, SubModelRequest, SubModelResponse, UnavailableError
-from edvit_hf.tasks import vote_sizes
+from edvit_hf.tasks import FUSION_READS, vote_sizes
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_DEVIATIONS = 100.0
+_MAX_VOTE = 1e4  # of a logit; the difference of two that no float32 softmax tells from certainty is about 100
 
 
 class ResponseCheck:
@@ -25,13 +26,16 @@ class ResponseCheck:
 
     A feature is out of range if it lies more than `max_deviations` times its standard deviation in training (or the
     sub-model's median one, if that is larger: some features hardly vary there) from its mean. It is there for scales
-    that are wrong by orders of magnitude. After a layer norm no sound feature comes near it.
+    that are wrong by orders of magnitude. After a layer norm no sound feature comes near it. Where votes are averaged,
+    a vote is out of range that no softmax needs, and that alone would outweigh all others.
     """
 
     def __init__(self, manifest: Manifest, *, max_deviations: float | None = DEFAULT_MAX_DEVIATIONS) -> None:
         self._content_hash = manifest.ensemble.content_hash
         self._entries = manifest.sub_models
         self._num_labels = len(manifest.label_names)
+        averages = "votes" in FUSION_READS[manifest.fusion.kind] and max_deviations is not None
+        self._max_vote = _MAX_VOTE if averages else None
         self._bounds = [None if max_deviations is None else _bounds(e, max_deviations) for e in manifest.sub_models]
 
     def reason_against(self, index: int, request: SubModelRequest, response: SubModelResponse) -> Reason | None:
@@ -50,6 +54,8 @@ class ResponseCheck:
                 return "shape"
         if not (np.isfinite(features).all() and np.isfinite(logits).all()):
             return "not finite"
+        if self._max_vote is not None and np.abs(logits).max(initial=0.0) > self._max_vote:
+            return "out of range"
         bounds = self._bounds[index]
         if bounds is not None and not ((features >= bounds[0]) & (features <= bounds[1])).all():
             return "out of range"
