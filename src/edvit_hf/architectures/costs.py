@@ -128,6 +128,17 @@ class ModelShape:
         attention = 4 * tokens * w.attention + 2 * w.heads * tokens**2
         return 4 * (2 * tokens * w.residual + max(2 * tokens * w.ffn, attention))
 
+    @property
+    def words(self) -> int | None:
+        """Rows of the word embedding; None of a model that reads no text."""
+        return int(self._fixed["words"]) if "words" in self._fixed else None
+
+    def reading(self, words: int | None) -> "ModelShape":
+        """The same model with so many words; None leaves it as it is."""
+        if words is None:
+            return self
+        return ModelShape(self.architecture, {**self.config, "vocab_size": words}, self.widths, self.sequence_length)
+
     def resized(self, widths: Widths) -> "ModelShape":
         """The same model at other widths."""
         return ModelShape(self.architecture, self.config, widths, self.sequence_length)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edvit_hf.data.image_split import ImageSplit
     from edvit_hf.data.mix import mix_batch
     from edvit_hf.data.modalities import AudioConfig, TextConfig
+    from edvit_hf.data.retokenised import with_vocabulary
     from edvit_hf.data.split import ArrayStore, Split, Store, iterate_batches
     from edvit_hf.data.task import TaskData, TestData, load_task, load_test
     from edvit_hf.data.text_split import SpecialTokens, TextSplit, TokenStore
@@ -43,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy(
         "decoding": ("CACHE_LIMIT_BYTES",),
         "image_split": ("ImageSplit",),
         "modalities": ("AudioConfig", "TextConfig"),
+        "retokenised": ("with_vocabulary",),
         "split": ("ArrayStore", "Split", "Store", "iterate_batches"),
         "mix": ("mix_batch",),
         "task": ("TaskData", "TestData", "load_task", "load_test"),

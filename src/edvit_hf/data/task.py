@@ -56,6 +56,7 @@ class TaskData:
         pad_token_id: Id of its padding; None without one.
         roles: Where the rows of each role come from.
         dropped: Role -> rows left out because they are rows of another role, too (`on_overlap: drop`).
+        kept_pieces: (K,) ids of the pieces that were kept of a larger vocabulary; None of a whole one.
     """
 
     label_names: list[str]
@@ -70,6 +71,7 @@ class TaskData:
     pad_token_id: int | None = None
     roles: dict[str, Role] = field(default_factory=dict, repr=False)
     dropped: dict[str, int] = field(default_factory=dict)
+    kept_pieces: np.ndarray | None = field(default=None, repr=False)
 
     def fingerprint(self, role: str) -> str:
         """What says whose figures a measurement on the rows of a role is; see `data.contents`."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One split of a text task: token ids in RAM, padded to the longest of each batch."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +50,18 @@ class TokenStore:
         return len(self.lengths)
 
 
+class Rewriting(Protocol):
+    """How another tokenizer reads the same texts."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Its tokens with a meaning of their own."""
+
+    def store(self, old: TokenStore, texts: Sequence[str]) -> tuple[TokenStore, np.ndarray]:
+        """Its tokens of these texts, and of each the place in `old` of the token whose draw it follows."""
+        ...
+
+
 class TextSplit(RowSplit):
     """Token ids and labels of one split; a `Split`.
 
@@ -71,6 +84,8 @@ class TextSplit(RowSplit):
     ) -> None:
         super().__init__(len(store), labels, **options)
         self._store, self._special, self._raw = store, special or SpecialTokens(), raw
+        self._draws: np.ndarray | None = None  # of each token, whose draw it follows; None: its own
+        self._num_draws = len(store.tokens)
 
     @property
     def lengths(self) -> np.ndarray | None:
@@ -87,6 +102,26 @@ class TextSplit(RowSplit):
             raise ValueError("This split was made of token ids alone; pass `raw` to have its texts.")
         return [self._raw[row] for row in self._rows[self._checked(indices)]]
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """(M,) int32, the tokens of all plain items one after the other."""
+        width = int(self._store.lengths[self._rows].max(initial=1))
+        places = self._store.starts[self._rows][:, None] + np.arange(width)
+        return self._store.tokens[places[np.arange(width) < self._store.lengths[self._rows][:, None]]]
+
+    def rewritten(self, change: "Rewriting") -> "TextSplit":
+        """The same items as another tokenizer reads them; a view drops of them what it drops of the old tokens.
+
+        Raises:
+            ValueError: The split was made of tokens alone.
+        """
+        if self._raw is None:
+            raise ValueError("This split was made of token ids alone; pass `raw` to read its texts again.")
+        part = copy.copy(self)
+        part._store, part._draws = change.store(self._store, self._raw)
+        part._special = change.special
+        return part
+
     def inputs(self, indices: Indices, view: int | None = None) -> Inputs:
         """Return {"input_ids": (B, T) int64, "attention_mask": (B, T) int64}; see `Split.inputs`.
 
@@ -100,7 +135,8 @@ class TextSplit(RowSplit):
         places[~present] = 0
         ids = self._store.tokens[places].astype(np.int64)
         if view is not None and self.augmentation.token_dropout and len(rows):
-            gone = dropped(self.augmentation, len(self._store.tokens), view, self.seed)[places] & present
+            drawn = places if self._draws is None else self._draws[places]
+            gone = dropped(self.augmentation, self._num_draws, view, self.seed)[drawn] & present
             gone &= ~np.isin(ids, self._special.kept)
             if self.augmentation.token_dropout_by == "unknown":
                 ids[gone] = self._special.unknown

@@ -55,6 +55,7 @@ def plan(
     *,
     keep: Keep = "auto",
     from_scratch: Sequence[ModelShape | None] | None = None,
+    words: int | None = None,
     fusion_hidden_size: int,
     fusion_kind: str = "mlp",
     attention: AttentionKind = "whole",
@@ -75,6 +76,7 @@ def plan(
             more in single sub-models while everything fits. Or three shares (`KeepRatios`).
         from_scratch: One entry per sub-model: its sizes where it is not cut from the teacher, else None. Its labels
             are set here, and `keep` says nothing about it (None in a list).
+        words: Rows of the sub-models' word embedding; None: as many as the teacher's.
         fusion_hidden_size: Hidden width of the fusion head, which counts for the total budget and, where the fleet
             names a coordinator, for that device's.
         fusion_kind: What fuses: an `average` of votes has no head.
@@ -97,7 +99,8 @@ def plan(
     fusion = functools.partial(
         FusionCosts.of, num_labels=teacher.widths.labels, hidden_size=fusion_hidden_size, kind=fusion_kind
     )
-    search = _Search(teacher, class_groups, fleet, fusion, attention, given, *search_method(placement))
+    uncut, method = teacher.reading(words), search_method(placement)
+    search = _Search(teacher, uncut, class_groups, fleet, fusion, attention, given, *method)
     cuts = search.choose(keep)
     result = place(search.costs(cuts), exact=search.exact, notes=search.notes, start=search.starts.get(_key(cuts)))
     return search.describe(result, cuts)
@@ -112,6 +115,7 @@ class _Search:
     """The search over keeps: costs of a cut, whether it fits, and the order in which cuts are tried."""
 
     teacher: ModelShape
+    uncut: ModelShape  # what sub-models are cut from: the teacher, with the words that they know
     groups: Sequence[Sequence[int]]
     fleet: Fleet
     fusion: Callable[[Sequence[Load]], FusionCosts]  # costs of what fuses such sub-models
@@ -149,7 +153,7 @@ class _Search:
             widths = widths_of_ratios(before, cut.residual, cut.attention, cut.ffn, kind=self.attention, labels=labels)
         if widths not in self._shapes:
             self.teacher.architecture.check_ties(self.teacher.config, widths)
-            self._shapes[widths] = self.teacher.resized(widths)
+            self._shapes[widths] = self.uncut.resized(widths)
         return self._shapes[widths]
 
     def costs(self, cuts: Sequence[Cut]) -> FleetCosts:
@@ -304,7 +308,7 @@ class _Search:
 
     def _nearest_heads(self, parameters: int) -> int:
         sizes = {
-            k: self.teacher.keep(k, num_labels=self.teacher.widths.labels).parameters
+            k: self.uncut.keep(k, num_labels=self.teacher.widths.labels).parameters
             for k in range(1, self.teacher.widths.heads + 1)
         }
         return min(sizes, key=lambda k: abs(np.log(sizes[k] / parameters)))

@@ -56,6 +56,10 @@ class PruneConfig:
             fitted on; fewer where there are not so many.
         rounds: Iterative pruning: this many times prune and retrain, with the keep shrinking geometrically.
         round_epochs: Only with `rounds` above 1: epochs of the short retraining after every round but the last.
+        vocabulary: Text only: pieces of the teacher's vocabulary that sub-models keep. "seen": those that occur in
+            the training texts; a number: so many of the most frequent ones. What everything can be spelt with (single
+            characters, bytes, special tokens) stays in either case, and a text of kept pieces is read exactly as
+            before. All sub-models share one tokenizer, so it is cut for all classes together. null: the whole one.
         seed: Draws the scored and the fitted items, and the scores of "random"; at least 0.
     """
 
@@ -70,6 +74,7 @@ class PruneConfig:
     compensation_samples: int = 1024
     rounds: int = 1
     round_epochs: int = 1
+    vocabulary: int | Literal["seen"] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +100,9 @@ class PruneConfig:
             one_of(name, getattr(self, name), get_args(options), "it decides what is cut", PruningError)
         for name in ("samples_per_class", "batch_size", "compensation_samples", "rounds", "round_epochs"):
             whole_number(name, getattr(self, name), 1, "with less there is nothing to work with", PruningError)
+        if self.vocabulary not in (None, "seen"):
+            why = 'it is the number of pieces that stay; "seen" keeps those that occur in the training texts'
+            whole_number("vocabulary", self.vocabulary, 1, why, PruningError)
         whole_number("seed", self.seed, 0, "random generators take no other", PruningError)
 
     def _check_from_scratch(self, configs: tuple[dict[str, Any] | None, ...]) -> None:

@@ -89,7 +89,7 @@ def tried_trip(trip: Trip, name: Strategy, stages: Sequence[Stage]) -> Trip:
     root = trip.folders["choose"] / name
     folders = {"teacher": trip.folders["teacher"], **{s.name: root / trip.folders[s.name].name for s in stages}}
     tried = dataclasses.replace(trip, recipe=as_strategy(trip.recipe, name), folders=folders)
-    for shared in ("data", "teacher", "teacher_shape"):  # loaded once for all
+    for shared in ("teacher_data", "data", "teacher", "teacher_shape"):  # loaded once for all
         tried.__dict__[shared] = getattr(trip, shared)
     return tried
 
@@ -153,7 +153,7 @@ def _gap(trip: Trip, base: Trip, candidate: Candidate) -> dict[str, float]:
 
 def large_model(trip: Trip, base: Trip) -> torch.nn.Module:
     """One plain model of the size of all devices together, trained as long as the one of a device's size."""
-    shape, num_labels = trip.teacher_shape, trip.teacher.config.num_labels
+    shape, num_labels = trip.uncut_shape, trip.teacher.config.num_labels
     size = trip.recipe.split.num_sub_models * base.plan.sub_models[0].parameters
     sizes = {keep: shape.keep(keep, num_labels=num_labels).parameters for keep in range(1, shape.widths.heads + 1)}
     nearest = min(sizes, key=lambda keep: abs(np.log(sizes[keep] / size)))

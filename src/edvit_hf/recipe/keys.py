@@ -35,6 +35,7 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("prune", "keep_ratios"): None,
     ("prune", "from_scratch"): None,
     ("prune", "attention"): "whole",
+    ("prune", "vocabulary"): None,
     ("distill", "votes"): "group",
     ("fuse", "kind"): "mlp",
     ("fuse", "other"): None,

@@ -39,7 +39,7 @@ def _pruning_part(trip: Trip) -> dict[str, str]:
 _DATA_VALUES = ("task", "dataset", "augmentation", "teacher")
 _PLAN_VALUES = (
     "fleet",
-    *(f"prune.{key}" for key in ("keep_heads", "keep_ratios", "from_scratch", "attention", "rounds")),
+    *(f"prune.{key}" for key in ("keep_heads", "keep_ratios", "from_scratch", "attention", "rounds", "vocabulary")),
     "fuse.hidden_size",
     "fuse.kind",
 )

@@ -154,6 +154,8 @@ class Recipe:
                 'All that it says of the other classes is one number, "other". Write `distill.votes: all`, or '
                 f"`split.coverage: {self.split.num_sub_models}`, or share that number evenly by `fuse.other: spread`."
             )
+        if self.prune.vocabulary is not None:
+            _check_vocabulary(self)
         _refuse_equal_splits(self.dataset)
         self.augmentation.check_task(self.task)
         self.dataset.check_task(self.task)
@@ -202,6 +204,20 @@ class Recipe:
         """The same recipe with every training seed set (dataset split and class groups stay)."""
         changed = {n: dataclasses.replace(getattr(self, n), seed=seed) for n in ("prune", "teacher", "distill", "fuse")}
         return dataclasses.replace(self, **changed)
+
+
+def _check_vocabulary(recipe: Recipe) -> None:
+    """Raise `RecipeError` where the sub-models' vocabulary cannot be smaller than the teacher's."""
+    if recipe.task != "text-classification":
+        raise RecipeError(
+            f"`prune.vocabulary` cuts the words that sub-models know, but the task is {recipe.task}, whose models read "
+            "none. It would be ignored silently. Remove it."
+        )
+    if recipe.distill.objective == "dekd":
+        raise RecipeError(
+            "`distill.objective: dekd` compares relations between the same tokens of teacher and sub-model, but "
+            "`prune.vocabulary` gives them other tokens. Use `objective: kd`, or remove `vocabulary`."
+        )
 
 
 def _refuse_equal_splits(dataset: DatasetConfig) -> None:

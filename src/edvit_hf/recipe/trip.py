@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from edvit_hf.architectures.costs import ModelShape
-from edvit_hf.data import TaskData, iterate_batches, load_task
+from edvit_hf.data import TaskData, iterate_batches, load_task, with_vocabulary
 from edvit_hf.errors import CheckpointError, DataError, HubError, RecipeError
 from edvit_hf.evaluation.evaluator import evaluate, torch_predict
 from edvit_hf.hardware.machine import machine_memory_bytes
@@ -51,11 +51,23 @@ class Trip:
 
     @functools.cached_property
     def data(self) -> TaskData:
-        """The dataset of the recipe, decoded once.
+        """The dataset of the recipe as sub-models and plain models read it, decoded once.
+
+        With `prune.vocabulary` their tokens are others than the teacher's: what it is fed is `teacher_data`.
 
         Raises:
             RecipeError: It has another number of classes than the recipe says.
+            DataError: The vocabulary cannot be cut so.
         """
+        wanted = self.recipe.prune.vocabulary
+        return self._load_data() if wanted is None else with_vocabulary(self.teacher_data, wanted)
+
+    @functools.cached_property
+    def teacher_data(self) -> TaskData:
+        """The dataset of the recipe as the teacher reads it. Raises what `data` raises."""
+        return self.data if self.recipe.prune.vocabulary is None else self._load_data()
+
+    def _load_data(self) -> TaskData:
         recipe, expected = self.recipe, self.recipe.dataset.num_labels
         data = load_task(recipe.dataset, recipe.augmentation, task=recipe.task, processor_dir=self._processor_dir())
         if expected is not None and len(data.label_names) != expected:
@@ -80,7 +92,7 @@ class Trip:
         folder = self.folders["teacher"] / PROCESSOR_FOLDER
         if not folder.is_dir():
             with whole_folder(folder) as partial:
-                write_processor(partial, self.data.processor)
+                write_processor(partial, self.teacher_data.processor)
 
     def load(self, folder: Path) -> "PreTrainedModel":
         """A stock classifier of the recipe's task that an earlier stage saved. Raises what `load_model` raises."""
@@ -103,7 +115,7 @@ class Trip:
         views = self.recipe.distill.views
         path = self.folders["teacher"] / f"outputs_{views}_views.safetensors"
         if not path.is_file():
-            found = teacher_outputs(self.teacher, self.data.train, views=views, batch_size=512)
+            found = teacher_outputs(self.teacher, self.teacher_data.train, views=views, batch_size=512)
             save_arrays(path, {"logits": found.logits, "features": found.features})
         return TeacherOutputs(**load_file(path))
 
@@ -161,6 +173,16 @@ class Trip:
         """Sizes of the teacher."""
         config = self.teacher.config
         return ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
+
+    @property
+    def uncut_shape(self) -> ModelShape:
+        """Sizes that sub-models and plain models are cut from: the teacher's, with the vocabulary that they read."""
+        return self.teacher_shape.reading(self.words)
+
+    @property
+    def words(self) -> int | None:
+        """Rows of the sub-models' word embedding where it is cut; None where it is the teacher's."""
+        return None if self.recipe.prune.vocabulary is None else self.data.vocab_size
 
     def sub_models(self, stage: str) -> "list[PreTrainedModel]":
         """The sub-models that `prune` or `distill` left."""
@@ -312,11 +334,12 @@ def save_model(model: "PreTrainedModel", folder: Path, processor: dict[str, str]
         write_processor(partial, processor)
 
 
-def validation_accuracy(model: "torch.nn.Module", trip: Trip) -> float:
-    """Share of the validation items that get their class."""
+def validation_accuracy(model: "torch.nn.Module", trip: Trip, data: TaskData | None = None) -> float:
+    """Share of the validation items that get their class, in `data` or else as sub-models read them."""
     model.eval()
-    batches = iterate_batches(trip.data.validation, trip.recipe.evaluate.batch_size)
-    return evaluate(torch_predict(model), batches, num_labels=len(trip.data.label_names)).accuracy
+    data = trip.data if data is None else data
+    batches = iterate_batches(data.validation, trip.recipe.evaluate.batch_size)
+    return evaluate(torch_predict(model), batches, num_labels=len(data.label_names)).accuracy
 
 
 def write_processor(folder: Path, processor: dict[str, str]) -> None:

@@ -146,8 +146,25 @@ class TextTransform:
                 f"Expected a list of texts, got one {type(texts).__name__}. Each letter would be a text of its own. "
                 "Pass [text]."
             )
+        return [np.array(encoding.ids or [self.pad_id], np.int64) for encoding in self._encodings(texts)]
+
+    def encode_with_starts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What `encode` returns, and at which character of the text each token starts: (n,) int64 both.
+
+        A token that stands for nothing in the text (a special one) has -1.
+        """
+        found = []
+        for encoding in self._encodings(texts):
+            starts = [
+                -1 if is_special or start == end else start
+                for is_special, (start, end) in zip(encoding.special_tokens_mask, encoding.offsets, strict=True)
+            ]
+            found.append((np.array(encoding.ids or [self.pad_id], np.int64), np.array(starts or [-1], np.int64)))
+        return found
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
         valid = [_valid(text, row) for row, text in enumerate(texts)]
-        rows: list[np.ndarray] = [np.zeros(0, np.int64)] * len(valid)
+        rows: list[Any] = [None] * len(valid)
         waiting: list[int] = list(range(len(valid)))
         seen = _CHARACTERS_A_TOKEN * self.max_length + _SLACK if self._cuts else max(map(len, valid), default=0)
         while waiting:
@@ -157,7 +174,7 @@ class TextTransform:
                 if len(valid[row]) > seen and not self._is_certain(encoding, seen):
                     uncertain.append(row)
                 else:
-                    rows[row] = np.array(encoding.ids or [self.pad_id], np.int64)
+                    rows[row] = encoding
             waiting = uncertain
             seen *= 4
         return rows

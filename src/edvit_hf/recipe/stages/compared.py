@@ -18,7 +18,7 @@ import torch
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.card.rows import ALL_PASSES, COPIES, DEVICE_COPIES, LARGE, REPLICAS, SMALL_CNN, TFIDF, TFIDF_DEVICE_SIZE
-from edvit_hf.data import TextSplit, iterate_batches
+from edvit_hf.data import TaskData, TextSplit, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
 from edvit_hf.evaluation.absence import Absence, absences, on_every_device
 from edvit_hf.evaluation.choice import MOST_ABSENT
@@ -75,9 +75,9 @@ class ComparedModel:
     what: str = ""
 
 
-def measured(trip: Trip, predict: Predict) -> Evaluation:
-    """Measure `predict` on the test split."""
-    batches = iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
+def measured(trip: Trip, predict: Predict, data: TaskData | None = None) -> Evaluation:
+    """Measure `predict` on the test split of `data`, or else as sub-models read it."""
+    batches = iterate_batches((data or trip.data).test, trip.recipe.evaluate.batch_size)
     return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
 
 
@@ -93,7 +93,7 @@ def baselines(trip: Trip) -> list[ComparedModel]:
 
     The models learn from the same teacher outputs with the same hyper-parameters, see `fair_budget`.
     """
-    shape, labels = trip.teacher_shape, trip.teacher.config.num_labels
+    shape, labels = trip.uncut_shape, trip.teacher.config.num_labels
     keeps = plain_keeps(trip.plan, shape, labels)
     size = shape.keep(keeps[REPLICAS], num_labels=labels)
     rows = [*_plain_rows(trip, keeps, size.macs), *_copies_rows(trip, keeps[REPLICAS], size.macs)]
@@ -140,10 +140,10 @@ _OF_BOTH_SIZES = "the nearest to the total size too; "
 
 def _plain(trip: Trip, name: str, keep: int, config: DistillConfig, also: str = "") -> ComparedModel:
     """The row of one plain model, as a model on a single machine."""
-    heads, labels = trip.teacher_shape.widths.heads, len(trip.data.label_names)
+    heads, labels = trip.uncut_shape.widths.heads, len(trip.data.label_names)
     as_long = "as long as all devices together, " if config.epochs >= _all_passes(trip) else ""
     note = f"{keep} of {heads} heads kept; {also}{as_long}{_note(config)}"
-    model, macs = plain_model(trip, keep, config), trip.teacher_shape.keep(keep, num_labels=labels).macs
+    model, macs = plain_model(trip, keep, config), trip.uncut_shape.keep(keep, num_labels=labels).macs
     effort = rival_effort(trip, [plain_folder(trip, keep, config)], config)
     return dataclasses.replace(_row(trip, name, model, macs, note), effort=effort)
 
@@ -195,7 +195,7 @@ def _copies(trip: Trip, name: str, keeps: list[int], config: DistillConfig) -> C
         return np.asarray(np.mean(present, axis=0).argmax(axis=1))
 
     limit, last = trip.recipe.evaluate.max_subsets, _most_absent(trip)
-    macs = [trip.teacher_shape.keep(keep, num_labels=len(trip.data.label_names)).macs for keep in keeps]
+    macs = [trip.uncut_shape.keep(keep, num_labels=len(trip.data.label_names)).macs for keep in keeps]
     what = f"{len(keeps)} plain models of other seeds, votes averaged"
     return ComparedModel(
         name,
@@ -227,7 +227,9 @@ def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) ->
 def _folder(trip: Trip, name: str, *facts: object) -> Path:
     """Beside the teacher, named by everything that the model depends on besides the teacher."""
     prune = dataclasses.asdict(trip.recipe.prune)
-    facts = (*(prune[key] for key in _CUTTING), len(trip.data.train), *facts)  # benchmarks train on fewer items
+    words = () if trip.words is None else (trip.words,)
+    # Benchmarks train on fewer items.
+    facts = (*(prune[key] for key in _CUTTING), *words, len(trip.data.train), *facts)
     content = json.dumps([name, *map(str, facts)])
     return trip.folders["teacher"] / "compared" / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 

@@ -12,6 +12,7 @@ from edvit_hf.architectures.axes import AttentionKind, Widths
 from edvit_hf.pruning import compensate, make_plan, unit_scores
 from edvit_hf.pruning import prune as cut_model
 from edvit_hf.pruning.cut import label_names
+from edvit_hf.pruning.vocabulary import cut_vocabulary
 from edvit_hf.recipe.stages.plan import round_widths, sub_model_config
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model, stock_model
 from edvit_hf.storage import write_json
@@ -67,7 +68,7 @@ def prune_round(trip: Trip, number: int) -> None:
 
 def _build(trip: Trip, index: int, target: Path) -> bool:
     """Write a sub-model that the recipe builds from scratch, with a note in place of a pruning plan; else False."""
-    config, seed = sub_model_config(trip.recipe, trip.teacher_shape, index), trip.recipe.prune.seed + index
+    config, seed = sub_model_config(trip.recipe, trip.uncut_shape, index), trip.recipe.prune.seed + index
     if config is None:
         return False
     torch.manual_seed(seed)
@@ -162,14 +163,15 @@ def _cut(
     attention: AttentionKind,
     seed: int,
 ) -> "tuple[PreTrainedModel, Any]":
-    """Score a model on items of the focus, cut it, and compensate if asked to.
+    """Score a model on items of the focus, cut it, compensate if asked to, and cut the vocabulary if asked to.
 
     The teacher is cut for the labels of the class group; a sub-model is cut further for its own labels. Units are
     scored by what they do to those labels; where they are all classes and the focus is fewer, by what they do to the
     focus and "other".
     """
-    config, inputs = trip.recipe.prune, trip.data.train.inputs
-    labels = class_group if model is trip.teacher else list(range(model.config.num_labels))
+    config, is_teacher = trip.recipe.prune, model is trip.teacher
+    inputs = (trip.teacher_data if is_teacher else trip.data).train.inputs
+    labels = class_group if is_teacher else list(range(model.config.num_labels))
     scored = labels if focus == class_group else focus
     sample = inputs(trip.training_sample(focus, config.samples_per_class, seed))
     scores = unit_scores(model, sample, scored, method=config.importance, batch_size=config.batch_size, seed=seed)
@@ -178,6 +180,8 @@ def _cut(
     if config.compensate:
         mixed = trip.mixed_training_sample(focus, config.compensation_samples, seed)
         compensate(pruned, model, pruning_plan, labels, inputs(mixed))
+    if is_teacher and trip.data.kept_pieces is not None:
+        cut_vocabulary(pruned, trip.data.kept_pieces.tolist())
     return pruned, pruning_plan
 
 

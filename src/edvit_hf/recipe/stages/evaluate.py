@@ -163,7 +163,7 @@ def _row(
 
 
 def _teacher(trip: Trip) -> ComparedModel:
-    evaluation, shape = measured(trip, torch_predict(trip.teacher)), trip.teacher_shape
+    evaluation, shape = measured(trip, torch_predict(trip.teacher), trip.teacher_data), trip.teacher_shape
     sizes = (shape.parameters, shape.parameters, shape.macs, shape.macs)
     alone = on_every_device(evaluation.predictions, evaluation.labels, 0)
     config, effort = own_values(trip.teacher.config), teacher_effort(trip)

@@ -40,7 +40,7 @@ _LABEL_KEYS = ("num_labels", "id2label", "label2id")
 
 def plan(trip: "Trip") -> None:
     """Group sizes + teacher sizes + fleet -> keep, placement and predicted costs."""
-    result = plan_groups(trip.recipe, trip.teacher_shape, trip.class_groups)
+    result = plan_groups(trip.recipe, trip.teacher_shape, trip.class_groups, words=trip.words)
     logger.info("%s", result)
     result.save(trip.folders["plan"] / "plan.json")
     with contextlib.suppress(MissingExtraError):
@@ -92,30 +92,50 @@ def plan_groups(
     shape: ModelShape,
     groups: list[list[int]],
     *,
+    words: int | None = None,
     placement: PlacementMethod = "auto",
     objective: Objective | None = None,
 ) -> Plan:
     """The plan for given sizes and class groups under the recipe's keep and fleet (on another objective, if given).
+
+    `words` is how many words sub-models know where `prune.vocabulary` cuts them; None where that is not known yet.
 
     Raises:
         BudgetError: No plan fits the fleet.
         RecipeError: More pruning rounds than there are heads to remove, or a sub-model from scratch that does not fit
             the teacher.
     """
-    prune, fleet = recipe.prune, recipe.load_fleet()
+    prune, fleet, note = recipe.prune, recipe.load_fleet(), None
+    if words is None:
+        words, note = _words_before_reading(recipe, shape)
     result = keep_search.plan(
         shape,
         groups,
         fleet if objective is None else dataclasses.replace(fleet, objective=objective),
         keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
-        from_scratch=sub_model_shapes(recipe, shape),
+        from_scratch=sub_model_shapes(recipe, shape.reading(words)),
+        words=words,
         fusion_hidden_size=recipe.fuse.hidden_size,
         fusion_kind=recipe.fuse.kind,
         attention=prune.attention,
         placement=placement,
     )
     check_rounds(shape, result, prune.rounds)
-    return result if recipe.fleet else dataclasses.replace(result, notes=[DEFAULT_FLEET_NOTE, *result.notes])
+    notes = [*([] if recipe.fleet else [DEFAULT_FLEET_NOTE]), *([] if note is None else [note])]
+    return dataclasses.replace(result, notes=[*notes, *result.notes]) if notes else result
+
+
+def _words_before_reading(recipe: Recipe, shape: ModelShape) -> tuple[int | None, str | None]:
+    """How many words sub-models will know, as far as sizes tell it, and a note where it is only a bound."""
+    wanted, size = recipe.prune.vocabulary, shape.words
+    if wanted is None or size is None:
+        return None, None
+    if wanted == "seen":
+        return None, (
+            f"`prune.vocabulary: seen` keeps what the training texts use of {size:,} pieces; the plan counts all of "
+            "them until the texts are read"
+        )
+    return min(wanted, size), None
 
 
 def _given_classes(recipe: Recipe) -> int | None:

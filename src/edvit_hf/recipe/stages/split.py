@@ -104,7 +104,7 @@ def teacher_confusions(trip: "Trip", samples_per_class: int, seed: int) -> np.nd
     sample = trip.training_sample(range(num_classes), samples_per_class, seed)
     sums, counts = np.zeros((num_classes, num_classes)), np.zeros((num_classes, 1))
     with torch.inference_mode():
-        for batch in iterate_batches(trip.data.train, trip.recipe.evaluate.batch_size, indices=sample):
+        for batch in iterate_batches(trip.teacher_data.train, trip.recipe.evaluate.batch_size, indices=sample):
             logits = trip.teacher(**batch["inputs"]).logits
             labels = batch["labels"].numpy()
             np.add.at(sums, labels, logits.double().softmax(-1).numpy())

@@ -40,7 +40,7 @@ def train_teacher(trip: Trip) -> None:
     """Dataset + base checkpoint (Hub id, folder or from-scratch config) -> fine-tuned stock model."""
     folder, config = trip.folders["teacher"], trip.recipe.teacher
     with main_process_first():
-        data = trip.data
+        data = trip.teacher_data
         _check_overlap(trip)
         trip.keep_processor()
     if (folder / "model").is_dir():
@@ -63,7 +63,7 @@ def train_teacher(trip: Trip) -> None:
             write_json(folder / "training_log.json", log.to_dict())
     if not is_main_process():
         return
-    accuracy = validation_accuracy(model, trip)
+    accuracy = validation_accuracy(model, trip, data)
     write_json(folder / "validation.json", {"accuracy": accuracy, "num_items": len(data.validation)})
     logger.info("teacher: %.2f %% of %d validation items", 100 * accuracy, len(data.validation))
     save_model(model, folder / "model", data.processor)
@@ -79,14 +79,14 @@ def _check_overlap(trip: Trip) -> None:
     path, choice = trip.folders["teacher"] / OVERLAP_FILE, trip.recipe.dataset.on_overlap
     if path.is_file():
         return
-    found = find_overlaps(trip.data.roles, trip.recipe.task)
+    found = find_overlaps(trip.teacher_data.roles, trip.recipe.task)
     if choice == "raise":
         refuse_overlaps(found)
     for overlap in found:
         if overlap.num_shared:
             logger.warning("data: %s", overlap)
     counts = {f"{o.first}_{o.second}": {"num_shared": o.num_shared, "num_rows": o.num_rows} for o in found}
-    write_json(path, {"on_overlap": choice, "shared": counts, "dropped": trip.data.dropped})
+    write_json(path, {"on_overlap": choice, "shared": counts, "dropped": trip.teacher_data.dropped})
 
 
 def base_model(trip: Trip) -> "PreTrainedModel":
@@ -96,13 +96,13 @@ def base_model(trip: Trip) -> "PreTrainedModel":
         RecipeError: It cannot be built or loaded, or is not what the recipe says it is.
         CheckpointError: Its weights are damaged, incomplete or not finite.
     """
-    config, names = trip.recipe.teacher, trip.data.label_names
+    config, names = trip.recipe.teacher, trip.teacher_data.label_names
     if config.from_scratch is not None:
         check_keys(config.from_scratch, "teacher.from_scratch")
         values = {**trip.recipe.input_sizes, **config.from_scratch}
         return stock_model(trip.recipe, values, names, "teacher.from_scratch")
     model = load_teacher(config.checkpoint, config.revision, names, task=trip.recipe.task, is_final=config.epochs == 0)
-    _check_inputs(trip.recipe.input_sizes, trip.data.input_sizes, model.config)
+    _check_inputs(trip.recipe.input_sizes, trip.teacher_data.input_sizes, model.config)
     if config.config is not None:
         check_agreement(config.config, model.config)
     return model
@@ -216,7 +216,7 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
         RecipeError: The split, the pruning rounds or a sub-model from scratch is impossible, or this machine's memory
             cannot hold what is to be made.
         BudgetError: Nothing fits the fleet.
-        DataError: A class group has no training items.
+        DataError: A class group has no training items, or the vocabulary cannot be cut as asked.
     """
     architecture_of(model)
     config = model.config
@@ -224,13 +224,13 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
     if note is None:  # else the groups only stand in for others
         trip.refuse_empty_groups(groups)
     shape = ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
-    plan = plan_groups(trip.recipe, shape, groups)
+    plan = plan_groups(trip.recipe, shape, groups, words=trip.words)
     check_size(plan.fusion_parameters * BYTES_PER_PARAMETER, "the fusion head (`fuse.hidden_size`)")
     views = 1 if trip.data.train.augmentation.is_off else trip.recipe.distill.views
     outputs = views * len(trip.data.train) * (shape.widths.labels + shape.widths.residual) * BYTES_PER_PARAMETER
     check_size(outputs, f"the teacher's stored outputs on {views} views (`distill.views`)")
     for index, group in enumerate(groups):
-        values = sub_model_config(trip.recipe, shape, index)
+        values = sub_model_config(trip.recipe, shape.reading(trip.words), index)
         if values is not None:
             with torch.device("meta"):  # its parameters, without their memory
                 built = stock_model(trip.recipe, values, label_names(config, group), f"prune.from_scratch[{index}]")
