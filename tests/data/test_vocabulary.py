@@ -16,7 +16,13 @@ from edvit_hf.transforms import TextTransform
 from support.dataset_files import own_cache, parquet, write_texts  # noqa: F401
 
 _quick = settings(max_examples=20, deadline=None)
-_TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "cats and dogs and mats", "überall straßen", "日本 日"] * 5
+_TEXTS = [
+    "the cat sat on the mat",
+    "a dog ran over the hill",
+    "cats and dogs and mats",
+    "überall straßen",
+    "日本 日",
+] * 5
 _WORD = st.text("thecatsondgrüß日本xq.,!é ", max_size=12)
 
 
@@ -78,9 +84,7 @@ def test_texts_of_kept_pieces_are_read_as_before_and_nothing_known_becomes_unkno
     wanted = data.draw(st.just("seen") | st.integers(least, before.vocab_size + 5))
     cut = cut_tokenizer(files, counts, wanted)
     after = transform(cut.files, tmp_path_factory.mktemp("cut"))
-    assert after.vocab_size == len(cut.kept) == (
-        len(cut.kept) if wanted == "seen" else min(wanted, before.vocab_size)
-    )
+    assert after.vocab_size == len(cut.kept) == (len(cut.kept) if wanted == "seen" else min(wanted, before.vocab_size))
     unknown = {before._tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")} - {None}
     for text in [*seen, *data.draw(st.lists(_WORD, max_size=4))]:
         (old,), (new,) = before.encode([text]), after.encode([text])
@@ -134,7 +138,9 @@ def test_a_piece_of_byte_pairs_keeps_its_chain_of_merges(whole):
     counts[before.encode(["the cats"])[0]] = 1
     cut = json.loads(cut_tokenizer(files, counts, "seen").files["tokenizer.json"])["model"]
     made = {first + second for first, second in (m.split(" ") if isinstance(m, str) else m for m in cut["merges"])}
-    assert {piece for piece in cut["vocab"] if len(piece) > 1 and piece not in ("<s>", "<pad>", "</s>", "<unk>")} == made
+    assert {
+        piece for piece in cut["vocab"] if len(piece) > 1 and piece not in ("<s>", "<pad>", "</s>", "<unk>")
+    } == made
     assert len(made) < 12
     assert sorted(cut["vocab"].values()) == list(range(len(cut["vocab"])))
 
@@ -165,7 +171,9 @@ def test_a_piece_with_a_character_that_stands_nowhere_alone_stays():
 
 def load(folder, dropout, by="removal"):
     augmentation = Augmentation(token_dropout=dropout, token_dropout_by=by)
-    return load_task(parquet(folder, text=TextConfig(max_length=24, vocab_size=400)), augmentation, task="text-classification")
+    return load_task(
+        parquet(folder, text=TextConfig(max_length=24, vocab_size=400)), augmentation, task="text-classification"
+    )
 
 
 @pytest.fixture
