@@ -3,13 +3,16 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from edvit_hf.architectures.costs import ModelShape, fusion_parameters
+from edvit_hf.cli import app
 from edvit_hf.errors import RecipeError
 from edvit_hf.planning.fleet import ASSUMED_LINK_MS, ASSUMED_MBIT_PER_S, Device, Fleet, load_fleet
 from edvit_hf.planning.keep_search import plan
@@ -45,7 +48,7 @@ def could_be_parted(problem, placement):
     return False
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems(), st.booleans())
 def test_no_device_runs_two_while_an_empty_one_has_room_for_one_of_them(costs, exact):
     costs = spread(costs)
@@ -144,6 +147,18 @@ def test_the_fleet_file_names_the_objective(tmp_path):
         load_fleet(path)
 
 
+@pytest.mark.parametrize("objective", ["latency", "spread"])
+def test_the_command_takes_another_objective(tmp_path, objective):
+    devices = [f"{{name: {n}, profile: {p}}}" for n, p in (("pc", "intel-n100"), ("a", "raspberry-pi-4b"))]
+    path = tmp_path / "fleet.yaml"
+    path.write_text(f"coordinator: pc\nobjective: latency\ndevices: [{', '.join(devices)}]\n")
+    command = ["plan", "digits", "--fleet", str(path), "--objective", objective, "--format", "json"]
+    done = json.loads(CliRunner().invoke(app, command).stdout)
+    assert done["placement"]["objective"] == objective
+    numbers = sorted(len(row["sub_models"]) for row in done["devices"])
+    assert numbers == ([2, 3] if objective == "spread" else [0, 5])  # the coordinator needs no link
+
+
 def teacher(heads=4, labels=6):
     sizes = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": 2, "image_size": 8}
     config = {"model_type": "vit", **sizes, "intermediate_size": 12 * heads, "patch_size": 4}
@@ -168,6 +183,27 @@ def test_a_big_device_does_not_buy_a_larger_keep_by_taking_all():
     for objective, heads, most in (("latency", 4, 3), ("spread", 2, 1)):
         found = plan(shape, [EVERYTHING] * 3, fleet_of(big, small, small, objective=objective), fusion_hidden_size=0)
         assert (found.keep_heads, found.placement["most_on_one_device"]) == (heads, most)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([0.5, 1.1, 2.1, 2.6, 3.3, 5.0, 9.0]), min_size=1, max_size=4), st.integers(1, 4))
+def test_the_keep_with_spread_is_the_largest_at_which_sub_models_spread_as_far_as_the_smallest_do(room, count):
+    shape, groups = teacher(), [EVERYTHING] * count
+    sizes = {heads: mib_of(shape, heads, 6) for heads in range(1, 5)}
+    memories = [times * sizes[1] for times in room]
+
+    def least(heads):
+        """The least crowding at this keep, over all placements; None where nothing fits."""
+        placements = (np.bincount(p, minlength=len(room)) for p in itertools.product(range(len(room)), repeat=count))
+        fits = [n for n in placements if all(k * sizes[heads] <= m for k, m in zip(n, memories, strict=True))]
+        return min((int((n**2).sum()) for n in fits), default=None)
+
+    if count == 1 or least(1) is None:
+        return
+    expected = max(heads for heads in sizes if least(heads) == least(1))
+    found = plan(shape, groups, fleet_of(*memories, objective="spread"), fusion_hidden_size=0, fusion_kind="average")
+    assert found.keep_heads == expected
+    assert (np.array([len(d.sub_models) for d in found.devices]) ** 2).sum() == least(1)
 
 
 def test_bigger_devices_carry_bigger_copies():

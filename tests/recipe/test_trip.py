@@ -325,6 +325,20 @@ def test_overlapping_groups_are_planned_with_their_own_outputs(finished_trip, tm
     assert plan_recipe(recipe).to_dict()["sub_models"] == planned
 
 
+def test_generalists_are_cut_for_their_groups_and_planned_with_an_output_for_every_class(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(finished_trip[1], work)
+    recipe = tiny_recipe(tmp_path, split={"coverage": 1}, distill={"votes": "all"}, fuse={"kind": "average"})
+    run(recipe, work, stages=["split", "plan"])
+    found = json.loads((stage_dir(work, "split") / "class_groups.json").read_text())
+    assert found["class_groups"] == [list(range(10))] * 2
+    assert sorted(c for group in found["focus_groups"] for c in group) == list(range(10))
+    planned = json.loads((stage_dir(work, "plan") / "plan.json").read_text())
+    assert [entry["widths"]["labels"] for entry in planned["sub_models"]] == [10, 10]
+    assert planned["fusion_parameters"] == 0
+    assert plan_recipe(recipe).to_dict()["sub_models"] == planned["sub_models"]
+
+
 def test_group_sizes_follow_the_speed_of_the_devices(finished_trip, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished_trip[1], work)

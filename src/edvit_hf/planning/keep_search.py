@@ -259,7 +259,7 @@ class _Search:
             return
         found = feasible(problem, self.time_budget, exact=self.exact).placement
         if found is not None:
-            apart = spread_out(problem, found, self.time_budget, exact=self.exact).placement or found
+            apart = spread_out(problem, found, TimeBudget(FEASIBILITY_SECONDS), exact=self.exact).placement or found
             self.crowding_limit = problem.crowding(apart)
 
     def _raise_singly(self, uniform: int) -> list[Cut]:
