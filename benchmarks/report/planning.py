@@ -58,7 +58,10 @@ def planner(data: Any, full: bool) -> list[str]:
         f"feasible: exact placement worse than greedy on {figure(worse)} {goal(worse, 0, '=')}, faster on "
         f"{figure(at(found, 'num_exact_faster'))} (there by {gain} % on average), proven best on {proven}, largest gap "
         f"{percent(at(found, 'max_gap'), 1)} %; budgets broken by independent arithmetic {figure(broken)} "
-        f"{goal(broken, 0, '=')}; at most {figure(seconds, '.2f')} s a plan {goal(seconds, 1, '≤')}"
+        f"{goal(broken, 0, '=')}; at most {figure(seconds, '.2f')} s a plan {goal(seconds, 1, '≤')}; with `objective: "
+        f"spread` fewer sub-models on the fullest device of {figure(at(found, 'num_less_on_one_device_with_spread'))} "
+        f"fleets, {percent(at(found, 'median_slower_with_spread'), 1)} % slower in the median, at most "
+        f"{percent(at(found, 'max_slower_with_spread'), 0)} %"
     )
     rows = [[key.removeprefix("num_").replace("_", " "), figure(value, "")] for key, value in (found or {}).items()]
     return finding("planner_fleets", data, text, table(["", ""], rows), full)
