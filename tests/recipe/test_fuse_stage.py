@@ -36,7 +36,7 @@ def fused(generalists, folder, **fuse):
     recipe = tiny_recipe(folder, distill=ALL, fuse=fuse)
     if not (folder / "work").exists():
         shutil.copytree(generalists, folder / "work")
-    run(recipe, folder / "work", stages=["fuse"])
+    run(recipe, folder / "work", stages=[*BEFORE, "fuse"])  # the plan knows what the fusion weighs
     trip = trip_of(recipe, folder / "work")
     return trip, read_json(trip.folders["fuse"] / "validation.json")
 
@@ -149,3 +149,25 @@ def test_groups_whose_other_is_spread_are_averaged(tmp_path):
     outside = trip.class_groups[1]
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(8), atol=1e-5)
     assert torch.allclose(probabilities[:, outside], probabilities[:, outside[:1]].expand(-1, len(outside)))
+
+
+def test_every_training_of_a_trip_may_end_when_validation_stops_rising(tmp_path):
+    until = {"epochs": 3, "patience": 1}
+    changes = {"teacher": until, "distill": {**until, **ALL}}
+    fuse = {**until, "kind": "residual", "joint": True, "joint_epochs": 3, "joint_patience": 1}
+    recipe = tiny_recipe(tmp_path, **changes, fuse=fuse)
+    run(recipe, tmp_path / "work", stages=[*BEFORE, "fuse"])
+    trip = trip_of(recipe, tmp_path / "work")
+    logs = [read_json(trip.folders["teacher"] / "training_log.json")]
+    logs += [read_json(trip.folders["distill"] / f"training/{i:02d}/training_log.json") for i in range(2)]
+    fused = read_json(trip.folders["fuse"] / "training_log.json")
+    for log in (*logs, fused["head"], fused["joint"]):
+        values = [entry["validation_accuracy"] for entry in log["epochs"]]
+        assert log["best_epoch"] == 0 or values[log["best_epoch"] - 1] == max(values)
+        assert log["passes"] == len(log["epochs"]) * len(trip.data.train)
+    best = fused["joint"]["best_epoch"]
+    found = read_json(trip.folders["fuse"] / "validation.json")
+    if best:
+        assert found["joint"] == pytest.approx(
+            fused["joint"]["epochs"][best - 1]["validation_accuracy_0_absent"], abs=0.1
+        )

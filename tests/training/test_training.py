@@ -116,7 +116,8 @@ def test_training_learns_and_logs_every_epoch(tmp_path):
     assert [entry["epoch"] for entry in log.epochs] == list(range(1, 9))
     assert log.epochs[-1]["loss"] < 0.5 * log.epochs[0]["loss"], log.epochs
     assert log.epochs[-1]["accuracy"] > 0.9, log.epochs
-    assert json.loads(json.dumps(log.to_dict())) == {"epochs": log.epochs}
+    assert json.loads(json.dumps(log.to_dict()))["epochs"] == log.epochs
+    assert (log.passes, log.best_epoch) == (8 * 48, None)
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -36,9 +36,13 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("prune", "from_scratch"): None,
     ("prune", "attention"): "whole",
     ("prune", "vocabulary"): None,
+    ("teacher", "patience"): None,
+    ("distill", "patience"): None,
     ("distill", "votes"): "group",
     ("fuse", "kind"): "mlp",
     ("fuse", "other"): None,
+    ("fuse", "patience"): None,
+    ("fuse", "joint_patience"): None,
 }
 """Values at which a stage does what it did before they existed: results of an earlier version then stay good."""
 

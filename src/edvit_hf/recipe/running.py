@@ -94,7 +94,8 @@ def tried_stages(recipe: Recipe) -> tuple[Stage, ...]:
 
 
 # A round trains as the distill stage does, but for `prune.round_epochs`: the last retraining's length is not its own.
-_RETRAIN_VALUES = tuple(f"distill.{f.name}" for f in dataclasses.fields(DistillConfig) if f.name != "epochs")
+_OWN = ("epochs", "patience")
+_RETRAIN_VALUES = tuple(f"distill.{f.name}" for f in dataclasses.fields(DistillConfig) if f.name not in _OWN)
 
 
 def run(

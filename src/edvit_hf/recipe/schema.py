@@ -305,7 +305,10 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
 
 
 _DEKD_KEYS = ("hard", "hard_weight", "relation_weights")
-_JOINT_KEYS = ("joint_epochs", "joint_learning_rate", "joint_batch_size", "joint_views", "token_weight", "vote_weight")
+_JOINT_KEYS = (
+    *("joint_epochs", "joint_patience", "joint_learning_rate", "joint_batch_size", "joint_views"),
+    *("token_weight", "vote_weight"),
+)
 READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str], ...] = (
     ("split", ("similarity", "samples_per_class"), lambda r: r.split.strategy == "similarity", "strategy: similarity"),
     ("prune", ("compensation_samples",), lambda r: r.prune.compensate, "compensate: true"),

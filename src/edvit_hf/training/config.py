@@ -19,7 +19,11 @@ class TrainConfig:
     """How long and how fast to train.
 
     Attributes:
-        epochs: Passes over the training items.
+        epochs: Passes over the training items; with `patience` at most so many.
+        patience: Epochs without a better result on validation items after which the learning rate, at its peak until
+            then, falls to zero within a quarter of the epochs done, and the run ends; the weights of the best epoch are
+            kept. None: the rate follows the cosine over all `epochs`, the last weights are kept, and validation items
+            are not looked at.
         batch_size: Items of one forward pass over all processes together, so the same values train alike on one GPU and
             on four. One optimiser step sees `batch_size * gradient_accumulation_steps` items.
         learning_rate: Peak, reached after the warm-up and followed by a cosine to zero.
@@ -37,6 +41,7 @@ class TrainConfig:
     """
 
     epochs: int
+    patience: int | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -53,6 +58,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         whole_number("epochs", self.epochs, 1, "zero epochs would return the untrained model")
+        if self.patience is not None:
+            whole_number("patience", self.patience, 1, "leave it out to train for all epochs")
         whole_number("batch_size", self.batch_size, 1, "it is the number of items of one forward pass")
         number("learning_rate", self.learning_rate, "(0, inf)", "a negative one climbs the loss, zero stands still")
         number("weight_decay", self.weight_decay, "[0, inf)", "a negative one makes the weights grow")
@@ -165,6 +172,7 @@ class FuseConfig(TrainConfig):
             answer + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` *
             mean distillation loss of the votes.
         joint_epochs: Only with `joint`, as all that follow: epochs of the joint tuning.
+        joint_patience: Its `patience`, by accuracy on validation items averaged over 0, 1 and 2 absent.
         joint_learning_rate: Its peak.
         joint_batch_size: Items of its forward pass.
         joint_views: Replayed views that it uses. None: as many as `views`.
@@ -182,6 +190,7 @@ class FuseConfig(TrainConfig):
     views: int = 4
     joint: bool = True
     joint_epochs: int = 5
+    joint_patience: int | None = None
     joint_learning_rate: float = 3e-4
     joint_batch_size: int = 128
     joint_views: int | None = None
@@ -203,6 +212,8 @@ class FuseConfig(TrainConfig):
         if not isinstance(self.joint, bool):
             raise RecipeError(f"`joint` must be true or false, got {self.joint!r}: it tunes the sub-models as well.")
         whole_number("joint_epochs", self.joint_epochs, 1, "leave out `joint` to tune nothing")
+        if self.joint_patience is not None:
+            whole_number("joint_patience", self.joint_patience, 1, "leave it out to tune for all epochs")
         number("joint_learning_rate", self.joint_learning_rate, "(0, inf)", "a negative one climbs the loss")
         whole_number("joint_batch_size", self.joint_batch_size, 1, "it is the number of items of one forward pass")
         number("token_weight", self.token_weight, "[0, inf)", "a negative one would drive the features away")
@@ -212,10 +223,11 @@ class FuseConfig(TrainConfig):
 
 
 def joint_config(config: FuseConfig) -> FuseConfig:
-    """The same values with the epochs, learning rate, batch size and views of the joint tuning in the usual places."""
+    """The same values with epochs, patience, rate, batch size and views of the joint tuning in the usual places."""
     return replace(
         config,
         epochs=config.joint_epochs,
+        patience=config.joint_patience,
         learning_rate=config.joint_learning_rate,
         batch_size=config.joint_batch_size,
         views=config.joint_views or config.views,

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from edvit_hf.errors import TrainingError
+from edvit_hf.training import stopping
 from edvit_hf.training.checkpoints import Progress, TrainLog, newest_checkpoint, restore, run_identity, write_checkpoint
 from edvit_hf.training.config import TrainConfig
 from edvit_hf.training.epoch_data import EpochData
 from edvit_hf.training.loading import epoch_batches, load_batches, num_steps, share_of
 from edvit_hf.training.objectives import Objective
-from edvit_hf.training.optimizer import clip_gradients, clip_groups, learning_rate_scale, make_optimizer
+from edvit_hf.training.optimizer import clip_gradients, clip_groups, make_optimizer
 from edvit_hf.training.processes import alone, make_accelerator, process_state
 from edvit_hf.training.threads import use_all_cores
 from edvit_hf.training.tracking import Tracker
@@ -69,6 +70,9 @@ class _Run:
     progress: Progress
     bar: tqdm
     tracker: Tracker
+    bare_model: nn.Module
+    validate: stopping.Validate | None = None
+    best: dict[str, Tensor] | None = None
     pending: list[_BatchFigures] = dataclasses.field(default_factory=list)
     last_flush: float = dataclasses.field(default_factory=time.perf_counter)
     last_save: float = dataclasses.field(default_factory=time.perf_counter)
@@ -84,6 +88,7 @@ def train(
     description: str,
     progress: bool = True,
     distributed: bool = True,
+    validate: stopping.Validate | None = None,
 ) -> TrainLog:
     """Train `model` in place, or continue where an interrupted call with the same arguments stopped.
 
@@ -107,21 +112,24 @@ def train(
         progress (`bool`): Show a progress bar on the main process; refreshed rarely if not on a terminal.
         distributed (`bool`): False: within a launch of several processes, this one trains by itself, exactly as if it
             were the only one; see `my_share`.
+        validate (`Validate`, *optional*): Needed, and called, with `config.patience` alone: after every epoch and
+            before the first, with the model in eval mode.
 
     Returns:
         `TrainLog`: Loss, figures, seconds and speed of every epoch, those before an interruption included.
 
     Raises:
-        TrainingError: If a loss or gradient is not finite, nothing can be trained, or fp16 is asked for without a GPU.
+        TrainingError: If a loss or gradient is not finite, nothing can be trained, fp16 is asked for without a GPU, or
+            `config.patience` is set without `validate`.
         CheckpointError: If the newest checkpoint is damaged.
         MissingExtraError: If `config.track` is set and trackio is not installed.
     """
     use_all_cores()
     data.set_epoch(0)
-    _check_trainable(data, config, description)
+    stopping.check_trainable(data, config, validate, description)
     is_shown = progress and process_state().is_main_process
     with contextlib.nullcontext() if distributed else alone():
-        return _train(model, data, objective, config, Path(checkpoint_dir), description, is_shown)
+        return _train(model, data, objective, config, Path(checkpoint_dir), description, is_shown, validate)
 
 
 def _train(
@@ -132,6 +140,7 @@ def _train(
     checkpoint_dir: Path,
     description: str,
     is_shown: bool,
+    validate: stopping.Validate | None,
 ) -> TrainLog:
     accelerator = make_accelerator(config.mixed_precision)
     set_seed(config.seed, device_specific=accelerator.num_processes > 1)
@@ -141,10 +150,11 @@ def _train(
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     tracker = Tracker(config, description, identity, checkpoint_dir, is_active=accelerator.is_main_process)
     try:
-        state = _resume(accelerator, checkpoint_dir, identity, config, description)
+        state, best = _resume(accelerator, checkpoint_dir, identity, config, description)
         bar = _make_bar(config, data, state, description, is_shown=is_shown)
         trained = (accelerator, prepared, clip_groups(model), prepared_optimizer)
-        run = _Run(*trained, data, objective, config, checkpoint_dir, description, state, bar, tracker)
+        run = _Run(*trained, data, objective, config, checkpoint_dir, description, state, bar, tracker, model)
+        run.validate, run.best = (None if config.patience is None else validate), best
         with bar:
             _train_epochs(run)
     finally:
@@ -156,30 +166,20 @@ def _train(
         model.to(home).eval()
         if accelerator.device.type != "cpu":
             accelerator.free_memory()  # a full garbage collection: on a CPU it costs more than a tiny epoch
-    return TrainLog(state.log)
-
-
-def _check_trainable(data: EpochData, config: TrainConfig, description: str) -> None:
-    if len(data) == 0:
-        raise TrainingError(f"{description}: there are no items to train on. Check the split and the class group.")
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise TrainingError(
-            f"{description}: `mixed_precision: fp16` needs a GPU and none was found; a CPU has no fast fp16 and no "
-            'loss scaling. Use "bf16", or "no".'
-        )
+    return TrainLog(state.log, state.passes, state.stopped, state.best_epoch)
 
 
 def _resume(
     accelerator: Accelerator, checkpoint_dir: Path, identity: str, config: TrainConfig, description: str
-) -> Progress:
+) -> tuple[Progress, dict[str, Tensor] | None]:
     found = newest_checkpoint(checkpoint_dir, identity)
     if found is None:
         if accelerator.is_main_process:
             where = (accelerator.device, accelerator.num_processes)
             logger.info("%s: %d epochs on %s, %d process(es)", description, config.epochs, *where)
-        return Progress(run=identity, num_processes=accelerator.num_processes)
+        return Progress(run=identity, num_processes=accelerator.num_processes), None
     folder, state = found
-    restore(accelerator, folder, state)
+    best = restore(accelerator, folder, state)
     if accelerator.is_main_process and state.num_processes not in (None, accelerator.num_processes):
         processes = (state.num_processes, accelerator.num_processes)
         logger.warning(
@@ -193,7 +193,7 @@ def _resume(
         logger.info("%s: continues after %d of %d epochs and %d batches (%s)", description, *done, folder)
     else:
         state.sums, state.num_items = {}, 0.0  # the main process carries the totals of all
-    return state
+    return state, best
 
 
 def _make_bar(config: TrainConfig, data: EpochData, state: Progress, description: str, *, is_shown: bool) -> tqdm:
@@ -202,7 +202,8 @@ def _make_bar(config: TrainConfig, data: EpochData, state: Progress, description
     sizes = [len(batch) for batch in _batches(config, data, state.epoch)][: state.batches_done]
     done = state.epoch * len(data) + sum(sizes)
     look = {"unit": "sample", "unit_scale": True, "mininterval": 0.2 if sys.stderr.isatty() else 10.0}
-    return tqdm(total=config.epochs * len(data), initial=done, desc=description, disable=not is_shown, **look)
+    total = stopping.last_epoch(config, state) * len(data)
+    return tqdm(total=total, initial=done, desc=description, disable=not is_shown, **look)
 
 
 def _batches(config: TrainConfig, data: EpochData, epoch: int) -> list[np.ndarray]:
@@ -212,8 +213,12 @@ def _batches(config: TrainConfig, data: EpochData, epoch: int) -> list[np.ndarra
 def _train_epochs(run: _Run) -> None:
     state = run.progress
     try:
-        while state.epoch < run.config.epochs:
+        if run.validate is not None and state.best_score is None:
+            _validate(run)
+        while state.epoch < stopping.last_epoch(run.config, state):
             _train_epoch(run)
+        if run.best is not None:
+            stopping.put_back(run.bare_model, run.best)
     except KeyboardInterrupt:
         logger.warning(
             "%s: interrupted in epoch %d of %d; run again to continue from the newest checkpoint in %s",
@@ -223,7 +228,9 @@ def _train_epochs(run: _Run) -> None:
     if run.accelerator.is_main_process and state.log:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in state.log[-1].items() if name != "epoch")
         seconds = sum(entry["seconds"] for entry in state.log)
-        logger.info("%s: %d epochs in %.1f s; last: %s", run.description, len(state.log), seconds, figures)
+        kept = "" if state.best_epoch is None else f", the weights after epoch {state.best_epoch} are kept"
+        ended = f"{len(state.log)} epochs, {state.passes} item passes in {seconds:.1f} s: {state.stopped}{kept}"
+        logger.info("%s: %s; last: %s", run.description, ended, figures)
 
 
 def _train_epoch(run: _Run) -> None:
@@ -232,7 +239,7 @@ def _train_epoch(run: _Run) -> None:
     batches = _batches(config, run.data, state.epoch)
     # Epochs of sub-models in lockstep differ in length: what is left is told from the one under way.
     done_of_epoch = sum(map(len, batches[: state.batches_done]))
-    run.bar.total = run.bar.n - done_of_epoch + (config.epochs - state.epoch) * len(run.data)
+    run.bar.total = run.bar.n - done_of_epoch + (stopping.last_epoch(config, state) - state.epoch) * len(run.data)
     num_batches, accumulation = len(batches), config.gradient_accumulation_steps
     shares = [share_of(batch, accelerator.process_index, accelerator.num_processes) for batch in batches]
     steps = num_steps(num_batches, accumulation)
@@ -254,7 +261,7 @@ def _train_epoch(run: _Run) -> None:
         run.pending.append(row)
         state.batches_done = index + 1
         if is_last_of_step:
-            row.gradient_norm = _take_step(run, (state.epoch + (step + 0.5) / steps) / config.epochs)
+            row.gradient_norm = _take_step(run, state.epoch + (step + 0.5) / steps)
         now = time.perf_counter()
         if len(run.pending) >= FLUSH_BATCHES or now - run.last_flush >= FLUSH_SECONDS:
             _flush(run)
@@ -266,12 +273,12 @@ def _train_epoch(run: _Run) -> None:
     _close_epoch(run, time.perf_counter() - clock)
 
 
-def _take_step(run: _Run, fraction_done: float) -> Tensor | None:
+def _take_step(run: _Run, epochs_done: float) -> Tensor | None:
     """One step of the optimiser; returns the norm of its gradient, which fp16 may rightly find infinite."""
     config = run.config
     run.accelerator.unscale_gradients()
     norm = clip_gradients(run.clip_groups, config.max_grad_norm)
-    rate = config.learning_rate * learning_rate_scale(fraction_done, config.warmup_fraction)
+    rate = config.learning_rate * stopping.rate_scale(epochs_done, config, run.progress)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
@@ -291,11 +298,23 @@ def _close_epoch(run: _Run, seconds: float) -> None:
     entry["learning_rate"] = run.optimizer.param_groups[0]["lr"]
     entry |= {"seconds": state.seconds, "samples_per_second": num_items / max(state.seconds, 1e-9)}
     state.log.append(entry)
-    run.tracker.log(entry)
+    state.passes += round(num_items)
     state.epoch += 1
     state.batches_done, state.num_items, state.seconds, state.sums = 0, 0.0, 0.0, {}
-    if state.epoch == config.epochs or _is_epoch_saved(run):
+    if run.validate is not None:
+        entry |= {f"validation_{name}": value for name, value in _validate(run).items()}
+    run.tracker.log(entry)
+    if state.epoch == stopping.last_epoch(config, state) or _is_epoch_saved(run):
         _save(run)
+
+
+def _validate(run: _Run) -> dict[str, float]:
+    """Measure the model, and keep its weights if it is the best so far."""
+    assert run.validate is not None
+    figures = stopping.figures_of(run.bare_model, run.validate, run.accelerator.num_processes)
+    if stopping.note_epoch(run.config, run.progress, figures):
+        run.best = stopping.copy_of(run.bare_model)
+    return figures
 
 
 def _is_epoch_saved(run: _Run) -> bool:
@@ -354,7 +373,7 @@ def _save(run: _Run) -> None:
     state = run.progress
     sums, num_items = _over_processes(run)
     state.sums, state.num_items = (sums, num_items) if run.accelerator.is_main_process else ({}, 0.0)
-    write_checkpoint(run.accelerator, run.checkpoint_dir, state)
+    write_checkpoint(run.accelerator, run.checkpoint_dir, state, run.best)
     run.last_save = time.perf_counter()
 
 

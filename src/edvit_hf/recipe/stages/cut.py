@@ -15,6 +15,7 @@ from edvit_hf.pruning.cut import label_names
 from edvit_hf.pruning.vocabulary import cut_vocabulary
 from edvit_hf.recipe.stages.plan import round_widths, sub_model_config
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model, stock_model
+from edvit_hf.recipe.validating import validate_votes
 from edvit_hf.storage import write_json
 from edvit_hf.tasks import num_labels_of
 from edvit_hf.training import (
@@ -90,7 +91,7 @@ def distill(trip: Trip) -> None:
 def retrain_round(trip: Trip, number: int) -> None:
     """The short retraining after pruning round `number`."""
     folder = trip.folders[f"retrain_round{number}"]
-    config = dataclasses.replace(trip.recipe.distill, epochs=trip.recipe.prune.round_epochs)
+    config = dataclasses.replace(trip.recipe.distill, epochs=trip.recipe.prune.round_epochs, patience=None)
     retrain_all(trip, folder, trip.folders[f"prune_round{number}"], config, f"retrain {number}")
 
 
@@ -212,7 +213,9 @@ def distill_into(
         smoothing = config.label_smoothing
         objective = distill_objective(group, config.temperature, weight, label_smoothing=smoothing, focus=focus)
     checkpoints = folder / "checkpoints"
-    log = train(model, data, objective, config, checkpoint_dir=checkpoints, description=description, distributed=False)
+    validate = validate_votes(trip.data.validation, class_groups, trip.teacher.config.num_labels)
+    options: dict[str, Any] = {"checkpoint_dir": checkpoints, "description": description, "distributed": False}
+    log = train(model, data, objective, config, validate=validate, **options)
     for each in models:
         each.eval()
     write_json(folder / "training_log.json", log.to_dict())

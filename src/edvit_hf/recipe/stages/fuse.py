@@ -2,9 +2,8 @@
 """The fuse stage: a fusion head on frozen sub-models, then, if the recipe asks for it, all of them tuned together."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from safetensors.numpy import load_file
 
 from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_arrays, validation_accuracy, write_processor
+from edvit_hf.recipe.validating import all_outputs, outputs, validate_ensemble, validate_fusion
 from edvit_hf.storage import whole_folder, write_json
 from edvit_hf.training import (
     FuseData,
@@ -25,12 +25,8 @@ from edvit_hf.training import (
     train,
 )
 
-if TYPE_CHECKING:
-    from edvit_hf.data.split import Split
-
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 512
 SCALES = (0.125, 0.25, 0.5, 1.0)  # of what a residual head adds; 0 where none is better than the average
 
 
@@ -170,9 +166,10 @@ def _train_head(trip: Trip, ensemble: Any, name: str, *, votes: bool = False) ->
     )
     data = FuseData(features, trip.data.train.labels, outputs.logits[: config.views], logits)
     checkpoints = trip.folders["fuse"] / "checkpoints" / "head"
-    log = train(
-        ensemble.fusion, data, objective, config, checkpoint_dir=checkpoints, description="fuse", distributed=False
-    )
+    options: dict[str, Any] = {"checkpoint_dir": checkpoints, "description": "fuse", "distributed": False}
+    if config.patience is not None:
+        options["validate"] = validate_fusion(*_validation_outputs(trip, ensemble), trip.data.validation.labels)
+    log = train(ensemble.fusion, data, objective, config, **options)
     ensemble.eval()
     return log.to_dict()
 
@@ -188,7 +185,8 @@ def _tune_jointly(trip: Trip, ensemble: Any) -> dict[str, Any]:
     features, _ = _training_outputs(trip, ensemble, "features", views=views)
     model.fit_mapping(features[0], outputs.features[0])
     objective, checkpoints = joint_objective(trip.class_groups, config), trip.folders["fuse"] / "checkpoints" / "joint"
-    log = train(model, data, objective, config, checkpoint_dir=checkpoints, description="joint", distributed=False)
+    options: dict[str, Any] = {"checkpoint_dir": checkpoints, "description": "joint", "distributed": False}
+    log = train(model, data, objective, config, validate=validate_ensemble(trip.data.validation), **options)
     ensemble.eval()
     return log.to_dict()
 
@@ -207,9 +205,9 @@ def _training_outputs(
             sizes["logits"] = sum(ensemble.config.vote_sizes)
         arrays = {name: np.empty((views, len(split), size), dtype=np.float32) for name, size in sizes.items()}
         for view in range(views):
-            for indices, *found in _outputs(ensemble, split, view=view):
+            for indices, *found in outputs(ensemble.features_and_logits, split, view=view):
                 for array, values in zip(arrays.values(), found, strict=False):
-                    array[view, indices] = values.numpy()
+                    array[view, indices] = values
         save_arrays(path, arrays)
     stored = load_file(path)
     return stored["array"], stored.get("logits")
@@ -217,24 +215,9 @@ def _training_outputs(
 
 def _validation_outputs(trip: Trip, ensemble: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, D) and votes (N, V) of all sub-models on the validation items."""
-    sizes, count = ensemble.config, len(trip.data.validation)
-    features, logits = torch.empty(count, sum(sizes.feature_sizes)), torch.empty(count, sum(sizes.vote_sizes))
-    for indices, *found in _outputs(ensemble, trip.data.validation):
-        features[indices], logits[indices] = found
-    return features, logits
-
-
-def _outputs(
-    ensemble: Any, split: "Split", view: int | None = None
-) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Positions of items, shortest first where they are padded, with their features (B, D) and votes (B, V)."""
-    order = np.arange(len(split)) if split.lengths is None else np.argsort(split.lengths, kind="stable")
     ensemble.eval()
-    for start in range(0, len(split), BATCH_SIZE):
-        indices = order[start : start + BATCH_SIZE]
-        with torch.inference_mode():
-            features, logits = ensemble.features_and_logits(**split.inputs(indices, view=view))
-        yield indices, features.float(), logits.float()
+    features, logits = all_outputs(ensemble.features_and_logits, trip.data.validation, "cpu")
+    return features, logits
 
 
 def _statistics(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,6 +25,7 @@ from edvit_hf.recipe.trip import (
     stock_model,
     validation_accuracy,
 )
+from edvit_hf.recipe.validating import validate_votes
 from edvit_hf.storage import write_json
 from edvit_hf.tasks import Task
 from edvit_hf.training import ClassifyData, classify_objective, train
@@ -58,7 +59,10 @@ def train_teacher(trip: Trip) -> None:
             seed=config.seed,
         )
         objective, checkpoints = classify_objective(config.label_smoothing), folder / "checkpoints"
-        log = train(model, items, objective, config, checkpoint_dir=checkpoints, description="teacher")
+        validate = validate_votes(data.validation, [None], len(data.label_names))
+        log = train(
+            model, items, objective, config, checkpoint_dir=checkpoints, description="teacher", validate=validate
+        )
         if is_main_process():
             write_json(folder / "training_log.json", log.to_dict())
     if not is_main_process():
