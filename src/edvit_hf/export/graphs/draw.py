@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from edvit_hf.errors import ExportGateError, named_extra
+from edvit_hf.export.graphs.operators import operators_read_once
 from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
 from edvit_hf.modeling_edvit import forward_sub_model
@@ -168,7 +169,7 @@ def draw_graph(module: nn.Module, onnx_config: EDViTOnnxConfig, *, opset: int) -
     largest = onnx_config.largest_axes
     dims = {symbol: torch.export.Dim(symbol, min=1, max=largest.get(symbol)) for symbol in sorted(symbols)}
     shapes = {name: {axis: dims[symbol] for axis, symbol in axes.items()} for name, axes in onnx_config.inputs.items()}
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), operators_read_once():
         model = _trace(module, onnx_config, shapes, opset)
     clean_graph(model, onnx_config)
     _check_graph(model, onnx_config, opset)
