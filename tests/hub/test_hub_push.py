@@ -3,6 +3,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,9 @@ def test_every_fault_is_named_at_once(folder):
         ("# A tiny ensemble", "# A\n\n[More Information Needed]", "placeholder"),
         ("# A tiny ensemble", "# A\n\nTODO: write", "note to the author"),
         ("# A tiny ensemble", "# A\n\n{{ text.limits }}", "piece of the template"),
+        ("# A tiny ensemble", "# A\n\n{{ a {{ b }}", "piece of the template: '{{ b }}'"),
+        ("# A tiny ensemble", "# A\n\n{% if a % b %}", "piece of the template: '{% if a % b %}'"),
+        ("# A tiny ensemble", "# A\n\n<your <b>name</b> here>", "a placeholder"),
         ("assets/accuracy.png", "assets/other.png", "shows assets/other.png, which is not there"),
         ("![Accuracy](assets/accuracy.png)", '<img src="x.png">', "shows x.png"),
     ],
@@ -203,6 +207,44 @@ def test_a_card_with_a_blank_is_refused(old, new, message):
     assert list(card_faults(CARD, files)) == []
     faults = list(card_faults(CARD.replace(old, new, 1 if old == "---\n" else -1), files))
     assert any(message in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "![",
+        "![a](b ",
+        "![](",
+        "](",
+        "<img ",
+        "<img src='",
+        "{{ ",
+        "{% ",
+        "<your ",
+        "# A\n\n",
+        "more information ",
+        "[TO",
+    ],
+)
+def test_a_long_card_is_looked_through_once(piece):
+    begin = time.process_time()
+    list(card_faults(CARD + piece * (1_000_000 // len(piece)), {"README.md", "assets/accuracy.png"}))
+    assert time.process_time() - begin < 15  # of a part of a second's work; going back for every piece takes an hour
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("![a][b] ![c]( <d.png> 'e') ![f](g", ["d.png"]),
+        ("[![a](b.png)](c) <img alt='x' src='d.png'> <img alt='y'> ![](e.png)", ["b.png", "d.png", "e.png"]),
+        ('![ ![a](b.png) <img\nsrc="c.png"/>', ["b.png", "c.png"]),
+    ],
+)
+def test_the_figures_that_a_card_shows_are_found(text, shown):
+    faults = [
+        fault for fault in card_faults(f"{CARD}\n{text}", {"assets/accuracy.png"}) if "which is not there" in fault
+    ]
+    assert faults == [f"README.md shows {name}, which is not there. Render the card anew." for name in shown]
 
 
 def test_the_place_a_card_names_without_a_repository_is_the_one_that_is_filled_in():

@@ -36,14 +36,17 @@ _KEYS = {".pem", ".key", ".p12", ".pfx", ".kdbx"}
 _KEY_NAMES = {"id_rsa", "id_ed25519", "credentials", "credentials.json", "token", "secrets.json", "stored_tokens"}
 
 LOCAL_FOLDER = "path/to/this/folder"  # what a card rendered without a repository id calls the place it lies in
+# A README may be somebody else's and of any length: no pattern goes over the same text twice. What is opened and not
+# closed is consumed whole (possessive quantifiers), or ends where the next one is opened.
 _BLANKS = (
     (re.compile(r"\[?more information needed\]?", re.IGNORECASE), "the template's placeholder"),
     (re.compile(r"\b(TODO|FIXME|TBD|XXX)\b"), "a note to the author"),
-    (re.compile(r"\{\{.*?\}\}|\{%.*?%\}"), "a piece of the template"),
-    (re.compile(r"<(?:your|insert|fill)[^>\n]*>", re.IGNORECASE), "a placeholder"),
+    (re.compile(r"\{\{(?:(?!\{\{|\}\}).)*+\}\}|\{%(?:(?!\{%|%\}).)*+%\}"), "a piece of the template"),
+    (re.compile(r"<(?:your|insert|fill)(?:(?!<(?:your|insert|fill))[^>\n])*+>", re.IGNORECASE), "a placeholder"),
 )
 _BLOCK = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
-_FIGURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)[^)]*\)|<img[^>]+src=[\"']([^\"']+)")
+_FIGURE = re.compile(r"!\[[^\]]*+(?:\]\(\s*+<?+([^)\s>]++)[^)]*+(\))?)?|<img([^>]*+)")
+_SOURCE = re.compile(r"\ssrc=[\"']([^\"']++)")
 _TITLE = re.compile(r"^# +(\S.*)$", re.MULTILINE)
 
 FUSION_WEIGHTS = "fusion.safetensors"
@@ -304,11 +307,20 @@ def card_faults(text: str | None, files: Set[str]) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), start=1):
         for pattern, what in _BLANKS:
             if found := pattern.search(line):
-                yield f"README.md, line {number}, holds {what}: {found.group(0)!r}. Fill it in or leave it out."
-    for match in _FIGURE.finditer(body):
-        target = match.group(1) or match.group(2)
+                yield f"README.md, line {number}, holds {what}: {found.group(0)!r:.200}. Fill it in or leave it out."
+    for target in _shown(body):
         if "://" not in target and PurePosixPath(target.removeprefix("./").partition("#")[0]).as_posix() not in files:
             yield f"README.md shows {target}, which is not there. Render the card anew."
+
+
+def _shown(body: str) -> Iterator[str]:
+    """Addresses of the pictures that a README shows, in Markdown or HTML."""
+    for match in _FIGURE.finditer(body):
+        target, is_closed, tag = match.groups()
+        if tag is not None:
+            yield from (found[1] for found in [_SOURCE.search(tag)] if found)
+        elif is_closed:
+            yield target
 
 
 def _metadata_faults(block: str) -> Iterator[str]:
