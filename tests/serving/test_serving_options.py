@@ -3,6 +3,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -210,6 +211,14 @@ def test_a_token_file_that_others_may_read_is_warned_of(tmp_path, caplog, mode, 
     assert read_tokens(file) == (TOKEN,)
     assert [f"(mode {mode:o})" in record.getMessage() for record in caplog.records] == [True] * is_told
     assert TOKEN not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_token_file_that_is_no_ordinary_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", tmp_path, Path(os.devnull)):
+        with pytest.raises(EDViTError, match="Expected a readable text file with tokens, got"):
+            read_tokens(file)
 
 
 @pytest.mark.parametrize("name", sorted(vars(Limits())))

@@ -43,7 +43,7 @@ def read_tokens(file: Path | None) -> tuple[str, ...]:
     else:
         where = f"the token file {file}"
         try:
-            with file.open("rb") as opened:
+            with open(file, "rb", opener=_at_once) as opened:
                 _warn_of_readers(opened.fileno(), file)
                 lines = opened.read(_MOST_TOKEN_BYTES).decode("ascii").splitlines()
         except (OSError, ValueError) as error:
@@ -63,6 +63,15 @@ def read_tokens(file: Path | None) -> tuple[str, ...]:
                 f"one of {len(token)} characters. It could be guessed, or not be sent in a header. {_HOW_TO_MAKE_ONE}"
             )
     return tokens
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever may write into a pipe one day. Raises OSError for what is no ordinary file."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError("it is no ordinary file")
 
 
 def _warn_of_readers(descriptor: int, file: Path) -> None:
