@@ -23,7 +23,7 @@ from answers.knowledge import devices_of, joining_of
 from answers.opened import Bundle, OpenEnsemble
 from answers.opening import OpenedOnce, fetch_ensemble, hub_id_of
 from answers.reading import side_of
-from answers.runtimes import VisitorError, open_runtime, taker_of
+from answers.runtimes import VisitorError, damaged, open_runtime, taker_of
 from answers.snippets import EnsembleSource, code_for, place_in_space
 from answers.timelines import fleet_plans
 from edvit_hf.errors import EDViTError
@@ -321,10 +321,7 @@ def _manifest(folder: Path, title: str) -> Manifest:
         return Manifest.load(folder)
     except EDViTError as error:
         logger.warning("could not open %s: %s", title, error)
-        raise VisitorError(
-            f"{title} is damaged, incomplete, or made by another version of edvit_hf. Export it again, or name another "
-            "ensemble."
-        ) from error
+        raise damaged(title) from error
 
 
 def _published(folder: Path) -> Published | None:

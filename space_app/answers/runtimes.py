@@ -62,11 +62,16 @@ def open_runtime(folder: Path, title: str, config: CoordinatorConfig = CONFIG) -
         raise
     except EDViTError as error:
         logger.warning("could not open %s: %s", title, error)
-        raise VisitorError(
-            f"{title} is damaged, incomplete, or made by another version of edvit_hf. Export it again, or name another "
-            "ensemble."
-        ) from error
+        raise damaged(title) from error
     return runtime
+
+
+def damaged(title: str) -> VisitorError:
+    """What a visitor is told of an ensemble that cannot be opened; why is in the log."""
+    return VisitorError(
+        f"{title} is damaged, incomplete, or made by another version of edvit_hf. Export it again, or name another "
+        "ensemble."
+    )
 
 
 def taker_of(runtime: EDViTRuntime) -> Taker:

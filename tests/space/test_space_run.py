@@ -100,6 +100,7 @@ def test_what_cannot_be_shown_is_said_before_the_page_starts(page, ensemble, tmp
     for source, message in [
         ("no/such/folder", "is neither"),
         ("../x", "is neither"),
+        ("nan", "OWNER/NAME of a Hub repository, got 'nan'"),  # no page of nothing, which would wait for ever
         ("https://example.test/x", "is neither"),
         (tmp_path / "empty", "No manifest"),
         (ensemble, "onnx/fusion.onnx: expected"),

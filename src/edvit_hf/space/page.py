@@ -65,7 +65,7 @@ def run_page(source: str | Path | None = None, *, port: int | None = None) -> No
     The page runs in this process, as `python app.py` would: what it prints names its address.
 
     Args:
-        source: A folder with an exported ensemble, or a Hub id; default: the bundled ones.
+        source: A folder with an exported ensemble, or the Hub id OWNER/NAME; default: the bundled ones.
         port: Default: 7860, or the next one that is free.
 
     Raises:
@@ -116,12 +116,13 @@ def _checked(source: str | Path | None) -> str | None:
         manifest = Manifest.load(folder)  # graphs of the whole ensemble may be missing: no device has them
         manifest.verify_files(folder, sub_models=range(len(manifest.sub_models)), precision="fp32")
         return str(folder.resolve())
-    if is_hub_id(str(source)):
+    if is_hub_id(str(source), with_owner=True):
         logger.warning("space: there is no folder %s, so it is taken for a Hub repository", source)
         return str(source)
     raise EDViTError(
-        f"Expected a folder with an exported ensemble, or the id of a Hub repository, got {str(source)!r:.200}, which "
-        "is neither. The page would have nothing to show. Check the path, or leave it out for the bundled ensembles."
+        "Expected a folder with an exported ensemble, or the id OWNER/NAME of a Hub repository, got "
+        f"{str(source)!r:.200}, which is neither. The page would have nothing to show. Check the path, or leave it out "
+        "for the bundled ensembles."
     )
 
 
