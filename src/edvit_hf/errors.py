@@ -7,6 +7,7 @@ what to do. Every room raises these. `named_extra` names what is not installed, 
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -115,11 +116,29 @@ class WorkDirError(EDViTError, OSError):
 class MissingExtraError(EDViTError, ImportError):
     """An optional dependency is not installed. The message carries the install line."""
 
-    def __init__(self, purpose: str, extra: str, missing: str) -> None:
+    def __init__(self, purpose: str, extra: str, *missing: str) -> None:
+        named = " and ".join(f"`{package}`" for package in missing)
+        what, which = ("packages", "which are") if len(missing) > 1 else ("package", "which is")
         super().__init__(
-            f"{purpose} needs the package `{missing}`, which is not installed. "
-            f"Install it with: pip install 'edvit_hf[{extra}]'"
+            f"{purpose} needs the {what} {named}, {which} not installed. "
+            f"Install {'them' if len(missing) > 1 else 'it'} with: pip install 'edvit_hf[{extra}]'"
         )
+
+
+def need(purpose: str, extra: str, *modules: str) -> None:
+    """Name all packages that are missing at once, before anything is loaded.
+
+    Args:
+        purpose: What needs them, as the start of a sentence.
+        extra: The extra, or several separated by commas, that installs them.
+        modules: Names that they are imported by.
+
+    Raises:
+        MissingExtraError: Some are not installed.
+    """
+    missing = [_OPTIONAL_PACKAGES.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(purpose, extra, *missing)
 
 
 @contextmanager

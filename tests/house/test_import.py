@@ -162,6 +162,15 @@ def test_evaluating_without_the_training_stack_names_the_extra(tmp_path):
     assert "pip install 'edvit_hf[train]'" in text
 
 
+@pytest.mark.parametrize("hidden", [{"torch"}, {"optimum", "onnx"}, {"torch", "tqdm", "onnx"}], ids=" ".join)
+def test_exporting_names_all_that_is_missing_at_once(hidden, tmp_path):
+    exit_code, text = cli_without(hidden, "export", tmp_path)
+    assert exit_code == 1
+    named = text.partition("Exporting needs the package")[2].partition("not installed")[0]
+    assert {name for name in _OPTIONAL_PACKAGES if f"`{name}`" in named} == hidden
+    assert "pip install 'edvit_hf[train,export]'" in text
+
+
 LIGHT_COMMANDS = """
 run digits --work-dir NEW
 plan digits --figure NEW.png

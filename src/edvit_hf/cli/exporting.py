@@ -19,9 +19,12 @@ from edvit_hf.cli.app import (
     quiet_transformers,
 )
 from edvit_hf.cli.output import console, keep_all, log_console, print_json, say
+from edvit_hf.errors import need
 
 if TYPE_CHECKING:
     from edvit_hf.bench import BenchReport
+
+_NEEDED = ("torch", "transformers", "safetensors", "tqdm", "optimum", "onnx", "onnxscript", "onnxslim")
 
 
 class ExportPrecision(StrEnum):
@@ -77,6 +80,7 @@ def export(
     they are refused. What other hardware's files DIR holds already stays. Nothing half-written is ever loadable: an
     export that was cut off is finished, or done again, by the next.
     """
+    need("Exporting", "train,export", *_NEEDED)
     from edvit_hf.cli.tables import export_tables
     from edvit_hf.published.export import export_folder, export_report, make_config
     from edvit_hf.recipe import load_data_recipe
