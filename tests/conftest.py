@@ -2,9 +2,11 @@
 """Shared fixtures: seeds fixed, network refused but for loopback, tiny real models; an environment of its own."""
 
 import atexit
+import gc
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 
@@ -47,6 +49,36 @@ if "EDVIT_TESTS" not in os.environ:  # else this is a process that a test or xdi
         "TOKENIZERS_PARALLELISM": "false",
     }
 
+# A shell's background jobs ignore Ctrl-C, and what nohup starts a hang-up; so would the processes that tests start.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist's own order, by the number of tests: see below
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests begin first: one that begins last keeps one process busy while the others have ended."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    places = {path: (not any(map(is_slow, tests)), -len(tests)) for path, tests in files.items()}
+    items.sort(key=lambda item: (places[item.path], item.path))
+
+
+def is_slow(item):
+    return item.get_closest_marker("slow") is not None
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # the modules of large libraries are never garbage: they are not gone through again and again
+
+
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
 
@@ -84,9 +116,12 @@ def teacher():
 def finished_trip(tmp_path_factory):
     """A tiny recipe taken through the whole trip once: (recipe path, work directory). Read only."""
     from edvit_hf.recipe import load_recipe, run
+    from support.shared import built_once
     from support.tiny_recipe import write_tiny_recipe
 
-    folder = tmp_path_factory.mktemp("trip")
-    path = write_tiny_recipe(folder)
-    run(load_recipe(path), folder / "work", command="edvit run tiny.yaml")
-    return path, folder / "work"
+    def build(folder):
+        run(load_recipe(write_tiny_recipe(folder)), folder / "work", command="edvit run tiny.yaml")
+
+    folder = tmp_path_factory.mktemp("trip")  # each process its own: a work directory is one process's at a time
+    shutil.copytree(built_once(tmp_path_factory, "trip", build), folder, dirs_exist_ok=True)
+    return folder / "tiny.yaml", folder / "work"

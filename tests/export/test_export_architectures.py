@@ -18,6 +18,8 @@ from edvit_hf.tasks import FUSION_INPUTS, MAIN_INPUT, PREPROCESSING_FILE, TASKS
 from support.tiny_architectures import ARCHITECTURE_NAMES, TEXT, tiny_inputs, tiny_model
 from support.tiny_export import IMAGES, NUM_ITEMS, PROFILE, exported_architectures
 
+pytestmark = pytest.mark.slow
+
 ENSEMBLES = [IMAGES, ("audio-spectrogram-transformer",), ("bert", "distilbert")]
 INPUTS = {"pixel_values": 4, "input_values": 3, "input_ids": 2}  # number of axes
 

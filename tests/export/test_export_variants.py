@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edvit_hf.cli.tables import export_tables
 from edvit_hf.errors import DataError, EDViTError, ExportGateError
 from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, export_ensemble
 from edvit_hf.export.build import GraphBuilder
@@ -15,8 +16,11 @@ from edvit_hf.export.gates import GraphSession
 from edvit_hf.export.variants import VariantMaker, VariantRequest, requested_variants
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.manifest import Manifest
+from edvit_hf.published.export import export_report
 from edvit_hf.runtime import EDViTRuntime
 from support.tiny_export import GROUPS, PIXELS, PROFILE, exported_architectures, exported_everything, exported_images
+
+pytestmark = pytest.mark.slow
 
 INT8 = VariantRequest(kind="int8", preset="avx2", profiles=(PROFILE,))
 LABELS = np.repeat([0, 1, 2, 3], 5)
@@ -299,3 +303,22 @@ def test_a_plan_gives_each_device_the_file_that_its_kind_runs_best(tmp_path_fact
         other = {**profiles, "raspberry-pi-5": changed(profiles["raspberry-pi-5"], export=export)}
         monkeypatch.setattr(published_plan, "load_profiles", lambda other=other: other)
         assert chosen("raspberry-pi-5", "arm64") == expected
+
+
+def test_the_table_shows_every_variant_and_its_gate(tmp_path_factory):
+    root, _, manifest = exported_everything(tmp_path_factory)
+    (table,) = export_tables(export_report(root, manifest))
+    cells = [list(map(str, column.cells)) for column in table.columns]
+    assert cells[0][:3] == ["fp32", "qint8_arm64", "quint8_avx2"]
+    assert cells[0][-1] == "whole raw_fp16"
+    assert cells[1][1] == "raspberry-pi-5 raspberry-pi-4b"
+    gate = manifest.ensemble.gates["qint8_arm64"]
+    assert cells[-2][1] == f"{gate['net_flips']} (2)"
+    assert cells[-1][1].endswith("(2)")
+    assert cells[-1][0] == ""
+    report = export_report(root, manifest) | {"accuracy_note": "not measured: no data"}
+    assert export_tables(report)[1:] == ["accuracy: not measured: no data"]
+    # fp32 may have its accuracy from an earlier export while what was added now passed no gate
+    report = export_report(root, manifest)
+    next(row for row in report["variants"] if row["name"] == "quint8_avx2")["gate"] = None
+    assert export_tables(report)[1:] == ["passed no gate: quint8_avx2"]

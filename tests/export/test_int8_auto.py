@@ -20,6 +20,8 @@ from edvit_hf.export.int8.static import calibrate, quantize_graph_static
 from support.tiny_architectures import tiny_inputs
 from support.tiny_export import PIXELS, exported_architectures, exported_images
 
+pytestmark = pytest.mark.slow
+
 ARM = PRESETS["arm64"]
 SETTINGS = len(ARM.settings())
 

@@ -14,6 +14,8 @@ from edvit_hf.parts_edvit import NUM_FEATURE_TOKENS
 from support.benchmarks import benchmark
 from support.tiny_architectures import TEXT, tiny_inputs, tiny_model
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("vit", "audio-spectrogram-transformer", "bert")  # the export tests draw the others with it
 PRODUCTS = 6  # of the last layer on its readers' tokens: queries, scores, mixture, output, two of the FFN
 _DRAWN = {}

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loopback Hub against the real client, and Transformers against what `push` published on it."""
 
-import json
-import os
-import subprocess
-import sys
+import shutil
 
 import httpx2
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
+from transformers import AutoModelForImageClassification, pipeline
 
+from edvit_hf.auto import EDViTForImageClassification
 from edvit_hf.hub import prepare_push, push
 from support.hub_ensemble import CARD, PNG, REPO, files_of
 from support.hub_server import OTHER, READ, WRITE, Fault
@@ -107,33 +107,8 @@ def test_snapshot_download_gives_back_every_byte_even_through_faults(hub, waits,
     assert set(files_of(only)) == {"a/model.onnx"}
 
 
-CLIENT = """
-import json, sys
-import torch
-from transformers import AutoModelForImageClassification, pipeline
-import edvit_hf.auto
-from edvit_hf import EDViTForImageClassification
-
-repo, picture, pixels = sys.argv[1:]
-pixels = torch.load(pixels)
-answer = {}
-whole = EDViTForImageClassification.from_pretrained(repo).eval()
-answer["whole"] = whole(pixels).logits.tolist()
-answer["auto"] = AutoModelForImageClassification.from_pretrained(repo, revision="v1")(pixels).logits.tolist()
-part = EDViTForImageClassification.from_pretrained(repo, sub_models=[1])
-answer["present"] = list(part.present)
-alone = AutoModelForImageClassification.from_pretrained(repo, subfolder="sub_models/00")
-answer["alone"] = [type(alone).__name__, alone(pixels).logits.tolist()]
-answer["pipeline"] = pipeline("image-classification", model=repo, top_k=4)(picture)
-whole.push_to_hub("lab/from_class", private=True)
-print(json.dumps(answer))
-"""
-
-
 @pytest.mark.slow
-def test_transformers_loads_runs_and_pushes_what_was_published(hub, tmp_path, tmp_path_factory):
-    import shutil
-
+def test_transformers_loads_runs_and_pushes_what_was_published(hub, tmp_path, tmp_path_factory, monkeypatch):
     root, model, _, _ = exported_images(tmp_path_factory)
     folder = tmp_path / "ensemble"
     shutil.copytree(root, folder)
@@ -144,29 +119,21 @@ def test_transformers_loads_runs_and_pushes_what_was_published(hub, tmp_path, tm
 
     Image.new("RGB", (SIZE, SIZE), (200, 30, 90)).save(tmp_path / "picture.png")
     pixels = torch.from_numpy(PIXELS[:3])
-    torch.save(pixels, tmp_path / "pixels.pt")
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": WRITE,
-        "HF_HOME": str(tmp_path / "hf_home"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", CLIENT, REPO, tmp_path / "picture.png", tmp_path / "pixels.pt"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)  # what `push_to_hub` asks
+    whole = EDViTForImageClassification.from_pretrained(REPO).eval()
+    auto = AutoModelForImageClassification.from_pretrained(REPO, revision="v1")
+    part = EDViTForImageClassification.from_pretrained(REPO, sub_models=[1])
+    alone = AutoModelForImageClassification.from_pretrained(REPO, subfolder="sub_models/00")
+    told = pipeline("image-classification", model=REPO, top_k=4)(str(tmp_path / "picture.png"))
+    whole.push_to_hub("lab/from_class", private=True)
 
     expected = model(pixels).logits
-    assert torch.allclose(torch.tensor(answer["whole"]), expected, atol=1e-5)
-    assert answer["auto"] == answer["whole"]
-    assert answer["present"] == [1]
-    name, logits = answer["alone"]
-    assert name == "ViTForImageClassification"
-    assert torch.allclose(torch.tensor(logits), model.sub_models[0](pixels).logits, atol=1e-5)
-    assert {row["label"] for row in answer["pipeline"]} == {f"c{i}" for i in range(4)}
+    assert torch.allclose(whole(pixels).logits, expected, atol=1e-5)
+    assert auto(pixels).logits.tolist() == whole(pixels).logits.tolist()
+    assert part.present == (1,)
+    assert type(alone).__name__ == "ViTForImageClassification"
+    assert torch.allclose(alone(pixels).logits, model.sub_models[0](pixels).logits, atol=1e-5)
+    assert {row["label"] for row in told} == {f"c{i}" for i in range(4)}
 
     pushed = hub.repositories["lab/from_class"]
     assert pushed.private

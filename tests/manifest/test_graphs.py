@@ -201,15 +201,15 @@ def chain(length, times, *, last=b"Relu"):
     return CALLS_F + b"".join(function(name, *[after] * times) for name, after in itertools.pairwise(names))
 
 
-HOSTILE = {  # of about 4 MB, made when they are asked for
-    "functions written often": lambda: CALLS_F + (function(b"f", b"g") + function(b"g", b"h")) * 150_000,
-    "a chain that doubles": lambda: chain(120_000, 2),
-    "a chain that grows": lambda: chain(7_000, 60),
-    "a ring": lambda: chain(200_000, 1, last=b"f"),
+HOSTILE = {  # of some MB, made when they are asked for
+    "functions written often": lambda: CALLS_F + (function(b"f", b"g") + function(b"g", b"h")) * 50_000,
+    "a chain that doubles": lambda: chain(40_000, 2),
+    "a chain that grows": lambda: chain(2_500, 60),
+    "a ring": lambda: chain(70_000, 1, last=b"f"),
     "everyone calls everyone": lambda: (
         CALLS_F
-        + function(b"f", *(b"a%d" % i for i in range(700)))
-        + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(700))) for i in range(700))
+        + function(b"f", *(b"a%d" % i for i in range(400)))
+        + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(400))) for i in range(400))
     ),
     "nodes": lambda: entry(7, b"\x0a\0" * 2_000_000),
     "entries": lambda: b"\x0a\0" * 2_000_000,

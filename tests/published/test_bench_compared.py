@@ -17,6 +17,8 @@ from edvit_hf.published.compared import compared_shapes, draw_compared
 from edvit_hf.recipe.running import ensemble_dir
 from edvit_hf.storage import read_json, write_json
 
+pytestmark = pytest.mark.slow
+
 PLAIN = ("replicas", "plain, N times the size")
 EARLIER = ("plain model, per-device size", "plain model, total size")
 

@@ -29,6 +29,8 @@ from edvit_hf.storage import read_json
 from support.tiny_recipe import tiny_recipe
 from support.tiny_tasks import AUDIO, TEXT, task_recipe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DEIT = {
     "model_type": "deit",

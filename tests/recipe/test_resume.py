@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed or interrupted in every stage, and resumed each time, ends as an uninterrupted one."""
 
+import itertools
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from support.tiny_recipe import fingerprint, tiny_recipe
+from edvit_hf.storage import read_json
+from support.tiny_recipe import fingerprint, tiny_recipe, write_tiny_recipe
 
 NO_CHANGES: dict = {}
 REFUSED = 17  # exit code of a run that ended with the expected error
@@ -26,6 +29,7 @@ PRELOAD = [
     "onnxruntime",
     "torch.onnx._internal.exporter._core",
     "transformers.exporters.exporter_onnx",
+    "support.warm_export",
 ]
 
 
@@ -115,6 +119,39 @@ def test_a_run_stopped_in_every_stage_ends_as_an_uninterrupted_one(processes, un
         assert code == (-number if number == signal.SIGKILL else 1), f"not stopped in {stage} at rename {rename}"
     assert finish(processes, run_whole, tmp_path, tmp_path / "work") == 0
     assert fingerprint(tmp_path / "work") == uninterrupted
+
+
+def command(folder: Path, work: Path, told: Path, checkpoint: int | None) -> None:
+    """`edvit run`, which is sent SIGTERM just before the teacher's n-th file appears; what it says goes to a file."""
+    from edvit_hf.cli import main
+
+    replace, count = os.replace, itertools.count(1)
+
+    def counted(source, target, **keywords):
+        if "01_teacher" in str(target) and next(count) == checkpoint:
+            signal.raise_signal(signal.SIGTERM)
+        return replace(source, target, **keywords)
+
+    os.replace = counted
+    Path.replace = lambda self, target: counted(self, target) or Path(target)
+    os.environ["EDVIT_NUM_THREADS"] = "1"
+    with told.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["edvit", "run", str(write_tiny_recipe(folder)), "--work-dir", str(work)]
+    main()
+
+
+@pytest.mark.slow
+def test_a_command_that_is_told_to_end_says_so_and_the_same_command_resumes(processes, uninterrupted, tmp_path):
+    work, told = tmp_path / "work", tmp_path / "told"
+    assert finish(processes, command, tmp_path, work, told, 3) == 128 + signal.SIGTERM
+    last = told.read_text().strip().splitlines()[-1]
+    assert last == "ended by SIGTERM: finished work is kept, the same command resumes"
+    assert not (work / "01_teacher/done.json").exists()
+    assert finish(processes, command, tmp_path, work, told, None) == 0
+    assert read_json(work / "01_teacher/done.json")["resumed"] is True
+    assert fingerprint(work) == uninterrupted
 
 
 @pytest.mark.slow

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from edvit_hf.recipe import run
 from edvit_hf.storage import read_json
 from support.tiny_recipe import tiny_recipe
+
+pytestmark = pytest.mark.slow
 
 LAUNCHED = """
 import sys

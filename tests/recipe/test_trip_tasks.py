@@ -15,6 +15,8 @@ from edvit_hf.recipe.running import ensemble_dir, open_trip, stage_dir
 from edvit_hf.storage import read_json
 from support.tiny_tasks import AUDIO, TEXT, task_recipe
 
+pytestmark = pytest.mark.slow
+
 TASKS = {"audio": AUDIO, "text": TEXT}
 CHANGES = {
     "audio": {

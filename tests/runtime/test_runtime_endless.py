@@ -22,6 +22,8 @@ from edvit_hf.runtime.engines import lanes
 from support.hostile_graphs import FUSION, SUB_MODEL, make_endless, make_heavy
 from support.tiny_ensemble import SIZE, write_tiny_ensemble
 
+pytestmark = pytest.mark.slow
+
 GROUPS = [[0, 3], [1], [2, 4]]
 PIXELS = np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE)).astype(np.float32)
 

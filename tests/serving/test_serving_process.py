@@ -30,6 +30,8 @@ from edvit_hf.serving.server import _Server
 from support.serving_setup import GROUPS, IMAGE, TOKEN, png
 from support.tiny_ensemble import write_tiny_ensemble
 
+pytestmark = pytest.mark.slow
+
 PATHS = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "EDVIT_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 SLOW = """

@@ -19,6 +19,8 @@ from support.space_ensembles import write_digits
 from support.tiny_ensemble import write_tiny_ensemble
 from support.tiny_export import exported_images
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["support.hub_fixtures"]
 NAMES = ("digits", "spoken_digits", "question_type")
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saved ensembles of stock sub-models at toy size, for the tests that export them, and one export of each."""
 
+import json
+
 import numpy as np
 import torch
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.export import CalibrationItems, ExportConfig, SplitAnswers, export_ensemble
+from edvit_hf.manifest import Manifest
+from support.shared import built_once
 from support.tiny_architectures import tiny_inputs, tiny_model
 from support.tiny_ensemble import write_processor
 
@@ -64,7 +68,10 @@ def save_ensemble(root, sub_models, class_groups, **fields):
 def exported_images(tmp_path_factory):
     """One export that most tests look at: folder, torch model, whom its measures were asked about, manifest."""
     if "images" not in _EXPORTED:
-        _EXPORTED["images"] = _export_images(tmp_path_factory)
+        folder = built_once(tmp_path_factory, "images", _export_images)
+        model = save_tiny_ensemble(tmp_path_factory.mktemp("images"), GROUPS)
+        asked = [tuple(each) for each in json.loads((folder / "asked.json").read_text())]
+        _EXPORTED["images"] = folder / "ensemble", model, asked, Manifest.load(folder / "ensemble")
     return _EXPORTED["images"]
 
 
@@ -104,17 +111,23 @@ def exported_architectures(tmp_path_factory, *names):
 def exported_everything(tmp_path_factory):
     """The same ensemble with everything an export can write, for three kinds of hardware: folder, model, manifest."""
     if "everything" not in _EXPORTED:
-        root = tmp_path_factory.mktemp("everything") / "ensemble"
-        model = save_tiny_ensemble(root, GROUPS)
-        config = ExportConfig(profiles=EVERYTHING, precisions=("int8", "int8_static", "fp16"), with_preprocessing=True)
-        _EXPORTED["everything"] = root, model, _export_with_measures(root, model, config, [])
+        root = built_once(tmp_path_factory, "everything", _export_everything) / "ensemble"
+        model = save_tiny_ensemble(tmp_path_factory.mktemp("everything"), GROUPS)
+        _EXPORTED["everything"] = root, model, Manifest.load(root)
     return _EXPORTED["everything"]
 
 
-def _export_images(tmp_path_factory):
-    root, asked = tmp_path_factory.mktemp("export") / "ensemble", []
-    model = save_tiny_ensemble(root, GROUPS)
-    return root, model, asked, _export_with_measures(root, model, ExportConfig(profiles=(PROFILE,)), asked)
+def _export_images(folder):
+    asked = []
+    model = save_tiny_ensemble(folder / "ensemble", GROUPS)
+    _export_with_measures(folder / "ensemble", model, ExportConfig(profiles=(PROFILE,)), asked)
+    (folder / "asked.json").write_text(json.dumps(asked))
+
+
+def _export_everything(folder):
+    model = save_tiny_ensemble(folder / "ensemble", GROUPS)
+    config = ExportConfig(profiles=EVERYTHING, precisions=("int8", "int8_static", "fp16"), with_preprocessing=True)
+    _export_with_measures(folder / "ensemble", model, config, [])
 
 
 def _export_with_measures(root, model, config, asked):

@@ -56,7 +56,7 @@ def write_texts(folder: Path, *, per_class: int = 40, seed: int = 0) -> Path:
     return folder
 
 
-_SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+_SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 64}
 AUDIO: dict[str, Any] = {
     "task": "audio-classification",
     "dataset": {
