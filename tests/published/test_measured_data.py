@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -241,3 +242,35 @@ def test_a_damaged_note_is_an_error_of_ours_or_no_note(own, content):
     (own.parent / PLACES_NAME).write_text(content)
     with pytest.raises(RecipeError, match="--data-dir"):
         measure_exported(own)
+
+
+@pytest.fixture
+def apart(own, tmp_path):
+    """The same, its test rows in a folder of their own; only that one is here."""
+    (tmp_path / "camera").mkdir()
+    (tmp_path / "pets/test-00000-of-00001.parquet").rename(tmp_path / "camera/test-00000-of-00001.parquet")
+    shutil.rmtree(tmp_path / "pets")
+    results = results_of(own)
+    results["recipe_values"]["dataset"] |= {"data_dir": "pets", "test_data_dir": "camera"}
+    (own / "results.json").write_text(json.dumps(results))
+    return own
+
+
+def test_where_test_rows_lie_apart_their_folder_alone_is_needed_and_named(apart, tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="in a folder 'camera'"):
+        measure_exported(apart)
+    given = measure_exported(apart, data_dir=tmp_path / "camera")
+    monkeypatch.setenv("EDVIT_DATA_DIR", str(tmp_path))
+    found = measure_exported(apart)
+    monkeypatch.delenv("EDVIT_DATA_DIR")
+    save_places(apart.parent, parquet(tmp_path / "pets", test_data_dir=str(tmp_path / "camera")))
+    for measured in (given, found, measure_exported(apart)):
+        assert measured["dataset"]["name"] == "camera", "the other folder was not measured"
+        assert measured["is_own_data"]
+        assert measured["rows"][0]["accuracy"] == 0.75
+
+
+def test_an_export_needs_the_rows_of_the_other_folder_too(apart, tmp_path):
+    save_places(apart.parent, parquet(tmp_path / "pets", test_data_dir=str(tmp_path / "camera")))
+    with pytest.raises(RecipeError, match="in a folder 'pets'"):
+        Measured.of_manifest(apart, None, None).whole()

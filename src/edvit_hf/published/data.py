@@ -78,20 +78,20 @@ class Measured:
         names = manifest.label_names
         return cls(folder=folder, task=manifest.ensemble.task, label_names=names, recipe=recipe, data_dir=data_dir)
 
-    def config(self) -> DatasetConfig:
-        """Where the data are, on this machine.
+    def config(self, *, test_alone: bool = False) -> DatasetConfig:
+        """Where the data are, on this machine; `test_alone`: only the folder of the test rows need be here.
 
         Raises:
             RecipeError: Nothing names a dataset, its folder is not here, or the recipe is of another task.
         """
         if self.recipe is None:
-            return _located(recorded_dataset(self.folder), self.folder, self.data_dir)
+            return _located(recorded_dataset(self.folder), self.folder, self.data_dir, test_alone=test_alone)
         if self.recipe.task not in (None, self.task):
             raise RecipeError(
                 f"Expected a recipe of the task {self.task}, which is that of {self.folder}, got {self.recipe.name!r} "
                 f"of {self.recipe.task}. Its inputs are none of the ensemble's. Name a recipe of this task."
             )
-        config = _replaced(self.recipe.dataset, self.data_dir)
+        config = _replaced(self.recipe.dataset, self.data_dir, test_alone=test_alone)
         others = _prepared_otherwise(config, self.task, self.folder)
         if others:
             message = "data: recipe %s says %s otherwise than the ensemble, whose own processor prepares the inputs"
@@ -104,7 +104,7 @@ class Measured:
         Raises:
             RecipeError: See `config`. And what `load_test` raises.
         """
-        config = self.config()
+        config = self.config(test_alone=True)
         data = load_test(config, task=self.task, label_names=self.label_names, processor_dir=self.folder)
         return data, data_record(config, len(data.test), data.skipped, data.fingerprint)
 
@@ -159,11 +159,13 @@ def data_record(config: DatasetConfig, num_items: int, num_skipped: int, fingerp
 
 
 def data_name(config: DatasetConfig) -> str:
-    """What a dataset is called: its path, or its folder's name where the path is a file format."""
+    """What the test rows of a dataset are called: its path, or their folder's name where the path is a file format."""
+    if config.test_data_dir is not None:
+        return Path(config.test_data_dir).expanduser().resolve().name
     if config.path not in _BUILDERS:
         is_folder = config.path.startswith("~") or Path(config.path).is_absolute()
         return Path(config.path).name if is_folder else config.path
-    folders = [Path(each).expanduser().resolve().name for key in _FOLDER_KEYS for each in _folders(config, key)]
+    folders = [Path(each).expanduser().resolve().name for each in _folders(config, "data_dir")]
     return config.local_name or " + ".join(dict.fromkeys(folders)) or config.path
 
 
@@ -216,17 +218,24 @@ def _folders(config: DatasetConfig, key: str) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _replaced(config: DatasetConfig, data_dir: Path | None) -> DatasetConfig:
-    """The same dataset, read from a folder that the command line names."""
+def _lies_apart(config: DatasetConfig) -> bool:
+    """Whether the test rows can be read without the training rows: from their own folder, under names of their own."""
+    return config.test_data_dir is not None and config.label_names is None
+
+
+def _replaced(config: DatasetConfig, data_dir: Path | None, *, test_alone: bool) -> DatasetConfig:
+    """The same dataset, read from a folder that the command line names: that of the test rows where they lie apart."""
     if data_dir is None:
         return config
     if not data_dir.is_dir():
         raise RecipeError(f"Expected an existing folder of data, got {str(data_dir)!r}. Correct --data-dir.")
+    if test_alone and _lies_apart(config):
+        return dataclasses.replace(config, test_data_dir=str(data_dir))
     folders: dict[str, Any] = {**dict.fromkeys(_FOLDER_KEYS), "data_dir": str(data_dir)}  # this one holds all of it
     return dataclasses.replace(config, **folders, local_name=None)
 
 
-def _located(config: DatasetConfig, folder: Path, data_dir: Path | None) -> DatasetConfig:
+def _located(config: DatasetConfig, folder: Path, data_dir: Path | None, *, test_alone: bool = False) -> DatasetConfig:
     """A recorded dataset with its folders as they are on this machine: results tell of a folder its name alone.
 
     Looked at in this order: the command line, EDVIT_DATA_DIR, what the run noted beside the ensemble's folder, the path
@@ -236,12 +245,12 @@ def _located(config: DatasetConfig, folder: Path, data_dir: Path | None) -> Data
         RecipeError: A folder is at none of them.
     """
     if data_dir is not None:
-        return _replaced(config, data_dir)
+        return _replaced(config, data_dir, test_alone=test_alone)
     root, noted = os.environ.get("EDVIT_DATA_DIR"), _noted_places(folder)
-    if root and config.local_name and (Path(root).expanduser() / config.local_name).is_dir():
-        return config  # found there when it is opened
+    is_below_root = root and config.local_name and (Path(root).expanduser() / config.local_name).is_dir()
+    is_apart = is_below_root or (test_alone and _lies_apart(config))  # the other rows are found when they are opened
     found: dict[str, Any] = {}
-    for key in _FOLDER_KEYS:
+    for key in ("test_data_dir",) if is_apart else _FOLDER_KEYS:
         recorded = _folders(config, key)
         places = noted.get(key, [])
         if not recorded and places and all(Path(place).is_dir() for place in places):
