@@ -96,10 +96,8 @@ def export(
         with_preprocessing=with_preprocessing,
         whole=whole,
     )
-    named = load_data_recipe(recipe) if recipe else None
-    manifest = export_folder(
-        folder, config, recipe=named, data_dir=data_dir, without_accuracy_gate=without_accuracy_gate
-    )
+    data: dict[str, Any] = {"recipe": load_data_recipe(recipe) if recipe else None, "data_dir": data_dir}
+    manifest = export_folder(folder, config, **data, without_accuracy_gate=without_accuracy_gate)
     report = export_report(folder, manifest)
     if output == "json":
         print_json(report)
