@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 from edvit_hf.architectures.costs import ModelShape, fusion_parameters
 from edvit_hf.cli import app
 from edvit_hf.errors import RecipeError
+from edvit_hf.planning.failures import classes_lost, knowledge
 from edvit_hf.planning.fleet import ASSUMED_LINK_MS, ASSUMED_MBIT_PER_S, Device, Fleet, load_fleet
 from edvit_hf.planning.keep_search import plan
 from edvit_hf.planning.placed_plan import goal, place
 from edvit_hf.planning.placing import greedy, spread_out
 from edvit_hf.planning.program import TimeBudget
+from edvit_hf.splitting import SplitConfig, split_classes
 from edvit_hf.storage import MIB
 from support.placements import costs_of, device, load, problems
 
@@ -111,6 +113,30 @@ def test_more_sub_models_than_devices_are_spread_evenly(exact):
     loads = [load(macs=m * 10**6) for m in (9, 4, 4, 25, 10, 9, 4)]
     found = place(spread(costs_of(loads, device("fast", "intel-n100"), device("a"), device("b"))), exact=exact)
     assert sorted(len(d.sub_models) for d in found.devices) == [2, 2, 3]
+
+
+@pytest.mark.parametrize("coverage", [2, 3])
+@pytest.mark.parametrize(("num_items", "num_devices"), [(4, 2), (4, 3), (5, 2), (5, 3), (6, 2), (6, 4), (7, 3)])
+def test_neighbours_that_share_classes_run_on_different_devices(num_items, num_devices, coverage):
+    groups = split_classes(14, SplitConfig(num_sub_models=num_items, coverage=coverage))
+    loads = [dataclasses.replace(load(), classes=tuple(group)) for group in groups]
+    costs = spread(costs_of(loads, *(device(f"d{i}") for i in range(num_devices))))
+    found = place(costs, exact=True)
+    problem, knows = goal(costs), knowledge(groups)
+    even = [p for p in fitting(problem) if problem.crowding(p) == problem.least_crowding]
+    least = min(int(classes_lost(knows, p, num_devices).sum()) for p in even)
+    placement = placement_of(found)
+    assert problem.crowding(placement) == problem.least_crowding
+    assert classes_lost(knows, placement, num_devices).sum() == least
+    assert found.placement["most_classes_lost"] == classes_lost(knows, placement, num_devices).max()
+
+
+def test_what_a_failure_leaves_unknown_is_what_nobody_else_knows():
+    knows = knowledge([[0, 1], [1, 2], [7]])
+    assert classes_lost(knows, [0, 1, 1], 3).tolist() == [1, 2, 0]
+    assert classes_lost(knows, [0, 0, 2], 3).tolist() == [3, 0, 1]
+    costs = costs_of([dataclasses.replace(load(), classes=(0, 1)) for _ in range(3)], device("a"), device("b"))
+    assert place(spread(costs), exact=True).placement["most_classes_lost"] == 0  # copies
 
 
 def test_links_that_are_not_stated_count_as_a_modest_wifi_and_the_plan_says_so():

@@ -152,7 +152,7 @@ def accuracy_with_absent(results: Mapping[str, Any], manifest: Manifest | None =
     axes.plot(absent, mean, color=colour, marker="o", linewidth=2, label="mean over subsets")
     for x, y in zip(absent, mean, strict=True):
         axes.annotate(f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", color=INK, fontsize=9)
-    chance = 100 / sum(len(group) for group in results["class_groups"])
+    chance = 100 / len({label for group in results["class_groups"] for label in group})
     axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label=f"guessing ({chance:.0f} %)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 106)

@@ -130,7 +130,21 @@ def _plan_caption(plan: "Plan") -> list[str]:
     return [
         f"fleet {plan.fleet}; fusion head {plan.fusion_parameters:,} parameters{head}; from input to answer {latency}; "
         f"{found['method']} placement for {found.get('objective', 'latency')}{gap}",
+        *_failure_line(plan),
         *plan.notes,
+    ]
+
+
+def _failure_line(plan: "Plan") -> list[str]:
+    """What the failure of a single device costs at most; a lone sub-model is on every device."""
+    found, count = plan.placement, len(plan.sub_models)
+    if count == 1 or "most_classes_lost" not in found:
+        return []
+    classes = len({label for s in plan.sub_models for label in s.classes})
+    spared = ", until a replica stands in" if plan.replicas else ""
+    return [
+        f"a failing device takes away at most {found['most_on_one_device']} of {count} sub-models and leaves at most "
+        f"{found['most_classes_lost']} of {classes} classes unknown{spared}"
     ]
 
 

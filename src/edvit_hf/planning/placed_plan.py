@@ -13,6 +13,7 @@ import numpy as np
 
 from edvit_hf.errors import BudgetError, MissingExtraError, RecipeError
 from edvit_hf.planning.costs import FleetCosts
+from edvit_hf.planning.failures import classes_lost, knowledge, notes_on_failure, parted
 from edvit_hf.planning.fleet import BUDGETS
 from edvit_hf.planning.placing import evened, fastest, feasible, greedy, raise_budgets, spread_out
 from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
@@ -52,7 +53,8 @@ def place_loads(costs: FleetCosts, *, placement: PlacementMethod = "auto") -> Pl
 def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: Sequence[int] | None = None) -> Plan:
     """Place given sub-models within every budget, with replicas on spare devices and all figures.
 
-    The placement is the fastest; with the fleet's `objective: spread` the fastest of those that crowd devices least.
+    The placement is the fastest; with the fleet's `objective: spread` the fastest of those that crowd devices least, in
+    which sub-models that know the same classes are then swapped apart.
     With `exact` the search goes on from the greedy placement; `start` is one that fits, where one was found before.
 
     Raises:
@@ -82,13 +84,16 @@ def place(costs: FleetCosts, *, exact: bool, notes: Sequence[str] = (), start: S
         chosen, bound = found.placement or chosen, found.bound
         if not found.is_proven:
             notes.append("the search for the fastest placement stopped at its time limit; `gap` bounds what it missed")
-    chosen = chosen if problem.crowding_limit is None else evened(problem, chosen)
+    knows = knowledge([load.classes for load in costs.loads])
+    if problem.crowding_limit is not None:
+        chosen = evened(problem, parted(problem, evened(problem, chosen), knows))
     objective = problem.objective(chosen)
     replicas = _replicas(problem, costs, chosen)
-    notes += _notes_on_failure(problem, costs, chosen, replicas)
+    notes += notes_on_failure(problem, costs, chosen, replicas)
     summary = {
         "objective": costs.fleet.objective,
         "most_on_one_device": int(problem.counts(chosen).max()),
+        "most_classes_lost": int(classes_lost(knows, chosen, problem.shape[1]).max()),
         "method": "exact" if exact else "greedy",
         "objective_ms": round(objective, 6),
         "greedy_ms": None if first is None else round(problem.objective(first), 6),
@@ -102,28 +107,6 @@ def goal(costs: FleetCosts) -> Problem:
     """The placement problem under the fleet's objective; with "spread" it counts how devices are crowded."""
     limit = len(costs.loads) ** 2 if costs.fleet.objective == "spread" else None  # all on one device: no limit yet
     return replace(costs.problem(), crowding_limit=limit)
-
-
-def _notes_on_failure(
-    problem: Problem, costs: FleetCosts, placement: Sequence[int], replicas: Sequence[tuple[int, int]]
-) -> list[str]:
-    """What the failure of a device would cost where other placements would lose less."""
-    names, counts = [device.name for device in costs.fleet.devices], problem.counts(placement)
-    if len(placement) == 1:
-        lacking = [name for d, name in enumerate(names) if d != placement[0] and (0, d) not in replicas]
-        note = "one sub-model: each device that carries it answers on its own"
-        return [f"{note}; no room on {', '.join(lacking[:_NAMED])}" if lacking else note] if len(names) > 1 else []
-    crowded, empty = int(counts.argmax()), np.flatnonzero(counts == 0)
-    own = [i for i, d in enumerate(placement) if d == crowded]
-    idle = [names[d] for d in empty if problem.takes_first[own, d].any()]
-    if costs.fleet.objective == "spread" or len(own) < 2 or not idle:
-        return []
-    more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
-    return [
-        f"{names[crowded]} runs {len(own)} of {len(placement)} sub-models, which its failure takes away, while "
-        f"{', '.join(idle[:_NAMED])}{more} could run some: the fastest placement; `objective: spread` of the fleet "
-        "(`edvit plan --objective spread`) gives each device as few as it can"
-    ]
 
 
 def _replicas(problem: Problem, costs: FleetCosts, placement: Sequence[int]) -> list[tuple[int, int]]:

@@ -107,6 +107,7 @@ class Plan:
     uplink_ms: float = 0.0  # the uplink's part
     fusion_ms: float | None = None  # the fusion head's part
     # Objective of the fleet ("latency" or "spread"), most_on_one_device (sub-models on the device that runs the most),
+    # most_classes_lost (classes that nobody knows while one device is absent, of the worst one, before replicas),
     # method ("exact" or "greedy"), objective_ms (slowest device and uplink), greedy_ms (the same of the greedy
     # placement; None where greedy finds none), gap (relative, to the proven bound), seconds
     placement: dict[str, Any] = field(default_factory=dict)
