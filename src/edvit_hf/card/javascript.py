@@ -91,7 +91,7 @@ console.log("ensemble", await classify(%s, label_names));
 """
 
 _SUB_MODEL = """
-// One sub-model answers by itself: one of its own classes, or "other".
+// One sub-model answers by itself: %s.
 const { id2label } = await json("%s/config.json");
 console.log("sub-model %d", await classify(%s, Object.values(id2label)));
 """
@@ -117,7 +117,9 @@ def javascript(task: Task, manifest: Manifest | None, index: int) -> str:
     parts = [head, _OPEN, _INPUTS[task][kind], _RUN]
     if whole:
         parts.append(_WHOLE % json.dumps(whole))
-    parts.append(_SUB_MODEL % (folder, index, json.dumps(sub_model)))
+    knows_all = manifest is not None and len(manifest.class_groups[index]) == len(manifest.label_names)
+    labels = "any class" if knows_all else 'one of its own classes, or "other"'
+    parts.append(_SUB_MODEL % (labels, folder, index, json.dumps(sub_model)))
     return "".join(parts).strip()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edvit_hf.card import exports, javascript, other_data, rivals, sources, tables, words
+from edvit_hf.card import exports, forms, javascript, other_data, rivals, sources, tables, words
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.card.markup import plain
@@ -73,7 +73,8 @@ def _variables(card: CardData) -> dict[str, Any]:
         "task_words": words.TASK_WORDS[results["task"]],
         "location": card.text.repo_id or _LOCAL_FOLDER,
         "group_names": tables.group_names(results),
-        "feature_sizes": {entry.index: entry.feature_size for entry in manifest.sub_models} if manifest else {},
+        "forms": forms,
+        "form": forms.form_of(results, manifest, recipe),
         "is_distilled": (recipe.get("distill") or {}).get("objective") != "none",
         "num_test_items": card.run.dataset.get("num_test_items"),
         "not_measured": tables.NOT_MEASURED,

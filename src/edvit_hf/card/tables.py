@@ -8,6 +8,7 @@ in MiB; a missing value is printed as "not measured".
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from edvit_hf.card import forms
 from edvit_hf.card.markup import plain
 from edvit_hf.card.rows import deployed, is_tfidf, large_row, plain_row, result_row
 
@@ -262,14 +263,14 @@ def group_table(results: Mapping[str, Any]) -> str:
     return markdown_table(header, lines)
 
 
-def sub_model_table(results: Mapping[str, Any], feature_sizes: Mapping[int, int]) -> str:
-    """Class groups with the cost of their sub-model and the bytes of features it sends per input."""
+def sub_model_table(results: Mapping[str, Any], form: forms.Form) -> str:
+    """Class groups with the cost of their sub-model and the bytes that it sends per input."""
     measured = {entry["index"]: entry for entry in results.get("sub_models") or []}
-    header = ["sub-model", "classes", "parameters", "size", "MACs", "features sent", "vote with `other`"]
+    header = ["sub-model", "classes", "parameters", "size", "MACs", forms.sent_header(form), forms.vote_header(form)]
     lines = []
     for index, name in enumerate(group_names(results)):
         entry = measured.get(index, {})
-        size = feature_sizes.get(index)
+        sent = forms.sent_bytes(form, index)
         lines.append(
             [
                 f"`sub_models/{index:02d}`",
@@ -277,7 +278,7 @@ def sub_model_table(results: Mapping[str, Any], feature_sizes: Mapping[int, int]
                 count(entry.get("parameters")),
                 mebibytes(entry.get("bytes")),
                 count(entry.get("macs")),
-                NOT_MEASURED if size is None else f"{4 * size} bytes",
+                NOT_MEASURED if sent is None else f"{sent} bytes",
                 percent(entry.get("vote_accuracy")),
             ]
         )

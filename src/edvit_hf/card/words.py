@@ -165,14 +165,25 @@ def _objective(distill: Mapping[str, Any]) -> str:
 
 
 def _fusion(fuse: Mapping[str, Any]) -> str:
-    joint = fuse.get("joint")
+    joint, kind = fuse.get("joint"), fuse.get("kind") or "mlp"
     if joint is None:
         return NOT_RECORDED
+    if kind != "mlp":
+        return _averaged(kind, fuse, is_joint=bool(joint))
     if not joint:
         return "frozen: the fusion head was trained on the features of finished sub-models"
     epochs = fuse.get("joint_epochs")
     length = f" for {epochs} epoch{'' if epochs == 1 else 's'}" if epochs else ""
     return f"joint: after the fusion head, sub-models and head were tuned together, end to end{length}"
+
+
+def _averaged(kind: str, fuse: Mapping[str, Any], *, is_joint: bool) -> str:
+    """How votes are averaged, and what was trained for it."""
+    spread = ", `other` spread evenly over the classes of other groups" if fuse.get("other") == "spread" else ""
+    said = f"{code(kind)}: log-probabilities of the votes averaged, each at a temperature fitted on validation{spread}"
+    if kind == "residual":
+        said += "; a head on the features corrects the average as far as validation gains by it"
+    return f"{said}; the sub-models were tuned for it together, end to end" if is_joint else said
 
 
 @dataclass(frozen=True)
