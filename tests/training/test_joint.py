@@ -19,6 +19,7 @@ from edvit_hf.training import (
     group_distribution,
     joint_config,
     joint_objective,
+    shares_right,
     teacher_outputs,
 )
 from support.tiny_architectures import tiny_inputs, tiny_model, tiny_vit
@@ -47,6 +48,54 @@ def unnamed(model):
     """A sub-model whose labels have no names yet: the ensemble gives it those of its group."""
     model.config.id2label = {i: f"LABEL_{i}" for i in range(model.config.num_labels)}
     return model
+
+
+def make_average(groups, other=None):
+    """Three sub-models whose votes are averaged: over all classes, or over groups that overlap."""
+    size = {"hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
+    labels = [len(group) + (len(group) < 4) for group in groups]
+    subs = [unnamed(tiny_vit(count, **size, seed=seed)) for seed, count in enumerate(labels, start=1)]
+    names = {i: f"class_{i}" for i in range(4)}
+    kind = {"fusion_kind": "average", "fusion_other": other}
+    return ensemble_class("image-classification").from_sub_models(subs, groups, id2label=names, **kind)
+
+
+def right_with_absences(ensemble):
+    split = make_split()
+    with torch.inference_mode():
+        features, logits = ensemble.eval().features_and_logits(**split.inputs(np.arange(len(split))))
+    return shares_right(ensemble.fusion, features, logits, split.labels).mean(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "other"), [([[0, 1, 2, 3]] * 3, None), ([[0, 1, 2], [1, 2, 3], [0, 2, 3]], "spread")]
+)
+def test_joint_tuning_of_an_average_improves_it_with_none_one_and_two_absent(tmp_path, outputs, groups, other):
+    ensemble = make_average(groups, other)
+    before = right_with_absences(ensemble)
+    config = dataclasses.replace(CONFIG, joint_epochs=20)
+    tune(JointModel(ensemble, 32), tmp_path, outputs, config, joint_objective(groups, config))
+    after = right_with_absences(ensemble)
+    assert (after >= before).all()
+    assert after[0] > max(0.9, before[0])
+    assert after[1] > before[1] + 0.2
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_an_absent_sub_model_learns_from_its_own_vote_and_features_alone(outputs, absent, monkeypatch):
+    groups = [[0, 1, 2, 3]] * 3
+    model = JointModel(make_average(groups), 32)
+    mask = torch.ones(10, 3, dtype=torch.bool)
+    mask[:, absent] = False
+    monkeypatch.setattr("edvit_hf.training.joint.sample_sub_model_mask", lambda *given, **options: mask)
+    batch = JointData(make_split(), outputs.logits, outputs.features).batch(np.arange(10))
+    config = dataclasses.replace(CONFIG, token_weight=0.0, vote_weight=0.0)
+    joint_objective(groups, config)(model, batch)[0].backward()
+    moved = [
+        sum(float(p.grad.abs().sum()) for p in sub_model.parameters() if p.grad is not None)
+        for sub_model in model.ensemble.sub_models
+    ]
+    assert [value > 0 for value in moved] == [index != absent for index in range(3)]
 
 
 def make_ensemble(dropout=0.0):
