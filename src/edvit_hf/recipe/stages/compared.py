@@ -29,7 +29,7 @@ from edvit_hf.recipe.stages.cut import distill_into, prune_for
 from edvit_hf.recipe.stages.effort import (
     Effort,
     fair_budget,
-    on_devices,
+    num_devices,
     on_fullest_device,
     planned_passes,
     rival_effort,
@@ -78,13 +78,13 @@ class ComparedModel:
 def measured(trip: Trip, predict: Predict, data: TaskData | None = None) -> Evaluation:
     """Measure `predict` on the test split of `data`, or else as sub-models read it."""
     batches = iterate_batches((data or trip.data).test, trip.recipe.evaluate.batch_size)
-    return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.class_groups)
+    return measure(predict, batches, num_labels=len(trip.data.label_names), class_groups=trip.focus_groups)
 
 
 def measured_logits(trip: Trip, logits: np.ndarray) -> Evaluation:
     """The same of logits that are known already, (N, L)."""
     batch = {"inputs": {"rows": np.arange(len(logits))}, "labels": trip.data.test.labels}
-    groups = trip.class_groups
+    groups = trip.focus_groups
     return measure(lambda inputs: logits[inputs["rows"]], [batch], num_labels=logits.shape[1], class_groups=groups)
 
 
@@ -108,7 +108,8 @@ def plain_keeps(plan: Plan, shape: ModelShape, labels: int) -> dict[str, int]:
     The one of per-device size stands for all sub-models of the fullest device together, as the ensemble's own size per
     device does. Where one model is the nearest to that and to the total, it stands there once.
     """
-    total = sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
+    copies = num_devices(plan) if len(plan.sub_models) == 1 else 1  # one model on every device: so many times its size
+    total = copies * sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
     sizes = {k: shape.keep(k, num_labels=labels).parameters for k in range(1, shape.widths.heads + 1)}
     wanted = {REPLICAS: on_fullest_device(plan, "parameters"), LARGE: total}
     found = {name: min(sizes, key=lambda k: abs(np.log(sizes[k] / size))) for name, size in wanted.items()}
@@ -125,11 +126,11 @@ def _plain_rows(trip: Trip, keeps: dict[str, int], macs: int) -> list[ComparedMo
     rows = []
     if "replicas" in wanted:
         row = _plain(trip, REPLICAS, keeps[REPLICAS], config, also="" if LARGE in keeps else _OF_BOTH_SIZES)
-        rows.append(_everywhere(trip, row, "one plain model on every device"))
+        rows.append(everywhere(trip, row, "one plain model on every device"))
     if "all_passes" in wanted and longer != config:  # else the plain model has had as much already
         row = dataclasses.replace(_plain(trip, ALL_PASSES, keeps[REPLICAS], longer), config=None)
         what = "one plain model on every device, trained as long as all devices together,"
-        rows.append(_everywhere(trip, row, what))
+        rows.append(everywhere(trip, row, what))
     if "large" in wanted and LARGE in keeps:
         rows.append(_plain(trip, LARGE, keeps[LARGE], config))
     return rows
@@ -154,11 +155,12 @@ def _all_passes(trip: Trip) -> int:
 
 
 def _most_absent(trip: Trip) -> int:
-    """How many absences are compared: 0, 1 and 2 absent, as far as there are as many sub-models."""
-    return min(MOST_ABSENT, len(trip.class_groups) - 1)
+    """How many absences are compared: 0, 1 and 2 absent, as far as somebody answers."""
+    count = len(trip.class_groups)
+    return min(MOST_ABSENT, (count if count > 1 else num_devices(trip.plan)) - 1)
 
 
-def _everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
+def everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
     """The row of a model that every device carries, so that an absence changes nothing."""
     found = row.evaluation
     absent = on_every_device(found.predictions, found.labels, _most_absent(trip))
@@ -167,7 +169,7 @@ def _everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
 
 def _copies_rows(trip: Trip, keep: int, macs: int) -> list[ComparedModel]:
     """A plain model of another seed on each device in use, votes averaged: equal passes in all, or per device."""
-    count, config = len(on_devices(trip.plan, [0] * len(trip.class_groups))), fair_budget(trip, macs)
+    count, config = num_devices(trip.plan), fair_budget(trip, macs)
     shared = dataclasses.replace(config, epochs=max(1, round(_all_passes(trip) / count)))
     rows = []
     for name, rival, own in ((COPIES, "copies", shared), (DEVICE_COPIES, "device_copies", config)):
@@ -281,16 +283,16 @@ def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
     load_weights(model, folder / "model" / "model.safetensors")
     row = _row(trip, SMALL_CNN, model, macs, _note(config))
     effort = rival_effort(trip, [folder], config)
-    return dataclasses.replace(_everywhere(trip, row, f"a {SMALL_CNN} on every device"), effort=effort)
+    return dataclasses.replace(everywhere(trip, row, f"a {SMALL_CNN} on every device"), effort=effort)
 
 
 def _tfidf_rows(trip: Trip, per_device: int) -> list[ComparedModel]:
     """At the size of one device and without a limit; one row where the texts give no more than one device holds."""
     free, what = _tfidf(trip, None), f"{TFIDF} on every device"
     if free.parameters > per_device:
-        return [_everywhere(trip, _tfidf(trip, per_device), what), free]
+        return [everywhere(trip, _tfidf(trip, per_device), what), free]
     note = f"{free.note}; every term of the texts fits one device"
-    return [_everywhere(trip, dataclasses.replace(free, name=TFIDF_DEVICE_SIZE, note=note), what)]
+    return [everywhere(trip, dataclasses.replace(free, name=TFIDF_DEVICE_SIZE, note=note), what)]
 
 
 def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:

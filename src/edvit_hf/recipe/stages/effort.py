@@ -50,6 +50,14 @@ def on_devices(plan: Plan, values: list[int]) -> list[int]:
     return list(sums.values())
 
 
+def num_devices(plan: Plan) -> int:
+    """How many devices are compared: those that carry sub-models; of a single one all that hold it."""
+    devices = {sub_model.device for sub_model in plan.sub_models}
+    if len(plan.sub_models) == 1:
+        devices |= {replica.device for replica in plan.replicas}
+    return len(devices)
+
+
 def items_of_an_epoch(trip: Trip) -> list[int]:
     """How many training items each sub-model sees in an epoch of its distillation."""
     labels, ratio = trip.data.train.labels, trip.recipe.distill.negatives_per_positive

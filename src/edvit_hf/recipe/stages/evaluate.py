@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluate stage: teacher, ensemble, ensemble with k absent and the rivals, into `results.json`."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ from edvit_hf.evaluation.gap import gap_of, rare_classes, recall_of
 from edvit_hf.published.data import data_record
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
-from edvit_hf.recipe.stages.compared import ComparedModel, baselines, measured
-from edvit_hf.recipe.stages.effort import ensemble_effort, on_fullest_device, teacher_effort
+from edvit_hf.recipe.stages.compared import ComparedModel, baselines, everywhere, measured
+from edvit_hf.recipe.stages.effort import ensemble_effort, num_devices, on_fullest_device, teacher_effort
 from edvit_hf.recipe.trip import CHOICE_FILE, OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
@@ -64,6 +65,7 @@ def evaluate(trip: Trip) -> None:
             },
             "recipe_values": _finite(recipe_values(trip.recipe)),
             "class_groups": trip.class_groups,
+            "focus_groups": trip.focus_groups,
             "rows": [_row(c, candidates, data.test.labels, rare) for c in candidates],
             "gap": gap_of(accuracies, REPLICAS, LARGE),
             "strategy": _strategy(trip),
@@ -172,8 +174,12 @@ def _teacher(trip: Trip) -> ComparedModel:
 
 def _ensemble(trip: Trip, absent: list[Absence]) -> ComparedModel:
     evaluation, plan = measured(trip, torch_predict(trip.ensemble)), trip.plan
-    devices = {s.device for s in plan.sub_models}
-    return ComparedModel(
+    count, devices = len(plan.sub_models), num_devices(plan)
+    fusion = f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone"
+    note = f"{count} sub-models on {devices} devices" + (
+        f"; the fusion head {fusion}" if plan.fusion_parameters else ""
+    )
+    row = ComparedModel(
         "ensemble",
         "ensemble",
         evaluation,
@@ -181,12 +187,15 @@ def _ensemble(trip: Trip, absent: list[Absence]) -> ComparedModel:
         on_fullest_device(plan, "parameters"),
         sum(s.macs for s in plan.sub_models) + plan.fusion_parameters,
         on_fullest_device(plan, "macs"),
-        note=f"{len(plan.sub_models)} sub-models on {len(devices)} devices; the fusion head "
-        f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone",
+        note=note,
         absent=absent,
         effort=ensemble_effort(trip),
-        what=f"the ensemble of {len(plan.sub_models)} sub-models",
+        what=f"the ensemble of {count} sub-models",
     )
+    if count > 1:
+        return row
+    row = everywhere(trip, row, "")  # a plain model itself: no candidate beside the one that is the baseline
+    return dataclasses.replace(row, note=f"one sub-model that knows every class, the same on {devices} device(s)")
 
 
 def _test_answers(trip: Trip) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +225,7 @@ def _absent(trip: Trip) -> list[Absence]:
 
 
 def _sub_models(trip: Trip) -> list[dict[str, Any]]:
-    """Each sub-model's own vote on the test split: over its group and "other", and on its own classes alone."""
+    """Each sub-model's own vote on the test split: over all it votes over, and on the classes that it is cut for."""
     votes: list[list[np.ndarray]] = [[] for _ in trip.class_groups]
     with torch.inference_mode():
         for batch in iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size):
@@ -225,12 +234,12 @@ def _sub_models(trip: Trip) -> list[dict[str, Any]]:
     rows = []
     for planned, own in zip(trip.plan.sub_models, votes, strict=True):
         predicted = np.concatenate(own)
-        expected = class_group_labels(trip.data.test.labels, planned.classes)
-        inside = expected < len(planned.classes)
+        expected, focus = class_group_labels(trip.data.test.labels, planned.classes), trip.focus_groups[planned.index]
+        inside = np.isin(trip.data.test.labels, focus)
         rows.append(
             {
                 "index": planned.index,
-                "classes": [trip.data.label_names[c] for c in planned.classes],
+                "classes": [trip.data.label_names[c] for c in focus],
                 "device": planned.device,
                 "parameters": planned.parameters,
                 "bytes": planned.bytes,
