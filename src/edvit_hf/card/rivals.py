@@ -102,7 +102,20 @@ def gap_finding(results: Mapping[str, Any]) -> str:
 def deployment(results: Mapping[str, Any]) -> str:
     """What to deploy and why, and the gap, as sentences; empty of results that have no verdict."""
     text = verdict(results).removeprefix("deploy: ")
-    return f"{plain(text)}. {gap_finding(results)}".strip() if text else ""
+    parts = (f"{plain(text)}.", gap_finding(results), strategy_finding(results)) if text else ()
+    return " ".join(part for part in parts if part)
+
+
+def strategy_finding(results: Mapping[str, Any]) -> str:
+    """What `strategy: auto` tried and chose before anything was tested; empty where the recipe chose itself."""
+    found = results.get("strategy")
+    if not found:
+        return ""
+    tried = ", ".join(f"`{plain(name)}`" for name in found.get("tried") or [])
+    return (
+        f"The strategy was chosen on validation items among {tried}: `{plain(found.get('name'))}`, "
+        f"{plain(str(found.get('verdict', '')).removeprefix('deploy: '))}."
+    )
 
 
 def meanings(results: Mapping[str, Any]) -> str:
