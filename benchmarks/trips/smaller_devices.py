@@ -21,7 +21,7 @@ from harness import command_line, write_results
 from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.compared import measured, plain_model
-from edvit_hf.recipe.stages.effort import fair_budget
+from edvit_hf.recipe.stages.effort import all_passes, fair_budget
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json
 from trips.reduced_trip import Reduction, reduced_trip, run_stages
@@ -45,7 +45,7 @@ def compare(trip: Trip, keep: int) -> dict[str, Any]:
     """Teacher, ensemble and plain model on the test split."""
     labels = trip.data.test.labels
     shape = trip.teacher_shape.keep(keep, num_labels=len(trip.data.label_names))
-    config = fair_budget(trip, shape.macs)
+    config = dataclasses.replace(fair_budget(trip, shape.macs), epochs=all_passes(trip))
     models = {"teacher": trip.teacher, "ensemble": trip.ensemble, "plain": plain_model(trip, keep, config)}
     found = {name: measured(trip, torch_predict(model)) for name, model in models.items()}
     right = {name: evaluation.predictions == labels for name, evaluation in found.items()}

@@ -40,8 +40,8 @@ class EvaluateConfig:
             together; "copies": one of another seed on each device, votes averaged, trained as long in all as the
             sub-models in all; "device_copies": the same, each trained as long as the plain one. All are kept beside the
             teacher and trained once.
-        baseline_epochs: Epochs of a plain model over all items. None: as many item passes as the sub-models together,
-            which differs with their number.
+        baseline_epochs: Epochs of a plain model over all items. None: as long as a device trains that sees every item,
+            the epochs of distillation, pruning rounds and joint tuning together.
         max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
         batch_size: Test items per forward pass.
     """

@@ -26,14 +26,7 @@ from edvit_hf.evaluation.evaluator import Evaluation, Predict, torch_predict
 from edvit_hf.evaluation.evaluator import evaluate as measure
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.stages.cut import distill_into, prune_for
-from edvit_hf.recipe.stages.effort import (
-    Effort,
-    fair_budget,
-    num_devices,
-    on_fullest_device,
-    planned_passes,
-    rival_effort,
-)
+from edvit_hf.recipe.stages.effort import Effort, all_passes, fair_budget, num_devices, on_fullest_device, rival_effort
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import whole_folder
 from edvit_hf.training import DistillConfig
@@ -121,7 +114,7 @@ def _plain_rows(trip: Trip, keeps: dict[str, int], macs: int) -> list[ComparedMo
 
     The large one makes as many passes as the small one, at whatever cost: it stands for what could be gained.
     """
-    config, every, wanted = fair_budget(trip, macs), _all_passes(trip), trip.recipe.evaluate.rivals
+    config, every, wanted = fair_budget(trip, macs), all_passes(trip), trip.recipe.evaluate.rivals
     longer = dataclasses.replace(config, epochs=max(every, config.epochs))
     rows = []
     if "replicas" in wanted:
@@ -142,16 +135,11 @@ _OF_BOTH_SIZES = "the nearest to the total size too; "
 def _plain(trip: Trip, name: str, keep: int, config: DistillConfig, also: str = "") -> ComparedModel:
     """The row of one plain model, as a model on a single machine."""
     heads, labels = trip.uncut_shape.widths.heads, len(trip.data.label_names)
-    as_long = "as long as all devices together, " if config.epochs >= _all_passes(trip) else ""
+    as_long = "as long as all devices together, " if config.epochs >= all_passes(trip) else ""
     note = f"{keep} of {heads} heads kept; {also}{as_long}{_note(config)}"
     model, macs = plain_model(trip, keep, config), trip.uncut_shape.keep(keep, num_labels=labels).macs
     effort = rival_effort(trip, [plain_folder(trip, keep, config)], config)
     return dataclasses.replace(_row(trip, name, model, macs, note), effort=effort)
-
-
-def _all_passes(trip: Trip) -> int:
-    """Epochs over all items that are as long as the training of all sub-models together."""
-    return max(1, round(sum(planned_passes(trip)) / len(trip.data.train)))
 
 
 def _most_absent(trip: Trip) -> int:
@@ -170,7 +158,7 @@ def everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
 def _copies_rows(trip: Trip, keep: int, macs: int) -> list[ComparedModel]:
     """A plain model of another seed on each device in use, votes averaged: equal passes in all, or per device."""
     count, config = num_devices(trip.plan), fair_budget(trip, macs)
-    shared = dataclasses.replace(config, epochs=max(1, round(_all_passes(trip) / count)))
+    shared = dataclasses.replace(config, epochs=max(1, round(all_passes(trip) / count)))
     rows = []
     for name, rival, own in ((COPIES, "copies", shared), (DEVICE_COPIES, "device_copies", config)):
         is_twin = name == DEVICE_COPIES and own == shared and "copies" in trip.recipe.evaluate.rivals

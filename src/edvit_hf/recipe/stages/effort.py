@@ -75,23 +75,25 @@ def planned_passes(trip: Trip) -> list[int]:
     return [epochs * items + joint for items in items_of_an_epoch(trip)]
 
 
+def all_passes(trip: Trip) -> int:
+    """Epochs over all items that are as long as the training of all sub-models together."""
+    return max(1, round(sum(planned_passes(trip)) / len(trip.data.train)))
+
+
 def fair_budget(trip: Trip, macs: int) -> DistillConfig:
     """The distillation config with the epochs that are fair for a plain model of `macs` per item.
 
-    As many item passes as all sub-models had together, joint tuning included, but at most `COMPUTE_CAP` times their
-    training compute (which binds for what costs more per item than a sub-model). `evaluate.baseline_epochs` sets the
-    passes of a model of one device's size instead, under the same cap; the row's note states what came of it.
+    As long as a device trains that sees every item: distillation, pruning rounds and joint tuning, whatever the split,
+    so that one plain model serves every strategy. `evaluate.baseline_epochs` says otherwise. What costs more per item
+    than one device's share makes as many passes as fit `COMPUTE_CAP` times that compute; the row's note states them.
     """
+    distill, prune, fuse = trip.recipe.distill, trip.recipe.prune, trip.recipe.fuse
+    own = distill.epochs + (prune.rounds - 1) * prune.round_epochs + (fuse.joint_epochs if fuse.joint else 0)
+    epochs = trip.recipe.evaluate.baseline_epochs or own
+    affordable = min(1.0, COMPUTE_CAP * on_fullest_device(trip.plan, "macs") / macs)
     # What a model of all classes does not read stands at its default: the same model serves every split.
-    config = dataclasses.replace(trip.recipe.distill, votes="group", focus_weight=1.0, negatives_per_positive=1.0)
-    num_items, given = len(trip.data.train), trip.recipe.evaluate.baseline_epochs
-    if given is not None:
-        passes, compute = given * num_items, given * num_items * on_fullest_device(trip.plan, "macs")
-    else:
-        items = planned_passes(trip)
-        passes, compute = sum(items), sum(n * s.macs for n, s in zip(items, trip.plan.sub_models, strict=True))
-    affordable = min(passes, COMPUTE_CAP * compute / macs)
-    return dataclasses.replace(config, epochs=max(1, round(affordable / num_items)))
+    plain = dataclasses.replace(distill, votes="group", focus_weight=1.0, negatives_per_positive=1.0)
+    return dataclasses.replace(plain, epochs=max(1, round(affordable * epochs)))
 
 
 def rival_effort(trip: Trip, folders: list[Path], config: DistillConfig) -> Effort:
@@ -129,7 +131,7 @@ def ensemble_effort(trip: Trip) -> Effort:
     path = trip.folders["fuse"] / LOG_FILE
     fused = read_json_object(path, "the log of a training") if path.is_file() else {}
     parts = {name: _epochs(log) for name, log in fused.items()}
-    logs += list(parts.values()) or [None]
+    logs += [log for log in parts.values() if log is not None] if path.is_file() else [None]  # an average trains none
     if trip.recipe.fuse.joint:
         joint = parts.get("joint")
         more = trip.recipe.fuse.joint_epochs if joint is None else len(joint)
