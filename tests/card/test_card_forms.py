@@ -78,3 +78,27 @@ def test_the_manifest_tells_the_kind_and_what_is_sent(tmp_path):
 )
 def test_how_answers_were_joined_stands_in_the_table(fuse, words):
     assert words in making_table({"fuse": fuse})
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ([[0, 1], [2]], "Its classes suffer most."),
+        ([[0, 1], [1, 2], [2, 0]], "Every class is known by at least 2 of them."),
+        ([ALL, ALL], "All know every class."),
+        ([ALL], "as long as one is there, the answer is the same"),
+    ],
+)
+def test_the_limits_say_what_an_absence_does_to_this_form(groups, words):
+    assert words in forms.absence(form(groups))
+
+
+def test_only_averaged_votes_are_said_to_be_calibrated():
+    assert "not calibrated after training" in forms.calibration(form([[0, 1], [2]]))
+    assert "votes were calibrated" in forms.calibration(form([ALL, ALL], "average"))
+
+
+def test_without_a_manifest_the_results_tell_what_sub_models_were_cut_for():
+    results = {"class_groups": [ALL, ALL], "focus_groups": [[0], [1, 2]]}
+    assert forms.form_of(results, None, {}).focus_groups == [[0], [1, 2]]
+    assert forms.form_of({"class_groups": [[0], [1, 2]], "focus_groups": [[0], [1, 2]]}, None, {}).focus_groups is None

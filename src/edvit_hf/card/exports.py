@@ -179,8 +179,8 @@ def _worst_group(groups: Sequence[Mapping[str, Any]], names: Sequence[str]) -> s
     return f"{_flips(groups[worst])} of {groups[worst]['num_items']:,}: {plain(shortened(names[worst]))}"
 
 
-def own_vote_finding(manifest: Manifest | None) -> str:
-    """On what the own votes in the table of exported files were measured."""
+def own_vote_finding(manifest: Manifest | None, *, has_other: bool = True) -> str:
+    """On what the own votes in the table of exported files were measured; `has_other`: whether some vote is "other"."""
     files = [file for files in variants_by_name(manifest).values() for file in files]
     rows = [file.accuracy for file in files if file.accuracy]
     counted = [(row["num_items"], row.get("split")) for row in rows if row.get("num_items")]
@@ -188,7 +188,8 @@ def own_vote_finding(manifest: Manifest | None) -> str:
         {f"{number} items" + (f" of the {plain(split)} split" if split else "") for number, split in counted}
     )
     measured = f"on {' or '.join(items)}" if items else NOT_MEASURED
-    return f"*Own vote*: accuracy of a sub-model by itself, `other` included, {measured}."
+    included = ", `other` included" if has_other else ""
+    return f"*Own vote*: accuracy of a sub-model by itself{included}, {measured}."
 
 
 def has_int8(manifest: Manifest | None) -> bool:

@@ -56,6 +56,8 @@ def form_of(results: Mapping[str, Any], manifest: Manifest | None, recipe: Mappi
     asked = (recipe.get("fuse") or {}).get("kind")
     kind: FusionKind = asked if asked in FUSION_KINDS else "mlp"
     sizes: dict[int, int] = {}
+    focus = results.get("focus_groups")
+    focus = None if focus == groups else focus
     if manifest is not None:
         kind = manifest.fusion.kind
         numbers = {"features": [e.feature_size for e in manifest.sub_models], "logits": manifest.vote_sizes}
@@ -63,7 +65,7 @@ def form_of(results: Mapping[str, Any], manifest: Manifest | None, recipe: Mappi
     return Form(
         kind=kind,
         class_groups=groups,
-        focus_groups=None if manifest is None else manifest.focus_groups,
+        focus_groups=focus if manifest is None else manifest.focus_groups,
         num_labels=len({label for group in groups for label in group}),
         sizes=sizes,
     )
@@ -114,6 +116,23 @@ def columns_explained(form: Form) -> str:
 def labels_comment(form: Form) -> str:
     """What the label names of one sub-model are."""
     return "every class" if form.knows_all else 'its classes, and "other"'
+
+
+def absence(form: Form) -> str:
+    """What a missing sub-model does."""
+    if form.is_one:
+        return "Every device carries the same model: as long as one is there, the answer is the same."
+    start = "A missing sub-model degrades the answer, it does not stop it: see the table above."
+    known = f"Every class is known by at least {form.fewest} of them."
+    classes = "Its classes suffer most." if form.fewest == 1 else "All know every class." if form.knows_all else known
+    return f"{start} {classes} With every sub-model missing there is no answer."
+
+
+def calibration(form: Form) -> str:
+    """Whether confidence values were calibrated."""
+    if form.kind == "mlp":
+        return "Confidence values were not calibrated after training"
+    return "The votes were calibrated one by one on validation items, the answers that they give together were not"
 
 
 def sent_bytes(form: Form, index: int) -> int | None:

@@ -27,9 +27,9 @@ def label_names(results: Mapping[str, Any]) -> list[str]:
 
 
 def group_names(results: Mapping[str, Any]) -> list[str]:
-    """One readable text per class group: the names of its labels."""
-    names = label_names(results)
-    return [", ".join(names[label] for label in group) for group in results["class_groups"]]
+    """One readable text per sub-model: the labels of its class group, or of the group that it was cut for."""
+    names, groups = label_names(results), results.get("focus_groups") or results["class_groups"]
+    return [", ".join(names[label] for label in group) for group in groups]
 
 
 def shortened(names: str, limit: int = 34) -> str:
