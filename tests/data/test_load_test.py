@@ -251,3 +251,21 @@ def test_test_rows_in_a_folder_of_their_own_need_no_other_folder(tmp_path, proce
     assert data.test.labels.tolist() == TEST
     with pytest.raises(DataError, match="`data_dir`"):
         load_task(config, OFF)
+
+
+def test_a_class_without_rows_is_taken_and_one_with_a_row_refused_by_training_and_measuring_alike(
+    tmp_path, processor, caplog
+):
+    write_split(tmp_path / "set", "train", [0, 1, 2] * 4, datasets.ClassLabel(names=NAMES))
+    config, others = parquet(tmp_path / "set"), datasets.ClassLabel(names=["gnu", *NAMES])
+    loads = [
+        lambda: load_task(config, OFF),
+        lambda: load_test(config, task=IMAGES, label_names=NAMES, processor_dir=processor),
+    ]
+    write_split(tmp_path / "set", "test", [label + 1 for label in TEST], others)
+    assert [load().test.labels.tolist() for load in loads] == [TEST] * 2
+    assert "no row of and the model none: 'gnu'" in caplog.text
+    write_split(tmp_path / "set", "test", [0, *TEST], others)
+    for load in loads:
+        with pytest.raises(DataError, match="gnu"):
+            load()

@@ -89,11 +89,16 @@ def test_classes_in_another_order_are_told_by_name(ensembles, tmp_path, task, or
     assert measure_exported(ensembles[task], recipe_of(data))["rows"][0]["accuracy"] == 1.0
 
 
-@pytest.mark.parametrize("names", [["cat", "dog", "emu", "fox"], ["cat", "dog", "eel"]])
+@pytest.mark.parametrize("names", [["cat", "fox", "emu", "dog"], ["cat", "dog", "eel"]])
 def test_other_classes_are_refused_and_named(ensembles, tmp_path, names):
     data = write_answers(tmp_path / "set", ensembles[IMAGES], IMAGES, names=names)
-    with pytest.raises(DataError, match=names[-1]):
+    with pytest.raises(DataError, match=r"fox|eel"):
         measure_exported(ensembles[IMAGES], recipe_of(data))
+
+
+def test_a_class_that_is_declared_and_has_no_row_does_no_harm_as_in_training(ensembles, tmp_path):
+    data = write_answers(tmp_path / "set", ensembles[IMAGES], IMAGES, names=[*NAMES, "fox"])
+    assert measure_exported(ensembles[IMAGES], recipe_of(data))["rows"][0]["accuracy"] == 1.0
 
 
 def test_a_recipe_of_another_task_is_refused(ensembles, tmp_path):
@@ -274,3 +279,12 @@ def test_an_export_needs_the_rows_of_the_other_folder_too(apart, tmp_path):
     save_places(apart.parent, parquet(tmp_path / "pets", test_data_dir=str(tmp_path / "camera")))
     with pytest.raises(RecipeError, match="in a folder 'pets'"):
         Measured.of_manifest(apart, None, None).whole()
+
+
+def test_a_copy_is_measured_on_the_data_that_were_noted_beside_its_origin(own, tmp_path):
+    save_places(own.parent, parquet(tmp_path / "pets"))
+    shutil.copytree(own, tmp_path / "copies/ensemble")
+    copy = Measured.of_manifest(tmp_path / "copies/ensemble", None, None)
+    with pytest.raises(RecipeError, match="in a folder 'pets'"):
+        copy.test()
+    assert len(dataclasses.replace(copy, origin=own).test()[0].test) == 24

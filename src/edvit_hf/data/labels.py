@@ -154,10 +154,11 @@ def same_classes(names: Sequence[str], of_model: Sequence[str], what: str) -> np
 def classes_of_model(split: RawSplit, of_model: Sequence[str], what: str) -> np.ndarray:
     """Map the class ids of test rows to those of a model by name: (L,) int64, [id of the data] -> id.
 
-    A split may lack classes of the model, as training takes it; they are logged.
+    A split may lack classes of the model, and declare others that it has no row of, as training takes it; both are
+    logged.
 
     Raises:
-        DataError: The split declares a class, or has a row of one, that the model does not know.
+        DataError: The split has a row of a class that the model does not know.
     """
     own = split.class_names or of_model
     used = {label for label in split.labels if not _is_hidden(label)}
@@ -166,13 +167,15 @@ def classes_of_model(split: RawSplit, of_model: Sequence[str], what: str) -> np.
     else:
         found = {own[label] for label in used if label < len(own)}
     told = split.class_names or sorted(found)
-    if set(told) - set(of_model):
+    if found - set(of_model):
         same_classes(told, of_model, repr(what))  # refuses, with the differences
+    if unused := [name for name in told if name not in of_model]:
+        logger.warning("data: %s declares classes that it has no row of and the model none: %s", what, _some(unused))
     missing = [name for name in of_model if name not in found]
     if missing:
         logger.warning("data: no row of %d of %d classes in %s: %s", len(missing), len(of_model), what, _some(missing))
     places = {name: index for index, name in enumerate(of_model)}
-    return np.asarray([places[name] for name in own], np.int64)
+    return np.asarray([places.get(name, HIDDEN) for name in own], np.int64)
 
 
 def _some(names: Sequence[str]) -> str:
