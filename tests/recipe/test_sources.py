@@ -17,7 +17,7 @@ from edvit_hf.recipe import keys, run, running
 from edvit_hf.recipe.running import _read_sources, open_trip, stages_of
 from support.dataset_files import own_cache, png  # noqa: F401
 from support.tiny_recipe import tiny_recipe
-from support.tiny_tasks import TEXT, task_recipe
+from support.tiny_tasks import TEXT, task_recipe, write_texts
 
 
 def sources(recipe, hashes=None):
@@ -200,3 +200,22 @@ def test_a_picture_that_a_table_names_by_its_whole_path_is_compared(tmp_path):
     found = sources(recipe)
     rewrite(tmp_path / "picture.png", flip_last)
     assert sources(recipe) != found
+
+
+def test_a_trip_reads_every_folder_of_a_list_and_a_change_in_any_is_another_run(tmp_path):
+    for name, seed in (("old", 0), ("new", 1)):
+        write_texts(tmp_path / name, per_class=8, seed=seed)
+    folders = [str(tmp_path / name) for name in ("old", "new")]
+    options = {"teacher": {"epochs": 1}, "evaluate": {"baselines": False}}
+    recipe = task_recipe(tmp_path / "recipe", TEXT, dataset={"data_dir": folders}, **options)
+    assert recipe.dataset.data_dir == tuple(folders)
+    stages = ["teacher", "split", "plan"]
+    assert not any(record.skipped for record in run(recipe, tmp_path / "work", stages=stages))
+    assert all(record.skipped for record in run(recipe, tmp_path / "work", stages=stages))
+    alone = task_recipe(tmp_path / "alone", TEXT, dataset={"data_dir": folders[0]}, **options)
+    counts = [len(open_trip(each, tmp_path / "work").data.test) for each in (recipe, alone)]
+    assert counts[0] == 2 * counts[1]
+    before = sources(recipe)
+    rewrite(tmp_path / "new/train.csv", lambda content: content.replace(b",animals", b",weather", 1))
+    assert sources(recipe) != before
+    assert not run(recipe, tmp_path / "work", stages=stages)[0].skipped
