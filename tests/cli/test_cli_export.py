@@ -66,6 +66,7 @@ def test_new_variants_join_the_former_ones_and_are_gated_on_the_validation_split
     assert row["gate"]["passed"]
     assert (row["accuracy"]["split"], row["accuracy"]["num_items"]) == ("test", results["num_test_items"])
     assert row["weight_ratio"] == row["gate"]["weight_ratio"] < 0.5
+    assert row["accuracy"]["dataset"]["name"] == "digits"
     kept = next(v for v in manifest.sub_models[0].variants if v.name == former[1])
     assert kept == before.sub_models[0].variants[1]
     assert report["accuracy_note"] is None

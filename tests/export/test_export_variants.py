@@ -318,6 +318,9 @@ def test_the_table_shows_every_variant_and_its_gate(tmp_path_factory):
     assert cells[-1][0] == ""
     report = export_report(root, manifest) | {"accuracy_note": "not measured: no data"}
     assert export_tables(report)[1:] == ["accuracy: not measured: no data"]
+    first = report["variants"][0]
+    first["accuracy"] = {**first["accuracy"], "dataset": {"name": "pets"}}
+    assert export_tables(report)[1] == "gates and accuracy: measured on pets"
     # fp32 may have its accuracy from an earlier export while what was added now passed no gate
     report = export_report(root, manifest)
     next(row for row in report["variants"] if row["name"] == "quint8_avx2")["gate"] = None

@@ -73,6 +73,13 @@ def test_the_command_exports_a_copy_and_says_what_it_could_not_measure(ensemble,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exported"]
 
 
+def test_data_are_looked_for_where_those_of_the_copied_folder_lay(ensemble, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("edvit_hf.published.export.export_folder", lambda *_, **options: given.update(options))
+    call(monkeypatch, "export", "edvit", "--model", ensemble, tmp_path / "out")
+    assert given["origin"] == ensemble
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

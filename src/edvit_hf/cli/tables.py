@@ -292,11 +292,14 @@ def export_tables(report: dict[str, Any]) -> list[PlainTable | str]:
         name = row["name"] if row["name"] != "fp32" else ""
         variants.add_row(f"whole {name}", " ".join(row["profiles"]) or "any", *_sizes(row), "", "", "")
     parts: list[PlainTable | str] = [variants]
+    measured = [row["accuracy"].get("dataset") or {} for row in report["variants"] if row["accuracy"]]
+    if names := list(dict.fromkeys(data["name"] for data in measured if data.get("name"))):
+        parts.append(f"gates and accuracy: measured on {', '.join(names)}")
     if report["accuracy_note"]:
         parts.append(f"accuracy: {report['accuracy_note']}")
     gated = [row for row in report["variants"] if row["precision"] != "fp32" and row["inputs"] == "prepared"]
-    if names := [row["name"] for row in gated if row["gate"] is None]:
-        parts.append(f"passed no gate: {', '.join(names)}")
+    if ungated := [row["name"] for row in gated if row["gate"] is None]:
+        parts.append(f"passed no gate: {', '.join(ungated)}")
     return parts
 
 

@@ -63,6 +63,7 @@ class Measured:
         label_names: Of its classes, by id.
         recipe: Names the data; None: `results.json` in the folder does.
         data_dir: Local folder of the data, in place of what either of them names.
+        origin: Folder that this one is a copy of, where it is one: what was noted beside that one holds.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Measured:
     label_names: Sequence[str]
     recipe: MeasuredBy | None = None
     data_dir: Path | None = None
+    origin: Path | None = None
 
     @classmethod
     def of_manifest(cls, folder: Path, recipe: MeasuredBy | None, data_dir: Path | None) -> "Measured":
@@ -85,7 +87,8 @@ class Measured:
             RecipeError: Nothing names a dataset, its folder is not here, or the recipe is of another task.
         """
         if self.recipe is None:
-            return _located(recorded_dataset(self.folder), self.folder, self.data_dir, test_alone=test_alone)
+            beside = self.folder if self.origin is None else self.origin
+            return _located(recorded_dataset(self.folder), beside, self.data_dir, test_alone=test_alone)
         if self.recipe.task not in (None, self.task):
             raise RecipeError(
                 f"Expected a recipe of the task {self.task}, which is that of {self.folder}, got {self.recipe.name!r} "

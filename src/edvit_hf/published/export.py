@@ -93,6 +93,7 @@ def export_folder(
     recipe: MeasuredBy | None = None,
     data_dir: Path | None = None,
     without_accuracy_gate: bool = False,
+    origin: Path | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Export a finished ensemble in place: new variants are added, intact ones of the same weights kept.
@@ -107,6 +108,7 @@ def export_folder(
         recipe: Names the dataset.
         data_dir: Local folder of the data, in place of the one that is named or recorded.
         without_accuracy_gate: Nothing is measured on data, even where they are here.
+        origin: Folder that `folder` is a copy of, where it is one: the data are looked for where that one's lay.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -122,7 +124,9 @@ def export_folder(
         from edvit_hf.export.reference import random_inputs
     ensemble = load_config(folder)
     names = [ensemble.id2label[label] for label in range(ensemble.num_labels)]
-    on = Measured(folder=folder, task=task_of(ensemble), label_names=names, recipe=recipe, data_dir=data_dir)
+    on = Measured(
+        folder=folder, task=task_of(ensemble), label_names=names, recipe=recipe, data_dir=data_dir, origin=origin
+    )
     command = export_command(config, on.options, without_accuracy_gate=without_accuracy_gate)
     reason = "it was exported without an accuracy gate, as asked"
     measures = None

@@ -62,7 +62,8 @@ class EDViTExportCommand(BaseOptimumCLICommand):
             recipe = load_data_recipe(args.recipe) if args.recipe else None
             on = {"recipe": recipe, "data_dir": args.data_dir, "without_accuracy_gate": args.without_accuracy_gate}
             with copied_ensemble(args.model, args.output, revision=args.revision) as folder:
-                export_folder(folder, config, **on)
+                origin = Path(args.model) if Path(args.model).is_dir() else None
+                export_folder(folder, config, **on, origin=origin)
         except (EDViTError, OSError) as error:
             sys.exit(f"optimum-cli export edvit: {visible_lines(error)}")
 
