@@ -10,6 +10,7 @@ import torch
 
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import run
+from edvit_hf.recipe.keys import key_values
 from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.stages import fuse as stage
 from edvit_hf.recipe.trip import Trip
@@ -133,6 +134,10 @@ def test_votes_over_groups_are_averaged_with_a_rule_for_other_alone(tmp_path):
         tiny_recipe(tmp_path, fuse={"kind": "average"})
     with pytest.raises(RecipeError, match=r"`fuse\.other` is read only with `kind: average` or `kind: residual`"):
         tiny_recipe(tmp_path, fuse={"other": "spread"})
+    for key in ("feedback_weight", "diversity_weight"):
+        with pytest.raises(RecipeError, match=f"`fuse.{key}` is read only with"):
+            tiny_recipe(tmp_path, fuse={key: 0.1, "joint": True})
+        assert key not in key_values(tiny_recipe(tmp_path))["fuse"]
     assert tiny_recipe(tmp_path, fuse={"kind": "average", "other": "spread"}).fuse.other == "spread"
     assert tiny_recipe(tmp_path, fuse={"kind": "residual"}, split={"coverage": 2}).votes_over_all
     with pytest.raises(RecipeError, match="`kind`"):

@@ -179,6 +179,26 @@ def test_the_joint_loss_is_its_formula(outputs):
     assert figures["token_error"].item() == pytest.approx(token.item(), rel=1e-5)
 
 
+def test_feedback_draws_votes_to_their_average_and_diversity_apart(outputs):
+    groups = [[0, 1, 2, 3]] * 3
+    model, batch = (
+        JointModel(make_average(groups), 32),
+        JointData(make_split(), outputs.logits, outputs.features).batch(np.arange(10)),
+    )
+    config = dataclasses.replace(CONFIG, sub_model_dropout=0.0)
+    plain, _ = joint_objective(groups, config)(model, batch)
+    fed, _ = joint_objective(groups, dataclasses.replace(config, feedback_weight=0.3))(model, batch)
+    apart, _ = joint_objective(groups, dataclasses.replace(config, diversity_weight=0.4))(model, batch)
+    votes = [vote.detach() for vote in model.ensemble.votes(**batch["inputs"])]
+    mean = torch.stack([vote.log_softmax(1) for vote in votes]).mean(0)
+    target = (mean / 2).log_softmax(1)
+    feedback = sum(4 * (target.exp() * (target - (v / 2).log_softmax(1))).sum(1).mean() for v in votes) / 3
+    p = torch.stack([vote.softmax(1) for vote in votes])
+    spread = ((p - p.mean(0)) ** 2).sum(-1).mean()
+    assert (fed - plain).item() == pytest.approx(0.3 * float(feedback), rel=1e-3)
+    assert (plain - apart).item() == pytest.approx(0.4 * float(spread), rel=1e-3)
+
+
 def test_the_mapping_starts_at_its_least_squares_fit(outputs):
     random = np.random.default_rng(0)
     features, true = random.normal(size=(200, 32)).astype(np.float32), random.normal(size=(32, 7)).astype(np.float32)

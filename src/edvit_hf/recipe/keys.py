@@ -43,6 +43,8 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("fuse", "other"): None,
     ("fuse", "patience"): None,
     ("fuse", "joint_patience"): None,
+    ("fuse", "feedback_weight"): 0.0,
+    ("fuse", "diversity_weight"): 0.0,
 }
 """Values at which a stage does what it did before they existed: results of an earlier version then stay good."""
 

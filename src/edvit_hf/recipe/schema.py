@@ -317,6 +317,13 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
     ("fuse", ("other",), lambda r: r.fuse.kind != "mlp", "kind: average` or `kind: residual"),
     ("evaluate", ("rivals",), lambda r: r.evaluate.baselines, "baselines: true"),
+    ("fuse", ("feedback_weight",), lambda r: r.fuse.joint and r.fuse.kind != "mlp", "joint: true` and `kind: average"),
+    (
+        "fuse",
+        ("diversity_weight",),
+        lambda r: r.fuse.joint and r.votes_over_all,
+        "joint: true` and `distill.votes: all",
+    ),
     ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
     ("auto", ("tries", "min_gap"), lambda r: r.strategy == "auto", "strategy: auto"),
 )

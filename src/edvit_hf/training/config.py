@@ -178,6 +178,10 @@ class FuseConfig(TrainConfig):
         joint_views: Replayed views that it uses. None: as many as `views`.
         token_weight: Weight of the features' error.
         vote_weight: Weight of the votes' loss, so that a sub-model's vote stays good.
+        feedback_weight: Only with `joint`, and "average" or "residual": weight of the divergence of every vote from
+            the average of all votes, so that a lone sub-model learns what all know together.
+        diversity_weight: Only with `joint` and votes over all classes: weight, in [0, 1), of what the votes'
+            probabilities differ by from their mean, which is subtracted from the loss.
     """
 
     kind: FusionKind = "mlp"
@@ -196,6 +200,8 @@ class FuseConfig(TrainConfig):
     joint_views: int | None = None
     token_weight: float = 1.0
     vote_weight: float = 0.5
+    feedback_weight: float = 0.0
+    diversity_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -218,6 +224,10 @@ class FuseConfig(TrainConfig):
         whole_number("joint_batch_size", self.joint_batch_size, 1, "it is the number of items of one forward pass")
         number("token_weight", self.token_weight, "[0, inf)", "a negative one would drive the features away")
         number("vote_weight", self.vote_weight, "[0, inf)", "a negative one would spoil the votes")
+        number("feedback_weight", self.feedback_weight, "[0, inf)", "a negative one would drive the votes apart")
+        number(
+            "diversity_weight", self.diversity_weight, "[0, 1)", "from 1 on, being different pays more than being right"
+        )
         if self.joint_views is not None:
             whole_number("joint_views", self.joint_views, 1, "leave it out to use as many as `views`")
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from edvit_hf.modeling_edvit import sample_sub_model_mask
 from edvit_hf.training.config import FuseConfig
-from edvit_hf.training.objectives import Objective, distillation_loss
+from edvit_hf.training.objectives import Objective, distillation_loss, group_distribution, softened_divergence
 
 _RIDGE = 1e-3  # of the mean diagonal: keeps a fit defined where features repeat each other
 
@@ -67,7 +67,9 @@ def joint_objective(class_groups: Sequence[list[int]], config: FuseConfig) -> Ob
     Source: DeViT, arXiv 2309.05015, stage 4.
     Differs: soft instead of hard distillation; absent sub-models; the votes' loss, so that each sub-model still
     answers by itself; the fusion head keeps its own shape, and the mapping stands beside it instead of inside it; one
-    optimiser instead of two.
+    optimiser instead of two. Two terms are this library's to try, and off: `feedback_weight` * mean divergence of the
+    votes from the average of all votes (deep mutual learning, arXiv 1706.00384, with one teacher for all), and, taken
+    off, `diversity_weight` * the votes' variance (negative correlation learning, Liu and Yao 1999).
     """
     temperature, weight, smoothing = config.temperature, config.distillation_weight, config.label_smoothing
 
@@ -83,7 +85,30 @@ def joint_objective(class_groups: Sequence[list[int]], config: FuseConfig) -> Ob
         ]
         vote_loss = torch.stack([loss for loss, _ in losses]).mean()
         loss = fused + config.token_weight * token + config.vote_weight * vote_loss
+        if config.feedback_weight:
+            loss = loss + config.feedback_weight * _feedback(model, votes, class_groups, temperature)
+        if config.diversity_weight:
+            loss = loss - config.diversity_weight * _diversity(votes)
         vote_accuracy = torch.stack([of_vote["accuracy"] for _, of_vote in losses]).mean()
         return loss, {**figures, "token_error": token.detach(), "vote_accuracy": vote_accuracy}
 
     return objective
+
+
+def _feedback(model: Any, votes: Sequence[Tensor], class_groups: Sequence[list[int]], temperature: float) -> Tensor:
+    """T^2 * KL(average of all votes || vote), the mean over the votes, (); the average is not moved by it."""
+    fusion = model.ensemble.fusion
+    average = getattr(fusion, "average", fusion)
+    everyone = votes[0].new_ones(len(votes[0]), len(votes))
+    whole = average(None, torch.cat([vote.detach() for vote in votes], dim=1), everyone)
+    losses = [
+        softened_divergence(group_distribution(whole, group, temperature=temperature), vote, temperature)
+        for vote, group in zip(votes, class_groups, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def _diversity(votes: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance of the votes' probabilities from their mean, (); the votes are over the same classes."""
+    probabilities = torch.stack([vote.softmax(dim=-1) for vote in votes])
+    return (probabilities - probabilities.mean(dim=0)).square().sum(dim=-1).mean()
