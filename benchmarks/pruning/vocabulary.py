@@ -94,8 +94,9 @@ def main() -> None:
         rows[keep] = measure(trip, data, arguments.batch_size, whole)
         print(f"{keep}: {rows[keep]}", flush=True)
     content = {"num_test_items": len(trip.teacher_data.test), "threads": torch.get_num_threads(), "rows": rows}
-    name = f"vocabulary_{Path(arguments.recipe).stem}"
-    write_results(__file__, arguments, content, "recipe", "keep", "batch_size", name=name, places="WORK")
+    recipe_name = Path(arguments.recipe).stem
+    options = {"name": f"vocabulary_{recipe_name}", "places": "WORK", "recipe": recipe_name}
+    write_results(__file__, arguments, content, "recipe", "keep", "batch_size", **options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 from edvit_hf.pruning.config import PruneConfig
 from report.figures import ABSENT, deviation, figure, finding, goal, percent, section, source, table
 from report.results import Results, at, each, of_file, reduce
+from report.vocabulary import vocabularies
 
 CHEAP = ("fisher", "linear", "hybrid")
 DEFAULT = PruneConfig()
@@ -363,7 +364,7 @@ def variants(results: Results, full: bool) -> list[str]:
 
 def pruning(results: Results, full: bool) -> list[str]:
     """Everything about pruning: what scores cost and are worth, accuracy right after it, next to Torch-Pruning."""
-    parts = (scores_cost, cutting, agreement, distilled, after_pruning, torch_pruning)
+    parts = (scores_cost, cutting, agreement, distilled, after_pruning, torch_pruning, vocabularies)
     lines = [line for part in parts for line in part(results, full)]
     if lines:
         note = "Figures of this section hold for the recipe as it was at the commit named beside them."

@@ -102,3 +102,13 @@ def test_without_a_manifest_the_results_tell_what_sub_models_were_cut_for():
     results = {"class_groups": [ALL, ALL], "focus_groups": [[0], [1, 2]]}
     assert forms.form_of(results, None, {}).focus_groups == [[0], [1, 2]]
     assert forms.form_of({"class_groups": [[0], [1, 2]], "focus_groups": [[0], [1, 2]]}, None, {}).focus_groups is None
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "words"),
+    [("seen", "all that occur in the training"), (7630, "the 7,630 most frequent"), (None, None)],
+)
+def test_the_card_says_which_words_sub_models_know(vocabulary, words):
+    table = making_table({"prune": {"vocabulary": vocabulary}})
+    assert ("| vocabulary |" in table) == (words is not None)
+    assert words is None or words in table

@@ -124,6 +124,10 @@ def making_table(recipe: Mapping[str, Any]) -> str:
         ["distillation objective", _objective(distill)],
         ["fusion", _fusion(fuse)],
     ]
+    vocabulary = prune.get("vocabulary")
+    if vocabulary is not None:
+        kept = "all that occur" if vocabulary == "seen" else f"the {vocabulary:,} most frequent"
+        lines.insert(4, ["vocabulary", f"{kept} in the training texts, and what every other text is spelt with"])
     entries = prune.get("from_scratch") or []
     if entries:
         new = ", ".join(f"{i} ({code(entry['model_type'])})" for i, entry in enumerate(entries) if entry)
@@ -242,6 +246,16 @@ KNOWN_DATA: Mapping[str, KnownData] = {
         "20 Newsgroups, version sorted by date",
         "K. Lang, 1995. No licence is stated; the messages are by their writers. Copies differ in whether headers, "
         "quotes and signatures are in the texts; with them the accuracy is optimistic for message bodies alone.",
+    ),
+    "sst2": KnownData(
+        "Stanford Sentiment Treebank, two classes, whole sentences",
+        "R. Socher and others, 2013. No licence is stated. Two of the 1,821 test sentences are also in the training "
+        "sentences, as in the original.",
+    ),
+    "ag_news": KnownData(
+        "AG News, 6,000 rows of its test file",
+        "X. Zhang, J. Zhao and Y. LeCun, 2015, from A. Gulli's corpus: research and other non-commercial use. Training "
+        "and test items both come from the official test file, so accuracies are not comparable with published ones.",
     ),
     "trec6": KnownData(
         "TREC questions, six classes",
