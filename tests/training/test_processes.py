@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two gloo processes: one training over both, and one training in each."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -35,6 +36,7 @@ test_processes.train_together(folder, interrupt_at=8)  # in the second epoch: go
 test_processes.train_together(folder)
 test_processes.train_alone(folder)
 test_processes.train_together(folder / "after")
+test_processes.train_until(folder)
 """
 
 
@@ -65,6 +67,27 @@ def train_together(folder, interrupt_at=None):
     if PartialState().is_main_process:
         save_file(model.state_dict(), folder / "together.safetensors")
         write_json(folder / "together.json", {**log.to_dict(), "num_processes": PartialState().num_processes})
+
+
+def train_until(folder):
+    """Together until validation stops rising, each process measuring something else; what each of them did."""
+    from accelerate import PartialState
+    from safetensors.torch import save_file
+    from test_training import make_split
+
+    from edvit_hf.storage import write_json
+    from support.tiny_architectures import tiny_vit
+
+    rank, told = PartialState().process_index, iter([0.1, 0.4, 0.3, 0.2, 0.1, 0.1])
+
+    def validate(model):
+        return {"accuracy": 1 - next(told) if rank else next(told)}  # the second would never see a rise
+
+    config = dataclasses.replace(TOGETHER, epochs=8, patience=2, warmup_fraction=0.0)
+    model, options = tiny_vit(), {"description": "until", "progress": False, "validate": validate}
+    log = train(model, ClassifyData(make_split()), classify_objective(), config, checkpoint_dir=folder / "u", **options)
+    save_file(model.state_dict(), folder / f"until_{rank}.safetensors")
+    write_json(folder / f"until_{rank}.json", log.to_dict())
 
 
 def train_alone(folder):
@@ -166,3 +189,13 @@ def test_shares_hold_every_item_once_and_weigh_like_the_whole_batch(size, count)
     losses = np.random.default_rng(count).random(100)
     mean = np.mean([share.scale * losses[share.positions].mean() for share in shares])
     assert mean == pytest.approx(losses[batch].mean())
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_stop_together_by_what_the_first_measures(launched):
+    logs = [json.loads((launched / f"until_{rank}.json").read_text()) for rank in range(2)]
+    kept = [load_file(launched / f"until_{rank}.safetensors") for rank in range(2)]
+    for log in logs:
+        assert (log["best_epoch"], len(log["epochs"]), log["stopped"]) == (1, 4, "validation stopped rising")
+        assert log["passes"] == 4 * 48
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
