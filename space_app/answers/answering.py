@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from answers.inputs import PreparedInput
+from answers.knowledge import is_replicated
 from answers.opened import OpenEnsemble
 from answers.runtimes import VisitorError
 from answers.timelines import measured, predicted
@@ -73,13 +74,14 @@ def _view(opened: OpenEnsemble, prepared: PreparedInput | None, unplugged: Seque
         return _refused(ALL_UNPLUGGED, prepared, waiting)
     if prepared is None:
         return View(state="empty", sentence=first_step(opened), devices=waiting, card_note=card_note(opened, len(out)))
+    if is_replicated(opened.runtime.manifest):
+        return _of_replicas(opened, prepared, out)
     try:
         answer, others = _answers(opened, prepared, out)
         whole = opened.runtime.predict(prepared.inputs) if out else answer
     except EDViTError as error:
         logger.info("no answer: %s", error)
         return _refused(_said(error), prepared, waiting)
-    order = np.argsort(-answer.probabilities[0], kind="stable")
     timelines: list[Timeline] = [measured(answer, opened.schedule)]
     name = fleet if fleet in opened.plans else next(iter(opened.plans), None)
     if name is not None:
@@ -89,13 +91,47 @@ def _view(opened: OpenEnsemble, prepared: PreparedInput | None, unplugged: Seque
         state="degraded" if answer.degraded else "answered",
         sentence=" ".join(filter(None, [_sentence(whole, answer), prepared.remark])),
         label=answer.label,
-        probabilities=tuple((answer.label_names[i], float(answer.probabilities[0, i])) for i in order),
+        probabilities=_ranked(answer),
         devices=tuple(_device(device, answer, others) for device in opened.devices),
         timelines=tuple(timelines),
         seen=prepared.seen,
         tokens=prepared.tokens,
         card_note=" ".join(filter(None, [card_note(opened, missing), prepared.caution])),
     )
+
+
+def _of_replicas(opened: OpenEnsemble, prepared: PreparedInput, out: tuple[int, ...]) -> View:
+    """The page of one model that every device holds: whoever is left gives the same answer."""
+    try:
+        answer = opened.runtime.predict(prepared.inputs)
+    except EDViTError as error:
+        logger.info("no answer: %s", error)
+        return _refused(_said(error), prepared, tuple(_waiting(each, each.index in out) for each in opened.devices))
+    left = len(opened.devices) - len(out)
+    others = dict.fromkeys([0], answer.label) if left > 1 else {}
+    shown = _device(replace(opened.devices[0], index=0), answer, others)
+    said = f"The answer is {answer.label} with {_share(answer)}, in {answer.total_milliseconds:.1f} ms on this machine."
+    same = f"Each of the {left} devices that are left gives this very answer by itself." if left > 1 else ""
+    only = "The only device that is left gives it by itself." if left == 1 else ""
+    return View(
+        state="answered",
+        sentence=" ".join(filter(None, [said, same, only, prepared.remark])),
+        label=answer.label,
+        probabilities=_ranked(answer),
+        devices=tuple(
+            _waiting(each, True) if each.index in out else replace(shown, index=each.index) for each in opened.devices
+        ),
+        timelines=(measured(answer, opened.schedule),),
+        seen=prepared.seen,
+        tokens=prepared.tokens,
+        card_note=" ".join(filter(None, [card_note(opened, 0), prepared.caution])),
+    )
+
+
+def _ranked(answer: Answer) -> tuple[tuple[str, float], ...]:
+    """Every class with its probability, the most probable first."""
+    order = np.argsort(-answer.probabilities[0], kind="stable")
+    return tuple((answer.label_names[i], float(answer.probabilities[0, i])) for i in order)
 
 
 def first_step(opened: OpenEnsemble) -> str:

@@ -12,15 +12,21 @@ _JOINED: dict[FusionKind, str] = {
     "average": "Their votes are averaged: there is no head to train or to run.",
     "residual": "Their votes are averaged, and a head on their features corrects the average.",
 }
+REPLICAS = 3
+"""Devices that are shown of one model: each holds a replica of it."""
 _ALONE = (
-    "This ensemble is one model that knows every class. A replica of it on each further device answers by itself, "
-    "whoever else is missing."
+    f"This is one model that knows every class, shown on {REPLICAS} devices. Each holds a replica of it and answers by "
+    "itself, whoever else is missing: more devices make it safer, not more accurate."
 )
 
 
 def devices_of(manifest: Manifest) -> tuple[Device, ...]:
-    """One device for each sub-model, waiting, with the classes that others know too."""
+    """One device for each sub-model, waiting, with the classes that others know too; of one model its replicas."""
     names, known = manifest.label_names, _times_known(manifest)
+    if is_replicated(manifest):
+        everything = tuple(names[label] for label in manifest.class_groups[0])
+        every = frozenset(everything)
+        return tuple(Device(index=i, classes=everything, shared=every, state="waiting") for i in range(REPLICAS))
     return tuple(
         Device(
             index=entry.index,
@@ -32,10 +38,15 @@ def devices_of(manifest: Manifest) -> tuple[Device, ...]:
     )
 
 
+def is_replicated(manifest: Manifest) -> bool:
+    """Whether the ensemble is one model, of which every device holds a replica."""
+    return len(manifest.sub_models) == 1
+
+
 def joining_of(manifest: Manifest) -> str:
     """How the devices' answers are joined, and how many may go missing before a class is known by nobody."""
     count, times, num_labels = len(manifest.sub_models), _times_known(manifest), len(manifest.label_names)
-    if count == 1:
+    if is_replicated(manifest):
         return _ALONE
     said = _JOINED[manifest.fusion.kind]
     fewest = min(times.values())

@@ -55,8 +55,18 @@ def test_copies_are_averaged_and_any_one_answers_alone(tmp_path):
     assert view(opened, None, []).joined == page.joined
 
 
-def test_a_single_model_says_that_replicas_answer_alone_and_refuses_when_it_is_away(tmp_path):
+def test_one_model_is_shown_as_replicas_that_answer_alone_until_the_last_is_unplugged(tmp_path):
     opened, page = shown(tmp_path, [ALL], [], kind="average")
-    assert "A replica of it on each further device answers by itself" in page.joined
-    assert page.state == "answered"
-    assert view(opened, prepare_image(opened, tmp_path / "picture.png"), [0]).state == "refused"
+    assert "Each holds a replica of it and answers by itself" in page.joined
+    assert [device.state for device in page.devices] == ["answered"] * 3
+    assert [device.vote for device in page.devices] == [page.devices[0].vote] * 3
+    assert [device.answer_without for device in page.devices] == [page.label] * 3
+    picture = prepare_image(opened, tmp_path / "picture.png")
+    last = view(opened, picture, [0, 2])
+    assert (last.state, last.label, last.probabilities) == ("answered", page.label, page.probabilities)
+    assert [device.state for device in last.devices] == ["unplugged", "answered", "unplugged"]
+    assert last.devices[1].answer_without is None
+    assert "The only device that is left gives it by itself." in last.sentence
+    assert view(opened, picture, [0, 1, 2]).state == "refused"
+    assert view(opened, None, [1]).state == "empty"
+    assert "Plug in device 1" in devices_html(view(opened, None, [1]))
