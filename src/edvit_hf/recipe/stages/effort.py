@@ -91,9 +91,12 @@ def fair_budget(trip: Trip, macs: int) -> DistillConfig:
     own = distill.epochs + (prune.rounds - 1) * prune.round_epochs + (fuse.joint_epochs if fuse.joint else 0)
     epochs = trip.recipe.evaluate.baseline_epochs or own
     affordable = min(1.0, COMPUTE_CAP * on_fullest_device(trip.plan, "macs") / macs)
-    # What a model of all classes does not read stands at its default: the same model serves every split.
-    plain = dataclasses.replace(distill, votes="group", focus_weight=1.0, negatives_per_positive=1.0)
-    return dataclasses.replace(plain, epochs=max(1, round(affordable * epochs)))
+    return of_all_classes(dataclasses.replace(distill, epochs=max(1, round(affordable * epochs))))
+
+
+def of_all_classes(config: DistillConfig) -> DistillConfig:
+    """The config with what a model of all classes does not read at its default: the same model serves every split."""
+    return dataclasses.replace(config, votes="group", focus_weight=1.0, negatives_per_positive=1.0)
 
 
 def rival_effort(trip: Trip, folders: list[Path], config: DistillConfig) -> Effort:
