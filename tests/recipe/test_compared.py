@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rivals beside an ensemble: each of the size that its name says, and none of them twice."""
 
+import dataclasses
 import shutil
 import types
 
@@ -16,7 +17,7 @@ from edvit_hf.planning.keep_search import plan
 from edvit_hf.recipe import run
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.stages import compared
-from edvit_hf.recipe.stages.compared import ComparedModel, plain_keeps
+from edvit_hf.recipe.stages.compared import ComparedModel, plain_folder, plain_keeps
 from edvit_hf.recipe.stages.effort import on_fullest_device
 from edvit_hf.storage import read_json
 from support.card_samples import sample_results
@@ -156,3 +157,15 @@ def test_rivals_that_were_trained_are_not_trained_again(all_rivals, monkeypatch)
 def test_a_rival_that_does_not_exist_or_stands_twice_is_refused(tmp_path, names):
     with pytest.raises(RecipeError, match=r"evaluate\.rivals"):
         tiny_recipe(tmp_path, evaluate={"rivals": names})
+
+
+def test_one_plain_model_serves_every_strategy(tmp_path):
+    """What a model of all classes does not read gives it no other folder; its length and its seed do."""
+    trip = types.SimpleNamespace(folders={"teacher": tmp_path}, data=types.SimpleNamespace(train=range(9)), words=None)
+    trip.recipe = tiny_recipe(tmp_path)
+    config = trip.recipe.distill
+    own = plain_folder(trip, 1, config)
+    for change in ({"votes": "all"}, {"focus_weight": 2.0}, {"negatives_per_positive": 3.0}):
+        assert plain_folder(trip, 1, dataclasses.replace(config, **change)) == own
+    for change in ({"epochs": 9}, {"seed": 1}, {"temperature": 1.5}):
+        assert plain_folder(trip, 1, dataclasses.replace(config, **change)) != own

@@ -26,7 +26,15 @@ from edvit_hf.evaluation.evaluator import Evaluation, Predict, torch_predict
 from edvit_hf.evaluation.evaluator import evaluate as measure
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.stages.cut import distill_into, prune_for
-from edvit_hf.recipe.stages.effort import Effort, all_passes, fair_budget, num_devices, on_fullest_device, rival_effort
+from edvit_hf.recipe.stages.effort import (
+    Effort,
+    all_passes,
+    fair_budget,
+    num_devices,
+    of_all_classes,
+    on_fullest_device,
+    rival_effort,
+)
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
 from edvit_hf.storage import whole_folder
 from edvit_hf.training import DistillConfig
@@ -227,7 +235,7 @@ def _folder(trip: Trip, name: str, *facts: object) -> Path:
 def plain_folder(trip: Trip, keep: int, config: DistillConfig) -> Path:
     """Where `plain_model` keeps its model and its log."""
     another = _further_seed(trip, config)
-    return _folder(trip, "plain", keep, config, *([another] if another else []))
+    return _folder(trip, "plain", keep, of_all_classes(config), *([another] if another else []))
 
 
 def _further_seed(trip: Trip, config: DistillConfig) -> int:
@@ -237,7 +245,7 @@ def _further_seed(trip: Trip, config: DistillConfig) -> int:
 
 def plain_model(trip: Trip, keep: int, config: DistillConfig) -> torch.nn.Module:
     """One model for all classes with so many heads, cut and distilled like a sub-model; made once."""
-    folder = plain_folder(trip, keep, config)
+    folder, config = plain_folder(trip, keep, config), of_all_classes(config)
     if not (folder / "model").is_dir():
         torch.manual_seed(config.seed)
         seed = trip.recipe.prune.seed + _further_seed(trip, config)
