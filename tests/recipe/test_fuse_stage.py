@@ -156,6 +156,7 @@ def test_groups_whose_other_is_spread_are_averaged(tmp_path):
     assert torch.allclose(probabilities[:, outside], probabilities[:, outside[:1]].expand(-1, len(outside)))
 
 
+@pytest.mark.slow
 def test_every_training_of_a_trip_may_end_when_validation_stops_rising(tmp_path):
     until = {"epochs": 3, "patience": 1}
     changes = {"teacher": until, "distill": {**until, **ALL}}

@@ -361,6 +361,15 @@ def test_no_items_are_refused(tmp_path):
         (FuseConfig, "joint_views", 0),
         (FuseConfig, "token_weight", -1.0),
         (FuseConfig, "vote_weight", math.inf),
+        (TrainConfig, "patience", 0),
+        (TrainConfig, "patience", 2.5),
+        (DistillConfig, "votes", "some"),
+        (DistillConfig, "focus_weight", 0.0),
+        (FuseConfig, "kind", "max"),
+        (FuseConfig, "other", "zero"),
+        (FuseConfig, "joint_patience", 0),
+        (FuseConfig, "feedback_weight", -0.1),
+        (FuseConfig, "diversity_weight", 1.0),
     ],
 )
 def test_values_that_cannot_train_are_refused_at_birth(config, field, value):

@@ -15,7 +15,7 @@ from edvit_hf.training.objectives import group_targets
 MOST_ABSENT = 2  # what training chooses by: accuracy averaged over 0, 1 and 2 absent
 MOST_SUBSETS = 64  # of each number absent; of more, a seeded sample
 BATCH_SIZE = 4096
-# Half a nat either way of what a vote says is a factor of 1.6: what lies beyond 1/4 and 4 is no calibration.
+# What lies beyond 1/4 and 4 is no calibration, but a vote that is right about every validation item, or about none.
 TEMPERATURES = torch.logspace(math.log2(0.25), math.log2(4.0), 81, base=2.0, dtype=torch.float64)
 
 
