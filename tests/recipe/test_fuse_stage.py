@@ -68,14 +68,15 @@ def test_an_average_trains_nothing_and_calibrates_every_vote(generalists, tmp_pa
     assert torch.equal(alone.argmax(dim=-1), own.argmax(dim=-1))
 
 
-def test_joint_tuning_of_an_average_resumes_to_the_same_bits(generalists, tmp_path, monkeypatch):
-    joint = {"kind": "average", "joint": True, "joint_epochs": 2, "joint_batch_size": 32}
+@pytest.mark.parametrize(("kind", "where"), [("average", "joint_objective"), ("residual", "fuse_objective")])
+def test_an_interrupted_fusion_of_votes_resumes_to_the_same_bits(generalists, tmp_path, monkeypatch, kind, where):
+    joint = {"kind": kind, "joint": True, "joint_epochs": 2, "joint_patience": 2, "joint_batch_size": 32}
     whole, found = fused(generalists, tmp_path / "whole", **joint)
-    assert found["joint"] == found["accuracy"]
-    real, calls = stage.joint_objective, []
+    assert kind == "residual" or found["joint"] == found["accuracy"]
+    real, calls = getattr(stage, where), []
 
-    def interrupted(*given):
-        objective = real(*given)
+    def interrupted(*given, **options):
+        objective = real(*given, **options)
 
         def stop_at_the_sixth(model, batch):
             calls.append(1)
@@ -86,7 +87,7 @@ def test_joint_tuning_of_an_average_resumes_to_the_same_bits(generalists, tmp_pa
         return stop_at_the_sixth
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "joint_objective", interrupted)
+        patch.setattr(stage, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
             fused(generalists, tmp_path / "parts", **joint)
     parts, again = fused(generalists, tmp_path / "parts", **joint)
