@@ -127,7 +127,7 @@ def test_a_placement_says_what_each_device_needs(published, tmp_path):
 def test_each_device_of_a_single_sub_model_gets_all_that_it_needs_to_answer_alone(published):
     whole = Manifest.load(published[1])
     everything = list(range(len(whole.label_names)))
-    only = replace(whole.sub_models[0], class_group=everything)
+    only = replace(whole.sub_models[0], class_group=everything, vote_size=len(everything))
     manifest = replace(whole, class_groups=[everything], sub_models=[only])
     held = [PlacedFile(index=0)]
     devices = {

@@ -165,6 +165,7 @@ def test_an_unwritable_work_directory_is_refused_before_any_work(tmp_path):
         ({"split": {"num_sub_models": 11}}, RecipeError, "only 10 classes"),
         ({"split": {"strategy": "given", "class_groups": [[0, 1], []]}}, RecipeError, "class group 1 is empty"),
         ({"split": {"strategy": "given", "class_groups": [[0], [0, 1]]}}, RecipeError, "stand in no class group"),
+        ({"split": {"strategy": "given", "class_groups": [[*range(10)], [0]]}}, RecipeError, "in group 0 and in"),
         ({"teacher": {"from_scratch": {"model_type": "nonsense"}}}, PruningError, "known: audio-spect"),
         ({"dataset": {"path": "imagefolder", "data_dir": "/nonexistent"}}, DataError, "nonexistent"),
         ({"dataset": {"num_labels": 9}}, RecipeError, "has 10 classes"),
