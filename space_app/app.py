@@ -256,7 +256,7 @@ def _texts(opened: OpenEnsemble) -> dict[str, str]:
         "shown": opened.name,
         "heading": figures.input_heading(opened.title, opened.hint),
         "examples": figures.examples(opened.examples, opened.task),
-        "comparison": figures.comparison(opened.models),
+        "comparison": figures.comparison(opened.models, opened.verdict),
         "code": figures.code(opened.code),
         "card": figures.card_markdown(opened.card),
         "license": figures.license_line(opened.license),

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 RESULTS = "results.json"
 MAX_ROWS = 12
 _LONGEST = 200  # of a name or a note, in characters
+_LONGEST_VERDICT = 800
 _MOST_BYTES = 2 * 2**20
 _NO_LATENCY = "Latency was not measured."
 
@@ -144,6 +145,13 @@ def models_of(results: Mapping[str, Any], manifest: Manifest) -> tuple[Model, ..
     rows = [row for row in _rows(results, "rows")[:MAX_ROWS] if isinstance(row.get("name"), str)]
     models = [_model(row, manifest) for row in rows]
     return tuple(models) if any(row.get("kind") == "ensemble" for row in rows) else (_from_manifest(manifest), *models)
+
+
+def verdict_of(results: Mapping[str, Any]) -> str:
+    """What to deploy and why, as the run that made the ensemble found it; empty where its results do not say."""
+    choice = results.get("choice")
+    verdict = choice.get("verdict") if isinstance(choice, dict) else None
+    return verdict[:_LONGEST_VERDICT] if isinstance(verdict, str) else ""
 
 
 def _model(row: Mapping[str, Any], manifest: Manifest) -> Model:

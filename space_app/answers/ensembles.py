@@ -17,7 +17,16 @@ from functools import partial
 from pathlib import Path
 
 from answers import isolation
-from answers.documents import Example, absent_rows, credits_of, load_examples, models_of, read_card, read_results
+from answers.documents import (
+    Example,
+    absent_rows,
+    credits_of,
+    load_examples,
+    models_of,
+    read_card,
+    read_results,
+    verdict_of,
+)
 from answers.isolation import IsolatedEnsemble
 from answers.knowledge import devices_of, joining_of
 from answers.opened import Bundle, OpenEnsemble
@@ -278,6 +287,7 @@ def _load(
         devices=devices_of(manifest),
         joined=joining_of(manifest),
         models=models_of(results, manifest),
+        verdict=verdict_of(results),
         absent=absent_rows(results, len(manifest.sub_models)),
         code=code_for(
             _place(folder, name, task, examples, repo=repo, is_bundle=examples_dir is not None),

@@ -47,6 +47,7 @@ class OpenEnsemble:
         joined: How their answers are joined.
         examples: To try.
         models: The comparison; see `Model`.
+        verdict: What to deploy and why; empty where the results do not say.
         code: Heading -> lines that load it elsewhere.
         card: As markdown; empty without one.
         license: As the card states it; empty where it states none that can be read.
@@ -68,6 +69,7 @@ class OpenEnsemble:
     devices: tuple[Device, ...]
     examples: tuple[Example, ...]
     models: tuple[Model, ...]
+    verdict: str
     code: Mapping[str, str]
     card: str
     license: str

@@ -177,8 +177,8 @@ def devices(view: View) -> str:
     )
 
 
-def comparison(models: Sequence[Model]) -> str:
-    """Size, accuracy and latency next to the teacher and plain small models; empty without measured rows."""
+def comparison(models: Sequence[Model], verdict: str = "") -> str:
+    """Size, accuracy and latency next to the teacher and plain small models, and what to deploy; empty without rows."""
     if not models:
         return ""
     per_device = max((m.bytes_per_device or 0 for m in models), default=0)
@@ -197,9 +197,10 @@ def comparison(models: Sequence[Model]) -> str:
         rows.append(f'<tr role="row">{head}{"".join(cells)}</tr>')
     names = ("Model", "Per device", "All devices", "Accuracy", "One answer")
     heads = "".join(f'<th role="columnheader" scope="col">{name}</th>' for name in names)
+    said = f"<p>What its run says: {escape(verdict)}.</p>" if verdict else ""
     return (
         '<section class="ed-comparison" aria-label="Comparison"><div class="ed-section"><h2>Is it worth it?</h2>'
-        "<p>The ensemble beside its teacher and plain small models, from the model card.</p></div>"
+        f"<p>The ensemble beside its teacher and plain small models, from the model card.</p>{said}</div>"
         f'<table role="table"><thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
         f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></section>'
     )

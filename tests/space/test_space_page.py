@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import app
-from answers import ensembles, inputs
+from answers import documents, ensembles, inputs
 from answers.views import Device, Model, Span, Timeline, View, percent
 from edvit_hf.errors import DataError
 from page import charts, figures, safety
@@ -216,6 +216,17 @@ def test_the_structure_stays_when_a_device_is_unplugged_so_that_the_focus_does()
 def test_a_share_is_never_rounded_to_certainty(share, text):
     assert percent(share) == f"{text} %"
     assert figures._percent(share) == f"{html.escape(text)} %".replace(" ", "&nbsp;")
+
+
+def test_the_comparison_ends_its_words_with_what_to_deploy_where_the_results_say_it():
+    said = "deploy: one plain model on every device because <b>nothing</b> is better"
+    assert documents.verdict_of({"choice": {"verdict": said}}) == said
+    for other in ({}, {"choice": None}, {"choice": []}, {"choice": {"verdict": 7}}):
+        assert documents.verdict_of(other) == ""
+    assert len(documents.verdict_of({"choice": {"verdict": "x" * 10_000}})) < 1000
+    shown = figures.comparison([MODEL], said)
+    assert "<p>What its run says: deploy: one plain model on every device because &lt;b&gt;nothing" in shown
+    assert "What its run says" not in figures.comparison([MODEL])
 
 
 def test_figures_of_the_comparison_that_are_missing_are_said_to_be_and_bars_relate_to_the_largest():
