@@ -28,7 +28,8 @@ from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.pruning.vocabulary import cut_vocabulary
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.schema import load_recipe
-from edvit_hf.recipe.trip import Trip
+from edvit_hf.recipe.trip import Trip, load_array, save_array
+from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_outputs, train
 
 
 def logits_of(model: torch.nn.Module, split: Split, batch_size: int) -> np.ndarray:
@@ -47,11 +48,28 @@ def read_alike(before: Split, after: Split, kept: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def measure(trip: Trip, data: TaskData, batch_size: int, whole: dict[str, np.ndarray] | None) -> dict[str, Any]:
+def retrain(trip: Trip, model: torch.nn.Module, data: TaskData, arguments: argparse.Namespace) -> None:
+    """Learn the teacher's answers to one view of the training items, on the tokens of `data`."""
+    path = arguments.work / "one_view_outputs.safetensors"
+    if not path.is_file():
+        found = teacher_outputs(trip.teacher, trip.teacher_data.train, views=1, batch_size=256)
+        save_array(path, found.logits)
+    shared = {"batch_size": 32, "weight_decay": 0.01, "views": 1}
+    config = DistillConfig(epochs=arguments.retrain_epochs, learning_rate=arguments.learning_rate, **shared)
+    items = DistillData(data.train, load_array(path), None, negatives_per_positive=1.0, seed=config.seed)
+    objective = distill_objective(None, config.temperature, config.distillation_weight)
+    train(model.train(), items, objective, config, description=f"{data.vocab_size} pieces", distributed=False)
+
+
+def measure(
+    trip: Trip, data: TaskData, arguments: argparse.Namespace, whole: dict[str, np.ndarray] | None
+) -> dict[str, Any]:
     """One row: the teacher with the vocabulary of `data`."""
-    model, kept = copy.deepcopy(trip.teacher), data.kept_pieces
+    model, kept, batch_size = copy.deepcopy(trip.teacher), data.kept_pieces, arguments.batch_size
     if kept is not None:
         cut_vocabulary(model, kept.tolist())
+    if arguments.retrain_epochs:
+        retrain(trip, model, data, arguments)
     logits = {name: logits_of(model, getattr(data, name), batch_size) for name in SPLITS}
     right = {name: found.argmax(1) == getattr(data, name).labels for name, found in logits.items()}
     embedding = model.get_input_embeddings().weight.numel()
@@ -66,11 +84,13 @@ def measure(trip: Trip, data: TaskData, batch_size: int, whole: dict[str, np.nda
     for name in ("train", *SPLITS):
         before, after = getattr(trip.teacher_data, name), getattr(data, name)
         row.setdefault("times_as_many_tokens", {})[name] = len(after.tokens) / len(before.tokens)
+    labels = data.test.labels
+    row["against_whole"] = dataclasses.asdict(paired_interval(right["test"], whole["test"].argmax(1) == labels))
+    if arguments.retrain_epochs:
+        return row
     alike = read_alike(trip.teacher_data.test, data.test, kept)
     gap = np.abs(logits["test"] - whole["test"])[alike]
     row["identity"] = {"num_items": int(alike.sum()), "largest_difference": float(gap.max(initial=0.0))}
-    labels = data.test.labels
-    row["against_whole"] = dataclasses.asdict(paired_interval(right["test"], whole["test"].argmax(1) == labels))
     return row
 
 
@@ -81,22 +101,28 @@ def main() -> None:
     add("--recipe", default="trec6_minilm")
     add("--keep", nargs="+", default=["seen", "7630", "3815"], help="values of `prune.vocabulary`")
     add("--batch-size", type=int, default=1, help="1: no padding, so that equal pieces can be equal bits")
+    add("--retrain-epochs", type=int, default=0)
+    add("--learning-rate", type=float, default=3e-5, help="of the retraining")
     arguments: argparse.Namespace = parse()
     recipe = load_recipe(arguments.recipe)
     recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, vocabulary=None))
     trip = Trip(recipe, {"teacher": stage_dir(arguments.work, "teacher")})
-    first = measure(trip, trip.teacher_data, arguments.batch_size, None)
+    first = measure(trip, trip.teacher_data, arguments, None)
     whole = first.pop("logits")
     rows = {"whole": first}
     print(f"whole: {first}", flush=True)
     for keep in arguments.keep:
         data = with_vocabulary(trip.teacher_data, "seen" if keep == "seen" else int(keep))
-        rows[keep] = measure(trip, data, arguments.batch_size, whole)
+        rows[keep] = measure(trip, data, arguments, whole)
         print(f"{keep}: {rows[keep]}", flush=True)
     content = {"num_test_items": len(trip.teacher_data.test), "threads": torch.get_num_threads(), "rows": rows}
-    recipe_name = Path(arguments.recipe).stem
-    options = {"name": f"vocabulary_{recipe_name}", "places": "WORK", "recipe": recipe_name}
-    write_results(__file__, arguments, content, "recipe", "keep", "batch_size", **options)
+    recipe_name, more = (
+        Path(arguments.recipe).stem,
+        ["retrain_epochs", "learning_rate"] * bool(arguments.retrain_epochs),
+    )
+    name = f"vocabulary_{'retrained_' if more else ''}{recipe_name}"
+    options = {"name": name, "places": "WORK", "recipe": recipe_name}
+    write_results(__file__, arguments, content, "recipe", "keep", "batch_size", *more, **options)
 
 
 if __name__ == "__main__":

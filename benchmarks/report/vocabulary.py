@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write what a text teacher loses with a part of its vocabulary."""
 
+import re
 from typing import Any
 
 from report.figures import ABSENT, figure, finding, goal, percent, table
@@ -30,10 +31,17 @@ def vocabularies(results: Results, full: bool) -> list[str]:
                 met = goal(lost, GOAL_POINTS, "≤") if share is not None and share <= GOAL_SHARE else ""
                 said.append(f"{figure(at(row, 'pieces'), ',')} pieces {figure(lost, '.1f')} {met}".strip())
         text = (
-            f"points that the teacher of {name} loses on test with a part of its "
-            f"{figure(at(rows, 'whole', 'pieces'), ',')} pieces and no retraining: {', '.join(said) or ABSENT}"
+            f"points that the teacher of {name.removeprefix('retrained_')} loses on test with a part of its "
+            f"{figure(at(rows, 'whole', 'pieces'), ',')} pieces, {_how(name, data)}: {', '.join(said) or ABSENT}"
         )
         head = "vocabulary | pieces | parameters | validation % | test % | points lost | tokens of a text, times"
         head += " | largest difference of a logit on texts of kept pieces"
         lines += finding(f"vocabulary_{name}", data, text, table(head, cells), full)
     return lines
+
+
+def _how(name: str, data: Any) -> str:
+    if not name.startswith("retrained_"):
+        return "not retrained"
+    epochs = re.search(r"--retrain-epochs (\d+)", at(data, "command") or "")
+    return f"both retrained for {epochs.group(1) if epochs else ABSENT} epoch(s) on the teacher's answers"
