@@ -20,6 +20,7 @@ from edvit_hf.storage import read_json, write_json
 pytestmark = pytest.mark.slow
 
 PLAIN = ("replicas", "plain, N times the size")
+BUNDLED = Path(__file__).resolve().parents[2] / "space_app/model"
 EARLIER = ("plain model, per-device size", "plain model, total size")
 
 
@@ -55,11 +56,26 @@ def test_sizes_are_those_of_the_models_to_the_parameter(folder):
 
 @pytest.mark.parametrize("name", ["digits", "question_type", "spoken_digits"])
 def test_the_bundled_ensembles_record_the_configs_of_their_rivals(name):
-    bundled = Path(__file__).resolve().parents[2] / "space_app/model" / name
-    rows = rows_of(bundled)
-    shapes = compared_shapes(bundled)
+    rows = rows_of(BUNDLED / name)
+    shapes = compared_shapes(BUNDLED / name)
     assert set(shapes) == {"teacher", *EARLIER}
     assert all((s.parameters, s.macs) == (rows[n]["parameters"], rows[n]["macs"]) for n, s in shapes.items())
+
+
+@pytest.mark.parametrize("names", [PLAIN, EARLIER])
+def test_the_note_tells_the_sizes_of_a_plain_model_whatever_results_call_it(names, tmp_path):
+    folder = shutil.copytree(BUNDLED / "digits", tmp_path / "digits", ignore=shutil.ignore_patterns("*.onnx"))
+    recorded = compared_shapes(folder)
+
+    def edit(results):
+        for row in results["rows"]:
+            row.pop("config", None)
+            row["name"] = dict(zip(EARLIER, names, strict=True)).get(row["name"], row["name"])
+
+    change(folder, edit)
+    found = compared_shapes(folder)
+    assert set(found) == {"teacher", *names}
+    assert [shape.widths for shape in found.values()] == [shape.widths for shape in recorded.values()]
 
 
 def test_graphs_take_what_the_sub_models_take_and_answer_over_all_labels(folder, drawn):
