@@ -158,7 +158,11 @@ def accuracy_with_absent(results: Mapping[str, Any], manifest: Manifest | None =
     axes.set_ylim(0, 106)
     axes.set_xlabel(f"sub-models absent, of {len(results['class_groups'])}")
     axes.set_ylabel("accuracy on the test split, %")
-    title(axes, "Accuracy with sub-models absent", "The fusion head is told which ones are missing.")
+    is_average = manifest is not None and manifest.fusion.kind == "average"
+    told = (
+        "The votes of those present are averaged." if is_average else "The fusion head is told which ones are missing."
+    )
+    title(axes, "Accuracy with sub-models absent", told)
     legend_below(figure, figure_source(results))
     return figure
 
