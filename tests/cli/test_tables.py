@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from edvit_hf.cli import tables
 from edvit_hf.cli.tables import prediction_report, results_tables
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.transforms import ImageTransform
@@ -85,3 +86,22 @@ def test_the_results_fit_132_columns_with_every_heading_whole():
     assert text.count("per device") == 3
     for heading in ("x smaller", "MMACs", "-12.34 [-23.45, -11.11]", "86,567,656", "17563.00"):
         assert heading in text
+
+
+def test_a_class_group_without_an_item_has_no_accuracy_and_the_table_says_so():
+    row = {"absent": [], "accuracy": 0.5, "macro_f1": 0.25, "num_items": 3, "per_group_accuracy": [0.5, None]}
+    table = tables.evaluation_table({"precision": "fp32", "rows": [row]})
+    assert [str(cell) for cell in table.columns[3].cells] == ["50.0 -"]
+
+
+@pytest.mark.parametrize(
+    ("missing_classes", "words"), [(["cat"], "least is known about the classes cat"), ([], "others know every class")]
+)
+def test_a_degraded_answer_names_the_classes_that_nobody_knows(missing_classes, words):
+    vote = {"sub_model": 0, "classes": ["cat"], "present": False, "missing": "absent", "vote": None}
+    report = {
+        **{"label": "dog", "probability": 0.5, "milliseconds": 1.0, "missing_classes": missing_classes, "without": []},
+        "votes": [{**vote, "milliseconds": None, "bytes_sent": 0}],
+    }
+    (table,) = tables.prediction_tables(report)
+    assert words in str(table.caption)

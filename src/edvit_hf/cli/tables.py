@@ -164,12 +164,12 @@ def _or_unknown(value: float | None) -> str:
 
 
 def evaluation_table(result: dict[str, Any]) -> PlainTable:
-    """An exported ensemble, whole and with each sub-model absent."""
+    """An exported ensemble, whole and with each sub-model absent; "-" of a class group without an item."""
     whole = result["rows"][0]
     title = f"{result['precision']} on {whole['num_items']} test items"
     table = new_table(("absent", ">accuracy %", ">macro F1 %", ">per class group %"), title=title)
     for row in result["rows"]:
-        groups = " ".join(f"{100 * a:.1f}" for a in row["per_group_accuracy"])
+        groups = " ".join("-" if a is None else f"{100 * a:.1f}" for a in row["per_group_accuracy"])
         absent = ", ".join(map(str, row["absent"])) or "none"
         table.add_row(absent, f"{100 * row['accuracy']:.2f}", f"{100 * row['macro_f1']:.2f}", groups)
     return table
