@@ -30,10 +30,11 @@ def vocabularies(results: Results, full: bool) -> list[str]:
             if keep != "whole":
                 said.append(f"{figure(at(row, 'pieces'), ',')} pieces {figure(lost, '.1f')}")
                 within += [lost] if lost is not None and share is not None and share <= GOAL_SHARE else []
+        best = min(within, default=None)
         text = (
             f"points that the teacher of {name.removeprefix('retrained_')} loses on test with a part of its "
             f"{figure(at(rows, 'whole', 'pieces'), ',')} pieces, {_how(name, data)}: {', '.join(said) or ABSENT}; "
-            f"{figure(min(within, default=None), '.1f')} at a quarter of the embedding or less {goal(min(within), GOAL_POINTS, '≤') if within else ABSENT}"
+            f"{figure(best, '.1f')} at a quarter of the embedding or less {goal(best, GOAL_POINTS, '≤')}"
         )
         head = "vocabulary | pieces | parameters | validation % | test % | points lost | tokens of a text, times"
         head += " | largest difference of a logit on texts of kept pieces"
