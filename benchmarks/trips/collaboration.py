@@ -11,6 +11,8 @@ results/collaboration_<recipe>.json after each seed.
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import statistics
 import sys
@@ -27,8 +29,9 @@ from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate, choose
 from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.recipe.choosing import absences_of, large_model, read_choice, rightly_answered, tried_trip
 from edvit_hf.recipe.running import open_trip, run, tried_stages
-from edvit_hf.recipe.schema import Recipe, load_recipe
+from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.stages.compared import plain_model
+from edvit_hf.recipe.stages.effort import of_all_classes
 from edvit_hf.recipe.strategies import BASE, AutoConfig, Tried
 from edvit_hf.recipe.trip import Trip
 
@@ -46,7 +49,7 @@ def measure(recipe: Recipe, work_dir: Path) -> dict[str, Any]:
     rivals = {TEACHER: trip.teacher, LARGE: large_model(trip, trips[BASE]), LONGER: longer(trip, trips[BASE])}
     found |= {name: [rightly_answered(model, trip, "test").astype(float)] for name, model in rivals.items()}
     hindsight = choose({name: Candidate(found[name]) for name in trips}, BASE)
-    means = {name: float(np.mean(accuracies(found[name], found))) for name in trips}
+    means = {name: float(np.mean(accuracies(found[name], found, everywhere=True))) for name in trips}
     return {
         "num_sub_models": recipe.split.num_sub_models,
         "num_test_items": len(trip.data.test),
@@ -67,20 +70,22 @@ def longer(trip: Trip, base: Trip) -> Any:
     distill = dataclasses.replace(distill, epochs=distill.epochs * trip.recipe.split.num_sub_models)
     keep = base.plan.sub_models[0].widths
     assert keep is not None
-    return plain_model(trip, keep.heads, distill)
+    return plain_model(trip, keep.heads, of_all_classes(distill))
 
 
-def accuracies(shares: list[np.ndarray], found: dict[str, list[np.ndarray]]) -> list[float]:
-    """With 0, 1, 2 absent; a single model is the same at any absence."""
+def accuracies(
+    shares: list[np.ndarray], found: dict[str, list[np.ndarray]], *, everywhere: bool = False
+) -> list[float]:
+    """With 0, 1, 2 absent; a single model that is on every device is the same at any absence, another has the first."""
     count = min(MOST_ABSENT + 1, max(len(each) for each in found.values()))
     values = [float(share.mean()) for share in shares]
-    return values if len(values) == count else values[:1] * count
+    return values * count if everywhere and len(values) == 1 else values
 
 
 def row(name: str, found: dict[str, list[np.ndarray]], tried: Trip | None, trip: Trip) -> dict[str, Any]:
     """Accuracies, the share of the gap, and paired intervals against the plain models at every absence."""
     base, longer_one, large = found[BASE][0], found[LONGER][0], found[LARGE][0]
-    gap, own = large.mean() - base.mean(), accuracies(found[name], found)
+    gap, own = large.mean() - base.mean(), accuracies(found[name], found, everywhere=name in (BASE, LONGER))
     return {
         "accuracy": own,
         "share_of_gap": round((own[0] - base.mean()) / gap, 3) if gap >= 0.02 else None,
@@ -141,7 +146,9 @@ def main() -> None:
     for seed in arguments.seeds:
         work_dir = (arguments.work_dir or Path("work/collaboration")) / f"{recipe.name}_seed{seed}"
         own = dataclasses.replace(recipe.with_seed(seed), strategy="auto", auto=auto)
-        found = once(work_dir / f"row_{'_'.join(arguments.tries)}.json", lambda own=own, at=work_dir: measure(own, at))
+        values = json.dumps(recipe_values(own), sort_keys=True, default=str)  # another recipe is measured anew
+        path = work_dir / f"row_{hashlib.sha256(values.encode()).hexdigest()[:12]}.json"
+        found = once(path, functools.partial(measure, own, work_dir))
         seeds.append({"seed": seed, **found})
         content = {"recipe": recipe.name, "tries": arguments.tries, "summary": summary(seeds), "seeds": seeds}
         names, name = ("seeds", "tries"), f"collaboration_{recipe.name}"

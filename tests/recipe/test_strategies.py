@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import pytest
+import yaml
 
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import load_recipe, run
@@ -21,8 +22,8 @@ def test_a_strategy_is_nothing_but_recipe_values(tmp_path, name):
     joint = {"joint": True, "joint_epochs": 3}
     recipe = tiny_recipe(tmp_path, fuse=joint)
     changed = as_strategy(recipe, name)
-    assert changed.strategy == "split"  # applied again it changes nothing
-    assert as_strategy(changed, changed.strategy) == changed
+    assert (changed.strategy, changed.asked) == ("split", name)
+    assert as_strategy(changed, changed.strategy) == changed  # applied again it changes nothing
     kinds = {"replicas": "average", "copies": "average", "overlap": "mlp", "generalists": "residual"}
     assert changed.fuse.kind == kinds[name]
     assert changed.split.num_sub_models == (1 if name == "replicas" else 2)
@@ -35,6 +36,7 @@ def test_a_strategy_is_nothing_but_recipe_values(tmp_path, name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_strategy_trains_as_long_per_device(tmp_path, name):
     recipe = as_strategy(tiny_recipe(tmp_path, fuse={"joint": True, "joint_epochs": 3}), name)
+    assert recipe.split.coverage / recipe.split.num_sub_models in (0.5, 1.0)  # or all items in every epoch
     assert recipe.distill.epochs + (recipe.fuse.joint_epochs if recipe.fuse.joint else 0) == 2 + 3
 
 
@@ -98,7 +100,7 @@ def test_auto_keeps_what_wins_and_says_why(chosen):
     assert "validation items" in choice["verdict"]
     groups = read_json(stage_dir(work, "split") / "class_groups.json")["class_groups"]
     assert len(groups) == (1 if choice["name"] == "replicas" else recipe.split.num_sub_models)
-    tried = stage_dir(work, "choose") / choice["name"]
+    tried = stage_dir(work, "choose").with_name("01_tried") / choice["name"]
     for name in ("split", "plan", "prune", "distill", "fuse"):
         own, of_trip = ((folder / stage_dir(work, name).name / "done.json") for folder in (tried, work))
         assert read_json(own) == read_json(of_trip)
@@ -108,7 +110,7 @@ def test_results_of_auto_say_what_was_chosen_and_by_which_figures(chosen):
     _, work = chosen
     results = read_json(stage_dir(work, "evaluate") / "results.json")
     assert results["strategy"] == read_json(stage_dir(work, "choose") / "choice.json")
-    assert results["recipe_values"].get("strategy", "split") == "split"  # the values are those of the chosen one
+    assert results["recipe_values"]["strategy"] == results["strategy"]["name"]  # the values are those of the chosen one
     json.dumps(results)
 
 
@@ -126,5 +128,50 @@ def test_where_a_larger_model_is_no_better_nothing_is_tried(chosen, tmp_path):
     choice = read_json(stage_dir(tmp_path, "choose") / "choice.json")
     assert choice["tried"] == ["replicas"]
     assert choice["name"] == BASE
-    assert "one of all devices' size together is only" in choice["verdict"]
+    assert "one of all devices' size together differs by only" in choice["verdict"]
     assert len(read_json(stage_dir(tmp_path, "split") / "class_groups.json")["class_groups"]) == 1
+
+
+def test_what_was_tried_stays_when_something_else_is_tried_too(chosen):
+    recipe, work = chosen
+    tried = stage_dir(work, "choose").with_name("01_tried")
+    before = {path: path.stat().st_mtime_ns for path in tried.glob("*/*/done.json")}
+    more = dataclasses.replace(recipe, auto=AutoConfig(tries=("generalists", "copies"), min_gap=-1.0))
+    records = run(more, work, stages=["teacher", "choose", "split", "plan", "prune", "distill", "fuse"])
+    assert [record.name for record in records if not record.skipped] == ["choose"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert read_json(stage_dir(work, "choose") / "choice.json")["tried"] == ["replicas", "generalists", "copies"]
+    with pytest.raises(RecipeError, match="'evaluate' has no up-to-date result"):  # it shows the choice
+        run(more, work, stages=["export"])
+
+
+def test_a_strategy_whose_devices_would_carry_more_is_not_compared(tmp_path):
+    recipe = auto_recipe(tmp_path, tries=("generalists",), min_gap=-1.0)
+    one = {"devices": [{"name": "big", "profile": "x86-avx2", "memory_mib": 64}]}
+    (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(one))
+    run(recipe, tmp_path / "work", stages=["teacher", "choose"])
+    choice = read_json(stage_dir(tmp_path / "work", "choose") / "choice.json")
+    assert choice["tried"] == ["replicas"]
+    assert "parameters on its fullest device" in choice["left_out"]["generalists"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "says"),
+    [
+        ("copies", {"split": {"coverage": 1}}, r"`split.coverage` is 1, but `strategy: copies` makes it 2"),
+        ("overlap", {"distill": {"votes": "all"}}, r"`distill.votes` is 'all', but `strategy: overlap`"),
+        ("auto", {"split": {"num_sub_models": 1}}, "at least 2, got 1"),
+        ("auto", {"split": {"strategy": "given", "class_groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}}, "class_groups"),
+    ],
+)
+def test_contradictions_are_told_before_anything_is_trained(tmp_path, strategy, changes, says):
+    path = write_tiny_recipe(tmp_path, **changes)
+    path.write_text(path.read_text() + f"strategy: {strategy}\n")
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(path)
+
+
+def test_values_that_only_the_strategy_reads_may_be_written(tmp_path):
+    path = write_tiny_recipe(tmp_path, fuse={"joint": True, "feedback_weight": 0.5}, distill={"focus_weight": 2.0})
+    path.write_text(path.read_text() + "strategy: generalists\n")
+    assert load_recipe(path).distill.focus_weight == 2.0

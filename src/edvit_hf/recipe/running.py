@@ -12,7 +12,7 @@ from typing import Any
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import RecipeError, WorkDirError
 from edvit_hf.recipe import keys
-from edvit_hf.recipe.choosing import choose, chosen_strategy
+from edvit_hf.recipe.choosing import CHOICE_PART, choice_part, choose, chosen_trip
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages import cut
 from edvit_hf.recipe.stages.evaluate import evaluate
@@ -22,7 +22,6 @@ from edvit_hf.recipe.stages.publish import card, export
 from edvit_hf.recipe.stages.split import split
 from edvit_hf.recipe.stages.teacher import train_teacher
 from edvit_hf.recipe.staging import DONE, Observer, Stage, StageRecord, key_of, run_stage, stored_record, tell_nobody
-from edvit_hf.recipe.strategies import as_strategy
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import is_disk_fault
 from edvit_hf.training import DistillConfig
@@ -57,7 +56,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 CHOOSE = "choose"
-_CHOOSE_VALUES = ("auto", "split", "fleet", "prune", "distill", "fuse")
+_CHOOSE_VALUES = ("auto", "split", "fleet", "prune", "distill", "fuse", "evaluate.max_subsets")
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
@@ -70,9 +69,10 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     for stage in STAGES:
         if stage.name == "split" and recipe.strategy == "auto":
             choosing = functools.partial(choose, stages=tried_stages(recipe))
-            result.append(
-                Stage(CHOOSE, choosing, ("teacher",), _CHOOSE_VALUES, sources=keys.fleet_sources, is_shared=True)
-            )
+            of_choice: dict[str, Any] = {"sources": keys.fleet_sources, "parts": choice_part, "is_shared": True}
+            result.append(Stage(CHOOSE, choosing, ("teacher",), _CHOOSE_VALUES, **of_choice))
+        if stage.name == "evaluate" and recipe.strategy == "auto":  # its results show the choice
+            stage = dataclasses.replace(stage, needs=(*stage.needs, CHOICE_PART))
         if stage.name == "prune":
             needs = stage.needs
             for number in range(1, recipe.prune.rounds):
@@ -147,9 +147,8 @@ def run(
                 records.append(run_stage(stage, trip, folder, stage_keys[stage.name], done, observer or tell_nobody))
             stage_keys |= stage.parts(trip)
             if stage.name == CHOOSE:
-                chosen = as_strategy(recipe, chosen_strategy(trip))
-                trip = dataclasses.replace(open_trip(chosen, work_dir, command), folders=trip.folders)
-                sources = _read_sources(trip_stages, chosen, work_dir)
+                trip = chosen_trip(trip, tried_stages(recipe))
+                sources = _read_sources(trip_stages, trip.recipe, work_dir)
     return records
 
 

@@ -15,10 +15,10 @@ from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.planning.fleet import Fleet, default_fleet, load_fleet
 from edvit_hf.pruning import PruneConfig
-from edvit_hf.recipe.strategies import AutoConfig, Strategy, as_strategy
+from edvit_hf.recipe.strategies import AutoConfig, Strategy, as_strategy, candidates_of, refuse_overridden
 from edvit_hf.splitting import SplitConfig
 from edvit_hf.storage import read_yaml
-from edvit_hf.strict import RECIPE, is_file, number, one_of, read_strictly, whole_number
+from edvit_hf.strict import NOT_READ, RECIPE, is_file, number, one_of, read_strictly, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task
 from edvit_hf.training import DistillConfig, FuseConfig, TrainConfig
 
@@ -129,6 +129,7 @@ class Recipe:
     card: CardConfig = field(default_factory=CardConfig)
     strategy: Strategy = "split"
     auto: AutoConfig = field(default_factory=AutoConfig)
+    asked: Strategy | None = field(default=None, metadata=NOT_READ)  # the strategy whose values these are
     fleet: str | None = None
 
     def __post_init__(self) -> None:
@@ -331,14 +332,16 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
 
 
 def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
-    """Raise `RecipeError` for a value that is written although the others leave it unread."""
+    """Raise `RecipeError` for a value that is written although the others leave it unread, whatever the strategy."""
+    meant = list(candidates_of(recipe).values())
     for section, keys, is_read, condition in READ_ONLY_WITH:
-        key = next((key for key in keys if key in data.get(section, {})), None)
-        if key is not None and not is_read(recipe):
+        key = next((key for key in keys if key in (data.get(section) or {})), None)
+        if key is not None and not any(is_read(each) for each in (recipe, *meant)):
             raise RecipeError(
                 f"recipe key `{section}.{key}` is read only with `{condition}`, which this recipe does not say. It "
                 f"would be ignored silently. Remove it, or write `{condition}`."
             )
+    refuse_overridden(recipe, data)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -352,8 +355,10 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
             del values["dataset"][key]  # so that results of a version without this key stay good
     if values["dataset"]["on_overlap"] == "raise":
         del values["dataset"]["on_overlap"]
+    asked = values.pop("asked")
     if recipe.strategy != "auto":
         del values["auto"]
-        if recipe.strategy == "split":
+        values["strategy"] = asked or recipe.strategy
+        if values["strategy"] == "split":
             del values["strategy"]
     return values

@@ -6,6 +6,7 @@ Comes in: a recipe and the name of a strategy. Goes out: the recipe that says it
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -49,7 +50,8 @@ class AutoConfig:
 def as_strategy(recipe: "Recipe", name: Strategy) -> "Recipe":
     """The recipe with the values of a strategy; every other value stays.
 
-    All train as long per device: where there is no joint tuning, its epochs are added to those of the distillation.
+    All train as long per device: where there is no joint tuning, its epochs are added to those of the distillation, and
+    where an epoch holds a part of the items, since a sub-model sees its group and as many others, there are more.
 
     Raises:
         RecipeError: The strategy and the recipe contradict each other.
@@ -62,9 +64,7 @@ def as_strategy(recipe: "Recipe", name: Strategy) -> "Recipe":
             f"`strategy: {name}` makes its own class groups, but `split.class_groups` gives some. Both cannot hold. "
             "Remove one of them."
         )
-    changed = _PRESETS[name](recipe)
-    # What was asked for stays readable in the recipe; applied again it changes nothing.
-    return dataclasses.replace(changed, strategy="split")
+    return dataclasses.replace(_PRESETS[name](recipe), strategy="split", asked=name)
 
 
 def _replicas(recipe: "Recipe") -> "Recipe":
@@ -82,8 +82,12 @@ def _copies(recipe: "Recipe") -> "Recipe":
 def _overlap(recipe: "Recipe") -> "Recipe":
     _refuse_fewer(recipe, "overlap", 2)
     split = dataclasses.replace(recipe.split, coverage=max(2, recipe.split.coverage))
-    fuse = dataclasses.replace(recipe.fuse, kind="mlp", joint=True)
-    distill = dataclasses.replace(recipe.distill, votes="group")
+    fuse = dataclasses.replace(
+        recipe.fuse, kind="mlp", other=None, joint=True, feedback_weight=0.0, diversity_weight=0.0
+    )
+    seen = split.coverage / split.num_sub_models * (1 + recipe.distill.negatives_per_positive)
+    epochs = round(recipe.distill.epochs / min(1.0, seen))
+    distill = dataclasses.replace(recipe.distill, votes="group", focus_weight=1.0, epochs=epochs)
     return dataclasses.replace(recipe, split=split, fuse=fuse, distill=distill)
 
 
@@ -98,10 +102,39 @@ _PRESETS = {"replicas": _replicas, "copies": _copies, "overlap": _overlap, "gene
 
 def _without_joint_tuning(recipe: "Recipe", votes: Literal["group", "all"]) -> "Recipe":
     more = recipe.fuse.joint_epochs if recipe.fuse.joint else 0
-    distill = dataclasses.replace(recipe.distill, votes=votes, epochs=recipe.distill.epochs + more)
-    return dataclasses.replace(
-        recipe, distill=distill, fuse=dataclasses.replace(recipe.fuse, kind="average", joint=False)
-    )
+    distill = dataclasses.replace(recipe.distill, votes=votes, focus_weight=1.0, epochs=recipe.distill.epochs + more)
+    fuse = dataclasses.replace(recipe.fuse, kind="average", other=None, joint=False)
+    return dataclasses.replace(recipe, distill=distill, fuse=fuse)
+
+
+def candidates_of(recipe: "Recipe") -> dict[Strategy, "Recipe"]:
+    """The recipes that a recipe stands for: with `strategy: auto` those that are tried, else its own.
+
+    Raises:
+        RecipeError: One of them contradicts the recipe, before anything is trained.
+    """
+    names: tuple[Strategy, ...] = (BASE, *recipe.auto.tries) if recipe.strategy == "auto" else (recipe.strategy,)
+    return {name: as_strategy(recipe, name) for name in names}
+
+
+def refuse_overridden(recipe: "Recipe", data: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` where a written value is not that of the strategy that the recipe names."""
+    if recipe.strategy in ("split", "auto"):
+        return
+    changed = as_strategy(recipe, recipe.strategy)
+    for section, key in _SET_BY_STRATEGIES:
+        written, own = getattr(getattr(recipe, section), key), getattr(getattr(changed, section), key)
+        if key in (data.get(section) or {}) and written != own:
+            raise RecipeError(
+                f"`{section}.{key}` is {written!r}, but `strategy: {recipe.strategy}` makes it {own!r}. Both cannot "
+                "hold. Remove the key, or say `strategy: split` and write every value yourself."
+            )
+
+
+_SET_BY_STRATEGIES = (
+    *(("split", "coverage"), ("distill", "votes"), ("distill", "focus_weight"), ("fuse", "kind"), ("fuse", "other")),
+    *(("fuse", "feedback_weight"), ("fuse", "diversity_weight")),
+)
 
 
 def _of_one(recipe: "Recipe") -> dict[str, Any]:
