@@ -114,7 +114,7 @@ def first_line(text: str | None) -> str:
 def recipes_page() -> str:
     """Every key of a recipe, section by section."""
     hints, said = get_type_hints(Recipe), meanings(Recipe)
-    fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name not in ("name", "folder")}
+    fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name not in ("name", "folder", "asked")}
     page = f"""{WRITTEN}
 # Recipe reference
 

@@ -105,6 +105,7 @@ class Recipe:
         evaluate: What stands beside the ensemble in the results.
         export: Which files are written, and what they must satisfy.
         card: What only the owner can say.
+        asked: The strategy whose values these are, where one was named. No file holds it.
         strategy: What the devices do for each other. `split`: what the sections say. `replicas`: one plain model, the
             same on every device. `copies`: plain models of other seeds, votes averaged. `overlap`: class groups of
             which every class is known by two. `generalists`: sub-models cut for a class group that vote over all
