@@ -12,16 +12,20 @@ import torch
 from transformers import ViTConfig
 
 from edvit_hf.configuration_edvit import EDViTConfig
+from edvit_hf.errors import DataError
+from edvit_hf.evaluation.evaluator import EvaluateConfig
+from edvit_hf.export import ExportConfig
 from edvit_hf.export.graphs.draw import FusionGraph, draw_graph, save_graph
 from edvit_hf.export.optimum_config import FUSION_MODEL_TYPE, resolve_onnx_config
 from edvit_hf.modeling_edvit import ResidualFusion, VoteAverage
 from edvit_hf.parts_edvit import make_fusion
 from edvit_hf.probabilities import softmax
+from edvit_hf.published import export, measure
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.answers import Fusion
 from edvit_hf.runtime.engines import SubModelResponse
 from edvit_hf.tasks import FUSION_INPUTS
-from support.tiny_export import PIXELS, SHAPES_OF_FUSION, exported_fusion
+from support.tiny_export import PIXELS, SHAPES_OF_FUSION, SPLITS, exported_fusion
 
 NUM_CLASSES, WIDTH = 6, 4
 
@@ -108,6 +112,36 @@ def test_the_manifest_says_how_answers_are_fused(exported):
     assert manifest.focus_groups == model.config.focus_groups
     assert {variant.precision for variant in manifest.fusion.variants} == {"fp32"}
     assert manifest.ensemble.parity.argmax_agreement == 1.0
+
+
+@torch.no_grad()
+def test_losses_are_gated_and_told_for_what_each_sub_model_was_cut_for_though_it_votes_over_more(exported, monkeypatch):
+    _, root, model, manifest = exported
+    gating = model(torch.from_numpy(PIXELS[SPLITS["validation"]])).logits.argmax(1).numpy()
+    for gate in manifest.ensemble.gates.values():
+        assert [g["num_items"] for g in gate["groups"]] == [np.isin(gating, f).sum() for f in model.config.focus_groups]
+    labels = np.arange(8) % 4
+    always_0 = np.tile(np.float32([1, 0, 0, 0]), (8, 1))
+    monkeypatch.setattr(measure, "_logits", lambda runtime, data, wanted, *_: ([always_0] * len(wanted), labels))
+    data = SimpleNamespace(label_names=manifest.label_names)
+    row = measure._measure(root, data, EvaluateConfig(), "fp32", None, None)["rows"][0]
+    assert row["per_group_accuracy"] == [1.0, 0.0][: len(manifest.sub_models)]
+
+
+def test_accuracy_per_group_is_asked_for_what_each_sub_model_was_cut_for(exported, monkeypatch):
+    _, root, model, _ = exported
+    asked = []
+    monkeypatch.setattr(export, "Measured", lambda **_: SimpleNamespace(options=[], whole=lambda: (None, {})))
+    monkeypatch.setattr(export, "described", str)
+
+    def measured_on(data, groups, *_):
+        asked.append(groups)
+        raise DataError("enough")
+
+    monkeypatch.setattr(export, "measured_on", measured_on)
+    with pytest.raises(DataError, match="enough"):
+        export.export_folder(root, ExportConfig(), data_dir=root)
+    assert asked == [model.config.focus_groups]
 
 
 @torch.no_grad()

@@ -78,6 +78,7 @@ class GraphBuilder:
         self.transform, self.no_accuracy = transform, no_accuracy
         self.reference = run_torch(model, inputs)
         self.groups = self.model.config.class_groups
+        self.focus_groups = self.model.config.focus_groups or self.groups  # by which losses are gated
         self.fp32_files = [sub_model_file(index) for index in range(len(self.groups))]
 
     def draw_sub_models(self) -> list[Variant]:

@@ -202,7 +202,7 @@ class VariantMaker:
         figures = self._gate(answers, precision)
         if not figures["passed"]:
             labels = self.build.model.config.id2label
-            group_names = [", ".join(labels[label] for label in group) for group in self.build.groups]
+            group_names = [", ".join(labels[label] for label in group) for group in self.build.focus_groups]
             return loss_message(name, precision, figures, group_names)
         self.gates[name] = {**figures, **_weights_of(variants)}
         return None
@@ -211,7 +211,7 @@ class VariantMaker:
         assert self.reference is not None
         config = self.build.config
         limits = {"max_loss": config.max_accuracy_loss, "max_group_loss": config.max_group_accuracy_loss}
-        return accuracy_gate(self.reference, answers, precision=precision, class_groups=self.build.groups, **limits)
+        return accuracy_gate(self.reference, answers, precision=precision, class_groups=self.build.focus_groups, **limits)
 
 
 def _tried(row: Mapping[str, Any]) -> dict[str, Any]:

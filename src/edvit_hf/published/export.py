@@ -46,26 +46,29 @@ class Measures:
 
 
 def measured_on(
-    data: TaskData, class_groups: Sequence[Sequence[int]], config: ExportConfig, batch_size: int
+    data: TaskData, focus_groups: Sequence[Sequence[int]], config: ExportConfig, batch_size: int
 ) -> Measures:
-    """The validation split gates, the test split reports, and static int8 is calibrated on training items."""
+    """The validation split gates, the test split reports, and static int8 is calibrated on training items.
+
+    `focus_groups`, what each sub-model was cut for, are what accuracy per group is of.
+    """
     chosen = np.random.default_rng(0).permutation(len(data.train))[: config.calibration_items]
     return Measures(
         inputs=_arrays(data.test.inputs(np.arange(min(len(data.test), _PARITY_ITEMS)))),
-        gate=split_measure(data, "validation", class_groups, batch_size),
-        report=split_measure(data, "test", class_groups, batch_size),
+        gate=split_measure(data, "validation", focus_groups, batch_size),
+        report=split_measure(data, "test", focus_groups, batch_size),
         calibration=CalibrationItems(split="train", inputs=_arrays(data.train.inputs(np.sort(chosen)))),
     )
 
 
-def split_measure(data: TaskData, name: str, class_groups: Sequence[Sequence[int]], batch_size: int) -> SplitMeasure:
+def split_measure(data: TaskData, name: str, focus_groups: Sequence[Sequence[int]], batch_size: int) -> SplitMeasure:
     """Measures what predicts on one split ("validation" or "test"): the ensemble's logits, or a sub-model's vote."""
     split, num_labels = getattr(data, name), len(data.label_names)
 
     def measure(predict: Any, class_group: Sequence[int] | None = None) -> SplitAnswers:
         batches = iterate_batches(split, batch_size)
         if class_group is None:
-            result = evaluate(predict, batches, num_labels=num_labels, class_groups=class_groups)
+            result = evaluate(predict, batches, num_labels=num_labels, class_groups=focus_groups)
             figures = result.to_row()
         else:
             own = list(range(len(class_group)))
@@ -132,7 +135,7 @@ def export_folder(
     measures = None
     if not without_accuracy_gate:
         try:
-            measures = _measured_on_data(on, ensemble.class_groups, config, command)
+            measures = _measured_on_data(on, ensemble.focus_groups or ensemble.class_groups, config, command)
         except (EDViTError, OSError) as error:
             if recipe is not None or data_dir is not None:
                 raise
@@ -148,12 +151,12 @@ def export_folder(
 
 
 def _measured_on_data(
-    on: Measured, class_groups: Sequence[Sequence[int]], config: ExportConfig, command: str
+    on: Measured, focus_groups: Sequence[Sequence[int]], config: ExportConfig, command: str
 ) -> Measures:
     """What the dataset gives to measure on; every figure records the data and the command that made it."""
     data, record = on.whole()
     logger.info("export: measured on %s", described(record))
-    found = measured_on(data, class_groups, config, _BATCH)
+    found = measured_on(data, focus_groups, config, _BATCH)
     told = {"dataset": record, "is_own_data": on.is_own(record), "command": command}
     return dataclasses.replace(found, report=found.report and _naming(found.report, told))
 

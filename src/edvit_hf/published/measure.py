@@ -186,7 +186,7 @@ def _measure(
         single = [(i,) for i in range(count)] if count > 1 else []
         wanted = list(dict.fromkeys([(), *single, *(subset for each in subsets for subset in each)]))
         logits, labels = _logits(runtime, data, wanted, num, config.batch_size)
-    groups = [list(group) for group in manifest.class_groups]
+    groups = [list(group) for group in manifest.focus_groups or manifest.class_groups]
     found: dict[tuple[int, ...], Evaluation] = {}
     for subset, values in zip(wanted, logits, strict=True):
         known = [{"inputs": {"logits": values}, "labels": labels}]

@@ -22,7 +22,7 @@ def export(trip: Trip) -> None:
     folder, config = trip.folders["export"], trip.recipe.export
     if (folder / "ensemble").is_dir():
         return
-    measures = measured_on(trip.data, trip.class_groups, config, trip.recipe.evaluate.batch_size)
+    measures = measured_on(trip.data, trip.focus_groups, config, trip.recipe.evaluate.batch_size)
     with whole_folder(folder / "ensemble") as partial:
         link_tree(trip.folders["fuse"] / "ensemble", partial)
         export_ensemble(
