@@ -21,6 +21,7 @@ from edvit_hf.modeling_edvit import ResidualFusion, VoteAverage
 from edvit_hf.parts_edvit import make_fusion
 from edvit_hf.probabilities import softmax
 from edvit_hf.published import export, measure
+from edvit_hf.published.plan import plan_published
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.answers import Fusion
 from edvit_hf.runtime.engines import SubModelResponse
@@ -182,6 +183,8 @@ def test_devices_send_what_the_kind_of_fusion_looks_at(exported):
     with EDViTRuntime.from_pretrained(root, schedule="in_turn") as runtime:
         assert [runtime.sent_bytes(i) for i in range(len(sizes))] == [4 * size for size in sizes]
         assert list(runtime.predict(PIXELS[:2]).bytes_sent) == [8 * size for size in sizes]
+    planned, _ = plan_published(str(root))
+    assert [s.feature_bytes for s in planned.sub_models] == [4 * size for size in sizes]
 
 
 def test_a_class_is_missing_only_where_nobody_present_knows_it(exported):

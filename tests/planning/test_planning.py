@@ -397,3 +397,14 @@ def test_a_dollar_in_the_name_of_a_device_or_fleet_begins_no_formula(tmp_path):
     devices = tuple(Device(name=f"$x^{{2{i}$", profile="x86-avx2") for i in range(3))
     placed = small_plan(Fleet(devices=devices, name="$\\frac$"))
     assert save_plan_figure(placed, tmp_path / "plan.png").is_file()
+
+
+@pytest.mark.parametrize(("kind", "groups", "numbers"), [
+    ("mlp", GROUPS, [24, 24, 24]), ("average", [range(5)] * 3, [5, 5, 5]),
+    ("residual", [range(5)] * 3, [29, 29, 29]), ("residual", GROUPS, [27, 27, 26]),
+])  # fmt: skip
+def test_a_recipe_is_planned_with_what_its_kind_of_fusion_has_sent(kind, groups, numbers):
+    found = small_plan(groups=groups, keep=3, fusion_kind=kind, fusion_hidden_size=8)
+    assert [s.feature_bytes for s in found.sub_models] == [4 * number for number in numbers]
+    mlp = small_plan(groups=groups, keep=3, fusion_hidden_size=8)
+    assert found.fusion_parameters == (0 if kind == "average" else mlp.fusion_parameters)  # of the features alone

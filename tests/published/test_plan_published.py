@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A published ensemble on one's own fleet: the example in the Space, a checkpoint's config, broken folders."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +22,7 @@ from edvit_hf.planning.figure import draw_plan
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.placed_plan import place_loads
 from edvit_hf.published.files import read_published
-from edvit_hf.published.plan import is_published, plan_published
+from edvit_hf.published.plan import _vote_size, is_published, plan_published
 
 SPACE = Path(__file__).resolve().parents[2] / "space_app/model/digits"
 FLEET = """
@@ -103,6 +105,15 @@ def test_copies_and_overlapping_groups_are_placed_one_on_each_device_with_spread
         assert [s.classes for s in plan.sub_models] == [sorted(group) for group in groups]
         assert (plan.fusion_parameters == 0) == (kind == "average")
         assert plan.placement["objective"] == "spread"
+
+
+def test_votes_with_an_other_that_no_class_is_left_for_are_counted_with_it(fleet, tmp_path):
+    folder = write_checkpoint(tmp_path / "e", [(0, 1, 2)] * 2, fusion_kind="average")
+    plan, _ = plan_published(str(folder), fleet)
+    assert [s.feature_bytes for s in plan.sub_models] == [4 * 4] * 2
+    manifest = SimpleNamespace(vote_sizes=[3, 4])
+    ensemble = dataclasses.replace(read_published(str(folder)), manifest=manifest)
+    assert [_vote_size(ensemble, index) for index in range(2)] == [3, 4]
 
 
 def test_a_single_sub_model_is_placed_on_every_device_that_each_pulls(fleet, tmp_path):

@@ -211,7 +211,9 @@ class VariantMaker:
         assert self.reference is not None
         config = self.build.config
         limits = {"max_loss": config.max_accuracy_loss, "max_group_loss": config.max_group_accuracy_loss}
-        return accuracy_gate(self.reference, answers, precision=precision, class_groups=self.build.focus_groups, **limits)
+        return accuracy_gate(
+            self.reference, answers, precision=precision, class_groups=self.build.focus_groups, **limits
+        )
 
 
 def _tried(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 """What sub-models cost on the devices of a fleet: bytes, multiply-accumulates, energy, milliseconds, links."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from edvit_hf.hardware.latency import ms_at, predicted_ms
 from edvit_hf.planning.fleet import ASSUMED_LINK_MS, ASSUMED_MBIT_PER_S, BUDGETS, Device, Fleet
 from edvit_hf.planning.problem import Problem
 from edvit_hf.storage import MIB
+from edvit_hf.tasks import FUSION_READS, FusionKind
 
 UNKNOWN_PENALTY = 1.001  # on assumed times: where it costs nothing, devices of known speed are used first
 NOMINAL_GFLOPS = 10.0  # of every device of a fleet in which no speed is known: only decides what goes where
@@ -26,7 +27,7 @@ class Load:
     parameters: int  # number of them
     bytes: int  # of the weights in fp32
     macs: int  # multiply-accumulates for one input
-    feature_bytes: int  # what it sends to the coordinator
+    feature_bytes: int  # what it sends to the coordinator: its features, where nothing else is said (`sending`)
     input_bytes: int  # what it is sent
     shape: ModelShape | None = None  # its sizes, where they are known: what latencies are predicted from
     # Device -> bytes of the exported file chosen there, which then count instead of `bytes`
@@ -46,6 +47,11 @@ class Load:
             shape=shape,
             keep_heads=keep_heads,
         )
+
+    def sending(self, fusion_kind: FusionKind, vote_size: int) -> "Load":
+        """The same with the bytes that this kind of fusion has sent: features, its vote of so many labels, or both."""
+        sizes = {"features": self.feature_bytes, "votes": FEATURE_BYTES * vote_size}
+        return replace(self, feature_bytes=sum(sizes[name] for name in FUSION_READS[fusion_kind]))
 
     def bytes_at(self, device: Device) -> int:
         """What its weights take of the device's memory."""
@@ -70,7 +76,10 @@ class FusionCosts:
 
     @classmethod
     def of(cls, loads: Sequence[Load], num_labels: int, hidden_size: int, *, kind: str = "mlp") -> "FusionCosts":
-        """The costs of what fuses these sub-models: `mlp`, `residual` (the same beside an average) or `average`."""
+        """The costs of what fuses these sub-models: `mlp`, `residual` (the same beside an average) or `average`.
+
+        Their `feature_bytes` must be those of the features alone.
+        """
         if kind == "average":
             return cls(parameters=0)
         widths = [load.feature_bytes // FEATURE_BYTES for load in loads]
@@ -160,7 +169,7 @@ class FleetCosts:
         return self.fusion.ms_on(self.fusion_device)
 
     def link_ms(self, placement: Sequence[int], device: int) -> float:
-        """Milliseconds until the features of a device's sub-models have arrived."""
+        """Milliseconds until the answers of a device's sub-models have arrived."""
         own = [load for load, d in zip(self.loads, placement, strict=True) if d == device]
         entry = self.fleet.devices[device]
         if not own or entry.name == self.fleet.coordinator:

@@ -30,7 +30,7 @@ from edvit_hf.planning.plan import Plan
 from edvit_hf.planning.problem import TOLERANCE
 from edvit_hf.planning.program import TimeBudget
 from edvit_hf.storage import MIB
-from edvit_hf.tasks import num_labels_of
+from edvit_hf.tasks import FusionKind, num_labels_of
 
 
 class Ratios(Protocol):
@@ -57,7 +57,7 @@ def plan(
     from_scratch: Sequence[ModelShape | None] | None = None,
     words: int | None = None,
     fusion_hidden_size: int,
-    fusion_kind: str = "mlp",
+    fusion_kind: FusionKind = "mlp",
     attention: AttentionKind = "whole",
     placement: PlacementMethod = "auto",
 ) -> Plan:
@@ -79,7 +79,7 @@ def plan(
         words: Rows of the sub-models' word embedding; None: as many as the teacher's.
         fusion_hidden_size: Hidden width of the fusion head, which counts for the total budget and, where the fleet
             names a coordinator, for that device's.
-        fusion_kind: What fuses: an `average` of votes has no head.
+        fusion_kind: What fuses: an `average` of votes has no head, and votes are sent in place of features.
         attention: How attention shrinks; see `PruneConfig.attention`.
         placement: "greedy" is the paper's; "exact" searches on from there (needs scipy); "auto" is "exact" where scipy
             is installed.
@@ -100,7 +100,7 @@ def plan(
         FusionCosts.of, num_labels=teacher.widths.labels, hidden_size=fusion_hidden_size, kind=fusion_kind
     )
     uncut, method = teacher.reading(words), search_method(placement)
-    search = _Search(teacher, uncut, class_groups, fleet, fusion, attention, given, *method)
+    search = _Search(teacher, uncut, class_groups, fleet, fusion_kind, fusion, attention, given, *method)
     cuts = search.choose(keep)
     result = place(search.costs(cuts), exact=search.exact, notes=search.notes, start=search.starts.get(_key(cuts)))
     return search.describe(result, cuts)
@@ -118,6 +118,7 @@ class _Search:
     uncut: ModelShape  # what sub-models are cut from: the teacher, with the words that they know
     groups: Sequence[Sequence[int]]
     fleet: Fleet
+    fusion_kind: FusionKind
     fusion: Callable[[Sequence[Load]], FusionCosts]  # costs of what fuses such sub-models
     attention: AttentionKind
     given: list[ModelShape | None]  # sizes of the sub-models that are not cut from the teacher
@@ -167,7 +168,8 @@ class _Search:
             if shape.widths not in self._loads:
                 self._loads[shape.widths] = Load.of_shape(shape, (), cut if isinstance(cut, int) else None)
             loads.append(dataclasses.replace(self._loads[shape.widths], classes=tuple(group)))
-        return FleetCosts.of(self.fleet, loads, self.fusion(loads))
+        sent = [load.sending(self.fusion_kind, num_labels_of(load.classes, self.num_classes)) for load in loads]
+        return FleetCosts.of(self.fleet, sent, self.fusion(loads))
 
     def choose(self, keep: Keep) -> list[Cut]:
         """The cut of every sub-model."""

@@ -17,7 +17,7 @@ from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Device, Fleet, Objective
 from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, read_published
-from edvit_hf.tasks import FUSION_READS, num_labels_of
+from edvit_hf.tasks import num_labels_of
 
 
 def is_published(target: str) -> bool:
@@ -57,7 +57,8 @@ def plan_published(
 def place_published(ensemble: Published, fleet: Fleet, *, placement: PlacementMethod = "auto") -> Plan:
     """Place an ensemble that was read on a fleet that was read. Raises what `plan_published` raises."""
     loads = [_load(ensemble, index, fleet) for index in range(len(ensemble.class_groups))]
-    fusion, sent = _fusion(ensemble, loads), [_sending(ensemble, load) for load in loads]
+    fusion = _fusion(ensemble, loads)
+    sent = [load.sending(ensemble.fusion_kind, _vote_size(ensemble, index)) for index, load in enumerate(loads)]
     plan = place_loads(FleetCosts.of(fleet, sent, fusion), placement=placement)
     plan = _with_files(dataclasses.replace(plan, teacher=_teacher(ensemble)), ensemble.manifest)
     notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest)]
@@ -142,11 +143,12 @@ def _load(ensemble: Published, index: int, fleet: Fleet) -> Load:
     return dataclasses.replace(load, bytes_on={device.name: size(device) for device in fleet.devices})
 
 
-def _sending(ensemble: Published, load: Load) -> Load:
-    """The load with the bytes that this kind of fusion has sent: features, its vote, or both."""
-    vote = FEATURE_BYTES * num_labels_of(load.classes, ensemble.num_classes)
-    sizes = {"features": load.feature_bytes, "votes": vote}
-    return dataclasses.replace(load, feature_bytes=sum(sizes[name] for name in FUSION_READS[ensemble.fusion_kind]))
+def _vote_size(ensemble: Published, index: int) -> int:
+    """How many labels a sub-model votes over: as its manifest says, else its config, else as usual for its group."""
+    shape = ensemble.shapes[index]
+    if ensemble.manifest is not None:
+        return ensemble.manifest.vote_sizes[index]
+    return num_labels_of(ensemble.class_groups[index], ensemble.num_classes) if shape is None else shape.widths.labels
 
 
 def _costs_of_results(ensemble: Published, index: int, group: Sequence[int]) -> Load:
