@@ -47,6 +47,25 @@ def test_a_recipe_of_a_named_strategy_is_read_with_its_values(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("strategy", "fuse", "refused"),
+    [
+        ("generalists", {"feedback_weight": 0.1, "diversity_weight": 0.1}, None),
+        ("auto", {"feedback_weight": 0.1, "diversity_weight": 0.1}, None),  # generalists read both
+        ("auto\nauto: {tries: [split, generalists]}", {"feedback_weight": 0.1}, "feedback_weight"),
+        ("auto\nauto: {tries: [generalists, split]}", {"diversity_weight": 0.1}, "diversity_weight"),
+    ],
+)
+def test_terms_of_the_joint_tuning_are_judged_by_what_a_strategy_trains(tmp_path, strategy, fuse, refused):
+    path = write_tiny_recipe(tmp_path, fuse={"joint": True, **fuse})
+    path.write_text(path.read_text() + f"strategy: {strategy}\n")
+    if refused is None:
+        load_recipe(path)
+        return
+    with pytest.raises(RecipeError, match=f"`fuse.{refused}` is read only with"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
     ("changes", "name", "says"),
     [
         (

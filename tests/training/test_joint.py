@@ -10,6 +10,7 @@ from test_training import assert_same_run, interrupting, make_split, run, weight
 from torch.nn import functional as F
 
 from edvit_hf.auto import ensemble_class
+from edvit_hf.errors import TrainingError
 from edvit_hf.modeling_edvit import forward_sub_model
 from edvit_hf.training import (
     FuseConfig,
@@ -185,7 +186,7 @@ def test_feedback_draws_votes_to_their_average_and_diversity_apart(outputs):
         JointModel(make_average(groups), 32),
         JointData(make_split(), outputs.logits, outputs.features).batch(np.arange(10)),
     )
-    config = dataclasses.replace(CONFIG, sub_model_dropout=0.0)
+    config = dataclasses.replace(CONFIG, kind="average", sub_model_dropout=0.0)
     plain, _ = joint_objective(groups, config)(model, batch)
     fed, _ = joint_objective(groups, dataclasses.replace(config, feedback_weight=0.3))(model, batch)
     apart, _ = joint_objective(groups, dataclasses.replace(config, diversity_weight=0.4))(model, batch)
@@ -197,6 +198,16 @@ def test_feedback_draws_votes_to_their_average_and_diversity_apart(outputs):
     spread = ((p - p.mean(0)) ** 2).sum(-1).mean()
     assert (fed - plain).item() == pytest.approx(0.3 * float(feedback), rel=1e-3)
     assert (plain - apart).item() == pytest.approx(0.4 * float(spread), rel=1e-3)
+
+
+def test_terms_that_compare_what_cannot_be_compared_are_refused_before_anything_is_trained():
+    with pytest.raises(TrainingError, match=r"`feedback_weight` \(0\.1\).*`kind: mlp` takes none"):
+        joint_objective([[0, 1]] * 2, dataclasses.replace(CONFIG, feedback_weight=0.1))
+    for groups in (GROUPS, [[0, 1, 2], [3]]):
+        config = dataclasses.replace(CONFIG, kind="average", other="spread", diversity_weight=0.1)
+        with pytest.raises(TrainingError, match=r"`diversity_weight` \(0\.1\).*different classes"):
+            joint_objective(groups, config)
+        joint_objective(groups, dataclasses.replace(config, diversity_weight=0.0, feedback_weight=0.1))
 
 
 def test_the_mapping_starts_at_its_least_squares_fit(outputs):

@@ -156,6 +156,8 @@ class Recipe:
                 'All that it says of the other classes is one number, "other". Write `distill.votes: all`, or '
                 f"`split.coverage: {self.split.num_sub_models}`, or share that number evenly by `fuse.other: spread`."
             )
+        if self.strategy == "split" or (self.strategy == "auto" and "split" in self.auto.tries):  # else as it becomes
+            _check_joint_terms(self)
         if self.prune.vocabulary is not None:
             _check_vocabulary(self)
         _refuse_equal_splits(self.dataset)
@@ -206,6 +208,23 @@ class Recipe:
         """The same recipe with every training seed set (dataset split and class groups stay)."""
         changed = {n: dataclasses.replace(getattr(self, n), seed=seed) for n in ("prune", "teacher", "distill", "fuse")}
         return dataclasses.replace(self, **changed)
+
+
+def _check_joint_terms(recipe: Recipe) -> None:
+    """Raise `RecipeError` where a term of the joint tuning compares votes that cannot be compared."""
+    fuse = recipe.fuse
+    if fuse.joint and fuse.feedback_weight and fuse.kind == "mlp":
+        raise RecipeError(
+            f"`fuse.feedback_weight` is read only with `fuse.kind: average` or `residual`, got {fuse.feedback_weight} "
+            "with `mlp`: it draws every vote to the average of all votes, and a head on features averages none. Choose "
+            "one of these kinds, remove the weight, or take a `strategy` whose fusion averages (generalists)."
+        )
+    if fuse.joint and fuse.diversity_weight and not recipe.votes_over_all:
+        raise RecipeError(
+            f"`fuse.diversity_weight` is read only with votes over all classes, got {fuse.diversity_weight} with votes "
+            "over class groups: it compares probabilities place by place, which would be of different classes. Write "
+            f"`distill.votes: all` or `split.coverage: {recipe.split.num_sub_models}`, or remove the weight."
+        )
 
 
 def _check_vocabulary(recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edvit_hf.errors import TrainingError
 from edvit_hf.modeling_edvit import sample_sub_model_mask
 from edvit_hf.training.config import FuseConfig
 from edvit_hf.training.objectives import Objective, distillation_loss, group_distribution, softened_divergence
@@ -70,7 +71,11 @@ def joint_objective(class_groups: Sequence[list[int]], config: FuseConfig) -> Ob
     optimiser instead of two. Two terms are this library's to try, and off: `feedback_weight` * mean divergence of the
     votes from the average of all votes (deep mutual learning, arXiv 1706.00384, with one teacher for all), and, taken
     off, `diversity_weight` * the votes' variance (negative correlation learning, Liu and Yao 1999).
+
+    Raises:
+        TrainingError: A term compares votes with an average that is not taken, or votes over different classes.
     """
+    _check_terms(class_groups, config)
     temperature, weight, smoothing = config.temperature, config.distillation_weight, config.label_smoothing
 
     def objective(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,6 +98,19 @@ def joint_objective(class_groups: Sequence[list[int]], config: FuseConfig) -> Ob
         return loss, {**figures, "token_error": token.detach(), "vote_accuracy": vote_accuracy}
 
     return objective
+
+
+def _check_terms(class_groups: Sequence[list[int]], config: FuseConfig) -> None:
+    if config.feedback_weight and config.kind == "mlp":
+        raise TrainingError(
+            f"`feedback_weight` ({config.feedback_weight}) draws votes to their average, but `kind: mlp` takes none: "
+            "there is nothing to draw them to. Use `average` or `residual`, or set it to 0."
+        )
+    if config.diversity_weight and len(set(map(tuple, class_groups))) > 1:
+        raise TrainingError(
+            f"`diversity_weight` ({config.diversity_weight}) compares votes label by label, but they are over "
+            f"different classes: {class_groups}. Let every sub-model vote over the same classes, or set it to 0."
+        )
 
 
 def _feedback(model: Any, votes: Sequence[Tensor], class_groups: Sequence[list[int]], temperature: float) -> Tensor:
