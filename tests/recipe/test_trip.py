@@ -15,7 +15,7 @@ from edvit_hf.cli import app
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
 from edvit_hf.hardware.profiles import load_profiles
-from edvit_hf.recipe import STAGES, run, running
+from edvit_hf.recipe import STAGES, run, staging
 from edvit_hf.recipe.running import ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
 from edvit_hf.recipe.stages.plan import plan_recipe
@@ -189,7 +189,7 @@ def test_an_interrupted_clean_up_does_not_leave_a_stage_that_counts_as_done(fini
     def stopped(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running.shutil, "rmtree", stopped)
+    monkeypatch.setattr(staging.shutil, "rmtree", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_recipe(tmp_path, card={"title": "Mine"}), work)
     assert stored_record(stage_dir(work, "card") / "done.json", keys(tiny_recipe(tmp_path))["card"]) is None
