@@ -134,16 +134,25 @@ def check_groups(groups: Sequence[Sequence[int]], num_classes: int, num_sub_mode
         )
 
 
-def check_focus(focus_groups: Sequence[Sequence[int]] | None, num_classes: int, num_sub_models: int) -> None:
-    """Raise ValueError unless the classes that each sub-model was cut for, where given, are some of the classes."""
+def check_focus(
+    focus_groups: Sequence[Sequence[int]] | None, groups: Sequence[Sequence[int]], num_classes: int
+) -> None:
+    """Raise ValueError unless what each sub-model was cut for, where given, are some of the classes of its group."""
     if focus_groups is None:
         return
     fits = all(g and len(set(g)) == len(g) and set(g) <= set(range(num_classes)) for g in focus_groups)
-    if len(focus_groups) != num_sub_models or not fits:
+    if len(focus_groups) != len(groups) or not fits:
         raise ValueError(
-            f"Expected `focus_groups` to hold, for each of {num_sub_models} sub-models, distinct classes in "
+            f"Expected `focus_groups` to hold, for each of {len(groups)} sub-models, distinct classes in "
             f"0..{num_classes - 1} that it was cut for, got {focus_groups!r:.200}. Cards would tell what is not so. "
             "Correct them, or leave them out."
+        )
+    outside = [i for i, (own, group) in enumerate(zip(focus_groups, groups, strict=True)) if not set(own) <= set(group)]
+    if outside:
+        raise ValueError(
+            f"Expected `focus_groups` to name classes of each sub-model's own class group, got others for the "
+            f"sub-models {outside[:20]}. A sub-model cannot be cut for a class that it does not vote over. Correct "
+            "them, or leave them out."
         )
 
 

@@ -302,7 +302,7 @@ class EDViTConfig(PreTrainedConfig):
             raise ValueError(f"`fusion_hidden_size` must be 0 (linear) or more units, got {self.fusion_hidden_size}.")
         check_label_tables(self.id2label, self.label2id)
         check_groups(self.class_groups, self.num_labels, self.num_sub_models)
-        check_focus(self.focus_groups, self.num_labels, self.num_sub_models)
+        check_focus(self.focus_groups, self.class_groups, self.num_labels)
         check_fusion(self.fusion_kind, self.fusion_other, self.class_groups, self.num_labels)
         self._check_sub_models()
 

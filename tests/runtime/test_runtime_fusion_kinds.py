@@ -133,6 +133,12 @@ def edited(root, change):
     return root
 
 
+def narrowed(data, group):
+    """The manifest with another class group of its first sub-model."""
+    data["class_groups"][0] = data["sub_models"][0]["class_group"] = group
+    return data
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -140,8 +146,9 @@ def edited(root, change):
         (lambda d: d["sub_models"][1].update(vote_size=5), "`vote_size` must be 3 or 4 for 3 of 3 classes, got 5"),
         (lambda d: d["sub_models"][1].update(vote_size=None), "`vote_size` must be 3 or 4"),
         (lambda d: d["sub_models"][1].update(vote_size=4), "promises logits of size 4, the graph gives 3"),
-        (lambda d: d.update(focus_groups=[[0], [1]]), "`focus_groups` must name some of the 3 labels"),
+        (lambda d: d.update(focus_groups=[[0], [1]]), "`focus_groups` must name, for each sub-model, some of"),
         (lambda d: d.update(focus_groups=[[0], [1], [3]]), "`focus_groups`"),
+        (lambda d: narrowed(d, [0, 1]).update(focus_groups=[[2], [0], [1]]), "`focus_groups`.*votes over"),
         (lambda d: d["class_groups"].__setitem__(1, [0, 1, 1]), "class 1 stands twice in class group 1"),
     ],
 )

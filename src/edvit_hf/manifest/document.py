@@ -100,11 +100,12 @@ class Manifest:
                 f"sub-model {entry.index}: `vote_size` must be {' or '.join(map(str, sizes))} for {len(group)} of "
                 f"{num_labels} classes, got {entry.vote_size}. Its vote could not be put beside the others.",
             )
-        focus = self.focus_groups
+        focus, votes = self.focus_groups, self.class_groups
         require(
             focus is None
-            or (len(focus) == len(self.class_groups) and all(f and set(f) <= set(range(num_labels)) for f in focus)),
-            f"`focus_groups` must name some of the {num_labels} labels for each sub-model, or be null, got {focus}.",
+            or (len(focus) == len(votes) and all(f and set(f) <= set(v) for f, v in zip(focus, votes, strict=True))),
+            "`focus_groups` must name, for each sub-model, some of the classes that it votes over, or be null, got "
+            f"{focus}.",
         )
 
     @property
