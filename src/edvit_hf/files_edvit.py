@@ -47,6 +47,8 @@ _FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 _COUNTERS = ("position_ids", "token_type_ids", "num_batches_tracked")  # whole numbers by nature; older files hold them
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _SAID_BY_THE_WRITER = ("transformers_version", "problem_type")  # of a config; no answer hangs on it
+# Of a config: what earlier versions did not write -> what leaving it out means.
+_WRITTEN_SINCE = {"fusion_kind": "mlp", "fusion_other": None, "focus_groups": None}
 
 
 def refuse_other_files(options: Mapping[str, Any]) -> None:
@@ -332,4 +334,5 @@ def _same_config(former: Path, new: Path) -> bool:
 
 
 def _without_writer(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in _SAID_BY_THE_WRITER}
+    said = {**_WRITTEN_SINCE, **values}
+    return {name: value for name, value in said.items() if name not in _SAID_BY_THE_WRITER}

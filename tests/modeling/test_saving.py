@@ -352,6 +352,22 @@ def test_exported_files_answer_on_only_for_the_weights_they_were_made_of(change,
         assert after[Path("manifest.json.stale")] == before[Path("manifest.json")]
 
 
+def test_exported_files_answer_on_for_a_config_of_before_there_were_kinds_of_fusion(tmp_path):
+    tiny_torch_ensemble().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in ("fusion_kind", "fusion_other", "focus_groups"):
+        del values[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    exported(tmp_path)
+    before = tree(tmp_path)
+    ensemble = EDViTForImageClassification.from_pretrained(tmp_path)
+    ensemble.save_pretrained(tmp_path)
+    assert tree(tmp_path) == before
+    ensemble.config.fusion_other = "spread"
+    ensemble.save_pretrained(tmp_path)
+    assert Path("manifest.json") not in tree(tmp_path)
+
+
 def test_the_manifest_goes_before_the_first_new_file_appears(ensemble, tmp_path, monkeypatch):
     ensemble.save_pretrained(tmp_path)
     exported(tmp_path)
