@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from edvit_hf.architectures.tables import architecture_of_config
 from edvit_hf.errors import TrainingError
 from edvit_hf.training import DistillConfig, DistillData, Lockstep, LockstepData, lockstep_objective, teacher_outputs
+from edvit_hf.training.loading import epoch_order
 from edvit_hf.training.relations import (
     captured,
     log_relations,
@@ -99,6 +100,46 @@ def test_every_sub_model_gets_the_very_items_it_would_get_alone(negatives, seed,
         for name in ("labels", "teacher_logits"):
             assert torch.equal(batch[name], together[name][own])
         assert torch.equal(batch["inputs"]["pixel_values"], together["inputs"]["pixel_values"][own])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+    size=st.integers(1, 20),
+    groups=st.sampled_from([[[0, 1, 2, 3]] * 3, [[0, 1], [2], [1, 0]], [None, [3], None]]),
+)
+def test_those_of_the_same_classes_meet_all_their_items_in_orders_of_their_own(seed, epoch, size, groups):
+    split, stored = make_split(), np.random.default_rng(0).random((2, 48, 4), dtype=np.float32)
+    data = LockstepData(split, stored, groups, seed=seed)
+    data.set_epoch(epoch)
+    met = [[] for _ in groups]
+    for start in range(0, len(data), size):
+        indices = np.arange(start, min(start + size, len(data)))
+        batch = data.batch(indices)
+        assert batch["membership"].any(dim=1).all()
+        assert (batch["membership"].sum(dim=0) <= size).all()
+        items = np.unique(data.orders[indices][data.orders[indices] >= 0])
+        for name, expected in (("labels", split.labels[items]), ("teacher_logits", stored[epoch % 2, items])):
+            np.testing.assert_array_equal(batch[name].numpy(), expected)
+        for column, own in enumerate(met):
+            own += items[batch["membership"][:, column].numpy()].tolist()
+    for own, alone in zip(met, data.sub_models, strict=True):
+        assert sorted(own) == sorted(alone.items_of(epoch))
+    visited = data.orders[epoch_order(len(data), seed, epoch)]  # as training goes through the positions
+    assert visited[:, 0].tolist() != visited[:, 2].tolist()
+    assert all(np.any(np.diff(own[own >= 0]) < 0) for own in visited.T)
+
+
+def test_copies_in_lockstep_that_start_alike_become_different_models(tmp_path, teacher, logits):
+    size = {"hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
+    groups = [[0, 1, 2, 3]] * 2
+    lockstep = Lockstep([tiny_vit(4, seed=1, **size) for _ in groups])
+    objective = lockstep_objective(lockstep, groups, DEKD, teacher)
+    log = run(lockstep, tmp_path, DEKD, objective, lockstep_data(logits, groups))
+    first, second = (model.state_dict() for model in lockstep.sub_models)
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    assert np.isfinite(log.epochs[-1]["loss"])
 
 
 class OnlyColumn:

@@ -21,6 +21,7 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
+from edvit_hf.splitting import SEED_STRIDE
 from edvit_hf.storage import read_json_object, whole_file, whole_folder
 from edvit_hf.strict import is_folder, read_strictly
 from edvit_hf.tasks import PROCESSOR_FILES, Task
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 PROCESSOR_FOLDER = "processor"  # of the teacher stage
 CHOICE_FILE = "choice.json"  # of the choose stage: which strategy, and by which figures
 OVERLAP_FILE = "overlap.json"  # of the teacher stage: how many rows its roles share
-SEED_STRIDE = 10_007  # between sub-models: a trip of the next seed draws nothing that this one's sub-models drew
 _OF_A_STAGE = "Later stages read it. Remove the folder of that stage and run the recipe again."
 
 

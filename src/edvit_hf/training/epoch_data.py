@@ -9,6 +9,7 @@ import torch
 
 from edvit_hf.data import class_group_indices
 from edvit_hf.errors import DataError
+from edvit_hf.splitting import SEED_STRIDE
 
 if TYPE_CHECKING:
     from edvit_hf.data.split import Split
@@ -172,31 +173,84 @@ class LockstepData(_SplitItems):
     Every sub-model gets the very items that `DistillData` would give it; an item that several need comes once. A batch
     of `batch_size` counts items of this union, so a sub-model sees fewer rows per step than in a run of its own.
 
+    Where several vote over the same classes, that would make them one model: they would take the same steps. Then every
+    sub-model goes through its items in an order of its own, and a batch counts the items of one: it holds up to S times
+    as many, and so do the teacher's passes.
+
     Args:
         split (`Split`): The training split, N items.
         teacher_logits (`np.ndarray`): (V, N, C) float32, V stored views.
         class_groups (`Sequence[list[int] | None]`): One per sub-model, S of them; None takes every item.
-        options: `negatives_per_positive` and `seed` of `DistillData`.
+        negatives_per_positive (`float`): As of `DistillData`.
+        seed (`int`): As of `DistillData`, for the first of those that vote over the same classes.
     """
 
     def __init__(
-        self, split: "Split", teacher_logits: np.ndarray, class_groups: Sequence[list[int] | None], **options: Any
+        self,
+        split: "Split",
+        teacher_logits: np.ndarray,
+        class_groups: Sequence[list[int] | None],
+        *,
+        negatives_per_positive: float = 1.0,
+        seed: int = 0,
     ) -> None:
-        self.sub_models = [DistillData(split, teacher_logits, group, **options) for group in class_groups]
+        voted = [None if group is None else sorted(group) for group in class_groups]
+        earlier = [voted[:index].count(group) for index, group in enumerate(voted)]
+        self.has_own_orders, self.seed = any(earlier), seed
+        self.sub_models = [
+            DistillData(
+                split,
+                teacher_logits,
+                group,
+                negatives_per_positive=negatives_per_positive,
+                seed=seed + SEED_STRIDE * number,
+            )
+            for group, number in zip(class_groups, earlier, strict=True)
+        ]
         super().__init__(split, teacher_logits=teacher_logits)
 
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of this epoch's items, of the longest where each sub-model has its own; or None."""
+        lengths = self.split.lengths
+        if lengths is None or not self.has_own_orders:
+            return super().lengths
+        return np.where(self.orders >= 0, lengths[self.orders], 0).max(axis=1)
+
     def items_of(self, epoch: int) -> np.ndarray:
-        """The union of every sub-model's items; notes in `membership` (M, S) whose they are."""
-        is_member = np.zeros((len(self.split), len(self.sub_models)), dtype=bool)
-        for column, data in enumerate(self.sub_models):
-            is_member[data.items_of(epoch), column] = True
+        """The union of every sub-model's items; notes in `membership` (M, S) whose they are.
+
+        With own orders it notes `orders` (M, S) instead: each sub-model's item at each position, -1 for none.
+        """
+        found = [data.items_of(epoch) for data in self.sub_models]
+        if self.has_own_orders:
+            self.orders = np.full((max(map(len, found)), len(found)), -1)
+            for column, items in enumerate(found):
+                random = np.random.default_rng([self.seed, epoch, 2, column])  # no stream of the loop
+                places = random.permutation(len(self.orders))[: len(items)]
+                self.orders[places, column] = items
+            return np.arange(len(self.split))
+        is_member = np.zeros((len(self.split), len(found)), dtype=bool)
+        for column, items in enumerate(found):
+            is_member[items, column] = True
         items = np.flatnonzero(is_member.any(axis=1))
         self.membership = is_member[items]
         return items
 
+    def __len__(self) -> int:
+        return len(self.orders) if self.has_own_orders else super().__len__()
+
     def batch(self, indices: np.ndarray) -> Batch:
-        """`inputs`, global `labels` (B,), `teacher_logits` (B, C) of the same view and `membership` (B, S) bool."""
-        return {**super().batch(indices), "membership": torch.from_numpy(self.membership[indices])}
+        """`inputs`, global `labels` (B,), `teacher_logits` (B, C) of the same view and `membership` (B, S) bool.
+
+        B is the number of indices; with own orders, that of the different items at these positions.
+        """
+        if not self.has_own_orders:
+            return {**super().batch(indices), "membership": torch.from_numpy(self.membership[indices])}
+        chosen = self.orders[indices]
+        items = np.unique(chosen[chosen >= 0])
+        membership = np.stack([np.isin(items, column) for column in chosen.T], axis=1)
+        return {**super().batch(items), "membership": torch.from_numpy(membership)}
 
 
 class FuseData:

@@ -60,7 +60,8 @@ def lockstep_objective(
     """The sum of the sub-models' losses, each as if it trained by itself on its rows of the batch.
 
     A batch comes from `LockstepData` and counts items of the union: a sub-model sees only its own rows of them, so
-    fewer per step than in a run of its own with the same `batch_size`, and takes other steps than there. With
+    fewer per step than in a run of its own with the same `batch_size`, and takes other steps than there. (Where several
+    vote over the same classes, a batch counts each one's items, in an order of its own.) With
     `config.objective` "dekd" the teacher runs once per batch, as far as its middle layer, and the loss of a
     sub-model is
 

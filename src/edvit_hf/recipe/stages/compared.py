@@ -36,11 +36,11 @@ from edvit_hf.recipe.stages.effort import (
     rival_effort,
 )
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
+from edvit_hf.splitting import SEED_STRIDE
 from edvit_hf.storage import whole_folder
 from edvit_hf.training import DistillConfig
 
 _CUTTING = ("importance", "samples_per_class", "batch_size", "compensate", "compensation_samples", "seed")
-_SEED_STRIDE = 10_007  # between copies: a trip of the next seed trains none of this one's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _copies(trip: Trip, name: str, keeps: list[int], config: DistillConfig) -> C
     """One row of copies, one for each entry of `keeps`."""
     labels, votes, folders, parameters = trip.data.test.labels, [], [], []
     for index, keep in enumerate(keeps):
-        own = dataclasses.replace(config, seed=config.seed + _SEED_STRIDE * index)
+        own = dataclasses.replace(config, seed=config.seed + SEED_STRIDE * index)
         model = plain_model(trip, keep, own)
         predict = torch_predict(model.eval())
         batches = iterate_batches(trip.data.test, trip.recipe.evaluate.batch_size)
