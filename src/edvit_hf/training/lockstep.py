@@ -60,10 +60,9 @@ def lockstep_objective(
     """The sum of the sub-models' losses, each as if it trained by itself on its rows of the batch.
 
     A batch comes from `LockstepData` and counts items of the union: a sub-model sees only its own rows of them, so
-    fewer per step than in a run of its own with the same `batch_size`, and takes other steps than there. (Where several
-    vote over the same classes, a batch counts each one's items, in an order of its own.) With
-    `config.objective` "dekd" the teacher runs once per batch, as far as its middle layer, and the loss of a
-    sub-model is
+    fewer per step than in a run of its own with the same `batch_size`, and takes other steps than there (unless some
+    vote over the same classes). With `config.objective` "dekd" the teacher runs once per batch, as far as its middle
+    layer, and the loss of a sub-model is
 
         (1 - a) * CE(labels) + a * CE(teacher's answers) + (w_q * L_q + w_k * L_k + w_v * L_v) / depth
 
