@@ -25,7 +25,7 @@ def test_every_subset_counts_alike_and_every_item_has_its_share():
     ]
     assert found[1].accuracies == [0.5, 0.75, 0.75]
     row = found[1].to_row()
-    assert row == {"num_absent": 1, "accuracy": pytest.approx(2 / 3), "worst": 0.5, "num_subsets": 3}
+    assert row == {"num_absent": 1, "of": "device", "accuracy": pytest.approx(2 / 3), "worst": 0.5, "num_subsets": 3}
     assert json.loads(json.dumps(row)) == row
     for each in found:
         assert each.correct.mean() == pytest.approx(np.mean(each.accuracies))

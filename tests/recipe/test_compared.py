@@ -14,9 +14,9 @@ from edvit_hf.card.tables import splitting_finding
 from edvit_hf.errors import RecipeError
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import plan
-from edvit_hf.recipe import run
+from edvit_hf.recipe import choosing, run
 from edvit_hf.recipe.running import stage_dir
-from edvit_hf.recipe.stages import compared
+from edvit_hf.recipe.stages import compared, evaluate
 from edvit_hf.recipe.stages.compared import ComparedModel, plain_folder, plain_keeps
 from edvit_hf.recipe.stages.effort import on_fullest_device
 from edvit_hf.storage import read_json
@@ -66,12 +66,41 @@ def test_tfidf_stands_once_where_the_texts_give_no_more_than_one_device_holds(mo
         return ComparedModel(name, "baseline", answers, parameters, parameters, 1, 1, "note")
 
     monkeypatch.setattr(compared, "_tfidf", tfidf)
-    rows = compared._tfidf_rows(types.SimpleNamespace(class_groups=GROUPS), 1000)
+    rows = compared._tfidf_rows(types.SimpleNamespace(plan=planned(4)), 1000)
     assert [each.num_absent for each in rows[0].absent] == [0, 1, 2], "on every device: an absence changes nothing"
     assert len(rows) == len(names)
     assert len({row.parameters for row in rows}) == len(rows), "no two of the same size"
     assert (rows[0].name == "TF-IDF + linear, per-device size") == (len(names) == 1)
     assert ("fits one device" in rows[0].note) == (len(names) == 1)
+
+
+@pytest.mark.parametrize(("num_devices", "with_one_absent"), [(4, [0.0, 1.0, 1.0, 1.0]), (2, [0.0, 1.0]), (1, None)])
+def test_an_absent_device_takes_all_its_sub_models_away(monkeypatch, num_devices, with_one_absent):
+    plan, answers = planned(num_devices), (np.zeros((3, 4), np.float32),) * 2
+    monkeypatch.setattr(evaluate, "_test_answers", lambda _: answers)
+    trip = types.SimpleNamespace(plan=plan, class_groups=GROUPS)
+    trip.ensemble = types.SimpleNamespace(fusion=lambda features, logits, mask: mask.float())  # the first that is there
+    trip.data = types.SimpleNamespace(test=types.SimpleNamespace(labels=np.zeros(3, int)))
+    trip.recipe = types.SimpleNamespace(evaluate=types.SimpleNamespace(max_subsets=20))
+    sub_models, devices = evaluate._absent(trip)
+    assert [each.num_absent for each in sub_models] == [0, 1, 2, 3]
+    assert sub_models[1].accuracies == [0.0, 1.0, 1.0, 1.0]
+    assert [each.num_absent for each in devices] == list(range(num_devices))
+    if with_one_absent:
+        assert sorted(devices[1].accuracies) == with_one_absent
+    assert compared._most_absent(trip) == min(2, num_devices - 1)
+    assert devices[0].to_row()["of"] == "device"
+
+
+def test_strategies_on_other_numbers_of_devices_are_compared_as_far_as_all_know(monkeypatch, tmp_path):
+    """Of two sub-models on one device nothing is left without it; the plain model answers with any device absent."""
+    right = {"replicas": [np.ones(9)], "overlap": [np.ones(9)] * 3, "generalists": [np.zeros(9)] * 2}
+    monkeypatch.setattr(choosing, "absences_of", lambda name: [types.SimpleNamespace(correct=c) for c in right[name]])
+    trip = types.SimpleNamespace(folders={"choose": tmp_path})
+    trip.recipe = types.SimpleNamespace(auto=types.SimpleNamespace(min_gap=0.02))
+    choosing._write(trip, {name: name for name in right}, {"points": 5.0}, {})
+    found = choosing.read_choice(tmp_path)["accuracies"]
+    assert found == {"replicas": [1.0, 1.0], "overlap": [1.0, 1.0], "generalists": [0.0, 0.0]}
 
 
 def test_an_earlier_card_says_where_its_rival_is_smaller_than_what_the_device_holds():

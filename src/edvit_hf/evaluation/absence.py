@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +24,12 @@ class Absence:
     correct: np.ndarray
     accuracies: list[float]
 
-    def to_row(self) -> dict[str, float]:
-        """As a row of `results.json` states it."""
+    def to_row(self) -> dict[str, Any]:
+        """As a row of `results.json` states it: there devices are what is absent."""
         accuracy, worst = float(np.mean(self.accuracies)), min(self.accuracies)
         return {
             "num_absent": self.num_absent,
+            "of": "device",
             "accuracy": accuracy,
             "worst": worst,
             "num_subsets": len(self.accuracies),
@@ -62,6 +64,18 @@ def absences(
             total += is_right
         found.append(Absence(num_absent, total / len(subsets), accuracies))
     return found
+
+
+def without_devices(
+    predict_without: Callable[[Sequence[int]], np.ndarray], devices: Sequence[Sequence[int]]
+) -> Callable[[Sequence[int]], np.ndarray]:
+    """The same of absent devices: each takes all its sub-models away.
+
+    Args:
+        predict_without: Indices of absent sub-models -> predicted classes, (N,).
+        devices: The sub-models of each device.
+    """
+    return lambda absent: predict_without([index for device in absent for index in devices[device]])
 
 
 def on_every_device(predictions: np.ndarray, labels: np.ndarray, most_absent: int) -> list[Absence]:

@@ -217,10 +217,10 @@ def _without_advice() -> Iterator[None]:
 
 
 def absence_row(num_absent: int, accuracies: Sequence[float]) -> dict[str, Any]:
-    """Accuracy with so many sub-models absent, over all subsets that were measured."""
+    """Accuracy with so many sub-models absent, on whatever devices, over all subsets that were measured."""
     ends = {"accuracy_min": min(accuracies), "accuracy_max": max(accuracies)}
     mean = float(np.mean(accuracies))
-    return {"num_absent": num_absent, "accuracy_mean": mean, **ends, "num_subsets": len(accuracies)}
+    return {"num_absent": num_absent, "of": "sub-model", "accuracy_mean": mean, **ends, "num_subsets": len(accuracies)}
 
 
 def _logits(

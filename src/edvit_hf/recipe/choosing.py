@@ -19,12 +19,12 @@ import torch
 
 from edvit_hf.data import iterate_batches
 from edvit_hf.data.contents import FileHashes
-from edvit_hf.evaluation.absence import Absence, absences
+from edvit_hf.evaluation.absence import Absence, absences, without_devices
 from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate
 from edvit_hf.evaluation.choice import choose as choose_candidate
 from edvit_hf.manifest.hashes import file_sha256
 from edvit_hf.recipe.stages.compared import plain_model
-from edvit_hf.recipe.stages.effort import of_all_classes, on_fullest_device
+from edvit_hf.recipe.stages.effort import of_all_classes, on_fullest_device, sub_models_by_device
 from edvit_hf.recipe.staging import DONE, Stage, key_of, run_stage, stored_record, tell_nobody
 from edvit_hf.recipe.strategies import BASE, Strategy, as_strategy
 from edvit_hf.recipe.trip import CHOICE_FILE, Trip
@@ -156,10 +156,10 @@ def _train(tried: Trip, stages: Sequence[Stage], base: Trip | None) -> str | Non
 
 
 def _write(trip: Trip, trips: Mapping[Strategy, Trip], gap: Mapping[str, float], left_out: Mapping[str, str]) -> None:
-    candidates = {
-        str(name): Candidate([each.correct for each in absences_of(tried)], WORDS[name])
-        for name, tried in trips.items()
-    }
+    known = {name: [each.correct for each in absences_of(tried)] for name, tried in trips.items()}
+    # On fewer devices fewer absences are known; the plain model answers alike with any.
+    count = min((len(each) for name, each in known.items() if name != BASE), default=1)
+    candidates = {str(name): Candidate(each[:count], WORDS[name]) for name, each in known.items()}
     choice = choose_candidate(candidates, BASE, items="validation")
     content = choice.to_dict() | {"gap": gap, "tried": list(candidates), "left_out": left_out}
     if gap["points"] < 100 * trip.recipe.auto.min_gap:
@@ -172,7 +172,7 @@ def _write(trip: Trip, trips: Mapping[Strategy, Trip], gap: Mapping[str, float],
 
 
 def absences_of(trip: Trip, role: Role = "validation") -> list[Absence]:
-    """The trip's ensemble on the items of a role with 0, 1, 2 sub-models absent."""
+    """The trip's ensemble on the items of a role with 0, 1, 2 devices absent, each with all it carries."""
     ensemble, split = trip.ensemble, getattr(trip.data, role)
     with torch.inference_mode():
         batches = iterate_batches(split, trip.recipe.evaluate.batch_size)
@@ -186,8 +186,9 @@ def absences_of(trip: Trip, role: Role = "validation") -> list[Absence]:
             found: np.ndarray = ensemble.fusion(features, logits, mask).argmax(-1).numpy()
         return found
 
-    count, limit = ensemble.config.num_sub_models, trip.recipe.evaluate.max_subsets
-    return absences(predict_without, split.labels, count, most_absent=MOST_ABSENT, max_subsets=limit)
+    devices, limit = sub_models_by_device(trip.plan), trip.recipe.evaluate.max_subsets
+    without = without_devices(predict_without, devices)
+    return absences(without, split.labels, len(devices), most_absent=MOST_ABSENT, max_subsets=limit)
 
 
 def _gap(trip: Trip, base: Trip) -> dict[str, float]:

@@ -57,7 +57,7 @@ class ComparedModel:
         macs_per_device: Of the fullest device.
         note: What else has to be said.
         config: Of a stock model: `own_values`, which fix its sizes.
-        absent: With 0, 1, ... devices absent; with a single entry nothing answers without it.
+        absent: With 0, 1, ... devices absent, each with all it carries; with a single entry nothing answers without it.
         effort: What training it took; None where that is not known.
         what: How a sentence calls it; empty where it is no candidate for devices of one device's size.
     """
@@ -151,9 +151,8 @@ def _plain(trip: Trip, name: str, keep: int, config: DistillConfig, also: str = 
 
 
 def _most_absent(trip: Trip) -> int:
-    """How many absences are compared: 0, 1 and 2 absent, as far as somebody answers."""
-    count = len(trip.class_groups)
-    return min(MOST_ABSENT, (count if count > 1 else num_devices(trip.plan)) - 1)
+    """How many absences are compared: 0, 1 and 2 devices absent, as far as somebody answers."""
+    return min(MOST_ABSENT, num_devices(trip.plan) - 1)
 
 
 def everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:

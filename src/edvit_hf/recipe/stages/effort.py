@@ -50,6 +50,14 @@ def on_devices(plan: Plan, values: list[int]) -> list[int]:
     return list(sums.values())
 
 
+def sub_models_by_device(plan: Plan) -> list[list[int]]:
+    """Which sub-models answer no more when a device is absent, for each device that carries some."""
+    found: dict[str, list[int]] = {}
+    for sub_model in plan.sub_models:
+        found.setdefault(sub_model.device, []).append(sub_model.index)
+    return list(found.values())
+
+
 def num_devices(plan: Plan) -> int:
     """How many devices are compared: those that carry sub-models; of a single one all that hold it."""
     devices = {sub_model.device for sub_model in plan.sub_models}

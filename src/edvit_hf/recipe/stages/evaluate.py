@@ -14,7 +14,7 @@ from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.card.rows import LARGE, REPLICAS
 from edvit_hf.data import class_group_labels, iterate_batches
-from edvit_hf.evaluation.absence import Absence, absences, on_every_device
+from edvit_hf.evaluation.absence import Absence, absences, on_every_device, without_devices
 from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate, Choice, choose
 from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.evaluation.gap import gap_of, rare_classes, recall_of
@@ -22,7 +22,13 @@ from edvit_hf.published.data import data_record
 from edvit_hf.published.measure import absence_row
 from edvit_hf.recipe.schema import recipe_values
 from edvit_hf.recipe.stages.compared import ComparedModel, baselines, everywhere, measured
-from edvit_hf.recipe.stages.effort import ensemble_effort, num_devices, on_fullest_device, teacher_effort
+from edvit_hf.recipe.stages.effort import (
+    ensemble_effort,
+    num_devices,
+    on_fullest_device,
+    sub_models_by_device,
+    teacher_effort,
+)
 from edvit_hf.recipe.trip import CHOICE_FILE, OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
@@ -35,8 +41,8 @@ RECORDED = ("seconds", "resumed", "peak_memory_mib", "commit")  # of every stage
 
 def evaluate(trip: Trip) -> None:
     """Measure teacher, ensemble and rivals on the test split and write `results.json`."""
-    absent = _absent(trip)
-    candidates = [_teacher(trip), _ensemble(trip, absent)]
+    absent, absent_devices = _absent(trip)
+    candidates = [_teacher(trip), _ensemble(trip, absent_devices)]
     if trip.recipe.evaluate.baselines:
         candidates += baselines(trip)
     data, found = trip.data, _choice(candidates)
@@ -112,7 +118,6 @@ def _choice(candidates: list[ComparedModel]) -> Choice | None:
         return None
     most = _SIZE_SLACK * max(plain.parameters_per_device, candidates[1].parameters_per_device)
     fitting = [each for each in candidates if each.what and each.parameters_per_device <= most]
-    # Fewer devices than sub-models: copies know fewer absences.
     count = min(len(each.absent) for each in fitting)
     known = {each.name: Candidate([a.correct for a in each.absent[:count]], each.what) for each in fitting}
     return choose(known, REPLICAS)
@@ -210,8 +215,11 @@ def _test_answers(trip: Trip) -> tuple[np.ndarray, np.ndarray]:
     return load_array(paths[0]), load_array(paths[1])
 
 
-def _absent(trip: Trip) -> list[Absence]:
-    """Answers over all classes with 0, 1, ... sub-models absent, over all (or `max_subsets`) subsets."""
+def _absent(trip: Trip) -> tuple[list[Absence], list[Absence]]:
+    """Answers over all classes with 0, 1, ... sub-models absent, and with as many devices, each with all it carries.
+
+    Of both all (or `max_subsets`) subsets; where each device carries one sub-model they are the same.
+    """
     features, logits = map(torch.from_numpy, _test_answers(trip))
     count = len(trip.class_groups)
 
@@ -221,7 +229,11 @@ def _absent(trip: Trip) -> list[Absence]:
         with torch.inference_mode():
             return np.asarray(trip.ensemble.fusion(features, logits, mask).argmax(-1).numpy())
 
-    return absences(without, trip.data.test.labels, count, max_subsets=trip.recipe.evaluate.max_subsets)
+    labels, most = trip.data.test.labels, trip.recipe.evaluate.max_subsets
+    devices, found = sub_models_by_device(trip.plan), absences(without, labels, count, max_subsets=most)
+    if len(devices) == count:
+        return found, found
+    return found, absences(without_devices(without, devices), labels, len(devices), max_subsets=most)
 
 
 def _sub_models(trip: Trip) -> list[dict[str, Any]]:
