@@ -129,7 +129,9 @@ def test_planning_needs_neither_torch_nor_transformers():
     assert cli_without(TORCH_STACK, "--help")[0] == 0
 
 
-@pytest.mark.parametrize("hidden", [{"torch"}, {"transformers"}, TORCH_STACK], ids=" ".join)
+@pytest.mark.parametrize(
+    "hidden", [{"torch"}, {"transformers"}, TORCH_STACK], ids=lambda names: " ".join(sorted(names))
+)
 def test_touching_a_model_class_without_its_packages_names_the_extra(hidden):
     code = """
 import edvit_hf
@@ -147,7 +149,9 @@ for touch in (lambda: edvit_hf.EDViTModel, lambda: __import__("edvit_hf.auto")):
         assert line.endswith("Install it with: pip install 'edvit_hf[torch]'")
 
 
-@pytest.mark.parametrize("hidden", [{"torch"}, {"transformers"}, {"accelerate"}, TORCH_STACK], ids=" ".join)
+@pytest.mark.parametrize(
+    "hidden", [{"torch"}, {"transformers"}, {"accelerate"}, TORCH_STACK], ids=lambda names: " ".join(sorted(names))
+)
 def test_running_without_the_training_stack_names_the_extra(hidden, tmp_path):
     exit_code, text = cli_without(hidden, "run", "digits", "--work-dir", tmp_path)
     assert exit_code == 1
@@ -162,7 +166,9 @@ def test_evaluating_without_the_training_stack_names_the_extra(tmp_path):
     assert "pip install 'edvit_hf[train]'" in text
 
 
-@pytest.mark.parametrize("hidden", [{"torch"}, {"optimum", "onnx"}, {"torch", "tqdm", "onnx"}], ids=" ".join)
+@pytest.mark.parametrize(
+    "hidden", [{"torch"}, {"optimum", "onnx"}, {"torch", "tqdm", "onnx"}], ids=lambda names: " ".join(sorted(names))
+)
 def test_exporting_names_all_that_is_missing_at_once(hidden, tmp_path):
     exit_code, text = cli_without(hidden, "export", tmp_path)
     assert exit_code == 1
