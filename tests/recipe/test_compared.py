@@ -16,10 +16,10 @@ from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import plan
 from edvit_hf.recipe import choosing, run
 from edvit_hf.recipe.running import stage_dir
-from edvit_hf.recipe.stages import compared, evaluate
-from edvit_hf.recipe.stages.compared import ComparedModel, plain_folder, plain_keeps
+from edvit_hf.recipe.stages import compared, effort, evaluate
+from edvit_hf.recipe.stages.compared import ComparedModel, plain_folder, plain_keeps, training_note
 from edvit_hf.recipe.stages.effort import on_fullest_device
-from edvit_hf.storage import read_json
+from edvit_hf.storage import read_json, write_json
 from support.card_samples import sample_results
 from support.tiny_recipe import tiny_recipe
 
@@ -180,6 +180,24 @@ def test_rivals_that_were_trained_are_not_trained_again(all_rivals, monkeypatch)
     for row in before["rows"]:
         assert fewer.get(row["name"], row) == row, "minutes are those of the training, not of looking it up"
     assert results_of(work)["gap"] is None
+
+
+def test_a_note_says_how_long_a_rival_trained_and_not_how_long_it_might_have(tmp_path):
+    config = tiny_recipe(tmp_path, distill={"epochs": 60, "patience": 3}).distill
+    folders = [tmp_path / name for name in ("first", "second", "without_log")]
+    for folder, count in zip(folders, (23, 31), strict=False):
+        folder.mkdir()
+        write_json(folder / "training_log.json", {"epochs": [{"seconds": 1.0}] * count})
+    told = "over all classes from the same stored teacher outputs"
+    assert training_note(folders[:1], config) == f"23 epochs (of at most 60, ended by `patience`) {told}"
+    assert training_note(folders[:2], config) == f"23 to 31 epochs (of at most 60, ended by `patience`) {told}"
+    assert training_note(folders[2:], config) == f"60 epochs {told}"
+
+
+def test_as_long_as_all_devices_means_what_their_logs_say(monkeypatch):
+    trip = types.SimpleNamespace(data=types.SimpleNamespace(train=range(100)))
+    monkeypatch.setattr(effort, "ensemble_effort", lambda _: effort.Effort(2000, 4000, None))
+    assert [effort.as_long_as_all(trip, done) for done in (39, 40, 60)] == [False, True, True]
 
 
 @pytest.mark.parametrize("names", [["replica"], ["copies", "copies"]])

@@ -21,11 +21,11 @@ PLAIN_TOTAL_SIZE = "plain model, total size"  # and these the one of N times the
 
 MEANINGS: Mapping[str, str] = {
     REPLICAS: "one plain distilled model of a device's size, the same on every device",
-    ALL_PASSES: "the same model, trained as long as all devices together",
+    ALL_PASSES: "the same model, given the epochs of all devices together",
     LARGE: "one plain distilled model of the size of all devices together, on a single machine",
     COPIES: "plain models of a device's size with other seeds, one on each device, their log-probabilities averaged; "
-    "trained as long, all together, as the sub-models all together",
-    DEVICE_COPIES: "the same, each trained as long as the plain model",
+    "given as many item passes, all together, as the sub-models all together",
+    DEVICE_COPIES: "the same, each given the epochs of the plain model",
 }
 
 

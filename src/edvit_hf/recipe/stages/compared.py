@@ -29,6 +29,8 @@ from edvit_hf.recipe.stages.cut import distill_into, prune_for
 from edvit_hf.recipe.stages.effort import (
     Effort,
     all_passes,
+    as_long_as_all,
+    epochs_done,
     fair_budget,
     num_devices,
     of_all_classes,
@@ -130,7 +132,7 @@ def _plain_rows(trip: Trip, keeps: dict[str, int], macs: int) -> list[ComparedMo
         rows.append(everywhere(trip, row, "one plain model on every device"))
     if "all_passes" in wanted and longer != config:  # else the plain model has had as much already
         row = dataclasses.replace(_plain(trip, ALL_PASSES, keeps[REPLICAS], longer), config=None)
-        what = "one plain model on every device, trained as long as all devices together,"
+        what = "one plain model on every device, given the epochs of all devices together,"
         rows.append(everywhere(trip, row, what))
     if "large" in wanted and LARGE in keeps:
         rows.append(_plain(trip, LARGE, keeps[LARGE], config))
@@ -143,10 +145,12 @@ _OF_BOTH_SIZES = "the nearest to the total size too; "
 def _plain(trip: Trip, name: str, keep: int, config: DistillConfig, also: str = "") -> ComparedModel:
     """The row of one plain model, as a model on a single machine."""
     heads, labels = trip.uncut_shape.widths.heads, len(trip.data.label_names)
-    as_long = "as long as all devices together, " if config.epochs >= all_passes(trip) else ""
-    note = f"{keep} of {heads} heads kept; {also}{as_long}{_note(config)}"
     model, macs = plain_model(trip, keep, config), trip.uncut_shape.keep(keep, num_labels=labels).macs
-    effort = rival_effort(trip, [plain_folder(trip, keep, config)], config)
+    folders = [plain_folder(trip, keep, config)]
+    is_as_long = as_long_as_all(trip, *epochs_done(folders, config))
+    as_long = "as long as all devices together, " if is_as_long else ""
+    note = f"{keep} of {heads} heads kept; {also}{as_long}{training_note(folders, config)}"
+    effort = rival_effort(trip, folders, config)
     return dataclasses.replace(_row(trip, name, model, macs, note), effort=effort)
 
 
@@ -202,15 +206,19 @@ def _copies(trip: Trip, name: str, keeps: list[int], config: DistillConfig) -> C
         max(parameters),
         sum(macs),
         max(macs),
-        f"{what}; each {_note(config)}",
+        f"{what}; each {training_note(folders, config)}",
         absent=absences(without, labels, len(keeps), most_absent=last, max_subsets=limit),
         effort=rival_effort(trip, folders, config),
-        what=what if name == COPIES else f"{what}, each trained as long as the plain model",
+        what=what if name == COPIES else f"{what}, each given the epochs of the plain model",
     )
 
 
-def _note(config: DistillConfig) -> str:
-    return f"{config.epochs} epochs over all classes from the same stored teacher outputs"
+def training_note(folders: list[Path], config: DistillConfig) -> str:
+    """How many epochs models trained, by the logs in their folders."""
+    done = sorted(epochs_done(folders, config))
+    span = f"{done[0]}" if done[0] == done[-1] else f"{done[0]} to {done[-1]}"
+    ended = f" (of at most {config.epochs}, ended by `patience`)" if done[0] < config.epochs else ""
+    return f"{span} epochs{ended} over all classes from the same stored teacher outputs"
 
 
 def _row(trip: Trip, name: str, model: torch.nn.Module, macs: int, note: str) -> ComparedModel:
@@ -276,7 +284,7 @@ def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
             save_weights(model, str(partial / "model.safetensors"))
     drop_checkpoints(folder)
     load_weights(model, folder / "model" / "model.safetensors")
-    row = _row(trip, SMALL_CNN, model, macs, _note(config))
+    row = _row(trip, SMALL_CNN, model, macs, training_note([folder], config))
     effort = rival_effort(trip, [folder], config)
     return dataclasses.replace(everywhere(trip, row, f"a {SMALL_CNN} on every device"), effort=effort)
 

@@ -110,9 +110,19 @@ def of_all_classes(config: DistillConfig) -> DistillConfig:
 def rival_effort(trip: Trip, folders: list[Path], config: DistillConfig) -> Effort:
     """What plain models took, one on each device, each logged in its folder: as many epochs as their logs have."""
     logs = [read_log(folder / LOG_FILE) for folder in folders]
-    epochs = [config.epochs if log is None else len(log) for log in logs]
-    passes = [each * len(trip.data.train) for each in epochs]
+    passes = [epochs * len(trip.data.train) for epochs in epochs_done(folders, config)]
     return Effort(max(passes), sum(passes), _seconds(logs))
+
+
+def epochs_done(folders: list[Path], config: DistillConfig) -> list[int]:
+    """How many epochs each log has, which `patience` may have ended early; without a log those of the config."""
+    logs = [read_log(folder / LOG_FILE) for folder in folders]
+    return [config.epochs if log is None else len(log) for log in logs]
+
+
+def as_long_as_all(trip: Trip, done: int) -> bool:
+    """Whether so many epochs over all items are as long as what the logs say of all sub-models together."""
+    return done >= max(1, round(ensemble_effort(trip).passes / len(trip.data.train)))
 
 
 def teacher_effort(trip: Trip) -> Effort | None:
