@@ -3,11 +3,11 @@
 
 from typing import Any
 
+from edvit_hf.collaboration import LEAST_GAP
 from report.figures import ABSENT, figure, goal, section, seeds_text, source, spread, table
 from report.results import NAMES, Results, at, each, reduce
 
 LEAST_SHARE = 0.8  # of a gap of two points or more
-LEAST_GAP = 2.0
 WORST_REGRET, MEAN_REGRET = 1.5, 0.5
 PREFIX = "collaboration_"
 
@@ -36,7 +36,7 @@ def _overview(found: dict[str, Any]) -> list[str]:
         accuracies = [_at_absence(at(summary, best), number) for number in range(3)]
         large = _at_absence(at(summary, "plain, N times the size"), 0)
         gap, share = at(data, "summary", "gap_points"), at(summary, best, "share_of_gap")
-        is_wide = gap is not None and gap >= LEAST_GAP
+        is_wide = gap is not None and gap >= 100 * LEAST_GAP
         recovered = _share(share, LEAST_SHARE) if is_wide else "gap too small" if gap is not None else ABSENT
         chosen = ", ".join(dict.fromkeys(map(str, each(seeds, "chosen")))) or ABSENT
         counts = figure(reduce(max, each(seeds, "num_sub_models")))

@@ -25,7 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import command_line, once, write_results
 
-from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate, choose
+from edvit_hf.collaboration import MOST_ABSENT
+from edvit_hf.evaluation.choice import Candidate, choose
 from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.recipe.choosing import absences_of, large_model, read_choice, rightly_answered, tried_trip
 from edvit_hf.recipe.running import open_trip, run, tried_stages

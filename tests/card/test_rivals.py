@@ -10,7 +10,6 @@ from edvit_hf.card.figures import draw_figures
 from edvit_hf.card.render import CardData, render_card
 from edvit_hf.card.rival_figures import accuracy_of_rivals, gap_recovered
 from edvit_hf.card.rows import large_row, plain_row, verdict
-from edvit_hf.evaluation import gap
 from support.card_samples import rival_results, sample_manifest, sample_results
 
 MANIFEST = sample_manifest()
@@ -42,7 +41,6 @@ def test_the_card_shows_every_rival_with_devices_absent_and_ends_in_what_to_depl
 
 
 def test_under_two_points_the_card_says_that_there_is_little_to_recover(results):
-    assert rivals.LEAST_GAP == 100 * gap.LEAST_GAP
     results["gap"] |= {"points": 1.1, "share": {}}
     card = render_card(CardData.from_run(results, MANIFEST))
     assert "a gap of 1.1 points. That is under 2 points: there is little that collaboration could recover here." in card

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
 from edvit_hf.modeling_edvit import VoteAverage
 from edvit_hf.training import absence_masks, fit_temperatures, shares_right
-from edvit_hf.training.absences import MOST_SUBSETS
 
 
 @given(st.integers(1, 14))
@@ -21,7 +21,9 @@ def test_absences_are_every_subset_of_up_to_two_or_a_sample_of_them_but_never_al
     found = absence_masks(num_sub_models)
     assert len(found) == min(3, num_sub_models)
     for absent, masks in enumerate(found):
-        assert len(masks) == min(math.comb(num_sub_models, absent), MOST_SUBSETS)
+        gone = [tuple(np.flatnonzero(~row)) for row in masks.numpy()]
+        assert gone == absent_subsets(num_sub_models, absent), "evaluation measures with the same ones absent"
+        assert len(masks) == min(math.comb(num_sub_models, absent), MAX_SUBSETS)
         assert (masks.sum(dim=1) == num_sub_models - absent).all()
         assert len({tuple(row) for row in masks.tolist()}) == len(masks)
     assert all(torch.equal(a, b) for a, b in zip(found, absence_masks(num_sub_models), strict=True))

@@ -11,9 +11,9 @@ from typing import Any
 from edvit_hf.card.markup import plain
 from edvit_hf.card.rows import MEANINGS, REPLICAS, absent_of, result_row, verdict
 from edvit_hf.card.tables import NOT_MEASURED, count, markdown_table, percent
+from edvit_hf.collaboration import LEAST_GAP
 
 NO_ANSWER = "no answer"
-LEAST_GAP = 2.0  # points, as `edvit_hf.evaluation.gap` has it
 
 
 def most_absent(results: Mapping[str, Any]) -> int | None:
@@ -94,7 +94,9 @@ def gap_finding(results: Mapping[str, Any]) -> str:
         f"together {percent(gap['large'])}: a gap of {gap['points']:.1f} points."
     )
     if not gap.get("share"):
-        return f"{both} That is under {LEAST_GAP:g} points: there is little that collaboration could recover here."
+        return (
+            f"{both} That is under {100 * LEAST_GAP:g} points: there is little that collaboration could recover here."
+        )
     share = gap["share"].get("ensemble")
     return both if share is None else f"{both} With all present the ensemble recovers {100 * share:.0f} % of it."
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.evaluation.evaluator import absent_subsets
+from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def absences(
     num_parts: int,
     *,
     most_absent: int | None = None,
-    max_subsets: int = 20,
+    max_subsets: int = MAX_SUBSETS,
 ) -> list[Absence]:
     """Measure with 0, 1, ... parts absent.
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.errors import DataError, did_you_mean
 from edvit_hf.evaluation.evaluator import PairedInterval, paired_interval
-
-MOST_ABSENT = 2  # of the absences that decide: 0, 1 and 2
 
 
 @dataclass(frozen=True)

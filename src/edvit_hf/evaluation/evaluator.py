@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One way to measure: `evaluate(predict, batches)` serves torch, ONNX and a live runtime alike. Light: no torch.
 
-Beside it what the figures are made of, paired intervals, and which sub-models are taken away.
+Beside it what the figures are made of, and paired intervals.
 """
 
-import itertools
-import math
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.probabilities import expected_calibration_error, softmax
 from edvit_hf.strict import number, one_of, whole_number
@@ -49,7 +47,7 @@ class EvaluateConfig:
     baselines: bool = True
     rivals: tuple[Rival, ...] = ("replicas", "large", "copies")
     baseline_epochs: int | None = None
-    max_subsets: int = 20
+    max_subsets: int = MAX_SUBSETS
     batch_size: int = 256
 
     def __post_init__(self) -> None:
@@ -237,27 +235,6 @@ def paired_interval(
     differences = counts @ values / num_items
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return PairedInterval(float(own_counts @ own / num_items), float(low), float(high), num_items)
-
-
-def absent_subsets(num_sub_models: int, num_absent: int, limit: int = 20, seed: int = 0) -> list[tuple[int, ...]]:
-    """Which sub-models to take away: every subset of `num_absent`, or `limit` different ones drawn by seed.
-
-    Raises:
-        ValueError: If nothing would be left, or an argument is out of range.
-    """
-    if not 0 <= num_absent < num_sub_models:
-        raise ValueError(
-            f"`num_absent` must lie in 0..{num_sub_models - 1} for {num_sub_models} sub-models, got "
-            f"{num_absent}: at least one sub-model has to answer."
-        )
-    whole_number("limit", limit, 1, "nothing would be taken away", DataError)
-    if math.comb(num_sub_models, num_absent) <= limit:
-        return list(itertools.combinations(range(num_sub_models), num_absent))
-    generator = random.Random(seed)
-    chosen: set[tuple[int, ...]] = set()
-    while len(chosen) < limit:
-        chosen.add(tuple(sorted(generator.sample(range(num_sub_models), num_absent))))
-    return sorted(chosen)
 
 
 def _with_bar(batches: Iterable[Mapping[str, Any]], *, is_shown: bool) -> Iterable[Mapping[str, Any]]:

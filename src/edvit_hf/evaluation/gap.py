@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-LEAST_GAP = 0.02  # two points: below it a share of the gap is a ratio of noise
+from edvit_hf.collaboration import LEAST_GAP
+
 MOST_RARE = 3
 _RARE_SHARE = 0.5  # of the mean number of training items
 

@@ -14,9 +14,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from edvit_hf.card.other_data import OTHER_DATA, other_data
+from edvit_hf.collaboration import absent_subsets
 from edvit_hf.data import TaskData, TestData, iterate_batches
 from edvit_hf.errors import DataError, ManifestError, RecipeError
-from edvit_hf.evaluation.evaluator import EvaluateConfig, Evaluation, absent_subsets, evaluate
+from edvit_hf.evaluation.evaluator import EvaluateConfig, Evaluation, evaluate
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.pulling import ensemble_folder

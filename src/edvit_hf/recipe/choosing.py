@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.data import iterate_batches
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.evaluation.absence import Absence, absences, without_devices
-from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate
+from edvit_hf.evaluation.choice import Candidate
 from edvit_hf.evaluation.choice import choose as choose_candidate
 from edvit_hf.manifest.hashes import file_sha256
 from edvit_hf.recipe.stages.compared import plain_model

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from edvit_hf.collaboration import LEAST_GAP
 from edvit_hf.errors import RecipeError
 from edvit_hf.strict import number, one_of
 
@@ -34,7 +35,7 @@ class AutoConfig:
     """
 
     tries: tuple[Tried, ...] = ("generalists", "overlap")
-    min_gap: float = 0.02
+    min_gap: float = LEAST_GAP
 
     def __post_init__(self) -> None:
         if not self.tries or len(set(self.tries)) != len(self.tries):

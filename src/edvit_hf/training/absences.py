@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a fusion is worth with sub-models absent, and what is fitted on validation items: temperatures of the votes."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,23 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edvit_hf.collaboration import MOST_ABSENT, absent_subsets
 from edvit_hf.training.objectives import group_targets
 
-MOST_ABSENT = 2  # what training chooses by: accuracy averaged over 0, 1 and 2 absent
-MOST_SUBSETS = 64  # of each number absent; of more, a seeded sample
 BATCH_SIZE = 4096
 # What lies beyond 1/4 and 4 is no calibration, but a vote that is right about every validation item, or about none.
 TEMPERATURES = torch.logspace(math.log2(0.25), math.log2(4.0), 81, base=2.0, dtype=torch.float64)
 
 
 def absence_masks(num_sub_models: int) -> list[Tensor]:
-    """For 0, 1 and 2 absent, but never all of them, who is present in every subset: (K, S) bool each."""
+    """For 0, 1 and 2 absent, but never all of them, who is present in every subset of `absent_subsets`: (K, S) bool."""
     found = []
-    for absent in range(min(MOST_ABSENT, num_sub_models - 1) + 1):
-        subsets = list(itertools.combinations(range(num_sub_models), absent))
-        if len(subsets) > MOST_SUBSETS:
-            chosen = np.random.default_rng(absent).choice(len(subsets), MOST_SUBSETS, replace=False)
-            subsets = [subsets[i] for i in sorted(chosen)]
+    for num_absent in range(min(MOST_ABSENT, num_sub_models - 1) + 1):
+        subsets = absent_subsets(num_sub_models, num_absent)
         masks = torch.ones(len(subsets), num_sub_models, dtype=torch.bool)
         for row, subset in enumerate(subsets):
             masks[row, list(subset)] = False

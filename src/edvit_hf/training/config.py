@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 from edvit_hf.errors import RecipeError
 from edvit_hf.strict import number, one_of, whole_number
+from edvit_hf.tasks import FUSION_KINDS, FusionKind
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DistillKind = Literal["kd", "dekd", "none"]
 Votes = Literal["group", "all"]
-FusionKind = Literal["mlp", "average", "residual"]
 FusionOther = Literal["spread"]
 
 
@@ -206,7 +206,7 @@ class FuseConfig(TrainConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         super().__post_init__()
-        one_of("kind", self.kind, get_args(FusionKind), "it is how the sub-models' answers become one")
+        one_of("kind", self.kind, FUSION_KINDS, "it is how the sub-models' answers become one")
         if self.other is not None:
             one_of("other", self.other, get_args(FusionOther), 'it says what a vote for "other" is worth')
         whole_number("hidden_size", self.hidden_size, 0, "0 is a linear head")

@@ -18,10 +18,10 @@ import torch
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.card.rows import ALL_PASSES, COPIES, DEVICE_COPIES, LARGE, REPLICAS, SMALL_CNN, TFIDF, TFIDF_DEVICE_SIZE
+from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.data import TaskData, TextSplit, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
 from edvit_hf.evaluation.absence import Absence, absences, on_every_device
-from edvit_hf.evaluation.choice import MOST_ABSENT
 from edvit_hf.evaluation.evaluator import Evaluation, Predict, torch_predict
 from edvit_hf.evaluation.evaluator import evaluate as measure
 from edvit_hf.planning.plan import Plan

@@ -13,9 +13,10 @@ import torch
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.card.rows import LARGE, REPLICAS
+from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.absence import Absence, absences, on_every_device, without_devices
-from edvit_hf.evaluation.choice import MOST_ABSENT, Candidate, Choice, choose
+from edvit_hf.evaluation.choice import Candidate, Choice, choose
 from edvit_hf.evaluation.evaluator import paired_interval, torch_predict
 from edvit_hf.evaluation.gap import gap_of, rare_classes, recall_of
 from edvit_hf.published.data import data_record
