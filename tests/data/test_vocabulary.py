@@ -169,6 +169,34 @@ def test_a_piece_with_a_character_that_stands_nowhere_alone_stays():
     assert kept == 5  # all but "ab" and "abd"
 
 
+_PIECES = [prefix + text for prefix in ("", "##") for text in ("w", "x", "y", "z", "wx", "xy", "yz", "wxy", "xyz")]
+
+
+@given(st.lists(st.sampled_from(_PIECES), unique=True), st.text("wxyz", min_size=1, max_size=6), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_word_whose_characters_have_pieces_of_their_own_is_known_whatever_is_cut(pieces, word, data):
+    ids = {name: number for number, name in enumerate(["[UNK]", *pieces])}
+    whole = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    counts = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(ids), max_size=len(ids))))
+    cut = cut_tokenizer({"tokenizer.json": whole.to_str()}, counts, "seen")
+    before = whole.encode(word).tokens
+    after = Tokenizer.from_str(cut.files["tokenizer.json"]).encode(word).tokens
+    if {ids[piece] for piece in before} <= set(cut.kept.tolist()):
+        assert after == before
+    if all(("##" * (i > 0)) + character in ids for i, character in enumerate(word)):
+        assert "[UNK]" not in after
+
+
+def test_a_word_with_a_character_that_has_no_piece_of_its_own_can_become_unknown():
+    ids = {name: i for i, name in enumerate(["[UNK]", "a", "##w", "##x", "##y", "##wx", "##xy", "##yz"])}
+    whole = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    assert whole.encode("awxyz").tokens == ["a", "##wx", "##yz"]
+    counts = np.array([0, 1, 1, 1, 1, 0, 1, 1])
+    cut = Tokenizer.from_str(cut_tokenizer({"tokenizer.json": whole.to_str()}, counts, "seen").files["tokenizer.json"])
+    assert cut.encode("awxyz").tokens == ["[UNK]"]  # "##xy" ends where "##yz" no longer fits
+    assert cut.encode("ayz").tokens == ["a", "##yz"]
+
+
 def load(folder, dropout, by="removal"):
     augmentation = Augmentation(token_dropout=dropout, token_dropout_by=by)
     return load_task(

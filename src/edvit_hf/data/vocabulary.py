@@ -3,7 +3,9 @@
 
 A text whose pieces are all kept is read exactly as before. Any other text is split into kept, smaller pieces, because
 what everything can be spelt with stays: single characters (WordPiece: at the start of a word and inside it), the
-alphabet of bytes (BPE), and every special or added token.
+alphabet of bytes (BPE), and every special or added token. So a word is known as long as each of its characters has a
+piece of its own at its place. Where a character has none (WordPiece) the pieces with it stay, but a kept piece may now
+end where none of them begins: such a word can become unknown.
 """
 
 import itertools
