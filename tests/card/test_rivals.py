@@ -9,7 +9,7 @@ from edvit_hf.card import rivals
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.card.render import CardData, render_card
 from edvit_hf.card.rival_figures import accuracy_of_rivals, gap_recovered
-from edvit_hf.card.rows import large_row, plain_row, verdict
+from edvit_hf.card.rows import large_row, no_verdict, plain_row, verdict
 from support.card_samples import rival_results, sample_manifest, sample_results
 
 MANIFEST = sample_manifest()
@@ -89,3 +89,16 @@ def test_both_figures_are_drawn_with_every_row_and_go_when_there_is_nothing_to_s
     assert set(draw_figures(results, tmp_path)) >= {"rivals", "gap"}
     assert set(draw_figures(sample_results(), tmp_path)) & {"rivals", "gap"} == set()
     assert not (tmp_path / "accuracy_gap.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("results", "why"),
+    [
+        ({}, "holds no results"),
+        ({"schema_version": 1}, "of an earlier version"),
+        ({"schema_version": 2, "choice": None}, "`replicas` was not measured beside the ensemble"),
+    ],
+)
+def test_results_without_a_verdict_are_said_to_be_what_they_are(results, why):
+    assert why in no_verdict(results)
+    assert no_verdict({"choice": {"verdict": "deploy: one"}}) == ""

@@ -81,6 +81,22 @@ def test_a_chosen_one_that_falls_below_with_some_absent_is_said_to():
     assert "; but it is below it with 2 absent -6.0 points [" in found.verdict
 
 
+@pytest.mark.parametrize("num_better", [0, 90])
+def test_what_cannot_be_exported_is_never_chosen_but_said_to_be_better_where_it_is(num_better):
+    known = {PLAIN: Candidate([PLAIN_RIGHT], WORDS), "ensemble": Candidate([flipped(PLAIN_RIGHT, 40, 0)] * 2)}
+    beside = {"tfidf": Candidate([flipped(PLAIN_RIGHT, num_better, 0)], "TF-IDF on every device")}
+    found = choose(known, PLAIN, beside=beside)
+    assert found.name == "ensemble"
+    assert ("; better, but nothing that can be exported: TF-IDF on every device (+5.0" in found.verdict) == (
+        num_better > 40
+    )
+    assert "tfidf" not in {*found.accuracies, *found.intervals}
+    assert found.to_dict()["beside"]["tfidf"]["difference"] == pytest.approx(num_better / 1000 - 0.04)
+    stays = choose({PLAIN: known[PLAIN], "copies": known[PLAIN]}, PLAIN, beside=beside).verdict
+    assert stays.startswith(f"deploy: {WORDS} because nothing that can be exported is better beyond noise")
+    assert choose({PLAIN: known[PLAIN]}, PLAIN, beside=beside).why.startswith("nothing else can be exported: ")
+
+
 def test_alone_the_baseline_is_chosen_because_nothing_else_was_measured():
     assert choose({PLAIN: Candidate([PLAIN_RIGHT])}, PLAIN).why.startswith(
         "nothing else was measured: with all present"

@@ -61,6 +61,20 @@ def verdict(results: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
+def no_verdict(results: Mapping[str, Any]) -> str:
+    """Why results do not say what to deploy, as a sentence; empty where they do."""
+    if verdict(results):
+        return ""
+    if not results:
+        return "what to deploy: DIR holds no results that could say it"
+    if "choice" not in results:
+        return "what to deploy: the results in DIR do not say, they are of an earlier version"
+    return (
+        f"what to deploy: not said, `{REPLICAS}` was not measured beside the ensemble (`evaluate.baselines`, "
+        "`evaluate.rivals`)"
+    )
+
+
 def deployed(results: Mapping[str, Any]) -> str:
     """What to deploy, without the reasons; empty where the evaluate stage chose nothing."""
     what = (results.get("choice") or {}).get("what")

@@ -51,7 +51,7 @@ def evaluate(
     """
     from edvit_hf.cli.tables import absent_table, evaluation_table
     from edvit_hf.published import measure_exported, save_measured
-    from edvit_hf.published.data import recorded_verdict
+    from edvit_hf.published.data import missing_verdict, recorded_verdict
     from edvit_hf.recipe import load_data_recipe
 
     if save and max_items is not None:
@@ -71,7 +71,7 @@ def evaluate(
     if not save:
         console.print(evaluation_table(result))
     console.print(absent_table(result["variants"] if save else {result["variant"]: result}))
-    say(recorded_verdict(folder) or "what to deploy: the results in DIR do not say, they are of an earlier version")
+    say(recorded_verdict(folder) or missing_verdict(folder))
 
 
 @command()

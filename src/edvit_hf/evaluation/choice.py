@@ -43,6 +43,7 @@ class Choice:
         baseline: Name of the candidate that the others had to exceed.
         accuracies: Of every candidate with 0, 1, ... absent, in 0..1.
         intervals: Of every candidate but the baseline: accuracy averaged over the absences, minus the baseline's.
+        beside: Of what was measured and cannot be deployed: the same, minus the chosen candidate's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Choice:
     baseline: str
     accuracies: dict[str, list[float]]
     intervals: dict[str, PairedInterval] = field(default_factory=dict)
+    beside: dict[str, PairedInterval] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -59,19 +61,30 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        intervals = {n: {"difference": i.difference, "low": i.low, "high": i.high} for n, i in self.intervals.items()}
         known = {name: getattr(self, name) for name in ("name", "what", "baseline", "accuracies")}
-        return {**known, "intervals": intervals, "verdict": self.verdict}
+        intervals = {
+            key: {n: {"difference": i.difference, "low": i.low, "high": i.high} for n, i in found.items()}
+            for key, found in (("intervals", self.intervals), ("beside", self.beside))
+        }
+        return {**known, **intervals, "verdict": self.verdict}
 
 
 def choose(
-    candidates: Mapping[str, Candidate], baseline: str, *, items: str = "test", level: float = 0.95, seed: int = 0
+    candidates: Mapping[str, Candidate],
+    baseline: str,
+    *,
+    beside: Mapping[str, Candidate] | None = None,
+    items: str = "test",
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Choice:
     """The candidate with the best accuracy averaged over 0, 1 and 2 absent, if it exceeds the baseline beyond noise.
 
     Args:
         candidates: By name, all measured on the same items in the same order.
         baseline: Name of the candidate that stays where nothing is better: the simplest to deploy.
+        beside: Measured on the same items, but nothing that can be exported: never chosen. Where it is better than the
+            chosen one beyond noise, the sentence says so.
         items: Which split the items are of, for the sentence ("validation").
         level: Of the paired intervals, in (0, 1): the lower, the sooner something exceeds the baseline.
         seed: Of the resampling.
@@ -85,7 +98,8 @@ def choose(
             "Without a baseline nothing says what is better. Name one of the candidates."
         )
     count = min(MOST_ABSENT + 1, max(len(candidate.correct) for candidate in candidates.values()))
-    known = {name: _shares(name, candidate, count) for name, candidate in candidates.items()}
+    every = {**(beside or {}), **candidates}
+    known = {name: _shares(name, candidate, count) for name, candidate in every.items()}
     if len({shares.shape for shares in known.values()}) != 1:
         sizes = {name: shares.shape[1] for name, shares in known.items()}
         raise DataError(
@@ -96,15 +110,21 @@ def choose(
     intervals = {
         name: paired_interval(mean, means[baseline], level=level, seed=seed)
         for name, mean in means.items()
-        if name != baseline
+        if name in candidates and name != baseline
     }
     better = [name for name, interval in intervals.items() if interval.low > 0]
     chosen = max(better, key=lambda name: intervals[name].difference) if better else baseline
-    called = {name: candidate.what or name for name, candidate in candidates.items()}
-    why = _why(called, known, chosen, baseline, intervals, items)
+    apart = {
+        name: paired_interval(mean, means[chosen], level=level, seed=seed)
+        for name, mean in means.items()
+        if name not in candidates
+    }
+    called = {name: candidate.what or name for name, candidate in every.items()}
+    why = _why(called, known, chosen, baseline, intervals, items, "can be exported" if apart else "was measured")
     below = _below(known[chosen], known[baseline], level=level, seed=seed) if better else ""
-    accuracies = {name: [float(value) for value in shares.mean(axis=1)] for name, shares in known.items()}
-    return Choice(chosen, called[chosen], why + below, baseline, accuracies, intervals)
+    why += below + _better_beside(called, apart)
+    accuracies = {name: [float(value) for value in known[name].mean(axis=1)] for name in candidates}
+    return Choice(chosen, called[chosen], why, baseline, accuracies, intervals, apart)
 
 
 def _shares(name: str, candidate: Candidate, count: int) -> np.ndarray:
@@ -131,6 +151,7 @@ def _why(
     baseline: str,
     intervals: Mapping[str, PairedInterval],
     items: str,
+    others: str,
 ) -> str:
     """The figures behind a choice, in words."""
     shares = known[chosen]
@@ -143,10 +164,10 @@ def _why(
         other = f"{100 * known[baseline].mean():.1f} % ({called[baseline]})"
         return f"{over} it answers {own}{apart} of {num_items} right, against {other}: {_points(intervals[chosen])}"
     if not intervals:
-        return f"nothing else was measured: {over} it answers {own} of {num_items} right"
+        return f"nothing else {others}: {over} it answers {own} of {num_items} right"
     best = max(intervals, key=lambda name: intervals[name].difference)
     return (
-        f"nothing that was measured is better beyond noise: {over} it answers {own} of {num_items} right, and the best "
+        f"nothing that {others} is better beyond noise: {over} it answers {own} of {num_items} right, and the best "
         f"of the others ({called[best]}) differs by {_points(intervals[best])}"
     )
 
@@ -156,6 +177,12 @@ def _below(shares: np.ndarray, baseline: np.ndarray, *, level: float, seed: int)
     found = [paired_interval(own, other, level=level, seed=seed) for own, other in zip(shares, baseline, strict=True)]
     texts = [f"with {absent} absent {_points(each)}" for absent, each in enumerate(found) if each.high < 0]
     return f"; but it is below it {_listed(texts)}" if texts else ""
+
+
+def _better_beside(called: Mapping[str, str], apart: Mapping[str, PairedInterval]) -> str:
+    """What is better than the chosen one beyond noise, though nothing exports it."""
+    texts = [f"{called[name]} ({_points(each)})" for name, each in apart.items() if each.low > 0]
+    return f"; better, but nothing that can be exported: {_listed(texts)}" if texts else ""
 
 
 def _points(interval: PairedInterval) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edvit_hf.card.rows import verdict
+from edvit_hf.card.rows import no_verdict, verdict
 from edvit_hf.data import Augmentation, DatasetConfig, TaskData, TestData, load_task, load_test
 from edvit_hf.data.config import dataset_from_values
 from edvit_hf.data.processors import processor_of
@@ -194,6 +194,11 @@ def recorded_verdict(folder: Path) -> str:
         RecipeError: The results are damaged.
     """
     return verdict(_results(folder))
+
+
+def missing_verdict(folder: Path) -> str:
+    """Why the results do not say what to deploy, as a sentence; empty where they do. Raises as `recorded_verdict`."""
+    return no_verdict(_results(folder))
 
 
 def _results(folder: Path) -> Mapping[str, Any]:

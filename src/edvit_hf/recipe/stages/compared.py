@@ -62,6 +62,7 @@ class ComparedModel:
         absent: With 0, 1, ... devices absent, each with all it carries; with a single entry nothing answers without it.
         effort: What training it took; None where that is not known.
         what: How a sentence calls it; empty where it is no candidate for devices of one device's size.
+        is_exportable: Whether an export can write it for devices: what it cannot is measured, but never chosen.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ComparedModel:
     absent: list[Absence] = dataclasses.field(default_factory=list)
     effort: Effort | None = None
     what: str = ""
+    is_exportable: bool = True
 
 
 def measured(trip: Trip, predict: Predict, data: TaskData | None = None) -> Evaluation:
@@ -286,7 +288,8 @@ def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
     load_weights(model, folder / "model" / "model.safetensors")
     row = _row(trip, SMALL_CNN, model, macs, training_note([folder], config))
     effort = rival_effort(trip, [folder], config)
-    return dataclasses.replace(everywhere(trip, row, f"a {SMALL_CNN} on every device"), effort=effort)
+    row = dataclasses.replace(row, effort=effort, is_exportable=False)
+    return everywhere(trip, row, f"a {SMALL_CNN} on every device")
 
 
 def _tfidf_rows(trip: Trip, per_device: int) -> list[ComparedModel]:
@@ -324,4 +327,4 @@ def _tfidf(trip: Trip, max_parameters: int | None) -> ComparedModel:
     name = TFIDF_DEVICE_SIZE if max_parameters else TFIDF
     note = model.describe() + "; trained on the labels, its vocabulary is not counted"
     alone = on_every_device(evaluation.predictions, evaluation.labels, 0)
-    return ComparedModel(name, "baseline", evaluation, size, size, macs, macs, note, absent=alone)
+    return ComparedModel(name, "baseline", evaluation, size, size, macs, macs, note, absent=alone, is_exportable=False)

@@ -120,8 +120,15 @@ def _choice(candidates: list[ComparedModel]) -> Choice | None:
     most = _SIZE_SLACK * max(plain.parameters_per_device, candidates[1].parameters_per_device)
     fitting = [each for each in candidates if each.what and each.parameters_per_device <= most]
     count = min(len(each.absent) for each in fitting)
-    known = {each.name: Candidate([a.correct for a in each.absent[:count]], each.what) for each in fitting}
-    return choose(known, REPLICAS)
+    known, beside = (
+        {
+            each.name: Candidate([a.correct for a in each.absent[:count]], each.what)
+            for each in fitting
+            if each.is_exportable == is_exportable
+        }
+        for is_exportable in (True, False)
+    )
+    return choose(known, REPLICAS, beside=beside)
 
 
 def _against_plain(candidate: ComparedModel, candidates: list[ComparedModel]) -> list[dict[str, float]]:
