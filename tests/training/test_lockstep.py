@@ -131,6 +131,16 @@ def test_those_of_the_same_classes_meet_all_their_items_in_orders_of_their_own(s
     assert all(np.any(np.diff(own[own >= 0]) < 0) for own in visited.T)
 
 
+def test_a_position_is_as_long_as_the_longest_item_that_a_sub_model_meets_there(logits):
+    split = make_split()
+    lengths = np.random.default_rng(1).integers(3, 20, len(split))
+    split.__class__ = type("Texts", (type(split),), {"lengths": lengths})
+    data = LockstepData(split, logits, [[0, 1], [1, 0], None])
+    data.set_epoch(1)
+    for length, items in zip(data.lengths, data.orders, strict=True):
+        assert length == max(lengths[item] for item in items if item >= 0)
+
+
 def test_copies_in_lockstep_that_start_alike_become_different_models(tmp_path, teacher, logits):
     size = {"hidden_size": 16, "num_heads": 2, "num_layers": 1, "intermediate_size": 16}
     groups = [[0, 1, 2, 3]] * 2
