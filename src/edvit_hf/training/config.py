@@ -91,7 +91,8 @@ class DistillConfig(TrainConfig):
         objective: "kd": distillation_weight * temperature^2 * KL + (1 - distillation_weight) * cross-entropy, both on
             the class group and the pooled "other". "dekd": the same classification loss, or that of `hard`, and the
             divergences of the teacher's and the sub-model's q, k and v relations; all sub-models train in lockstep,
-            which shares the teacher's passes. "none": cross-entropy with the labels alone.
+            which shares the teacher's passes unless they vote over the same classes. "none": cross-entropy with the
+            labels alone.
         temperature: Logits are divided by it before they are compared.
         distillation_weight: Share of the divergence in the loss, in [0, 1]; the labels get the rest.
         hard: Only with "dekd": whether the classification loss is (1 - hard_weight) * cross-entropy with the
