@@ -14,6 +14,7 @@ import argparse
 import copy
 import dataclasses
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def retrain(trip: Trip, model: torch.nn.Module, data: TaskData, arguments: argpa
     config = DistillConfig(epochs=arguments.retrain_epochs, learning_rate=arguments.learning_rate, **shared)
     items = DistillData(data.train, load_array(path), None, negatives_per_positive=1.0, seed=config.seed)
     objective = distill_objective(None, config.temperature, config.distillation_weight)
-    train(model.train(), items, objective, config, description=f"{data.vocab_size} pieces", distributed=False)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"checkpoint_dir": Path(folder), "description": f"{data.vocab_size} pieces", "distributed": False}
+        train(model.train(), items, objective, config, **options)
 
 
 def measure(
