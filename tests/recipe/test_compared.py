@@ -55,6 +55,14 @@ def test_one_device_carries_the_total_and_has_one_rival_of_both_sizes():
     assert list(plain_keeps(planned(1), SHAPE, LABELS)) == [REPLICAS]
 
 
+def test_one_model_on_every_device_is_compared_with_what_so_many_devices_could_carry():
+    fleet = Fleet(devices=tuple(Device(name=f"d{i}", profile="x86-avx2") for i in range(3)))
+    alone = plan(SHAPE, [list(range(LABELS))], fleet, keep=2, fusion_hidden_size=8, fusion_kind="average")
+    for_all, for_two = (plain_keeps(alone, SHAPE, LABELS, devices) for devices in (None, 2))
+    assert for_all[REPLICAS] == for_two[REPLICAS] == 2
+    assert 2 < for_two[LARGE] < for_all[LARGE]
+
+
 @pytest.mark.parametrize(("free", "names"), [(900, ["per-device size"]), (1100, ["per-device size", "no limit"])])
 def test_tfidf_stands_once_where_the_texts_give_no_more_than_one_device_holds(monkeypatch, free, names):
     asked = []

@@ -29,7 +29,8 @@ def test_a_strategy_is_nothing_but_recipe_values(tmp_path, name):
     assert changed.split.num_sub_models == (1 if name == "replicas" else 2)
     assert changed.split.coverage == {"replicas": 1, "copies": 2, "overlap": 2, "generalists": 1}[name]
     assert changed.distill.votes == ("all" if name == "generalists" else "group")
-    for section in ("dataset", "teacher", "augmentation", "export", "card", "evaluate"):
+    assert changed.evaluate.devices == (2 if name == "replicas" else None)
+    for section in ("dataset", "teacher", "augmentation", "export", "card"):
         assert getattr(changed, section) == getattr(recipe, section)
 
 

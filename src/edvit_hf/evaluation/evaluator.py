@@ -40,6 +40,8 @@ class EvaluateConfig:
             teacher and trained once.
         baseline_epochs: Epochs of a plain model over all items. None: as long as a device trains that sees every item,
             the epochs of distillation, pruning rounds and joint tuning together.
+        devices: For how many devices a single sub-model, the same on each, is compared with what else they could carry.
+            None: for all of the fleet that hold it. A `strategy` sets it to the number that was asked for.
         max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
         batch_size: Test items per forward pass.
     """
@@ -47,11 +49,12 @@ class EvaluateConfig:
     baselines: bool = True
     rivals: tuple[Rival, ...] = ("replicas", "large", "copies")
     baseline_epochs: int | None = None
+    devices: int | None = None
     max_subsets: int = MAX_SUBSETS
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("baseline_epochs", "max_subsets", "batch_size"):
+        for name in ("baseline_epochs", "devices", "max_subsets", "batch_size"):
             value = getattr(self, name)
             if value is not None:
                 whole_number(f"evaluate.{name}", value, 1, "nothing would be measured")

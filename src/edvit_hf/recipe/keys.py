@@ -39,6 +39,7 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("teacher", "patience"): None,
     ("distill", "patience"): None,
     ("distill", "votes"): "group",
+    ("evaluate", "devices"): None,
     ("fuse", "kind"): "mlp",
     ("fuse", "other"): None,
     ("fuse", "patience"): None,

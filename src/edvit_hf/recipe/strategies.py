@@ -71,7 +71,11 @@ def as_strategy(recipe: "Recipe", name: Strategy) -> "Recipe":
 def _replicas(recipe: "Recipe") -> "Recipe":
     split = dataclasses.replace(recipe.split, num_sub_models=1, coverage=1, strategy="balanced", sizes="equal")
     prune = dataclasses.replace(recipe.prune, **_of_one(recipe))
-    return _without_joint_tuning(dataclasses.replace(recipe, split=split, prune=prune), votes="group")
+    devices = recipe.evaluate.devices or recipe.split.num_sub_models
+    evaluate = dataclasses.replace(recipe.evaluate, devices=devices)
+    return _without_joint_tuning(
+        dataclasses.replace(recipe, split=split, prune=prune, evaluate=evaluate), votes="group"
+    )
 
 
 def _copies(recipe: "Recipe") -> "Recipe":

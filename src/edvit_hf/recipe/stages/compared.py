@@ -99,7 +99,7 @@ def baselines(trip: Trip) -> list[ComparedModel]:
     The models learn from the same teacher outputs with the same hyper-parameters, see `fair_budget`.
     """
     shape, labels = trip.uncut_shape, trip.teacher.config.num_labels
-    keeps = plain_keeps(trip.plan, shape, labels)
+    keeps = plain_keeps(trip.plan, shape, labels, trip.recipe.evaluate.devices)
     size = shape.keep(keeps[REPLICAS], num_labels=labels)
     rows = [*_plain_rows(trip, keeps, size.macs), *_copies_rows(trip, keeps[REPLICAS], size.macs)]
     if trip.recipe.task == "text-classification":
@@ -107,13 +107,16 @@ def baselines(trip: Trip) -> list[ComparedModel]:
     return [*rows, _small_cnn(trip, size.parameters)]
 
 
-def plain_keeps(plan: Plan, shape: ModelShape, labels: int) -> dict[str, int]:
+def plain_keeps(plan: Plan, shape: ModelShape, labels: int, devices: int | None = None) -> dict[str, int]:
     """How many heads the plain models keep, by the names of their rows: nearest in parameters to what they stand for.
 
     The one of per-device size stands for all sub-models of the fullest device together, as the ensemble's own size per
-    device does. Where one model is the nearest to that and to the total, it stands there once.
+    device does. Where one model is the nearest to that and to the total, it stands there once. For `devices` see
+    `num_devices`.
     """
-    copies = num_devices(plan) if len(plan.sub_models) == 1 else 1  # one model on every device: so many times its size
+    copies = (
+        num_devices(plan, devices) if len(plan.sub_models) == 1 else 1
+    )  # one model on every device: so many times its size
     total = copies * sum(s.parameters for s in plan.sub_models) + plan.fusion_parameters
     sizes = {k: shape.keep(k, num_labels=labels).parameters for k in range(1, shape.widths.heads + 1)}
     wanted = {REPLICAS: on_fullest_device(plan, "parameters"), LARGE: total}
@@ -158,7 +161,7 @@ def _plain(trip: Trip, name: str, keep: int, config: DistillConfig, also: str = 
 
 def _most_absent(trip: Trip) -> int:
     """How many absences are compared: 0, 1 and 2 devices absent, as far as somebody answers."""
-    return min(MOST_ABSENT, num_devices(trip.plan) - 1)
+    return min(MOST_ABSENT, num_devices(trip.plan, trip.recipe.evaluate.devices) - 1)
 
 
 def everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
@@ -170,7 +173,7 @@ def everywhere(trip: Trip, row: ComparedModel, what: str) -> ComparedModel:
 
 def _copies_rows(trip: Trip, keep: int, macs: int) -> list[ComparedModel]:
     """A plain model of another seed on each device in use, votes averaged: equal passes in all, or per device."""
-    count, config = num_devices(trip.plan), fair_budget(trip, macs)
+    count, config = num_devices(trip.plan, trip.recipe.evaluate.devices), fair_budget(trip, macs)
     shared = dataclasses.replace(config, epochs=max(1, round(all_passes(trip) / count)))
     rows = []
     for name, rival, own in ((COPIES, "copies", shared), (DEVICE_COPIES, "device_copies", config)):

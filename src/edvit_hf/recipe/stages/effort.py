@@ -58,8 +58,10 @@ def sub_models_by_device(plan: Plan) -> list[list[int]]:
     return list(found.values())
 
 
-def num_devices(plan: Plan) -> int:
-    """How many devices are compared: those that carry sub-models; of a single one all that hold it."""
+def num_devices(plan: Plan, asked: int | None = None) -> int:
+    """How many devices are compared: those that carry sub-models; of a single one all that hold it, or so many."""
+    if asked is not None and len(plan.sub_models) == 1:
+        return asked
     devices = {sub_model.device for sub_model in plan.sub_models}
     if len(plan.sub_models) == 1:
         devices |= {replica.device for replica in plan.replicas}

@@ -187,7 +187,7 @@ def _teacher(trip: Trip) -> ComparedModel:
 
 def _ensemble(trip: Trip, absent: list[Absence]) -> ComparedModel:
     evaluation, plan = measured(trip, torch_predict(trip.ensemble)), trip.plan
-    count, devices = len(plan.sub_models), num_devices(plan)
+    count, devices = len(plan.sub_models), num_devices(plan, trip.recipe.evaluate.devices)
     fusion = f"({plan.fusion_parameters:,} parameters) runs where the features meet and counts in the total alone"
     note = f"{count} sub-models on {devices} devices" + (
         f"; the fusion head {fusion}" if plan.fusion_parameters else ""
