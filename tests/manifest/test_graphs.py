@@ -208,8 +208,8 @@ HOSTILE = {  # of some MB, made when they are asked for
     "a ring": lambda: chain(70_000, 1, last=b"f"),
     "everyone calls everyone": lambda: (
         CALLS_F
-        + function(b"f", *(b"a%d" % i for i in range(400)))
-        + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(400))) for i in range(400))
+        + function(b"f", *(b"a%d" % i for i in range(460)))
+        + b"".join(function(b"a%d" % i, *(b"b%d" % j for j in range(460))) for i in range(460))
     ),
     "nodes": lambda: entry(7, b"\x0a\0" * 2_000_000),
     "entries": lambda: b"\x0a\0" * 2_000_000,
