@@ -210,8 +210,9 @@ def test_one_address_holds_no_more_than_its_part_of_the_places_whatever_it_calls
 def test_a_file_that_hangs_its_reader_is_refused_and_the_next_one_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "READ_SECONDS", 0.0)
     opened = ensembles.open_bundle("digits")
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "large.jpg")  # reading it takes longer than waking a timer
     with pytest.raises(DataError) as refused:
-        inputs.prepare_image(opened, picture(tmp_path))
+        inputs.prepare_image(opened, str(tmp_path / "large.jpg"))
     assert str(refused.value) == isolation.TOO_MUCH
     monkeypatch.setattr(isolation, "READ_SECONDS", 5.0)
     assert inputs.prepare_image(opened, picture(tmp_path)).seen is not None

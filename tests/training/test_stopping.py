@@ -97,7 +97,7 @@ def run(folder, validate, objective=None, config=CONFIG):
 
 def test_the_weights_of_the_best_epoch_are_kept_and_the_log_says_why_and_after_how_much(tmp_path, caplog):
     kept = []
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="edvit_hf"):
         model, log = run(tmp_path, scripted(kept))
     assert (log.best_epoch, log.stopped, len(log.epochs)) == (2, NOT_RISING, 5)
     assert log.passes == 5 * 48
