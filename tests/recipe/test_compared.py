@@ -12,6 +12,7 @@ from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.card.rows import ALL_PASSES, COPIES, DEVICE_COPIES, LARGE, PLAIN_DEVICE_SIZE, REPLICAS
 from edvit_hf.card.tables import splitting_finding
 from edvit_hf.errors import RecipeError
+from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.keep_search import plan
 from edvit_hf.recipe import choosing, run
@@ -74,7 +75,8 @@ def test_tfidf_stands_once_where_the_texts_give_no_more_than_one_device_holds(mo
         return ComparedModel(name, "baseline", answers, parameters, parameters, 1, 1, "note")
 
     monkeypatch.setattr(compared, "_tfidf", tfidf)
-    rows = compared._tfidf_rows(types.SimpleNamespace(plan=planned(4)), 1000)
+    recipe = types.SimpleNamespace(evaluate=EvaluateConfig())
+    rows = compared._tfidf_rows(types.SimpleNamespace(plan=planned(4), recipe=recipe), 1000)
     assert [each.num_absent for each in rows[0].absent] == [0, 1, 2], "on every device: an absence changes nothing"
     assert len(rows) == len(names)
     assert len({row.parameters for row in rows}) == len(rows), "no two of the same size"
@@ -89,7 +91,7 @@ def test_an_absent_device_takes_all_its_sub_models_away(monkeypatch, num_devices
     trip = types.SimpleNamespace(plan=plan, class_groups=GROUPS)
     trip.ensemble = types.SimpleNamespace(fusion=lambda features, logits, mask: mask.float())  # the first that is there
     trip.data = types.SimpleNamespace(test=types.SimpleNamespace(labels=np.zeros(3, int)))
-    trip.recipe = types.SimpleNamespace(evaluate=types.SimpleNamespace(max_subsets=20))
+    trip.recipe = types.SimpleNamespace(evaluate=EvaluateConfig())
     sub_models, devices = evaluate._absent(trip)
     assert [each.num_absent for each in sub_models] == [0, 1, 2, 3]
     assert sub_models[1].accuracies == [0.0, 1.0, 1.0, 1.0]
