@@ -167,13 +167,13 @@ def devices(view: View) -> str:
     cards = "".join(_device(device) for device in items)
     share = f" <small>{_percent(view.probabilities[0][1])}</small>" if view.probabilities else ""
     now = {"empty": "no input yet", "refused": "no answer"}.get(view.state, f"<b>{escape(view.label)}</b>{share}")
-    joined = f" {escape(view.joined)}" if view.joined else ""
+    joined = f'<p class="ed-joined">{escape(view.joined)}</p>' if view.joined else ""
     return (
         f'<section class="ed-devices" aria-label="Devices"><div class="ed-section"><h2>Devices</h2>'
-        f"<p>{left} of {len(items)} plugged in. Unplug any of them: the page answers again at once.{joined}</p>"
+        f"<p>{left} of {len(items)} plugged in. Unplug any of them: the page answers again at once.</p>"
         f'<span class="ed-now ed-now-{view.state}" aria-hidden="true">Answer: {now}</span>'
         f'<button type="button" class="ed-quiet" data-all="1"{" hidden" if left == len(items) else ""}>'
-        f"Plug all in</button></div><ul>{cards}</ul></section>"
+        f"Plug all in</button></div>{joined}<ul>{cards}</ul></section>"
     )
 
 
