@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures around the loopback Hub, for modules that name this one in `pytest_plugins`."""
 
+import sys
+
 import pytest
 
 from support.hub_ensemble import PROFILES, REPO, files_of, write_publishable
@@ -20,6 +22,8 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
         monkeypatch.setenv("HF_TOKEN", WRITE)
+        if "transformers.utils.hub" in sys.modules:  # its client keeps to the Hub that it asked first
+            monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         yield server
 
 
