@@ -30,12 +30,13 @@ isolation
 published
 recipe
 serving space
+fleet
 cli
 __init__
 """
 LINES = [line.split() for line in ROOMS.splitlines()]
 ABOVE = {room: {name for above in LINES[:place] for name in above} for place, line in enumerate(LINES) for room in line}
-DEVICE_ROOMS = {"manifest", "transforms", "hardware", "hub", "runtime", "isolation", "serving"}
+DEVICE_ROOMS = {"manifest", "transforms", "hardware", "hub", "runtime", "isolation", "serving", "fleet"}
 LIGHT_ROOMS = DEVICE_ROOMS | {"errors", "tasks", "strict", "storage", "probabilities", "splitting", "collaboration"}
 LIGHT_ROOMS |= {"architectures", "planning", "card", "space"}
 OF_THE_FRONT_DOOR = {"__version__"}  # all that a room may take from the package's own `__init__`

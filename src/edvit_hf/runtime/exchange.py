@@ -12,7 +12,16 @@ import numpy as np
 from edvit_hf.errors import DataError
 from edvit_hf.manifest import Manifest, SubModelEntry
 from edvit_hf.runtime.clock import Clock
-from edvit_hf.runtime.engines import ON_REQUEST, Pending, Reason, SubModelRequest, SubModelResponse, UnavailableError
+from edvit_hf.runtime.engines import (
+    ON_REQUEST,
+    LateError,
+    Pending,
+    Reason,
+    SubModelRequest,
+    SubModelResponse,
+    UnavailableError,
+    VersionError,
+)
 from edvit_hf.tasks import FUSION_READS, vote_sizes
 
 logger = logging.getLogger(__name__)
@@ -197,8 +206,14 @@ class Exchange:
 
 def reason_of(index: int, error: BaseException) -> Reason:
     """What an engine's error says about a sub-model."""
-    if isinstance(error, UnavailableError):
-        return "unavailable"
+    told: dict[type[BaseException], Reason] = {
+        UnavailableError: "unavailable",
+        VersionError: "version",
+        LateError: "deadline",
+    }
+    for kind, reason in told.items():
+        if isinstance(error, kind):
+            return reason
     logger.warning("sub-model %d failed: %s: %s", index, type(error).__name__, error)
     return "failed"
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnxruntime
 
@@ -14,7 +14,7 @@ from edvit_hf.errors import EDViTError, ManifestError
 from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import unknown_profile
 from edvit_hf.manifest import Manifest, SubModelEntry, Variant
-from edvit_hf.manifest.entries import suited_variants
+from edvit_hf.manifest.entries import Precision, suited_variants
 from edvit_hf.manifest.graphs import verified_graph
 from edvit_hf.runtime.engines.lanes import run_within
 from edvit_hf.tasks import FUSION_INPUTS, FUSION_READS, GRAPH_INPUTS, vote_sizes
@@ -145,6 +145,23 @@ def check_share(root: Path, manifest: Manifest, indices: Sequence[int], precisio
         "fusion head. What is listed in the manifest but missing cannot answer; a folder that was fetched for one "
         f"device holds its share only. {' '.join([*advice, 'Or fetch or export all of it again.'])}"
     )
+
+
+def held_variants(root: Path, manifest: Manifest, precision: str | None, profile: str | None) -> dict[int, Variant]:
+    """Sub-model -> the file of it that lies in a folder, for each of which there is one.
+
+    Where several do, the one of `precision` (None: the first there is of fp32, fp16, int8) that suits `profile` (None:
+    this machine) best. Whether it is what the manifest promises is found when it is opened.
+    """
+    chosen = {}
+    for entry in manifest.sub_models:
+        held = _held(root, entry)
+        for name in get_args(Precision) if precision is None else (precision,):
+            suited = suited_variants(held, name, profile or _this_machine()) or suited_variants(held, name, None)
+            if suited:
+                chosen[entry.index] = suited[0]
+                break
+    return chosen
 
 
 def _held(root: Path, entry: SubModelEntry) -> list[Variant]:

@@ -213,15 +213,15 @@ class ImageTransform:
 
     def __call__(self, image: ImageSource) -> np.ndarray:
         """Return the model's input: (1, 3, H, W) float32. Raises what `open_image` raises."""
-        values = self.pixels(image)
+        return np.ascontiguousarray(self.normalised(self.pixels(image)).transpose(2, 0, 1)[None])
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 pixels rescaled and normalised: (H, W, 3) float32."""
         # The stock order of types: rescale in float64, round to float32, normalise in float32.
-        scaled: np.ndarray = values.astype(np.float64)
-        if self.rescale_factor is not None:
-            scaled = scaled * self.rescale_factor
-        scaled = scaled.astype(np.float32)
+        scaled: np.ndarray = (pixels.astype(np.float64) * (self.rescale_factor or 1.0)).astype(np.float32)
         if self.mean is not None and self.std is not None:
             scaled = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+        return scaled
 
     def inputs(self, image: ImageSource) -> dict[str, np.ndarray]:
         """Return the model's input by name: {"pixel_values": (1, 3, H, W) float32}. Raises what `open_image` raises."""

@@ -37,6 +37,14 @@ class UnavailableError(EDViTError):
     """An engine cannot reach a sub-model, and knows it at once: the breaker opens without waiting for a second miss."""
 
 
+class VersionError(EDViTError):
+    """A device holds another version of the ensemble than the one asked for, or of this package; it did not answer."""
+
+
+class LateError(EDViTError, TimeoutError):
+    """A device gave up at the end of the request's budget: nobody waits for its answer any more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubModelRequest:
     """One batch of prepared inputs for one sub-model. Only plain values and arrays: it can be sent as it is.
@@ -130,7 +138,8 @@ class Engine(Protocol):
         """Send a request to a sub-model, without waiting.
 
         A `DataError`, raised or as the result, says that the input is at fault; `UnavailableError` that the sub-model
-        cannot be reached now; anything else that it failed.
+        cannot be reached now; `VersionError` that its device runs another version; `LateError` that its device gave up
+        when the budget was over; anything else that it failed.
         """
         ...
 

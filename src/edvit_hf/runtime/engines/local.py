@@ -109,12 +109,25 @@ class LocalEngine:
         check_num_threads(num_threads)
         check_share(root, manifest, chosen, precision, profile)
         variants = chosen_variants([manifest.sub_models[i] for i in chosen], precision, profile)
+        return cls.of_files(root, manifest, variants, num_threads=num_threads, schedule=schedule)
+
+    @classmethod
+    def of_files(
+        cls,
+        root: Path,
+        manifest: Manifest,
+        variants: Mapping[int, Variant],
+        *,
+        num_threads: int | None = None,
+        schedule: Literal["auto"] | Schedule = "auto",
+    ) -> "LocalEngine":
+        """As `load`, of files that were chosen already: sub-model -> its own, of any precision."""
         cores = num_threads or usable_cores()
-        if schedule == "auto" and (cores == 1 or len(chosen) == 1):
+        if schedule == "auto" and (cores == 1 or len(variants) == 1):
             schedule = "in_turn"
         opened = partial(cls._open, root, manifest, variants, num_threads)
         # With a core for each, one worker per core is one per sub-model.
-        tried = [each for each in SCHEDULES if each != "per_core" or cores < len(chosen)]
+        tried = [each for each in SCHEDULES if each != "per_core" or cores < len(variants)]
         first, *others = tried if schedule == "auto" else [schedule]
         until = time.monotonic() + OPEN_SECONDS
         engines = {first: opened(first, OpeningTime(OPEN_SECONDS, FILES_AT_THEIR_LIMIT * OPEN_SECONDS))}
