@@ -27,12 +27,14 @@ def devices_of(manifest: Manifest) -> tuple[Device, ...]:
         everything = tuple(names[label] for label in manifest.class_groups[0])
         every = frozenset(everything)
         return tuple(Device(index=i, classes=everything, shared=every, state="waiting") for i in range(REPLICAS))
+    focus = manifest.focus_groups or [[] for _ in manifest.sub_models]
     return tuple(
         Device(
             index=entry.index,
             classes=tuple(names[label] for label in entry.class_group),
             shared=frozenset(names[label] for label in entry.class_group if known[label] > 1),
             state="waiting",
+            focus=tuple(names[label] for label in focus[entry.index]),
         )
         for entry in manifest.sub_models
     )
@@ -51,7 +53,8 @@ def joining_of(manifest: Manifest) -> str:
     said = _JOINED[manifest.fusion.kind]
     fewest = min(times.values())
     if fewest == count:
-        return f"{said} Each device knows all {num_labels} classes: any one of them answers alone."
+        cut = ", and was cut for those that it names" if manifest.focus_groups else ""
+        return f"{said} Each device knows all {num_labels} classes{cut}: any one of them answers alone."
     if fewest > 1:
         missing = "any one of them may go missing" if fewest == 2 else f"any {fewest - 1} of them may go missing"
         return f"{said} Every class is known by at least {fewest} devices, so that {missing} and none is forgotten."

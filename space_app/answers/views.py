@@ -17,7 +17,7 @@ class Device:
 
     Attributes:
         index: Of the sub-model, from 0.
-        classes: Names of its classes.
+        classes: Names of its classes, which it votes over.
         state: "waiting" before the first answer.
         vote: Its most probable class, "other" included; None without an answer.
         vote_share: Probability of that, 0..1.
@@ -27,6 +27,7 @@ class Device:
         changes_answer: Whether that differs from the label now.
         reason: In words, why it is missing.
         shared: Those of its classes that another device knows too.
+        focus: Those that it was cut for, where it votes over others too; else empty.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Device:
     changes_answer: bool = False
     reason: str | None = None
     shared: frozenset[str] = frozenset()
+    focus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,19 +253,23 @@ def png_uri(pixels: np.ndarray) -> str:
 
 
 def _device(device: Device) -> str:
-    known = device.classes[:MAX_CLASSES]
-    more = len(device.classes) - len(known)
-    chips = "".join(_chip(name, name in device.shared) for name in known) + (
+    told = device.focus or device.classes  # of a device that votes over all, what it was cut for
+    known = told[:MAX_CLASSES]
+    more = len(told) - len(known)
+    chips = "".join(_chip(name, name in device.shared and not device.focus) for name in known) + (
         f'<li class="more">+{more}</li>' if more else ""
     )
+    if device.focus:
+        chips += f'<li class="more">votes over {len(device.classes)}</li>'
     unplugged = device.state == "unplugged"
     spoken = escape(", ".join(known) + (f" and {more} more" if more else ""))
-    verb = "Plug in" if unplugged else "Unplug"
+    verb, knows = "Plug in" if unplugged else "Unplug", "cut for" if device.focus else "knows"
+    heading = "Cut for" if device.focus else "Its classes"
     return (
         f'<li class="ed-device ed-{device.state}"><div class="ed-device-head"><h3>Device {device.index}</h3>'
         f'<button type="button" class="ed-plug" data-device="{device.index}" data-unplugged="{int(unplugged)}" '
-        f'aria-label="{verb} device {device.index} (knows {spoken})">{_icon("plug")}<span>{verb}</span></button></div>'
-        f'<ul class="ed-classes" aria-label="Its classes">{chips}</ul>{_device_body(device)}</li>'
+        f'aria-label="{verb} device {device.index} ({knows} {spoken})">{_icon("plug")}<span>{verb}</span></button>'
+        f'</div><ul class="ed-classes" aria-label="{heading}">{chips}</ul>{_device_body(device)}</li>'
     )
 
 

@@ -4,6 +4,7 @@
 import pytest
 
 from edvit_hf.card import forms
+from edvit_hf.card.tables import sub_model_table
 from edvit_hf.card.words import making_table
 from edvit_hf.manifest import Manifest
 from support.tiny_ensemble import write_tiny_ensemble
@@ -49,6 +50,19 @@ def test_copies_and_generalists_know_every_class_and_have_no_other(focus, words)
     text = forms.what_other_means(one) + forms.columns_explained(one) + forms.labels_comment(one)
     assert "other`" not in text
     assert forms.columns_explained(one).count("Vote sent") == 1
+
+
+def test_the_table_of_generalists_names_what_each_was_cut_for_and_that_it_votes_over_all():
+    results = {"class_groups": [ALL, ALL], "focus_groups": [[0], [1, 2]], "dataset": {"label_names": ["a", "b", "c"]}}
+    one = forms.form_of(results, None, {"fuse": {"kind": "residual"}})
+    lines = sub_model_table(results, one).splitlines()
+    assert lines[0].startswith("| sub-model | cut for |")
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["a", "b, c"]
+    assert "it votes over all 3 labels" in forms.columns_explained(one)
+    narrow = form([[0, 1], [1, 2]], focus=[[0], [2]])
+    assert "it votes over more labels than these" in forms.columns_explained(narrow)
+    copies = form([ALL, ALL], "average")
+    assert (forms.classes_header(copies), "Cut for" in forms.columns_explained(copies)) == ("classes", False)
 
 
 def test_one_model_is_replicas():

@@ -26,7 +26,7 @@ from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.runtime.answers import Fusion
 from edvit_hf.runtime.engines import SubModelResponse
 from edvit_hf.tasks import FUSION_INPUTS
-from support.tiny_export import PIXELS, SHAPES_OF_FUSION, SPLITS, exported_fusion
+from support.tiny_export import PIXELS, SHAPES_OF_FUSION, SPLITS, exported_fusion, exported_images
 
 NUM_CLASSES, WIDTH = 6, 4
 
@@ -127,6 +127,25 @@ def test_losses_are_gated_and_told_for_what_each_sub_model_was_cut_for_though_it
     data = SimpleNamespace(label_names=manifest.label_names)
     row = measure._measure(root, data, EvaluateConfig(), "fp32", None, None)["rows"][0]
     assert row["per_group_accuracy"] == [1.0, 0.0][: len(manifest.sub_models)]
+
+
+@torch.no_grad()
+def test_a_vote_over_more_than_it_was_cut_for_says_what_its_group_accuracy_is_over(exported):
+    _, _, model, manifest = exported
+    labels = model(torch.from_numpy(PIXELS[SPLITS["test"]])).logits.argmax(1).numpy()
+    for index, entry in enumerate(manifest.sub_models):
+        (focus,), group = model.config.focus_groups[index], model.config.class_groups[index]
+        votes = model.sub_models[index](torch.from_numpy(PIXELS[SPLITS["test"]])).logits.argmax(1).numpy()
+        own = labels == focus
+        expected = (votes[own] == group.index(focus)).mean() if own.any() else None
+        row = entry.variants[0].accuracy
+        assert row["group_accuracy"] == (None if expected is None else pytest.approx(expected))
+        assert row["group_accuracy_over"] == "focus_groups"
+
+
+def test_a_vote_over_what_it_was_cut_for_is_told_as_ever(tmp_path_factory):
+    _, _, _, manifest = exported_images(tmp_path_factory)
+    assert all("group_accuracy_over" not in v.accuracy for e in manifest.sub_models for v in e.variants)
 
 
 def test_accuracy_per_group_is_asked_for_what_each_sub_model_was_cut_for(exported, monkeypatch):

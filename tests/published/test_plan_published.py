@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.cli import app
+from edvit_hf.cli.tables import plan_table
 from edvit_hf.errors import BudgetError, ManifestError
 from edvit_hf.hardware.latency import total_ms
 from edvit_hf.hardware.profiles import FIGURES, LATENCY_FEATURES, DeviceProfile, save_profile
@@ -23,6 +24,7 @@ from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.placed_plan import place_loads
 from edvit_hf.published.files import read_published
 from edvit_hf.published.plan import _vote_size, is_published, plan_published
+from support.tiny_ensemble import write_tiny_ensemble
 
 SPACE = Path(__file__).resolve().parents[2] / "space_app/model/digits"
 FLEET = """
@@ -105,6 +107,27 @@ def test_copies_and_overlapping_groups_are_placed_one_on_each_device_with_spread
         assert [s.classes for s in plan.sub_models] == [sorted(group) for group in groups]
         assert (plan.fusion_parameters == 0) == (kind == "average")
         assert plan.placement["objective"] == "spread"
+
+
+@pytest.mark.parametrize("has_manifest", [False, True])
+def test_a_plan_of_generalists_says_what_each_was_cut_for(fleet, tmp_path, has_manifest):
+    focus = [[0, 2], [1]]
+    folder = write_checkpoint(tmp_path / "e", [(0, 1, 2)] * 2, fusion_kind="average", focus_groups=focus)
+    if has_manifest:
+        dataclasses.replace(
+            write_tiny_ensemble(folder, [[0, 1, 2]] * 2, kind="average"), focus_groups=focus
+        ).save(folder)  # fmt: skip
+    plan, _ = plan_published(str(folder), fleet)
+    assert [s.focus for s in plan.sub_models] == focus
+    assert "cut for classes [0, 2], votes over 3" in str(plan)
+    assert "0 2; votes over all 3" in map(str, plan_table(plan).columns[2].cells)
+
+
+def test_focus_groups_that_do_not_belong_to_the_class_groups_are_refused(tmp_path):
+    for focus in ([[0, 2]], [[2], [1]]):
+        folder = write_checkpoint(tmp_path / "e", [(0, 1), (1, 2)], focus_groups=focus)
+        with pytest.raises(ManifestError, match="`focus_groups` must name, for each of 2 sub-models, some of its"):
+            read_published(str(folder))
 
 
 def test_votes_with_an_other_that_no_class_is_left_for_are_counted_with_it(fleet, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sub-models that are cut for a class group and vote over every class: `distill.votes: all`."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import run
 from edvit_hf.recipe.keys import chosen_values
 from edvit_hf.recipe.running import stage_dir, stages_of
+from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json, write_json
 from support.tiny_recipe import tiny_recipe
@@ -39,6 +41,21 @@ def test_each_generalist_is_cut_for_its_group_and_votes_over_every_class(general
         assert [sub_model.config.id2label[c] for c in everyone] == names  # no "other"
     plans = [json.dumps(read_json(trip.folders["prune"] / f"pruning_plan_{i:02d}.json")) for i in range(2)]
     assert plans[0] != plans[1]
+
+
+def test_its_plan_says_what_each_was_cut_for_before_and_after_the_groups_are_known(generalists):
+    trip = generalists
+    assert [s.focus for s in trip.plan.sub_models] == trip.focus_groups
+    before = plan_recipe(trip.recipe)
+    assert sorted(c for s in before.sub_models for c in s.focus) == list(range(10))
+    assert all(s.classes == list(range(10)) for s in before.sub_models)
+    assert not any("placeholders" in note for note in before.notes)
+    similar = dataclasses.replace(trip.recipe.split, strategy="similarity")
+    notes = plan_recipe(dataclasses.replace(trip.recipe, split=similar)).notes
+    assert any("placeholders" in note for note in notes)
+    distill = dataclasses.replace(trip.recipe.distill, votes="group")
+    specialists = plan_recipe(dataclasses.replace(trip.recipe, distill=distill))
+    assert [s.focus for s in specialists.sub_models] == [None, None]
 
 
 def test_each_generalist_sees_every_training_item_in_every_epoch(generalists):

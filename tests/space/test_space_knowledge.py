@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page says which classes several devices know, how answers are joined, and what unplugging then costs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,6 +55,20 @@ def test_copies_are_averaged_and_any_one_answers_alone(tmp_path):
     assert "Those that are left know every class." in page.sentence
     assert page.joined in devices_html(page)
     assert view(opened, None, []).joined == page.joined
+
+
+def test_generalists_are_shown_with_what_each_was_cut_for_and_that_it_votes_over_all(tmp_path):
+    manifest = write_tiny_ensemble(tmp_path, [ALL] * 2, kind="average")
+    replace(manifest, focus_groups=[[0, 2], [1]]).save(tmp_path)
+    page = view(open_other(str(tmp_path)), None, [1])
+    assert [device.focus for device in page.devices] == [("class_0", "class_2"), ("class_1",)]
+    assert "was cut for those that it names: any one of them answers alone" in page.joined
+    html = devices_html(page)
+    assert html.count('aria-label="Cut for"') == 2
+    assert html.count('<li class="more">votes over 3</li>') == 2
+    assert "<li>class_2</li>" in html
+    assert html.count("class_1</li>") == 1
+    assert "Plug in device 1 (cut for class_1)" in html
 
 
 def test_one_model_is_shown_as_replicas_that_answer_alone_until_the_last_is_unplugged(tmp_path):

@@ -103,12 +103,19 @@ def vote_header(form: Form) -> str:
     return "own vote" if form.knows_all else "vote with `other`"
 
 
+def classes_header(form: Form) -> str:
+    """Head of the column with a sub-model's classes: those that it votes over, or those that it was cut for."""
+    return "cut for" if form.focus_groups else "classes"
+
+
 def columns_explained(form: Form) -> str:
-    """What stands in these two columns."""
+    """What stands in the columns of the sub-models."""
     sent, vote = sent_header(form), vote_header(form)
     view = "" if form.knows_all else " on its view of the test split, all its classes and the rest pooled as `other`"
+    votes = f"all {form.num_labels} labels" if form.knows_all else "more labels than these"
+    focus = f"*Cut for*: the classes that its pruning was to keep; it votes over {votes}. " if form.focus_groups else ""
     return (
-        f"*MACs*: multiply-accumulates for one input. *{sent.capitalize()}*: float32 bytes for one input. "
+        f"{focus}*MACs*: multiply-accumulates for one input. *{sent.capitalize()}*: float32 bytes for one input. "
         f"*{vote.capitalize()}*: accuracy of the sub-model by itself{view}."
     )
 

@@ -266,7 +266,8 @@ def group_table(results: Mapping[str, Any]) -> str:
 def sub_model_table(results: Mapping[str, Any], form: forms.Form) -> str:
     """Class groups with the cost of their sub-model and the bytes that it sends per input."""
     measured = {entry["index"]: entry for entry in results.get("sub_models") or []}
-    header = ["sub-model", "classes", "parameters", "size", "MACs", forms.sent_header(form), forms.vote_header(form)]
+    header = ["sub-model", forms.classes_header(form), "parameters", "size", "MACs"]
+    header += [forms.sent_header(form), forms.vote_header(form)]
     lines = []
     for index, name in enumerate(group_names(results)):
         entry = measured.get(index, {})

@@ -13,7 +13,7 @@ from edvit_hf.storage import MIB
 from edvit_hf.terminal import PlainTable, new_table, visible
 
 if TYPE_CHECKING:
-    from edvit_hf.planning.plan import DevicePlan, Plan
+    from edvit_hf.planning.plan import DevicePlan, Plan, SubModelPlan
     from edvit_hf.runtime import EDViTRuntime
 
 
@@ -88,7 +88,7 @@ def plan_table(plan: "Plan") -> PlainTable:
         keep = s.from_scratch or ("" if s.keep_heads is None else str(s.keep_heads))
         cells = _size_cells(s.parameters, s.macs)
         predicted = _or_unknown(s.predicted_ms), _or_unknown(s.energy_mj)
-        table.add_row(f"sub-model {s.index}", s.device, _class_cell(s.classes, num_classes), keep, *cells, *predicted)
+        table.add_row(f"sub-model {s.index}", s.device, _knows_cell(s, num_classes), keep, *cells, *predicted)
     for r in plan.replicas:
         table.add_row(f"replica of {r.index}", r.device, "", "", "", "", "", _or_unknown(r.predicted_ms), "")
     return table
@@ -151,6 +151,12 @@ def _failure_line(plan: "Plan") -> list[str]:
 def _size_cells(parameters: int, macs: int | None) -> tuple[str, str, str]:
     size = BYTES_PER_PARAMETER * parameters / MIB
     return f"{parameters:,}", f"{size:.2f}", "" if macs is None else f"{macs / 1e6:.2f}"
+
+
+def _knows_cell(sub_model: "SubModelPlan", num_classes: int) -> str:
+    """The classes that it votes over; of one that is cut for others, those, and over how many it votes."""
+    votes = _class_cell(sub_model.classes, num_classes)
+    return votes if sub_model.focus is None else f"{_class_cell(sub_model.focus, num_classes)}; votes over {votes}"
 
 
 def _class_cell(classes: Sequence[int], num_classes: int) -> str:

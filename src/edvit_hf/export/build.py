@@ -16,6 +16,7 @@ from edvit_hf.export.gates import (
     GraphSession,
     OnnxEnsemble,
     Predict,
+    SplitAnswers,
     SplitMeasure,
     as_feeds,
     check_parity,
@@ -42,13 +43,33 @@ _FUSION_NOTE = "the head alone has none: see `ensemble.accuracy`"
 _WHOLE_NOTE = "not measured on this graph: it computes what `ensemble.accuracy` was measured on"
 
 
-def measured_row(measure: SplitMeasure, predict: Predict, class_group: Sequence[int] | None = None) -> dict[str, Any]:
-    """Figures as plain JSON, with the hardware they were measured on; the ensemble's also with the environment."""
-    row = json.loads(json.dumps(measure(predict, class_group).to_row(), default=lambda value: value.tolist()))
-    row["measured_on"] = detect_profile()
-    if class_group is None:
-        row["environment"] = {key: value for key, value in environment().items() if key != "versions"}
+def measured_row(measure: SplitMeasure, predict: Predict) -> dict[str, Any]:
+    """The ensemble's figures as plain JSON, with the hardware and the environment they were measured on."""
+    told = {key: value for key, value in environment().items() if key != "versions"}
+    return {**_row_of(measure(predict)), "environment": told}
+
+
+def vote_row(
+    measure: SplitMeasure, predict: Predict, class_group: Sequence[int], focus_group: Sequence[int]
+) -> dict[str, Any]:
+    """The figures of a sub-model's own vote, with the hardware they were measured on.
+
+    `group_accuracy` is over the items of the classes that it was cut for; where it votes over others too,
+    `group_accuracy_over` says that: "focus_groups". Without it, as in earlier files, it is over those of its class
+    group.
+    """
+    answers = measure(predict, class_group)
+    row = _row_of(answers)
+    if set(focus_group) != set(class_group):
+        is_own = np.isin(answers.labels, [list(class_group).index(label) for label in focus_group])
+        share = float(answers.correct[is_own].mean()) if is_own.any() else None
+        row |= {"group_accuracy": share, "group_accuracy_over": "focus_groups"}
     return row
+
+
+def _row_of(answers: SplitAnswers) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(json.dumps(answers.to_row(), default=lambda value: value.tolist()))
+    return {**row, "measured_on": detect_profile()}
 
 
 def _vote_of(session: GraphSession) -> Predict:
@@ -113,8 +134,8 @@ class GraphBuilder:
     def report_votes(self, variants: Sequence[Variant], report: SplitMeasure) -> list[Variant]:
         """The sub-models' variants with the accuracy of their own votes."""
         reported = []
-        for variant, group in zip(variants, self.groups, strict=True):
-            row = measured_row(report, _vote_of(GraphSession(self.staging / variant.file)), group)
+        for variant, group, focus in zip(variants, self.groups, self.focus_groups, strict=True):
+            row = vote_row(report, _vote_of(GraphSession(self.staging / variant.file)), group, focus)
             reported.append(replace(variant, accuracy=row, accuracy_note=None))
         return reported
 

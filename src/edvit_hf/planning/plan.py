@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan as data: what each sub-model keeps and costs, and which device runs it. Standard library only."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class SubModelPlan:
 
     index: int  # its number
     device: str  # where it runs
-    classes: list[int]  # its class group
+    classes: list[int]  # its class group: what it votes over
     parameters: int  # number of them (exact)
     bytes: int  # of the weights in fp32, without a file's header (exact)
     macs: int  # multiply-accumulates for one input (exact)
@@ -40,6 +41,15 @@ class SubModelPlan:
     feature_bytes: int = 0  # what it sends to the coordinator
     # Most bytes of activations alive at once (an estimate), beside the weights
     peak_activation_bytes: int | None = None
+    # Classes that it is cut for, where they are others than it votes over (`distill.votes: all`)
+    focus: list[int] | None = None
+
+    @property
+    def knows(self) -> str:
+        """What it answers, in words."""
+        if self.focus is None:
+            return f"classes {self.classes}"
+        return f"cut for classes {self.focus}, votes over {len(self.classes)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +142,16 @@ class Plan:
         """Write the plan as JSON, by write-then-rename."""
         write_json(path, self.to_dict())
 
+    def with_focus(self, focus_groups: Sequence[Sequence[int]] | None) -> "Plan":
+        """The same, each sub-model with the classes that it is cut for; None where that is what it votes over."""
+        if focus_groups is None:
+            return self
+        told = [
+            replace(s, focus=None if set(focus) == set(s.classes) else list(focus))
+            for s, focus in zip(self.sub_models, focus_groups, strict=True)
+        ]
+        return replace(self, sub_models=told)
+
     @property
     def largest(self) -> SubModelPlan:
         """The sub-model with the most parameters."""
@@ -174,7 +194,7 @@ class Plan:
         if self.teacher["parameters"] is not None:
             lines.append(f"teacher     {_sizes(self.teacher['parameters'], self.teacher['macs'] or 0)}")
         lines += [
-            f"sub-model {s.index:<2}{_sizes(s.parameters, s.macs)}  on {s.device}, classes {s.classes}"
+            f"sub-model {s.index:<2}{_sizes(s.parameters, s.macs)}  on {s.device}, {s.knows}"
             + ("" if s.from_scratch is None else f", {s.from_scratch} from scratch")
             for s in self.sub_models
         ]

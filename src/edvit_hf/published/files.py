@@ -54,9 +54,10 @@ class EnsembleConfig:
     sub_model_configs: list[dict[str, Any]]
     fusion_hidden_size: int = 128
     fusion_kind: FusionKind = "mlp"
+    focus_groups: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
-        groups = self.class_groups
+        groups, focus = self.class_groups, self.focus_groups
         if len(groups) != len(self.sub_model_configs):
             raise ValueError(
                 f"`class_groups` must name one group per sub-model, got {len(groups)} groups and "
@@ -65,6 +66,13 @@ class EnsembleConfig:
         fault = class_groups_fault(groups, self.num_classes)
         if fault is not None or not groups:
             raise ValueError(f"`class_groups` must hold every class from 0 on, and no empty group: {fault}")
+        if focus is not None and (
+            len(focus) != len(groups) or any(set(own) - set(group) for own, group in zip(focus, groups, strict=True))
+        ):
+            raise ValueError(
+                f"`focus_groups` must name, for each of {len(groups)} sub-models, some of its classes, got "
+                f"{focus!r:.200}."
+            )
         if not 0 <= self.fusion_hidden_size < 2**31:
             raise ValueError(f"`fusion_hidden_size` must be 0 or more units, got {self.fusion_hidden_size}.")
 
@@ -88,7 +96,8 @@ class Published:
     """A published ensemble."""
 
     source: str  # folder or Hub id, for messages
-    class_groups: list[list[int]]  # classes of each sub-model
+    class_groups: list[list[int]]  # classes that each sub-model votes over
+    focus_groups: list[list[int]] | None  # those that it was cut for, where they are others
     # Sizes of each sub-model, from the ensemble's config.json or its own; None without either
     shapes: list[ModelShape | None]
     fusion_hidden_size: int | None  # units of the fusion head's hidden layer; None without a config.json
@@ -145,6 +154,7 @@ def read_published(target: str) -> Published:
     return Published(
         source=target,
         class_groups=groups,
+        focus_groups=manifest.focus_groups if manifest is not None else None if values is None else values.focus_groups,
         shapes=shapes,
         manifest=manifest,
         results=results,

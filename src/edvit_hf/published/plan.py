@@ -62,7 +62,7 @@ def place_published(ensemble: Published, fleet: Fleet, *, placement: PlacementMe
     plan = place_loads(FleetCosts.of(fleet, sent, fusion), placement=placement)
     plan = _with_files(dataclasses.replace(plan, teacher=_teacher(ensemble)), ensemble.manifest)
     notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest)]
-    return dataclasses.replace(plan, notes=notes)
+    return dataclasses.replace(plan, notes=notes).with_focus(ensemble.focus_groups)
 
 
 def _notes_on_int8(plan: Plan, manifest: Manifest | None) -> list[str]:

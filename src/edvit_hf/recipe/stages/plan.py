@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,9 @@ _LABEL_KEYS = ("num_labels", "id2label", "label2id")
 
 def plan(trip: "Trip") -> None:
     """Group sizes + teacher sizes + fleet -> keep, placement and predicted costs."""
-    result = plan_groups(trip.recipe, trip.teacher_shape, trip.class_groups, words=trip.words)
+    result = plan_groups(
+        trip.recipe, trip.teacher_shape, trip.class_groups, focus_groups=trip.focus_groups, words=trip.words
+    )
     logger.info("%s", result)
     result.save(trip.folders["plan"] / "plan.json")
     with contextlib.suppress(MissingExtraError):
@@ -80,9 +82,9 @@ def plan_recipe(
             f"the number of classes of dataset {recipe.dataset.path!r} is not known without loading it. "
             "The cost of the heads depends on it. Write `dataset.num_labels`, or pass --num-classes."
         )
-    groups, note = groups_before_training(recipe, num_classes)
+    groups, focus, note = groups_before_training(recipe, num_classes)
     shape = ModelShape.from_config(_teacher_config(recipe), num_labels=num_classes)
-    result = plan_groups(recipe, shape, groups, placement=placement, objective=objective)
+    result = plan_groups(recipe, shape, groups, focus_groups=focus, placement=placement, objective=objective)
     notes += [] if note is None else [note]
     return dataclasses.replace(result, notes=[*notes, *result.notes])
 
@@ -92,12 +94,14 @@ def plan_groups(
     shape: ModelShape,
     groups: list[list[int]],
     *,
+    focus_groups: Sequence[Sequence[int]] | None = None,
     words: int | None = None,
     placement: PlacementMethod = "auto",
     objective: Objective | None = None,
 ) -> Plan:
     """The plan for given sizes and class groups under the recipe's keep and fleet (on another objective, if given).
 
+    `focus_groups` are what each sub-model is cut for, None: what it votes over. They change no size and are only told.
     `words` is how many words sub-models know where `prune.vocabulary` cuts them; None where that is not known yet.
 
     Raises:
@@ -121,6 +125,7 @@ def plan_groups(
         placement=placement,
     )
     check_rounds(shape, result, prune.rounds)
+    result = result.with_focus(focus_groups)
     notes = [*([] if recipe.fleet else [DEFAULT_FLEET_NOTE]), *([] if note is None else [note])]
     return dataclasses.replace(result, notes=[*notes, *result.notes]) if notes else result
 

@@ -46,15 +46,16 @@ def voting_groups(recipe: Recipe, focus_groups: list[list[int]], num_classes: in
     return focus_groups
 
 
-def groups_before_training(recipe: Recipe, num_classes: int) -> tuple[list[list[int]], str | None]:
-    """The classes that each sub-model votes over as far as sizes tell them, and a note where they stand in for others.
+def groups_before_training(recipe: Recipe, num_classes: int) -> tuple[list[list[int]], list[list[int]], str | None]:
+    """The classes that each sub-model votes over and those that it is cut for, and a note on what stands in for others.
+
+    As far as sizes tell them.
 
     Raises:
         RecipeError: The recipe's split is impossible.
     """
     groups, note = placeholder_groups(num_classes, recipe.split, capability=capability(recipe))
-    votes = voting_groups(recipe, groups, num_classes)
-    return votes, note if votes == groups else None
+    return voting_groups(recipe, groups, num_classes), groups, note
 
 
 def capability(recipe: Recipe) -> list[float] | None:

@@ -224,9 +224,9 @@ def refuse_impossible_plan(trip: Trip, model: "PreTrainedModel") -> None:
     """
     architecture_of(model)
     config = model.config
-    groups, note = groups_before_training(trip.recipe, config.num_labels)
+    groups, focus, note = groups_before_training(trip.recipe, config.num_labels)
     if note is None:  # else the groups only stand in for others
-        trip.refuse_empty_groups(groups)
+        trip.refuse_empty_groups(focus)
     shape = ModelShape.from_config(config.to_dict(), num_labels=config.num_labels)
     plan = plan_groups(trip.recipe, shape, groups, words=trip.words)
     check_size(plan.fusion_parameters * BYTES_PER_PARAMETER, "the fusion head (`fuse.hidden_size`)")
