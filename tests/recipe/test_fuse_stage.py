@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
+from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import run
-from edvit_hf.recipe.keys import key_values
+from edvit_hf.recipe.keys import fuse_sources, key_values
 from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.stages import fuse as stage
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json
+from edvit_hf.training import absences
 from support.tiny_recipe import tiny_recipe
 
 BEFORE = ("teacher", "split", "plan", "prune", "distill")
@@ -128,6 +131,36 @@ def test_a_scale_is_chosen_by_a_paired_interval_and_is_zero_without_gain():
         average = stage.shares_right(ensemble.fusion, features, votes, labels)
         found = stage._choose_scale(ensemble, features, votes, labels, average)
         assert found["scale"] == ensemble.fusion.scale == expected
+
+
+def test_the_recipes_bound_on_subsets_reaches_what_validation_decides(generalists, tmp_path, monkeypatch):
+    asked = set()
+
+    def counted(num_sub_models, num_absent, limit=None):
+        asked.add(limit)
+        return absent_subsets(num_sub_models, num_absent, limit=limit)
+
+    monkeypatch.setattr(absences, "absent_subsets", counted)
+    shutil.copytree(generalists, tmp_path / "work")
+    until = {"epochs": 1, "patience": 1, "joint": True, "joint_epochs": 1, "joint_patience": 1}
+    changes = {"distill": ALL, "fuse": {"kind": "residual", **until}, "evaluate": {"max_subsets": 1}}
+    recipe = tiny_recipe(tmp_path, **changes)
+    run(recipe, tmp_path / "work", stages=[*BEFORE, "fuse"])
+    assert asked == {1}
+    other = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, max_subsets=2))
+    (record,) = run(other, tmp_path / "work", stages=["fuse"])
+    assert not record.skipped, "other subsets may decide otherwise"
+
+
+@pytest.mark.parametrize(
+    ("fuse", "is_read"),
+    [({}, False), ({"patience": 1}, True), ({"kind": "residual"}, True), ({"joint": True, "joint_patience": 1}, True)],
+)
+def test_a_bound_on_subsets_is_part_of_the_fuse_stage_where_it_is_read_and_not_the_usual_one(tmp_path, fuse, is_read):
+    for most in (5, MAX_SUBSETS):
+        recipe = tiny_recipe(tmp_path, distill=ALL, fuse=fuse, evaluate={"max_subsets": most})
+        expected = {"max_subsets": 5} if is_read and most == 5 else None
+        assert fuse_sources(recipe, FileHashes()) == expected
 
 
 def test_votes_over_groups_are_averaged_with_a_rule_for_other_alone(tmp_path):

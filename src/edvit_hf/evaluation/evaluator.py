@@ -42,7 +42,8 @@ class EvaluateConfig:
             the epochs of distillation, pruning rounds and joint tuning together.
         devices: For how many devices a single sub-model, the same on each, is compared with what else they could carry.
             None: for all of the fleet that hold it. A `strategy` sets it to the number that was asked for.
-        max_subsets: At most this many subsets of absent sub-models are measured for each number absent.
+        max_subsets: At most this many subsets of absent sub-models are measured for each number absent, on test items
+            and where validation items decide over a fusion.
         batch_size: Test items per forward pass.
     """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.card.render import template_path
+from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.data.config import EMBEDDED_DATASET
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.data.listing import list_folder
@@ -118,6 +119,13 @@ def fleet_sources(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
 def split_sources(recipe: Recipe, hashes: FileHashes) -> Any:
     """What the fleet says, where group sizes follow its devices."""
     return fleet_sources(recipe, hashes) if recipe.split.sizes == "proportional" else None
+
+
+def fuse_sources(recipe: Recipe, hashes: FileHashes) -> Any:
+    """`evaluate.max_subsets`, where validation with sub-models absent decides something and it is not the default."""
+    fuse, most = recipe.fuse, recipe.evaluate.max_subsets
+    is_read = fuse.kind != "mlp" or fuse.patience is not None or (fuse.joint and fuse.joint_patience is not None)
+    return {"max_subsets": most} if is_read and most != MAX_SUBSETS else None
 
 
 def export_sources(recipe: Recipe, hashes: FileHashes) -> list[Any]:

@@ -48,7 +48,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("plan", plan, ("teacher", "split"), _PLAN_VALUES, sources=keys.fleet_sources, parts=_pruning_part),
     Stage("prune", cut.prune, ("teacher", "split", "plan.keep_heads"), ("prune",)),
     Stage("distill", cut.distill, ("teacher", "split", "prune"), ("distill",), is_shared=True),
-    Stage("fuse", fuse, ("teacher", "split", "distill"), ("fuse", "name")),
+    Stage("fuse", fuse, ("teacher", "split", "distill"), ("fuse", "name"), sources=keys.fuse_sources),
     Stage("evaluate", evaluate, ("teacher", "plan", "distill", "fuse"), ("evaluate",)),
     Stage("export", export, ("fuse",), ("export",), sources=keys.export_sources),
     Stage("card", card, ("plan", "evaluate", "export"), ("card", "name"), sources=keys.card_sources),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.data.split import Split
 from edvit_hf.training.absences import shares_right
 from edvit_hf.training.objectives import group_targets
@@ -73,30 +74,35 @@ def _of_vote(logits: Tensor, labels: np.ndarray, group: list[int] | None, num_cl
     }
 
 
-def validate_fusion(features: Tensor, logits: Tensor, labels: np.ndarray) -> Validate:
-    """Accuracy of a fusion on stored features (N, D) and votes (N, V), averaged over 0, 1 and 2 absent."""
+def validate_fusion(features: Tensor, logits: Tensor, labels: np.ndarray, max_subsets: int = MAX_SUBSETS) -> Validate:
+    """Accuracy of a fusion on stored features (N, D) and votes (N, V), averaged over 0, 1 and 2 absent.
+
+    Of each number absent over at most `max_subsets` subsets.
+    """
 
     def validate(fusion: nn.Module) -> dict[str, float]:
         device = next(fusion.parameters()).device
-        return _of_fusion(fusion, features.to(device), logits.to(device), labels)
+        return _of_fusion(fusion, features.to(device), logits.to(device), labels, max_subsets)
 
     return validate
 
 
-def validate_ensemble(split: Split) -> Validate:
-    """Accuracy of a `JointModel`'s ensemble, averaged over 0, 1 and 2 absent."""
+def validate_ensemble(split: Split, max_subsets: int = MAX_SUBSETS) -> Validate:
+    """The same of a `JointModel`'s ensemble on a split."""
 
     def validate(model: Any) -> dict[str, float]:
         device, ensemble = next(model.parameters()).device, model.ensemble
         features, logits = all_outputs(ensemble.features_and_logits, split, device)
-        return _of_fusion(ensemble.fusion, features.to(device), logits.to(device), split.labels)
+        return _of_fusion(ensemble.fusion, features.to(device), logits.to(device), split.labels, max_subsets)
 
     return validate
 
 
 @torch.no_grad()
-def _of_fusion(fusion: nn.Module, features: Tensor, logits: Tensor, labels: np.ndarray) -> dict[str, float]:
-    right = shares_right(fusion, features, logits, labels)
+def _of_fusion(
+    fusion: nn.Module, features: Tensor, logits: Tensor, labels: np.ndarray, max_subsets: int
+) -> dict[str, float]:
+    right = shares_right(fusion, features, logits, labels, max_subsets)
     everyone = torch.ones(len(labels), len(fusion.feature_sizes), device=features.device)  # type: ignore[arg-type]
     answers = fusion(features, logits, everyone)
     loss = F.cross_entropy(answers, torch.from_numpy(labels).to(answers.device))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edvit_hf.collaboration import MOST_ABSENT, absent_subsets
+from edvit_hf.collaboration import MAX_SUBSETS, MOST_ABSENT, absent_subsets
 from edvit_hf.training.objectives import group_targets
 
 BATCH_SIZE = 4096
@@ -17,11 +17,11 @@ BATCH_SIZE = 4096
 TEMPERATURES = torch.logspace(math.log2(0.25), math.log2(4.0), 81, base=2.0, dtype=torch.float64)
 
 
-def absence_masks(num_sub_models: int) -> list[Tensor]:
+def absence_masks(num_sub_models: int, max_subsets: int = MAX_SUBSETS) -> list[Tensor]:
     """For 0, 1 and 2 absent, but never all of them, who is present in every subset of `absent_subsets`: (K, S) bool."""
     found = []
     for num_absent in range(min(MOST_ABSENT, num_sub_models - 1) + 1):
-        subsets = absent_subsets(num_sub_models, num_absent)
+        subsets = absent_subsets(num_sub_models, num_absent, limit=max_subsets)
         masks = torch.ones(len(subsets), num_sub_models, dtype=torch.bool)
         for row, subset in enumerate(subsets):
             masks[row, list(subset)] = False
@@ -30,7 +30,9 @@ def absence_masks(num_sub_models: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def shares_right(fusion: nn.Module, features: Tensor, logits: Tensor, labels: np.ndarray) -> np.ndarray:
+def shares_right(
+    fusion: nn.Module, features: Tensor, logits: Tensor, labels: np.ndarray, max_subsets: int = MAX_SUBSETS
+) -> np.ndarray:
     """How often a fusion is right about every item with 0, 1, 2 absent.
 
     Args:
@@ -38,18 +40,19 @@ def shares_right(fusion: nn.Module, features: Tensor, logits: Tensor, labels: np
         features (`Tensor`): (N, D) of all sub-models side by side.
         logits (`Tensor`): (N, V), their votes side by side.
         labels (`np.ndarray`): (N,) int64.
+        max_subsets (`int`): At most so many subsets of each number absent.
 
     Returns:
         `np.ndarray`: (A, N) float64 in 0..1: over the subsets of each number absent, the share that is right.
     """
     was_training = fusion.training
     fusion.eval()
-    num_sub_models = len(fusion.feature_sizes)  # type: ignore[arg-type]
-    rows = [np.zeros(len(labels)) for _ in absence_masks(num_sub_models)]
+    of_each_number = absence_masks(len(fusion.feature_sizes), max_subsets)  # type: ignore[arg-type]
+    rows = [np.zeros(len(labels)) for _ in of_each_number]
     targets = torch.from_numpy(labels)
     for start in range(0, len(labels), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        for row, masks in zip(rows, absence_masks(num_sub_models), strict=True):
+        for row, masks in zip(rows, of_each_number, strict=True):
             for mask in masks:
                 answers = fusion(features[part], logits[part], mask.expand(len(targets[part]), -1)).argmax(dim=-1)
                 row[part] += (answers == targets[part].to(answers.device)).double().cpu().numpy() / len(masks)

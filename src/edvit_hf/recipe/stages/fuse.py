@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
+from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_arrays, validation_accuracy, write_processor
 from edvit_hf.recipe.validating import all_outputs, outputs, validate_ensemble, validate_fusion
@@ -89,20 +90,20 @@ def _fuse_votes(trip: Trip, ensemble: Any) -> tuple[dict[str, Any], dict[str, An
     logs: dict[str, Any] = {}
     features, logits = _validation_outputs(trip, ensemble)
     found: dict[str, Any] = {"temperatures": _calibrate(trip, ensemble, logits)}
-    labels = trip.data.validation.labels
-    average = shares_right(ensemble.fusion, features, logits, labels)
+    labels, most = trip.data.validation.labels, trip.recipe.evaluate.max_subsets
+    average = shares_right(ensemble.fusion, features, logits, labels, most)
     found["frozen"] = float(average[0].mean())
     if config.joint:
         _reset(ensemble)  # tuned as they are, calibrated after it
         logs["joint"] = _tune_jointly(trip, ensemble)
         features, logits = _validation_outputs(trip, ensemble)
         found["temperatures"] = _calibrate(trip, ensemble, logits)
-        average = shares_right(ensemble.fusion, features, logits, labels)
+        average = shares_right(ensemble.fusion, features, logits, labels, most)
         found["joint"] = float(average[0].mean())
     if config.kind == "residual":
         logs["head"] = _train_residual(trip, ensemble)
-        found |= _choose_scale(ensemble, features, logits, labels, average)
-        average = shares_right(ensemble.fusion, features, logits, labels)
+        found |= _choose_scale(ensemble, features, logits, labels, average, most)
+        average = shares_right(ensemble.fusion, features, logits, labels, most)
     absent = [float(value) for value in average.mean(axis=1)]
     return logs, {"accuracy": absent[0], **found, "absent": absent}
 
@@ -130,7 +131,12 @@ def _train_residual(trip: Trip, ensemble: Any) -> dict[str, Any]:
 
 
 def _choose_scale(
-    ensemble: Any, features: torch.Tensor, logits: torch.Tensor, labels: np.ndarray, average: np.ndarray
+    ensemble: Any,
+    features: torch.Tensor,
+    logits: torch.Tensor,
+    labels: np.ndarray,
+    average: np.ndarray,
+    max_subsets: int = MAX_SUBSETS,
 ) -> dict[str, Any]:
     """Set the largest scale whose accuracy over 0, 1 and 2 absent exceeds the average's beyond noise, else 0.
 
@@ -140,11 +146,12 @@ def _choose_scale(
         logits: (N, V), their votes.
         labels: (N,).
         average: (A, N) `shares_right` of the average.
+        max_subsets: At most so many subsets of each number absent.
     """
     tried, chosen = [], 0.0
     for scale in SCALES:
         ensemble.fusion.set_scale(scale)
-        own = shares_right(ensemble.fusion, features, logits, labels)
+        own = shares_right(ensemble.fusion, features, logits, labels, max_subsets)
         interval = paired_interval(own.mean(axis=0), average.mean(axis=0))
         tried.append({"scale": scale, "gain": interval.difference, "low": interval.low, "high": interval.high})
         if interval.low > 0:
@@ -168,7 +175,8 @@ def _train_head(trip: Trip, ensemble: Any, name: str, *, votes: bool = False) ->
     checkpoints = trip.folders["fuse"] / "checkpoints" / "head"
     options: dict[str, Any] = {"checkpoint_dir": checkpoints, "description": "fuse", "distributed": False}
     if config.patience is not None:
-        options["validate"] = validate_fusion(*_validation_outputs(trip, ensemble), trip.data.validation.labels)
+        known, most = _validation_outputs(trip, ensemble), trip.recipe.evaluate.max_subsets
+        options["validate"] = validate_fusion(*known, trip.data.validation.labels, most)
     log = train(ensemble.fusion, data, objective, config, **options)
     ensemble.eval()
     return log.to_dict()
@@ -186,7 +194,8 @@ def _tune_jointly(trip: Trip, ensemble: Any) -> dict[str, Any]:
     model.fit_mapping(features[0], outputs.features[0])
     objective, checkpoints = joint_objective(trip.class_groups, config), trip.folders["fuse"] / "checkpoints" / "joint"
     options: dict[str, Any] = {"checkpoint_dir": checkpoints, "description": "joint", "distributed": False}
-    log = train(model, data, objective, config, validate=validate_ensemble(trip.data.validation), **options)
+    validate = validate_ensemble(trip.data.validation, trip.recipe.evaluate.max_subsets)
+    log = train(model, data, objective, config, validate=validate, **options)
     ensemble.eval()
     return log.to_dict()
 
