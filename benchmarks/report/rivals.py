@@ -13,7 +13,7 @@ NO_ANSWER = "no answer"
 MOST_ABSENT = 2
 RULE = (
     "Deployed is something else than the plain model on every device only where its accuracy, averaged over 0, 1 and 2 "
-    "absent, is higher by a paired 95 % interval that excludes zero."
+    "absent, is higher by a paired interval that excludes zero; the intervals of all compared hold together with 95 %."
 )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit_hf.errors import DataError
-from edvit_hf.evaluation.choice import Candidate, choose
+from edvit_hf.evaluation.choice import Candidate, choose, each_level
 from edvit_hf.evaluation.evaluator import paired_interval
 
 PLAIN = "replicas"
@@ -110,6 +110,37 @@ def test_noise_is_rarely_taken_for_a_gain():
         both = {name: Candidate([random.random(400) < 0.8 for _ in range(3)]) for name in (PLAIN, "ensemble")}
         taken += choose(both, PLAIN).name == "ensemble"
     assert taken / 200 <= 0.06
+
+
+def test_noise_is_rarely_taken_for_a_gain_however_many_were_compared():
+    taken = 0
+    for trial in range(60):
+        random = np.random.default_rng(trial)
+        names = (PLAIN, *(f"strategy_{number}" for number in range(6)))
+        taken += choose({name: Candidate([random.random(200) < 0.8]) for name in names}, PLAIN).name != PLAIN
+    assert taken / 60 <= 0.05
+
+
+def test_of_several_each_interval_is_wider_and_the_sentence_says_so():
+    better = Candidate([flipped(PLAIN_RIGHT, 80, 10)] * 3)
+    one, three = (
+        choose({PLAIN: Candidate([PLAIN_RIGHT]), **{f"better_{i}": better for i in range(count)}}, PLAIN)
+        for count in (1, 3)
+    )
+    (alone,), beside = one.intervals.values(), three.intervals["better_0"]
+    assert (alone.difference, alone.low > beside.low, alone.high < beside.high) == (beside.difference, True, True)
+    assert [one.to_dict()["level"], three.to_dict()["level"]] == [0.95, pytest.approx(1 - 0.05 / 3)]
+    assert "(of 3 compared with it: intervals of 98.3 % each, 95 % together)" in three.verdict
+    assert "compared with it" not in one.verdict
+    level = choose(
+        {PLAIN: Candidate([PLAIN_RIGHT]), "a": Candidate([PLAIN_RIGHT]), "b": Candidate([PLAIN_RIGHT])}, PLAIN
+    )
+    assert level.verdict.endswith("(of 2 compared with it: intervals of 97.5 % each, 95 % together)")
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_intervals_of_several_hold_together(count):
+    assert count * (1 - each_level(count, 0.9)) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ import torch
 from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import RecipeError
+from edvit_hf.evaluation.choice import Candidate, choose
+from edvit_hf.modeling_edvit import VoteAverage
 from edvit_hf.recipe import run
 from edvit_hf.recipe.keys import fuse_sources, key_values
 from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.stages import fuse as stage
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json
-from edvit_hf.training import absences
+from edvit_hf.training import absences, fit_temperatures
 from support.tiny_recipe import tiny_recipe
 
 BEFORE = ("teacher", "split", "plan", "prune", "distill")
@@ -131,6 +133,42 @@ def test_a_scale_is_chosen_by_a_paired_interval_and_is_zero_without_gain():
         average = stage.shares_right(ensemble.fusion, features, votes, labels)
         found = stage._choose_scale(ensemble, features, votes, labels, average)
         assert found["scale"] == ensemble.fusion.scale == expected
+
+
+class Corrected(torch.nn.Module):
+    """An average of three votes over three classes, and a correction of so many noise logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = VoteAverage([[0, 1, 2]] * 3, [3] * 3, 3, [1] * 3)
+        self.feature_sizes, self.scale = [1] * 3, 0.0
+
+    def set_scale(self, scale):
+        self.scale = scale
+
+    def forward(self, features, logits, mask):
+        return self.average(None, logits, mask) + self.scale * features
+
+
+@pytest.mark.slow
+def test_what_is_fitted_on_the_items_of_a_choice_rarely_makes_noise_a_gain():
+    """Temperatures and scale are fitted on the validation items on which a strategy is chosen."""
+    taken, groups = 0, [[0, 1, 2]] * 3
+    for trial in range(40):
+        torch.manual_seed(trial)
+        labels = np.random.default_rng(trial).integers(0, 3, 200)
+        signal = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).float().repeat(1, 3)
+        plain, votes = (1.5 * signal + torch.randn(200, 9) for _ in range(2))
+        base, fusion = Corrected(), Corrected()
+        fusion.average.set_temperatures(fit_temperatures(votes, labels, groups, [3] * 3))
+        noise = torch.randn(200, 3)
+        average = stage.shares_right(fusion, noise, votes, labels)
+        stage._choose_scale(type("Ensemble", (), {"fusion": fusion})(), noise, votes, labels, average)
+        own, other = (
+            stage.shares_right(each, noise, given, labels) for each, given in ((fusion, votes), (base, plain))
+        )
+        taken += choose({"replicas": Candidate(other), "generalists": Candidate(own)}, "replicas").name != "replicas"
+    assert taken / 40 <= 0.075
 
 
 def test_the_recipes_bound_on_subsets_reaches_what_validation_decides(generalists, tmp_path, monkeypatch):

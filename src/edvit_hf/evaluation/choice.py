@@ -3,7 +3,9 @@
 
 A candidate is known by which items it gets right with 0, 1, 2, ... devices absent, on test or on validation items. It
 is chosen in place of the baseline (one plain model on every device) only where the paired interval of its accuracy,
-averaged over the absences, lies above the baseline's. Light: no torch.
+averaged over the absences, lies above the baseline's. Where several are compared with it each interval is widened, so
+that all of them together hold with the wanted coverage (Bonferroni): the best of several is lucky oftener than one.
+Light: no torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +17,8 @@ import numpy as np
 from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.errors import DataError, did_you_mean
 from edvit_hf.evaluation.evaluator import PairedInterval, paired_interval
+
+_RESAMPLES = 2000  # of the bootstrap of a single interval
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Choice:
         accuracies: Of every candidate with 0, 1, ... absent, in 0..1.
         intervals: Of every candidate but the baseline: accuracy averaged over the absences, minus the baseline's.
         beside: Of what was measured and cannot be deployed: the same, minus the chosen candidate's.
+        level: Coverage of each of `intervals`; together they have the one that was asked for.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Choice:
     accuracies: dict[str, list[float]]
     intervals: dict[str, PairedInterval] = field(default_factory=dict)
     beside: dict[str, PairedInterval] = field(default_factory=dict)
+    level: float = 0.95
 
     @property
     def verdict(self) -> str:
@@ -61,7 +67,7 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        known = {name: getattr(self, name) for name in ("name", "what", "baseline", "accuracies")}
+        known = {name: getattr(self, name) for name in ("name", "what", "baseline", "accuracies", "level")}
         intervals = {
             key: {n: {"difference": i.difference, "low": i.low, "high": i.high} for n, i in found.items()}
             for key, found in (("intervals", self.intervals), ("beside", self.beside))
@@ -86,7 +92,8 @@ def choose(
         beside: Measured on the same items, but nothing that can be exported: never chosen. Where it is better than the
             chosen one beyond noise, the sentence says so.
         items: Which split the items are of, for the sentence ("validation").
-        level: Of the paired intervals, in (0, 1): the lower, the sooner something exceeds the baseline.
+        level: Of the paired intervals against the baseline, all of them together, in (0, 1): the lower, the sooner
+            something exceeds it. Of those of `beside` together too.
         seed: Of the resampling.
 
     Raises:
@@ -107,24 +114,41 @@ def choose(
             "item by item. Measure them all on one split."
         )
     means = {name: shares.mean(axis=0) for name, shares in known.items()}
-    intervals = {
-        name: paired_interval(mean, means[baseline], level=level, seed=seed)
-        for name, mean in means.items()
-        if name in candidates and name != baseline
-    }
+    others = [name for name in known if name in candidates and name != baseline]
+    intervals = _together({name: means[name] for name in others}, means[baseline], level, seed)
     better = [name for name, interval in intervals.items() if interval.low > 0]
     chosen = max(better, key=lambda name: intervals[name].difference) if better else baseline
-    apart = {
-        name: paired_interval(mean, means[chosen], level=level, seed=seed)
-        for name, mean in means.items()
-        if name not in candidates
-    }
+    apart = _together({name: means[name] for name in known if name not in candidates}, means[chosen], level, seed)
     called = {name: candidate.what or name for name, candidate in every.items()}
     why = _why(called, known, chosen, baseline, intervals, items, "can be exported" if apart else "was measured")
+    why += _widened(len(others), level)
     below = _below(known[chosen], known[baseline], level=level, seed=seed) if better else ""
     why += below + _better_beside(called, apart)
     accuracies = {name: [float(value) for value in known[name].mean(axis=1)] for name in candidates}
-    return Choice(chosen, called[chosen], why, baseline, accuracies, intervals, apart)
+    return Choice(chosen, called[chosen], why, baseline, accuracies, intervals, apart, each_level(len(others), level))
+
+
+def each_level(count: int, level: float = 0.95) -> float:
+    """Coverage of each of `count` intervals that hold together with `level` at least, however they hang together.
+
+    Source: Bonferroni's inequality.
+    """
+    return level if count < 2 else 1 - (1 - level) / count
+
+
+def _together(means: Mapping[str, np.ndarray], other: np.ndarray, level: float, seed: int) -> dict[str, PairedInterval]:
+    """Paired intervals of several against one, which hold together; as many draws lie beyond their ends as of one."""
+    count = len(means)
+    options: dict[str, Any] = {"level": each_level(count, level), "num_resamples": _RESAMPLES * count, "seed": seed}
+    return {name: paired_interval(mean, other, **options) for name, mean in means.items()}
+
+
+def _widened(count: int, level: float) -> str:
+    """That the intervals are of several; empty of one."""
+    if count < 2:
+        return ""
+    each = each_level(count, level)
+    return f" (of {count} compared with it: intervals of {100 * each:.3g} % each, {100 * level:.3g} % together)"
 
 
 def _shares(name: str, candidate: Candidate, count: int) -> np.ndarray:
