@@ -154,7 +154,7 @@ class Corrected(torch.nn.Module):
 def test_what_is_fitted_on_the_items_of_a_choice_rarely_makes_noise_a_gain():
     """Temperatures and scale are fitted on the validation items on which a strategy is chosen."""
     taken, groups = 0, [[0, 1, 2]] * 3
-    for trial in range(40):
+    for trial in range(20):
         torch.manual_seed(trial)
         labels = np.random.default_rng(trial).integers(0, 3, 200)
         signal = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).float().repeat(1, 3)
@@ -168,7 +168,7 @@ def test_what_is_fitted_on_the_items_of_a_choice_rarely_makes_noise_a_gain():
             stage.shares_right(each, noise, given, labels) for each, given in ((fusion, votes), (base, plain))
         )
         taken += choose({"replicas": Candidate(other), "generalists": Candidate(own)}, "replicas").name != "replicas"
-    assert taken / 40 <= 0.075
+    assert taken <= 1
 
 
 def test_the_recipes_bound_on_subsets_reaches_what_validation_decides(generalists, tmp_path, monkeypatch):
