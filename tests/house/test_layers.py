@@ -19,7 +19,7 @@ modeling_edvit
 errors
 tasks
 strict
-storage probabilities splitting collaboration terminal
+storage probabilities splitting collaboration terminal tokens
 architectures
 auto hardware
 manifest transforms

@@ -12,10 +12,11 @@ from starlette.testclient import TestClient
 from edvit_hf.errors import EDViTError
 from edvit_hf.runtime import EDViTRuntime
 from edvit_hf.serving import Limits, ServeConfig, bodies, create_app, serve
-from edvit_hf.serving.exposure import Tokens, open_socket, read_tokens
+from edvit_hf.serving.exposure import open_socket
 from edvit_hf.serving.refusals import RefusedError
 from edvit_hf.serving.server import _uvicorn_config
 from edvit_hf.serving.throttle import Line, Rates, client_of
+from edvit_hf.tokens import Tokens, read_tokens
 from support.hostile_graphs import FUSION, make_endless
 from support.serving_setup import (
     AUDIO,

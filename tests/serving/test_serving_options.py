@@ -10,9 +10,10 @@ from starlette.testclient import TestClient
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.serving import Limits, ServeConfig
-from edvit_hf.serving.exposure import allowed_hosts, callable_name, open_socket, read_tokens
+from edvit_hf.serving.exposure import allowed_hosts, callable_name, open_socket
 from edvit_hf.serving.proxies import Proxies
 from edvit_hf.serving.server import _uvicorn_config
+from edvit_hf.tokens import read_tokens
 from support.serving_setup import IMAGE, TOKEN, URL, make_client, make_service, png
 from support.tiny_ensemble import write_tiny_ensemble
 

@@ -111,7 +111,7 @@ def serve(
     """
     from edvit_hf.hardware.machine import give_memory_back
     from edvit_hf.serving import serve as serve_forever
-    from edvit_hf.serving.exposure import read_tokens
+    from edvit_hf.tokens import read_tokens
 
     give_memory_back()
     _log_requests(quiet)

@@ -9,11 +9,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edvit_hf.serving.exposure import Tokens, allowed_hosts, host_name, is_cross_origin
+from edvit_hf.serving.exposure import allowed_hosts, host_name, is_cross_origin
 from edvit_hf.serving.proxies import Proxies
 from edvit_hf.serving.refusals import RefusedError, escaped, internal, stopping
 from edvit_hf.serving.service import RequestState, Service
 from edvit_hf.serving.throttle import Rates, client_of
+from edvit_hf.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("edvit_hf.serving.access")
