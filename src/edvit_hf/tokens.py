@@ -59,13 +59,21 @@ def read_tokens(file: Path | None, variable: str = SERVE_TOKEN) -> tuple[str, ..
         raise EDViTError(
             f"Expected a token in {where}, got none. Either nobody could be let in, or everybody. {_HOW_TO_MAKE_ONE}"
         )
-    for token in tokens:
-        if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-            raise EDViTError(
-                f"Expected tokens of at least {SHORTEST_TOKEN} visible ASCII characters without spaces in {where}, got "
-                f"one of {len(token)} characters. It could be guessed, or not be sent in a header. {_HOW_TO_MAKE_ONE}"
-            )
-    return tokens
+    return tuple(check_token(token, where) for token in tokens)
+
+
+def check_token(token: str, where: str = "the argument `token`") -> str:
+    """Return a token that can be sent in a header and not be guessed.
+
+    Raises:
+        EDViTError: It is short, or holds spaces or control characters.
+    """
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise EDViTError(
+            f"Expected tokens of at least {SHORTEST_TOKEN} visible ASCII characters without spaces in {where}, got "
+            f"one of {len(token)} characters. It could be guessed, or not be sent in a header. {_HOW_TO_MAKE_ONE}"
+        )
+    return token
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -23,6 +23,7 @@ from edvit_hf.cli.app import (
     SubModelOption,
     command,
 )
+from edvit_hf.cli.engines import LOCAL, EngineOptions, local_options, with_engines
 from edvit_hf.cli.output import console, print_json, say
 from edvit_hf.errors import DataError
 
@@ -32,6 +33,7 @@ _MOST_INPUT_BYTES = 2**28
 
 
 @command()
+@with_engines
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A published or finished ensemble folder.")],
     recipe: RecipeOption = None,
@@ -41,6 +43,7 @@ def evaluate(
     save: Annotated[
         bool, typer.Option("--save", help="Measure every variant and record it in DIR/results.json, for `edvit card`.")
     ] = False,
+    engines: EngineOptions = LOCAL,
     output: FormatOption = "human",
 ) -> None:
     """Measure the exported ensemble in DIR on its test split: accuracy and F1, whole and with sub-models absent.
@@ -59,11 +62,17 @@ def evaluate(
             f"Expected the whole test split with --save, got --max-items {max_items}. A card would show "
             "figures of a part as if they were of all. Leave one of the two out."
         )
+    if save and engines.name != "local":
+        raise DataError(
+            "Expected the files of DIR themselves with --save, got devices that run some. A card shows every file's "
+            "figures. Leave one of the two out."
+        )
     values = load_data_recipe(recipe) if recipe else None
     if save:
         result = save_measured(folder, values, data_dir=data_dir)
     else:
-        result = measure_exported(folder, values, precision=precision, max_items=max_items, data_dir=data_dir)
+        chosen: dict[str, Any] = {"precision": precision, "max_items": max_items, "data_dir": data_dir}
+        result = measure_exported(folder, values, **chosen, engine=engines.make())
     if output == "json":
         print_json(result)
         return
@@ -75,6 +84,7 @@ def evaluate(
 
 
 @command()
+@with_engines
 def predict(
     ensemble: EnsembleArgument,
     source: Annotated[
@@ -98,25 +108,24 @@ def predict(
         ),
     ] = None,
     revision: RevisionOption = None,
+    engines: EngineOptions = LOCAL,
     output: FormatOption = "human",
 ) -> None:
     """Classify INPUT: class, probability, each sub-model's vote, who is missing, and what changes when one is absent.
 
-    Needs no torch: this is what a device runs.
+    Needs no torch: this is what a device runs. With --workers the devices run the sub-models.
     """
     from edvit_hf.cli.tables import prediction_report, prediction_tables
     from edvit_hf.runtime import EDViTRuntime
 
-    runtime = EDViTRuntime.from_pretrained(
-        ensemble,
-        revision=revision,
-        precision=precision,
-        sub_models=sub_model,
-        num_threads=num_threads,
-        profile=profile,
-        schedule=schedule,
-        deadline_ms=deadline_ms,
-    )
+    chosen: dict[str, Any] = {
+        "revision": revision,
+        "precision": precision,
+        "sub_models": sub_model,
+        "num_threads": num_threads,
+    }
+    chosen |= {"profile": profile, "schedule": schedule, "deadline_ms": deadline_ms}
+    runtime = EDViTRuntime.from_pretrained(ensemble, **local_options(engines, chosen), engine=engines.make())
     with runtime:
         item = _read_input(source, is_text=runtime.task == "text-classification")
         report = prediction_report(runtime, item, absent=tuple(drop or ()))

@@ -19,6 +19,7 @@ from edvit_hf.cli.app import (
     SubModelOption,
     command,
 )
+from edvit_hf.cli.engines import LOCAL, EngineOptions, local_options, with_engines
 from edvit_hf.cli.output import end_at_once, say
 from edvit_hf.serving import Limits, ServeConfig
 
@@ -75,6 +76,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="No line in the log for ea
 
 
 @command()
+@with_engines
 def serve(
     ensemble: EnsembleArgument,
     revision: RevisionOption = None,
@@ -104,10 +106,12 @@ def serve(
     trusted_proxy: _TrustedProxy = None,
     grace_seconds: _GraceSeconds = _DEFAULTS.grace_seconds,
     quiet: _Quiet = False,
+    engines: EngineOptions = LOCAL,
 ) -> None:
     """Answer over HTTP: POST /predict takes a file or JSON. Also /ready, /metrics, /info and a page at /docs.
 
-    Needs no torch. SIGTERM, SIGHUP or Ctrl-C finishes what is in flight, a second one stops at once.
+    Needs no torch. With --workers the devices run the sub-models. SIGTERM, SIGHUP or Ctrl-C finishes what is in flight,
+    a second one stops at once.
     """
     from edvit_hf.hardware.machine import give_memory_back
     from edvit_hf.serving import serve as serve_forever
@@ -140,8 +144,9 @@ def serve(
         decode_in_process=decode_in_process,
         limits=limits,
     )
-    options: dict[str, Any] = {"revision": revision, "precision": precision, "sub_models": sub_model}
-    options |= {"num_threads": num_threads, "profile": profile, "schedule": schedule}
+    chosen: dict[str, Any] = {"revision": revision, "precision": precision, "sub_models": sub_model}
+    chosen |= {"num_threads": num_threads, "profile": profile, "schedule": schedule}
+    options = {**local_options(engines, chosen), "engine": engines.make()}
     if not serve_forever(partial(_load, ensemble, max_queued, options), config, on_listening=_announce):
         end_at_once(0)  # an ordinary exit would wait for threads for which nobody waits any more
 

@@ -8,7 +8,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -24,7 +24,7 @@ from edvit_hf.hub.pulling import ensemble_folder
 from edvit_hf.manifest import Manifest, hash_of_files
 from edvit_hf.manifest.entries import Precision
 from edvit_hf.published.data import Measured, MeasuredBy, recorded_verdict
-from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, Engine
 from edvit_hf.runtime.sessions import chosen_variants
 from edvit_hf.storage import changed_json, check_writable
 
@@ -36,6 +36,7 @@ def measure_exported(
     precision: Precision = "fp32",
     max_items: int | None = None,
     data_dir: Path | None = None,
+    engine: Literal["local"] | Engine = "local",
 ) -> dict[str, Any]:
     """Accuracy, macro F1 and per-group accuracy of the exported ensemble, whole and with sub-models absent.
 
@@ -47,6 +48,7 @@ def measure_exported(
         precision: Which exported variant.
         max_items: Use only the first items of the test split.
         data_dir: Local folder of the data, in place of the one that is named or recorded.
+        engine: What carries the requests, see `EDViTRuntime.from_pretrained`; `variant` is then the engine's.
 
     Returns:
         JSON-able; fractions in 0..1. `rows`: the whole ensemble, then each sub-model absent alone; `absent`: over
@@ -65,7 +67,7 @@ def measure_exported(
         )
     measured = Measured.of_manifest(ensemble_folder(folder), recipe, data_dir)
     data, record = measured.test()
-    found = _measure(folder, data, EvaluateConfig(), precision, None, max_items)
+    found = _measure(folder, data, EvaluateConfig(), precision, None, max_items, engine)
     is_own = measured.is_own(record)
     said = recorded_verdict(folder) or None
     return {"ensemble": str(folder), "dataset": record, "is_own_data": is_own, **found, "verdict": said}
@@ -174,12 +176,13 @@ def _measure(
     precision: Precision,
     profile: str | None,
     num: int | None,
+    engine: Literal["local"] | Engine = "local",
 ) -> dict[str, Any]:
     """One variant on the first `num` items: every sub-model runs once on each, the fusion head once for a subset."""
     # Without breakers: what one batch does to a sub-model must not decide about the next.
     settings = CoordinatorConfig(misses_to_open=None)
     with EDViTRuntime.from_pretrained(
-        folder, precision=precision, profile=profile, schedule="in_turn", config=settings
+        folder, engine=engine, precision=precision, profile=profile, schedule="in_turn", config=settings
     ) as runtime:
         manifest = runtime.manifest
         count = len(manifest.sub_models)
@@ -199,7 +202,9 @@ def _measure(
         del row["seconds"]  # of looking the answers up
     return {
         "precision": precision,
-        "variant": chosen_variants(manifest.sub_models[:1], precision, profile)[0].name,
+        "variant": chosen_variants(manifest.sub_models[:1], precision, profile)[0].name
+        if isinstance(engine, str)
+        else "as on the devices",
         "rows": rows,
         "absent": [absence_row(k, [found[s].accuracy for s in each]) for k, each in enumerate(subsets)],
     }

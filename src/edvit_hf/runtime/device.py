@@ -6,6 +6,7 @@ The Open Inference Protocol worker (`fleet.worker`) and Ray's actors (`engines.r
 """
 
 import platform
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -76,12 +77,13 @@ class DeviceHost:
         identity: What it tells of itself.
         manifest: Of the ensemble, all of it.
         transform: Prepares what travelled.
+        input_shape: Of one item of the main input; None where any size goes.
     """
 
     def __init__(self, manifest: Manifest, transform: Transform, engine: LocalEngine) -> None:
         self.manifest, self.transform = manifest, transform
         self._engine = engine
-        self._shape = shape_of_inputs(manifest, transform, engine)
+        self.input_shape = shape_of_inputs(manifest, transform, engine)
         self.identity = DeviceIdentity(
             ensemble_id=manifest.ensemble.id,
             content_hash=manifest.ensemble.content_hash,
@@ -166,7 +168,7 @@ class DeviceHost:
             )
         if not inputs:
             raise DataError("Expected the inputs by name, got none. There is nothing to classify. Send them.")
-        feeds = check_inputs(self.manifest.ensemble.task, self._shape, arrived(self.transform, inputs))
+        feeds = check_inputs(self.manifest.ensemble.task, self.input_shape, arrived(self.transform, inputs))
         request = SubModelRequest(request_id=request_id, content_hash=content_hash, budget_ms=budget_ms, inputs=feeds)
         seconds = None if budget_ms is None else max(0.0, budget_ms / 1e3)
         return _within(seconds, index, self._engine.submit(index, request))
@@ -191,7 +193,7 @@ class DeviceHost:
 def _within(seconds: float | None, index: int, pending: "Future[Reply]") -> Reply:
     """What comes of a run, unless it takes longer; then it is stopped."""
     try:
-        return pending.result(seconds)
+        return pending.result(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
     except TimeoutError as error:
         pending.cancel()
         raise LateError(

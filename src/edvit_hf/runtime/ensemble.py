@@ -104,7 +104,8 @@ class EDViTRuntime:
         Args:
             source: Folder with manifest.json, or the id of a Hub repository.
             revision: Branch, tag or commit of the repository.
-            engine: "local" runs the sub-models in this process; or an engine of your own.
+            engine: "local" runs the sub-models in this process; or one that reaches other machines, such as
+                `OIPEngine(workers)`. Where it has a method `bind(manifest, transform)`, that is called once.
             deadline_ms: Answer without whoever is later than this, counted from the prepared input. Default: that of
                 `config`, which waits for every sub-model.
             precision: "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32.
@@ -148,6 +149,8 @@ class EDViTRuntime:
         transform = transform_of(manifest, root)
         shape = shape_of_inputs(manifest, transform, local)
         fusion = fusion_of(manifest, root)
+        if hasattr(engine, "bind"):
+            engine.bind(manifest, transform)
         read_once(transform)
         config = config or CoordinatorConfig()
         config = config if deadline_ms is None else replace(config, deadline_ms=deadline_ms)
