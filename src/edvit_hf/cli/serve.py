@@ -130,17 +130,14 @@ def serve(
         max_connections=max_connections,
         max_held_bytes=max(_LIMITS.max_held_bytes, 4 * max_bytes),
     )
-    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    plain: dict[str, Any] = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    plain |= {"host": host, "port": port, "max_queued": max_queued, "grace_seconds": grace_seconds}
     config = ServeConfig(
-        host=host,
-        port=port,
+        **plain,
         tokens=read_tokens(token_file),
-        **tls,
         allowed_hosts=tuple(allowed_host or ()),
         trusted_proxies=tuple(trusted_proxy or ()),
         deadline_ms=deadline_ms,
-        max_queued=max_queued,
-        grace_seconds=grace_seconds,
         decode_in_process=decode_in_process,
         limits=limits,
     )

@@ -40,7 +40,7 @@ from edvit_hf.runtime.engines import Engine
 from edvit_hf.runtime.engines.local import LocalEngine
 from edvit_hf.runtime.engines.schedules import Schedule
 from edvit_hf.runtime.inputs import Inputs, check_inputs, prepared_shape, read_once
-from edvit_hf.runtime.opening import fusion_of, shape_of_inputs, transform_of
+from edvit_hf.runtime.opening import bind, fusion_of, shape_of_inputs, transform_of
 from edvit_hf.runtime.sessions import check_profile, check_share
 from edvit_hf.tasks import FUSION_READS, Task, unknown_classes
 from edvit_hf.transforms import Transform, source_inputs
@@ -104,8 +104,7 @@ class EDViTRuntime:
         Args:
             source: Folder with manifest.json, or the id of a Hub repository.
             revision: Branch, tag or commit of the repository.
-            engine: "local" runs the sub-models in this process; or one that reaches other machines, such as
-                `OIPEngine(workers)`. Where it has a method `bind(manifest, transform)`, that is called once.
+            engine: "local" runs the sub-models in this process; or one that reaches others, such as `OIPEngine(...)`.
             deadline_ms: Answer without whoever is later than this, counted from the prepared input. Default: that of
                 `config`, which waits for every sub-model.
             precision: "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32.
@@ -149,8 +148,7 @@ class EDViTRuntime:
         transform = transform_of(manifest, root)
         shape = shape_of_inputs(manifest, transform, local)
         fusion = fusion_of(manifest, root)
-        if hasattr(engine, "bind"):
-            engine.bind(manifest, transform)
+        bind(engine, manifest, transform)
         read_once(transform)
         config = config or CoordinatorConfig()
         config = config if deadline_ms is None else replace(config, deadline_ms=deadline_ms)

@@ -9,6 +9,7 @@ from edvit_hf.hardware.timing import quiet_options
 from edvit_hf.hub.selection import NeededFile
 from edvit_hf.manifest import Manifest, verify_file
 from edvit_hf.runtime.answers import Fusion
+from edvit_hf.runtime.engines import Engine
 from edvit_hf.runtime.engines.local import WARM_UP_SECONDS, LocalEngine, input_shape
 from edvit_hf.runtime.inputs import common_shape, prepared_shape
 from edvit_hf.runtime.sessions import check_fusion, open_verified
@@ -41,6 +42,16 @@ def transform_of(manifest: Manifest, root: Path) -> Transform:
         if listed is not None and (is_there or name in NEEDED_PROCESSOR_FILES):
             verify_file(root, NeededFile(file=name, sha256=listed.sha256, bytes=listed.bytes))
     return load_transform(root, task)
+
+
+def bind(engine: Engine, manifest: Manifest, transform: Transform) -> None:
+    """Tell an engine that wants to know it which ensemble is asked and how its inputs are prepared.
+
+    An engine that reaches other machines has a method `bind(manifest, transform)` for it.
+    """
+    tell = getattr(engine, "bind", None)
+    if tell is not None:
+        tell(manifest, transform)
 
 
 def fusion_of(manifest: Manifest, root: Path) -> Fusion:
