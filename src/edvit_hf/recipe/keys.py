@@ -40,6 +40,7 @@ _LEFT_OUT_AT: dict[tuple[str, str], Any] = {
     ("teacher", "patience"): None,
     ("distill", "patience"): None,
     ("distill", "votes"): "group",
+    ("distill", "feature_weight"): 0.0,
     ("evaluate", "devices"): None,
     ("fuse", "kind"): "mlp",
     ("fuse", "other"): None,

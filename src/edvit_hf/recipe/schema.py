@@ -335,6 +335,7 @@ READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str]
     ("prune", ("compensation_samples",), lambda r: r.prune.compensate, "compensate: true"),
     ("prune", ("round_epochs",), lambda r: r.prune.rounds > 1, "rounds` above `1"),
     ("distill", ("focus_weight",), lambda r: r.distill.votes == "all", "votes: all"),
+    ("distill", ("feature_weight",), lambda r: r.distill.objective == "kd", "objective: kd"),
     ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
     ("fuse", ("other",), lambda r: r.fuse.kind != "mlp", "kind: average` or `kind: residual"),
     ("evaluate", ("rivals",), lambda r: r.evaluate.baselines, "baselines: true"),

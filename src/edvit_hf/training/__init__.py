@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         JointData,
         LockstepData,
     )
+    from edvit_hf.training.features import FeatureMapping, MatchedModel, matching_objective
     from edvit_hf.training.joint import JointModel, joint_objective
     from edvit_hf.training.loading import epoch_batches, epoch_order
     from edvit_hf.training.lockstep import Lockstep, lockstep_objective
@@ -45,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy(
         "checkpoints": ("TrainLog",),
         "config": ("DistillConfig", "FuseConfig", "TrainConfig", "joint_config"),
         "epoch_data": ("Batch", "ClassifyData", "DistillData", "EpochData", "FuseData", "JointData", "LockstepData"),
+        "features": ("FeatureMapping", "MatchedModel", "matching_objective"),
         "loading": ("epoch_batches", "epoch_order"),
         "joint": ("JointModel", "joint_objective"),
         "lockstep": ("Lockstep", "lockstep_objective"),

@@ -25,7 +25,7 @@ PROGRESS_FILE = "progress.json"
 BEST_FILE = "best.safetensors"  # weights of the best epoch so far, where a run keeps them
 _ADDED = {
     **{"patience": None, "joint_patience": None, "votes": "group", "focus_weight": 1.0, "kind": "mlp", "other": None},
-    **{"feedback_weight": 0.0, "diversity_weight": 0.0},
+    **{"feedback_weight": 0.0, "diversity_weight": 0.0, "feature_weight": 0.0},
 }
 NUM_KEPT = 2  # the newest, and one before it in case the newest turns out unreadable
 

@@ -108,6 +108,8 @@ class DistillConfig(TrainConfig):
             epoch: `negatives_per_positive` is then not read.
         focus_weight: Only with `votes: all`: weight in the loss of an item of the group that the sub-model is cut for;
             the other items' weight is 1, and a batch's loss is the weighted mean.
+        feature_weight: Only with `objective: kd`: weight of the squared error of the sub-model's feature, mapped by a
+            Linear, from the teacher's feature (FitNets, arXiv 1412.6550). 0: features are not compared.
     """
 
     objective: DistillKind = "kd"
@@ -120,6 +122,7 @@ class DistillConfig(TrainConfig):
     views: int = 4
     votes: Votes = "group"
     focus_weight: float = 1.0
+    feature_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -134,6 +137,7 @@ class DistillConfig(TrainConfig):
         number("negatives_per_positive", self.negatives_per_positive, "[0, inf)", "it is a number of items")
         whole_number("views", self.views, 1, "at least one view of every item is needed")
         one_of("votes", self.votes, get_args(Votes), "it is what a sub-model answers with")
+        number("feature_weight", self.feature_weight, "[0, inf)", "a negative one would drive the features away")
         number("focus_weight", self.focus_weight, "(0, inf)", "without its own classes a sub-model is cut for nothing")
 
 

@@ -145,6 +145,8 @@ class DistillData(_SplitItems):
         class_group (`list[int]`, *optional*): None uses every item in every epoch (a plain model).
         negatives_per_positive (`float`): "Other" items per item of the group, drawn anew every epoch.
         seed (`int`): Seed of that draw.
+        teacher_features (`np.ndarray`, *optional*): (V, N, W) float32 of the same views, where its feature is learnt
+            from too; a batch then holds them.
     """
 
     def __init__(
@@ -155,9 +157,12 @@ class DistillData(_SplitItems):
         *,
         negatives_per_positive: float = 1.0,
         seed: int = 0,
+        teacher_features: np.ndarray | None = None,
     ) -> None:
         self.class_group, self.negatives_per_positive, self.seed = class_group, negatives_per_positive, seed
-        super().__init__(split, teacher_logits=teacher_logits)
+        features = {} if teacher_features is None else {"teacher_features": teacher_features}
+        _check_views(teacher_logits, teacher_features)
+        super().__init__(split, teacher_logits=teacher_logits, **features)
 
     def items_of(self, epoch: int) -> np.ndarray:
         """The items of the class group and a fresh sample of the others; all items where there are no others."""
@@ -313,12 +318,16 @@ class JointData(_SplitItems):
     """
 
     def __init__(self, split: "Split", teacher_logits: np.ndarray, teacher_features: np.ndarray) -> None:
-        if len(teacher_logits) != len(teacher_features):
-            raise DataError(
-                f"Teacher logits of {len(teacher_logits)} views and features of {len(teacher_features)} do not fit: "
-                "they are paired by view. Pass the same views of both."
-            )
+        _check_views(teacher_logits, teacher_features)
         super().__init__(split, teacher_logits=teacher_logits, teacher_features=teacher_features)
+
+
+def _check_views(teacher_logits: np.ndarray, teacher_features: np.ndarray | None) -> None:
+    if teacher_features is not None and len(teacher_logits) != len(teacher_features):
+        raise DataError(
+            f"Teacher logits of {len(teacher_logits)} views and features of {len(teacher_features)} do not fit: "
+            "they are paired by view. Pass the same views of both."
+        )
 
 
 def _with_views(array: np.ndarray) -> np.ndarray:

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from edvit_hf.errors import TrainingError
 from edvit_hf.modeling_edvit import sample_sub_model_mask
 from edvit_hf.training.config import FuseConfig
+from edvit_hf.training.features import FeatureMapping
 from edvit_hf.training.objectives import Objective, distillation_loss, group_distribution, softened_divergence
-
-_RIDGE = 1e-3  # of the mean diagonal: keeps a fit defined where features repeat each other
 
 
 class JointModel(nn.Module):
@@ -29,11 +28,8 @@ class JointModel(nn.Module):
     def __init__(self, ensemble: Any, teacher_width: int, *, seed: int = 0) -> None:
         super().__init__()
         self.ensemble = ensemble
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.mapping = nn.Linear(sum(ensemble.feature_sizes), teacher_width).to(ensemble.device)
+        self.mapping = FeatureMapping(sum(ensemble.feature_sizes), teacher_width, seed=seed).to(ensemble.device)
 
-    @torch.no_grad()
     def fit_mapping(self, features: np.ndarray, teacher_features: np.ndarray) -> None:
         """Start the mapping at its least-squares fit, so that no early step is spent on moving the features to it.
 
@@ -41,15 +37,7 @@ class JointModel(nn.Module):
             features (`np.ndarray`): (N, D) of the sub-models side by side.
             teacher_features (`np.ndarray`): (N, W) of the same items in the same view.
         """
-        own, theirs = (torch.from_numpy(array).double() for array in (features, teacher_features))
-        means = own.mean(dim=0), theirs.mean(dim=0)
-        own, theirs = own - means[0], theirs - means[1]
-        products = own.T @ own
-        scale = products.diagonal().mean().clamp(min=1e-12)
-        products.diagonal().add_(_RIDGE * scale)
-        weight = torch.linalg.solve(products, own.T @ theirs).T
-        self.mapping.weight.copy_(weight)
-        self.mapping.bias.copy_(means[1] - weight @ means[0])
+        self.mapping.fit(features, teacher_features)
 
     def forward(self, inputs: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Logits (B, C) of the sub-models that `mask` (B, S) leaves, every vote, and the mapped features (B, W)."""

@@ -244,10 +244,15 @@ def _folder(trip: Trip, name: str, *facts: object) -> Path:
     return trip.folders["teacher"] / "compared" / f"{name}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
+def _said(config: DistillConfig) -> str:
+    """The config as text, without what was added since and is off: models of an earlier version are still found."""
+    return str(config).replace(", feature_weight=0.0", "")
+
+
 def plain_folder(trip: Trip, keep: int, config: DistillConfig) -> Path:
     """Where `plain_model` keeps its model and its log."""
     another = _further_seed(trip, config)
-    return _folder(trip, "plain", keep, of_all_classes(config), *([another] if another else []))
+    return _folder(trip, "plain", keep, _said(of_all_classes(config)), *([another] if another else []))
 
 
 def _further_seed(trip: Trip, config: DistillConfig) -> int:
@@ -280,9 +285,10 @@ def _small_cnn(trip: Trip, target_parameters: int) -> ComparedModel:
         model.eval()(**{name: example})
     macs = counter.get_total_flops() // 2
     config = fair_budget(trip, macs)
-    if config.objective == "dekd":  # it has no attention to match
-        config = dataclasses.replace(config, objective="kd")
-    folder = _folder(trip, "small_cnn", target_parameters, config)
+    # It has neither attention nor a feature to match.
+    objective = "kd" if config.objective == "dekd" else config.objective
+    config = dataclasses.replace(config, objective=objective, feature_weight=0.0)
+    folder = _folder(trip, "small_cnn", target_parameters, _said(config))
     if not (folder / "model").is_dir():
         distill_into(trip, [model], [None], config, folder=folder, description="small CNN")
         with whole_folder(folder / "model") as partial:

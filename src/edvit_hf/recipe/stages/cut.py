@@ -6,15 +6,19 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from edvit_hf.architectures.axes import AttentionKind, Widths
+from edvit_hf.data.split import Split
+from edvit_hf.modeling_edvit import forward_sub_model
 from edvit_hf.pruning import compensate, make_plan, unit_scores
 from edvit_hf.pruning import prune as cut_model
 from edvit_hf.pruning.cut import label_names
 from edvit_hf.pruning.vocabulary import cut_vocabulary
 from edvit_hf.recipe.stages.plan import round_widths, sub_model_config
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model, stock_model
+from edvit_hf.recipe.validating import outputs as outputs_of
 from edvit_hf.recipe.validating import validate_votes
 from edvit_hf.storage import write_json
 from edvit_hf.tasks import num_labels_of
@@ -25,8 +29,11 @@ from edvit_hf.training import (
     Focus,
     Lockstep,
     LockstepData,
+    MatchedModel,
+    TeacherOutputs,
     distill_objective,
     lockstep_objective,
+    matching_objective,
     my_share,
     train,
 )
@@ -202,20 +209,38 @@ def distill_into(
     ratio, seed = config.negatives_per_positive, config.seed
     data: EpochData
     model: torch.nn.Module
+    options: dict[str, Any]
     if config.objective == "dekd":
         data = LockstepData(split, outputs.logits, class_groups, negatives_per_positive=ratio, seed=seed)
         model = lockstep = Lockstep(models)
         objective = lockstep_objective(lockstep, class_groups, config, trip.teacher, foci)
     else:
         ((model,), (group,), (focus,)) = (models, class_groups, foci)
-        data = DistillData(split, outputs.logits, group, negatives_per_positive=ratio, seed=seed)
+        options = {"negatives_per_positive": ratio, "seed": seed}
         weight = 0.0 if config.objective == "none" else config.distillation_weight
         smoothing = config.label_smoothing
-        objective = distill_objective(group, config.temperature, weight, label_smoothing=smoothing, focus=focus)
+        if config.objective == "kd" and config.feature_weight:
+            data = DistillData(split, outputs.logits, group, teacher_features=outputs.features, **options)
+            model = _matched(model, split, outputs, seed)
+            weights = (weight, config.feature_weight, smoothing)
+            objective = matching_objective(group, config.temperature, *weights, focus=focus)
+        else:
+            data = DistillData(split, outputs.logits, group, **options)
+            objective = distill_objective(group, config.temperature, weight, label_smoothing=smoothing, focus=focus)
     checkpoints = folder / "checkpoints"
     validate = validate_votes(trip.data.validation, class_groups, trip.teacher.config.num_labels)
-    options: dict[str, Any] = {"checkpoint_dir": checkpoints, "description": description, "distributed": False}
+    options = {"checkpoint_dir": checkpoints, "description": description, "distributed": False}
     log = train(model, data, objective, config, validate=validate, **options)
     for each in models:
         each.eval()
     write_json(folder / "training_log.json", log.to_dict())
+
+
+def _matched(model: Any, split: Split, outputs: TeacherOutputs, seed: int) -> MatchedModel:
+    """The model with a mapping of its feature to the teacher's, fitted on the first stored view."""
+    matched, width = MatchedModel(model.eval(), outputs.features.shape[-1], seed=seed), model.config.hidden_size
+    features = np.empty((len(split), width), np.float32)
+    for indices, values in outputs_of(lambda **inputs: forward_sub_model(model, inputs)[:1], split, view=0):
+        features[indices] = values
+    matched.mapping.fit(features, outputs.features[0])
+    return matched
