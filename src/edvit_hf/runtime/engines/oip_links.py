@@ -80,6 +80,7 @@ class Link:
             options += [
                 ("grpc.keepalive_time_ms", int(1e3 * keepalive_s)),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # by default a minute, whatever stands above
             ]
         self._channel = (
             grpc.insecure_channel(address, options)
