@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import enum
 import inspect
+import json
 import re
 import sys
 import types
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from edvit_hf import cli
-from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe
+from edvit_hf.recipe.json_schema import key_meanings, recipe_json_schema
+from edvit_hf.recipe.schema import Recipe
+from edvit_hf.recipe.unread import READ_ONLY_WITH
 from edvit_hf.training.config import TrainConfig
 
 DOCS = Path(__file__).resolve().parent
@@ -41,19 +44,6 @@ def escaped(cell: str) -> str:
 
 
 # docs/recipes.md
-
-
-def meanings(kind: type) -> dict[str, str]:
-    """Key -> what its line under `Attributes:` says, of a config class and the ones that it extends."""
-    found: dict[str, str] = {}
-    for cls in reversed(kind.__mro__):
-        text = inspect.getdoc(cls) or ""
-        if dataclasses.is_dataclass(cls) and "Attributes:\n" in text:
-            block = re.split(r"\n(?=\S)", text.split("Attributes:\n")[1])[0]
-            for entry in re.split(r"\n(?=    \w)", "\n" + block)[1:]:
-                name, meaning = entry.strip().split(":", 1)
-                found[name] = re.sub(r"\bNone\b", "null", " ".join(meaning.split()))
-    return found
 
 
 def type_words(hint: Any) -> str:
@@ -85,7 +75,7 @@ def conditions(section: str) -> dict[str, str]:
 
 def key_table(kind: type, section: str = "", leave_out: tuple[str, ...] = ()) -> str:
     """One row for each key of a config class; a key that the class does not explain is an error."""
-    hints, said, rows = get_type_hints(kind), meanings(kind), []
+    hints, said, rows = get_type_hints(kind), key_meanings(kind), []
     for field in dataclasses.fields(kind):
         if field.name in leave_out:
             continue
@@ -113,8 +103,8 @@ def first_line(text: str | None) -> str:
 
 def recipes_page() -> str:
     """Every key of a recipe, section by section."""
-    hints, said = get_type_hints(Recipe), meanings(Recipe)
-    fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name not in ("name", "folder", "asked")}
+    hints, said = get_type_hints(Recipe), key_meanings(Recipe)
+    fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name not in ("name", "folder", "asked", "written")}
     page = f"""{WRITTEN}
 # Recipe reference
 
@@ -122,6 +112,12 @@ A recipe is one YAML file that says everything about a trip. `edvit run RECIPE` 
 RECIPE` shows what each device would carry. It is read strictly: an unknown key is an error that names the nearest valid
 one, and so is a key that the other values leave unread. Changing a value runs exactly those stages again that read it.
 The recipes that ship are in [recipes/](../recipes); [digits.yaml](../recipes/digits.yaml) is the shortest.
+
+Only `dataset` and `teacher` are needed. Everything that does not fit is told at once, each fault with its line, before
+anything heavy is loaded: `edvit recipe check RECIPE` does that alone. Paths are relative to the recipe's file. A value
+may be said otherwise for one run: `edvit run RECIPE distill.epochs=3`. [recipe.schema.json](recipe.schema.json)
+(`edvit recipe schema`) lets an editor complete and check keys; name it in a first line
+`# yaml-language-server: $schema=recipe.schema.json`.
 
 """
     rows = []
@@ -135,8 +131,8 @@ The recipes that ship are in [recipes/](../recipes); [digits.yaml](../recipes/di
     page += f"""
 ## Training values
 
-`teacher`, `distill` and `fuse` all take these keys. `epochs` is required in `distill` and `fuse`; in `teacher` it is 0
-by default, and a `checkpoint` is then taken as it is.
+`teacher`, `distill` and `fuse` all take these keys. `epochs` left out: 20 in `distill`, 30 in `fuse`; in `teacher` 60
+for one `from_scratch` and 0 for a `checkpoint`, which is then taken as it is.
 
 {key_table(TrainConfig)}"""
     for name in fields:
@@ -274,7 +270,12 @@ The public names of each package, with the first sentence of their docstrings. N
     return page
 
 
-PAGES = {"recipes.md": recipes_page, "cli.md": cli_page, "api.md": api_page}
+def schema_file() -> str:
+    """The JSON Schema of a recipe, as `edvit recipe schema` writes it."""
+    return json.dumps(recipe_json_schema(), indent=2) + "\n"
+
+
+PAGES = {"recipes.md": recipes_page, "cli.md": cli_page, "api.md": api_page, "recipe.schema.json": schema_file}
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ class SplitConfig:
     """How the classes are divided.
 
     Attributes:
-        num_sub_models: Number of class groups, one sub-model each.
+        num_sub_models: Number of class groups, one sub-model each. Left out: as many as the `fleet` has devices, 2
+            without one.
         strategy: `balanced` cuts a seeded shuffle of the classes; `similarity` looks at what the teacher confuses;
             `given` takes `class_groups` as written.
         seed: Seed of the shuffle, of the starts of the similarity search and of the items it looks at; at least 0.
@@ -54,7 +55,7 @@ class SplitConfig:
             2 and more let groups overlap, all of them gives every sub-model all classes.
     """
 
-    num_sub_models: int
+    num_sub_models: int = 2
     strategy: Strategy = "balanced"
     seed: int = 0
     class_groups: tuple[tuple[int, ...], ...] | None = None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -53,8 +54,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_Loader.add_implicit_resolver(  # YAML 1.2 reads 1e-3 as a number, PyYAML's 1.1 wants 1.0e-3
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
 def load_yaml(text: str | bytes) -> Any:
-    """Parse YAML into plain values; a byte order mark is passed over.
+    """Parse YAML into plain values; a byte order mark is passed over. A number may be written as `1e-3`.
 
     Raises:
         yaml.YAMLError: It is no YAML, no UTF-8, or a mapping names a key twice; or it is made to harm: too long, nested
@@ -74,6 +80,20 @@ def load_yaml(text: str | bytes) -> Any:
         raise yaml.YAMLError(f"bytes that are not UTF-8 at position {error.start}") from error
     except (ValueError, OverflowError) as error:  # a date that no calendar has, a number of thousands of digits
         raise yaml.YAMLError(f"a value that cannot be: {error}") from error
+
+
+def yaml_lines(text: str | bytes) -> dict[tuple[str, ...], int]:
+    """The line, from 1, of every key of a YAML text that `load_yaml` reads, by the path of keys that leads to it."""
+    loader = _Loader(text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff"))
+    lines: dict[tuple[str, ...], int] = {}
+    found: list[tuple[tuple[str, ...], Any]] = [((), loader.get_single_node())]
+    for path, node in found:  # grows below
+        if isinstance(node, yaml.MappingNode) and len(lines) < _MAX_YAML_VALUES:
+            for key, value in node.value:
+                inside = (*path, str(key.value))
+                lines[inside] = key.start_mark.line + 1
+                found.append((inside, value))
+    return lines
 
 
 def _count_values(node: yaml.Node, known: dict[yaml.Node, int | None]) -> int:
@@ -287,8 +307,7 @@ def is_finite(value: float) -> bool:
 def number(name: str, value: Any, interval: str, why: str, error: type[EDViTError] = RecipeError) -> None:
     """Raise `error` unless `value` is a number inside `interval`, written like `(0, 1]`; `why` tells what it breaks."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
-        raise error(f"`{name}` must be a number in {interval}, got {value!r:.60}: {why}.{hint}")
+        raise error(f"`{name}` must be a number in {interval}, got {value!r:.60}: {why}.")
     low, high = (float(edge) for edge in interval[1:-1].split(","))
     is_above = value > low or (interval[0] == "[" and value == low)
     is_below = value < high or (interval[-1] == "]" and value == high)

@@ -45,9 +45,9 @@ def test_a_misspelt_key_names_the_nearest_valid_one(tmp_path, values, section, k
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.pop("split"), "`split` is missing"),
+        (lambda v: v.pop("teacher"), "`teacher` is missing"),
         (lambda v: v["distill"].update(epochs="ten"), "distill.epochs"),
-        (lambda v: v["distill"].update(learning_rate="1e-3"), "distill.learning_rate"),
+        (lambda v: v["distill"].update(learning_rate="much"), "distill.learning_rate"),
         (lambda v: v["split"].update(strategy="clever"), "one of"),
         (lambda v: v["split"].update(num_sub_models=0), "at least 1"),
         (lambda v: v["teacher"].update(checkpoint="x"), "exactly one of"),
@@ -140,7 +140,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [10**400, -(10**400), float("nan"), float("-inf"), True, "1e-3"], ids=lambda value: f"{value!s:.9}"
+    "value", [10**400, -(10**400), float("nan"), float("-inf"), True, "much"], ids=lambda value: f"{value!s:.9}"
 )
 @pytest.mark.parametrize(("section", "key"), [("dataset", "validation_fraction"), ("teacher", "learning_rate")])
 def test_a_number_that_nothing_can_use_is_refused_whatever_its_size(tmp_path, section, key, value):

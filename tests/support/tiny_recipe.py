@@ -36,6 +36,7 @@ VALUES: dict[str, Any] = {
     "prune": {"keep_heads": 1, "importance": "hybrid", "samples_per_class": 4},
     "distill": {"epochs": 2, "batch_size": 32, "views": 2, "checkpoint_every_steps": 4},
     "fuse": {"epochs": 2, "batch_size": 32, "hidden_size": 8, "views": 2, "checkpoint_every_steps": 4, "joint": False},
+    "evaluate": {"baselines": True},
     "export": {"max_accuracy_loss": 1.0, "max_group_accuracy_loss": 1.0},
 }
 

@@ -75,6 +75,22 @@ def no_verdict(results: Mapping[str, Any]) -> str:
     )
 
 
+def left_out(results: Mapping[str, Any]) -> str:
+    """Which rivals were not trained and about what they would take, as a sentence; empty where none was left out."""
+    rows = results.get("left_out") or []
+    if not rows:
+        return ""
+    each = [f"{row['name']}{_about(row.get('minutes'))}" for row in rows]
+    asked = ", ".join(row["rival"] for row in rows)
+    return f"not trained beside it: {', '.join(each)}. `evaluate: {{rivals: [{asked}]}}` in the recipe trains them"
+
+
+def _about(minutes: float | None) -> str:
+    if minutes is None:
+        return ""
+    return f" (about {minutes:.0f} min)" if minutes >= 1 else " (less than a minute)"
+
+
 def deployed(results: Mapping[str, Any]) -> str:
     """What to deploy, without the reasons; empty where the evaluate stage chose nothing."""
     what = (results.get("choice") or {}).get("what")

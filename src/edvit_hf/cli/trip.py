@@ -2,6 +2,8 @@
 """`edvit run` and `edvit plan`: take a recipe through its stages, and show what each device would carry."""
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,10 +12,16 @@ import typer
 from edvit_hf.cli.app import FormatOption, VerboseOption, command, quiet_transformers
 from edvit_hf.cli.output import console, print_json, say, tell
 
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values in place of the recipe's, as `distill.epochs=3`."),
+]
+
 
 @command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one (`digits`).")],
+    overrides: OverridesArgument = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="Folder for every stage's result. Default: work/<recipe name>.")
     ] = None,
@@ -29,17 +37,19 @@ def run(
     Finished stages are skipped, an interrupted one resumes, and changing a value re-runs exactly the stages it touches.
     """
     from edvit_hf.recipe import load_recipe
+
+    values = load_recipe(recipe, overrides or ())  # before torch is imported: its faults are told at once
+
     from edvit_hf.recipe import run as run_trip
     from edvit_hf.recipe.running import ensemble_dir, stage_dir
     from edvit_hf.storage import read_json
     from edvit_hf.training.processes import is_main_process
 
     quiet_transformers()
-    values = load_recipe(recipe)
     folder = work_dir or Path("work") / (values.name if seed is None else f"{values.name}_seed{seed}")
     if seed is not None:
         values = values.with_seed(seed)
-    command = _reproducing_command(recipe, values.dataset.local_name, seed)
+    command = _reproducing_command(recipe, values.dataset.local_name, seed, overrides or ())
     records = run_trip(
         values,
         folder,
@@ -59,23 +69,24 @@ def run(
         print_json({"ensemble": ensemble, "results": data, "stages": stage_rows})
         return
     if data is not None:
-        from edvit_hf.card.rows import verdict
+        from edvit_hf.card.rows import left_out, no_verdict, verdict
         from edvit_hf.cli.tables import results_tables
 
         for table in results_tables(data):
             console.print(table)
-        if said := verdict(data):
+        for said in filter(None, (left_out(data), verdict(data) or no_verdict(data))):
             say(said)
     if ensemble is not None:
         say(f"ensemble: {ensemble}", highlight=True)
 
 
-def _reproducing_command(recipe: str, local_name: str | None, seed: int | None) -> str:
+def _reproducing_command(recipe: str, local_name: str | None, seed: int | None, overrides: Sequence[str]) -> str:
     """The command line that repeats this run, without the folders of this machine."""
     data = "EDVIT_DATA_DIR=... " if local_name and os.environ.get("EDVIT_DATA_DIR") else ""
     path = Path(recipe)
     name = path.name if path.is_absolute() else recipe
-    return f"{data}edvit run {name}" + ("" if seed is None else f" --seed {seed}")
+    words = [name, *map(shlex.quote, overrides)]
+    return f"{data}edvit run {' '.join(words)}" + ("" if seed is None else f" --seed {seed}")
 
 
 def _announce(stage: str, what: str) -> None:

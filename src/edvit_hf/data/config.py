@@ -34,7 +34,7 @@ class DatasetConfig:
         data_dir: Local folder of parquet or csv files (SPLIT.csv, or SPLIT-00000-of-00003.parquet and so on) or of
             class folders (SPLIT/CLASS/FILE, or CLASS/FILE, which is one split called train); used instead of the
             Hub. A list of folders: their rows together, split by split, with the same classes in each. A path is
-            taken literally, a relative one from where the command runs.
+            taken literally, a relative one from the recipe's folder.
         test_data_dir: Another such folder that the test split comes from: its split called `test_split`, or all of a
             folder of CLASS/FILE. Its classes are those of the training split, by name.
         local_name: Folder name under the environment variable EDVIT_DATA_DIR; when that folder exists it is

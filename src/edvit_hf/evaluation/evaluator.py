@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 Rival = Literal["replicas", "all_passes", "large", "copies", "device_copies"]
+USUAL_RIVALS: tuple[Rival, ...] = ("replicas", "large", "copies")
+"""What stands beside the figures of a published recipe."""
 
 # model inputs by name, rows first, as numpy arrays -> (B, L) logits
 Predict = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -32,7 +34,8 @@ class EvaluateConfig:
 
     Attributes:
         baselines: Train what the ensemble is compared with: the `rivals`, and a small CNN, or TF-IDF with a linear
-            classifier for text.
+            classifier for text. Left out: true for a recipe of the package and where `rivals` or `baseline_epochs` are
+            written, else false; the results say what was left out and about what it would take.
         rivals: Only with `baselines`: which plain models. "replicas": one of a device's size, on every device;
             "all_passes": the same, trained as long as all devices together; "large": one of the size of all devices
             together; "copies": one of another seed on each device, votes averaged, trained as long in all as the
@@ -48,7 +51,7 @@ class EvaluateConfig:
     """
 
     baselines: bool = True
-    rivals: tuple[Rival, ...] = ("replicas", "large", "copies")
+    rivals: tuple[Rival, ...] = USUAL_RIVALS
     baseline_epochs: int | None = None
     devices: int | None = None
     max_subsets: int = MAX_SUBSETS

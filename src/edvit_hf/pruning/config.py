@@ -39,7 +39,8 @@ class PruneConfig:
         keep_heads: Heads kept in every layer; residual channels and FFN units follow in the same ratio. A list gives
             one number per sub-model (null where `from_scratch` has a config). "auto" leaves it to the planner: the
             largest number that fits, the same for all; "per-sub-model" lets the planner go on where single sub-models
-            have room for more.
+            have room for more. "quarter": a quarter of the teacher's heads, as the measured recipes keep. Left out:
+            "auto" with a `fleet`, "quarter" without one.
         keep_ratios: Instead of `keep_heads`: three shares, where the architecture allows them to differ.
         from_scratch: One entry per sub-model: null where it is cut from the teacher, else values of a stock config with
             its `model_type`, and that sub-model is built with random weights and learns by distillation alone, as DeViT
@@ -63,7 +64,7 @@ class PruneConfig:
         seed: Draws the scored and the fitted items, and the scores of "random"; at least 0.
     """
 
-    keep_heads: int | tuple[int | None, ...] | Literal["auto", "per-sub-model"] = "auto"
+    keep_heads: int | tuple[int | None, ...] | Literal["auto", "per-sub-model", "quarter"] = "auto"
     keep_ratios: KeepRatios | None = None
     from_scratch: tuple[dict[str, Any] | None, ...] | None = None
     attention: AttentionKind = "whole"
@@ -84,15 +85,15 @@ class PruneConfig:
         keep = self.keep_heads
         if self.from_scratch is not None:
             self._check_from_scratch(self.from_scratch)
-        if keep not in ("auto", "per-sub-model"):
+        if keep not in ("auto", "per-sub-model", "quarter"):
             counts = keep if isinstance(keep, tuple) else (keep,)
             if self.from_scratch is not None and isinstance(keep, tuple):  # null stands there, as checked
                 counts = tuple(count for count in keep if count is not None)
             if not counts or not all(type(count) is int and count >= 1 for count in counts):
                 raise PruningError(
-                    f'`keep_heads` must be "auto", "per-sub-model", a whole number of at least 1, or a list with one '
-                    f"such number per sub-model, got {keep!r}. It counts the heads that stay in every layer, not those "
-                    "that go."
+                    f'`keep_heads` must be "auto", "per-sub-model", "quarter", a whole number of at least 1, or a list '
+                    f"with one such number per sub-model, got {keep!r}. It counts the heads that stay in every layer, "
+                    "not those that go."
                 )
         if self.keep_ratios is not None and keep != "auto":
             raise PruningError(f"`keep_heads` ({keep!r}) and `keep_ratios` both say how much stays. Write one of them.")

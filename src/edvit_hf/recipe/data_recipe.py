@@ -3,9 +3,13 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from edvit_hf.data import DatasetConfig
 from edvit_hf.evaluation.evaluator import EvaluateConfig
+from edvit_hf.recipe.faults import read_completely
+from edvit_hf.recipe.overrides import place_of
+from edvit_hf.recipe.places import with_whole_paths
 from edvit_hf.recipe.schema import Recipe, find_recipe, load_recipe, read_recipe_file
 from edvit_hf.strict import RECIPE, read_strictly
 from edvit_hf.tasks import Task
@@ -41,5 +45,10 @@ def load_data_recipe(recipe: str | os.PathLike[str]) -> Recipe | DataRecipe:
     data = read_recipe_file(path)
     if not set(data) <= _SECTIONS:
         return load_recipe(path)
-    built: DataRecipe = read_strictly(DataRecipe, {**data, "name": path.stem}, form=RECIPE)
+
+    def build(sections: dict[str, Any]) -> DataRecipe:
+        whole, _ = with_whole_paths(sections, path.parent.resolve())
+        return cast(DataRecipe, read_strictly(DataRecipe, {**whole, "name": path.stem}, form=RECIPE))
+
+    built: DataRecipe = read_completely(data, build, DataRecipe, lambda keys: place_of(keys, path, {}), path.name)
     return built

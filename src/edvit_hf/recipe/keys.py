@@ -23,7 +23,9 @@ from edvit_hf.hardware.machine import detect_profile
 from edvit_hf.hardware.profiles import load_profiles
 from edvit_hf.planning.fleet import load_fleet
 from edvit_hf.planning.plan import PLAN_FORMAT
-from edvit_hf.recipe.schema import READ_ONLY_WITH, Recipe, recipe_values
+from edvit_hf.recipe.places import as_written
+from edvit_hf.recipe.schema import Recipe, recipe_values
+from edvit_hf.recipe.unread import READ_ONLY_WITH
 from edvit_hf.strict import is_file, is_folder
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def key_values(recipe: Recipe) -> dict[str, Any]:
     Left out are values that only say what must hold, those that this recipe does not read (`READ_ONLY_WITH`), and
     those of `_LEFT_OUT_AT`.
     """
-    values = recipe_values(recipe)
+    values = as_written(recipe_values(recipe), recipe.written)
     del values["dataset"]["num_labels"], values["teacher"]["config"]
     for section in ("teacher", "distill", "fuse"):
         del values[section]["track"]

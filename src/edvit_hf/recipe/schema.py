@@ -3,7 +3,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,13 @@ from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.planning.fleet import Fleet, default_fleet, load_fleet
 from edvit_hf.pruning import PruneConfig
-from edvit_hf.recipe.strategies import AutoConfig, Strategy, as_strategy, candidates_of, refuse_overridden
+from edvit_hf.recipe.contradictions import check_joint_terms, check_vocabulary, refuse_equal_splits
+from edvit_hf.recipe.defaults import with_defaults
+from edvit_hf.recipe.faults import read_completely
+from edvit_hf.recipe.overrides import overridden, place_of, read_override
+from edvit_hf.recipe.places import Written, with_whole_paths
+from edvit_hf.recipe.strategies import AutoConfig, Strategy, as_strategy
+from edvit_hf.recipe.unread import refuse_unread
 from edvit_hf.splitting import SplitConfig
 from edvit_hf.storage import read_yaml
 from edvit_hf.strict import NOT_READ, RECIPE, is_file, number, one_of, read_strictly, whole_number
@@ -30,9 +36,10 @@ class TeacherConfig(TrainConfig):
     Attributes:
         mixup_alpha: Beta distribution of Mixup's share in the teacher's batches; 0: off. Not for text.
         cutmix_alpha: The same of CutMix; with both on, each batch draws one of them.
-        checkpoint: Folder or Hub id of a stock classifier; fine-tuned for `epochs` (0: taken as it is).
+        checkpoint: Folder (relative to the recipe) or Hub id of a stock classifier; fine-tuned for `epochs` (0: taken
+            as it is).
         revision: Revision of a Hub checkpoint.
-        from_scratch: Values of a stock config, with its `model_type`.
+        from_scratch: Values of a stock config, with its `model_type`. Without `epochs` it trains for 60.
         config: Only with `checkpoint`: its stock sizes, with the `model_type`, for planning before it is here. When it
             is loaded, it must agree with them.
     """
@@ -94,7 +101,7 @@ class Recipe:
     Attributes:
         name: Of the file, without its ending.
         folder: In which the file lies.
-        task: What is classified.
+        task: What is classified. Left out: what the dataset section's keys, the teacher's model type or the files tell.
         dataset: Where the data come from and how they become the model's input.
         teacher: The classifier that is split.
         split: How the classes are divided into class groups.
@@ -112,18 +119,18 @@ class Recipe:
             classes. `auto`: the one that wins on validation items, see `auto`.
         auto: What `strategy: auto` tries.
         fleet: Fleet file, relative to the recipe: the devices and what each may carry. None: a device without budgets
-            for each sub-model, of a family of processors (arm64); `prune.keep_heads` is then a number.
+            for each sub-model, of a family of processors (arm64); `prune.keep_heads` is then a number or "quarter".
     """
 
     name: str
     folder: Path
-    task: Task
     dataset: DatasetConfig
     teacher: TeacherConfig
-    split: SplitConfig
-    prune: PruneConfig
-    distill: DistillConfig
-    fuse: FuseConfig
+    task: Task = "image-classification"
+    split: SplitConfig = field(default_factory=SplitConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -132,10 +139,11 @@ class Recipe:
     auto: AutoConfig = field(default_factory=AutoConfig)
     asked: Strategy | None = field(default=None, metadata=NOT_READ)  # the strategy whose values these are
     fleet: str | None = None
+    written: Written = field(default_factory=dict, metadata=NOT_READ)  # paths, as the file has them
 
     def __post_init__(self) -> None:
         one_of("strategy", self.strategy, get_args(Strategy), "it says what the devices do for each other")
-        if self.fleet is None and isinstance(self.prune.keep_heads, str) and self.prune.keep_ratios is None:
+        if self.fleet is None and self.prune.keep_heads in ("auto", "per-sub-model") and self.prune.keep_ratios is None:
             raise RecipeError(
                 f"`prune.keep_heads: {self.prune.keep_heads}` follows what the devices may carry, but the recipe names "
                 "no `fleet`. Without budgets nothing would be pruned. Write `fleet`, or a number as `keep_heads`."
@@ -157,10 +165,10 @@ class Recipe:
                 f"`split.coverage: {self.split.num_sub_models}`, or share that number evenly by `fuse.other: spread`."
             )
         if self.strategy == "split" or (self.strategy == "auto" and "split" in self.auto.tries):  # else as it becomes
-            _check_joint_terms(self)
+            check_joint_terms(self)
         if self.prune.vocabulary is not None:
-            _check_vocabulary(self)
-        _refuse_equal_splits(self.dataset)
+            check_vocabulary(self)
+        refuse_equal_splits(self.dataset)
         self.augmentation.check_task(self.task)
         self.dataset.check_task(self.task)
         for name, what in (("from_scratch", "entries"), ("keep_heads", "numbers")):
@@ -210,51 +218,6 @@ class Recipe:
         return dataclasses.replace(self, **changed)
 
 
-def _check_joint_terms(recipe: Recipe) -> None:
-    """Raise `RecipeError` where a term of the joint tuning compares votes that cannot be compared."""
-    fuse = recipe.fuse
-    if fuse.joint and fuse.feedback_weight and fuse.kind == "mlp":
-        raise RecipeError(
-            f"`fuse.feedback_weight` is read only with `fuse.kind: average` or `residual`, got {fuse.feedback_weight} "
-            "with `mlp`: it draws every vote to the average of all votes, and a head on features averages none. Choose "
-            "one of these kinds, remove the weight, or take a `strategy` whose fusion averages (generalists)."
-        )
-    if fuse.joint and fuse.diversity_weight and not recipe.votes_over_all:
-        raise RecipeError(
-            f"`fuse.diversity_weight` is read only with votes over all classes, got {fuse.diversity_weight} with votes "
-            "over class groups: it compares probabilities place by place, which would be of different classes. Write "
-            f"`distill.votes: all` or `split.coverage: {recipe.split.num_sub_models}`, or remove the weight."
-        )
-
-
-def _check_vocabulary(recipe: Recipe) -> None:
-    """Raise `RecipeError` where the sub-models' vocabulary cannot be smaller than the teacher's."""
-    if recipe.task != "text-classification":
-        raise RecipeError(
-            f"`prune.vocabulary` cuts the words that sub-models know, but the task is {recipe.task}, whose models read "
-            "none. It would be ignored silently. Remove it."
-        )
-    if recipe.distill.objective == "dekd":
-        raise RecipeError(
-            "`distill.objective: dekd` compares relations between the same tokens of teacher and sub-model, but "
-            "`prune.vocabulary` gives them other tokens. Use `objective: kd`, or remove `vocabulary`."
-        )
-
-
-def _refuse_equal_splits(dataset: DatasetConfig) -> None:
-    """Raise `RecipeError` where one split has two roles: a test on what was learnt says nothing."""
-    roles = ("train_split", "validation_split", "test_split")
-    named = [(role, getattr(dataset, role)) for role in roles if getattr(dataset, role) is not None]
-    for place, (role, name) in enumerate(named):
-        for other, same in named[:place]:
-            if name == same:
-                raise RecipeError(
-                    f"`dataset.{other}` and `dataset.{role}` are both {name!r}: the same rows would be learnt or "
-                    "chosen by, and then tell how well. Name another split, or write `test_split: null` to hold out "
-                    "`test_fraction` of the training rows (`validation_split: null` carves those rows out by itself)."
-                )
-
-
 def packaged_recipes() -> Path:
     """Folder of the recipes that ship with the package (the checkout's `recipes/` when run from one)."""
     packaged = Path(__file__).resolve().parents[1] / "recipes"
@@ -292,17 +255,31 @@ def _find(what: str, given: str | os.PathLike[str], folder: Path) -> Path:
     )
 
 
-def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe strictly: an unknown key is an error that names the nearest valid one.
+def load_recipe(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe strictly: an unknown key is an error that names the nearest valid one. Light: no torch.
+
+    Args:
+        recipe: A file, or the name of a packaged one.
+        overrides: Values in place of those of the file, as `distill.epochs=3`.
 
     Raises:
-        RecipeError: Missing file, broken YAML, unknown or missing keys, wrong types, values out of bounds.
+        RecipeError: Missing file, broken YAML, or everything at once, each with its line, of: unknown or missing keys,
+            wrong types, values out of bounds, values that contradict each other.
     """
     path = find_recipe(recipe)
-    data = read_recipe_file(path)
-    built: Recipe = read_strictly(Recipe, {**data, "name": path.stem, "folder": path.parent.resolve()}, form=RECIPE)
-    _refuse_unread(built, data)
-    return as_strategy(built, built.strategy)
+    folder, typed = path.parent.resolve(), dict(read_override(each) for each in overrides)
+    values = overridden(read_recipe_file(path), typed)
+
+    def build(sections: dict[str, Any]) -> Recipe:
+        filled = with_defaults(sections, folder, is_published=folder == packaged_recipes().resolve())
+        whole, written = with_whole_paths(filled, folder, typed)
+        named = {**whole, "name": path.stem, "folder": folder}
+        built: Recipe = read_strictly(Recipe, named, form=RECIPE)
+        refuse_unread(built, sections)
+        return dataclasses.replace(as_strategy(built, built.strategy), written=written)
+
+    built: Recipe = read_completely(values, build, Recipe, lambda keys: place_of(keys, path, typed), path.name)
+    return built
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -325,52 +302,12 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     return data
 
 
-_DEKD_KEYS = ("hard", "hard_weight", "relation_weights")
-_JOINT_KEYS = (
-    *("joint_epochs", "joint_patience", "joint_learning_rate", "joint_batch_size", "joint_views"),
-    *("token_weight", "vote_weight"),
-)
-READ_ONLY_WITH: tuple[tuple[str, tuple[str, ...], Callable[[Recipe], bool], str], ...] = (
-    ("split", ("similarity", "samples_per_class"), lambda r: r.split.strategy == "similarity", "strategy: similarity"),
-    ("prune", ("compensation_samples",), lambda r: r.prune.compensate, "compensate: true"),
-    ("prune", ("round_epochs",), lambda r: r.prune.rounds > 1, "rounds` above `1"),
-    ("distill", ("focus_weight",), lambda r: r.distill.votes == "all", "votes: all"),
-    ("distill", ("feature_weight",), lambda r: r.distill.objective == "kd", "objective: kd"),
-    ("distill", _DEKD_KEYS, lambda r: r.distill.objective == "dekd", "objective: dekd"),
-    ("fuse", ("other",), lambda r: r.fuse.kind != "mlp", "kind: average` or `kind: residual"),
-    ("evaluate", ("rivals",), lambda r: r.evaluate.baselines, "baselines: true"),
-    ("fuse", ("feedback_weight",), lambda r: r.fuse.joint and r.fuse.kind != "mlp", "joint: true` and `kind: average"),
-    (
-        "fuse",
-        ("diversity_weight",),
-        lambda r: r.fuse.joint and r.votes_over_all,
-        "joint: true` and `distill.votes: all",
-    ),
-    ("fuse", _JOINT_KEYS, lambda r: r.fuse.joint, "joint: true"),
-    ("auto", ("tries", "min_gap"), lambda r: r.strategy == "auto", "strategy: auto"),
-)
-"""Section, its keys that are read only under a condition on the recipe, that condition, and how it is written."""
-
-
-def _refuse_unread(recipe: Recipe, data: dict[str, Any]) -> None:
-    """Raise `RecipeError` for a value that is written although the others leave it unread, whatever the strategy."""
-    meant = list(candidates_of(recipe).values())
-    for section, keys, is_read, condition in READ_ONLY_WITH:
-        key = next((key for key in keys if key in (data.get(section) or {})), None)
-        if key is not None and not any(is_read(each) for each in (recipe, *meant)):
-            raise RecipeError(
-                f"recipe key `{section}.{key}` is read only with `{condition}`, which this recipe does not say. It "
-                f"would be ignored silently. Remove it, or write `{condition}`."
-            )
-    refuse_overridden(recipe, data)
-
-
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data without its place on disk, for hashing and for the card."""
     if recipe.teacher.checkpoint is None:  # else its processor says what the recipe leaves open
         recipe = dataclasses.replace(recipe, dataset=recipe.dataset.filled())
     values = dataclasses.asdict(recipe)
-    del values["folder"]
+    del values["folder"], values["written"]
     for key in ("label_names", "test_data_dir"):
         if values["dataset"][key] is None:
             del values["dataset"][key]  # so that results of a version without this key stay good

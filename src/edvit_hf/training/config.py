@@ -112,6 +112,7 @@ class DistillConfig(TrainConfig):
             Linear, from the teacher's feature (FitNets, arXiv 1412.6550). 0: features are not compared.
     """
 
+    epochs: int = 20
     objective: DistillKind = "kd"
     temperature: float = 2.0
     distillation_weight: float = 0.7
@@ -171,7 +172,7 @@ class FuseConfig(TrainConfig):
         sub_model_dropout: Share of sub-models taken as absent in training, in [0, 1).
         temperature: Logits are divided by it before they are compared with the teacher's.
         distillation_weight: Share of the divergence from the teacher in the loss, in [0, 1]; the labels get the rest.
-        views: Replayed views that the head learns from; at most `distill.views`.
+        views: Replayed views that the head learns from; at most `distill.views`. Left out: 4, or as many as those.
         joint: Whether sub-models and fusion are tuned together, end to end: after the head of "mlp", before that of
             "residual", whose sub-models are tuned for the average. The loss is that of the fused
             answer + `token_weight` * squared error of the mapped features from the teacher's feature + `vote_weight` *
@@ -189,6 +190,7 @@ class FuseConfig(TrainConfig):
             probabilities differ by from their mean, which is subtracted from the loss.
     """
 
+    epochs: int = 30
     kind: FusionKind = "mlp"
     other: FusionOther | None = None
     hidden_size: int = 128

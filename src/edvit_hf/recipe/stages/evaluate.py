@@ -30,6 +30,7 @@ from edvit_hf.recipe.stages.effort import (
     sub_models_by_device,
     teacher_effort,
 )
+from edvit_hf.recipe.stages.left_out import left_out
 from edvit_hf.recipe.trip import CHOICE_FILE, OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
 
@@ -74,6 +75,7 @@ def evaluate(trip: Trip) -> None:
             "class_groups": trip.class_groups,
             "focus_groups": trip.focus_groups,
             "rows": [_row(c, candidates, data.test.labels, rare) for c in candidates],
+            "left_out": left_out(trip),
             "gap": gap_of(accuracies, REPLICAS, LARGE),
             "strategy": _strategy(trip),
             "choice": None if found is None else found.to_dict(),

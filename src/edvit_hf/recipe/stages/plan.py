@@ -23,6 +23,7 @@ from edvit_hf.planning.figure import save_plan_figure
 from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Objective
 from edvit_hf.planning.placed_plan import PlacementMethod
 from edvit_hf.planning.plan import Plan
+from edvit_hf.pruning import PruneConfig
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.stages.split import groups_before_training
 from edvit_hf.recipe.strategies import as_strategy
@@ -116,7 +117,7 @@ def plan_groups(
         shape,
         groups,
         fleet if objective is None else dataclasses.replace(fleet, objective=objective),
-        keep=prune.keep_heads if prune.keep_ratios is None else prune.keep_ratios,
+        keep=_keep(prune, shape),
         from_scratch=sub_model_shapes(recipe, shape.reading(words)),
         words=words,
         fusion_hidden_size=recipe.fuse.hidden_size,
@@ -128,6 +129,13 @@ def plan_groups(
     result = result.with_focus(focus_groups)
     notes = [*([] if recipe.fleet else [DEFAULT_FLEET_NOTE]), *([] if note is None else [note])]
     return dataclasses.replace(result, notes=[*notes, *result.notes]) if notes else result
+
+
+def _keep(prune: PruneConfig, shape: ModelShape) -> keep_search.Keep:
+    """What a recipe says of what stays, with "quarter" as a number of the teacher's heads."""
+    if prune.keep_ratios is not None:
+        return prune.keep_ratios
+    return max(1, round(shape.widths.heads / 4)) if prune.keep_heads == "quarter" else prune.keep_heads
 
 
 def _words_before_reading(recipe: Recipe, shape: ModelShape) -> tuple[int | None, str | None]:
