@@ -185,7 +185,7 @@ def _flat(text):
         ("dataset: {path: digits, max_tets_samples: 30}", "max_test_samples"),
         ("task: image-classification", "dataset"),
         ("task: audio-classification\ndataset: {path: digits}", "audio-classification"),
-        ("dataset: {path: digits}\nfleet: x.yaml", "task"),
+        ("dataset: {path: digits}\nfleet: x.yaml", "teacher"),
         ("[]", "mapping"),
         ("{}", "dataset"),
     ],

@@ -80,7 +80,7 @@ def left_out(results: Mapping[str, Any]) -> str:
     rows = results.get("left_out") or []
     if not rows:
         return ""
-    each = [f"{row['name']}{_about(row.get('minutes'))}" for row in rows]
+    each = [f"{row['rival']}{_about(row.get('minutes'))}" for row in rows]
     asked = ", ".join(row["rival"] for row in rows)
     return f"not trained beside it: {', '.join(each)}. `evaluate: {{rivals: [{asked}]}}` in the recipe trains them"
 

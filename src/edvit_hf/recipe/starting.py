@@ -51,7 +51,7 @@ _COMMENTS: dict[str, str] = {
 }
 _AUGMENTATION: dict[Task, str] = {
     "image-classification": "{shift: 0.08, flip: true}   # flip: false where left and right matter (digits, text)",
-    "audio-classification": "{time_shift: 0.1, frequency_masks: 1, frequency_mask_bins: 4, time_masks: 1, time_mask_frames: 10}",
+    "audio-classification": "{time_shift: 0.1, time_masks: 1, time_mask_frames: 10}",
     "text-classification": "{token_dropout: 0.1}",
 }
 
