@@ -12,6 +12,7 @@ import typer
 from edvit_hf.cli.app import (
     DataDirOption,
     FolderArgument,
+    Format,
     FormatOption,
     RecipeOption,
     VerboseOption,
@@ -19,10 +20,11 @@ from edvit_hf.cli.app import (
     quiet_transformers,
 )
 from edvit_hf.cli.output import console, keep_all, log_console, print_json, say
-from edvit_hf.errors import need
+from edvit_hf.errors import EDViTError, need
 
 if TYPE_CHECKING:
     from edvit_hf.bench import BenchReport
+    from edvit_hf.fleet.repositories import Server
 
 _NEEDED = ("torch", "transformers", "safetensors", "tqdm", "optimum", "onnx", "onnxscript", "onnxslim")
 
@@ -34,6 +36,16 @@ class ExportPrecision(StrEnum):
     fp16 = "fp16"
     int8 = "int8"
     int8_static = "int8_static"
+
+
+_Server = Annotated[
+    Literal["triton", "kserve"] | None,
+    typer.Option(help="Instead of exporting, write each device's model repository and configuration for this server."),
+]
+_Placement = Annotated[Path | None, typer.Option(help="With --server: the placement.json of `edvit plan`.")]
+_ServerOutput = Annotated[
+    Path | None, typer.Option(help="With --server: folder to write. Default: DIR-triton or DIR-kserve.")
+]
 
 
 @command()
@@ -71,6 +83,9 @@ def export(
         ),
     ] = False,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
+    server: _Server = None,
+    placement: _Placement = None,
+    server_output: _ServerOutput = None,
     output: FormatOption = "human",
     verbose: VerboseOption = False,
 ) -> None:
@@ -78,10 +93,13 @@ def export(
 
     int8 and fp16 must hold their accuracy on the validation split, overall and in every class group; without its data
     they are refused. What other hardware's files DIR holds already stays. Nothing half-written is ever loadable: an
-    export that was cut off is finished, or done again, by the next.
+    export that was cut off is finished, or done again, by the next. With --server nothing is exported: what DIR holds
+    is laid out for other servers, without torch.
     """
+    if server is not None or placement is not None or server_output is not None:
+        _lay_out(folder, server, placement, server_output)
+        return
     need("Exporting", "train,export", *_NEEDED)
-    from edvit_hf.cli.tables import export_tables
     from edvit_hf.published.export import export_folder, export_report, make_config
     from edvit_hf.recipe import load_data_recipe
 
@@ -98,7 +116,12 @@ def export(
     )
     data: dict[str, Any] = {"recipe": load_data_recipe(recipe) if recipe else None, "data_dir": data_dir}
     manifest = export_folder(folder, config, **data, without_accuracy_gate=without_accuracy_gate)
-    report = export_report(folder, manifest)
+    _print_export(folder, export_report(folder, manifest), output)
+
+
+def _print_export(folder: Path, report: dict[str, Any], output: Format) -> None:
+    from edvit_hf.cli.tables import export_tables
+
     if output == "json":
         print_json(report)
         return
@@ -106,6 +129,20 @@ def export(
         console.print(part)
     if (folder / "README.md").is_file():
         console.print("README.md still tells of the files that were there before: `edvit card DIR` renews it.")
+
+
+def _lay_out(folder: Path, server: "Server | None", placement: Path | None, output: Path | None) -> None:
+    """Write what other servers read, for each device of a placement."""
+    from edvit_hf.fleet.repositories import write_repositories
+
+    if server is None or placement is None:
+        raise EDViTError(
+            "Expected --server and --placement together, got one without the other. What goes to which device, or in "
+            "what form, is unknown. Make a placement with: edvit plan DIR --fleet FLEET"
+        )
+    target = folder.with_name(f"{folder.resolve().name}-{server}") if output is None else output
+    for path in write_repositories(folder, placement, server, target):
+        say(f"written: {path}", highlight=True)
 
 
 @command()
