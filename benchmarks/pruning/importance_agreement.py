@@ -25,11 +25,11 @@ from harness import command_line, write_results
 
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.auto import stock_auto_class
+from edvit_hf.planning.splitting import split_classes
 from edvit_hf.pruning import UnitScores, architecture_of, make_plan, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.splitting import split_classes
 from pruning.prune_accuracy import TEACHER_SIZES
 
 APPROXIMATIONS: tuple[ImportanceMethod, ...] = ("fisher", "linear", "hybrid")

@@ -30,13 +30,13 @@ from harness import SPLITS, command_line, write_results
 
 from edvit_hf.architectures.axes import AttentionKind, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
+from edvit_hf.planning.splitting import split_classes
 from edvit_hf.pruning import UnitScores, architecture_of, compensate, make_plan, prune, unit_scores
 from edvit_hf.pruning.config import ImportanceMethod
 from edvit_hf.pruning.models import in_batches
 from edvit_hf.pruning.score_kl import group_log_probabilities
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.splitting import split_classes
 from edvit_hf.storage import read_json
 from report.figures import table
 from report.pruning import accuracies, pair

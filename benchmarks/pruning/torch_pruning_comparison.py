@@ -34,10 +34,10 @@ from harness import SPLITS, command_line, write_results
 from edvit_hf.architectures.axes import Widths, widths_of_heads
 from edvit_hf.data.class_groups import class_group_labels
 from edvit_hf.hardware.provenance import peak_memory_mib, reset_peak_memory
+from edvit_hf.planning.splitting import split_classes
 from edvit_hf.pruning import architecture_of, compensate, make_plan, prune, unit_scores
 from edvit_hf.recipe.schema import load_recipe
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.splitting import split_classes
 from edvit_hf.training import DistillConfig, DistillData, distill_objective, teacher_outputs, train
 from pruning.prune_accuracy import balanced_items
 from report.figures import percent, table

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from edvit_hf.collaboration import LEAST_GAP
+from edvit_hf.tasks import LEAST_GAP
 from report.figures import ABSENT, figure, goal, section, seeds_text, source, spread, table
 from report.results import NAMES, Results, at, each, reduce
 

@@ -25,7 +25,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import command_line, once, write_results
 
-from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.evaluation.choice import Candidate, choose
 from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.recipe.choosing import absences_of, large_model, read_choice, rightly_answered, tried_trip
@@ -35,6 +34,7 @@ from edvit_hf.recipe.stages.compared import plain_model
 from edvit_hf.recipe.stages.effort import of_all_classes
 from edvit_hf.recipe.strategies import BASE, AutoConfig, Tried
 from edvit_hf.recipe.trip import Trip
+from edvit_hf.tasks import MOST_ABSENT
 
 TEACHER, LARGE, LONGER = "teacher", "plain, N times the size", "plain, all passes"
 

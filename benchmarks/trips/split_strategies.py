@@ -22,10 +22,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import SPLITS, command_line, once, write_results
 
+from edvit_hf.planning.splitting import SplitConfig, check_similarity, similarity_within
 from edvit_hf.recipe.schema import Recipe, load_recipe
 from edvit_hf.recipe.stages.split import teacher_confusions
 from edvit_hf.recipe.trip import Trip
-from edvit_hf.splitting import SplitConfig, check_similarity, similarity_within
 from trips.reduced_trip import REDUCED, accuracies, add_options, reduced_trip, reduction, reduction_of, run_stages
 
 SPLITTING = ("split", "plan", "prune", "distill", "fuse")

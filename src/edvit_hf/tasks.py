@@ -2,13 +2,17 @@
 """What an ensemble classifies: its task, what the models of a task are fed, and the class groups of its sub-models.
 
 Comes in: a task, or class groups with the number of classes. Goes out: names of inputs and files, numbers of labels, or
-what is wrong with the groups or with the names of the classes. Every room may call it.
+what is wrong with the groups or with the names of the classes; and who may be absent where something is judged, so that
+what is chosen is chosen by what is tested. Every room may call it.
 
 Light: standard library only. `configuration_edvit.py` travels to the Hub alone and so repeats some rules: that class
 groups cover the classes, how many labels a sub-model has, and which names classes may have; tests compare them.
 """
 
+import itertools
+import math
 import operator
+import random
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -83,6 +87,15 @@ CODE_FILES = (
 OTHER_LABEL = "other"
 """The last label of every sub-model, "a class of another group": no class may have this name."""
 
+MOST_ABSENT = 2
+"""Whatever is chosen is chosen by accuracy averaged over 0, 1 and 2 absent."""
+
+MAX_SUBSETS = 20
+"""So many subsets of each number absent are looked at, the same where something is chosen and where it is tested."""
+
+LEAST_GAP = 0.02
+"""So far must a large plain model be ahead of a small one: below it a share of the gap is a ratio of noise."""
+
 
 def num_labels_of(class_group: Sequence[int], num_classes: int) -> int:
     """Labels of a sub-model: those of its class group, and "other" unless the group holds every class."""
@@ -140,6 +153,30 @@ def unknown_classes(class_groups: Sequence[Sequence[int]], present: Sequence[boo
     """Classes that no present sub-model votes over, in the order of the groups that hold them."""
     known = {label for group, there in zip(class_groups, present, strict=True) if there for label in group}
     return [label for label in dict.fromkeys(label for group in class_groups for label in group) if label not in known]
+
+
+def absent_subsets(
+    num_sub_models: int, num_absent: int, limit: int = MAX_SUBSETS, seed: int = 0
+) -> list[tuple[int, ...]]:
+    """Which sub-models to take away: every subset of `num_absent`, or `limit` different ones drawn by seed.
+
+    Raises:
+        ValueError: If nothing would be left, or an argument is out of range.
+    """
+    if not 0 <= num_absent < num_sub_models:
+        raise ValueError(
+            f"`num_absent` must lie in 0..{num_sub_models - 1} for {num_sub_models} sub-models, got "
+            f"{num_absent}: at least one sub-model has to answer."
+        )
+    if _whole(limit) is None or limit < 1:
+        raise DataError(f"`limit` must be a whole number of at least 1, got {limit!r}: nothing would be taken away.")
+    if math.comb(num_sub_models, num_absent) <= limit:
+        return list(itertools.combinations(range(num_sub_models), num_absent))
+    generator = random.Random(seed)
+    chosen: set[tuple[int, ...]] = set()
+    while len(chosen) < limit:
+        chosen.add(tuple(sorted(generator.sample(range(num_sub_models), num_absent))))
+    return sorted(chosen)
 
 
 def label_names_fault(names: Sequence[object]) -> str | None:

@@ -12,9 +12,8 @@ from markdown_it import MarkdownIt
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
 from edvit_hf.card.javascript import javascript
-from edvit_hf.card.markup import code, plain
+from edvit_hf.card.markup import code, markdown_table, plain
 from edvit_hf.card.render import render_card
-from edvit_hf.card.tables import markdown_table
 from edvit_hf.card.zoo import zoo_row, zoo_table_markdown
 from edvit_hf.manifest import Manifest
 from support.card_samples import sample_manifest, sample_results

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from edvit_hf.card.markup import NOT_MEASURED, NOT_RECORDED
 from edvit_hf.card.render import CardData, render_card, template_path, write_card
-from edvit_hf.card.tables import BASELINE_NOTE, NOT_MEASURED, NOT_RECORDED, splitting_finding
+from edvit_hf.card.tables import BASELINE_NOTE, splitting_finding
 from edvit_hf.card.words import ARCHITECTURES, KNOWN_DATA, TASK_WORDS, making_table
 from edvit_hf.configuration_edvit import TASK_OF
 from edvit_hf.errors import EDViTError

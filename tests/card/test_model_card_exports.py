@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from edvit_hf.card.exports import fidelity_table, files_table, gates_table, own_vote_finding, same_graph, whole_table
 from edvit_hf.card.figures import _spread, draw_figures
+from edvit_hf.card.markup import NOT_MEASURED, span
 from edvit_hf.card.render import CardData, render_card, write_card
 from edvit_hf.card.sources import sources_table
-from edvit_hf.card.tables import NOT_MEASURED, span
 from edvit_hf.cli import app
 from edvit_hf.export import ExportConfig
 from edvit_hf.manifest import content_files, hash_of_content

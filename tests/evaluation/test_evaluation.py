@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from edvit_hf.collaboration import absent_subsets
 from edvit_hf.evaluation.evaluator import evaluate, paired_interval, torch_predict
+from edvit_hf.tasks import absent_subsets
 from support.tiny_architectures import tiny_vit
 
 GROUPS = [[0, 3], [1], [2]]

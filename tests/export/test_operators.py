@@ -4,7 +4,7 @@
 import pytest
 from torch.onnx._internal.exporter import _registration
 
-from edvit_hf.export.graphs.operators import operators_read_once
+from edvit_hf.export.graphs.draw import operators_read_once
 
 OPSET = 20
 

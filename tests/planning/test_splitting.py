@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from edvit_hf.configuration_edvit import EDViTConfig
 from edvit_hf.errors import RecipeError
-from edvit_hf.recipe.stages.split import voting_groups
-from edvit_hf.splitting import (
+from edvit_hf.planning.splitting import (
     SplitConfig,
     check_class_groups,
     group_sizes,
@@ -19,6 +18,7 @@ from edvit_hf.splitting import (
     similarity_within,
     split_classes,
 )
+from edvit_hf.recipe.stages.split import voting_groups
 from edvit_hf.tasks import class_groups_fault, num_labels_of
 
 CASES = st.integers(1, 24).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(0, 9)))

@@ -20,7 +20,7 @@ from edvit_hf.planning.keep_search import plan
 from edvit_hf.planning.placed_plan import goal, place
 from edvit_hf.planning.placing import greedy, spread_out
 from edvit_hf.planning.program import TimeBudget
-from edvit_hf.splitting import SplitConfig, split_classes
+from edvit_hf.planning.splitting import SplitConfig, split_classes
 from edvit_hf.storage import MIB
 from support.placements import costs_of, device, load, problems
 

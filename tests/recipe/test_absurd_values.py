@@ -7,11 +7,11 @@ from edvit_hf.data import DatasetConfig
 from edvit_hf.data.sources import local_folders
 from edvit_hf.errors import DataError, EDViTError, PruningError, RecipeError
 from edvit_hf.planning.fleet import load_fleet
+from edvit_hf.planning.splitting import MAX_CLASSES, SplitConfig, split_classes
 from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.schema import find_fleet, find_recipe
 from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.recipe.trip import checkpoint_files, stock_model
-from edvit_hf.splitting import MAX_CLASSES, SplitConfig, split_classes
 from edvit_hf.strict import one_of
 from support.tiny_recipe import tiny_recipe
 

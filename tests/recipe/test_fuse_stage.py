@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import RecipeError
 from edvit_hf.evaluation.choice import Candidate, choose
@@ -19,6 +18,7 @@ from edvit_hf.recipe.running import stage_dir, stages_of
 from edvit_hf.recipe.stages import fuse as stage
 from edvit_hf.recipe.trip import Trip
 from edvit_hf.storage import read_json
+from edvit_hf.tasks import MAX_SUBSETS, absent_subsets
 from edvit_hf.training import absences, fit_temperatures
 from support.tiny_recipe import tiny_recipe
 

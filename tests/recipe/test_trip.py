@@ -15,13 +15,13 @@ from edvit_hf.cli import app
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.errors import CheckpointError, DataError, PruningError, RecipeError, WorkDirError
 from edvit_hf.hardware.profiles import load_profiles
+from edvit_hf.planning.splitting import similarity_within
 from edvit_hf.recipe import STAGES, run, staging
 from edvit_hf.recipe.running import ensemble_dir, stage_dir
 from edvit_hf.recipe.schema import TeacherConfig
 from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.recipe.staging import key_of, stored_record
 from edvit_hf.recipe.trip import load_array, load_model
-from edvit_hf.splitting import similarity_within
 from support.tiny_recipe import fingerprint, tiny_recipe, write_tiny_recipe
 
 NAMES = [stage.name for stage in STAGES]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
 from edvit_hf.modeling_edvit import VoteAverage
+from edvit_hf.tasks import MAX_SUBSETS, absent_subsets
 from edvit_hf.training import absence_masks, fit_temperatures, shares_right
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from edvit_hf.card.markup import NOT_MEASURED
 from edvit_hf.card.rows import result_row
-from edvit_hf.card.tables import NOT_MEASURED
 from edvit_hf.card.words import known_data
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hub.source import is_hub_id

@@ -8,9 +8,18 @@ the largest file is, how far the worst is from torch, and which class group lost
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.card.markup import code, plain
+from edvit_hf.card.markup import (
+    NOT_MEASURED,
+    code,
+    markdown_table,
+    mebibytes,
+    percent,
+    plain,
+    shortened,
+    span,
+    text_or_not,
+)
 from edvit_hf.card.other_data import described
-from edvit_hf.card.tables import NOT_MEASURED, markdown_table, mebibytes, percent, shortened, span, text_or_not
 from edvit_hf.manifest import Manifest, Variant, hash_of_files
 from edvit_hf.manifest.document import protocol_numbers
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from edvit_hf.card.canvas import INK, OTHER_STYLE, STYLES, canvas, legend_below, save, style_of, title
 from edvit_hf.card.exports import absent_entries, accuracy_by_name, latency_ms, same_graph, variants_by_name
+from edvit_hf.card.markup import shortened
 from edvit_hf.card.rival_figures import accuracy_of_rivals, gap_recovered
 from edvit_hf.card.rows import result_row
 from edvit_hf.card.sources import figure_source
-from edvit_hf.card.tables import group_names, shortened
+from edvit_hf.card.tables import group_names
 from edvit_hf.errors import named_extra
 from edvit_hf.manifest import Manifest
 from edvit_hf.storage import MIB

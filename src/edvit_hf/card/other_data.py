@@ -4,8 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from edvit_hf.card.markup import code, plain
-from edvit_hf.card.tables import markdown_table, percent
+from edvit_hf.card.markup import code, markdown_table, percent, plain
 from edvit_hf.manifest import Manifest, hash_of_files
 
 OTHER_DATA = "runtime_other_data"

@@ -13,7 +13,7 @@ from typing import Any
 from edvit_hf.card import exports, forms, javascript, other_data, rivals, sources, tables, words
 from edvit_hf.card.data import CardData
 from edvit_hf.card.figures import draw_figures
-from edvit_hf.card.markup import plain
+from edvit_hf.card.markup import NOT_MEASURED, plain
 from edvit_hf.errors import EDViTError, named_extra
 from edvit_hf.hub.listed import made_from
 from edvit_hf.storage import whole_file
@@ -77,7 +77,7 @@ def _variables(card: CardData) -> dict[str, Any]:
         "form": forms.form_of(results, manifest, recipe),
         "is_distilled": (recipe.get("distill") or {}).get("objective") != "none",
         "num_test_items": card.run.dataset.get("num_test_items"),
-        "not_measured": tables.NOT_MEASURED,
+        "not_measured": NOT_MEASURED,
         "num_sub_models": last + 1,
         "num_labels": len(tables.label_names(results)),
         "example_sub_model": f"{last:02d}",

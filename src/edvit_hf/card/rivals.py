@@ -8,10 +8,9 @@ the one that the evaluate stage wrote (`edvit_hf.evaluation.choice`); here it is
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edvit_hf.card.markup import plain
+from edvit_hf.card.markup import NOT_MEASURED, count, markdown_table, percent, plain
 from edvit_hf.card.rows import MEANINGS, REPLICAS, absent_of, result_row, verdict
-from edvit_hf.card.tables import NOT_MEASURED, count, markdown_table, percent
-from edvit_hf.collaboration import LEAST_GAP
+from edvit_hf.tasks import LEAST_GAP
 
 NO_ANSWER = "no answer"
 

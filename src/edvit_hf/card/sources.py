@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edvit_hf.card.exports import accuracy_by_name, latency_protocols, runtime_variants
-from edvit_hf.card.markup import code, plain
-from edvit_hf.card.tables import NOT_MEASURED, NOT_RECORDED, markdown_table, text_or_not
+from edvit_hf.card.markup import NOT_MEASURED, NOT_RECORDED, code, markdown_table, plain, text_or_not
 from edvit_hf.manifest import Manifest
 
 _COMMIT_DIGITS = 12

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Markdown tables and findings of a model card, from the plain mapping of results.json.
 
-Every function returns finished markdown text. Fractions are printed in per cent, differences in points, sizes
-in MiB; a missing value is printed as "not measured".
+Every function returns finished markdown text; how a figure is printed stands in `markup`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edvit_hf.card import forms
-from edvit_hf.card.markup import plain
+from edvit_hf.card.markup import NOT_MEASURED, count, markdown_table, mebibytes, percent, plain, points, shortened
 from edvit_hf.card.rows import deployed, is_tfidf, large_row, plain_row, result_row
 
-NOT_MEASURED = "not measured"
-NOT_RECORDED = "not recorded"  # of what is no figure: a command, a commit
 BASELINE_NOTE = "same hyper-parameters as the sub-models, not tuned for the baselines."
 _SAME_SIZE = 0.8  # of what the fullest device holds: below it, a rival is smaller and not of its size
 _SIZE_SLACK = 1.05  # sizes are matched by whole layers, so a baseline "of one device's size" may be a little larger
@@ -30,56 +27,6 @@ def group_names(results: Mapping[str, Any]) -> list[str]:
     """One readable text per sub-model: the labels of its class group, or of the group that it was cut for."""
     names, groups = label_names(results), results.get("focus_groups") or results["class_groups"]
     return [", ".join(names[label] for label in group) for group in groups]
-
-
-def shortened(names: str, limit: int = 34) -> str:
-    """A long list of names, cut to `limit` characters."""
-    return names if len(names) <= limit else f"{names[: limit - 4].rstrip(', ')} ..."
-
-
-def percent(fraction: float | None) -> str:
-    """0.9712 -> "97.1 %"."""
-    return NOT_MEASURED if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def count(number: float | None) -> str:
-    """1203456 -> "1.20 M"; 81234 -> "81.2 k"."""
-    if number is None:
-        return NOT_MEASURED
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}" if number >= 10 * limit else f"{number / limit:.2f} {unit}"
-    return f"{number:.0f}"
-
-
-def mebibytes(num_bytes: float | None) -> str:
-    """4194304 -> "4.00 MiB"; 57853 -> "0.055 MiB"."""
-    if num_bytes is None:
-        return NOT_MEASURED
-    size = num_bytes / 2**20
-    return f"{size:.2f} MiB" if size >= 0.1 else f"{size:.3f} MiB"
-
-
-def span(values: Iterable[float | None], form: Callable[[float | None], str]) -> str:
-    """The lowest and the highest value: "0.06 to 0.07 MiB"; one where both read the same."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return NOT_MEASURED
-    low, high = form(min(found)), form(max(found))
-    if low == high:
-        return low
-    number, _, unit = low.partition(" ")
-    return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
-
-
-def points(interval: Mapping[str, Any] | None) -> str:
-    """A paired difference with its 95 % interval -> "-1.3 [-2.4, -0.4]", in points."""
-    if not interval or interval.get("difference") is None:
-        return NOT_MEASURED
-    text = f"{100 * interval['difference']:+.1f}"
-    if interval.get("low") is None or interval.get("high") is None:
-        return text
-    return f"{text} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -284,21 +231,3 @@ def sub_model_table(results: Mapping[str, Any], form: forms.Form) -> str:
             ]
         )
     return markdown_table(header, lines)
-
-
-def text_or_not(value: object, form: str = "{}") -> str:
-    """The value as text, or "not measured"."""
-    return NOT_MEASURED if value is None else form.format(value)
-
-
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A markdown table, or "not measured" without any line. No cell can break it."""
-    rows = [[_cell(text) for text in line] for line in lines]
-    if not rows:
-        return f"_{NOT_MEASURED}_"
-    head = [f"| {' | '.join(header)} |", f"|{'|'.join(' --- ' for _ in header)}|"]
-    return "\n".join([*head, *(f"| {' | '.join(line)} |" for line in rows)])
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|") or NOT_MEASURED

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edvit_hf.card.markup import code, plain
-from edvit_hf.card.tables import NOT_RECORDED, markdown_table
+from edvit_hf.card.markup import NOT_RECORDED, code, markdown_table, plain
 from edvit_hf.tasks import Task
 
 

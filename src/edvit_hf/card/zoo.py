@@ -10,8 +10,7 @@ from typing import Any
 
 from edvit_hf.card.data import RESULTS_NAME
 from edvit_hf.card.exports import latency_ms, variants_by_name
-from edvit_hf.card.markup import plain
-from edvit_hf.card.tables import NOT_MEASURED, markdown_table
+from edvit_hf.card.markup import NOT_MEASURED, markdown_table, plain
 from edvit_hf.card.words import known_data
 from edvit_hf.errors import HubError, named_extra
 from edvit_hf.hub.client import ask, commit_of, connect, read_file

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open the splits of local folders: parquet, csv, or folders of classes; those of several folders together."""
+"""Open the splits of local folders: parquet, csv, or folders of classes; those of several folders together.
+
+And take the first rows of what is streamed, from a folder or from the Hub.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -8,15 +11,17 @@ from typing import Any
 
 from edvit_hf.data.agreement import concatenated
 from edvit_hf.data.class_folders import ClassFolders
-from edvit_hf.data.columns import KINDS, Place, RawSplit, raw_split
+from edvit_hf.data.columns import KINDS, Place, RawSplit, input_column, raw_split
 from edvit_hf.data.config import FILE_BUILDERS, FOLDER_BUILDERS, DatasetConfig
 from edvit_hf.data.loading_errors import load_error, no_split
-from edvit_hf.data.streams import first_rows
 from edvit_hf.data.tables import table_files
 from edvit_hf.errors import DataError, MissingExtraError
 from edvit_hf.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+SHUFFLE_BUFFER = 10_000
+"""Encoded rows from which a streamed dataset is drawn."""
 
 
 class LocalData:
@@ -158,3 +163,27 @@ def _limited(rows: Any, split: str, config: DatasetConfig) -> Any:
     if not config.streaming or limit is None or limit >= len(rows):
         return rows
     return rows.shuffle(seed=config.seed).select(range(limit))
+
+
+def first_rows(rows: Any, name: str, config: DatasetConfig, task: Task, folder: Path | None = None) -> Any:
+    """Take the first rows of a shuffled stream into RAM, undecoded; what is no stream stays as it is."""
+    import datasets
+
+    if not isinstance(rows, datasets.IterableDataset):
+        return rows
+    try:
+        features = rows.features or datasets.Dataset.from_list(list(rows.take(100))).features  # csv: known when read
+        column = config.input_column or input_column(features, config.label_column, task)
+        # Audio as plain bytes: the feature would ask for the package that decodes it even where it does not decode.
+        struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        for kind, plain in ((datasets.Image, datasets.Image(decode=False)), (datasets.Audio, struct)):
+            if isinstance(features.get(column), kind):
+                rows = rows.cast_column(column, plain)
+                features = datasets.Features({**features, column: plain})
+        limit = config.max_train_samples if name == config.train_split else config.max_test_samples
+        taken = list(rows.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER).take(limit))
+        return datasets.Dataset.from_list(taken, features=features)
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise load_error(config, folder, error) from error

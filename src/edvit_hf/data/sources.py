@@ -15,9 +15,8 @@ from edvit_hf.data.columns import RawSplit, raw_split
 from edvit_hf.data.config import BUILDERS, EMBEDDED_DATASET, FOLDER_BUILDERS, DatasetConfig
 from edvit_hf.data.listing import list_folder
 from edvit_hf.data.loading_errors import NoSplitError, load_error, no_split
-from edvit_hf.data.local import LocalData
+from edvit_hf.data.local import LocalData, first_rows
 from edvit_hf.data.split import ArrayStore
-from edvit_hf.data.streams import first_rows
 from edvit_hf.data.subsets import stratified_split
 from edvit_hf.errors import DataError, MissingExtraError
 from edvit_hf.strict import is_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.collaboration import MAX_SUBSETS, absent_subsets
+from edvit_hf.tasks import MAX_SUBSETS, absent_subsets
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.errors import DataError, did_you_mean
 from edvit_hf.evaluation.evaluator import PairedInterval, paired_interval
+from edvit_hf.tasks import MOST_ABSENT
 
 _RESAMPLES = 2000  # of the bootstrap of a single interval
 

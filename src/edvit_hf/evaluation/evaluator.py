@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.errors import DataError, RecipeError
 from edvit_hf.probabilities import expected_calibration_error, softmax
 from edvit_hf.strict import number, one_of, whole_number
+from edvit_hf.tasks import MAX_SUBSETS
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edvit_hf.collaboration import LEAST_GAP
+from edvit_hf.tasks import LEAST_GAP
 
 MOST_RARE = 3
 _RARE_SHARE = 0.5  # of the mean number of training items

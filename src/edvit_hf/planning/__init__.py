@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device carries how much of the teacher, before anything is trained or for what is finished.
+"""Which classes go together, and which device carries how much of the teacher, before anything is trained.
 
-Comes in: the teacher's sizes, class groups and a fleet. Goes out: a plan (keeps, placement, bytes, MACs, milliseconds),
-its figure, or an error that names the budget that binds. The recipe and `published` call it; no torch.
+Comes in: the teacher's sizes, class groups and a fleet, or a finished ensemble. Goes out: class groups, a plan (keeps,
+placement, bytes, MACs, milliseconds), its figure, or an error that names the budget that binds. The recipe and
+`published` call it; no torch.
 
 ```python
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edvit_hf.planning.keep_search import PlacementMethod
     from edvit_hf.planning.placed_plan import place_loads
     from edvit_hf.planning.plan import DevicePlan, Plan, Replica, SubModelPlan
+    from edvit_hf.planning.splitting import SplitConfig, split_classes
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -47,5 +49,6 @@ __getattr__, __dir__, __all__ = lazy(
         "keep_search": ("PlacementMethod",),
         "placed_plan": ("place_loads",),
         "plan": ("DevicePlan", "Plan", "Replica", "SubModelPlan"),
+        "splitting": ("SplitConfig", "split_classes"),
     },
 )

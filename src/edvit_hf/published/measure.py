@@ -14,7 +14,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from edvit_hf.card.other_data import OTHER_DATA, other_data
-from edvit_hf.collaboration import absent_subsets
 from edvit_hf.data import TaskData, TestData, iterate_batches
 from edvit_hf.errors import DataError, ManifestError, RecipeError
 from edvit_hf.evaluation.evaluator import EvaluateConfig, Evaluation, evaluate
@@ -27,6 +26,7 @@ from edvit_hf.published.data import Measured, MeasuredBy, recorded_verdict
 from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, Engine
 from edvit_hf.runtime.sessions import chosen_variants
 from edvit_hf.storage import changed_json, check_writable
+from edvit_hf.tasks import absent_subsets
 
 
 def measure_exported(

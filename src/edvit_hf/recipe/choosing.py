@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.data import iterate_batches
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.evaluation.absence import Absence, absences, without_devices
@@ -30,6 +29,7 @@ from edvit_hf.recipe.staging import DONE, Stage, key_of, run_stage, stored_recor
 from edvit_hf.recipe.strategies import BASE, Strategy, as_strategy
 from edvit_hf.recipe.trip import CHOICE_FILE, Trip
 from edvit_hf.storage import link_tree, read_json_object, remove, whole_folder, write_json
+from edvit_hf.tasks import MOST_ABSENT
 from edvit_hf.training.processes import is_main_process, wait_for_everyone
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from edvit_hf.card.render import template_path
-from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.data.config import EMBEDDED_DATASET
 from edvit_hf.data.contents import FileHashes
 from edvit_hf.data.listing import list_folder
@@ -27,6 +26,7 @@ from edvit_hf.recipe.places import as_written
 from edvit_hf.recipe.schema import Recipe, recipe_values
 from edvit_hf.recipe.unread import READ_ONLY_WITH
 from edvit_hf.strict import is_file, is_folder
+from edvit_hf.tasks import MAX_SUBSETS
 
 logger = logging.getLogger(__name__)
 

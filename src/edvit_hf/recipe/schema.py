@@ -14,6 +14,7 @@ from edvit_hf.errors import RecipeError
 from edvit_hf.evaluation.evaluator import EvaluateConfig
 from edvit_hf.export import ExportConfig
 from edvit_hf.planning.fleet import Fleet, default_fleet, load_fleet
+from edvit_hf.planning.splitting import SplitConfig
 from edvit_hf.pruning import PruneConfig
 from edvit_hf.recipe.contradictions import check_joint_terms, check_vocabulary, refuse_equal_splits
 from edvit_hf.recipe.defaults import with_defaults
@@ -22,7 +23,6 @@ from edvit_hf.recipe.overrides import overridden, place_of, read_override
 from edvit_hf.recipe.places import Written, with_whole_paths
 from edvit_hf.recipe.strategies import AutoConfig, Strategy, as_strategy
 from edvit_hf.recipe.unread import refuse_unread
-from edvit_hf.splitting import SplitConfig
 from edvit_hf.storage import read_yaml
 from edvit_hf.strict import NOT_READ, RECIPE, is_file, number, one_of, read_strictly, whole_number
 from edvit_hf.tasks import MAIN_INPUT, Task

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edvit_hf.collaboration import LEAST_GAP
 from edvit_hf.errors import RecipeError
 from edvit_hf.strict import number, one_of
+from edvit_hf.tasks import LEAST_GAP
 
 if TYPE_CHECKING:
     from edvit_hf.recipe.schema import Recipe

@@ -21,10 +21,10 @@ from edvit_hf.hardware.provenance import environment
 from edvit_hf.hub.client import fetch_matching
 from edvit_hf.planning.plan import Plan
 from edvit_hf.recipe.schema import Recipe
-from edvit_hf.splitting import SEED_STRIDE
 from edvit_hf.storage import read_json_object, whole_file, whole_folder
 from edvit_hf.strict import is_folder, read_strictly
 from edvit_hf.tasks import PROCESSOR_FILES, Task
+from edvit_hf.training.config import SEED_STRIDE
 
 if TYPE_CHECKING:
     import torch

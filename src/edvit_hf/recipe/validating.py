@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.data.split import Split
+from edvit_hf.tasks import MAX_SUBSETS
 from edvit_hf.training.absences import shares_right
 from edvit_hf.training.objectives import group_targets
 from edvit_hf.training.stopping import Validate

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edvit_hf.collaboration import MAX_SUBSETS, MOST_ABSENT, absent_subsets
+from edvit_hf.tasks import MAX_SUBSETS, MOST_ABSENT, absent_subsets
 from edvit_hf.training.objectives import group_targets
 
 BATCH_SIZE = 4096

@@ -13,6 +13,9 @@ DistillKind = Literal["kd", "dekd", "none"]
 Votes = Literal["group", "all"]
 FusionOther = Literal["spread"]
 
+SEED_STRIDE = 10_007
+"""Between the seeds of models that learn the same: a run of the next seed draws nothing that one of this one drew."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

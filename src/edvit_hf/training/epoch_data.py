@@ -9,7 +9,7 @@ import torch
 
 from edvit_hf.data import class_group_indices
 from edvit_hf.errors import DataError
-from edvit_hf.splitting import SEED_STRIDE
+from edvit_hf.training.config import SEED_STRIDE
 
 if TYPE_CHECKING:
     from edvit_hf.data.split import Split

@@ -6,10 +6,12 @@ The graph comes from `transformers.exporters`. That module calls itself experime
 """
 
 import contextlib
+import copy
+import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from edvit_hf.errors import ExportGateError, named_extra
-from edvit_hf.export.graphs.operators import operators_read_once
 from edvit_hf.export.graphs.read_early import read_early
 from edvit_hf.export.optimum_config import EDViTOnnxConfig, task_of
 from edvit_hf.modeling_edvit import forward_sub_model
@@ -303,3 +304,36 @@ def _quiet() -> Iterator[None]:
         logger.debug("exporter: %s", message)
     for record in records:
         logger.debug("exporter: %s: %s", record.name, record.getMessage())
+
+
+@contextlib.contextmanager
+def operators_read_once() -> Iterator[None]:
+    """Within the block torch takes its table of an operator set from memory, once it was read there.
+
+    torch's exporter reads the signatures of some 500 functions anew for every graph, which is a quarter of what a small
+    graph costs. They depend on the operator set alone.
+
+    The names are private to torch: where it has others, it reads its table as it always did.
+    """
+    with contextlib.ExitStack() as changes:
+        with contextlib.suppress(ImportError, AttributeError, KeyError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            former = ONNXRegistry.__dict__["from_torchlib"]
+            tables = _tables(former.__func__, ONNXRegistry)
+            setattr(ONNXRegistry, "from_torchlib", staticmethod(tables))  # noqa: B010
+            changes.callback(setattr, ONNXRegistry, "from_torchlib", former)
+        yield
+
+
+@functools.cache
+def _tables(read: Callable[..., Any], registry: type) -> Callable[..., Any]:
+    """What reads the table of an operator set as `read` does, once."""
+    kept = functools.cache(functools.partial(read, registry))
+
+    def table(*arguments: Any, **options: Any) -> Any:
+        found = copy.copy(kept(*arguments, **options))
+        found.functions = {name: list(functions) for name, functions in found.functions.items()}
+        return found  # its own: who asked may add functions
+
+    return table

@@ -18,7 +18,6 @@ import torch
 from edvit_hf.architectures.costs import ModelShape
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.card.rows import ALL_PASSES, COPIES, DEVICE_COPIES, LARGE, REPLICAS, SMALL_CNN, TFIDF, TFIDF_DEVICE_SIZE
-from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.data import TaskData, TextSplit, iterate_batches
 from edvit_hf.evaluation import TfidfBaseline, small_cnn
 from edvit_hf.evaluation.absence import Absence, absences, on_every_device
@@ -38,9 +37,10 @@ from edvit_hf.recipe.stages.effort import (
     rival_effort,
 )
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_model
-from edvit_hf.splitting import SEED_STRIDE
 from edvit_hf.storage import whole_folder
+from edvit_hf.tasks import MOST_ABSENT
 from edvit_hf.training import DistillConfig
+from edvit_hf.training.config import SEED_STRIDE
 
 _CUTTING = ("importance", "samples_per_class", "batch_size", "compensate", "compensation_samples", "seed")
 

@@ -13,7 +13,6 @@ import torch
 from edvit_hf.architectures.costs import BYTES_PER_PARAMETER
 from edvit_hf.architectures.tables import own_values
 from edvit_hf.card.rows import LARGE, REPLICAS
-from edvit_hf.collaboration import MOST_ABSENT
 from edvit_hf.data import class_group_labels, iterate_batches
 from edvit_hf.evaluation.absence import Absence, absences, on_every_device, without_devices
 from edvit_hf.evaluation.choice import Candidate, Choice, choose
@@ -33,6 +32,7 @@ from edvit_hf.recipe.stages.effort import (
 from edvit_hf.recipe.stages.left_out import left_out
 from edvit_hf.recipe.trip import CHOICE_FILE, OVERLAP_FILE, Trip, load_array, save_array
 from edvit_hf.storage import read_json_object, write_json
+from edvit_hf.tasks import MOST_ABSENT
 
 logger = logging.getLogger(__name__)
 

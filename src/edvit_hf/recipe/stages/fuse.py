@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from edvit_hf.collaboration import MAX_SUBSETS
 from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.recipe.trip import Trip, drop_checkpoints, save_arrays, validation_accuracy, write_processor
 from edvit_hf.recipe.validating import all_outputs, outputs, validate_ensemble, validate_fusion
 from edvit_hf.storage import whole_folder, write_json
+from edvit_hf.tasks import MAX_SUBSETS
 from edvit_hf.training import (
     FuseData,
     JointData,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edvit_hf.errors import RecipeError
+from edvit_hf.planning.splitting import placeholder_groups, similarity_within, split_classes
 from edvit_hf.recipe.schema import Recipe
-from edvit_hf.splitting import placeholder_groups, similarity_within, split_classes
 from edvit_hf.storage import write_json
 
 if TYPE_CHECKING:

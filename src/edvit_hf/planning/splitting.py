@@ -27,9 +27,6 @@ MAX_CLASSES = 1_000_000
 MAX_STARTS = 16
 """Seeded starts of the similarity search; fewer for many classes, where one start already takes seconds."""
 
-SEED_STRIDE = 10_007
-"""Between the seeds of models that learn the same: a run of the next seed draws nothing that one of this one drew."""
-
 Strategy = Literal["balanced", "similarity", "given"]
 Similarity = Literal["group", "separate"]
 Sizes = Literal["equal", "proportional"]
