@@ -106,7 +106,9 @@ def test_a_share_can_be_tried(folders, tmp_path):
     assert [vote["missing"] for vote in report["votes"]] == [None, "not loaded", "not loaded"]
     whole = report_of(folders["text-classification"], TEXT, *share)
     assert report["probabilities"] == pytest.approx(whole["probabilities"])
-    done = predict(tmp_path, TEXT, *share[:2])
+    as_pulled = report_of(tmp_path, TEXT, *share[:2], "--num-threads", 1)
+    assert as_pulled["probabilities"] == pytest.approx(whole["probabilities"])
+    done = predict(tmp_path, TEXT, *share[:2], "--precision", "fp32")
     assert done.exit_code == 1
     assert "Ask for what is there: --precision int8" in " ".join(done.output.split())
 

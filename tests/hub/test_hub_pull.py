@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edvit_hf.bench import bench_ensemble
 from edvit_hf.cli import app
 from edvit_hf.errors import HubError, ManifestError
 from edvit_hf.hub import pull, select_by_profile
@@ -122,6 +123,26 @@ def test_a_placement_says_what_each_device_needs(published, tmp_path):
     assert set(files_of(tmp_path / "hall")) == {"onnx/fusion.onnx", "preprocessor_config.json", "manifest.json"}
     assert hall.selection.variants == {}
     assert pull(REPO, placement=file, device="pi4", fusion=True, output=tmp_path / "pi4").selection.fusion
+
+
+def test_without_a_coordinator_every_share_answers_as_it_was_pulled(published, tmp_path):
+    held = [PlacedFile(index=i, file=f"sub_models/{i:02d}/onnx/model.onnx") for i in range(3)]
+    devices = {
+        "pi3": PlacedDevice(profile="raspberry-pi-5", sub_models=held[::2]),
+        "pi4": PlacedDevice(profile="raspberry-pi-5", sub_models=held[1:2]),
+    }
+    made = placement(Manifest.load(published[1]), coordinator=None, devices=devices)
+    file = made.save(tmp_path / "placement.json")
+    pulled = pull(REPO, placement=file, device="pi3", output=tmp_path / "pi3")
+    assert pulled.selection.fusion is not None
+    runtime = EDViTRuntime.from_pretrained(tmp_path / "pi3", schedule="in_turn")
+    assert runtime.loaded == (0, 2)
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    whole = EDViTRuntime.from_pretrained(published[1])
+    expected = whole.predict(pixels, absent=[1]).probabilities
+    assert runtime.predict(pixels).probabilities == pytest.approx(expected)
+    report = bench_ensemble(tmp_path / "pi3", repeats=1, progress=False)
+    assert [row.owner for row in report.rows] == ["sub-model 0", "sub-model 2", "fusion head"]
 
 
 def test_each_device_of_a_single_sub_model_gets_all_that_it_needs_to_answer_alone(published):

@@ -3,6 +3,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_a_share_says_what_it_holds_and_how_to_fetch_the_fusion_head(folders, tm
     int8, fp32 = ("sub_models/00/onnx/model_quint8_avx2.onnx", "sub_models/00/onnx/model.onnx")
     root, _ = share(folders[IMAGE], tmp_path, int8)
     with pytest.raises(ManifestError) as refused:
-        EDViTRuntime.from_pretrained(root, sub_models=[0])
+        EDViTRuntime.from_pretrained(root, sub_models=[0], precision="fp32")
     for told in (
         f"{fp32} (fp32 of sub-model 0), onnx/fusion.onnx (the fusion head)",
         "got sub-model 0 as int8 for x86-avx2 and no fusion head",
@@ -200,10 +201,26 @@ def test_a_share_says_what_it_holds_and_how_to_fetch_the_fusion_head(folders, tm
         assert told in str(refused.value)
     root, _ = share(folders[IMAGE], tmp_path, int8, "onnx/fusion.onnx")
     with pytest.raises(ManifestError, match=r"and the fusion head.*Ask for what is there: --sub-model 0 "):
-        EDViTRuntime.from_pretrained(root)
+        EDViTRuntime.from_pretrained(root, precision="fp32")
     assert EDViTRuntime.from_pretrained(root, sub_models=[0], precision="int8").loaded == (0,)
     root, _ = share(folders[IMAGE], tmp_path)
     with pytest.raises(ManifestError, match=r"got no sub-model and no fusion head.*edvit pull REPO --fusion"):
+        EDViTRuntime.from_pretrained(root)
+
+
+def test_a_share_answers_as_it_was_pulled_and_a_damaged_export_does_not(folders, tmp_path):
+    kept = ("sub_models/00/onnx/model_quint8_avx2.onnx", "sub_models/02/onnx/model.onnx", "onnx/fusion.onnx")
+    root, _ = share(folders[IMAGE], tmp_path, *kept)
+    shutil.rmtree(root / "sub_models/01")
+    runtime = EDViTRuntime.from_pretrained(root, schedule="in_turn")
+    assert runtime.loaded == (0, 2)
+    answer = runtime.predict(np.zeros((1, 3, 8, 8), np.float32))
+    assert answer.degraded
+    assert EDViTRuntime.from_pretrained(root, sub_models=[2]).loaded == (2,)
+    with pytest.raises(ManifestError, match=r"fp32 of sub-model 1"):
+        EDViTRuntime.from_pretrained(root, sub_models=[1])
+    (root / "sub_models/01").mkdir()  # it was here: its graph is lost
+    with pytest.raises(ManifestError, match=r"Expected sub_models/01/onnx/model\.onnx"):
         EDViTRuntime.from_pretrained(root)
 
 

@@ -74,7 +74,7 @@ def bench_ensemble(
     check_threads(threads)
     _check_numbers(repeats, batch, tokens)
     manifest, hardware = Manifest.load(root), Hardware.here()
-    own, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions)
+    own, left_out = choose(manifest, hardware, sub_models=sub_models, precisions=precisions, root=root)
     for one in own:
         verify_graph(root, one.variant)
     candidates = [*own, *(_beside(name, path) for name, path in (beside or {}).items())]

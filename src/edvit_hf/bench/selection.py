@@ -72,8 +72,11 @@ def choose(
     *,
     sub_models: Sequence[int] | None = None,
     precisions: Sequence[str] | None = None,
+    root: Path | None = None,
 ) -> tuple[list[Candidate], list[UntimedFile]]:
     """The files to time in the order of the manifest, and those for other instruction sets (see `bench_ensemble`).
+
+    Where `root` holds one device's share, other devices' files are left out.
 
     Raises:
         EDViTError: For an index or precision that there is not, or if nothing is left to be timed.
@@ -86,6 +89,8 @@ def choose(
         owned += [(FUSION, manifest.fusion.variants), (WHOLE, manifest.whole)]
     wanted = [Candidate(owner, v) for owner, variants in owned for v in variants]
     wanted = [one for one in wanted if precisions is None or one.variant.precision in precisions]
+    if root is not None and manifest.is_share(root):
+        wanted = [one for one in wanted if (root / one.variant.file).is_file()]
     candidates, left_out = [], []
     for one in wanted:
         made = one.variant.quantization
@@ -151,17 +156,23 @@ def input_sizes(root: Path, manifest: Manifest, *, batch: int, tokens: int | Non
 def _longest_text(root: Path) -> int | None:
     """Most tokens of a text, by the files that a stock tokenizer reads it from; None where none tells."""
     limits = []
-    for name in ("tokenizer_config.json", "config.json", "sub_models/00/config.json"):
-        values = _read_config(root / name)
+    for path in (root / "tokenizer_config.json", root / "config.json", _config_of_a_sub_model(root)):
+        values = _read_config(path)
         for key in ("model_max_length", "max_position_embeddings"):
             if isinstance(values.get(key), int) and values[key] > 0:
                 limits.append(values[key])
     return min(limits, default=None)
 
 
+def _config_of_a_sub_model(root: Path) -> Path:
+    """Of the first that the folder holds: a share need not have sub-model 0, and all know the same words."""
+    found = sorted((root / "sub_models").glob("*/config.json"))
+    return found[0] if found else root / "sub_models" / "00" / "config.json"
+
+
 def vocabulary_size(root: Path) -> int:
     """Token ids lie below it. 2 where no config tells: any vocabulary has that many."""
-    value = _read_config(root / "sub_models" / "00" / "config.json").get("vocab_size")
+    value = _read_config(_config_of_a_sub_model(root)).get("vocab_size")
     return value if isinstance(value, int) and value > 1 else 2
 
 

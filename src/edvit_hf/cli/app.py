@@ -118,6 +118,9 @@ DataDirOption = Annotated[
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of REPO. Default: main.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Which exported variant.")]
+HeldPrecisionOption = Annotated[
+    Precision | None, typer.Option(help="Which exported variant. Default: what DIR holds, fp32 first; of REPO fp32.")
+]
 ProfileOption = Annotated[str | None, typer.Option(help="Kind of hardware. Default: this one.")]
 SubModelOption = Annotated[
     list[int] | None, typer.Option("--sub-model", help="Load only this one; may be repeated. Default: all.")

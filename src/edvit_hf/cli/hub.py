@@ -75,7 +75,10 @@ def pull(
         bool, typer.Option("--with-preprocessing", help="The files that prepare their inputs themselves.")
     ] = False,
     fusion: Annotated[
-        bool, typer.Option("--fusion", help="The fusion head too. A placement's coordinator gets it anyway.")
+        bool,
+        typer.Option(
+            "--fusion", help="The fusion head too. A coordinator (without one: every device) of a placement gets it."
+        ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: main.")] = None,
     destination: Annotated[

@@ -14,6 +14,7 @@ from edvit_hf.cli.app import (
     DataDirOption,
     EnsembleArgument,
     FormatOption,
+    HeldPrecisionOption,
     NumThreadsOption,
     PrecisionOption,
     ProfileOption,
@@ -93,7 +94,7 @@ def predict(
     drop: Annotated[
         list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
     ] = None,
-    precision: PrecisionOption = "fp32",
+    precision: HeldPrecisionOption = None,
     profile: ProfileOption = None,
     sub_model: SubModelOption = None,
     num_threads: NumThreadsOption = None,

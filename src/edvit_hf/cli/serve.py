@@ -11,8 +11,8 @@ import typer
 
 from edvit_hf.cli.app import (
     EnsembleArgument,
+    HeldPrecisionOption,
     NumThreadsOption,
-    PrecisionOption,
     ProfileOption,
     RevisionOption,
     ScheduleOption,
@@ -82,7 +82,7 @@ def serve(
     revision: RevisionOption = None,
     host: _Host = _DEFAULTS.host,
     port: _Port = _DEFAULTS.port,
-    precision: PrecisionOption = "fp32",
+    precision: HeldPrecisionOption = None,
     profile: ProfileOption = None,
     sub_model: SubModelOption = None,
     num_threads: NumThreadsOption = None,

@@ -88,7 +88,8 @@ def select_by_placement(
 ) -> Selection:
     """What a named device of a placement needs: its sub-models, those it stands in for, and the head if it fuses.
 
-    Of an ensemble of one sub-model every device that holds it fuses: it answers on its own.
+    Where no device of the fleet is the coordinator, each that holds a sub-model gets the fusion head, and can answer
+    with what it has. Of an ensemble of one sub-model every device that holds it does.
 
     Raises:
         HubError: The placement is of another ensemble, or names a device or file that does not exist.
@@ -101,7 +102,8 @@ def select_by_placement(
         )
     placed = placement.devices[device]
     chosen = _placed_variants(manifest, placed, device)
-    fuses = fusion or placement.coordinator == device or (placement.num_sub_models == 1 and bool(chosen))
+    answers_alone = placement.coordinator is None or placement.num_sub_models == 1
+    fuses = fusion or placement.coordinator == device or (answers_alone and bool(chosen))
     if not chosen and not fuses:
         raise HubError(
             f"Expected something to fetch for {device!r}, but the placement gives it no sub-model and another device "

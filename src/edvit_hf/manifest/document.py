@@ -119,6 +119,10 @@ class Manifest:
         """Every graph: the sub-models' in order, then the fusion head's and those of the whole ensemble."""
         return [v for entry in self.sub_models for v in entry.variants] + self.fusion.variants + self.whole
 
+    def is_share(self, root: Path) -> bool:
+        """Whether a folder holds what was pulled for one device, and not all that the ensemble was exported with."""
+        return not all((root / name).is_file() for name in self.content)
+
     @property
     def profiles(self) -> list[str]:
         """The kinds of hardware that files were made for."""

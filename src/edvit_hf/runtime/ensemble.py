@@ -90,7 +90,7 @@ class EDViTRuntime:
         revision: str | None = None,
         engine: Literal["local"] | Engine = "local",
         deadline_ms: float | None = None,
-        precision: Literal["fp32", "fp16", "int8"] = "fp32",
+        precision: Literal["fp32", "fp16", "int8"] | None = None,
         sub_models: Sequence[int] | None = None,
         num_threads: int | None = None,
         profile: str | None = None,
@@ -107,8 +107,9 @@ class EDViTRuntime:
             engine: "local" runs the sub-models in this process; or one that reaches others, such as `OIPEngine(...)`.
             deadline_ms: Answer without whoever is later than this, counted from the prepared input. Default: that of
                 `config`, which waits for every sub-model.
-            precision: "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32.
-            sub_models: Load only these (default: all); the others are missing.
+            precision: "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32. Default: what a folder
+                holds, as it was pulled, of several files the first of fp32, fp16, int8; of a repository fp32.
+            sub_models: Load only these; the others are missing. Default: all that the folder holds.
             num_threads: Threads of one sub-model's run in turn, or of all workers together. Default: the cores this
                 process may use, at most 4 for one run.
             profile: Kind of hardware whose files are preferred. Default: this one.
@@ -128,7 +129,8 @@ class EDViTRuntime:
         check_engine(engine)
         deadline_ms = check_deadline(deadline_ms)
         sub_models = None if sub_models is None else as_indices(sub_models, "sub_models")
-        root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
+        wanted = precision or "fp32"
+        root = ensemble_folder(source, revision=revision, precision=wanted, profile=profile, sub_models=sub_models)
         manifest = Manifest.load(root, only_to_run=True)
         check_profile(manifest, profile)
         local = None
@@ -144,7 +146,7 @@ class EDViTRuntime:
             )
             engine = cast(Engine, local)
         else:
-            check_share(root, manifest, (), precision, profile)
+            check_share(root, manifest, (), wanted, profile)
         transform = transform_of(manifest, root)
         shape = shape_of_inputs(manifest, transform, local)
         fusion = fusion_of(manifest, root)

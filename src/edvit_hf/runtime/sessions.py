@@ -164,6 +164,38 @@ def held_variants(root: Path, manifest: Manifest, precision: str | None, profile
     return chosen
 
 
+def share_variants(
+    root: Path, manifest: Manifest, sub_models: Sequence[int] | None, profile: str | None
+) -> dict[int, Variant]:
+    """Sub-model -> its file, as `held_variants` chooses it, of a whole export or of what was pulled for one device.
+
+    A sub-model that has no folder of its own here is another device's: it is left out, and is missing in every answer.
+    Where the folder is there and the graph is not, it is damaged.
+
+    Args:
+        root: The folder.
+        manifest: Of all of it.
+        sub_models: Only these; None: those that the folder holds.
+        profile: See `held_variants`.
+
+    Raises:
+        ManifestError: A graph or the fusion head is missing; the message tells what there is.
+    """
+    held = held_variants(root, manifest, None, profile)
+    paths = {entry.index: root / entry.path for entry in manifest.sub_models}
+    wanted = [i for i, path in paths.items() if i in held or path.is_dir()] if sub_models is None else sub_models
+    lacking = [index for index in wanted if index not in held]
+    check_share(root, manifest, lacking or ([] if wanted else list(paths)), "fp32", profile)
+    chosen = {index: held[index] for index in wanted if index in held}
+    here = _this_machine()
+    for index, variant in chosen.items():
+        if variant.profiles and not (here and variant.suits(here)):
+            made = ", ".join(variant.profiles)
+            what = "%s is made for %s, and this machine is of kind %s: it may be slower or less exact here"
+            logger.warning(f"sub-model %d: {what}", index, variant.name, made, here)
+    return chosen
+
+
 def _held(root: Path, entry: SubModelEntry) -> list[Variant]:
     return [v for v in entry.variants if v.inputs == "prepared" and (root / v.file).is_file()]
 

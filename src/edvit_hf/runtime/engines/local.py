@@ -30,6 +30,7 @@ from edvit_hf.runtime.sessions import (
     check_sub_model,
     chosen_variants,
     open_verified,
+    share_variants,
 )
 from edvit_hf.strict import one_of
 from edvit_hf.tasks import MAIN_INPUT
@@ -89,7 +90,7 @@ class LocalEngine:
         root: Path,
         manifest: Manifest,
         *,
-        precision: Literal["fp32", "fp16", "int8"] = "fp32",
+        precision: Literal["fp32", "fp16", "int8"] | None = None,
         sub_models: Sequence[int] | None = None,
         num_threads: int | None = None,
         profile: str | None = None,
@@ -102,13 +103,17 @@ class LocalEngine:
         whose files are not open in time are left out.
         """
         one_of("schedule", schedule, ("auto", *SCHEDULES), "it is how sub-models share the cores", EDViTError)
-        chosen = range(len(manifest.sub_models)) if sub_models is None else sorted(set(sub_models))
-        check_indices(chosen, len(manifest.sub_models), "sub_models")
+        num = len(manifest.sub_models)
+        chosen = range(num) if sub_models is None else sorted(set(sub_models))
+        check_indices(chosen, num, "sub_models")
         if not chosen:
             raise EDViTError("`sub_models` is empty: without any sub-model there is no answer. Name at least one.")
         check_num_threads(num_threads)
-        check_share(root, manifest, chosen, precision, profile)
-        variants = chosen_variants([manifest.sub_models[i] for i in chosen], precision, profile)
+        if precision is None:
+            variants = share_variants(root, manifest, None if sub_models is None else chosen, profile)
+        else:
+            check_share(root, manifest, chosen, precision, profile)
+            variants = chosen_variants([manifest.sub_models[i] for i in chosen], precision, profile)
         return cls.of_files(root, manifest, variants, num_threads=num_threads, schedule=schedule)
 
     @classmethod
