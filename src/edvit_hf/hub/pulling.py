@@ -131,7 +131,7 @@ def ensemble_folder(
     source: str | Path,
     *,
     revision: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     profile: str | None = None,
     sub_models: Sequence[int] | None = None,
 ) -> Path:
@@ -139,7 +139,7 @@ def ensemble_folder(
 
     The cache is `EDVIT_CACHE_DIR`, by default ~/.cache/edvit_hf. Without a connection, what an earlier call fetched for
     the same revision is used, with a warning. Of a repository only the files of one precision and kind of hardware
-    (None: this machine's) are fetched, and only of some sub-models if they are named.
+    (None: fp32, and this machine's) are fetched, and only of some sub-models if they are named.
 
     Raises:
         EDViTError: Neither a folder nor a Hub id, or a folder with a revision.
@@ -155,7 +155,7 @@ def ensemble_folder(
             f"Expected a folder with an exported ensemble, or the id of a Hub repository, got {str(source)!r:.200}, "
             "which is neither. There is nothing to load. Check the path, or fetch a repository with: edvit pull REPO"
         )
-    return _pulled_into_cache(str(source), revision, precision, profile, sub_models)
+    return _pulled_into_cache(str(source), revision, precision or "fp32", profile, sub_models)
 
 
 def _pulled_into_cache(

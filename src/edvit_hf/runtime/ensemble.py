@@ -107,8 +107,7 @@ class EDViTRuntime:
             engine: "local" runs the sub-models in this process; or one that reaches others, such as `OIPEngine(...)`.
             deadline_ms: Answer without whoever is later than this, counted from the prepared input. Default: that of
                 `config`, which waits for every sub-model.
-            precision: "fp32", "fp16" or "int8", for the sub-models. The fusion head stays fp32. Default: what a folder
-                holds, as it was pulled, of several files the first of fp32, fp16, int8; of a repository fp32.
+            precision: "fp32", "fp16" or "int8", for the sub-models. Default: what a folder holds, fp32 first.
             sub_models: Load only these; the others are missing. Default: all that the folder holds.
             num_threads: Threads of one sub-model's run in turn, or of all workers together. Default: the cores this
                 process may use, at most 4 for one run.
@@ -129,8 +128,7 @@ class EDViTRuntime:
         check_engine(engine)
         deadline_ms = check_deadline(deadline_ms)
         sub_models = None if sub_models is None else as_indices(sub_models, "sub_models")
-        wanted = precision or "fp32"
-        root = ensemble_folder(source, revision=revision, precision=wanted, profile=profile, sub_models=sub_models)
+        root = ensemble_folder(source, revision=revision, precision=precision, profile=profile, sub_models=sub_models)
         manifest = Manifest.load(root, only_to_run=True)
         check_profile(manifest, profile)
         local = None
@@ -146,7 +144,7 @@ class EDViTRuntime:
             )
             engine = cast(Engine, local)
         else:
-            check_share(root, manifest, (), wanted, profile)
+            check_share(root, manifest, (), "fp32", profile)
         transform = transform_of(manifest, root)
         shape = shape_of_inputs(manifest, transform, local)
         fusion = fusion_of(manifest, root)
