@@ -23,13 +23,22 @@ class PlacedFile:
     variant: str | None = None
     file: str | None = None  # its path inside the ensemble folder
     predicted_ms: float | None = None  # on that device; None where its speed is not known
+    bytes: int | None = None  # what it takes of the device's memory budget; None where the plan does not tell
+    macs: int | None = None  # multiply-accumulates for one input
+    energy_mj: float | None = None  # for one input on that device
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedDevice:
-    """What one device loads: the sub-models that it runs, and those that it can stand in for."""
+    """What one device loads: the sub-models that it runs, and those that it can stand in for.
+
+    Its budgets are those of the fleet file; None means no limit.
+    """
 
     profile: str
+    memory_mib: float | None = None
+    macs: int | None = None
+    energy_mj: float | None = None
     sub_models: list[PlacedFile] = field(default_factory=list)
     replicas: list[PlacedFile] = field(default_factory=list)
     predicted_ms: float | None = None

@@ -185,7 +185,15 @@ def _sub_model(costs: FleetCosts, index: int, device: int) -> SubModelPlan:
 
 def _replica(costs: FleetCosts, index: int, device: int) -> Replica:
     entry, ms = costs.fleet.devices[device], _rounded(costs.predicted_ms(index, device))
-    return Replica(index=index, device=entry.name, held_bytes=costs.loads[index].bytes_at(entry), predicted_ms=ms)
+    load = costs.loads[index]
+    return Replica(
+        index=index,
+        device=entry.name,
+        held_bytes=load.bytes_at(entry),
+        predicted_ms=ms,
+        macs=load.macs,
+        energy_mj=_rounded(costs.energy_mj(index, device)),
+    )
 
 
 def _device(

@@ -62,6 +62,8 @@ class Replica:
     predicted_ms: float | None = None
     variant: str | None = None
     file: str | None = None
+    macs: int | None = None  # for one input
+    energy_mj: float | None = None  # for one input on that device; None where not known
 
 
 @dataclass(frozen=True, kw_only=True)

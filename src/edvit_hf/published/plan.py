@@ -81,6 +81,7 @@ def placement_file(plan: Plan, manifest: Manifest | None) -> PlacementFile:
             sub_models=[_placed(s) for s in plan.sub_models if s.device == device.name],
             replicas=[_placed(r) for r in plan.replicas if r.device == device.name],
             predicted_ms=device.total_ms,
+            **device.budgets,  # type: ignore[arg-type]
         )
         for device in plan.devices
     }
@@ -96,7 +97,15 @@ def placement_file(plan: Plan, manifest: Manifest | None) -> PlacementFile:
 
 
 def _placed(entry: SubModelPlan | Replica) -> PlacedFile:
-    return PlacedFile(index=entry.index, variant=entry.variant, file=entry.file, predicted_ms=entry.predicted_ms)
+    return PlacedFile(
+        index=entry.index,
+        variant=entry.variant,
+        file=entry.file,
+        predicted_ms=entry.predicted_ms,
+        bytes=entry.held_bytes or None,
+        macs=entry.macs,
+        energy_mj=entry.energy_mj,
+    )
 
 
 def planned_variant(entry: SubModelEntry, profile: str, quantization: str) -> Variant:
