@@ -20,7 +20,7 @@ _OPTIONAL_PACKAGES = {
     **{name: name for name in ("soundfile", "soxr", "tokenizers")},
     **{name: name for name in ("fastapi", "starlette", "pydantic", "uvicorn", "h11")},
     **{"python_multipart": "python-multipart", "prometheus_client": "prometheus-client"},
-    **{"grpc": "grpcio", "tritonclient": "tritonclient[grpc]", "rapidjson": "python-rapidjson"},
+    **{"grpc": "grpcio", "tritonclient": "tritonclient[grpc]", "rapidjson": "python-rapidjson", "ray": "ray"},
 }
 """Import name -> package name of everything that only an extra installs."""
 

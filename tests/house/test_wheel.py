@@ -70,7 +70,7 @@ def test_its_metadata_names_the_license_the_command_and_the_extras(wheel, names)
     assert license_text == (ROOT / "LICENSE").read_text()
     assert "edvit = edvit_hf.cli:main" in read["entry_points.txt"]
     extras = {"device", "hub", "plan", "profile", "torch", "train", "export", "serve", "space", "browser", "track"}
-    extras |= {"oip"}
+    extras |= {"oip", "ray"}
     assert extras | {"all", "dev"} == set(metadata.get_all("Provides-Extra"))
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers"))]

@@ -7,7 +7,7 @@ The console script and `python -m edvit_hf.cli` call `main`; nothing in the libr
 import os
 import sys
 
-from edvit_hf.cli import exporting, hub, init, machine, measure, recipe, serve, space, trip, worker
+from edvit_hf.cli import exporting, fleet, hub, init, machine, measure, recipe, serve, space, trip, worker
 from edvit_hf.cli.app import app, check_current_folder, ended_by_signals
 from edvit_hf.cli.output import checked_output, end_at_once
 

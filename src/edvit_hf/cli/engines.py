@@ -15,7 +15,7 @@ from edvit_hf.errors import EDViTError
 if TYPE_CHECKING:
     from edvit_hf.runtime import Engine
 
-EngineName = Literal["local", "oip"]
+EngineName = Literal["local", "oip", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class EngineOptions:
     engine: EngineName | None = None
     workers: str | None = None
     placement: Path | None = None
+    head: str | None = None
+    insecure: bool | None = None
     token_file: Path | None = None
     tls_ca: Path | None = None
     tls_cert: Path | None = None
@@ -44,6 +46,11 @@ class EngineOptions:
                 f"Expected no options of a fleet with sub-models in this process, got {', '.join(sorted(remote))}. Who "
                 "is to be asked is unclear. Name the devices: --workers pi0=HOST:PORT,..., or leave the options out."
             )
+        if name == "ray" and (self.placement is None or self.workers is not None):
+            raise EDViTError(
+                "Expected --placement, and no --workers, with --engine ray. Which device runs what is in the placement "
+                "that `edvit fleet up` was given. Name it: --placement placement.json."
+            )
         if name == "oip" and self.workers is None:
             raise EDViTError(
                 "Expected --workers with --engine oip, got none. Whom to ask is unknown. Name the devices: --workers "
@@ -57,7 +64,18 @@ class EngineOptions:
         Raises:
             EDViTError: See `name`; an address, a token or a file is wrong.
         """
+        if self.name == "ray":
+            return self._ray()
         return "local" if self.name == "local" else self._oip()
+
+    def _ray(self) -> "Engine":
+        from edvit_hf.runtime.engines.ray import RayEngine
+        from edvit_hf.tokens import FLEET_TOKEN, read_tokens
+
+        assert self.placement is not None
+        tokens = read_tokens(self.token_file, FLEET_TOKEN)
+        token, insecure = tokens[0] if tokens else None, bool(self.insecure)
+        return RayEngine(self.head or "auto", placement=self.placement, token=token, insecure=insecure)
 
     def _oip(self) -> "Engine":
         from edvit_hf.runtime.engines.oip import OIPEngine
@@ -81,7 +99,8 @@ _OPTIONS: dict[str, Any] = {
     "engine": Annotated[
         EngineName | None,
         typer.Option(
-            help="What carries requests to sub-models. Default: `oip` where --workers is given, else `local`."
+            help="What carries requests to sub-models: `ray` asks what `edvit fleet up` started. Default: "
+            "`oip` where --workers is given, else `local`."
         ),
     ],
     "workers": Annotated[
@@ -91,6 +110,13 @@ _OPTIONS: dict[str, Any] = {
     "placement": Annotated[
         Path | None,
         typer.Option(help="Which of them runs which sub-model, and who can stand in. Default: they are asked."),
+    ],
+    "head": Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Head of the Ray fleet. Default: the one on this machine.")
+    ],
+    "insecure": Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Ask a Ray fleet that has no token. Only in a network of your own."),
     ],
     "fleet_token_file": Annotated[
         Path | None, typer.Option(help="File with the token that the devices ask for. Or set EDVIT_FLEET_TOKEN.")

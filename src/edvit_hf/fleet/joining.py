@@ -109,19 +109,21 @@ def printed_line(config: NodeConfig, *, insecure: bool = False) -> str:
     return " ".join([*words, *map(shlex.quote, ray_line(config))])
 
 
-def systemd_unit(config: NodeConfig, token_file: Path | None, *, insecure: bool = False) -> str:
+def systemd_unit(
+    config: NodeConfig, *, token_file: Path | None = None, placement_file: Path | None = None, insecure: bool = False
+) -> str:
     """A unit that joins at boot, and again whenever the head was away: /etc/systemd/system/edvit-device.service."""
     words = [sys.executable, "-m", "edvit_hf.cli", "device", "join", config.head, "--name", config.name or ""]
     words += [] if config.share is None else ["--share", str(config.share.resolve())]
     words += [] if config.address is None else ["--address", config.address]
+    words += [] if placement_file is None else ["--placement", str(placement_file.resolve())]
     words += ["--insecure"] if insecure else []
     words += [] if token_file is None else ["--token-file", str(token_file.resolve())]
     words += [] if config.first_port == FIRST_PORT else ["--first-port", str(config.first_port or 0)]
     line = " ".join(map(shlex.quote, words))
-    note = "" if config.placement is None else "# add: --placement /path/of/placement.json\n"
     return (
         f"[Unit]\nDescription=edvit device {config.name}\nWants=network-online.target\nAfter=network-online.target\n\n"
-        f"[Service]\n{note}ExecStart={line}\nRestart=always\nRestartSec=5\nKillMode=control-group\nNoNewPrivileges=yes\n\n"
+        f"[Service]\nExecStart={line}\nRestart=always\nRestartSec=5\nKillMode=control-group\nNoNewPrivileges=yes\n\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
 

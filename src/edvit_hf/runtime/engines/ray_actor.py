@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 SHARE_VARIABLE = "EDVIT_SHARE"
 """Set where the device joined: the folder that `edvit pull` fetched."""
+_KEPT_TIMES = 128
 RETRY_SECONDS = 5.0  # between looks for a file that is not there
 
 Sent = tuple[Any, ...]
@@ -73,6 +75,7 @@ class SubModelActor:
         self._host: DeviceHost | None = None
         self._problem = f"sub-model {index} is being loaded"
         self._busy_since: float | None = None
+        self._times: deque[float] = deque(maxlen=_KEPT_TIMES)
         self._ready = threading.Event()
         threading.Thread(target=self._load, name="edvit-load", daemon=True).start()
 
@@ -87,6 +90,7 @@ class SubModelActor:
                 found = host.run(self._index, content_hash, request_id, inputs, budget_ms)
             finally:
                 self._busy_since = None
+            self._times.append(found.compute_ms)
             values = (found.features, found.logits, found.compute_ms)
             return ("ok", found.sub_model, found.content_hash, found.request_id, *values)
 
@@ -105,7 +109,9 @@ class SubModelActor:
         """Whether the process can speak, what keeps it from answering, and for how long a run has taken."""
         since = self._busy_since
         busy = 0.0 if since is None else time.monotonic() - since
-        return {"pid": os.getpid(), "problem": None if self._host else self._problem, "busy_s": busy}
+        told = {"pid": os.getpid(), "problem": None if self._host else self._problem, "busy_s": busy}
+        times = list(self._times)
+        return {**told, "answers": len(times), "compute_ms": round(float(np.median(times)), 3) if times else None}
 
     def identity(self, wait_seconds: float = 0.0) -> Sent:
         """What the device says of itself, once it has loaded: ("ok", the identity as a dict), or a word and a text."""
