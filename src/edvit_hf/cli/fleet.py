@@ -73,7 +73,9 @@ def join(
     )
     if only_print or systemd:
         files = {"token_file": token_file, "placement_file": placement}
-        say(systemd_unit(config, **files, insecure=insecure) if systemd else printed_line(config, insecure=insecure))
+        text = systemd_unit(config, **files, insecure=insecure) if systemd else printed_line(config, insecure=insecure)
+        for line in text.splitlines():
+            say(line)
         return
     join_fleet(config, _token(token_file), insecure=insecure)
 
