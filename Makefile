@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JS := work/javascript
 BROWSER := work/browser/.installed
+FLEET := work/fleet/.installed
 
-.PHONY: help install run space test test-js test-browser docs lint format clean
+.PHONY: help install run space test test-js test-browser test-fleet docs lint format clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -50,6 +51,14 @@ $(BROWSER): pyproject.toml | $(STAMP)
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || { \
 	  echo "Chromium is needed to test the page: install it (Debian: apt-get install chromium), or name one in EDVIT_CHROMIUM"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]' || { echo "pip could not install Playwright (see above): the page was not tested. If the index cannot be reached, try again later"; exit 1; }
+	touch $@
+
+test-fleet: $(STAMP) $(FLEET)  ## several machines: a Ray fleet in network namespaces, or on loopback; which ran is printed
+	$(BIN)/python -m pytest -q -s -n 0 --timeout=300 tests/fleet/cluster
+
+$(FLEET): pyproject.toml constraints.txt | $(STAMP)
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]' || { echo "pip could not install Ray (see above): no fleet was tested. If the index cannot be reached, try again later"; exit 1; }
 	touch $@
 
 docs: $(STAMP)  ## write the pages of docs/ that are read from the code

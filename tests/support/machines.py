@@ -138,11 +138,16 @@ class Machines:
     def mend(self, name):
         _ip("link", "set", self._link(name), "up")
 
-    def slow(self, name, delay_ms):
-        """Have everything towards the machine come so much later; 0 undoes it."""
-        kind = "replace" if delay_ms else "del"
-        words = ["netem", "delay", f"{delay_ms}ms"] if delay_ms else []
-        subprocess.run(["tc", "qdisc", kind, "dev", self._link(name), "root", *words], check=True)
+    def slow(self, name):
+        """Have all that goes to the machine come a second later where the kernel can, else at 20 kbit/s; says which."""
+        base = ["tc", "qdisc", "replace", "dev", self._link(name), "root"]
+        if subprocess.run([*base, "netem", "delay", "1000ms"], capture_output=True, check=False).returncode == 0:
+            return "netem, 1 s later"
+        subprocess.run([*base, "tbf", "rate", "20kbit", "burst", "1600", "latency", "5s"], check=True)
+        return "tbf, 20 kbit/s (this kernel has no netem)"
+
+    def quicken(self, name):
+        subprocess.run(["tc", "qdisc", "del", "dev", self._link(name), "root"], check=True)
 
     def _space(self, name):
         return f"edv{self.tag}{name}"

@@ -161,6 +161,27 @@ def down(
     say(f"ended: {count} sub-models{' and the head' if ended else '; the head was not started here and stays'}")
 
 
+def examine_fleet(placement: Path | None, head: str, token_file: Path | None, insecure: bool, output: str) -> None:
+    """`edvit doctor --fleet`. Exits with 3 when something is broken."""
+    from edvit_hf.fleet.doctor import examine_fleet as examine
+    from edvit_hf.terminal import new_table
+
+    if placement is None:
+        raise typer.BadParameter("--fleet needs --placement placement.json: it says which devices there should be")
+    plan = _placement(placement)
+    with _connected(head, _token(token_file), insecure) as address:
+        report = examine(plan, address, insecure=insecure)
+    if output == "json":
+        print_json(report)
+    else:
+        table = new_table(("", "device", "", "finding"), title=f"fleet {plan.fleet} at {address}")
+        for each in report["findings"]:
+            table.add_row(each["level"], each["device"], each["subject"], each["text"])
+        console.print(table)
+    if not report["healthy"]:
+        raise typer.Exit(3)
+
+
 def _token(file: Path | None) -> str | None:
     from edvit_hf.tokens import FLEET_TOKEN, read_tokens
 

@@ -22,12 +22,27 @@ if TYPE_CHECKING:
 @command()
 def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the Hub.")] = False,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Examine the Ray fleet of --placement instead of this machine.")
+    ] = False,
+    placement: Annotated[Path | None, typer.Option(help="placement.json of the fleet.")] = None,
+    head: Annotated[str, typer.Option(metavar="HOST:PORT", help="Of the fleet. Default: the one here.")] = "auto",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the fleet's token. Or set EDVIT_FLEET_TOKEN.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="The fleet has no token.")] = False,
     output: FormatOption = "human",
 ) -> None:
     """Report versions, cores and threads, known bad pairs of packages and whether the Hub is reachable.
 
+    With --fleet, of each device: versions, clock, free memory, reachability, token, open ports, and its files' hashes.
     Exits with 3 when something is broken.
     """
+    if fleet or placement is not None:
+        from edvit_hf.cli.fleet import examine_fleet
+
+        examine_fleet(placement, head, token_file, insecure, output)
+        return
     report = examine(check_hub=not offline)
     if output == "json":
         print_json(report)

@@ -123,6 +123,14 @@ def plan(
     num_classes: Annotated[
         int | None, typer.Option(max=100_000, help="Number of classes of a RECIPE that does not tell it.")
     ] = None,
+    from_status: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STATUS.json",
+            help="Of a published ensemble: place by times that its running fleet was seen to need: `edvit fleet "
+            "status --format json`.",
+        ),
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the plan into this PNG file.")] = None,
     destination: Annotated[
         Path | None,
@@ -135,6 +143,7 @@ def plan(
     For RECIPE from sizes alone, without a download. For a published ensemble also written as the `placement.json` that
     tells each device which files to load; of a Hub id, only its config and manifest are fetched.
     """
+    from edvit_hf.planning.observed import read_observed
     from edvit_hf.published.plan import is_published, plan_published
     from edvit_hf.recipe.schema import find_fleet
 
@@ -142,7 +151,8 @@ def plan(
     fleet_path = None if fleet is None else find_fleet(fleet)
     placed = None
     if is_published(target):
-        result, placed = plan_published(target, fleet_path, placement=placement, objective=objective)
+        observed = [] if from_status is None else read_observed(from_status)
+        result, placed = plan_published(target, fleet_path, placement=placement, objective=objective, observed=observed)
     else:
         from edvit_hf.recipe import load_recipe
         from edvit_hf.recipe.stages.plan import plan_recipe

@@ -66,7 +66,7 @@ def content_hash_of(placement: PlacementFile) -> str:
     if placement.ensemble is None:
         raise EDViTError(
             "Expected a placement that names its ensemble, got one of a plan without files. Devices would not know "
-            "what to load. Plan the exported ensemble: edvit plan REPO_OR_DIR --fleet FLEET --placement-file F."
+            "what to load. Plan the exported ensemble: edvit plan REPO_OR_DIR --fleet FLEET."
         )
     return placement.ensemble.content_hash
 

@@ -235,6 +235,9 @@ def _check_name(config: NodeConfig) -> None:
 
 def _telling(problem: str) -> str:
     """The line of Ray's output that says most."""
-    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    before, mismatch, rest = problem.partition(_NEVER_MENDED[0])
+    if mismatch:
+        return mismatch + " ".join(rest.split())[:400]
+    lines = [line.strip() for line in before.splitlines() if line.strip()]
     told = [line for line in lines if any(word in line for word in (*_NEVER_MENDED, "Error", "Exception"))]
     return (told or lines or ["nothing"])[-1][:400]

@@ -14,6 +14,7 @@ from edvit_hf.manifest.entries import suited_variants
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
 from edvit_hf.planning.costs import FEATURE_BYTES, FleetCosts, FusionCosts, Load
 from edvit_hf.planning.fleet import DEFAULT_FLEET_NOTE, Device, Fleet, Objective, default_fleet, load_fleet
+from edvit_hf.planning.observed import Observed, observed_note, with_observed
 from edvit_hf.planning.placed_plan import PlacementMethod, place_loads
 from edvit_hf.planning.plan import Plan, Replica, SubModelPlan
 from edvit_hf.published.files import Published, read_published
@@ -33,13 +34,14 @@ def plan_published(
     *,
     placement: PlacementMethod = "auto",
     objective: Objective | None = None,
+    observed: Sequence[Observed] = (),
 ) -> tuple[Plan, PlacementFile]:
     """Place a finished ensemble on a fleet.
 
     `target` is an ensemble folder, or a Hub id (then only config.json and manifest.json are fetched). Each device gets
     the int8 file that was exported for its kind of instructions where there is one, else the fp32 file; its memory
     budget counts that file's bytes. Without a fleet file there is a device without budgets for each sub-model;
-    `objective` replaces the fleet's own.
+    `objective` replaces the fleet's own, `observed` times of a running fleet replace predicted ones.
 
     Raises:
         ManifestError: `target` is no published ensemble, or cannot be fetched.
@@ -48,20 +50,23 @@ def plan_published(
     ensemble = read_published(target)
     fleet = default_fleet(len(ensemble.class_groups)) if fleet_path is None else load_fleet(fleet_path)
     fleet = fleet if objective is None else dataclasses.replace(fleet, objective=objective)
-    plan = place_published(ensemble, fleet, placement=placement)
+    plan = place_published(ensemble, fleet, placement=placement, observed=observed)
     if fleet_path is None:
         plan = dataclasses.replace(plan, notes=[DEFAULT_FLEET_NOTE, *plan.notes])
     return plan, placement_file(plan, ensemble.manifest)
 
 
-def place_published(ensemble: Published, fleet: Fleet, *, placement: PlacementMethod = "auto") -> Plan:
+def place_published(
+    ensemble: Published, fleet: Fleet, *, placement: PlacementMethod = "auto", observed: Sequence[Observed] = ()
+) -> Plan:
     """Place an ensemble that was read on a fleet that was read. Raises what `plan_published` raises."""
     loads = [_load(ensemble, index, fleet) for index in range(len(ensemble.class_groups))]
     fusion = _fusion(ensemble, loads)
     sent = [load.sending(ensemble.fusion_kind, _vote_size(ensemble, index)) for index, load in enumerate(loads)]
-    plan = place_loads(FleetCosts.of(fleet, sent, fusion), placement=placement)
+    costs = FleetCosts.of(fleet, sent, fusion)
+    plan = place_loads(with_observed(costs, observed) if observed else costs, placement=placement)
     plan = _with_files(dataclasses.replace(plan, teacher=_teacher(ensemble)), ensemble.manifest)
-    notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest)]
+    notes = [*plan.notes, *_notes_on_int8(plan, ensemble.manifest), *([observed_note(observed)] if observed else [])]
     return dataclasses.replace(plan, notes=notes).with_focus(ensemble.focus_groups)
 
 
