@@ -94,6 +94,16 @@ def _announce(stage: str, what: str) -> None:
     tell(f"{stage:9s} {note}")
 
 
+_FromStatus = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="STATUS.json",
+        help="Of a published ensemble: place by times that its running fleet was seen to need: `edvit fleet status "
+        "--format json`.",
+    ),
+]
+
+
 @command()
 def plan(
     target: Annotated[
@@ -123,14 +133,7 @@ def plan(
     num_classes: Annotated[
         int | None, typer.Option(max=100_000, help="Number of classes of a RECIPE that does not tell it.")
     ] = None,
-    from_status: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="STATUS.json",
-            help="Of a published ensemble: place by times that its running fleet was seen to need: `edvit fleet "
-            "status --format json`.",
-        ),
-    ] = None,
+    from_status: _FromStatus = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the plan into this PNG file.")] = None,
     destination: Annotated[
         Path | None,

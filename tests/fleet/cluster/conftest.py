@@ -71,7 +71,7 @@ class Cluster:
 
         return RayEngine(self.head, **{"placement": self.placement, "token": TOKEN, "start_seconds": 120, **options})
 
-    def runtime(self, engine, deadline_ms=400.0, **config):
+    def runtime(self, engine, deadline_ms=1500.0, **config):
         return EDViTRuntime.from_pretrained(
             DIGITS, engine=engine, config=CoordinatorConfig(deadline_ms=deadline_ms, **config)
         )

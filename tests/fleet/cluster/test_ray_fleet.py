@@ -90,7 +90,7 @@ def test_a_process_that_hangs_is_replaced(ray_runtime, split):
     assert present == EVERYBODY
     assert process_of(engine, 2, "pi1") != stopped
     assert {"sub_model": 2, "device": "pi1", "count": 1} in engine.status()["restarted"]
-    late = sum(t > 0.39 for t in times)
+    late = sum(t > 1.4 for t in times)
     assert late <= 4, "once the breaker is open, nobody waits for the one that hangs"
     print(f"\nrecovery after SIGSTOP: {time.monotonic() - begin:.2f} s, {late} answers took the deadline")
 
@@ -129,7 +129,7 @@ def test_a_slow_link_costs_at_most_the_deadline(cluster, ray_runtime, split):
             present = ray_runtime.predict(split[0][:64]).present
             assert sum(present) >= 3
             assert not present[2]
-            assert time.monotonic() - begin < 1.0
+            assert time.monotonic() - begin < 3.0
     finally:
         cluster.machines.quicken("pi1")
     whole(ray_runtime, split)
