@@ -94,6 +94,9 @@ def _announce(stage: str, what: str) -> None:
     tell(f"{stage:9s} {note}")
 
 
+_NumClasses = Annotated[
+    int | None, typer.Option(max=100_000, help="Number of classes of a RECIPE that does not tell it.")
+]
 _FromStatus = Annotated[
     Path | None,
     typer.Option(
@@ -130,9 +133,7 @@ def plan(
             "failure costs little, then the fastest. Default: the fleet's, which is `latency` unless it says otherwise."
         ),
     ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(max=100_000, help="Number of classes of a RECIPE that does not tell it.")
-    ] = None,
+    num_classes: _NumClasses = None,
     from_status: _FromStatus = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the plan into this PNG file.")] = None,
     destination: Annotated[

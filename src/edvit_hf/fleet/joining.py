@@ -221,9 +221,7 @@ def session_members(session: int) -> list[int]:
 
 def _check_name(config: NodeConfig) -> None:
     """Raise `EDViTError` if another machine has joined under this device's name."""
-    from ray._raylet import GcsClient
-
-    for node in GcsClient(address=config.head).get_all_node_info(timeout=5).values():
+    for node in connection.directory(config.head).get_all_node_info(timeout=5).values():
         address = node.node_manager_address
         if node.state == 0 and node.labels.get(DEVICE_LABEL) == config.name and address != config.address:
             raise EDViTError(

@@ -108,7 +108,8 @@ def _is_at_least_0(value: Any) -> bool:
 
 def _row(path: Path, row: Any) -> Observed:
     values = row if isinstance(row, Mapping) else {}
-    index, device, compute, network = (values.get(k) for k in ("sub_model", "device", "compute_ms", "network_ms"))
+    found: tuple[Any, ...] = tuple(values.get(k) for k in ("sub_model", "device", "compute_ms", "network_ms"))
+    index, device, compute, network = found
     fits = _is_at_least_0(compute) and compute > 0 and (network is None or _is_at_least_0(network))
     if not (isinstance(index, int) and isinstance(device, str) and fits):
         raise DataError(
