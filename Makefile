@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 JS := work/javascript
 BROWSER := work/browser/.installed
 FLEET := work/fleet/.installed
+KSERVE := work/kserve/.installed
 
 .PHONY: help install run space test test-js test-browser test-fleet docs lint format clean
 help:  ## list the targets
@@ -53,12 +54,18 @@ $(BROWSER): pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]' || { echo "pip could not install Playwright (see above): the page was not tested. If the index cannot be reached, try again later"; exit 1; }
 	touch $@
 
-test-fleet: $(STAMP) $(FLEET)  ## several machines: a Ray fleet in network namespaces, or on loopback; which ran is printed
-	$(BIN)/python -m pytest -q -s -n 0 --timeout=300 tests/fleet/cluster
+test-fleet: $(STAMP) $(FLEET) $(KSERVE)  ## several machines: a Ray fleet in network namespaces or on loopback, and KServe's own server
+	EDVIT_REQUIRE_FLEET=1 $(BIN)/python -m pytest -q -s -n 0 --timeout=300 tests/fleet
 
 $(FLEET): pyproject.toml constraints.txt | $(STAMP)
 	@mkdir -p $(@D)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]' || { echo "pip could not install Ray (see above): no fleet was tested. If the index cannot be reached, try again later"; exit 1; }
+	touch $@
+
+# KServe pins other packages than this checkout: its server has an environment of its own, with the base of ours.
+$(KSERVE): pyproject.toml constraints.txt | $(STAMP)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check kserve==0.21.0 numpy onnxruntime pyyaml typer rich || { echo "pip could not install KServe's server (see above): it was not tested. If the index cannot be reached, try again later"; exit 1; }
 	touch $@
 
 docs: $(STAMP)  ## write the pages of docs/ that are read from the code

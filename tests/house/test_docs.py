@@ -186,7 +186,7 @@ def test_every_file_of_the_repository_that_is_named_in_a_page_a_recipe_or_the_so
     assert missing == []
 
 
-@pytest.mark.parametrize("target", ["install", "run", "test", "test-browser", "test-js", "space", "lint"])
+@pytest.mark.parametrize("target", ["install", "run", "test", "test-browser", "test-fleet", "test-js", "space", "lint"])
 def test_the_makefile_has_the_targets_the_readme_and_ci_use(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
