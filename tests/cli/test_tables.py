@@ -2,6 +2,7 @@
 """Tables for the terminal: whole columns at a common width, and one pass for one prediction."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_a_prediction_reads_the_image_once_and_runs_each_sub_model_once(ensemble
     for row in report["without"]:
         assert row["label"] == expected[row["sub_model"]].labels[0]
         assert row["probability"] == pytest.approx(expected[row["sub_model"]].probabilities.max(), abs=1e-6)
+
+
+def test_a_prediction_of_generalists_names_what_each_was_cut_for(tmp_path, picture):
+    manifest = write_tiny_ensemble(tmp_path, [[0, 1, 2]] * 2, kind="average")
+    replace(manifest, focus_groups=[[0, 2], [1]]).save(tmp_path)
+    with EDViTRuntime.from_pretrained(tmp_path, num_threads=1) as runtime:
+        report = prediction_report(runtime, picture)
+    assert [row["cut_for"] for row in report["votes"]] == [["class_0", "class_2"], ["class_1"]]
+    (table,) = tables.prediction_tables(report)
+    assert str(table.columns[1].header) == "cut for"
+    assert [str(cell) for cell in table.columns[1].cells] == ["class_0 class_2", "class_1"]
 
 
 def test_the_last_sub_model_present_has_no_answer_without_it(ensemble, picture):

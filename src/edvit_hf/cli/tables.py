@@ -202,7 +202,7 @@ def prediction_report(
     `source` is a file, the bytes of one, or a text; the report names it.
     """
     answer, without = runtime.explain(source, absent)
-    names = list(runtime.manifest.label_names)
+    names, focus = list(runtime.manifest.label_names), runtime.manifest.focus_groups
     votes = []
     for index, group in enumerate(runtime.manifest.class_groups):
         own = answer.votes[index]
@@ -214,6 +214,7 @@ def prediction_report(
             {
                 "sub_model": index,
                 "classes": [names[c] for c in group],
+                "cut_for": None if focus is None else [names[c] for c in focus[index]],
                 "present": vote is not None,
                 "missing": answer.missing.get(index),
                 "vote": vote,
@@ -243,7 +244,8 @@ def prediction_tables(report: dict[str, Any]) -> list[PlainTable]:
     """The report of `edvit predict`."""
     head = f"{report['label']}, probability {report['probability']:.3f}, in {report['milliseconds']:.1f} ms"
     missing = [str(row["sub_model"]) for row in report["votes"] if not row["present"]]
-    columns = (">sub-model", "classes", "its vote", "answer without it", ">ms", ">bytes sent")
+    knows = "cut for" if any(row.get("cut_for") for row in report["votes"]) else "classes"
+    columns = (">sub-model", knows, "its vote", "answer without it", ">ms", ">bytes sent")
     table = new_table(columns, title=head)
     if missing:
         least = ", ".join(report["missing_classes"])
@@ -258,7 +260,7 @@ def prediction_tables(report: dict[str, Any]) -> list[PlainTable]:
             changed += "  changes"
         table.add_row(
             str(row["sub_model"]),
-            " ".join(row["classes"]),
+            " ".join(row.get("cut_for") or row["classes"]),
             f"missing: {row['missing']}" if vote is None else f"{vote['label']} ({vote['probability']:.3f})",
             changed,
             "" if vote is None else f"{row['milliseconds']:.2f}",
