@@ -43,7 +43,7 @@ def node(name, plan=PLAN, address="10.0.0.1", **changed):
 
 
 def test_budgets_become_whole_numbers_that_what_was_planned_fits_into():
-    assert node_resources(PLAN, "pi0") == {MEMORY: 2 * 1024 + 2, MACS: 5000 + 2}
+    assert node_resources(PLAN, "pi0") == {MEMORY: 2 * 1024, MACS: 5000}
     assert node_resources(PLAN, "pi1") == {}, "no budget, no number"
     for name in PLAN.devices:
         for key, amount in node_resources(PLAN, name).items():
@@ -68,7 +68,7 @@ def test_a_cluster_as_planned_is_taken_and_devices_of_others_are_none_of_our_bus
     ("nodes", "told"),
     [
         ([node("pi0"), node("pi0", address="10.0.0.9")], r"2 devices joined as 'pi0': 10.0.0.1, 10.0.0.9"),
-        ([node("pi0", Resources={"CPU": 1.0})], r"edvit_memory_kib=2050.*at 10.0.0.1 joined with no budgets"),
+        ([node("pi0", Resources={"CPU": 1.0})], r"edvit_memory_kib=2048.*at 10.0.0.1 joined with no budgets"),
         ([node("pi1", Resources={MEMORY: 7.0})], r"gives it no budgets.*joined with edvit_memory_kib=7"),
     ],
 )
@@ -83,7 +83,7 @@ def test_the_line_that_joins_comes_from_the_placement_and_shows_no_token(tmp_pat
     config = NodeConfig(name="pi0", head="hall:6379", placement=PLAN, share=tmp_path)
     line = printed_line(config)
     assert "--labels=edvit-device=pi0" in line
-    assert f'--resources=\'{{"{MEMORY}":2050,"{MACS}":5002}}\'' in line.replace("'--resources=", "--resources='")
+    assert f'--resources=\'{{"{MEMORY}":2048,"{MACS}":5000}}\'' in line.replace("'--resources=", "--resources='")
     for setting in ("--include-log-monitor=false", "--disable-usage-stats", "RAY_AUTH_MODE=token", "EDVIT_SHARE="):
         assert setting in line
     unit = systemd_unit(config, token_file=tmp_path / "token", placement_file=tmp_path / "placement.json")

@@ -54,7 +54,12 @@ class RayEngine:
     """Carries requests to the actors of a fleet. Safe to call from several threads.
 
     It is complete once `bind` has told it of which ensemble it is; `EDViTRuntime.from_pretrained` does that.
+
+    Attributes:
+        actor: The class that each device runs.
     """
+
+    actor: type[SubModelActor] = SubModelActor
 
     def __init__(
         self,
@@ -130,9 +135,9 @@ class RayEngine:
 
     def start_actor(self, seat: Seat, content_hash: str) -> Any:
         """The handle of an actor: found by its name, or started where its device is (as soon as it has joined)."""
-        return start_actor(
-            seat, content_hash, folder=self._folders.get(seat.device), source=self._source, revision=self._revision
-        )
+        folder = self._folders.get(seat.device)
+        where = {"folder": folder, "source": self._source, "revision": self._revision}
+        return start_actor(seat, content_hash, **where, actor=self.actor)
 
     @property
     def sub_models(self) -> Sequence[int]:
@@ -269,7 +274,13 @@ def endpoints_of(found: Any) -> dict[int, list[str]]:
 
 
 def start_actor(
-    seat: Seat, content_hash: str, *, folder: str | None = None, source: str | None = None, revision: str | None = None
+    seat: Seat,
+    content_hash: str,
+    *,
+    folder: str | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    actor: type[SubModelActor] = SubModelActor,
 ) -> Any:
     """The handle of a detached, restarting actor of a seat: found by its name, or started."""
     import ray
@@ -286,9 +297,9 @@ def start_actor(
         "resources": {key: amount for key, amount in seat.resources.items() if amount},
         "label_selector": {DEVICE_LABEL: seat.device},
     }
-    actor = ray.remote(concurrency_groups=_GROUPS)(SubModelActor)
+    kind = ray.remote(concurrency_groups=_GROUPS)(actor)
     where = {"file": seat.file, "folder": folder, "source": source, "revision": revision, "profile": seat.profile}
-    return actor.options(**options).remote(seat.index, content_hash, **where)
+    return kind.options(**options).remote(seat.index, content_hash, **where)
 
 
 def check_same_ensemble(placement: PlacementFile, manifest: Manifest) -> None:

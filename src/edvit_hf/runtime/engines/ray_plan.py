@@ -61,9 +61,10 @@ def node_labels(name: str) -> dict[str, str]:
 
 
 def node_resources(placement: PlacementFile | None, name: str) -> dict[str, int]:
-    """Numbers of the node that a device is: its budgets, rounded up for each file that it holds; no budget, no number.
+    """Numbers of the node that a device is: its budgets, rounded up; no budget, no number.
 
-    Without a placement there are none.
+    They are the fleet's alone, so that another plan for the same fleet needs no device to join again. Without a
+    placement there are none.
     """
     if placement is None:
         return {}
@@ -73,8 +74,7 @@ def node_resources(placement: PlacementFile | None, name: str) -> dict[str, int]
         MACS: None if device.macs is None else device.macs / _PER_THOUSAND,
         ENERGY: None if device.energy_mj is None else device.energy_mj * _PER_THOUSAND,
     }
-    held = len(device.sub_models) + len(device.replicas)
-    return {key: math.ceil(amount) + held for key, amount in budgets.items() if amount is not None}
+    return {key: math.ceil(amount) for key, amount in budgets.items() if amount is not None}
 
 
 def seats(placement: PlacementFile) -> list[Seat]:
@@ -89,7 +89,7 @@ def seats(placement: PlacementFile) -> list[Seat]:
 
 
 def seat_of(placement: PlacementFile, name: str, entry: PlacedFile, *, is_replica: bool) -> Seat:
-    """One file on one device; it takes only what the device has a budget of."""
+    """One file on one device; it takes only what the device has a budget of, rounded down: what was planned fits."""
     needs = {
         MEMORY: None if entry.bytes is None else entry.bytes / _BYTES_PER_KIB,
         MACS: None if entry.macs is None else entry.macs / _PER_THOUSAND,
@@ -101,7 +101,7 @@ def seat_of(placement: PlacementFile, name: str, entry: PlacedFile, *, is_replic
         device=name,
         file=entry.file,
         profile=placement.devices[name].profile,
-        resources={key: math.ceil(need) for key, need in needs.items() if need is not None and key in counted},
+        resources={key: math.floor(need) for key, need in needs.items() if need is not None and key in counted},
         is_replica=is_replica,
     )
 
