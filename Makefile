@@ -55,7 +55,8 @@ $(BROWSER): pyproject.toml | $(STAMP)
 	touch $@
 
 test-fleet: $(STAMP) $(FLEET) $(KSERVE)  ## several machines: a Ray fleet in network namespaces or on loopback, and KServe's own server
-	EDVIT_REQUIRE_FLEET=1 $(BIN)/python -m pytest -q -s -n 0 --timeout=300 tests/fleet tests/fleet/cluster
+	EDVIT_REQUIRE_FLEET=1 $(BIN)/python -m pytest -q -s -n 0 --timeout=300 tests/fleet
+	$(BIN)/python -m pytest -q -s -n 0 --timeout=300 tests/fleet/cluster
 
 $(FLEET): pyproject.toml constraints.txt | $(STAMP)
 	@mkdir -p $(@D)
