@@ -69,6 +69,12 @@ def test_one_line_on_the_device_and_one_on_the_coordinator_with_a_token_from_a_f
         assert refused.exit_code == 1
         assert "unavailable" in refused.output
         monkeypatch.setenv("EDVIT_FLEET_TOKEN", TOKEN)
+        timed = CliRunner().invoke(app, ["bench", str(root), "--workers", f"pi0={workers['pi0']}", "--format", "json"])
+        assert timed.exit_code == 0, timed.output
+        report = json.loads(timed.stdout)
+        assert report["engine"] == "oip"
+        assert [each["missing"] for each in report["sub_models"].values()] == [0, 0, 0]
+        assert report["over_slowest"] >= 1
         assert CliRunner().invoke(app, line).exit_code == 0
         worker.send(signal.SIGTERM)
         assert worker.process.returncode == 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edvit export`, `edvit bench` and `edvit card`: what is done to a finished ensemble's folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from edvit_hf.cli.app import (
     command,
     quiet_transformers,
 )
+from edvit_hf.cli.engines import LOCAL, EngineOptions, with_engines
 from edvit_hf.cli.output import console, keep_all, log_console, print_json, say
 from edvit_hf.errors import EDViTError, need
 
@@ -146,6 +147,7 @@ def _lay_out(folder: Path, server: "Server | None", placement: Path | None, outp
 
 
 @command()
+@with_engines
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with an exported ensemble.")],
     sub_model: Annotated[
@@ -172,24 +174,21 @@ def bench(
         Path | None, typer.Option("--output", help="Also write everything that was measured into this JSON file.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the figures into this PNG file.")] = None,
+    engines: EngineOptions = LOCAL,
     output: FormatOption = "human",
 ) -> None:
     """Time every exported file of the ensemble in DIR on this machine: median, p90, spread, load time, memory.
 
     Files for instruction sets that this machine lacks are left out. Needs onnxruntime, no torch but with --compared.
-    Run it on the device itself, with nothing else running.
+    Run it on the device itself, with nothing else running. With --workers whole answers of the devices are timed.
     """
-    from edvit_hf.bench import bench_ensemble, bench_table, check_drawing, save_bench_figure, save_latencies
-    from edvit_hf.storage import check_writable, write_json
+    if engines.name != "local":
+        _bench_engine(folder, engines, output)
+        return
+    from edvit_hf.bench import bench_ensemble, bench_table, save_bench_figure, save_latencies
+    from edvit_hf.storage import write_json
 
-    for path, suffix in ((result_file, ".json"), (figure, ".png")):
-        if path is not None:
-            check_writable(path, (suffix,))
-    if figure is not None:
-        check_drawing()  # before the minutes that it takes, not after
-    if save:
-        for name in ("manifest.json", *(("results.json",) if compared else ())):
-            check_writable(folder / name)
+    _check_written(folder, result_file, figure, ("manifest.json", *["results.json"] * compared) if save else ())
     timing = {"threads": threads, "repeats": repeats, "batch": batch, "seed": seed, "tokens": tokens}
     measure: Callable[..., BenchReport] = bench_ensemble
     keep: list[Callable[[BenchReport, Path], object]] = [save_latencies]
@@ -228,6 +227,47 @@ def _command(
     ]
     given = [f"--{name} {value}" for name, value in [*chosen, *timing.items()] if value is not None]
     return " ".join(["edvit bench DIR", *given, *(["--compared"] if compared else [])])
+
+
+def _check_written(folder: Path, result_file: Path | None, figure: Path | None, names: Sequence[str]) -> None:
+    """Refuse what cannot be written before the minutes that measuring takes, not after."""
+    from edvit_hf.bench import check_drawing
+    from edvit_hf.storage import check_writable
+
+    for path, suffix in ((result_file, ".json"), (figure, ".png")):
+        if path is not None:
+            check_writable(path, (suffix,))
+    if figure is not None:
+        check_drawing()
+    for name in names:
+        check_writable(folder / name)
+
+
+def _bench_engine(folder: Path, engines: EngineOptions, output: Format) -> None:
+    """Time whole answers through the devices, network and all."""
+    from edvit_hf.fleet.timing import time_answers
+    from edvit_hf.runtime import EDViTRuntime
+
+    with EDViTRuntime.from_pretrained(folder, engine=engines.make()) as runtime:
+        report = time_answers(runtime)
+    if output == "json":
+        print_json(report)
+        return
+    for line in report_lines(report):
+        say(line)
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """What `time_answers` found, for people."""
+    total, ratio = report["answer_ms"], report["over_slowest"]
+    lines = [
+        f"{report['requests']} answers through {report['engine']}: median {total['median']:.1f} ms, 95th percentile "
+        f"{total['p95']:.1f} ms, {ratio:.2f} times the slowest sub-model"
+    ]
+    for index, each in report["sub_models"].items():
+        took = "never answered" if each["compute_ms"] is None else f"computes {each['compute_ms']:.1f} ms"
+        lines.append(f"sub-model {index}: {took}, missing from {each['missing']} answers")
+    return lines
 
 
 @command()
