@@ -94,6 +94,10 @@ def up(
     token_file: _TokenFile = None,
     insecure: _Insecure = False,
     wait: Annotated[float, typer.Option(help="Seconds for devices to join and load.")] = 60.0,
+    spares: Annotated[
+        bool,
+        typer.Option("--spares", help="A second process beside each sub-model, ready when one ends; twice the memory."),
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a device is not ready by then.")] = False,
     first_port: _FirstPort = 6500,
     temp_dir: Annotated[Path | None, typer.Option(help="Of Ray's sockets and logs. Default: /tmp/ray.")] = None,
@@ -124,7 +128,7 @@ def up(
         for name in plan.devices:
             say(f"  edvit device join {address} --name {name} --share FOLDER --placement {placement.name} {given}")
     with _connected(address, token, insecure):
-        bring_up(plan, source=source, revision=revision, wait_seconds=wait, strict=strict)
+        bring_up(plan, source=source, revision=revision, wait_seconds=wait, strict=strict, spares=spares)
         _show(status_report(plan, address), output)
 
 

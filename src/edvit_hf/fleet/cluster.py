@@ -20,8 +20,8 @@ from edvit_hf.fleet.joining import NodeConfig, end_session, node_environment, ra
 from edvit_hf.hub.pulling import CACHE_VARIABLE
 from edvit_hf.manifest.placement import PlacementFile
 from edvit_hf.runtime.engines import ray_connection as connection
-from edvit_hf.runtime.engines.ray import start_actor
-from edvit_hf.runtime.engines.ray_plan import NAMESPACE, Seat, check_cluster, joined, mismatches, seats
+from edvit_hf.runtime.engines.ray import find_actor, start_actor
+from edvit_hf.runtime.engines.ray_plan import check_cluster, joined, mismatches, seats
 from edvit_hf.storage import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def bring_up(
     revision: str | None = None,
     wait_seconds: float = 60.0,
     strict: bool = False,
+    spares: bool = False,
     on_change: Callable[[Sequence[DeviceStatus]], None] = lambda _: None,
 ) -> list[DeviceStatus]:
     """Start what a placement says, on the cluster that this process is connected to, and wait until it is ready.
@@ -139,6 +140,7 @@ def bring_up(
         source: Hub id from which a device pulls what its folder does not have.
         revision: Of it.
         wait_seconds: For devices to join and to load; what is late starts when it comes.
+        spares: Start a second process beside each, as far as the devices' memory budgets allow.
         strict: Raise if not everything is ready by then.
         on_change: Called whenever a device changed.
 
@@ -150,7 +152,7 @@ def bring_up(
 
     content_hash = content_hash_of(placement)
     check_cluster(placement, ray.nodes())
-    for seat in seats(placement):
+    for seat in seats(placement, spares=spares):
         start_actor(seat, content_hash, source=source, revision=revision)
     until = time.monotonic() + wait_seconds
     before: list[DeviceStatus] = []
@@ -178,8 +180,8 @@ def take_down(placement: PlacementFile) -> int:
     import ray
 
     content_hash, count = content_hash_of(placement), 0
-    for seat in seats(placement):
-        handle = _handle(seat, content_hash)
+    for seat in seats(placement, spares=True):
+        handle = find_actor(seat, content_hash)
         if handle is not None:
             ray.kill(handle, no_restart=True)
             count += 1
@@ -194,7 +196,7 @@ def statuses(placement: PlacementFile) -> list[DeviceStatus]:
     there = joined(ray.nodes())
     asked: dict[str, dict[int, Any]] = {name: {} for name in placement.devices}
     for seat in seats(placement):
-        handle = _handle(seat, content_hash)
+        handle = find_actor(seat, content_hash)
         if handle is not None and seat.device in there:
             asked[seat.device][seat.index] = handle.alive.options(concurrency_group="life").remote()
         else:
@@ -250,15 +252,6 @@ def _told(reference: Any, until: float) -> Any:
 
 def _state(status: DeviceStatus) -> tuple[bool, tuple[str, ...]]:
     return status.joined, tuple(status.sub_models.values())
-
-
-def _handle(seat: Seat, content_hash: str) -> Any:
-    import ray
-
-    try:
-        return ray.get_actor(seat.actor_name(content_hash), namespace=NAMESPACE)
-    except ValueError:
-        return None
 
 
 def _reach_ms(host: str, port: int) -> float | None:

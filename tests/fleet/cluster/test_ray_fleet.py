@@ -284,6 +284,25 @@ def test_a_replica_goes_on_within_the_same_request(cluster, ray_runtime, local_r
         ray.kill(engine._handles[4, "pi0"], no_restart=True)
 
 
+def test_with_a_spare_process_a_killed_one_is_replaced_at_once(cluster, ray_runtime, split):
+    import ray
+
+    whole(ray_runtime, split)
+    with cluster.runtime(cluster.engine(local_spares=True), misses_to_open=None) as runtime:
+        engine, spare = runtime.coordinator.engine, "pi2 (spare)"
+        eventually(lambda: engine.call(4, spare, "alive", group="life").result(20)["problem"] is None, 90)
+        os.kill(process_of(engine, 4, "pi2"), signal.SIGKILL)
+        begin = time.monotonic()
+        while runtime.predict(split[0][:1]).present != EVERYBODY or time.monotonic() - begin < 0.1:
+            time.sleep(0.02)
+        seconds = time.monotonic() - begin
+        print(f"\nrecovery after kill -9 with a spare: {seconds:.2f} s")
+        assert seconds < 15
+        for key, handle in engine._handles.items():
+            if "spare" in key[1]:
+                ray.kill(handle, no_restart=True)
+
+
 def test_the_doctor_and_status_tell_of_every_device(cluster, ray_runtime, split, tmp_path):
     whole(ray_runtime, split)
     token = tmp_path / "token"

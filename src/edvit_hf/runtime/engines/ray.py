@@ -71,6 +71,7 @@ class RayEngine:
         folders: Mapping[str, str] | None = None,
         token: str | None = None,
         insecure: bool = False,
+        local_spares: bool = False,
         start_seconds: float = START_SECONDS,
     ) -> None:
         """Connect to a cluster.
@@ -83,6 +84,8 @@ class RayEngine:
             folders: Device -> folder on it that holds its share. Default: what the device joined with.
             token: Of the cluster.
             insecure: Go on without a token.
+            local_spares: Start a second process beside each, on the same device, that answers while the first is
+                restarted; twice the memory. Those that `edvit fleet up --spares` started are used anyway.
             start_seconds: How long `bind` waits for devices that are not ready.
 
         Raises:
@@ -90,8 +93,8 @@ class RayEngine:
         """
         self.placement = placement if isinstance(placement, PlacementFile) else load_placement(Path(placement))
         self._source, self._revision, self._folders = source, revision, dict(folders or {})
-        self._start_seconds = start_seconds
-        self._seats = {(seat.index, seat.device): seat for seat in seats(self.placement)}
+        self._start_seconds, self._local_spares = start_seconds, local_spares
+        self._seats = {(seat.index, seat.endpoint): seat for seat in seats(self.placement)}
         self.routes = Routes(endpoints_of(self._seats.values()))
         self._handles: dict[tuple[int, str], Any] = {}
         self._transform: Transform | None = None
@@ -118,13 +121,21 @@ class RayEngine:
         check_cluster(self.placement, ray.nodes())
         self._transform = transform
         content_hash = manifest.ensemble.content_hash
-        for key, seat in self._seats.items():
-            self._handles[key] = self.start_actor(seat, content_hash)
+        for seat in seats(self.placement, spares=True):
+            key = (seat.index, seat.endpoint)
+            if not seat.is_spare or self._local_spares:
+                self._handles[key] = self.start_actor(seat, content_hash)
+            elif (there := find_actor(seat, content_hash)) is not None:
+                self._handles[key] = there
+            if key in self._handles:
+                self._seats[key] = seat
+        for index, endpoints in endpoints_of(self._seats.values()).items():
+            self.routes.change(index, endpoints)
         problems = self._greet(manifest)
         for (index, device), problem in problems.items():
             self.routes.failed(index, device)
             logger.warning("sub-model %d on device %r is not ready: %s", index, device, problem)
-        if len(problems) == len(self._seats):
+        if len(problems) == len(self._expected()):
             told = "; ".join(f"{device}: {problem}" for (_, device), problem in problems.items())
             away = unknown_devices(self.placement, ray.nodes())
             raise EDViTError(
@@ -200,7 +211,7 @@ class RayEngine:
         """Have Ray replace an actor that hangs. False where its machine cannot be reached: then it is the link."""
         import ray
 
-        if not self._is_reachable(device):
+        if not self._is_reachable(self._seats[index, device].device):
             return False
         ray.kill(self._handles[index, device], no_restart=False)
         return True
@@ -234,7 +245,7 @@ class RayEngine:
     def _greet(self, manifest: Manifest) -> dict[tuple[int, str], str]:
         """Ask every actor who it is; why each that is not ready is not."""
         until = time.monotonic() + self._start_seconds
-        pending = {key: self.call(*key, "identity", self._start_seconds, group="hello") for key in self._handles}
+        pending = {key: self.call(*key, "identity", self._start_seconds, group="hello") for key in self._expected()}
         problems = {}
         for key, future in pending.items():
             try:
@@ -252,6 +263,10 @@ class RayEngine:
             check_versions(key[1], sent[1], manifest)
         return problems
 
+    def _expected(self) -> list[tuple[int, str]]:
+        """Endpoints that `bind` waits for: a spare for which a device has no memory is no reason to wait."""
+        return [key for key, seat in self._seats.items() if not seat.is_spare]
+
     def _is_reachable(self, device: str) -> bool:
         import ray
 
@@ -266,11 +281,21 @@ class RayEngine:
 
 
 def endpoints_of(found: Any) -> dict[int, list[str]]:
-    """Sub-model -> the devices that hold it, its own first."""
+    """Sub-model -> where it can be asked, its own device first."""
     endpoints: dict[int, list[str]] = {}
-    for seat in found:
-        endpoints.setdefault(seat.index, []).append(seat.device)
+    for seat in sorted(found, key=lambda seat: (seat.index, seat.is_replica, seat.is_spare)):
+        endpoints.setdefault(seat.index, []).append(seat.endpoint)
     return endpoints
+
+
+def find_actor(seat: Seat, content_hash: str) -> Any:
+    """The handle of a seat's actor; None where it was not started."""
+    import ray
+
+    try:
+        return ray.get_actor(seat.actor_name(content_hash), namespace=NAMESPACE)
+    except ValueError:
+        return None
 
 
 def start_actor(

@@ -7,7 +7,7 @@ device and of each sub-model on it, by one rule, so that the plan and the cluste
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edvit_hf.errors import EDViTError, did_you_mean
@@ -34,10 +34,16 @@ class Seat:
     profile: str
     resources: dict[str, int]  # what it takes of the device's numbers
     is_replica: bool = False
+    is_spare: bool = False  # a second process beside the first, which answers while that one is being restarted
+
+    @property
+    def endpoint(self) -> str:
+        """What routes and figures call it."""
+        return f"{self.device} (spare)" if self.is_spare else self.device
 
     def actor_name(self, content_hash: str) -> str:
         """Of the actor: the version is part of it, so that two versions can stand side by side."""
-        return f"edvit-{content_hash[:16]}-{self.index}-{self.device}"
+        return f"edvit-{content_hash[:16]}-{self.index}-{self.device}{'-spare' if self.is_spare else ''}"
 
 
 def device_of(placement: PlacementFile, name: str) -> PlacedDevice:
@@ -77,15 +83,22 @@ def node_resources(placement: PlacementFile | None, name: str) -> dict[str, int]
     return {key: math.ceil(amount) for key, amount in budgets.items() if amount is not None}
 
 
-def seats(placement: PlacementFile) -> list[Seat]:
-    """What every actor of a placement holds: each sub-model on its own device first, then the replicas."""
+def seats(placement: PlacementFile, *, spares: bool = False) -> list[Seat]:
+    """What every actor of a placement holds: each sub-model on its own device first, then the replicas.
+
+    With `spares` there is a second one beside each, which takes as much of the device's memory.
+    """
     found = [
         seat_of(placement, name, entry, is_replica=is_replica)
         for name, device in placement.devices.items()
         for is_replica, entries in ((False, device.sub_models), (True, device.replicas))
         for entry in entries
     ]
-    return sorted(found, key=lambda seat: (seat.index, seat.is_replica))
+    if spares:
+        found += [
+            replace(s, is_spare=True, resources={k: v for k, v in s.resources.items() if k == MEMORY}) for s in found
+        ]
+    return sorted(found, key=lambda seat: (seat.index, seat.is_replica, seat.is_spare))
 
 
 def seat_of(placement: PlacementFile, name: str, entry: PlacedFile, *, is_replica: bool) -> Seat:
