@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from edvit_hf import cli
+from edvit_hf.cli.examples import EXAMPLES
 from edvit_hf.recipe.json_schema import key_meanings, recipe_json_schema
 from edvit_hf.recipe.schema import Recipe
 from edvit_hf.recipe.unread import READ_ONLY_WITH
@@ -193,6 +194,7 @@ def command_text(name: str, command: Any, level: str) -> str:
     text = (
         f"\n{level} edvit {name}\n\n```\n{usage}{' [OPTIONS]' if options else ''}\n```\n\n{inspect.getdoc(command)}\n"
     )
+    text += "\n```bash\n" + "\n".join(EXAMPLES[name]) + "\n```\n"
     text += "\n" + table(("argument", "values", "meaning"), arguments) if arguments else ""
     text += "\n" + table(("option", "values", "default", "meaning"), options) if options else ""
     return text
@@ -201,7 +203,7 @@ def command_text(name: str, command: Any, level: str) -> str:
 def cli_page() -> str:
     """Every command with its arguments and options."""
     page = f"{WRITTEN}\n# Command line\n\n{cli.app.info.help}\n\n{cli.app.info.epilog}\n\n"
-    page += "Every command explains itself with `--help`.\n"
+    page += "Every command explains itself with `-h`. `edvit --install-completion` completes them in your shell.\n"
     for command in cli.app.registered_commands:
         page += command_text(command.name or command.callback.__name__, command.callback, "##")
     for group in cli.app.registered_groups:

@@ -10,6 +10,7 @@ import codecs
 import logging
 import os
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterable, MutableMapping
 from typing import Any
@@ -118,10 +119,23 @@ class _Description(ProgressColumn):
         return Text(visible(task.description))
 
 
+_QUIET = threading.Event()
+
+
+def set_quiet(is_quiet: bool) -> None:
+    """Whether standard error shows errors alone, in this process: neither bars nor how far something is."""
+    (_QUIET.set if is_quiet else _QUIET.clear)()
+
+
+def is_quiet() -> bool:
+    """What `set_quiet` said last."""
+    return _QUIET.is_set()
+
+
 def progress_bar(*, is_shown: bool) -> Progress:
     """A bar on standard error that is drawn only when it is told to: nothing runs beside what is timed."""
     columns = (_Description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Terminal(stderr=True), disable=not is_shown, auto_refresh=False)
+    return Progress(*columns, console=Terminal(stderr=True), disable=not is_shown or is_quiet(), auto_refresh=False)
 
 
 class LogFormat(logging.Formatter):

@@ -188,7 +188,7 @@ def test_contradictions_on_the_command_line_are_told(root, tmp_path):
         (["--placement", "p.json"], "no options of a fleet"),
         (["--workers", "pi0"], "NAME=HOST:PORT"),
         (["--workers", "pi0=a:1,pi0=b:2"], "got 'pi0' twice"),
-        (["--workers", "pi0=a:1", "--sub-model", "1"], "leave sub-models out of an answer with --drop"),
+        (["--workers", "pi0=a:1", "--sub-model", "1"], "leave sub-models out of an answer with --absent"),
         (["--workers", "pi0=127.0.0.1:1", "--fleet-tls-cert", "a.pem"], "one without the other"),
         (["--workers", "pi0=127.0.0.1:1", "--placement", str(tmp_path / "none.json")], "placement"),
     ):

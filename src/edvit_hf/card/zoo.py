@@ -13,7 +13,7 @@ from edvit_hf.card.exports import latency_ms, variants_by_name
 from edvit_hf.card.markup import NOT_MEASURED, markdown_table, plain
 from edvit_hf.card.words import known_data
 from edvit_hf.errors import HubError, named_extra
-from edvit_hf.hub.client import ask, commit_of, connect, read_file
+from edvit_hf.hub.client import ask, commit_of, connect, reach, read_file
 from edvit_hf.manifest import MANIFEST_NAME, Manifest, Variant
 from edvit_hf.manifest.document import MAX_BYTES
 from edvit_hf.storage import MIB, read_bytes
@@ -128,6 +128,7 @@ def zoo_of_hub(org: str, *, token: str | None = None, endpoint: str | None = Non
         from huggingface_hub.errors import EntryNotFoundError
 
     api = connect(token, endpoint)
+    reach(api, org)
     found = ask("listing the models", org, lambda: list(api.list_models(author=org, filter=TAG)))
     rows = []
     for info in sorted(found, key=lambda model: model.id):

@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 import signal
 import threading
@@ -15,9 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from edvit_hf import __version__
+from edvit_hf.cli.examples import EXAMPLES, PANELS
 from edvit_hf.cli.output import say, tell
 from edvit_hf.errors import EDViTError, named_extra
-from edvit_hf.terminal import log_to_standard_error, visible
+from edvit_hf.strict import is_folder
+from edvit_hf.terminal import log_to_standard_error, set_quiet, visible
 
 _INTERRUPTED = 128 + signal.SIGINT
 UsageError: Any = typer.BadParameter.__base__  # of click, which newer releases of typer hold within
@@ -89,17 +92,36 @@ app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Precision = Literal["fp32", "fp16", "int8"]
 Format = Literal["human", "json"]
 Schedule = Literal["auto", "in_turn", "in_turn_spinning", "per_core", "workers"]
 FormatOption = Annotated[Format, typer.Option("--format", help="`human` prints tables, `json` one JSON document.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what each stage does.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what each step does.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, warnings or steps, errors alone.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A finished ensemble folder.")]
+
+
+def named_ensemble(text: str) -> str:
+    """The folder of an ensemble that ships with the package, by its name; anything else as it is."""
+    if "/" in text or is_folder(text):
+        return text
+    from edvit_hf.space.page import bundled_ensembles
+
+    with contextlib.suppress(EDViTError):  # an installation without the page's files
+        return str(bundled_ensembles().get(text, text))
+    return text
+
+
 EnsembleArgument = Annotated[
-    str, typer.Argument(metavar="DIR|REPO", help="A finished ensemble: its folder or its Hub id.")
+    str,
+    typer.Argument(
+        metavar="DIR|REPO|NAME",
+        parser=named_ensemble,
+        help="A finished ensemble: its folder, its Hub id, or the name of one that ships (`edvit zoo`).",
+    ),
 ]
 RecipeOption = Annotated[
     str | None,
@@ -122,9 +144,23 @@ HeldPrecisionOption = Annotated[
     Precision | None, typer.Option(help="Which exported variant. Default: what DIR holds, fp32 first; of REPO fp32.")
 ]
 ProfileOption = Annotated[str | None, typer.Option(help="Kind of hardware. Default: this one.")]
-SubModelOption = Annotated[
-    list[int] | None, typer.Option("--sub-model", help="Load only this one; may be repeated. Default: all.")
-]
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """The numbers of `0,1`; the command gets those of all repetitions in one list."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of sub-models like 0 or 0,1") from error
+
+
+def index_option(*names: str, text: str) -> Any:
+    """An option that takes numbers of sub-models, as `0,1` or repeated."""
+    return typer.Option(*names, metavar="0,1,...", parser=_indices, help=text)
+
+
+SubModelOption = Annotated[list[int] | None, index_option("--sub-model", text="Load only these. Default: all.")]
+AbsentOption = Annotated[list[int] | None, index_option("--absent", "--drop", text="Sub-models to treat as absent.")]
 NumThreadsOption = Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: as cores.")]
 ScheduleOption = Annotated[Schedule, typer.Option(help="How sub-models share the cores; `auto` tries for a second.")]
 
@@ -141,14 +177,17 @@ def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callabl
 
     Errors a user can act on become one message and exit code 1; so does what the system refuses (a file that cannot be
     read, no memory), because no code of ours can mend it. An interruption becomes 130, SIGTERM 143. Warnings go to
-    standard error; with the option `verbose` also what each step does.
+    standard error. Every command gets --quiet and --verbose, its panel in `edvit --help` and its examples.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        name = function.__name__ if group is app else f"{group.info.name} {function.__name__}"
+
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> None:
-            log_to_standard_error(logging.WARNING)
-            logging.getLogger("edvit_hf").setLevel(logging.INFO if options.get("verbose") else logging.WARNING)
+            _set_loudness(quiet=options["quiet"], verbose=options["verbose"])
+            options = {key: _flat(value) for key, value in options.items() if key in signature.parameters}
             try:
                 with named_extra(f"`edvit {function.__name__}`", "all"):  # where the library names none that is less
                     function(*arguments, **options)
@@ -168,9 +207,39 @@ def command(group: typer.Typer = app) -> Callable[[Callable[..., None]], Callabl
                 tell(f"{by}: finished work is kept, the same command resumes")
                 raise typer.Exit(128 + error.number if isinstance(error, Ended) else _INTERRUPTED) from error
 
-        return group.command()(run)
+        run.__signature__ = _with_loudness(signature)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
+        shown = "".join(f"\n\n{line}" for line in EXAMPLES.get(name, ()))
+        return group.command(epilog=f"Examples:{shown}" if shown else None, rich_help_panel=PANELS.get(name))(run)
 
     return register
+
+
+def _with_loudness(signature: inspect.Signature) -> inspect.Signature:
+    """The same options and --quiet and --verbose, unless the command has its own."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, kind, default=False, annotation=type_)
+        for name, type_ in (("quiet", QuietOption), ("verbose", VerboseOption))
+        if name not in signature.parameters
+    ]
+    return inspect.Signature([*(each.replace(kind=kind) for each in signature.parameters.values()), *added])
+
+
+def _set_loudness(*, quiet: bool, verbose: bool) -> None:
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose contradict each other")
+    set_quiet(quiet)
+    log_to_standard_error(logging.WARNING)
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.getLogger("edvit_hf").setLevel(level)
+
+
+def _flat(value: Any) -> Any:
+    """A list of what `_indices` made, as one list; anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
+        return [number for each in value for number in each]
+    return value
 
 
 def _refusal(error: OSError | MemoryError) -> str:

@@ -159,6 +159,6 @@ def local_options(options: EngineOptions, given: dict[str, Any]) -> dict[str, An
     if chosen:
         raise EDViTError(
             f"Expected no choice of files or threads where devices run the sub-models, got {', '.join(chosen)}. Each "
-            "device has its own. Give these to `edvit worker`; leave sub-models out of an answer with --drop."
+            "device has its own. Give these to `edvit worker`; leave sub-models out of an answer with --absent."
         )
     return {name: value for name, value in given.items() if name in ("revision", "deadline_ms", "config")}

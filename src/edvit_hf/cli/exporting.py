@@ -15,8 +15,8 @@ from edvit_hf.cli.app import (
     Format,
     FormatOption,
     RecipeOption,
-    VerboseOption,
     command,
+    index_option,
     quiet_transformers,
 )
 from edvit_hf.cli.engines import LOCAL, EngineOptions, with_engines
@@ -88,7 +88,6 @@ def export(
     placement: _Placement = None,
     server_output: _ServerOutput = None,
     output: FormatOption = "human",
-    verbose: VerboseOption = False,
 ) -> None:
     """Write ONNX files of the ensemble in DIR for the devices that will run it, each checked against torch.
 
@@ -151,8 +150,7 @@ def _lay_out(folder: Path, server: "Server | None", placement: Path | None, outp
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with an exported ensemble.")],
     sub_model: Annotated[
-        list[int] | None,
-        typer.Option("--sub-model", help="Time only this sub-model; may be repeated. Default: every exported file."),
+        list[int] | None, index_option("--sub-model", text="Time only these sub-models. Default: every exported file.")
     ] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="Time only `fp32`, `fp16` or `int8`; may be repeated. Default: all.")

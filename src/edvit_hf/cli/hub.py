@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edvit push`, `edvit pull` and `edvit zoo`: publish an ensemble, fetch a device's share, compare several."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edvit_hf.cli.app import FolderArgument, FormatOption, Precision, command
+from edvit_hf.cli.app import FolderArgument, FormatOption, Precision, command, index_option
 from edvit_hf.cli.output import console, print_files, print_json, say, tell
 from edvit_hf.terminal import new_table
 
@@ -62,7 +62,7 @@ def push(
 @command()
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO|DIR", help="A published ensemble: Hub id or folder.")],
-    sub_model: Annotated[list[int] | None, typer.Option(help="Index of a sub-model; may be repeated.")] = None,
+    sub_model: Annotated[list[int] | None, index_option("--sub-model", text="Fetch these.")] = None,
     profile: Annotated[str | None, typer.Option(help="Kind of hardware the files are for.")] = None,
     placement: Annotated[
         Path | None, typer.Option(help="placement.json that says what each device holds, with --device.")
@@ -131,12 +131,18 @@ def zoo(
     org: Annotated[str | None, typer.Option(help="An owner on the Hub, instead of a folder.")] = None,
     output: FormatOption = "human",
 ) -> None:
-    """Ensembles side by side: task, dataset, sub-models, accuracy, MiB per device, milliseconds."""
-    if (folder is None) == (org is None):
+    """Ensembles side by side: task, dataset, sub-models, accuracy, MiB per device, milliseconds.
+
+    Without a folder or an owner those that ship with the package: `edvit predict NAME INPUT` asks one, offline.
+    """
+    if folder is not None and org is not None:
         raise typer.BadParameter("name either a folder or --org OWNER")
     from edvit_hf.card.zoo import ZOO_HEADER, ZOO_NOTE, zoo_cells, zoo_of_folder, zoo_of_hub
+    from edvit_hf.space.page import MODEL, page_folder
 
-    rows = zoo_of_folder(folder) if folder is not None else zoo_of_hub(str(org))
+    rows = zoo_of_hub(org) if org is not None else zoo_of_folder(folder or page_folder() / MODEL)
+    if folder is None and org is None:
+        rows = [replace(row, place=f"edvit predict {row.name} INPUT") for row in rows]
     if output == "json":
         print_json([asdict(row) for row in rows])
         return

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from edvit_hf.cli.app import (
+    AbsentOption,
     DataDirOption,
     EnsembleArgument,
     FormatOption,
@@ -91,9 +92,7 @@ def predict(
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="An image or sound file, or the text itself; `-`: standard input.")
     ],
-    drop: Annotated[
-        list[int] | None, typer.Option(help="Index of a sub-model to treat as absent; may be repeated.")
-    ] = None,
+    absent: AbsentOption = None,
     precision: HeldPrecisionOption = None,
     profile: ProfileOption = None,
     sub_model: SubModelOption = None,
@@ -129,7 +128,7 @@ def predict(
     runtime = EDViTRuntime.from_pretrained(ensemble, **local_options(engines, chosen), engine=engines.make())
     with runtime:
         item = _read_input(source, is_text=runtime.task == "text-classification")
-        report = prediction_report(runtime, item, absent=tuple(drop or ()))
+        report = prediction_report(runtime, item, absent=tuple(absent or ()))
     if output == "json":
         print_json(report)
         return

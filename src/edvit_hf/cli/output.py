@@ -15,7 +15,15 @@ import typer
 
 from edvit_hf.errors import EDViTError
 from edvit_hf.storage import MIB
-from edvit_hf.terminal import ENCODE_ERRORS, Terminal, forget_absurd_widths, standard_console, visible, visible_lines
+from edvit_hf.terminal import (
+    ENCODE_ERRORS,
+    Terminal,
+    forget_absurd_widths,
+    is_quiet,
+    standard_console,
+    visible,
+    visible_lines,
+)
 
 if TYPE_CHECKING:
     from edvit_hf.hub.checks import LocalFile
@@ -30,7 +38,9 @@ def say(text: str, *, highlight: bool = False) -> None:
 
 
 def tell(text: str, *, style: str | None = None) -> None:
-    """Say something on standard error, beside what the command prints: how far it is, or why it ends."""
+    """Say something on standard error, beside what the command prints: how far it is (not if quiet), or why it ends."""
+    if style is None and is_quiet():
+        return
     log_console.print(visible_lines(text), style=style, soft_wrap=True)
 
 

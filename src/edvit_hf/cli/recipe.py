@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from edvit_hf.cli.app import app, command
+from edvit_hf.cli.examples import PANELS
 from edvit_hf.cli.output import print_json, say
 from edvit_hf.cli.trip import OverridesArgument
 
-recipe = typer.Typer(help="Check a recipe, or write the schema that editors check it by.", no_args_is_help=True)
-app.add_typer(recipe, name="recipe")
+recipe = typer.Typer(
+    name="recipe", help="Check a recipe, or write the schema that editors check it by.", no_args_is_help=True
+)
+app.add_typer(recipe, name="recipe", rich_help_panel=PANELS["recipe"])
 
 
 @command(recipe)

@@ -72,7 +72,7 @@ _TrustedProxy = Annotated[
     typer.Option(help="Address or network of proxies whose X-Forwarded-For is believed; may be repeated."),
 ]
 _GraceSeconds = Annotated[float, typer.Option(help="Time for requests in flight after SIGTERM.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="No line in the log for each request.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No line for each request, errors alone.")]
 
 
 @command()

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edvit_hf.cli.app import FolderArgument, FormatOption, app, command
+from edvit_hf.cli.examples import PANELS
 from edvit_hf.cli.output import print_files, print_json, say
 
 if TYPE_CHECKING:
     from edvit_hf.space.assembling import Library
 
-space = typer.Typer(help="The page that shows ensembles: run it here, or publish it as a Space.", no_args_is_help=True)
-app.add_typer(space, name="space")
+space = typer.Typer(
+    name="space", help="The page that shows ensembles: run it here, or publish it as a Space.", no_args_is_help=True
+)
+app.add_typer(space, name="space", rich_help_panel=PANELS["space"])
 
 EnsembleOption = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edvit_hf.cli.app import FormatOption, VerboseOption, command, quiet_transformers
+from edvit_hf.cli.app import FormatOption, command, quiet_transformers
 from edvit_hf.cli.output import console, print_json, say, tell
 
 OverridesArgument = Annotated[
@@ -30,7 +30,6 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Set every training seed of the recipe.")] = None,
     output: FormatOption = "human",
-    verbose: VerboseOption = False,
 ) -> None:
     """Take RECIPE through the whole trip: teacher, split, plan, prune, distill, fuse, evaluate, export, card.
 

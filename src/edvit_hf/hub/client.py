@@ -2,6 +2,7 @@
 """The Hub's client, through which every download goes: it retries faults that pass and explains those that stay."""
 
 import logging
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ TRIES_OF_TRANSFERS = 2  # the client itself tries these several times
 LONGEST_SILENCE_S = 120.0  # without one byte in either direction; the Hub itself gives up earlier
 LONGEST_WAIT_S = 300  # a server that asks for more is not waited for: the message says how long
 _FIRST_WAIT_S = 1.0
+_TRIES_OFFLINE = 2  # more where nobody can be connected to: without a network the message comes within seconds
 MAX_SMALL_BYTES = 64 * MIB  # of configs, cards and whatever else holds no weights
 _WEIGHTS = (".safetensors", ".onnx")
 _PASSING = (408, 429, 500, 502, 503, 504)
@@ -95,6 +97,17 @@ def plain_hub_errors(doing: str, repo: str) -> Iterator[None]:
             raise
         kind = UnreachableError if _is_unreachable(error) else HubError
         raise kind(f"While {doing}: {_explained(error, repo)}", status=status_of(error)) from error
+
+
+def reach(api: "HfApi", repo: str) -> None:
+    """Find out quickly whether there is a Hub: the client tries some requests for half a minute.
+
+    Raises:
+        HubError: It cannot be reached.
+    """
+    from huggingface_hub import get_session
+
+    ask("reaching the Hub", repo, lambda: get_session().head(api.endpoint, timeout=LONGEST_SILENCE_S))
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -210,6 +223,8 @@ def commit_of(api: "HfApi", repo: str, revision: str | None) -> str:
 def _wait_before_retry(error: BaseException | None, attempt: int) -> float | None:
     """Seconds to wait before the next try; None if another try cannot help."""
     status = status_of(error)
+    if status is None and attempt > _TRIES_OFFLINE and _is_offline(error):
+        return None
     if status is None:
         return _FIRST_WAIT_S * 2 ** (attempt - 1) if _is_connection(error) else None
     if status not in _PASSING:
@@ -303,6 +318,14 @@ def _is_unreachable(error: BaseException) -> bool:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     return status_of(error) is None and (_is_connection(error) or isinstance(error, LocalEntryNotFoundError))
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    """Whether no connection came about at all: no network, no such name, nobody listening."""
+    from huggingface_hub.utils import httpx
+
+    nobody = (httpx.ConnectError, ConnectionRefusedError, socket.gaierror)
+    return any(isinstance(each, nobody) or "ConnectError" in str(each) for each in _chain(error))
 
 
 def _is_connection(error: BaseException | None) -> bool:
