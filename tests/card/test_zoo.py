@@ -157,5 +157,4 @@ def test_the_command_prints_a_table_or_json(hub, folder):
     assert "90.0 %" in human.output
     rows = json.loads(runner.invoke(app, ["zoo", "--org", "lab", "--format", "json"]).stdout)
     assert rows == [asdict(row) for row in zoo_of_hub("lab")]
-    assert runner.invoke(app, ["zoo"]).exit_code == 2
     assert runner.invoke(app, ["zoo", str(folder), "--org", "lab"]).exit_code == 2
