@@ -194,7 +194,7 @@ def command_text(name: str, command: Any, level: str) -> str:
     text = (
         f"\n{level} edvit {name}\n\n```\n{usage}{' [OPTIONS]' if options else ''}\n```\n\n{inspect.getdoc(command)}\n"
     )
-    text += "\n```bash\n" + "\n".join(EXAMPLES[name]) + "\n```\n"
+    text += "\n```bash\n" + "\n".join(EXAMPLES.get(name, ())) + "\n```\n"
     text += "\n" + table(("argument", "values", "meaning"), arguments) if arguments else ""
     text += "\n" + table(("option", "values", "default", "meaning"), options) if options else ""
     return text

@@ -12,7 +12,7 @@ _MAKE, _USE, _FLEET, _SHARE, _MACHINE = (
 PANELS: dict[str, str] = {
     **dict.fromkeys(("init", "run", "recipe", "export", "card"), _MAKE),
     **dict.fromkeys(("predict", "evaluate", "bench", "serve"), _USE),
-    **dict.fromkeys(("plan", "worker"), _FLEET),
+    **dict.fromkeys(("plan", "worker", "device", "fleet"), _FLEET),
     **dict.fromkeys(("push", "pull", "zoo", "space"), _SHARE),
     **dict.fromkeys(("doctor", "profile"), _MACHINE),
 }
@@ -45,6 +45,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "predict": ("edvit predict digits picture.png", "edvit predict question_type 'Who was Ada Lovelace?' --absent 0,1"),
     "serve": ("edvit serve digits", "edvit serve kitchen --port 8001"),
     "worker": ("edvit worker kitchen",),
+    "device join": (
+        "edvit device join 10.0.0.1 --name pi0 --share share --placement placement.json --token-file fleet.token",
+    ),
+    "fleet up": ("edvit fleet up --placement placement.json --listen 10.0.0.1:6379 --token-file fleet.token",),
+    "fleet status": ("edvit fleet status --placement placement.json --token-file fleet.token",),
+    "fleet down": ("edvit fleet down --placement placement.json --token-file fleet.token",),
     "bench": ("edvit bench work/digits/09_card/ensemble --save", "edvit bench kitchen --precision int8"),
     "doctor": ("edvit doctor",),
     "profile": ("edvit profile --output my_pi5.yaml --quick",),

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edvit_hf.cli.app import FormatOption, app, command
+from edvit_hf.cli.examples import PANELS
 from edvit_hf.cli.output import console, print_json, say
 
 if TYPE_CHECKING:
     from edvit_hf.manifest.placement import PlacementFile
 
-device = typer.Typer(help="This machine as a device of a Ray fleet.", no_args_is_help=True)
+device = typer.Typer(name="device", help="This machine as a device of a Ray fleet.", no_args_is_help=True)
 fleet = typer.Typer(
-    help="A Ray fleet: start it, look at it, end it. On the coordinator's machine.", no_args_is_help=True
+    name="fleet", help="A Ray fleet: start it, look at it, end it. On the coordinator's machine.", no_args_is_help=True
 )
-app.add_typer(device, name="device")
-app.add_typer(fleet, name="fleet")
+app.add_typer(device, name="device", rich_help_panel=PANELS["device"])
+app.add_typer(fleet, name="fleet", rich_help_panel=PANELS["fleet"])
 
 _TokenFile = Annotated[
     Path | None, typer.Option(help="File with the fleet's token. Or set EDVIT_FLEET_TOKEN. Who has it runs any code.")
