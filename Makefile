@@ -26,8 +26,9 @@ run: $(STAMP)  ## take the digits recipe through the whole trip and print its re
 space: $(STAMP)  ## open the page with its bundled ensembles on 127.0.0.1:7860
 	$(BIN)/edvit space run
 
+# Rewritten tests and compiled modules are kept, whatever the shell says: each of a hundred processes would compile anew.
 test: $(STAMP)  ## the whole test suite, offline
-	$(BIN)/python -m pytest -q -n logical --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n logical --dist loadfile
 
 test-js: $(STAMP) $(JS)/.installed  ## run the model card's JavaScript in node
 	EDVIT_REQUIRE_NODE=1 $(BIN)/python -m pytest -q tests/card/test_javascript.py

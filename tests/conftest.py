@@ -41,13 +41,15 @@ if "EDVIT_TESTS" not in os.environ:  # else this is a process that a test or xdi
     _home = tempfile.mkdtemp(prefix="edvit_tests_")  # not the user's: it may not be writable, and holds their token
     atexit.register(shutil.rmtree, _home, ignore_errors=True)
     os.environ |= {
-        "EDVIT_TESTS": "1",
+        "EDVIT_TESTS": str(os.getpid()),  # what a run starts may see whether it goes on
         "HF_HOME": _home,
         "EDVIT_CACHE_DIR": f"{_home}/edvit_hf",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+os.fsync = lambda handle: None  # no test loses its power: that files are asked for is shown, waiting shows nothing
 
 # A shell's background jobs ignore Ctrl-C, and what nohup starts a hang-up; so would the processes that tests start.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
@@ -102,7 +104,7 @@ def _fixed_seed():
         import torch
     except ImportError:
         return
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` notes for three accelerators where it was called
 
 
 @pytest.fixture
@@ -120,7 +122,9 @@ def finished_trip(tmp_path_factory):
     from support.tiny_recipe import write_tiny_recipe
 
     def build(folder):
-        run(load_recipe(write_tiny_recipe(folder)), folder / "work", command="edvit run tiny.yaml")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EDVIT_NUM_THREADS", "1")  # as processes have it whose results are compared with this one's
+            run(load_recipe(write_tiny_recipe(folder)), folder / "work", command="edvit run tiny.yaml")
 
     folder = tmp_path_factory.mktemp("trip")  # each process its own: a work directory is one process's at a time
     shutil.copytree(built_once(tmp_path_factory, "trip", build), folder, dirs_exist_ok=True)

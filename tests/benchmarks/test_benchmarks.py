@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from edvit_hf.recipe import STAGES, load_recipe
 from edvit_hf.recipe.running import stage_dir
 from edvit_hf.recipe.trip import Trip, load_array
 from support.benchmarks import BENCHMARKS, benchmark
+from support.ready import run_ready
 
 SHARED = ("reduced_trip", "cut_fleet", "vit_base_models", "vit_base_rewrites")  # read by scripts, not run
 SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*/*.py")) if p.parent.name != "report" and p.stem not in SHARED]
@@ -38,7 +38,7 @@ def trip(finished_trip):
 
 
 def test_every_script_starts_by_itself_and_its_help_names_the_command_that_runs_it():
-    done = subprocess.run([sys.executable, "-c", HELP, *map(str, SCRIPTS)], capture_output=True, text=True)
+    done = run_ready(HELP, *SCRIPTS)
     assert done.returncode == 0, done.stderr
 
 

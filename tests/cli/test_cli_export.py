@@ -5,8 +5,6 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from edvit_hf.published import export as exporting
 from edvit_hf.published.export import export_folder, fleet_profiles
 from edvit_hf.recipe import load_recipe
 from edvit_hf.recipe.running import ensemble_dir
+from support.ready import Process
 from support.tiny_export import EVERYTHING
 
 pytestmark = pytest.mark.slow
@@ -187,16 +186,15 @@ def test_an_interruption_leaves_the_former_state(folder, monkeypatch):
 
 def test_a_killed_export_leaves_the_former_state(folder):
     former = Manifest.load(folder)
-    command = [sys.executable, "-m", "edvit_hf.cli", "export", str(folder), "--profile", "raspberry-pi-5"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Process("from edvit_hf.cli import main; main()", "export", folder, "--profile", "raspberry-pi-5")
     try:
         deadline = time.monotonic() + 180
         while not list((folder / ".export").rglob("*.onnx")) and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.02)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert (folder / ".export").is_dir()
     assert Manifest.load(folder) == former
     former.verify_files(folder)

@@ -4,8 +4,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from transformers import (
 import edvit_hf.saved_edvit as saving
 from edvit_hf.auto import EDViTConfig, EDViTForImageClassification, EDViTModel
 from edvit_hf.tasks import CODE_FILES
+from support.ready import run_ready
 from support.torch_ensemble import GROUPS, NAMES, NUM_SUB_MODELS, tiny_sub_model, tiny_torch_ensemble
 
 
@@ -282,6 +281,10 @@ class Blocked:
         if name.split(".")[0] == "edvit_hf":
             raise ImportError("edvit_hf is not installed here")
 sys.meta_path.insert(0, Blocked())
+assert "edvit_hf" not in sys.modules
+import os
+import transformers.dynamic_module_utils as remote
+remote.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]  # else that of the process from which this one was forked
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -313,17 +316,8 @@ def without_the_package(saved, tmp_path_factory):
     pixels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     save_file({"pixels": pixels}, folder / "pixels.safetensors")
     names = ("pixels.safetensors", "answers.safetensors", "again")
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(saved), *(str(folder / name) for name in names)],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=folder,
-        timeout=200,
-        stdin=subprocess.DEVNULL,
-    )
+    env = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
+    done = run_ready(CLEAN_PROCESS, saved, *(folder / name for name in names), kind="stock", env=env, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return pixels, load_file(folder / "answers.safetensors"), folder / "again"
 

@@ -3,8 +3,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from transformers import ASTFeatureExtractor, AutoFeatureExtractor, AutoTokenize
 
 from edvit_hf.auto import ensemble_class
 from edvit_hf.tasks import TASKS
+from support.ready import run_ready
 from support.torch_ensemble import GROUPS, NAMES, mixed_ensemble, mixed_sub_models
 
 RATE = 8000
@@ -150,6 +149,10 @@ class Blocked:
         if name.split(".")[0] == "edvit_hf":
             raise ImportError("edvit_hf is not installed here")
 sys.meta_path.insert(0, Blocked())
+assert "edvit_hf" not in sys.modules
+import os
+import transformers.dynamic_module_utils as remote
+remote.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]  # else that of the process from which this one was forked
 import json
 import numpy as np
 from PIL import Image
@@ -178,18 +181,9 @@ def test_every_pipeline_runs_by_remote_code_where_the_package_is_not_installed(f
     save_file(arrays, tmp_path / "arrays.safetensors")
     sources = {t: raw[t] if t[:4] == "text" else [name for name in arrays if name.startswith(t)] for t in TASKS}
     (tmp_path / "sources.json").write_text(json.dumps(sources))
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     files = [str(tmp_path / name) for name in ("sources.json", "arrays.safetensors", "answers.json")]
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(folders), *files],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=tmp_path,
-        timeout=200,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_ready(CLEAN_PROCESS, folders, *files, kind="stock", env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
     for task in TASKS:

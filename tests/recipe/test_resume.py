@@ -1,100 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed or interrupted in every stage, and resumed each time, ends as an uninterrupted one."""
 
-import itertools
-import multiprocessing
+import json
 import os
-import resource
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 
 from edvit_hf.storage import read_json
-from support.tiny_recipe import fingerprint, tiny_recipe, write_tiny_recipe
+from support.ready import run_ready
+from support.stopped_runs import REFUSED
+from support.tiny_recipe import fingerprint, hashes
+
+pytestmark = pytest.mark.slow
 
 NO_CHANGES: dict = {}
-REFUSED = 17  # exit code of a run that ended with the expected error
-PRELOAD = [
-    "edvit_hf.recipe.running",
-    "edvit_hf.recipe.stages.evaluate",
-    "edvit_hf.export.ensemble",
-    "edvit_hf.card.render",
-    "matplotlib.pyplot",
-    "sklearn.datasets",
-    "accelerate",
-    "scipy.optimize",
-    "onnxscript",
-    "onnxruntime",
-    "torch.onnx._internal.exporter._core",
-    "transformers.exporters.exporter_onnx",
-    "support.warm_export",
-]
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Clean processes that have the heavy imports already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
+def process(function, *arguments):
+    """A process of its own that calls a function of `stopped_runs`: how it ended, and what it said."""
+    code = "import json, sys; from support import stopped_runs as s; getattr(s, sys.argv[1])(*json.loads(sys.argv[2]))"
+    told = json.dumps([str(each) if isinstance(each, os.PathLike) else each for each in arguments])
+    return run_ready(code, function, told, env={**os.environ, "EDVIT_NUM_THREADS": "1"})
 
 
-def run_and_stop(
-    folder: Path, work: Path, stage: str, rename: int, number: int, changes=NO_CHANGES, stages=None
-) -> None:
-    """Run the trip; send this process a signal just before its `rename`-th rename inside `stage`.
-
-    Every file and folder of the library appears by a rename, so these are the moments when something is half-done.
-    """
-    from edvit_hf.recipe import run
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    now = {"stage": "", "count": 0}
-    replace = os.replace
-
-    def counted(source, target, **keywords):
-        if now["stage"] == stage:
-            now["count"] += 1
-            if now["count"] == rename:
-                signal.raise_signal(number)  # to this thread: `os.kill` may choose another, and the moment passes
-        return replace(source, target, **keywords)
-
-    os.replace = counted
-    Path.replace = lambda self, target: counted(self, target) or Path(target)
-    os.environ["EDVIT_NUM_THREADS"] = "1"
-    observer = lambda name, what: now.update(stage=name, count=0)  # noqa: E731
-    run(tiny_recipe(folder, **changes), work, stages=stages, observer=observer)
+def succeed(function, *arguments):
+    done = process(function, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
-def run_whole(folder: Path, work: Path, file_size_limit: int | None = None, changes=NO_CHANGES, stages=None) -> None:
-    from edvit_hf.errors import WorkDirError
-    from edvit_hf.recipe import run
-
-    os.environ["EDVIT_NUM_THREADS"] = "1"
-    if file_size_limit is None:
-        run(tiny_recipe(folder, **changes), work, stages=stages)
-        return
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    with pytest.raises(WorkDirError, match="Free space"):
-        run(tiny_recipe(folder), work)
-    os._exit(REFUSED)
-
-
-def finish(processes, function, *arguments) -> int:
-    process = processes.Process(target=function, args=arguments)
-    process.start()
-    process.join(timeout=200)
-    assert process.exitcode is not None, "the run hangs"
-    return process.exitcode
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(processes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    assert finish(processes, run_whole, folder, folder / "work") == 0
-    return fingerprint(folder / "work")
+def assert_the_teacher_is_that_of(trip, work):
+    """Every weight that the stage left is to the bit what an uninterrupted trip left there."""
+    left = hashes(work / "01_teacher")
+    assert "model/model.safetensors" in left
+    assert left.items() <= hashes(trip / "01_teacher").items()
 
 
 # (stage, rename inside it): the renames of a training are its checkpoints and then its result.
@@ -111,54 +50,34 @@ STOPS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
-def test_a_run_stopped_in_every_stage_ends_as_an_uninterrupted_one(processes, uninterrupted, tmp_path, number):
+def test_a_run_stopped_in_every_stage_by_either_signal_ends_as_an_uninterrupted_one(finished_trip, tmp_path):
+    work = tmp_path / "work"
     for stage, rename in STOPS:
-        code = finish(processes, run_and_stop, tmp_path, tmp_path / "work", stage, rename, number)
-        assert code == (-number if number == signal.SIGKILL else 1), f"not stopped in {stage} at rename {rename}"
-    assert finish(processes, run_whole, tmp_path, tmp_path / "work") == 0
-    assert fingerprint(tmp_path / "work") == uninterrupted
+        for number in (signal.SIGKILL, signal.SIGINT):
+            code = process("run_and_stop", tmp_path, work, stage, rename, number, NO_CHANGES).returncode
+            assert code == -number, f"not stopped by {number.name} in {stage} at rename {rename}"
+    succeed("run_to_the_end", tmp_path, work, NO_CHANGES)
+    assert fingerprint(work) == fingerprint(finished_trip[1])
 
 
-def command(folder: Path, work: Path, told: Path, checkpoint: int | None) -> None:
-    """`edvit run`, which is sent SIGTERM just before the teacher's n-th file appears; what it says goes to a file."""
-    from edvit_hf.cli import main
-
-    replace, count = os.replace, itertools.count(1)
-
-    def counted(source, target, **keywords):
-        if "01_teacher" in str(target) and next(count) == checkpoint:
-            signal.raise_signal(signal.SIGTERM)
-        return replace(source, target, **keywords)
-
-    os.replace = counted
-    Path.replace = lambda self, target: counted(self, target) or Path(target)
-    os.environ["EDVIT_NUM_THREADS"] = "1"
-    with told.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["edvit", "run", str(write_tiny_recipe(folder)), "--work-dir", str(work)]
-    main()
-
-
-@pytest.mark.slow
-def test_a_command_that_is_told_to_end_says_so_and_the_same_command_resumes(processes, uninterrupted, tmp_path):
-    work, told = tmp_path / "work", tmp_path / "told"
-    assert finish(processes, command, tmp_path, work, told, 3) == 128 + signal.SIGTERM
-    last = told.read_text().strip().splitlines()[-1]
+def test_a_command_that_is_told_to_end_says_so_and_the_same_command_resumes(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    told = process("command", tmp_path, work, "teacher", 3)
+    assert told.returncode == 128 + signal.SIGTERM
+    last = (told.stdout + told.stderr).strip().splitlines()[-1]
     assert last == "ended by SIGTERM: finished work is kept, the same command resumes"
     assert not (work / "01_teacher/done.json").exists()
-    assert finish(processes, command, tmp_path, work, told, None) == 0
+    succeed("command", tmp_path, work, "teacher")
     assert read_json(work / "01_teacher/done.json")["resumed"] is True
-    assert fingerprint(work) == uninterrupted
+    assert_the_teacher_is_that_of(finished_trip[1], work)
 
 
-@pytest.mark.slow
-def test_a_full_disk_is_one_clear_error_and_the_run_resumes(processes, uninterrupted, tmp_path):
-    assert finish(processes, run_whole, tmp_path, tmp_path / "work", 12_000) == REFUSED
-    assert finish(processes, run_whole, tmp_path, tmp_path / "work") == 0
-    assert fingerprint(tmp_path / "work") == uninterrupted
+def test_a_full_disk_is_one_clear_error_and_the_run_resumes(finished_trip, tmp_path):
+    work = tmp_path / "work"
+    assert process("run_on_a_full_disk", tmp_path, work, 12_000).returncode == REFUSED
+    assert not (work / "01_teacher/done.json").exists()
+    succeed("run_to_the_end", tmp_path, work, NO_CHANGES, ["teacher"])
+    assert_the_teacher_is_that_of(finished_trip[1], work)
 
 
 SEVERAL_ROUNDS = {
@@ -182,12 +101,11 @@ SEVERAL_ROUNDS = {
 UP_TO_RESULTS = ("teacher", "split", "plan", "prune_round1", "retrain_round1", "prune", "distill", "fuse", "evaluate")
 
 
-@pytest.mark.slow
-def test_a_run_stopped_in_every_pruning_round_ends_as_an_uninterrupted_one(processes, tmp_path):
+def test_a_run_stopped_in_every_pruning_round_ends_as_an_uninterrupted_one(tmp_path):
     whole, work, how = tmp_path / "whole", tmp_path / "work", (SEVERAL_ROUNDS, UP_TO_RESULTS)
-    assert finish(processes, run_whole, tmp_path, whole, None, *how) == 0
+    succeed("run_to_the_end", tmp_path, whole, *how)
     for stage, rename in (("prune_round1", 2), ("retrain_round1", 3), ("prune", 3)):
-        code = finish(processes, run_and_stop, tmp_path, work, stage, rename, signal.SIGKILL, *how)
+        code = process("run_and_stop", tmp_path, work, stage, rename, signal.SIGKILL, *how).returncode
         assert code == -signal.SIGKILL, f"not stopped in {stage} at rename {rename}"
-    assert finish(processes, run_whole, tmp_path, work, None, *how) == 0
+    succeed("run_to_the_end", tmp_path, work, *how)
     assert fingerprint(work) == fingerprint(whole)

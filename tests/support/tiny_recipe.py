@@ -57,11 +57,15 @@ def tiny_recipe(folder: Path, **changes: dict[str, Any]) -> Recipe:
     return load_recipe(write_tiny_recipe(folder, **changes))
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file of weights and every graph, by its path in the folder."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".onnx"})
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
 def fingerprint(work_dir: Path) -> dict[str, Any]:
     """What two runs with the same inputs must share: every weight file, the exports, the predictions."""
-    files = sorted(p for p in work_dir.rglob("*") if p.suffix in {".safetensors", ".onnx"})
-    hashes = {str(p.relative_to(work_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     results = json.loads((work_dir / "07_evaluate" / "results.json").read_text())
     rows = [{key: value for key, value in row.items() if key != "minutes"} for row in results["rows"]]
     kept = ("absent", "sub_models", "class_groups", "gap", "choice")
-    return {"files": hashes, "rows": rows, **{key: results[key] for key in kept}}
+    return {"files": hashes(work_dir), "rows": rows, **{key: results[key] for key in kept}}

@@ -4,8 +4,7 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from edvit_hf.training import ClassifyData, TrainConfig, classify_objective, my_share, train
 from edvit_hf.training.loading import share_of
+from support.ready import Process
 
 # 48 items in batches of 9: shares of 5 and 4, and a last batch of 3. Each number of processes adds up the gradients in
 # its own order; after 9 steps of AdamW the largest difference that was seen is 5e-6. Biases of keys are left out: the
@@ -115,24 +115,18 @@ def train_alone(folder):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Everything, by two processes that torchrun starts."""
+    """Everything, by two processes that are told of each other as torchrun tells them."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "after").mkdir()
-    (folder / "program.py").write_text(PROGRAM)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "EDVIT_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--standalone",
-        str(folder / "program.py"),
-        str(Path(__file__).parent),
-        str(folder),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "EDVIT_NUM_THREADS": "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with (folder / "said").open("w") as said:
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        both = [Process(PROGRAM, Path(__file__).parent, folder, env=environment | rank, err=said) for rank in ranks]
+        codes = [process.wait() for process in both]
+    assert codes == [0, 0], (folder / "said").read_text()[-4000:]
     return folder
 
 

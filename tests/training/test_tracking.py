@@ -3,7 +3,6 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from test_training import (  # noqa: F401
 
 from edvit_hf.errors import CheckpointError, MissingExtraError
 from edvit_hf.training import TrainConfig, classify_objective
+from support.ready import run_ready
 
 TRACKED = dataclasses.replace(CONFIG, track="a project")
 
@@ -119,9 +119,8 @@ assert all({"loss", "accuracy", "samples_per_second"} <= set(row) for row in row
 @pytest.mark.slow
 def test_trackio_itself_takes_what_it_is_given(tmp_path):
     pytest.importorskip("trackio")
-    command = [sys.executable, "-c", REAL_TRACKIO, str(Path(__file__).parent), str(tmp_path / "run")]
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_ready(REAL_TRACKIO, Path(__file__).parent, tmp_path / "run", env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -31,6 +31,7 @@ from edvit_hf.training import (
     train,
 )
 from edvit_hf.training.optimizer import learning_rate_scale, undecayed_parameters
+from support.ready import run_ready
 from support.tiny_architectures import tiny_vit
 
 
@@ -150,7 +151,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, uninterrupted, ev
     assert resumed_calls < 15, "nothing was taken from the checkpoint"
 
 
-# One interpreter (imports take seconds), forked before torch starts any thread; both die by SIGKILL.
+# Two processes, one forked by the other before torch starts any thread; both die by SIGKILL.
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
@@ -179,8 +180,7 @@ t.run(t.make_model(), folder / "checkpoint")
 
 
 def test_a_run_killed_by_sigkill_resumes_to_the_same_bits(tmp_path, uninterrupted):
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_ready(KILLED, Path(__file__).parent, tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     for moment in ("step", "checkpoint"):
         folder = tmp_path / moment
