@@ -19,8 +19,16 @@ pytestmark = pytest.mark.slow
 
 LAUNCHED = """
 import sys
+from support.ready import run_ready
+done = run_ready(CODE, *sys.argv[1:])
+sys.stderr.write(done.stderr)
+sys.exit(done.returncode)
+"""
+CODE = """
+import os, sys
 from pathlib import Path
 from edvit_hf.recipe import load_recipe, run
+assert {"RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} <= set(os.environ), "not what torchrun started"
 folder = Path(sys.argv[1])
 stages = "teacher split plan prune distill".split()
 records = run(load_recipe(folder / "tiny.yaml"), folder / "two", stages=stages)
@@ -33,6 +41,7 @@ assert all(record.skipped for record in again)
 def launch(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "EDVIT_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     return subprocess.run(
         [*command, str(script), str(folder)], env=environment, capture_output=True, text=True, check=False
     )
@@ -41,7 +50,7 @@ def launch(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_two_processes_train_the_sub_models_that_one_trains_in_turn(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
     script = tmp_path / "launched.py"
-    script.write_text(LAUNCHED)
+    script.write_text(f"CODE = {CODE!r}\n{LAUNCHED}")
     done = launch(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     two = tmp_path / "two"

@@ -93,7 +93,7 @@ def run_ready(code, *arguments, **options):
 
 
 def _gone():
-    raise AssertionError("the server that forks processes is gone: see what it wrote to stderr")
+    raise AssertionError(f"the server that forks processes is gone. It said: {(_FOLDER / 'said').read_text()[-3000:]}")
 
 
 _FOLDER = Path(os.environ.get("HF_HOME", "")) / "ready"  # conftest.py: a folder of this run, known to every worker
@@ -115,6 +115,7 @@ def _connected(kind):
 
 def _start():
     with contextlib.ExitStack() as stack:
+        said = stack.enter_context((_FOLDER / "said").open("w"))  # not the pipes of whoever starts it: they would stay
         listeners = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in KINDS]
         for kind, listener in zip(KINDS, listeners, strict=True):
             listener.bind(str(_FOLDER / kind))
@@ -123,7 +124,8 @@ def _start():
         env = {**os.environ, "OMP_NUM_THREADS": "1", "EDVIT_NUM_THREADS": "1"}
         env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
         command = [sys.executable, __file__, *map(str, numbers)]
-        _SERVERS.append(subprocess.Popen(command, env=env, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=2))
+        streams = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
+        _SERVERS.append(subprocess.Popen(command, env=env, pass_fds=numbers, start_new_session=True, **streams))
 
 
 # Below: the server.
