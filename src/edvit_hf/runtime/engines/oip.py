@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -245,14 +245,20 @@ class OIPEngine:
             for index in self.sub_models:
                 pending = self._sign_of_life(index, address)
                 pending.add_done_callback(_found(self._routes, index, address, list(self._links)))
-                asked.append(pending)
-        wait(asked, seconds)
+                asked.append((address, pending))
+        done = wait([pending for _, pending in asked], seconds).done
+        if not seconds:
+            return
+        for address in {address for address, _ in asked}:
+            own = [pending for name, pending in asked if name == address]
+            if all(pending not in done or pending.exception() is not None for pending in own):
+                why = next((pending.exception() for pending in own if pending in done), "it does not answer")
+                logger.warning("worker %s at %s has nothing to ask it for: %s", self._names[address], address, why)
 
 
-def _found(routes: Routes, index: int, address: str, addresses: Sequence[str]) -> Any:
-    def arrived(pending: Future[ProbeResponse]) -> None:
+def _found(routes: Routes, index: int, address: str, addresses: Sequence[str]) -> Callable[[Future[Any]], None]:
+    def arrived(pending: Future[Any]) -> None:
         if pending.exception() is None:
-            held = {*routes.order(index), address}
-            routes.change(index, [each for each in addresses if each in held])
+            routes.add(index, address, addresses)
 
     return arrived

@@ -2,7 +2,6 @@
 """One request to one sub-model over the Open Inference Protocol: from endpoint to endpoint until one answers."""
 
 import contextlib
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -22,8 +21,6 @@ from edvit_hf.transforms.travelling import travelling
 
 with named_extra("The Open Inference Protocol", "oip"):
     from tritonclient.grpc import service_pb2
-
-logger = logging.getLogger(__name__)
 
 _PACKED_KEPT = 4  # requests whose bytes are at hand: a coordinator has few at a time
 _MOSTLY = 0.8  # of its budget: who is cancelled later than that was late
@@ -184,9 +181,8 @@ class Call(Future[SubModelResponse]):
         if isinstance(error, LateError):
             self._binding.routes.missed(self._index, endpoint)
         elif not isinstance(error, DataError):
-            logger.info("sub-model %d at %s: %s", self._index, endpoint, error)
             self._binding.links[endpoint].served.pop(self._name, None)  # what comes back there may be another server
-            self._binding.routes.failed(self._index, endpoint)
+            self._binding.routes.failed(self._index, endpoint, error)
             self._errors.append(error)
             self.ask_next()
             return

@@ -56,13 +56,20 @@ class Routes:
             known = {each.name: each for each in self._routes.get(index, [])}
             self._routes[index] = [known.get(name) or _Endpoint(name) for name in endpoints]
 
+    def add(self, index: int, endpoint: str, among: Sequence[str]) -> None:
+        """Give a sub-model one more endpoint, in the order in which `among` names them all."""
+        with self._lock:
+            known = {each.name: each for each in self._routes.get(index, [])}
+            known.setdefault(endpoint, _Endpoint(endpoint))
+            self._routes[index] = sorted(known.values(), key=lambda each: among.index(each.name))
+
     def answered(self, index: int, endpoint: str) -> None:
         """Note an answer, or a sign of life."""
         self._note(index, endpoint, "up")
 
-    def failed(self, index: int, endpoint: str) -> None:
+    def failed(self, index: int, endpoint: str, why: object = "") -> None:
         """Note that an endpoint is known not to be reachable, or not to have the sub-model."""
-        self._note(index, endpoint, "unreachable")
+        self._note(index, endpoint, "unreachable", why)
 
     def missed(self, index: int, endpoint: str) -> None:
         """Note that an endpoint did not answer by the deadline: it may hang."""
@@ -85,7 +92,7 @@ class Routes:
                 for index, found in sorted(self._routes.items())
             }
 
-    def _note(self, index: int, endpoint: str, health: Health) -> None:
+    def _note(self, index: int, endpoint: str, health: Health, why: object = "") -> None:
         with self._lock:
             found = next((each for each in self._routes.get(index, []) if each.name == endpoint), None)
             if found is None:  # it was given up meanwhile
@@ -94,7 +101,12 @@ class Routes:
             found.since = 0.0 if health == "up" else time.monotonic()
         if changed:
             logger.log(
-                logging.INFO if health == "up" else logging.WARNING, "sub-model %d at %s: %s", index, endpoint, health
+                logging.INFO if health == "up" else logging.WARNING,
+                "sub-model %d at %s: %s %s",
+                index,
+                endpoint,
+                health,
+                why,
             )
 
 
