@@ -71,7 +71,9 @@ def placement_of(root, replicas=()):
 
 
 def runtime_of(root, devices, *, replicas=(), deadline_ms=LONG_MS, **config):
-    engine = OIPEngine(addresses(devices), placement=placement_of(root, replicas), probe_pause_s=0.1)
+    # Without pings of the transport: a device that hangs is noticed by the deadline alone.
+    placement = placement_of(root, replicas)
+    engine = OIPEngine(addresses(devices), placement=placement, probe_pause_s=0.1, keepalive_s=None)
     settings = CoordinatorConfig(deadline_ms=deadline_ms, **{**QUICK, **config})
     runtime = EDViTRuntime.from_pretrained(root, engine=engine, config=settings)
     assert runtime(IMAGE, deadline_ms=LONG_MS).missing == {}  # and it is connected
