@@ -66,6 +66,10 @@ class WorkerProcess:
         self.process.send_signal(number)
         if number in (signal.SIGKILL, signal.SIGTERM):
             self.process.wait(30)
+        if number == signal.SIGSTOP:  # all of its threads, or one may answer once more
+            tasks = Path(f"/proc/{self.process.pid}/task")
+            while any(_state(task) not in "Tt" for task in tasks.iterdir()):
+                time.sleep(0.005)
 
     def close(self) -> None:
         """End it whatever it does."""
@@ -81,6 +85,14 @@ class WorkerProcess:
                 self.port = int(found[1])
                 listens.set()
         listens.set()
+
+
+def _state(task: Path) -> str:
+    """State of a thread, as the kernel names it: T where it is stopped; T too once it is gone."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "T"
 
 
 @contextlib.contextmanager
