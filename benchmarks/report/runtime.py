@@ -13,6 +13,7 @@ CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
 def runtime(results: Results, full: bool) -> list[str]:
     """Overhead, schedules, one device, agreement; then the faults."""
     lines = [*local(results, full), *faults(results, full), *served(results, full), *space(results, full)]
+    lines += [*fleet_on_ray(results, full)]
     lines += [*hostile(results, full), *hostile_requests(results, full), *isolation(results, full)]
     return section("Runtime", lines, full)
 
@@ -37,6 +38,21 @@ def local(data: Any, full: bool) -> list[str]:
         f"{goal(resident, 90, '≤')}, {figure(start, '.2f')} s from the start of the process to its first answer "
         f"{goal(start, 0.8, '≤')}",
         *agreement(data, full),
+    ]
+
+
+@of_file("ray_engine")
+def fleet_on_ray(data: Any, full: bool) -> list[str]:
+    """What the Ray engine adds, how soon a killed process is back, what a device's processes take."""
+    median, p95 = (at(data, "ray", "ratio", key) for key in ("median", "p95"))
+    back = reduce(max, at(data, "seconds_until_whole_after_kill_9"))
+    memory, sent = at(data, "device_memory_mib", "all"), at(data, "bytes_to_each_device")
+    return [
+        f"- Ray engine, three devices ({at(data, 'machines') or ABSENT}), {figure(sent, ',.0f')} bytes to each: whole "
+        f"requests take {figure(median, '.3f')} times the slowest of three sleeping stubs (20, 25, 30 ms) "
+        f"{goal(median, 1.20, '≤')}, 95th percentile {figure(p95, '.3f')} {goal(p95, 1.30, '≤')}; after `kill -9` of a "
+        f"sub-model's process answers are whole again within {figure(back, '.1f')} s {goal(back, 3.0, '≤')}; Ray's "
+        f"processes and ours on a device take {figure(memory, '.0f')} MiB ({source('ray_engine', data, full)})"
     ]
 
 
