@@ -15,7 +15,7 @@ from typing import Any
 _OPTIONAL_PACKAGES = {
     **{"sklearn": "scikit-learn", "PIL": "pillow"},
     **{name: name for name in ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate", "datasets")},
-    **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib", "scipy")},
+    **{name: name for name in ("evaluate", "tqdm", "psutil", "jinja2", "matplotlib", "scipy", "simpy")},
     **{name: name for name in ("optimum", "onnx", "onnxscript", "onnxslim", "gradio")},
     **{name: name for name in ("soundfile", "soxr", "tokenizers")},
     **{name: name for name in ("fastapi", "starlette", "pydantic", "uvicorn", "h11")},

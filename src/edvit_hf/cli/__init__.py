@@ -7,14 +7,14 @@ The console script and `python -m edvit_hf.cli` call `main`; nothing in the libr
 import os
 import sys
 
-from edvit_hf.cli import exporting, fleet, hub, init, machine, measure, recipe, serve, space, trip, worker
+from edvit_hf.cli import exporting, fleet, hub, init, machine, measure, recipe, serve, simulate, space, trip, worker
 from edvit_hf.cli.app import app, check_current_folder, ended_by_signals
 from edvit_hf.cli.output import checked_output, end_at_once
 
 __all__ = ["app", "main"]
 
 # As `edvit --help` lists them.
-_TRIP_AND_HUB = ("init", "run", "plan", "export", "push", "pull", "zoo")
+_TRIP_AND_HUB = ("init", "run", "plan", "simulate", "export", "push", "pull", "zoo")
 _ORDER = (*_TRIP_AND_HUB, "evaluate", "predict", "serve", "worker", "bench", "card", "doctor", "profile")
 app.registered_commands.sort(key=lambda command: _ORDER.index(getattr(command.callback, "__name__", "")))
 

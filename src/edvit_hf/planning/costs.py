@@ -174,7 +174,7 @@ class FleetCosts:
         entry = self.fleet.devices[device]
         if not own or entry.name == self.fleet.coordinator:
             return 0.0
-        return entry.message_ms + sum(_transfer_ms(load.feature_bytes, entry.mbit_per_s) for load in own)
+        return entry.message_ms + sum(transfer_ms(load.feature_bytes, entry.mbit_per_s) for load in own)
 
     def predicted_ms(self, item: int, device: int) -> float | None:
         """Milliseconds of a sub-model on a device, None where nothing tells them."""
@@ -191,8 +191,8 @@ class FleetCosts:
         fleet, devices, loads = self.fleet, self.fleet.devices, self.loads
         shape = (len(loads), len(devices))
         remote = np.array([device.name != fleet.coordinator for device in devices])
-        link = [[_transfer_ms(load.feature_bytes, device.mbit_per_s) for device in devices] for load in loads]
-        uplink = [_transfer_ms(load.input_bytes, fleet.input_mbit_per_s) for load in loads]
+        link = [[transfer_ms(load.feature_bytes, device.mbit_per_s) for device in devices] for load in loads]
+        uplink = [transfer_ms(load.input_bytes, fleet.input_mbit_per_s) for load in loads]
         energy = [[self.energy_mj(i, d) or 0.0 for d in range(shape[1])] for i in range(shape[0])]
         limits = {kind: [getattr(device, kind) for device in devices] for kind in BUDGETS}
         memory = [device.memory_limit_mib for device in devices]
@@ -292,7 +292,8 @@ def input_bytes(shape: ModelShape) -> int:
     return 4 * shape.tokens
 
 
-def _transfer_ms(size: float, mbit_per_s: float) -> float:
+def transfer_ms(size: float, mbit_per_s: float) -> float:
+    """Milliseconds that so many bytes take on a link of that rate, its delay aside."""
     return 8 * size / mbit_per_s / 1e3
 
 

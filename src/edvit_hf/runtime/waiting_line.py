@@ -12,6 +12,21 @@ from edvit_hf.runtime.clock import Clock
 _WEIGHT = 0.2  # of the newest service time in the running mean
 
 
+class ServiceTime:
+    """Running mean of how long requests are served, and the wait that it lets expect. In any unit of time."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def note(self, taken: float) -> None:
+        """Count one request that was served."""
+        self.mean = taken if not self.mean else (1 - _WEIGHT) * self.mean + _WEIGHT * taken
+
+    def expected_wait(self, waiting: int, in_flight: int, max_in_flight: int) -> float:
+        """Until a request that comes now gets its turn; those being served are half done on average."""
+        return self.mean * (waiting + in_flight / 2) / max_in_flight
+
+
 class RequestLine:
     """Lets `max_in_flight` requests through at a time and at most `max_queued` wait."""
 
@@ -21,7 +36,7 @@ class RequestLine:
         self._condition = threading.Condition()
         self._waiting: deque[object] = deque()
         self._in_flight = 0
-        self._service = 0.0  # running mean, seconds
+        self._service = ServiceTime()
         self.rejected = 0
 
     @contextlib.contextmanager
@@ -38,8 +53,7 @@ class RequestLine:
             yield
         finally:
             with self._condition:
-                taken = self._clock.now() - begin
-                self._service = taken if not self._service else (1 - _WEIGHT) * self._service + _WEIGHT * taken
+                self._service.note(self._clock.now() - begin)
                 self._in_flight -= 1
                 self._condition.notify_all()
 
@@ -66,16 +80,16 @@ class RequestLine:
     def _refuse_hopeless(self, deadline: float | None) -> None:
         if len(self._waiting) >= self._max_queued:
             raise self._overloaded(f"{len(self._waiting)} requests wait already, the most that may")
-        if deadline is not None and self._clock.now() + self._expected_wait() + self._service > deadline:
+        if deadline is not None and self._clock.now() + self._expected_wait() + self._service.mean > deadline:
             raise self._overloaded("the line before it is longer than its deadline")
 
     def _expected_wait(self) -> float:
-        """Until a request that comes now gets its turn, seconds; those being served are half done on average."""
-        return self._service * (len(self._waiting) + self._in_flight / 2) / self._max_in_flight
+        """Until a request that comes now gets its turn, seconds."""
+        return self._service.expected_wait(len(self._waiting), self._in_flight, self._max_in_flight)
 
     def _overloaded(self, why: str) -> OverloadedError:
         self.rejected += 1
-        retry_after_ms = 1e3 * max(self._service, self._expected_wait())
+        retry_after_ms = 1e3 * max(self._service.mean, self._expected_wait())
         return OverloadedError(
             f"Expected a free place, got a busy runtime: {why}. Answering anyway would make every answer late. "
             f"Ask again in {retry_after_ms:.0f} ms, less often, or allow a longer deadline.",
