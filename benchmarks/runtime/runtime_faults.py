@@ -56,11 +56,11 @@ SPOILT = {"not_finite": 0.004, "wrong_shape": 0.002, "wrong_scale": 0.002, "stal
 LOST, TWICE = 0.004, 0.05
 
 
-def toy_manifest() -> Manifest:
-    """Five sub-models of two classes; nothing is on disk but what the fusion head needs."""
+def toy_manifest(num_sub_models: int = NUM_SUB_MODELS) -> Manifest:
+    """Sub-models of two classes; nothing is on disk but what the fusion head needs."""
     parity = Parity(max_abs=0.0, relative_to_largest_logit=0.0, argmax_agreement=1.0, num_items=1)
     content = {"config.json": ContentFile(sha256="0" * 64, bytes=1)}
-    groups = [list(range(CLASSES_EACH * i, CLASSES_EACH * (i + 1))) for i in range(NUM_SUB_MODELS)]
+    groups = [list(range(CLASSES_EACH * i, CLASSES_EACH * (i + 1))) for i in range(num_sub_models)]
 
     def variant(file: str) -> Variant:
         notes = {"accuracy_note": "toy", "latency_note": "toy"}
@@ -74,10 +74,10 @@ def toy_manifest() -> Manifest:
 
     return Manifest(
         ensemble=EnsembleEntry(id="toy", task="image-classification", content_hash=hash_of_content(content)),
-        label_names=[f"class_{i}" for i in range(NUM_SUB_MODELS * CLASSES_EACH)],
+        label_names=[f"class_{i}" for i in range(num_sub_models * CLASSES_EACH)],
         class_groups=groups,
         preprocessing="preprocessor_config.json",
-        sub_models=[sub_model(index) for index in range(NUM_SUB_MODELS)],
+        sub_models=[sub_model(index) for index in range(num_sub_models)],
         fusion=FusionEntry(variants=[variant("onnx/fusion.onnx")]),
         content=content,
     )

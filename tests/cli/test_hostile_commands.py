@@ -72,6 +72,9 @@ plan digits --num-classes ODD
 plan digits --figure ODD
 plan DIR --fleet ODD
 plan DIR --fleet five_x86 --output ODD
+simulate ODD --rate 1
+simulate digits --rate ODD
+simulate digits --rate 1 --mean-up-s ODD
 export ODD
 export DIR --profile ODD
 export DIR --fleet ODD

@@ -185,6 +185,7 @@ plan digits --figure NEW.png
 plan digits --placement exact
 plan DIR --fleet five_x86 --output NEW.json
 plan a/b --fleet five_x86 --output NEW.json
+simulate cifar10_vit_base --rate 1
 export DIR
 pull a/b --fusion --output NEW
 zoo --org x

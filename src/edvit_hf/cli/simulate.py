@@ -123,10 +123,10 @@ def simulated_table(found: "Sequence[Simulated]") -> PlainTable:
         f"simulated, not measured: {first.num_sub_models} sub-models on the fleet {first.fleet}, "
         f"{first.coordinators} coordinator{'s' * (first.coordinators > 1)}, {first.num_devices} devices in all"
     )
-    times = (">p50 ms", ">p95 ms", ">p99 ms")
-    shares = (">degraded %", ">failed %", ">rejected %")
-    busy = tuple(f">{name}\nbusy %" for name in first.busy)
-    columns = (">requests/s", ">answers/s", *times, *shares, ">mJ per answer", *busy)
+    times = (">p50\nms", ">p95\nms", ">p99\nms")
+    shares = (">degraded\n%", ">failed\n%", ">rejected\n%")
+    busy = tuple(f">busy %\n{name.rpartition(' ')[2]}" for name in first.busy)
+    columns = (">asked\n/s", ">answered\n/s", *times, *shares, ">mJ per\nanswer", *busy)
     capacities = ", ".join(f"{name} {_figure(value, ',.2f')}" for name, value in first.capacities_per_s.items())
     caption = [f"gives out first: {first.limit}; requests/s that each could serve alone: {capacities}", *first.notes]
     table = new_table(columns, title=title, caption=caption)
