@@ -6,6 +6,7 @@ from typing import Any
 from report.figures import ABSENT, deviation, figure, finding, goal, percent, section, source, table
 from report.pruning import reduced
 from report.results import Results, at, each, of_file, reduce
+from report.scaling import simulated
 from report.speed import engines, operators
 
 
@@ -139,5 +140,5 @@ def onnx_parts(data: Any) -> list[str]:
 
 def planning(results: Results, full: bool) -> list[str]:
     """Plans, predictions, and what a sub-model gains."""
-    lines = [line for part in (planner, latency, onnx, operators) for line in part(results, full)]
+    lines = [line for part in (planner, latency, simulated, onnx, operators) for line in part(results, full)]
     return section("Planning and latency", lines, full)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write benchmarks/REPORT.md, docs/results.md and the measured tables of docs/guides/speed.md from the results files.
+"""Write benchmarks/REPORT.md, docs/results.md and the tables of docs/guides/speed.md and
+docs/scaling.md from the results files.
 
 python benchmarks/report/write.py            write them
 python benchmarks/report/write.py --check    exit with 1 if what is there differs
@@ -19,13 +20,14 @@ from report.planning import planning, splitting
 from report.pruning import pruning, variants
 from report.results import Results
 from report.runtime import runtime
+from report.scaling import block as scaling
 from report.speed import speed
 from report.strategies import collaboration
 from report.training import training
 from report.trips import exported, start_up, trips
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEED = "docs/guides/speed.md"
+SPEED, SCALING = "docs/guides/speed.md", "docs/scaling.md"
 COMMAND = "python benchmarks/report/write.py"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SECTIONS = (trips, collaboration, training, exported, export, runtime, pruning, variants, splitting, planning, start_up)
@@ -60,7 +62,7 @@ def with_block(text: str, block: str) -> str:
 
 
 def main() -> None:
-    """Write or check the three pages."""
+    """Write or check the four pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results-dir", type=Path, default=ROOT / "benchmarks/results")
@@ -71,6 +73,7 @@ def main() -> None:
         "benchmarks/REPORT.md": FULL + measured(results, full=True),
         "docs/results.md": SHORT + measured(results, full=False),
         SPEED: with_block((root / SPEED).read_text(encoding="utf-8"), speed(results)),
+        SCALING: with_block((root / SCALING).read_text(encoding="utf-8"), scaling(results)),
     }
     if arguments.check:
         stale = [name for name, text in pages.items() if not is_written(root / name, text)]

@@ -196,7 +196,7 @@ def test_who_is_late_is_left_out_at_the_deadline_and_too_few_are_no_answer():
     late.service_ms[1, 1] = 500.0
     found = simulate(late, config_of(0.1, requests=50, deadline_ms=100.0, misses_to_open=None, max_in_flight=8))
     assert (found.degraded, found.p50_ms) == (1.0, 100.0)
-    assert simulate(late, config_of(0.1, requests=50, deadline_ms=100.0, quorum=2)).failed == 1.0
+    assert simulate(late, config_of(0.1, requests=50, deadline_ms=100.0, quorum=2, max_in_flight=8)).failed == 1.0
 
 
 def test_a_device_that_is_away_costs_the_deadline_until_its_breaker_opens_and_a_replica_stands_in():
