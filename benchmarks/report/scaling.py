@@ -23,8 +23,8 @@ def simulated(data: Any, full: bool) -> list[str]:
     allowed = at(checked, "reached", "max_relative_error", "at_most")
     lines = [
         f"- simulated fleets: beside {figure(runs)} runs of the real coordinator over processes that wait, on a link "
-        f"shaped to {figure(at(checked, 'link', 'mbit_per_s'))} Mbit/s ({at(checked, 'ran_on') or ABSENT}), p50, p95 and "
-        f"answers a second are {percent(at(checked, 'median_relative_error'), 1)} % off at the median, "
+        f"shaped to {figure(at(checked, 'link', 'mbit_per_s'))} Mbit/s ({at(checked, 'ran_on') or ABSENT}), p50, p95 "
+        f"and answers a second are {percent(at(checked, 'median_relative_error'), 1)} % off at the median, "
         f"{percent(most, 1)} % at most {goal_percent(most, allowed)}, shares of degraded, failed and rejected "
         f"{figure(points, '.1f')} points at most. Simulated, with uplinks of 1 Gbit/s: a thousand devices of one "
         f"ensemble give {throughput(data, ONE)}, 200 ensembles of five {throughput(data, EACH)}, the same behind one "

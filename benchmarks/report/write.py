@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write benchmarks/REPORT.md, docs/results.md and the tables of docs/guides/speed.md and
-docs/scaling.md from the results files.
+"""Write REPORT.md, docs/results.md and the measured tables of other pages of docs/ from the results files.
 
 python benchmarks/report/write.py            write them
 python benchmarks/report/write.py --check    exit with 1 if what is there differs

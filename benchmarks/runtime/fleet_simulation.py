@@ -4,9 +4,9 @@
     python benchmarks/runtime/fleet_simulation.py
 
 Three parts:
-* work: processor time of the coordinator's process for a request and for each sub-model that it asks, over engines that
-  answer at once; a line through what was measured with 1 to 1,000 sub-models.
-* validation: the real coordinator over two to five devices that are processes and only wait, on a link shaped to
+* work: processor time of the coordinator's process for a request and for each sub-model that it asks: a line through
+  what was measured with 1 to 1,000 sub-models that answer at once, and over the Open Inference Protocol with 1 to 5.
+* validation: the real coordinator and `OIPEngine` over two to five worker processes that only wait, on a link shaped to
   100 Mbit/s, idle, busy, with more requests than can be served, and with devices that are away now and then; beside
   the simulation of the same fleet, fed with the link's measured rate and the devices' measured times.
 * sweep (simulated): one ensemble of N sub-models behind one coordinator; ensembles of five devices behind N / 5
@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import logging
 import math
+import os
 import statistics
 import sys
 import threading
@@ -42,11 +43,12 @@ from edvit_hf.manifest import Manifest
 from edvit_hf.planning.costs import transfer_ms
 from edvit_hf.runtime import Coordinator, CoordinatorConfig
 from edvit_hf.runtime.engines import ProbeResponse, SubModelRequest, SubModelResponse
+from edvit_hf.runtime.engines.oip import OIPEngine
 from edvit_hf.simulation import CoordinatorWork, FleetModel, SimulationConfig, simulate
 from edvit_hf.simulation.run import outages_of
 from edvit_hf.storage import read_json, write_figure
 from runtime.runtime_faults import INPUTS, toy_manifest
-from runtime.stub_fleet import StubFleet, link
+from runtime.stub_fleet import begin, image, link, stub_fleet
 
 MEASURED_ROW = "ViT-Base, 2 of 12 heads"
 FEATURES, LABELS, FUSION_HIDDEN = 128, 10, 128  # of such a sub-model and its fusion head
@@ -58,7 +60,8 @@ LINK_MS = 0.3  # of the sweep's links: a message on a wire, as the guide to flee
 AWAY = {"mean_up_s": 990.0, "mean_down_s": 10.0}  # assumed: a device is away for a hundredth of the time
 PER_COORDINATOR = 200  # requests at least, several times as many as wait in its line
 LIGHT, FULL = 0.7, 1.5  # of what the fleet can serve
-SHAPED_MBIT, MEDIANS_MS, SPREAD, PAYLOAD = 100.0, (80.0, 70.0, 60.0, 75.0, 65.0), (0.05, 0.1), 224 * 224 * 3
+SHAPED_MBIT, MEDIANS_MS, SPREAD, SIDE = 100.0, (80.0, 70.0, 60.0, 75.0, 65.0), (0.05, 0.1), 224
+PAYLOAD, LOOPBACK = 3 * SIDE * SIDE, ("127.0.0.1", list[str](), "loopback")
 ALLOWED_RELATIVE, ALLOWED_POINTS = 0.10, 5.0  # of times; of shares in percentage points
 SCENARIOS: dict[str, dict[str, Any]] = {
     "idle": {"share": 0.2, "max_in_flight": 1},
@@ -130,45 +133,38 @@ def coordinator_work(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"what": "engine that answers at once", "rows": rows, **line_through(rows)}
 
 
-def sockets_work(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same with inputs of 150 KB sent to processes over TCP, none of them shaped."""
-    rows = []
+def protocol_work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same over the Open Inference Protocol: images of 224 px to workers on loopback, what they compute aside."""
+    rows, feed = [], image(SIDE)
     for count in (1, 2, 3, 5):
         manifest = toy_manifest(count)
-        engine = StubFleet(manifest, "127.0.0.1", [], [2.0] * count, (0.0, 0.0), {}, seed=0, payload=PAYLOAD)
-        engine.begin()
-        coordinator = Coordinator(manifest, engine)
-        samples = []
-        for _ in range(5):
-            begin = time.process_time()
-            for _ in range(arguments.work_requests // 50):
-                coordinator.gather(INPUTS)
-            samples.append(1e3 * (time.process_time() - begin) / (arguments.work_requests // 50))
-        coordinator.close()
+        with stub_fleet(manifest, LOOPBACK, [2.0] * count) as (engine, _):
+            coordinator = Coordinator(manifest, engine)
+            coordinator.gather(feed)
+            samples = []
+            for _ in range(5):
+                begun = time.process_time()
+                for _ in range(arguments.work_requests // 50):
+                    coordinator.gather({name: values.copy() for name, values in feed.items()})
+                samples.append(1e3 * (time.process_time() - begun) / (arguments.work_requests // 50))
+            coordinator.close()
         rows.append({"sub_models": count, "cpu_ms": round(statistics.median(samples), 5)})
-    return {"what": "inputs of 150,528 bytes over TCP", "rows": rows, **line_through(rows)}
+    return {"what": "OIPEngine, images of 224 px (150,528 bytes) to workers", "rows": rows, **line_through(rows)}
 
 
-def rate_of_link(address: str, start: Sequence[str]) -> dict[str, float]:
-    """Milliseconds that an input takes on the way to a device, alone, and of an empty message there and back."""
-    manifest = toy_manifest(1)
-    medians = {}
-    for payload in (1, PAYLOAD):
-        engine = StubFleet(manifest, address, start, [0.001], (0.0, 0.0), {}, seed=0, payload=payload)
-        engine.begin()
-        coordinator, times = Coordinator(manifest, engine), []
-        for _ in range(60):
-            begin = time.perf_counter()
-            coordinator.gather(INPUTS)
-            times.append(1e3 * (time.perf_counter() - begin))
-        coordinator.close()
-        medians[payload] = statistics.median(times[10:])
-    sending = medians[PAYLOAD] - medians[1]
-    return {
-        "input_ms": round(sending, 4),
-        "empty_ms": round(medians[1], 4),
-        "mbit_per_s": round(8 * PAYLOAD / sending / 1e3, 2),
-    }
+def rate_of_link(way: tuple[str, list[str], str]) -> dict[str, float]:
+    """Milliseconds that an image of 224 px takes on the way to a worker, and what a request without one takes."""
+    manifest, quick = toy_manifest(1), {}
+    for side in (8, SIDE):
+        with stub_fleet(manifest, way, [0.001]) as (engine, _):
+            coordinator, times, feed = Coordinator(manifest, engine), [], image(side)
+            for _ in range(80):
+                begun = time.perf_counter()
+                coordinator.gather(feed)
+                times.append(1e3 * (time.perf_counter() - begun))
+            coordinator.close()
+        quick[side] = float(np.percentile(times[10:], 10))  # other programs only make it longer
+    return {"small_ms": round(quick[8], 4), "image_ms": round(quick[SIDE], 4)}
 
 
 class Waits:
@@ -195,39 +191,50 @@ class Waits:
 
 
 def measured_run(
-    engine: StubFleet, manifest: Manifest, config: SimulationConfig, arrivals: np.ndarray
-) -> tuple[dict[str, float], float]:
-    """The real coordinator, asked at these moments (ms), and how late a plain wait was at the 95th percentile."""
-    coordinator, serving = Coordinator(manifest, engine, config.serving), config.serving
+    fleet: tuple[OIPEngine, Any], manifest: Manifest, config: SimulationConfig, arrivals: np.ndarray
+) -> tuple[dict[str, float], float, dict[int, list[float]]]:
+    """The real coordinator, asked at these moments (ms), and how late a plain wait was at the 95th percentile.
+
+    Third: what the devices took for each answer.
+    """
+    coordinator, serving = Coordinator(manifest, fleet[0], config.serving), config.serving
     outcomes, taken = dict.fromkeys(("whole", "degraded", "failed", "rejected"), 0), list[float]()
-    lock = threading.Lock()
+    computed: dict[int, list[float]] = {index: [] for index in range(len(manifest.sub_models))}
+    lock, feed = threading.Lock(), image(SIDE)
+    coordinator.gather(feed, deadline_ms=10_000.0)  # workers tell in which types they want inputs
 
     def ask() -> None:
-        begin = time.monotonic()
+        begun, found = time.monotonic(), None
         try:
-            outcome = "degraded" if coordinator.gather(INPUTS).missing else "whole"
+            found = coordinator.gather(feed)
+            outcome = "degraded" if found.missing else "whole"
         except QuorumError:
             outcome = "failed"
         except OverloadedError:
             outcome = "rejected"
         with lock:
             outcomes[outcome] += 1
-            if outcome in ("whole", "degraded"):
-                taken.append(1e3 * (time.monotonic() - begin))
+            if found is not None:
+                taken.append(1e3 * (time.monotonic() - begun))
+                for index, response in found.responses.items():
+                    computed[index].append(response.compute_ms)
 
-    # Threads that start late would wait outside of the coordinator's own line
-    with Waits() as waits, ThreadPoolExecutor(serving.max_in_flight + serving.max_queued + 16) as pool:
-        zero = engine.begin()
+    # A thread for whoever may wait in the coordinator's line and for some more, all of them started before
+    count = serving.max_in_flight + serving.max_queued + 16
+    with Waits() as waits, ThreadPoolExecutor(count) as pool:
+        barrier = threading.Barrier(count)
+        list(pool.map(lambda _: barrier.wait(), range(count)))
+        zero = begin(fleet[1])
         for moment in arrivals.tolist():
             time.sleep(max(0.0, zero + moment / 1e3 - time.monotonic()))
             pool.submit(ask)
         pool.shutdown(wait=True)
         seconds = time.monotonic() - zero
     coordinator.close()
-    found: dict[str, float] = {f"{name}_percent": 100 * count / len(arrivals) for name, count in outcomes.items()}
-    found |= {f"p{share}_ms": float(np.percentile(taken, share)) for share in (50, 95)}
-    found["throughput_per_s"] = len(taken) / seconds
-    return found, float(np.percentile(waits.late_ms, 95))
+    figures: dict[str, float] = {f"{name}_percent": 100 * count / len(arrivals) for name, count in outcomes.items()}
+    figures |= {f"p{share}_ms": float(np.percentile(taken, share)) for share in (50, 95)}
+    figures["throughput_per_s"] = len(taken) / seconds
+    return figures, float(np.percentile(waits.late_ms, 95)), computed
 
 
 def model_of(count: int, link_found: Mapping[str, float], medians: Sequence[float], spread: Any) -> FleetModel:
@@ -239,7 +246,7 @@ def model_of(count: int, link_found: Mapping[str, float], medians: Sequence[floa
         devices=tuple(f"stub-{index}" for index in range(count)),
         endpoints=tuple((index,) for index in range(count)),
         service_ms=service,
-        back_ms=np.full((count, count), link_found["empty_ms"]),
+        back_ms=np.full((count, count), link_found["back_ms"]),
         uplink_ms=link_found["input_ms"],
         is_remote=np.ones(count, bool),
         fusion_ms=0.0,
@@ -264,26 +271,19 @@ def compared(
     gaps = np.random.default_rng((config.seed, 0)).exponential(1e3 / rate, requests)
     arrivals = np.cumsum(gaps)
     away = outages_of(model, config, float(arrivals[-1]), 0)
-    best: tuple[float, dict[str, float], StubFleet] | None = None
+    best: tuple[dict[str, float], float, dict[int, list[float]]] | None = None
     for attempt in range(arguments.attempts):
-        engine = StubFleet(
-            toy_manifest(count),
-            way[0],
-            way[1],
-            MEDIANS_MS[:count],
-            SPREAD,
-            {index: away.of(index) for index in range(count)},
-            seed=arguments.seed + attempt,
-            payload=PAYLOAD,
-        )
-        found, late = measured_run(engine, toy_manifest(count), config, arrivals)
-        if best is None or late < best[0]:
-            best = (late, found, engine)
-        if late <= arguments.quiet_ms:
+        manifest, seed = toy_manifest(count), arguments.seed + attempt
+        schedule = {index: away.of(index) for index in range(count)}
+        with stub_fleet(manifest, way, MEDIANS_MS[:count], SPREAD, schedule, seed=seed) as fleet:
+            found = measured_run(fleet, manifest, config, arrivals)
+        if best is None or found[1] < best[1]:
+            best = found
+        if best[1] <= arguments.quiet_ms:
             break
     assert best is not None
-    late, measured, engine = best
-    own = [np.array(engine.compute_ms[index]) for index in range(count)]
+    measured, late, computed = best
+    own = [np.array(computed[index]) for index in range(count)]
     quartiles = [np.percentile(times, (25, 50, 75)) for times in own]
     spread = [(math.log(q[1] / q[0]) / QUARTILE, math.log(q[2] / q[1]) / QUARTILE) for q in quartiles]
     model = model_of(count, link_found, [float(q[1]) for q in quartiles], spread)
@@ -310,12 +310,17 @@ def compared(
     }
 
 
-def validation(arguments: argparse.Namespace, sockets: Mapping[str, Any]) -> dict[str, Any]:
+def validation(arguments: argparse.Namespace, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """All scenarios with all numbers of devices."""
-    work = CoordinatorWork(request_ms=sockets["request_ms"], sub_model_ms=sockets["sub_model_ms"], source="measured")
+    work = CoordinatorWork(request_ms=protocol["request_ms"], sub_model_ms=protocol["sub_model_ms"], source="measured")
     rows = []
     with link(SHAPED_MBIT) as way:
-        found = rate_of_link(way[0], way[1])
+        alone, near = rate_of_link(way), rate_of_link(LOOPBACK)
+        # What an image takes longer than a small input, and longer than where nothing is shaped: the link's part
+        sending = (alone["image_ms"] - alone["small_ms"]) - (near["image_ms"] - near["small_ms"])
+        back = alone["small_ms"] - protocol["request_ms"] - protocol["sub_model_ms"]
+        found = {"input_ms": round(sending, 4), "back_ms": round(max(0.0, back), 4)}
+        found |= {"mbit_per_s": round(8 * PAYLOAD / sending / 1e3, 2), "shaped": alone, "loopback": near}
         print(f"link: {found}")
         for count in arguments.devices:
             for name in SCENARIOS:
@@ -325,10 +330,11 @@ def validation(arguments: argparse.Namespace, sockets: Mapping[str, Any]) -> dic
     times = [abs(value) for row in rows for value in row["relative_error"].values()]
     shares = [abs(value) for row in rows for value in row["points"].values()]
     return {
-        "what": "real coordinator, devices are processes that sleep; the simulation of the same fleet beside it",
+        "what": "real coordinator and OIPEngine over worker processes that sleep; beside it the same fleet simulated",
         "ran_on": way[2],
         "link": found,
         "quiet_ms": arguments.quiet_ms,
+        "load_average": round(os.getloadavg()[0], 2),
         "rows": rows,
         "quiet_rows": sum(row["plain_wait_late_p95_ms"] <= arguments.quiet_ms for row in rows),
         "median_relative_error": round(statistics.median(times), 4),
@@ -500,8 +506,8 @@ def main() -> None:
     """Measure, compare, sweep, write."""
     add, parse = command_line(__doc__)
     add("--devices", type=int, nargs="+", default=[2, 3, 5], help="of the validation")
-    add("--seconds", type=float, default=20.0, help="of each measured run")
-    add("--attempts", type=int, default=3, help="measured runs of a scenario, until the machine is quiet")
+    add("--seconds", type=float, default=25.0, help="of each measured run")
+    add("--attempts", type=int, default=2, help="measured runs of a scenario, until the machine is quiet")
     add("--quiet-ms", type=float, default=3.0, help="a plain wait may be so late at the 95th percentile")
     add("--work-requests", type=int, default=2000)
     add("--requests", type=int, default=4000, help="of each simulated run")
@@ -509,11 +515,11 @@ def main() -> None:
     add("--figure", type=Path, default=ROOT / "docs/images/fleet_simulation.png")
     arguments = parse()
     logging.getLogger("edvit_hf").setLevel(logging.ERROR)  # devices are away on purpose
-    work = {"gathering": coordinator_work(arguments), "sockets": sockets_work(arguments)}
+    work = {"gathering": coordinator_work(arguments), "protocol": protocol_work(arguments)}
     for found in work.values():
         print(found)
-    checked = validation(arguments, work["sockets"])
-    swept_rows = sweep(arguments, work["sockets"])
+    checked = validation(arguments, work["protocol"])
+    swept_rows = sweep(arguments, work["protocol"])
     draw(swept_rows["rows"], arguments.figure)
     content = {"seed": arguments.seed, "work": work, "validation": checked, "sweep": swept_rows}
     names = ("devices", "seconds", "attempts", "quiet_ms", "work_requests", "requests", "seed")

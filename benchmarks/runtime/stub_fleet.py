@@ -1,89 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real processes as devices that only wait, behind a real link: what a simulated fleet is compared with.
+"""Workers in processes of their own whose sub-models only wait: what a simulated fleet is compared with.
 
-Each device is a process that reads inputs from a TCP connection, runs them one after another (it sleeps for a drawn
-time) and answers; it is away when it is told to be. Where the machine lets us, devices stand in a network namespace of
-their own and the way there is shaped to a rate; else they are on loopback, and there is no limit. Not run by itself.
+Each device is a process with the server of `edvit worker`, asked by `OIPEngine`; in place of a sub-model it sleeps for
+a drawn time, one request after another, and is away when it is told to be. Where the machine lets us, devices stand in
+a network namespace and the way there is shaped to a rate; else they are on loopback, and there is no limit. Not run by
+itself.
 """
 
 import contextlib
 import json
-import queue
+import math
+import platform
+import random
 import shutil
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edvit_hf.manifest import Manifest
-from edvit_hf.runtime.engines import ProbeResponse, SubModelRequest, SubModelResponse
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import ROOT
 
-HEAD = struct.Struct("<IdI")  # number of the message, deadline on the monotonic clock, bytes that follow
-REPLY = struct.Struct("<Id")  # its number, milliseconds of the run
-FOREVER = 1e18
+from edvit_hf import __version__
+from edvit_hf.fleet.exposure import ListenConfig
+from edvit_hf.fleet.worker import Worker
+from edvit_hf.manifest import Manifest
+from edvit_hf.runtime.device import DeviceIdentity, preprocessing_hash
+from edvit_hf.runtime.engines import LateError, ProbeResponse, SubModelRequest, SubModelResponse, UnavailableError
+from edvit_hf.runtime.engines.oip import OIPEngine
+from edvit_hf.transforms import ImageTransform
+from edvit_hf.transforms.travelling import travelling_types
+from runtime.runtime_faults import toy_manifest
+
 SPACE, NEAR, FAR = "edvit-sim", "edvit-sim0", "edvit-sim1"
 NEAR_ADDRESS, FAR_ADDRESS = "10.77.3.1", "10.77.3.2"
-
-DEVICE = """
-import json, queue, random, socket, struct, sys, threading, time
-HEAD, REPLY = struct.Struct("<IdI"), struct.Struct("<Id")
-settings = json.loads(sys.argv[1])
-listener = socket.create_server((settings["address"], 0))
-print(listener.getsockname()[1], flush=True)
-connection, _ = listener.accept()
-connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-draw, jobs, sending = random.Random(settings["seed"]), queue.SimpleQueue(), threading.Lock()
-zero, outages = float(sys.stdin.readline()), settings["outages"]
-
-def away(begin, end):
-    begin, end = 1e3 * (begin - zero), 1e3 * (end - zero)
-    return any(a < end and begin < b for a, b in outages)
-
-def answer(number, ms):
-    with sending:
-        connection.sendall(REPLY.pack(number, ms))
-
-def serve():
-    while True:
-        number, deadline, arrived = jobs.get()
-        begin = time.monotonic()
-        if begin >= deadline:
-            continue
-        z = draw.gauss(0, 1)
-        seconds = settings["median_ms"] / 1e3 * 2.718281828 ** (z * settings["spread"][z > 0])
-        time.sleep(min(seconds, deadline - begin))
-        end = time.monotonic()
-        if seconds <= deadline - begin and not away(arrived, end):
-            answer(number, 1e3 * (end - begin))
-
-def read(size):
-    parts = bytearray()
-    while len(parts) < size:
-        part = connection.recv(min(1 << 20, size - len(parts)))
-        if not part:
-            sys.exit()
-        parts += part
-    return parts
-
-threading.Thread(target=serve, daemon=True).start()
-while True:
-    number, deadline, size = HEAD.unpack(read(HEAD.size))
-    read(size)
-    now = time.monotonic()
-    if away(now, now):
-        continue
-    if size:
-        jobs.put((number, deadline, now))
-    else:
-        answer(number, 0.0)
+HOLD = "hold"
+TOKEN = "token-of-a-benchmark-on-one-machine"
+TRANSFORM = ImageTransform(size=(224, 224))
+CHILD = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from runtime.stub_fleet import work
+work(sys.argv[1])
 """
+
+
+def image(size: int) -> dict[str, np.ndarray]:
+    """One prepared image of so many pixels a side; it travels as 3 x size x size bytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return {"pixel_values": np.ascontiguousarray(TRANSFORM.normalised(pixels).transpose(2, 0, 1)[None])}
+
+
+class StubHost:
+    """Stands in for a `DeviceHost`: waits instead of computing, and is away by a schedule in milliseconds."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Hold one sub-model; the schedule counts from when `zero` is set."""
+        self.manifest = manifest = toy_manifest(settings["count"])
+        self.input_shape = (3, None, None)
+        self.zero = math.inf
+        self._index, self._median_ms, self._spread = settings["index"], settings["median_ms"], settings["spread"]
+        self._outages, self._draw = settings["outages"], random.Random(settings["seed"])
+        self._lane = ThreadPoolExecutor(1)  # first come, first served
+        self.identity = DeviceIdentity(
+            ensemble_id=manifest.ensemble.id,
+            content_hash=manifest.ensemble.content_hash,
+            preprocessing=preprocessing_hash(manifest),
+            sub_models=(self._index,),
+            package=__version__,
+            python=platform.python_version(),
+            inputs=travelling_types(TRANSFORM),
+        )
+
+    def run(
+        self, index: int, content_hash: str, request_id: str, inputs: Mapping[str, np.ndarray], budget_ms: float | None
+    ) -> SubModelResponse:
+        """See `DeviceHost`. A request of the name `HOLD` is never answered."""
+        arrived = time.monotonic()
+        if request_id == HOLD:
+            time.sleep(1e6)
+        deadline = math.inf if budget_ms is None else arrived + budget_ms / 1e3
+        seconds, begin, end = self._lane.submit(self._wait, deadline).result()
+        if seconds > deadline - begin or self._is_away(arrived, end):
+            time.sleep(max(0.0, min(deadline, end + 60) - time.monotonic()))  # who is away says nothing
+            raise LateError("away or late")
+        entry = self.manifest.sub_models[index]
+        return SubModelResponse(
+            request_id=request_id,
+            sub_model=index,
+            content_hash=content_hash,
+            features=np.asarray([entry.feature_mean], np.float32),
+            logits=np.zeros((1, self.manifest.vote_sizes[index]), np.float32),
+            compute_ms=1e3 * (end - begin),
+        )
+
+    def _wait(self, deadline: float) -> tuple[float, float, float]:
+        """Sleep for a drawn time, no longer than anybody waits: what was drawn, and begin and end."""
+        begin, normal = time.monotonic(), self._draw.gauss(0, 1)
+        seconds = self._median_ms / 1e3 * math.exp(normal * self._spread[normal > 0])
+        time.sleep(max(0.0, min(seconds, deadline - begin)))
+        return seconds, begin, time.monotonic()
+
+    def probe(self, index: int) -> ProbeResponse:
+        """See `DeviceHost`."""
+        now = time.monotonic()
+        if self._is_away(now, now):
+            raise UnavailableError("away")
+        return ProbeResponse(sub_model=index, content_hash=self.identity.content_hash)
+
+    def close(self) -> None:
+        """See `DeviceHost`."""
+
+    def _is_away(self, begin: float, end: float) -> bool:
+        first, last = 1e3 * (begin - self.zero), 1e3 * (end - self.zero)
+        return any((a < last and first < b) or a <= first < b for a, b in self._outages)
+
+
+def work(text: str) -> None:
+    """A worker process: prints its port, then reads the moment from which its schedule counts."""
+    settings = json.loads(text)
+    host: Any = StubHost(settings)
+    worker = Worker(lambda _: host, [Path()], ListenConfig(listen=f"{settings['address']}:0", tokens=(TOKEN,)))
+    print(worker.start(), flush=True)
+    for line in sys.stdin:
+        host.zero = float(line)
+    worker.stop()
 
 
 @contextlib.contextmanager
@@ -124,109 +170,59 @@ def _remove_link() -> None:
         subprocess.run(["ip", "netns", "del", SPACE], capture_output=True, check=False)
 
 
-class StubFleet:
-    """An engine over devices that are processes: one connection to each, inputs sent at once to all.
+@contextlib.contextmanager
+def stub_fleet(
+    manifest: Manifest,
+    way: tuple[str, list[str], str],
+    medians_ms: Sequence[float],
+    spread: tuple[float, float] = (0.0, 0.0),
+    outages: Mapping[int, Sequence[tuple[float, float]]] | None = None,
+    *,
+    seed: int = 0,
+) -> "Iterator[tuple[OIPEngine, list[subprocess.Popen[str]]]]":
+    """Workers, one for each sub-model, and the engine that asks them, bound. They end with the block.
 
-    `compute_ms` of its answers is what the device measured of its own run.
+    Args:
+        manifest: Of `toy_manifest`.
+        way: See `link`.
+        medians_ms: What each waits for.
+        spread: See `FleetModel`.
+        outages: By sub-model, in milliseconds from what `begin` tells.
+        seed: Of what is drawn.
     """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        address: str,
-        start: Sequence[str],
-        medians_ms: Sequence[float],
-        spread: tuple[float, float],
-        outages: Mapping[int, Sequence[tuple[float, float]]],
-        *,
-        seed: int,
-        payload: int,
-    ) -> None:
-        """Start the devices; their outages count in milliseconds from `begin`."""
-        self.sub_models = tuple(range(len(medians_ms)))
-        self._manifest, self._payload = manifest, bytes(payload)
-        self._waiting: dict[int, dict[int, tuple[str, Future[Any]]]] = {i: {} for i in self.sub_models}
-        self._numbers = dict.fromkeys(self.sub_models, 0)
-        self._lock = threading.Lock()
-        self.compute_ms: dict[int, list[float]] = {i: [] for i in self.sub_models}
-        self._processes, self._sockets, self._queues = [], [], []
+    address, start, _ = way
+    processes = []
+    folders = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+    try:
         for index, median in enumerate(medians_ms):
             settings = {"address": address, "seed": 1000 * seed + index, "median_ms": median, "spread": spread}
-            settings["outages"] = list(outages.get(index, ()))
-            words = [*start, sys.executable, "-c", DEVICE, json.dumps(settings)]
-            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            settings |= {"outages": (outages or {}).get(index, []), "count": len(medians_ms), "index": index}
+            words = [*start, sys.executable, "-c", CHILD, json.dumps(settings), *folders]
+            processes.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        workers = {}
+        for index, process in enumerate(processes):
             assert process.stdout is not None
-            connection = socket.create_connection((address, int(process.stdout.readline())))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            line: queue.SimpleQueue[tuple[bytes, bytes, float]] = queue.SimpleQueue()
-            self._processes.append(process)
-            self._sockets.append(connection)
-            self._queues.append(line)
-            for work, arguments in ((self._send, (connection, line)), (self._receive, (index, connection))):
-                threading.Thread(target=work, args=arguments, daemon=True).start()
-
-    def begin(self) -> float:
-        """Tell the devices that time counts from now on; that moment of the monotonic clock."""
-        now = time.monotonic()
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{now!r}\n")
-            process.stdin.flush()
-        return now
-
-    def submit(self, index: int, request: SubModelRequest, /) -> "Future[SubModelResponse]":
-        """See `Engine`."""
-        deadline = FOREVER if request.budget_ms is None else time.monotonic() + request.budget_ms / 1e3
-        return self._sent(index, request.request_id, self._payload, deadline)
-
-    def probe(self, index: int, /) -> "Future[ProbeResponse]":
-        """See `Engine`."""
-        return self._sent(index, "", b"", FOREVER)
-
-    def _sent(self, index: int, name: str, payload: bytes, deadline: float) -> "Future[Any]":
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # what is on its way cannot be taken back
-        with self._lock:
-            self._numbers[index] += 1
-            number = self._numbers[index]
-            self._waiting[index][number] = (name, future)
-        self._queues[index].put((HEAD.pack(number, deadline, len(payload)), payload, deadline))
-        return future
-
-    def _send(self, connection: socket.socket, line: "queue.SimpleQueue[tuple[bytes, bytes, float]]") -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                head, payload, deadline = line.get()
-                if time.monotonic() < deadline:
-                    connection.sendall(head)
-                    connection.sendall(payload)
-
-    def _receive(self, index: int, connection: socket.socket) -> None:
-        entry, about = self._manifest.sub_models[index], self._manifest.ensemble
-        features = np.asarray([entry.feature_mean], np.float32)
-        logits = np.zeros((1, self._manifest.vote_sizes[index]), np.float32)
-        with contextlib.suppress(OSError, struct.error):
-            while True:
-                number, taken = REPLY.unpack(connection.recv(REPLY.size, socket.MSG_WAITALL))
-                name, future = self._waiting[index].pop(number)
-                same = {"sub_model": index, "content_hash": about.content_hash}
-                if not name:
-                    future.set_result(ProbeResponse(**same))
-                    continue
-                self.compute_ms[index].append(taken)
-                found = {"features": features, "logits": logits, "compute_ms": taken, "request_id": name}
-                future.set_result(SubModelResponse(**same, **found))
-
-    def status(self) -> dict[str, object]:
-        """See `Engine`."""
-        return {"engine": "stub fleet"}
-
-    def close(self) -> None:
-        """See `Engine`."""
-        for connection in self._sockets:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-        for process in self._processes:
+            workers[f"stub{index}"] = f"{address}:{int(process.stdout.readline())}"
+        engine = OIPEngine(workers, token=TOKEN)
+        engine.bind(manifest, TRANSFORM)
+        # A channel of grpc without an open call starts a thread for the next one. On a machine whose cores are busy
+        # that took up to a second, which is neither the link's nor the coordinator's; so one call stays open.
+        version, feed = manifest.ensemble.content_hash, image(8)
+        for index in engine.sub_models:
+            engine.submit(index, SubModelRequest(request_id=HOLD, content_hash=version, budget_ms=None, inputs=feed))
+        yield engine, processes
+        engine.close()
+    finally:
+        for process in processes:
             process.kill()
             process.wait()
+
+
+def begin(processes: "Sequence[subprocess.Popen[str]]") -> float:
+    """Tell the workers that time counts from now on; that moment of the monotonic clock."""
+    now = time.monotonic()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{now!r}\n")
+        process.stdin.flush()
+    return now
