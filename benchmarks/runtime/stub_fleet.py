@@ -13,6 +13,7 @@ import math
 import platform
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -168,6 +169,41 @@ def _remove_link() -> None:
     if shutil.which("ip"):
         subprocess.run(["ip", "link", "del", NEAR], capture_output=True, check=False)
         subprocess.run(["ip", "netns", "del", SPACE], capture_output=True, check=False)
+
+
+SINK = """
+import socket, sys
+listener = socket.create_server((sys.argv[1], 0))
+print(listener.getsockname()[1], flush=True)
+connection, _ = listener.accept()
+left, size = 0, int(sys.argv[2])
+while part := connection.recv(1 << 20):
+    left += len(part)
+    if left >= size:
+        left -= size
+        connection.sendall(b".")
+"""
+
+
+def milliseconds_of(size: int, way: tuple[str, list[str], str], repeats: int = 30) -> float:
+    """So many bytes on the way over a plain connection, the answer of one byte included; the quickest tenth."""
+    address, start, _ = way
+    words = [*start, sys.executable, "-c", SINK, address, str(size)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        with socket.create_connection((address, int(process.stdout.readline()))) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            times, content = [], bytes(size)
+            for _ in range(repeats):
+                begun = time.perf_counter()
+                connection.sendall(content)
+                connection.recv(1)
+                times.append(1e3 * (time.perf_counter() - begun))
+        return float(np.percentile(times, 10))
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

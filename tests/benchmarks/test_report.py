@@ -18,7 +18,7 @@ from support.benchmarks import BENCHMARKS, benchmark
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = ROOT / "src/edvit_hf/hardware/timing.py"
 COMMITTED = ("digits", "import_time", "sub_model_dropout_mnist_small", "export_parity", "exported_ensembles")
-COMMITTED += ("vocabulary_trec6_minilm", "export_time", "runtime_local", "runtime_faults", "serve_load", "space_start")
+COMMITTED += ("vocabulary_trec6_minilm", "fleet_simulation", "export_time", "runtime_local", "runtime_faults", "serve_load", "space_start")
 MACHINE = {"cpu": "Some CPU", "cores": 2}
 ENVIRONMENT = {"commit": "0123456789abcdef+changes", "machine": MACHINE, "date": "2026-11-21"}
 HEAD = {"schema_version": 1, "environment": ENVIRONMENT}
@@ -191,10 +191,11 @@ def samples(script):
 @pytest.fixture
 def written(script, samples, tmp_path, monkeypatch):
     """Run the report on some files; returns what docs/results.md and REPORT.md then say."""
-    folder, speed = tmp_path / "results", tmp_path / "docs/guides/speed.md"
+    folder, speed, scaling = tmp_path / "results", tmp_path / "docs/guides/speed.md", tmp_path / "docs/scaling.md"
     for place in (folder, speed.parent, tmp_path / "benchmarks"):
         place.mkdir(parents=True)
-    speed.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    for page in (speed, scaling):
+        page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
 
     def run(found=samples, *options):
         for name, data in found.items():
