@@ -37,13 +37,8 @@ __init__
 LINES = [line.split() for line in ROOMS.splitlines()]
 ABOVE = {room: {name for above in LINES[:place] for name in above} for place, line in enumerate(LINES) for room in line}
 DEVICE_ROOMS = {"manifest", "transforms", "hardware", "hub", "runtime", "isolation", "serving", "fleet"}
-<<<<<<< HEAD
 LIGHT_ROOMS = DEVICE_ROOMS | {"errors", "tasks", "strict", "storage", "probabilities"}
-LIGHT_ROOMS |= {"architectures", "planning", "card", "space"}
-=======
-LIGHT_ROOMS = DEVICE_ROOMS | {"errors", "tasks", "strict", "storage", "probabilities", "splitting", "collaboration"}
 LIGHT_ROOMS |= {"architectures", "planning", "card", "space", "simulation"}
->>>>>>> 43bc18d (Simulated fleets: discrete events over a plan, its links and the runtime's own limits; `edvit simulate`)
 OF_THE_FRONT_DOOR = {"__version__"}  # all that a room may take from the package's own `__init__`
 TRAVELS_TO_THE_HUB = tuple(sorted(path.stem for path in PACKAGE.glob("*_edvit.py")))
 FILES = sorted(PACKAGE.rglob("*.py"))
