@@ -59,7 +59,7 @@ SIZES = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GROUP, UPLINKS, IN_FLIGHT = 5, (100.0, 1000.0), 8
 LINK_MS = 0.3  # of the sweep's links: a message on a wire, as the guide to fleets gives it
 AWAY = {"mean_up_s": 990.0, "mean_down_s": 10.0}  # assumed: a device is away for a hundredth of the time
-PER_COORDINATOR = 200  # requests at least, several times as many as wait in its line
+PER_COORDINATOR = 60  # requests at least
 LIGHT, FULL = 0.7, 1.5  # of what the fleet can serve
 SHAPED_MBIT, MEDIANS_MS, SPREAD, SIDE = 100.0, (80.0, 70.0, 60.0, 75.0, 65.0), (0.05, 0.1), 224
 PAYLOAD, LOOPBACK = 3 * SIDE * SIDE, ("127.0.0.1", list[str](), "loopback")
@@ -516,12 +516,12 @@ def main() -> None:
     """Measure, compare, sweep, write."""
     add, parse = command_line(__doc__)
     add("--devices", type=int, nargs="+", default=[2, 3, 5], help="of the validation")
-    add("--seconds", type=float, default=25.0, help="of each measured run")
+    add("--seconds", type=float, default=20.0, help="of each measured run")
     add("--attempts", type=int, default=2, help="measured runs of a scenario, until the machine is quiet")
     add("--quiet-ms", type=float, default=3.0, help="a plain wait may be so late at the 95th percentile")
     add("--real-time", action="store_true", help="measure before programs of usual priority; needs root")
     add("--work-requests", type=int, default=2000)
-    add("--requests", type=int, default=4000, help="of each simulated run")
+    add("--requests", type=int, default=1000, help="of each simulated run, at least")
     add("--seed", type=int, default=0)
     add("--figure", type=Path, default=ROOT / "docs/images/fleet_simulation.png")
     arguments = parse()

@@ -41,6 +41,7 @@ from runtime.runtime_faults import toy_manifest
 SPACE, NEAR, FAR = "edvit-sim", "edvit-sim0", "edvit-sim1"
 NEAR_ADDRESS, FAR_ADDRESS = "10.77.3.1", "10.77.3.2"
 HOLD = "hold"
+PROBE_SECONDS = 1.5  # longer than the coordinator waits for a sign of life
 TOKEN = "token-of-a-benchmark-on-one-machine"
 TRANSFORM = ImageTransform(size=(224, 224))
 CHILD = """
@@ -111,6 +112,7 @@ class StubHost:
         """See `DeviceHost`."""
         now = time.monotonic()
         if self._is_away(now, now):
+            time.sleep(PROBE_SECONDS)  # says nothing until nobody waits any more
             raise UnavailableError("away")
         return ProbeResponse(sub_model=index, content_hash=self.identity.content_hash)
 

@@ -18,7 +18,15 @@ from support.benchmarks import BENCHMARKS, benchmark
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = ROOT / "src/edvit_hf/hardware/timing.py"
 COMMITTED = ("digits", "import_time", "sub_model_dropout_mnist_small", "export_parity", "exported_ensembles")
-COMMITTED += ("vocabulary_trec6_minilm", "fleet_simulation", "export_time", "runtime_local", "runtime_faults", "serve_load", "space_start")
+COMMITTED += (
+    "vocabulary_trec6_minilm",
+    "fleet_simulation",
+    "export_time",
+    "runtime_local",
+    "runtime_faults",
+    "serve_load",
+    "space_start",
+)
 MACHINE = {"cpu": "Some CPU", "cores": 2}
 ENVIRONMENT = {"commit": "0123456789abcdef+changes", "machine": MACHINE, "date": "2026-11-21"}
 HEAD = {"schema_version": 1, "environment": ENVIRONMENT}
