@@ -60,6 +60,7 @@ GROUP, UPLINKS, IN_FLIGHT = 5, (100.0, 1000.0), 8
 LINK_MS = 0.3  # of the sweep's links: a message on a wire, as the guide to fleets gives it
 AWAY = {"mean_up_s": 990.0, "mean_down_s": 10.0}  # assumed: a device is away for a hundredth of the time
 PER_COORDINATOR = 60  # requests at least
+CYCLES = 20  # of up and down, that the requests among devices that are away are spread over
 LIGHT, FULL = 0.7, 1.5  # of what the fleet can serve
 SHAPED_MBIT, MEDIANS_MS, SPREAD, SIDE = 100.0, (80.0, 70.0, 60.0, 75.0, 65.0), (0.05, 0.1), 224
 PAYLOAD, LOOPBACK = 3 * SIDE * SIDE, ("127.0.0.1", list[str](), "loopback")
@@ -409,7 +410,10 @@ def swept(series: str, size: int, kind: str, uplink: float, arguments: argparse.
     full = simulate(model, dataclasses.replace(idle, rate=FULL * most))
     # Ten times as long as an answer takes alone: whoever is missing then is away, not late
     serving = dataclasses.replace(idle.serving, deadline_ms=10 * model.idle_ms(idle))
-    away = simulate(model, dataclasses.replace(idle, rate=0.3 * most, serving=serving, **AWAY))
+    # Long enough for many outages of every device, and never busy
+    cycle = sum(AWAY.values())
+    rare = min(0.3 * most, idle.requests / (CYCLES * cycle))
+    away = simulate(model, dataclasses.replace(idle, rate=rare, serving=serving, **AWAY))
     return {
         "simulated": True,
         "series": series,
@@ -512,6 +516,23 @@ def real_time(wanted: bool) -> Iterator[None]:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parts that take real time."""
+    work = {"gathering": coordinator_work(arguments)}
+    with real_time(arguments.real_time):
+        work["protocol"] = protocol_work(arguments)
+        for found in work.values():
+            print(found)
+        return {"work": work, "validation": validation(arguments, work["protocol"])}
+
+
+def of_file(path: Path) -> dict[str, Any]:
+    """The same, as an earlier results file has them, with where and how they were measured."""
+    found = read_json(path)
+    parts = {name: found[name] for name in ("work", "validation")}
+    return {"measured_by": found.get("measured_by", {k: found[k] for k in ("command", "environment")}), **parts}
+
+
 def main() -> None:
     """Measure, compare, sweep, write."""
     add, parse = command_line(__doc__)
@@ -519,6 +540,7 @@ def main() -> None:
     add("--seconds", type=float, default=20.0, help="of each measured run")
     add("--attempts", type=int, default=2, help="measured runs of a scenario, until the machine is quiet")
     add("--quiet-ms", type=float, default=3.0, help="a plain wait may be so late at the 95th percentile")
+    add("--measured", type=Path, help="results file whose measured parts are taken; then only the sweep is simulated")
     add("--real-time", action="store_true", help="measure before programs of usual priority; needs root")
     add("--work-requests", type=int, default=2000)
     add("--requests", type=int, default=1000, help="of each simulated run, at least")
@@ -526,17 +548,14 @@ def main() -> None:
     add("--figure", type=Path, default=ROOT / "docs/images/fleet_simulation.png")
     arguments = parse()
     logging.getLogger("edvit_hf").setLevel(logging.ERROR)  # devices are away on purpose
-    work = {"gathering": coordinator_work(arguments)}
-    with real_time(arguments.real_time):
-        work["protocol"] = protocol_work(arguments)
-        for found in work.values():
-            print(found)
-        checked = validation(arguments, work["protocol"])
-    swept_rows = sweep(arguments, work["protocol"])
+    measured = measure(arguments) if arguments.measured is None else of_file(arguments.measured)
+    swept_rows = sweep(arguments, measured["work"]["protocol"])
     draw(swept_rows["rows"], arguments.figure)
-    content = {"seed": arguments.seed, "work": work, "validation": checked, "sweep": swept_rows}
+    content = {"seed": arguments.seed, **measured, "sweep": swept_rows}
     names = ("devices", "seconds", "attempts", "quiet_ms", "real_time", "work_requests", "requests", "seed")
-    write_results(__file__, arguments, content, *names)
+    if arguments.measured is not None:
+        names = ("measured", "requests", "seed")
+    write_results(__file__, arguments, content, *names, measured="fleet_simulation.json")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from edvit_hf.planning.costs import FleetCosts, FusionCosts, Load
 from edvit_hf.planning.fleet import Device, Fleet
 from edvit_hf.planning.placed_plan import place_loads
 from edvit_hf.runtime import Coordinator, CoordinatorConfig
-from edvit_hf.simulation import CoordinatorWork, FleetModel, Outages, SimulationConfig, simulate
+from edvit_hf.simulation import MEASURED_WORK, CoordinatorWork, FleetModel, Outages, SimulationConfig, simulate
 from edvit_hf.simulation.coordinator import Shared, SimulatedCoordinator
 from edvit_hf.simulation.fleet import spread_of
 from edvit_hf.simulation.tally import Tally
 from support.benchmarks import benchmark
 from support.drills import Faults, FaultyEngine, SimulatedClock, StubEngine
 
+ROOT = Path(__file__).resolve().parents[2]
 NO_WORK = CoordinatorWork(request_ms=0.0, sub_model_ms=0.0, source="none")
 INPUTS = {"pixel_values": np.zeros((1, 3, 8, 8), np.float32)}
 
@@ -322,6 +324,14 @@ def test_values_that_cannot_be_are_refused(values, message):
 def test_what_the_fleet_cannot_do_is_refused(values, message):
     with pytest.raises(RecipeError, match=message):
         simulate(model_of(3), config_of(**values))
+
+
+def test_the_work_of_the_coordinator_is_what_the_results_file_says():
+    found = json.loads((ROOT / "benchmarks/results/fleet_simulation.json").read_text())
+    measured = found["work"]["protocol"]
+    assert round(measured["request_ms"], 2) == MEASURED_WORK.request_ms
+    assert round(measured["sub_model_ms"], 2) == MEASURED_WORK.sub_model_ms
+    assert all(row["simulated"] is True for row in found["sweep"]["rows"])
 
 
 def invoke(*arguments):
