@@ -477,7 +477,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ("answers a second at full load", "x86 core", lambda row: row["throughput_per_s"]),
         ("p99 in ms at 70 % of what it can serve", "x86 core", lambda row: row["p99_ms_at_light"]),
         ("mJ per answer, Raspberry Pi 4B, published watts", "raspberry-pi-4b", lambda row: row["energy_mj_per_answer"]),
-        ("% of answers without some device, each away 1 % of the time", "x86 core", degraded_percent),
+        ("% degraded, each device away 1 % of the time", "x86 core", degraded_percent),
     )
     for axes, (title, kind, value) in zip(panels, wanted, strict=True):
         for series, (colour, marker, label) in LOOKS.items():
