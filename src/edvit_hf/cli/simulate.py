@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -70,21 +70,9 @@ def simulate(
     from edvit_hf.simulation import simulate as simulate_fleet
 
     serving = CoordinatorConfig(deadline_ms=deadline_ms, quorum=quorum, max_in_flight=in_flight, max_queued=max_queued)
-    configs = [
-        SimulationConfig(
-            rate=each,
-            requests=requests,
-            seed=seed,
-            coordinators=coordinators,
-            one_uplink=one_uplink,
-            serving=serving,
-            mean_up_s=mean_up_s,
-            mean_down_s=mean_down_s,
-            loss=loss,
-            retry_ms=retry_ms,
-        )
-        for each in rate
-    ]
+    common: dict[str, Any] = {"requests": requests, "seed": seed, "coordinators": coordinators, "serving": serving}
+    common |= {"one_uplink": one_uplink, "mean_up_s": mean_up_s, "mean_down_s": mean_down_s, "loss": loss}
+    configs = [SimulationConfig(rate=each, retry_ms=retry_ms, **common) for each in rate]
     plan, devices = _planned(target, fleet, objective, num_classes)
     model = FleetModel.of_plan(plan, devices)
     found = [simulate_fleet(model, config) for config in configs]
