@@ -115,7 +115,8 @@ def test_every_command_on_a_page_is_one_and_has_the_options_it_is_given():
             line for block in text.split("```")[1::2] for line in block.splitlines()
         ]
         for line in lines:
-            said = re.match(r"(?:[A-Z_]+=\S+ )*edvit ((?:(?:space|fleet|device) )?[a-z]+)\b([^#]*)", line.strip())
+            command = r"(?:(?:space|fleet|device|recipe) )?[a-z]+"
+            said = re.match(rf"(?:[A-Z_]+=\S+ )*edvit ({command})\b([^#]*)", line.strip())
             if said is None:
                 continue
             options = re.findall(r"(?<=\s)--[a-z][a-z-]*", said[2])
