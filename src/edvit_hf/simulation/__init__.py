@@ -7,12 +7,13 @@ rate of requests. Goes out: figures that are simulated, not measured, and say so
 ```python
 from pathlib import Path
 from edvit_hf.planning import load_fleet
-from edvit_hf.published.plan import plan_published
+from edvit_hf.recipe import load_recipe
+from edvit_hf.recipe.stages.plan import plan_recipe
 from edvit_hf.simulation import FleetModel, SimulationConfig, simulate
 
-fleet = Path("my_fleet.yaml")
-plan, _ = plan_published("work/digits/09_card/ensemble", fleet)
-found = simulate(FleetModel.of_plan(plan, load_fleet(fleet)), SimulationConfig(rate=20))
+fleet = Path("recipes/fleets/ten_raspberry_pi_4b.yaml")
+plan = plan_recipe(load_recipe("cifar10_vit_base"), fleet=fleet)  # or `published.plan.plan_published`
+found = simulate(FleetModel.of_plan(plan, load_fleet(fleet)), SimulationConfig(rate=1.0, requests=200))
 print(found.throughput_per_s, found.p99_ms, found.limit)
 ```
 """

@@ -208,10 +208,13 @@ class RayEngine:
         self._times.setdefault((index, device), deque(maxlen=_KEPT_TIMES)).append((compute_ms, total_ms))
 
     def restart(self, index: int, device: str) -> bool:
-        """Have Ray replace an actor that hangs. False where its machine cannot be reached: then it is the link."""
+        """Have Ray replace an actor that hangs.
+
+        False where its machine cannot be reached, for then it is the link, and where Ray is replacing it already.
+        """
         import ray
 
-        if not self._is_reachable(self._seats[index, device].device):
+        if not _is_alive(self._handles[index, device]) or not self._is_reachable(self._seats[index, device].device):
             return False
         ray.kill(self._handles[index, device], no_restart=False)
         return True
@@ -278,6 +281,14 @@ class RayEngine:
                 continue
             return True
         return False
+
+
+def _is_alive(handle: Any) -> bool:
+    """Whether an actor has started and not ended, as the head knows; one that starts gives no sign of life yet."""
+    from ray._private.state import actors
+
+    told = actors(handle._actor_id.hex())
+    return bool(told) and told.get("State") == "ALIVE"
 
 
 def endpoints_of(found: Any) -> dict[int, list[str]]:
