@@ -28,7 +28,14 @@ from harness import command_line, once, write_results
 
 from edvit_hf.evaluation.choice import Candidate, choose
 from edvit_hf.evaluation.evaluator import paired_interval
-from edvit_hf.recipe.choosing import absences_of, large_model, read_choice, rightly_answered, tried_trip
+from edvit_hf.recipe.choosing import (
+    absences_of,
+    is_worth_trying,
+    large_model,
+    read_choice,
+    rightly_answered,
+    tried_trip,
+)
 from edvit_hf.recipe.running import open_trip, run, tried_stages
 from edvit_hf.recipe.schema import Recipe, load_recipe, recipe_values
 from edvit_hf.recipe.stages.compared import plain_model
@@ -52,7 +59,7 @@ def measure(recipe: Recipe, work_dir: Path) -> dict[str, Any]:
     found |= {name: [rightly_answered(model, trip, "test").astype(float)] for name, model in rivals.items()}
     hindsight = choose({name: Candidate(found[name]) for name in trips}, BASE)
     means = {name: float(np.mean(accuracies(found[name], found, everywhere=True))) for name in trips}
-    automatic = chosen_automatically(trips, choice["gap"]["points"])
+    automatic = chosen_automatically(trips, choice["gap"])
     return {
         "num_sub_models": recipe.split.num_sub_models,
         "num_test_items": len(trip.data.test),
@@ -67,14 +74,14 @@ def measure(recipe: Recipe, work_dir: Path) -> dict[str, Any]:
     }
 
 
-def chosen_automatically(trips: Mapping[str, Trip], gap_points: float) -> str:
+def chosen_automatically(trips: Mapping[str, Trip], gap: Mapping[str, float]) -> str:
     """What `strategy: auto` with its defaults keeps, from validation items alone, of what was trained here."""
     auto = AutoConfig()
-    if gap_points < 100 * auto.min_gap:
+    if not is_worth_trying(gap, auto):
         return BASE
     known = {name: [each.correct for each in absences_of(trips[name])] for name in (BASE, *auto.tries) if name in trips}
     count = min((len(each) for name, each in known.items() if name != BASE), default=1)
-    return choose({name: Candidate(each[:count]) for name, each in known.items()}, BASE, items="validation").name
+    return choose({name: Candidate(each[:count]) for name, each in known.items()}, BASE, by="on average").name
 
 
 def longer(trip: Trip, base: Trip) -> Any:

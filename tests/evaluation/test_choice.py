@@ -46,6 +46,15 @@ def test_what_is_better_beyond_noise_is_chosen_with_the_figures_that_say_so():
     assert json.loads(json.dumps(found.to_dict()))["verdict"] == found.verdict
 
 
+@pytest.mark.parametrize(("num_better", "num_worse", "name"), [(20, 15, "copies"), (15, 20, PLAIN), (0, 0, PLAIN)])
+def test_on_average_the_best_is_taken_and_said_not_to_be_more_than_likely(num_better, num_worse, name):
+    level = flipped(PLAIN_RIGHT, num_better, num_worse)
+    found = choose({PLAIN: Candidate([PLAIN_RIGHT], WORDS), "copies": Candidate([level] * 3)}, PLAIN, by="on average")
+    assert found.name == name
+    assert ("likelier better than not" in found.verdict) == (name != PLAIN)
+    assert name != PLAIN or found.verdict.startswith(f"deploy: {WORDS} because nothing that was measured is better: ")
+
+
 @pytest.mark.parametrize(("num_better", "num_worse"), [(20, 15), (15, 20), (0, 0)])
 def test_within_noise_the_plain_model_on_every_device_stays(num_better, num_worse):
     level = flipped(PLAIN_RIGHT, num_better, num_worse)

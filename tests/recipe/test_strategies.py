@@ -9,6 +9,7 @@ import yaml
 
 from edvit_hf.errors import RecipeError
 from edvit_hf.recipe import load_recipe, run
+from edvit_hf.recipe.choosing import is_worth_trying
 from edvit_hf.recipe.running import ensemble_dir, stage_dir, stages_of
 from edvit_hf.recipe.strategies import BASE, AutoConfig, as_strategy
 from edvit_hf.storage import read_json
@@ -150,6 +151,13 @@ def test_where_a_larger_model_is_no_better_nothing_is_tried(chosen, tmp_path):
     assert choice["name"] == BASE
     assert "one of all devices' size together differs by only" in choice["verdict"]
     assert len(read_json(stage_dir(tmp_path, "split") / "class_groups.json")["class_groups"]) == 1
+
+
+@pytest.mark.parametrize(("low", "points", "high", "is_tried"), [(-1.0, 1.0, 2.5, True), (-1.0, 0.5, 1.5, False)])
+def test_strategies_are_tried_unless_the_larger_model_is_certainly_hardly_better(low, points, high, is_tried):
+    gap = {"points": points, "low": low, "high": high}
+    assert is_worth_trying(gap, AutoConfig(min_gap=0.02)) == is_tried
+    assert is_worth_trying(gap, AutoConfig(min_gap=-1.0))
 
 
 def test_what_was_tried_stays_when_something_else_is_tried_too(chosen):

@@ -10,7 +10,7 @@ Light: no torch.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,12 @@ from edvit_hf.evaluation.evaluator import PairedInterval, paired_interval
 from edvit_hf.tasks import MOST_ABSENT
 
 _RESAMPLES = 2000  # of the bootstrap of a single interval
+
+
+Rule = Literal["beyond noise", "on average"]
+"""When something takes the baseline's place: only if its paired interval lies above the baseline's, which is what a
+sentence may claim; or if it is ahead on average, which loses least where either choice is as good as the other before
+anything is measured, and validation items are few."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,9 @@ def choose(
     items: str = "test",
     level: float = 0.95,
     seed: int = 0,
+    by: Rule = "beyond noise",
 ) -> Choice:
-    """The candidate with the best accuracy averaged over 0, 1 and 2 absent, if it exceeds the baseline beyond noise.
+    """The candidate with the best accuracy averaged over 0, 1 and 2 absent, if it exceeds the baseline.
 
     Args:
         candidates: By name, all measured on the same items in the same order.
@@ -95,6 +102,7 @@ def choose(
         level: Of the paired intervals against the baseline, all of them together, in (0, 1): the lower, the sooner
             something exceeds it. Of those of `beside` together too.
         seed: Of the resampling.
+        by: What counts as exceeding it, see `Rule`.
 
     Raises:
         DataError: No candidate called `baseline`, or arrays that do not fit each other.
@@ -116,11 +124,15 @@ def choose(
     means = {name: shares.mean(axis=0) for name, shares in known.items()}
     others = [name for name in known if name in candidates and name != baseline]
     intervals = _together({name: means[name] for name in others}, means[baseline], level, seed)
-    better = [name for name, interval in intervals.items() if interval.low > 0]
+    better = [
+        n for n, interval in intervals.items() if (interval.low if by == "beyond noise" else interval.difference) > 0
+    ]
     chosen = max(better, key=lambda name: intervals[name].difference) if better else baseline
     apart = _together({name: means[name] for name in known if name not in candidates}, means[chosen], level, seed)
     called = {name: candidate.what or name for name, candidate in every.items()}
-    why = _why(called, known, chosen, baseline, intervals, items, "can be exported" if apart else "was measured")
+    others_are = "can be exported" if apart else "was measured"
+    others_are += " is better beyond noise" if by == "beyond noise" else " is better"
+    why = _why(called, known, chosen, baseline, intervals, items, others_are)
     why += _widened(len(others), level)
     below = _below(known[chosen], known[baseline], level=level, seed=seed) if better else ""
     why += below + _better_beside(called, apart)
@@ -186,12 +198,15 @@ def _why(
         each = _listed(f"{100 * value:.1f}" for value in shares.mean(axis=1))
         apart = f" ({each} %)" if len(shares) > 1 else ""
         other = f"{100 * known[baseline].mean():.1f} % ({called[baseline]})"
-        return f"{over} it answers {own}{apart} of {num_items} right, against {other}: {_points(intervals[chosen])}"
+        doubt = "" if intervals[chosen].low > 0 else ", likelier better than not"
+        return (
+            f"{over} it answers {own}{apart} of {num_items} right, against {other}: {_points(intervals[chosen])}{doubt}"
+        )
     if not intervals:
-        return f"nothing else {others}: {over} it answers {own} of {num_items} right"
+        return f"nothing else {others.partition(' is ')[0]}: {over} it answers {own} of {num_items} right"
     best = max(intervals, key=lambda name: intervals[name].difference)
     return (
-        f"nothing that {others} is better beyond noise: {over} it answers {own} of {num_items} right, and the best "
+        f"nothing that {others}: {over} it answers {own} of {num_items} right, and the best "
         f"of the others ({called[best]}) differs by {_points(intervals[best])}"
     )
 

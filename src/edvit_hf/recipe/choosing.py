@@ -3,8 +3,8 @@
 
 Comes in: the teacher and the recipe. Goes out: `choice.json`, and in `01_tried` a folder for each strategy, in which
 the stages from split to fuse lie as in a trip of its own; those of the winner become the trip's. First comes the plain
-model of a device's size, then one of all devices' size together: where the second is hardly better, nothing is tried.
-The rule against noise is `evaluation.choice`.
+model of a device's size, then one of all devices' size together: where the second is certainly hardly better, nothing
+is tried. Among what is tried the best on average is kept (`evaluation.choice`).
 """
 
 import dataclasses
@@ -22,11 +22,12 @@ from edvit_hf.data.contents import FileHashes
 from edvit_hf.evaluation.absence import Absence, absences, without_devices
 from edvit_hf.evaluation.choice import Candidate
 from edvit_hf.evaluation.choice import choose as choose_candidate
+from edvit_hf.evaluation.evaluator import paired_interval
 from edvit_hf.manifest.hashes import file_sha256
 from edvit_hf.recipe.stages.compared import plain_model
 from edvit_hf.recipe.stages.effort import of_all_classes, on_fullest_device, sub_models_by_device
 from edvit_hf.recipe.staging import DONE, Stage, key_of, run_stage, stored_record, tell_nobody
-from edvit_hf.recipe.strategies import BASE, Strategy, as_strategy
+from edvit_hf.recipe.strategies import BASE, AutoConfig, Strategy, as_strategy
 from edvit_hf.recipe.trip import CHOICE_FILE, Trip
 from edvit_hf.storage import link_tree, read_json_object, remove, whole_folder, write_json
 from edvit_hf.tasks import MOST_ABSENT
@@ -63,7 +64,7 @@ def choose(trip: Trip, stages: Sequence[Stage]) -> None:
         write_json(folder / GAP_FILE, _gap(trip, trips[BASE]))
     wait_for_everyone()
     gap = read_json_object(folder / GAP_FILE, "what a larger model gains")
-    for name in auto.tries if gap["points"] >= 100 * auto.min_gap else ():
+    for name in auto.tries if is_worth_trying(gap, auto) else ():
         tried = tried_trip(trip, name, stages)
         if (why := _train(tried, stages, trips[BASE])) is None:
             trips[name] = tried
@@ -161,12 +162,12 @@ def _write(trip: Trip, trips: Mapping[Strategy, Trip], gap: Mapping[str, float],
     # On fewer devices fewer absences are known; the plain model answers alike with any.
     count = min((len(each) for name, each in known.items() if name != BASE), default=1)
     candidates = {str(name): Candidate(each[:count], WORDS[name]) for name, each in known.items()}
-    choice = choose_candidate(candidates, BASE, items="validation")
+    choice = choose_candidate(candidates, BASE, items="validation", by="on average")
     content = choice.to_dict() | {"gap": gap, "tried": list(candidates), "left_out": left_out}
-    if gap["points"] < 100 * trip.recipe.auto.min_gap:
+    if not is_worth_trying(gap, trip.recipe.auto):
         content["verdict"] = (
             f"deploy: {WORDS[BASE]} because one of all devices' size together differs by only {gap['points']:+.1f} "
-            f"points on {gap['num_items']:,} validation items"
+            f"points [{gap['low']:+.1f}, {gap['high']:+.1f}] on {gap['num_items']:,} validation items"
         )
     logger.info("choose: %s", content["verdict"])
     write_json(trip.folders["choose"] / CHOICE_FILE, content)
@@ -194,9 +195,17 @@ def absences_of(trip: Trip, role: Role = "validation") -> list[Absence]:
 
 def _gap(trip: Trip, base: Trip) -> dict[str, float]:
     """How far one plain model of all devices' size is ahead of one of a device's size, on validation items."""
-    right = rightly_answered(large_model(trip, base), trip)
-    large, plain = float(right.mean()), float(absences_of(base)[0].correct.mean())
-    return {"plain": plain, "large": large, "points": 100 * (large - plain), "num_items": len(right)}
+    right, own = rightly_answered(large_model(trip, base), trip).astype(float), absences_of(base)[0].correct
+    found = paired_interval(right, own)
+    ends = {
+        name: 100 * getattr(found, end) for name, end in (("points", "difference"), ("low", "low"), ("high", "high"))
+    }
+    return {"plain": float(own.mean()), "large": float(right.mean()), **ends, "num_items": len(right)}
+
+
+def is_worth_trying(gap: Mapping[str, float], auto: AutoConfig) -> bool:
+    """Whether the larger model may be so far ahead: few validation items leave that open, and then it is tried."""
+    return gap.get("high", gap["points"]) >= 100 * auto.min_gap
 
 
 def large_model(trip: Trip, base: Trip) -> torch.nn.Module:

@@ -30,8 +30,8 @@ class AutoConfig:
     Attributes:
         tries: Strategies to train, each as long per device as the plain model: all are trained, one is kept.
         min_gap: Share of the validation items by which one plain model of all devices' size together must be ahead of
-            one of a device's size. Below it nothing is tried: a small model already does what a large one does. -1: all
-            are tried.
+            one of a device's size, at the upper end of a paired 95 % interval. Where it certainly is not, nothing is
+            tried: a small model already does what a large one does. -1: all are tried.
     """
 
     tries: tuple[Tried, ...] = ("generalists", "overlap")
