@@ -65,7 +65,8 @@ class Sent(Future[Any]):
 
     def __init__(self, make: Callable[[], Any]) -> None:
         super().__init__()
-        self._make, self._rpc = make, None
+        self._make = make
+        self._rpc: Any = None
 
     def go(self) -> None:
         """Make the call; never raises."""
