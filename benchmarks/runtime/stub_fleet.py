@@ -32,7 +32,7 @@ from edvit_hf.fleet.exposure import ListenConfig
 from edvit_hf.fleet.worker import Worker
 from edvit_hf.manifest import Manifest
 from edvit_hf.runtime.device import DeviceIdentity, preprocessing_hash
-from edvit_hf.runtime.engines import LateError, ProbeResponse, SubModelRequest, SubModelResponse, UnavailableError
+from edvit_hf.runtime.engines import LateError, ProbeResponse, SubModelResponse, UnavailableError
 from edvit_hf.runtime.engines.oip import OIPEngine
 from edvit_hf.transforms import ImageTransform
 from edvit_hf.transforms.travelling import travelling_types
@@ -40,7 +40,6 @@ from runtime.runtime_faults import toy_manifest
 
 SPACE, NEAR, FAR = "edvit-sim", "edvit-sim0", "edvit-sim1"
 NEAR_ADDRESS, FAR_ADDRESS = "10.77.3.1", "10.77.3.2"
-HOLD = "hold"
 PROBE_SECONDS = 1.5  # longer than the coordinator waits for a sign of life
 TOKEN = "token-of-a-benchmark-on-one-machine"
 TRANSFORM = ImageTransform(size=(224, 224))
@@ -82,10 +81,8 @@ class StubHost:
     def run(
         self, index: int, content_hash: str, request_id: str, inputs: Mapping[str, np.ndarray], budget_ms: float | None
     ) -> SubModelResponse:
-        """See `DeviceHost`. A request of the name `HOLD` is never answered."""
+        """See `DeviceHost`."""
         arrived = time.monotonic()
-        if request_id == HOLD:
-            time.sleep(1e6)
         deadline = math.inf if budget_ms is None else arrived + budget_ms / 1e3
         seconds, begin, end = self._lane.submit(self._wait, deadline).result()
         if seconds > deadline - begin or self._is_away(arrived, end):
@@ -243,11 +240,6 @@ def stub_fleet(
             workers[f"stub{index}"] = f"{address}:{int(process.stdout.readline())}"
         engine = OIPEngine(workers, token=TOKEN)
         engine.bind(manifest, TRANSFORM)
-        # A channel of grpc without an open call starts a thread for the next one. On a machine whose cores are busy
-        # that took up to a second, which is neither the link's nor the coordinator's; so one call stays open.
-        version, feed = manifest.ensemble.content_hash, image(8)
-        for index in engine.sub_models:
-            engine.submit(index, SubModelRequest(request_id=HOLD, content_hash=version, budget_ms=None, inputs=feed))
         yield engine, processes
         engine.close()
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Open Inference Protocol's engine against workers in this process: equal answers, routes, refusals, versions."""
 
+import threading
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -12,9 +13,10 @@ from edvit_hf.fleet.exposure import ListenConfig
 from edvit_hf.fleet.worker import Worker
 from edvit_hf.manifest import Manifest
 from edvit_hf.manifest.placement import EnsembleIdentity, PlacedDevice, PlacedFile, PlacementFile
-from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, UnavailableError
+from edvit_hf.runtime import CoordinatorConfig, EDViTRuntime, SubModelRequest, UnavailableError
 from edvit_hf.runtime.device import DeviceHost
 from edvit_hf.runtime.engines.oip import OIPEngine
+from edvit_hf.runtime.engines.oip_links import Link, Sent
 from edvit_hf.tasks import TASKS
 from support.device_shares import copy_share
 from support.tiny_ensemble import SIZE, TASK_GROUPS, bless_processor, write_tiny_ensemble
@@ -206,6 +208,42 @@ def test_an_input_at_fault_fails_the_request_and_costs_no_sub_model(folders, tmp
         with pytest.raises(DataError, match="INVALID_ARGUMENT"):
             runtime.predict({"input_ids": np.array([[10**6]])})
         assert runtime("word1").missing == {}
+
+
+def test_whoever_submits_starts_no_thread_and_so_waits_for_none(root, tmp_path, monkeypatch):
+    version = Manifest.load(root).ensemble.content_hash
+    with (
+        fleet(root, tmp_path, [0, 1, 2]) as workers,
+        EDViTRuntime.from_pretrained(root, engine=OIPEngine(workers)) as runtime,
+    ):
+        inputs, engine = runtime.transform.inputs(IMAGE), runtime.coordinator.engine
+        start, starters = threading.Thread.start, []
+
+        def noted(thread):
+            starters.append(threading.current_thread())
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", noted)
+        for number in range(3):  # the channel is idle before each
+            request = SubModelRequest(request_id=str(number), content_hash=version, budget_ms=None, inputs=inputs)
+            assert engine.submit(0, request).result(30).sub_model == 0
+            assert engine.probe(0).result(30).sub_model == 0
+        assert threading.current_thread() not in starters
+
+
+def test_what_a_closed_link_is_asked_ends_at_once_as_unavailable():
+    link = Link("127.0.0.1:1", token=None, tls=None)
+    link.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        link.ready("any", 30.0).result(30)
+
+
+def test_a_call_that_is_given_up_before_it_was_made_is_never_made():
+    made = []
+    call = Sent(lambda: made.append("call"))
+    assert call.cancel()
+    call.go()
+    assert made == []
 
 
 def test_a_worker_of_another_release_is_not_asked(root, tmp_path, monkeypatch):

@@ -79,13 +79,10 @@ class Call(Future[SubModelResponse]):
             return
         link, name = self._binding.links[self._endpoint], self._name
         served = link.served.get(name)
-        try:
-            if served is None:
-                self._follow(link.metadata(name, left), self._described)
-            else:
-                self._send(served)
-        except ValueError as error:  # the channel was closed
-            self._end(error=UnavailableError(f"{self._endpoint}: {error}"))
+        if served is None:
+            self._follow(link.metadata(name, left), self._described)
+        else:
+            self._send(served)
 
     def cancel(self) -> bool:
         """See `Pending`: what was sent was begun."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections of the Open Inference Protocol's engine: channels, tokens, certificates, and what errors of gRPC mean."""
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +60,56 @@ class ClientTls:
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
 
+class Sent(Future[Any]):
+    """A call that the link's own thread makes: what came of it, as gRPC told it. Cancelling it ends the call."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__()
+        self._make = make
+        self._rpc: Any = None
+
+    def go(self) -> None:
+        """Make the call; never raises."""
+        if self.done():
+            return
+        try:
+            self._rpc = self._make()
+        except Exception as error:  # such as a channel that was closed
+            self._settle(error=error)
+            return
+        if self.cancelled():  # while it was made
+            self._rpc.cancel()
+        self._rpc.add_done_callback(self._ended)
+
+    def cancel(self) -> bool:
+        """See `Future`: what is on its way is given up too."""
+        is_cancelled = super().cancel()
+        rpc = self._rpc
+        if rpc is not None:
+            rpc.cancel()
+        return is_cancelled
+
+    def _ended(self, rpc: Any) -> None:
+        try:
+            result = rpc.result()
+        except BaseException as error:  # of grpc, which has many
+            self._settle(error=error)
+        else:
+            self._settle(result)
+
+    def _settle(self, result: Any = None, error: BaseException | None = None) -> None:
+        with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+            if error is None:
+                self.set_result(result)
+            else:
+                self.set_exception(error)
+
+
 class Link:
     """The connection to one worker. It is made when it is first used, and again whenever it was lost.
+
+    Calls are made by a thread of the link's own: on a channel without an open call gRPC's client starts a thread and
+    waits until it runs, which on a busy machine takes up to a second, and who submits a request must not wait.
 
     Attributes:
         served: By name of a model, what the worker said of it.
@@ -90,24 +141,39 @@ class Link:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = () if token is None else ((TOKEN_KEY, f"Bearer {token}"),)
         self.served: dict[str, Served] = {}
+        self._caller = ThreadPoolExecutor(1, "edvit-oip-link")
+        self._caller.submit(int).result()  # its thread runs from now on
 
-    def infer(self, request: Any, seconds: float | None) -> Any:
-        """Send a `ModelInferRequest`; a future of gRPC."""
-        return self._stub.ModelInfer.future(request, timeout=seconds, metadata=self._metadata)
+    def infer(self, request: Any, seconds: float | None) -> Sent:
+        """Send a `ModelInferRequest`; without waiting."""
+        return self._send(self._stub.ModelInfer, request, seconds)
 
-    def metadata(self, name: str, seconds: float | None) -> Any:
-        """Ask what a model takes; a future of gRPC."""
-        request = service_pb2.ModelMetadataRequest(name=name)
-        return self._stub.ModelMetadata.future(request, timeout=seconds, metadata=self._metadata)
+    def metadata(self, name: str, seconds: float | None) -> Sent:
+        """Ask what a model takes; without waiting."""
+        return self._send(self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=name), seconds)
 
-    def ready(self, name: str, seconds: float | None) -> Any:
-        """Ask whether a model is ready; a future of gRPC."""
-        request = service_pb2.ModelReadyRequest(name=name)
-        return self._stub.ModelReady.future(request, timeout=seconds, metadata=self._metadata)
+    def ready(self, name: str, seconds: float | None) -> Sent:
+        """Ask whether a model is ready; without waiting."""
+        return self._send(self._stub.ModelReady, service_pb2.ModelReadyRequest(name=name), seconds)
 
     def close(self) -> None:
         """End the connection, and what is on its way."""
+        self._caller.shutdown(wait=False)
         self._channel.close()
+
+    def _send(self, method: Any, request: Any, seconds: float | None) -> Sent:
+        until = None if seconds is None else time.monotonic() + seconds
+
+        def make() -> Any:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            return method.future(request, timeout=left, metadata=self._metadata)
+
+        sent = Sent(make)
+        try:
+            self._caller.submit(sent.go)
+        except RuntimeError:
+            sent.set_exception(UnavailableError("The connection was closed."))
+        return sent
 
 
 def close_links(links: Iterable[Link]) -> None:
@@ -179,8 +245,10 @@ def error_of(cause: BaseException, endpoint: str, index: int) -> EDViTError:
     if isinstance(cause, EDViTError):
         return cause
     if not isinstance(cause, grpc.RpcError) or not hasattr(cause, "code"):
-        if isinstance(cause, grpc.FutureCancelledError):
+        if isinstance(cause, (grpc.FutureCancelledError, CancelledError)):
             return LateError(f"The call to {endpoint} was given up.")
+        if isinstance(cause, ValueError):  # gRPC's word for a channel that was closed
+            return UnavailableError(f"{endpoint}: {cause}")
         return EDViTError(f"{endpoint} could not be asked for sub-model {index}: {type(cause).__name__}: {cause}")
     code, told = cause.code(), _told(cause.details())
     reasons = [value for key, value in cause.trailing_metadata() or () if key == REASON_KEY]
