@@ -16,7 +16,14 @@ from edvit_hf.recipe.trip import Trip, load_array
 from support.benchmarks import BENCHMARKS, benchmark
 from support.ready import run_ready
 
-SHARED = ("reduced_trip", "cut_fleet", "vit_base_models", "vit_base_rewrites", "stub_fleet")  # read by scripts, not run
+SHARED = (
+    "reduced_trip",
+    "cut_fleet",
+    "vit_base_models",
+    "vit_base_rewrites",
+    "stub_fleet",
+    "stub_devices",
+)  # read by scripts, not run
 SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*/*.py")) if p.parent.name != "report" and p.stem not in SHARED]
 HELP = """
 import contextlib, io, runpy, sys

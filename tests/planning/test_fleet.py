@@ -39,7 +39,7 @@ from edvit_hf.planning.fleet import BUDGETS, Device, Fleet, load_fleet
         ("devices: [{name: a, profile: x86-avx2, memory_mb: 1}]", r"Did you mean `devices\[0\].memory_mib`"),
         ("devices: [{name: a, profile: x86-avx2}]\ntotal_mb: 10", "`total_mb`.*Did you mean `total_mib`"),
         ("devices: [{name: a, profile: x86-avx2}]\n1: 10", "unknown key `1`"),
-        ("devices: [{name: a, profile: x86-avx2, macs: 1e9}]", "macs` must be of type int, got '1e9'"),
+        ("devices: [{name: a, profile: x86-avx2, macs: 1e9}]", "macs` must be of type int, got 1000000000.0"),
         ("devices: [{name: a, profile: x86-avx2, memory_mib: yes}]", "must be of type int or float, got True"),
         ("devices: [{name: 7, profile: x86-avx2}]", "name` must be of type str, got 7"),
         ("devices: [{name: a, profile: null}]", "profile` must be of type str, got None"),

@@ -399,7 +399,7 @@ def test_64_clients_at_once_get_right_answers_or_a_hint_and_decoding_is_spared(f
 def test_the_coordinator_judges_what_the_line_let_in(serving):
     client = serving(faults=slow(1000), deadline_ms=5000)
     service = client.app._service
-    service.runtime.coordinator._line._service = 60.0  # it expects a minute an answer
+    service.runtime.coordinator._line._service.mean = 60.0  # it expects a minute an answer
     service.runtime.coordinator._line._in_flight = 1
     response = client.post("/predict", files={"file": png()})
     error = assert_refused(response, 503, "overloaded")

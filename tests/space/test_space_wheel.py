@@ -59,6 +59,7 @@ def test_a_wheel_of_another_version_or_of_something_else_is_refused(ensemble, tm
         (write_wheel(tmp_path, "9.9"), "of edvit_hf 9.9"),
         (write_wheel(tmp_path, name="other"), "of other"),
         (tmp_path / "none.whl", "cannot be read"),
+        (Path("/dev/full"), "cannot be read"),  # would be read without end
     ]:
         with pytest.raises(EDViTError, match=message):
             assemble(tmp_path / "space", {"tiny": ensemble}, library=path)

@@ -12,7 +12,7 @@ _MAKE, _USE, _FLEET, _SHARE, _MACHINE = (
 PANELS: dict[str, str] = {
     **dict.fromkeys(("init", "run", "recipe", "export", "card"), _MAKE),
     **dict.fromkeys(("predict", "evaluate", "bench", "serve"), _USE),
-    **dict.fromkeys(("plan", "worker", "device", "fleet"), _FLEET),
+    **dict.fromkeys(("plan", "simulate", "worker", "device", "fleet"), _FLEET),
     **dict.fromkeys(("push", "pull", "zoo", "space"), _SHARE),
     **dict.fromkeys(("doctor", "profile"), _MACHINE),
 }
@@ -32,6 +32,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "plan": (
         "edvit plan cifar10_vit_base",
         "edvit plan work/digits/09_card/ensemble --fleet my_fleet.yaml --output placement.json",
+    ),
+    "simulate": (
+        "edvit simulate cifar10_vit_base --rate 1 --rate 3 --deadline-ms 2000",
+        "edvit simulate work/digits/09_card/ensemble --fleet my_fleet.yaml --rate 20 --mean-up-s 86400 --mean-down-s 600",
     ),
     "export": ("edvit export work/digits/09_card/ensemble --profile raspberry-pi-5",),
     "card": ("edvit card work/digits/09_card/ensemble",),

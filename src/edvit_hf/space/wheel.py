@@ -68,6 +68,8 @@ def check_wheel(wheel: Path) -> None:
         EDViTError: It does not exist, is no wheel, or is one of something else or of another version.
     """
     try:
+        if not wheel.is_file():  # a device such as /dev/full would be read without end
+            raise OSError("there is no ordinary file")
         with zipfile.ZipFile(wheel) as archive:
             (name,) = [n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)]
             found = HeaderParser().parsestr(archive.read(name).decode("utf-8"))
