@@ -35,7 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "simulate": (
         "edvit simulate cifar10_vit_base --rate 1 --rate 3 --deadline-ms 2000",
-        "edvit simulate work/digits/09_card/ensemble --fleet my_fleet.yaml --rate 20 --mean-up-s 86400 --mean-down-s 600",
+        "edvit simulate work/digits/09_card/ensemble --fleet my_fleet.yaml --rate 20 --mean-up-s 86400",
     ),
     "export": ("edvit export work/digits/09_card/ensemble --profile raspberry-pi-5",),
     "card": ("edvit card work/digits/09_card/ensemble",),
