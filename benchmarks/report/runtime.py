@@ -13,7 +13,7 @@ CLOCKS = {"simulated": "the injected clock", "real": "the machine's clock"}
 def runtime(results: Results, full: bool) -> list[str]:
     """Overhead, schedules, one device, agreement; then the faults."""
     lines = [*local(results, full), *faults(results, full), *served(results, full), *space(results, full)]
-    lines += [*fleet_on_ray(results, full)]
+    lines += [*fleet_on_ray(results, full), *fleet_faults(results, full)]
     lines += [*hostile(results, full), *hostile_requests(results, full), *isolation(results, full)]
     return section("Runtime", lines, full)
 
@@ -54,6 +54,45 @@ def fleet_on_ray(data: Any, full: bool) -> list[str]:
         f"sub-model's process answers are whole again within {figure(back, '.1f')} s {goal(back, 3.0, '≤')}; Ray's "
         f"processes and ours on a device take {figure(memory, '.0f')} MiB ({source('ray_engine', data, full)})"
     ]
+
+
+@of_file("fleet_faults")
+def fleet_faults(data: Any, full: bool) -> list[str]:
+    """What processes that are killed, stopped, cut off, slowed and restarted do to answers over OIP."""
+    found, breaker = at(data, "campaign"), at(data, "breaker", "degraded_over_slowest_live")
+    wrong, infinite, lost = (
+        at(data, "targets", name, "found")
+        for name in ("wrong answers", "answers that are not finite", "neither answered nor rejected")
+    )
+    faults_ = reduce(sum, [count for count in (at(found, "events") or {}).values() if count])
+    late, tail, back = at(found, "requests_beyond"), at(found, "beyond_deadline_p99_9_ms"), at(data, "recovery_s")
+    worst, plain = reduce(max, back or []), at(found, "plain_wait_beyond_max_ms")
+    last = at(found, "beyond_deadline_max_ms")
+    lines = [
+        f"- OIP engine, four processes ({at(data, 'ran_on') or ABSENT}), {figure(faults_)} faults (killed, stopped, "
+        f"cut off, slowed, restarted with another version or with values that are no numbers), deadline "
+        f"{figure(at(data, 'deadline_ms'), 'g', ' ms')}: of {figure(at(data, 'requests'))} requests {figure(late)} "
+        f"ended more than 10 ms after it {goal(late, 0, '=')}, the latest {figure(last, '+.1f')} "
+        f"ms from it, 99.9th percentile {figure(tail, '+.1f')} ms {goal(tail, 10, '≤', ' ms')}; of "
+        f"{figure(at(found, 'plain_waits'))} plain waits of that length meanwhile "
+        f"{figure(at(found, 'plain_waits_beyond'))} did, the latest {figure(plain, '+.1f')} "
+        f"ms. Wrong answers {figure(wrong)} {goal(wrong, 0, '=')}, not finite {figure(infinite)} "
+        f"{goal(infinite, 0, '=')}, neither answered nor rejected {figure(lost)} {goal(lost, 0, '=')}; after `kill -9` "
+        f"the replica answers within {figure(worst, '.2f')} s {goal(worst, 3.0, '≤')}; once the breaker is open an "
+        f"answer takes {figure(breaker, '.2f')} times the slowest live sub-model (20, 25 ms) {goal(breaker, 1.2, '≤')} "
+        f"({source('fleet_faults', data, full)})"
+    ]
+    return [*lines, *(fleet_outcomes(data) if full else [])]
+
+
+def fleet_outcomes(data: Any) -> list[str]:
+    """What was done to the devices, and what became of the requests."""
+    parts = (("fault", "events", "times"), ("outcome", "results", "requests"), ("missing as", "missing", "sub-models"))
+    lines = []
+    for head, key, counted in parts:
+        rows = [[name, figure(value)] for name, value in (at(data, "campaign", key) or {}).items()]
+        lines += ["", *table([head, counted], rows)]
+    return [*lines, ""]
 
 
 def count(schedules_: Any) -> str:

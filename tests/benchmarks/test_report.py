@@ -24,6 +24,7 @@ COMMITTED += (
     "export_time",
     "runtime_local",
     "runtime_faults",
+    "fleet_faults",
     "serve_load",
     "space_start",
 )
@@ -248,7 +249,7 @@ def test_every_kind_of_result_is_shown_in_both_files_and_the_short_one_stays_rea
         assert f"`{name}.json`" in short or command in short, name
         assert f"results/{name}.json" in full, name
         assert command in full, name
-    assert short.count("\n") <= 156
+    assert short.count("\n") <= 157
     assert "\n\n\n" not in short + full
     titles = ["**digits", "**MNIST", "**CIFAR", "**Exported", "**Pruning", "**Splitting", "**Planning", "**Start-up"]
     places = [short.index(title) for title in titles]
@@ -297,6 +298,7 @@ def test_measured_figures_stand_beside_their_targets(written):
         ("runtime_local", ("device", "resident_mib"), 91.0, "91 MiB resident (target ≤ 90: missed)"),
         ("runtime_local", ("schedules_busy", "runtime_over_best"), 1.2, "one core busy 1.20 (target ≤ 1.1: missed)"),
         ("runtime_faults", ("simulated", "beyond_deadline"), 1, "clock 1 beyond it (target 0: missed)"),
+        ("fleet_faults", ("campaign", "requests_beyond"), 7, "7 ended more than 10 ms after it (target 0: missed)"),
         ("runtime_faults", ("real", "wrong_answers"), {"version": 2}, "features fused: 2 (target 0: missed)"),
         ("serve_load", ("overload", "accepted_p95_over_unloaded"), 2.5, "ratio 2.50 (target ≤ 2: missed)"),
         ("hostile_visitor", ("beside", "max_ms"), 2400, "2400 at most (target ≤ 2,000 ms: missed)"),
